@@ -1,0 +1,133 @@
+"""What a user configures: `ConfigDict`, and the bases that connector and backend configs extend."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, Field, SerializeAsAny, ValidationError, field_validator
+from pydantic import ConfigDict as PydanticConfigDict
+
+from fennflow.connectors import Capabilities
+from fennflow.exceptions import ConfigException
+
+__all__ = ["BackendConfig", "ConfigDict", "ConnectorConfig"]
+
+Seconds = Annotated[float, Field(gt=0)]
+
+
+class _Config(BaseModel):
+    model_config = PydanticConfigDict(
+        frozen=True, extra="forbid", arbitrary_types_allowed=True, hide_input_in_errors=True
+    )
+
+    def __init__(self, **values: Any) -> None:
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            # A ValidationError would repeat the input, which may hold secrets.
+            reasons = "; ".join(
+                f"{'.'.join(map(str, detail['loc'])) or 'value'}: {detail['msg']}"
+                for detail in error.errors(include_input=False, include_context=False)
+            )
+            message = f"{type(self).__name__} is not valid: {reasons}"
+            raise ConfigException(message) from None
+
+
+class ConnectorConfig(_Config):
+    """Base of every connector's configuration.
+
+    Equal configs share one engine on an event loop, so a config is frozen and compares by value.
+
+    Args:
+        capabilities: what the store enforces, in place of the probe (protocol P15). Name a
+            condition only if the store is known to enforce it: a wrong claim loses data.
+    """
+
+    capabilities: Capabilities | None = None
+
+
+class BackendConfig(_Config):
+    """Base of every backend's configuration: frozen, compared by value."""
+
+
+def _memory_connector() -> ConnectorConfig:
+    from fennflow.connectors import InMemoryConnectorConfig
+
+    return InMemoryConnectorConfig()
+
+
+def _memory_backend() -> BackendConfig:
+    from fennflow.backends import InMemoryBackendConfig
+
+    return InMemoryBackendConfig()
+
+
+class ConfigDict(_Config):
+    """The configuration of a unit of work.
+
+    Args:
+        connector: where objects lie; memory by default.
+        backend: where the catalog and the journal lie; memory by default.
+        lock_timeout: seconds to wait for a key that another session is writing.
+        lease_ttl: seconds that a session lives without a sign of life (protocol P22).
+        compensation_timeout: seconds that undoing may take after a cancellation (P21).
+        recovery_interval: seconds between two looks for sessions that were left behind (P26).
+        doubt_period: seconds after which a request whose answer was lost can no longer take
+            effect (P20); S3 refuses signatures older than 15 minutes.
+        max_session_age: seconds after which a session can no longer commit (P27).
+        max_concurrency: object requests in flight per unit of work.
+        validate_reads: fail the commit if a record that the session read was changed.
+        hide_pending: write creates to a staging key too, so that nobody who reads the bucket
+            without FennFlow sees them before the commit.
+        reserved_prefix: the prefix in every bucket that belongs to FennFlow.
+
+    Raises:
+        ConfigException: an unknown name or a value out of range.
+
+    Example:
+        ```python
+        from fennflow import ConfigDict
+
+        config = ConfigDict(lock_timeout=1.0, max_concurrency=8)
+        print(config.lease_ttl)
+        #> 60.0
+        ```
+    """
+
+    connector: SerializeAsAny[ConnectorConfig] = Field(default_factory=_memory_connector)
+    backend: SerializeAsAny[BackendConfig] = Field(default_factory=_memory_backend)
+    lock_timeout: Annotated[float, Field(ge=0)] = 5.0
+    lease_ttl: Seconds = 60.0
+    compensation_timeout: Seconds = 30.0
+    recovery_interval: Seconds = 60.0
+    doubt_period: Seconds = 960.0
+    max_session_age: Seconds = 43200.0
+    max_concurrency: Annotated[int, Field(gt=0)] = 32
+    validate_reads: bool = False
+    hide_pending: bool = False
+    reserved_prefix: Annotated[str, Field(min_length=1, max_length=64)] = ".fennflow"
+
+    @field_validator("connector", mode="before")
+    @classmethod
+    def _connector(cls, value: object) -> object:
+        # A dict would be taken for the base class: the class names the plugin.
+        return _instance_of(value, ConnectorConfig)
+
+    @field_validator("backend", mode="before")
+    @classmethod
+    def _backend(cls, value: object) -> object:
+        return _instance_of(value, BackendConfig)
+
+    @field_validator("reserved_prefix")
+    @classmethod
+    def _reserved_prefix(cls, value: str) -> str:
+        from fennflow.paths import check_key
+
+        return check_key(value)
+
+
+def _instance_of(value: object, kind: type[_Config]) -> object:
+    if not isinstance(value, kind):
+        message = f"takes an instance of a {kind.__name__} subclass, not {type(value).__name__}"
+        raise ValueError(message)  # noqa: TRY004 - pydantic turns ValueErrors into its own
+    return value

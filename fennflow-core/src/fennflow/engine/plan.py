@@ -1,0 +1,187 @@
+"""What a session is to do: pure decisions on frozen values, without I/O.
+
+The session keeps a chain of writes for every key. The last one that was not taken back is live:
+it is what the session sees and what the pivot commits. All others are garbage of the session.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from fennflow.backends import (
+    AbortUpload,
+    Commit,
+    Copy,
+    Delete,
+    Intent,
+    ObjectKey,
+    Placement,
+    Record,
+    Step,
+    Tombstone,
+)
+from fennflow.connectors import Capabilities, Location
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Write:
+    """One write or deletion of one key, as far as the session got with it.
+
+    Args:
+        intent: what the journal holds of it.
+        before: the committed record of the key; the lock keeps it unchanged.
+        sent: whether a request may have changed the bucket.
+        doubtful: whether an attempt's answer was lost (P19, P20).
+        record: what the pivot is to commit; None until the store has confirmed the bytes.
+        retracted: whether the call that made it failed (P8).
+    """
+
+    intent: Intent
+    before: Record | None = None
+    sent: bool = False
+    doubtful: bool = False
+    record: Record | None = None
+    retracted: bool = False
+
+
+def staging_key(reserved_prefix: str, catalog_id: str, session_id: str, seq: int) -> str:
+    """Return where a staged write puts its bytes (P10)."""
+    return f"{reserved_prefix}/{catalog_id}/{session_id}/{seq}"
+
+
+def choose_placement(
+    before: Record | None,
+    *,
+    written: bool,
+    capabilities: Capabilities,
+    hide_pending: bool,
+) -> Placement:
+    """Return where the bytes of a write go before the pivot (protocol section 4).
+
+    Args:
+        before: the committed record of the key.
+        written: whether something of this session, or of somebody else, may lie at the key.
+        capabilities: of the namespace.
+        hide_pending: the user's switch.
+    """
+    if capabilities.versioned and (before is None or before.location.version_id is not None):
+        return Placement.VERSIONED
+    # In a versioned bucket an object from before the versioning has no version id: a new version
+    # would hide it from those who follow its record, so its successor is staged.
+    if before is None and not written and capabilities.conditional_create and not hide_pending:
+        return Placement.DIRECT
+    return Placement.STAGED
+
+
+def live(chain: Sequence[Write]) -> Write | None:
+    """Return the write of a key that counts, if any."""
+    return next((write for write in reversed(chain) if not write.retracted), None)
+
+
+def visible(chain: Sequence[Write], committed: Record | None) -> Record | None:
+    """Return what the session sees under a key: its own change, else what is committed (P12)."""
+    write = live(chain)
+    return committed if write is None else write.record
+
+
+def undo(writes: Iterable[Write], capabilities: Mapping[str, Capabilities]) -> list[Step]:
+    """Return the steps that remove every trace of writes, and nothing else (P18).
+
+    A write whose answer was lost counts as done (P19).
+    """
+    steps: list[Step] = []
+    for write in writes:
+        intent, record = write.intent, write.record
+        if intent.upload_id is not None and record is None:
+            steps.append(
+                AbortUpload(
+                    namespace=intent.namespace, key=intent.target, upload_id=intent.upload_id
+                )
+            )
+        if intent.placement is Placement.DELETE or not write.sent:
+            continue
+        location = Location(intent.target) if record is None else record.location
+        # A version id or a staging key names this session's object alone; but of a staging key
+        # in a versioned bucket the version has to be found first.
+        unique = location.version_id is not None or (
+            intent.placement is Placement.STAGED and not capabilities[intent.namespace].versioned
+        )
+        steps.append(
+            Delete(
+                namespace=intent.namespace,
+                location=location,
+                etag=None if unique or record is None else record.etag,
+                owner=None if unique else intent.seq,
+            )
+        )
+    return steps
+
+
+def tombstones(session_id: str, writes: Iterable[Write]) -> list[Tombstone]:
+    """Return the places where a late request may still put an object of the session (P20 a)."""
+    return [
+        Tombstone(
+            namespace=write.intent.namespace,
+            key=write.intent.target,
+            session_id=session_id,
+            seq=write.intent.seq,
+        )
+        for write in writes
+        if write.doubtful
+    ]
+
+
+def plan_commit(
+    session_id: str,
+    chains: Mapping[ObjectKey, Sequence[Write]],
+    capabilities: Mapping[str, Capabilities],
+    reads: Mapping[ObjectKey, Record | None],
+) -> Commit:
+    """Return what the pivot writes, and the steps of apply that it stores (P4, P28)."""
+    records: list[Record] = []
+    removed: list[ObjectKey] = []
+    steps: list[Step] = []
+    for key, chain in chains.items():
+        alive = live(chain)
+        garbage = [write for write in chain if write is not alive]
+        if alive is not None and alive.intent.placement is Placement.DELETE:
+            before = alive.before
+            if before is not None:
+                removed.append(key)
+                steps.append(
+                    Delete(namespace=key.namespace, location=Location(key.key), etag=before.etag)
+                )
+        elif alive is not None and alive.record is not None:
+            records.append(alive.record)
+            if alive.intent.placement is Placement.STAGED:
+                replaced = [w for w in garbage if w.intent.placement is Placement.DIRECT]
+                garbage = [w for w in garbage if w.intent.placement is not Placement.DIRECT]
+                steps += _move(alive, alive.record, replaced, capabilities[key.namespace])
+        steps += undo(garbage, capabilities)
+    every = [write for chain in chains.values() for write in chain]
+    return Commit(
+        records=records,
+        removed=removed,
+        steps=steps,
+        tombstones=tombstones(session_id, every),
+        reads=reads,
+    )
+
+
+def _move(
+    write: Write, record: Record, replaced: Sequence[Write], capabilities: Capabilities
+) -> list[Step]:
+    """Return the steps that bring staged bytes to their key, over what the session put there."""
+    known = [w.record.etag for w in replaced if w.record is not None]
+    if write.before is not None:
+        known.append(write.before.etag)
+    copy = Copy(
+        seq=write.intent.seq,
+        namespace=record.namespace,
+        key=record.key,
+        source=record.location,
+        expected=known[0] if known else None,
+        doubtful=write.doubtful,
+    )
+    return [copy, *undo([write], {record.namespace: capabilities})]

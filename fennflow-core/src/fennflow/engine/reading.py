@@ -1,0 +1,146 @@
+"""Reading and listing inside a session: the catalog decides, the objects follow (P29)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from fennflow.backends import Record
+from fennflow.engine.concurrency import run_all
+from fennflow.engine.plan import live
+from fennflow.engine.transaction import Transaction
+from fennflow.engine.writing import sha256_of
+from fennflow.exceptions import (
+    ChecksumMismatchException,
+    NoSuchKeyException,
+    ObjectChangedException,
+    PreconditionFailedException,
+)
+from fennflow.paths import after_key, after_prefix
+
+READ_ATTEMPTS = 3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Page:
+    """A page of a listing.
+
+    Args:
+        keys: in order.
+        prefixes: rolled up by the delimiter, in order.
+        start: where the next page starts; None on the last.
+    """
+
+    keys: Sequence[str]
+    prefixes: Sequence[str]
+    start: str | None
+
+
+class _MovedError(Exception):
+    """A record's location holds nothing, or something else."""
+
+
+async def read(
+    tx: Transaction, namespace: str, keys: Sequence[str], *, missing_ok: bool
+) -> Sequence[tuple[Record, bytes]]:
+    """Return what lies under keys, all from one moment, in the order asked (P29, I9).
+
+    Raises:
+        NoSuchKeyException: not `missing_ok`, and some keys have nothing; names them all.
+        ObjectChangedException: somebody changed an object behind the catalog's back.
+        ChecksumMismatchException: the bytes are not those that were committed.
+    """
+    moved = _MovedError()
+    for _ in range(READ_ATTEMPTS):
+        view = await tx.view(namespace, keys, missing_ok=missing_ok)
+        records = {record.key: record for record in view if record is not None}
+        try:
+            bodies = await run_all(tx.config.max_concurrency, partial(_fetch, tx), records.values())
+        except _MovedError as error:
+            moved = error
+            continue
+        by_key = dict(zip(records, bodies, strict=True))
+        return [(records[key], by_key[key]) for key in keys if key in records]
+    message = (
+        f"{moved} It was changed or deleted without FennFlow. "
+        "Put it again, or reconcile the catalog with the bucket."
+    )
+    raise ObjectChangedException(message) from moved
+
+
+async def _fetch(tx: Transaction, record: Record) -> bytes:
+    name = f"{record.namespace}/{record.key}"
+    try:
+        async with tx.slots:
+            stored, body = await tx.connector.get(
+                record.namespace, record.location, if_match=record.etag
+            )
+    except (NoSuchKeyException, PreconditionFailedException) as error:
+        message = f"{name} does not hold what the catalog says."
+        raise _MovedError(message) from error
+    if stored.etag != record.etag:
+        message = f"{name} has the ETag {stored.etag}, and the catalog says {record.etag}."
+        raise _MovedError(message)
+    if record.sha256 is not None and await sha256_of(body) != record.sha256:
+        message = (
+            f"{name} has other bytes than were committed: its SHA-256 is not {record.sha256}. "
+            "Restore it from a backup, or put it again."
+        )
+        raise ChecksumMismatchException(message)
+    return body
+
+
+async def page(
+    tx: Transaction,
+    namespace: str,
+    *,
+    prefix: str,
+    start: str,
+    limit: int,
+    delimiter: str | None,
+) -> Page:
+    """Return up to `limit` keys and rolled-up prefixes in key order, from the catalog alone."""
+    keys: list[str] = []
+    prefixes: list[str] = []
+    cursor: str | None = max(start, prefix)
+    while cursor is not None:
+        chunk, cursor = await _chunk(tx, namespace, prefix, cursor, limit + 1)
+        skip_until = ""
+        for key in chunk:
+            if key < skip_until:
+                continue
+            if len(keys) + len(prefixes) == limit:
+                return Page(keys=keys, prefixes=prefixes, start=key)
+            end = -1 if delimiter is None else key.find(delimiter, len(prefix))
+            if delimiter is None or end < 0:
+                keys.append(key)
+                continue
+            common = key[: end + len(delimiter)]
+            prefixes.append(common)
+            following = after_prefix(common)
+            if following is None:
+                return Page(keys=keys, prefixes=prefixes, start=None)
+            skip_until = following
+        if cursor is not None:
+            # What the last prefix rolls up is not read.
+            cursor = max(cursor, skip_until)
+    return Page(keys=keys, prefixes=prefixes, start=None)
+
+
+async def _chunk(
+    tx: Transaction, namespace: str, prefix: str, start: str, limit: int
+) -> tuple[list[str], str | None]:
+    """Return what the session sees of a stretch of keys, and where the next one starts."""
+    records = await tx.backend.scan(namespace, prefix=prefix, start=start, limit=limit)
+    following = after_key(records[-1].key) if len(records) == limit else None
+    keys = {record.key for record in records}
+    for record in records:
+        tx.note_read(record.object_key, record)
+    for own in tx.chains:
+        inside = own.key >= start and (following is None or own.key < following)
+        if own.namespace == namespace and own.key.startswith(prefix) and inside:
+            write = live(tx.chain(own))
+            if write is not None:
+                (keys.discard if write.record is None else keys.add)(own.key)
+    return sorted(keys), following

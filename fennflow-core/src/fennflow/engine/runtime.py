@@ -1,0 +1,91 @@
+"""Engines: a connector and a backend in use, one for each configuration and event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncGenerator
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
+
+if TYPE_CHECKING:
+    from fennflow.backends import Backend
+    from fennflow.config import ConfigDict
+    from fennflow.connectors import Connector
+    from fennflow.plugins import PluginRegistry
+
+
+@dataclass(frozen=True, slots=True)
+class Engine:
+    """What sessions of one configuration share on one event loop."""
+
+    config: ConfigDict
+    plugins: PluginRegistry
+    connector: Connector
+    backend: Backend
+
+
+@dataclass(slots=True)
+class _Slot:
+    """The place of one engine on one loop."""
+
+    opening: asyncio.Lock = field(default_factory=asyncio.Lock)
+    engine: Engine | None = None
+    lifetime: AsyncGenerator[Engine] | None = None
+
+
+_Key = tuple["ConfigDict", int]
+_slots: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[_Key, _Slot]] = WeakKeyDictionary()
+_slots_lock = threading.Lock()
+
+
+async def engine_for(config: ConfigDict, plugins: PluginRegistry) -> Engine:
+    """Return the engine of a configuration on the running loop, opening it at first use.
+
+    It is closed with the loop: it lives in an asynchronous generator, and `asyncio.run`, like
+    every runner that ends a loop in order, closes those that are still open.
+
+    Raises:
+        PluginException: no plugin brings the connector or the backend.
+        FennFlowException: the connector or the backend cannot be opened.
+    """
+    loop = asyncio.get_running_loop()
+    key = (config, id(plugins))
+    with _slots_lock:
+        for other in [other for other in _slots if other.is_closed()]:
+            del _slots[other]
+        slot = _slots.setdefault(loop, {}).setdefault(key, _Slot())
+    async with slot.opening:
+        if slot.engine is None:
+            slot.lifetime = _lifetime(config, plugins, slot)
+            slot.engine = await anext(slot.lifetime)
+    return slot.engine
+
+
+async def close_engine(config: ConfigDict, plugins: PluginRegistry) -> None:
+    """Close the engine of a configuration on the running loop, if one is open."""
+    with _slots_lock:
+        slot = _slots.get(asyncio.get_running_loop(), {}).get((config, id(plugins)))
+    if slot is not None and slot.lifetime is not None:
+        await slot.lifetime.aclose()
+
+
+async def _lifetime(
+    config: ConfigDict, plugins: PluginRegistry, slot: _Slot
+) -> AsyncGenerator[Engine]:
+    try:
+        async with AsyncExitStack() as stack:
+            new_connector = plugins.connector_for(config.connector).factory
+            new_backend = plugins.backend_for(config.backend).factory
+            # In threads, since a factory may import a driver, which takes most of a second.
+            connector = await asyncio.to_thread(new_connector, config.connector, config)
+            stack.push_async_callback(connector.aclose)
+            await connector.open()
+            backend = await asyncio.to_thread(new_backend, config.backend, config)
+            stack.push_async_callback(backend.aclose)
+            await backend.open()
+            yield Engine(config, plugins, connector, backend)
+    finally:
+        slot.engine = slot.lifetime = None

@@ -1,0 +1,238 @@
+"""A session: one unit of atomicity, from its first call to its settlement."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import warnings
+from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
+
+from fennflow.backends import Outcome, Step, conflict
+from fennflow.engine.concurrency import shielded
+from fennflow.engine.plan import plan_commit, tombstones, undo
+from fennflow.engine.settle import Settler
+from fennflow.engine.transaction import Transaction
+from fennflow.exceptions import (
+    CommitUncertainException,
+    CompensationPendingWarning,
+    SessionLostException,
+    TransactionException,
+)
+
+if TYPE_CHECKING:
+    from fennflow.engine.runtime import Engine
+
+logger = logging.getLogger("fennflow")
+
+# Cancellations that arrived when nothing could be undone any more, by the task that was cancelled.
+_late_cancellations: WeakKeyDictionary[asyncio.Task[object], int] = WeakKeyDictionary()
+
+
+def deliver_late_cancellation() -> None:
+    """Raise the cancellation that arrived during a commit which then succeeded (P21, I8).
+
+    The block that committed must end without an exception, and the cancellation must not be lost:
+    it is raised at the next unit of work of the task, unless who asked for it (`asyncio.timeout`)
+    has taken it back.
+
+    Raises:
+        CancelledError: there was one.
+    """
+    task = asyncio.current_task()
+    if task is not None and task.cancelling() >= _late_cancellations.pop(task, 1 << 30):
+        raise asyncio.CancelledError
+
+
+class Session:
+    """What one `async with` block does; `commit` and `rollback` begin a new transaction.
+
+    Args:
+        engine: connector, backend and configuration.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._tx = Transaction(engine)
+        self._closed = False
+        self._ending = False
+        self._calls = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    @asynccontextmanager
+    async def call(self) -> AsyncGenerator[Transaction]:
+        """Guard a call: the session is open, and does not end before the call has.
+
+        Raises:
+            TransactionException: the session has ended, or is ending.
+        """
+        if self._closed or self._ending:
+            state = "has ended" if self._closed else "is being committed or rolled back"
+            message = f"This unit of work {state}. Use it inside its own async with block."
+            raise TransactionException(message)
+        self._calls += 1
+        self._idle.clear()
+        try:
+            yield self._tx
+        finally:
+            self._calls -= 1
+            if not self._calls:
+                self._idle.set()
+
+    async def commit(self) -> None:
+        """Make all changes visible in one instant, or undo them and raise.
+
+        Raises:
+            ConflictException: `validate_reads`, and a record that was read has changed.
+            SessionLostException: the lease ran out; recovery undoes the session.
+            CommitUncertainException: the outcome could not be learnt; recovery settles it.
+            Exception: what the backend raised; the session is undone.
+        """
+        await self._end(self._commit)
+
+    async def rollback(self, cause: BaseException | None = None) -> None:
+        """Undo all changes.
+
+        Args:
+            cause: the exception that ended the block; what goes wrong is added to it as a note,
+                else it is a CompensationPendingWarning.
+        """
+        await self._end(lambda: self._compensate(cause))
+
+    def close(self) -> None:
+        """Refuse all further calls."""
+        self._closed = True
+
+    async def _end(self, how: Callable[[], Coroutine[Any, Any, bool]]) -> None:
+        """Wait for the calls under way, then end the session, whoever is cancelled (P21)."""
+        if self._ending:
+            message = "This unit of work is being committed or rolled back already."
+            raise TransactionException(message)
+        self._ending = True
+        try:
+            await self._idle.wait()
+            task, cancellation = await shielded(
+                how(), grace=self._engine.config.compensation_timeout
+            )
+        finally:
+            self._ending = False
+        session_id = self._tx.token.session_id
+        self._tx = Transaction(self._engine)
+        if task.cancelled():
+            message = (
+                f"Session {session_id} did not end within compensation_timeout="
+                f"{self._engine.config.compensation_timeout} s after its cancellation; recovery settles it."
+            )
+            raise CommitUncertainException(message) from cancellation
+        error = task.exception()
+        if error is not None and (
+            cancellation is None or isinstance(error, CommitUncertainException)
+        ):
+            raise error
+        if cancellation is not None:
+            current = asyncio.current_task()
+            if error is not None or not task.result() or current is None:
+                raise cancellation from error
+            _late_cancellations[current] = current.cancelling()
+
+    async def _commit(self) -> bool:
+        """Pivot and apply; True says that nothing can be undone any more."""
+        if not self._tx.journaled:
+            await self._validate_reads()
+            return False
+        commit = plan_commit(
+            self._tx.token.session_id,
+            {key: self._tx.chain(key) for key in self._tx.chains},
+            self._tx.capabilities,
+            self._tx.reads,
+        )
+        steps: Sequence[Step] = commit.steps
+        try:
+            await self._tx.backend.commit(self._tx.token, commit)
+        except SessionLostException:
+            raise  # P25: what is left is recovery's
+        except Exception as error:
+            outcome, steps = await self._decide_aborted(error)
+            if outcome is Outcome.ABORTED:
+                await self._undo(error)
+                raise
+        if steps:
+            try:
+                await self._settler().settle(steps)
+            except Exception as error:  # noqa: BLE001 - P9: the commit stands, recovery goes on
+                self._log("P9", f"is committed, and recovery will finish applying it: {error}")
+        return True
+
+    async def _validate_reads(self) -> None:
+        if not self._tx.reads:
+            return
+        now = await self._tx.backend.records(set(self._tx.reads))
+        changed = [key for key, record in self._tx.reads.items() if now.get(key) != record]
+        if changed:
+            raise conflict(changed)
+
+    async def _decide_aborted(self, error: Exception) -> tuple[Outcome, Sequence[Step]]:
+        """Learn what became of a pivot that failed, by deciding against it (P5)."""
+        try:
+            return await self._tx.backend.abort(self._tx.token)
+        except SessionLostException as lost:
+            raise lost from error
+        except Exception as second:  # noqa: BLE001 - told with the exception
+            message = (
+                f"Whether session {self._tx.token.session_id} committed could not be learnt: "
+                f"{type(second).__name__}: {second}. Recovery settles it one way; read the "
+                "objects again before you repeat the work."
+            )
+            raise CommitUncertainException(message) from error
+
+    async def _compensate(self, cause: BaseException | None) -> bool:
+        if self._tx.journaled:
+            try:
+                await self._tx.backend.abort(self._tx.token)
+            except Exception as error:  # noqa: BLE001 - told by _tell_pending
+                self._tell_pending(cause, error)
+            else:
+                await self._undo(cause)
+        return False
+
+    async def _undo(self, cause: BaseException | None) -> None:
+        """Remove every trace of a session that is decided `aborted`."""
+        writes = list(self._tx.writes.values())
+        try:
+            await self._settler().settle(
+                undo(writes, self._tx.capabilities), tombstones(self._tx.token.session_id, writes)
+            )
+        except Exception as error:  # noqa: BLE001 - told by _tell_pending
+            self._tell_pending(cause, error)
+
+    def _tell_pending(self, cause: BaseException | None, error: Exception) -> None:
+        text = (
+            f"is not undone completely: {type(error).__name__}: {error} "
+            "No reader of FennFlow sees any of it, and recovery will remove the rest."
+        )
+        self._log("P9", text)
+        note = f"Session {self._tx.token.session_id} {text}"
+        if cause is None:
+            warnings.warn(CompensationPendingWarning(note), stacklevel=2)
+        else:
+            cause.add_note(note)
+
+    def _log(self, rule: str, text: str) -> None:
+        logger.warning(
+            "Session %s %s",
+            self._tx.token.session_id,
+            text,
+            extra={"session": self._tx.token.session_id, "rule": rule},
+        )
+
+    def _settler(self) -> Settler:
+        return Settler(
+            self._tx.connector,
+            self._tx.backend,
+            self._tx.token,
+            self._engine.config.reserved_prefix,
+            self._engine.config.max_concurrency,
+        )

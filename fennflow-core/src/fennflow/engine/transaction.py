@@ -1,0 +1,183 @@
+"""The state of one transaction, and its way into the journal."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import uuid_utils
+
+from fennflow.backends import Intent, ObjectKey, Placement, Record, SessionToken
+from fennflow.connectors import Capabilities
+from fennflow.engine.plan import Write, staging_key, visible
+from fennflow.exceptions import FennFlowException, NoSuchKeyException, RecordLockedException
+
+if TYPE_CHECKING:
+    from fennflow.engine.runtime import Engine
+
+Place = Callable[[Record | None, Sequence[Write]], Placement | None]
+
+
+class Transaction:
+    """What a session did since it began: its token, its writes, what it read.
+
+    Args:
+        engine: connector, backend and configuration.
+
+    Attributes:
+        token: the session's id and fencing token.
+        journaled: whether the journal has, or may have, rows of it (P1).
+        writes: by sequence; `chains` has the sequences of each key.
+        capabilities: of the namespaces that it writes to.
+        reads: the records that it read, where `validate_reads` asks for them.
+        slots: bounds the object requests in flight.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self.config = engine.config
+        self.connector = engine.connector
+        self.backend = engine.backend
+        self.token = SessionToken(str(uuid_utils.uuid7()))
+        self.journaled = False
+        self.writes: dict[int, Write] = {}
+        self.chains: dict[ObjectKey, list[int]] = {}
+        self.capabilities: dict[str, Capabilities] = {}
+        self.reads: dict[ObjectKey, Record | None] = {}
+        self.slots = asyncio.Semaphore(engine.config.max_concurrency)
+        self._next_seq = 1
+
+    def chain(self, key: ObjectKey) -> list[Write]:
+        """Return the writes of a key, oldest first."""
+        return [self.writes[seq] for seq in self.chains.get(key, ())]
+
+    def update(self, seq: int, **changes: Any) -> None:
+        """Note what became of a write."""
+        self.writes[seq] = replace(self.writes[seq], **changes)
+
+    def retract(self, seqs: Sequence[int]) -> None:
+        """Take writes back: what they replaced counts again (P8)."""
+        for seq in seqs:
+            self.update(seq, retracted=True)
+
+    async def know(self, namespace: str) -> Capabilities:
+        """Return what the namespace enforces; probed before the first write to it (P15)."""
+        capabilities = await self.connector.capabilities(namespace)
+        self.capabilities[namespace] = capabilities
+        return capabilities
+
+    async def view(
+        self, namespace: str, keys: Sequence[str], *, missing_ok: bool
+    ) -> list[Record | None]:
+        """Return what the session sees under keys: own changes, else one moment's records.
+
+        Raises:
+            NoSuchKeyException: not `missing_ok`, and some keys have nothing; names them all.
+        """
+        wanted = [ObjectKey(namespace, key) for key in keys]
+        committed = await self.backend.records(set(wanted))
+        for key in wanted:
+            self.note_read(key, committed.get(key))
+        view = [visible(self.chain(key), committed.get(key)) for key in wanted]
+        missing = [key for key, record in zip(keys, view, strict=True) if record is None]
+        if missing and not missing_ok:
+            raise no_such_key(namespace, missing)
+        return view
+
+    def note_read(self, key: ObjectKey, record: Record | None) -> None:
+        """Note a record for the pivot to check, if the user asked for that."""
+        if self.config.validate_reads:
+            self.reads.setdefault(key, record)
+
+    async def stage(
+        self,
+        keys: Sequence[ObjectKey],
+        place: Place,
+        check: Callable[[Mapping[ObjectKey, Record]], None] = lambda _: None,
+    ) -> list[int]:
+        """Lock keys and journal the intents for them before anything is sent (P2, P3).
+
+        Args:
+            keys: each once.
+            place: pure; decides from a key's record and the session's own writes of it where a
+                write goes, or that there is none.
+            check: pure; may refuse, seeing the records of all keys.
+
+        Returns:
+            the sequences of the writes, in the order of the keys.
+
+        Raises:
+            RecordLockedException: another session holds one of the keys for `lock_timeout`.
+            SessionLostException: the session is recovery's.
+        """
+        first = self._next_seq
+        self._next_seq += len(keys)
+        intents: list[Intent] = []
+
+        def plan(records: Mapping[ObjectKey, Record]) -> Sequence[Intent]:
+            check(records)
+            intents.clear()
+            for seq, key in enumerate(keys, first):
+                placement = place(records.get(key), self.chain(key))
+                if placement is not None:
+                    intents.append(self._intent(seq, key, placement))
+            return intents
+
+        before = await self._lock(keys, plan)
+        for intent in intents:
+            self.writes[intent.seq] = Write(intent=intent, before=before.get(intent.object_key))
+            self.chains.setdefault(intent.object_key, []).append(intent.seq)
+        return [intent.seq for intent in intents]
+
+    async def _lock(
+        self,
+        keys: Sequence[ObjectKey],
+        plan: Callable[[Mapping[ObjectKey, Record]], Sequence[Intent]],
+    ) -> Mapping[ObjectKey, Record]:
+        """Stage, waiting up to `lock_timeout` for keys that other sessions hold (P3)."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self.config.lock_timeout
+        pause = 0.002
+        while True:
+            journaled, self.journaled = self.journaled, True
+            try:
+                return await self.backend.stage(self.token, keys, plan)
+            except RecordLockedException as error:
+                self.journaled = journaled
+                left = deadline - loop.time()
+                if left <= 0:
+                    message = (
+                        f"{error} It was still so after lock_timeout={self.config.lock_timeout} "
+                        "s; nothing of this call was sent. Try again, or raise lock_timeout."
+                    )
+                    raise RecordLockedException(message) from error
+            except FennFlowException:
+                # Any other exception leaves it open whether the journal has rows of this session.
+                self.journaled = journaled
+                raise
+            await asyncio.sleep(min(left, pause * random.uniform(0.5, 1.5)))  # noqa: S311
+            pause = min(pause * 2, 0.1)
+
+    def _intent(self, seq: int, key: ObjectKey, placement: Placement) -> Intent:
+        staged = placement is Placement.STAGED
+        target = (
+            staging_key(
+                self.config.reserved_prefix,
+                self.backend.catalog_id,
+                self.token.session_id,
+                seq,
+            )
+            if staged
+            else key.key
+        )
+        return Intent(
+            seq=seq, namespace=key.namespace, key=key.key, placement=placement, target=target
+        )
+
+
+def no_such_key(namespace: str, keys: Sequence[str]) -> NoSuchKeyException:
+    """Return the error for keys that have nothing."""
+    message = f"Nothing lies under {', '.join(f'{namespace}/{key}' for key in keys)}."
+    return NoSuchKeyException(message)

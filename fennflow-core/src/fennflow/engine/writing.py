@@ -1,0 +1,295 @@
+"""Writing and deleting inside a session: from files to bytes at their placement."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from functools import partial
+
+from fennflow.backends import ObjectKey, Placement, Record, Tombstone
+from fennflow.connectors import Location, ObjectAttributes, StoredObject
+from fennflow.engine.concurrency import run_all
+from fennflow.engine.plan import Write, choose_placement, visible
+from fennflow.engine.stamps import Stamp, made_by, stamp_of, stamped
+from fennflow.engine.transaction import Transaction, no_such_key
+from fennflow.exceptions import (
+    BaseConnectorException,
+    ConnectorUnavailableException,
+    FilepathsCollisionError,
+    PreconditionFailedException,
+    RecordAlreadyExistsException,
+)
+from fennflow.paths import check_key
+
+logger = logging.getLogger("fennflow")
+
+CREATE_ATTEMPTS = 3
+HASH_IN_THREAD = 1 << 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Upload:
+    """A file on its way to a key.
+
+    Args:
+        key: the full key.
+        body: the bytes.
+        sha256: hexadecimal, of the bytes.
+        media_type: for instance `text/plain`.
+        content_type: tag of the content type.
+        metadata: the user's.
+    """
+
+    key: str
+    body: bytes
+    sha256: str
+    media_type: str
+    content_type: str
+    metadata: Mapping[str, str]
+
+
+async def sha256_of(body: bytes) -> str:
+    """Return the SHA-256 of bytes, hexadecimal; of large ones in a thread."""
+    if len(body) < HASH_IN_THREAD:
+        return hashlib.sha256(body).hexdigest()
+    digest = await asyncio.to_thread(hashlib.sha256, body)
+    return digest.hexdigest()
+
+
+def check_uploads(tx: Transaction, namespace: str, uploads: Sequence[Upload]) -> None:
+    """Refuse what cannot be written, before any I/O.
+
+    Raises:
+        KeyException, MetadataException: what the key rules or the store do not allow.
+        FilepathsCollisionError: two files have one key.
+    """
+    by_key = {upload.key: upload for upload in uploads}
+    for upload in uploads:
+        check_key(upload.key, reserved_prefix=tx.config.reserved_prefix)
+        if by_key[upload.key] is not upload:
+            message = (
+                f"Two files of this call are named {upload.key}; nothing was sent. "
+                "Give them different filenames."
+            )
+            raise FilepathsCollisionError(message)
+        # The sequence is not known yet; no session gets to one with more digits.
+        tx.connector.validate(namespace, upload.key, _attributes(tx, upload, seq=10**9))
+
+
+async def write(
+    tx: Transaction, namespace: str, uploads: Sequence[Upload], *, create: bool
+) -> Sequence[Record]:
+    """Write files, all or none (P8).
+
+    Raises:
+        RecordAlreadyExistsException: `create`, and a key is taken.
+        RecordLockedException: another session is writing one of the keys.
+        BaseConnectorException: the store refused.
+    """
+    check_uploads(tx, namespace, uploads)
+    if not uploads:
+        return []
+    capabilities = await tx.know(namespace)
+
+    def place(before: Record | None, chain: Sequence[Write]) -> Placement:
+        seen = visible(chain, before)
+        if create and seen is not None:
+            raise _already_exists(seen.object_key)
+        return choose_placement(
+            before,
+            written=bool(chain),
+            capabilities=capabilities,
+            hide_pending=tx.config.hide_pending,
+        )
+
+    seqs = await tx.stage([ObjectKey(namespace, upload.key) for upload in uploads], place)
+    try:
+        return await run_all(
+            tx.config.max_concurrency,
+            partial(_send, tx, seqs, create=create),
+            list(zip(tuple(seqs), uploads, strict=True)),
+        )
+    except BaseException:
+        tx.retract(seqs)
+        raise
+
+
+async def delete(
+    tx: Transaction, namespace: str, keys: Sequence[str], *, missing_ok: bool
+) -> Sequence[str]:
+    """Delete at the commit what lies under keys, and return those that existed.
+
+    Raises:
+        NoSuchKeyException: not `missing_ok`, and some keys have nothing.
+        RecordLockedException: another session is writing one of the keys.
+    """
+    for key in keys:
+        check_key(key, reserved_prefix=tx.config.reserved_prefix)
+    wanted = list(dict.fromkeys(ObjectKey(namespace, key) for key in keys))
+    if not wanted:
+        return []
+    await tx.know(namespace)
+
+    def place(before: Record | None, chain: Sequence[Write]) -> Placement | None:
+        return None if visible(chain, before) is None else Placement.DELETE
+
+    def check(records: Mapping[ObjectKey, Record]) -> None:
+        missing = [key.key for key in wanted if place(records.get(key), tx.chain(key)) is None]
+        if missing and not missing_ok:
+            raise no_such_key(namespace, missing)
+
+    seqs = await tx.stage(wanted, place, check)
+    return [tx.writes[seq].intent.key for seq in seqs]
+
+
+async def _send(
+    tx: Transaction, seqs: list[int], numbered: tuple[int, Upload], *, create: bool
+) -> Record:
+    """Bring a file's bytes to its placement, whatever lies there (P14, P16).
+
+    Args:
+        tx: the transaction.
+        seqs: of the call; a fallback adds its own.
+        numbered: the write's sequence and the file.
+        create: whether an object that lies there is an error.
+    """
+    seq, upload = numbered
+    write = tx.writes[seq]
+    key = write.intent.object_key
+    placement = write.intent.placement
+    # Nothing of the catalog's or of this session's lies at the key: what does is somebody else's.
+    fresh = write.before is None and tx.chains[key][0] == seq
+    conditional = tx.capabilities[key.namespace].conditional_create
+    if placement is Placement.DIRECT:
+        record = await _put_if_free(tx, seq, upload, create=create)
+        if record is not None:
+            return record
+        tx.retract([seq])
+        [seq] = await tx.stage([key], lambda _before, _chain: Placement.STAGED)
+        seqs.append(seq)
+    elif create and fresh and placement is Placement.VERSIONED and conditional:
+        record = await _put_if_free(tx, seq, upload, create=create)
+        if record is not None:
+            return record
+    elif create and fresh:
+        there = await _head(tx, key)
+        if there is not None and not await _is_late_garbage(tx, key, there):
+            raise _already_exists(key)
+    return await _put(tx, seq, upload)
+
+
+async def _put_if_free(tx: Transaction, seq: int, upload: Upload, *, create: bool) -> Record | None:
+    """PUT with `If-None-Match`; None if what lies there may be replaced (P14)."""
+    key = tx.writes[seq].intent.object_key
+    for _ in range(CREATE_ATTEMPTS):
+        try:
+            return await _put(tx, seq, upload, if_none_match=True)
+        except (PreconditionFailedException, ConnectorUnavailableException) as error:
+            there = await _head(tx, key)
+            if there is not None and made_by(there, tx.token.session_id, seq):
+                # An earlier attempt had succeeded, and its answer was lost.
+                return _written(tx, seq, upload, there, doubtful=True)
+            if isinstance(error, ConnectorUnavailableException):
+                raise
+            if there is None:
+                continue  # contended (409), or deleted since
+            if create and not await _is_late_garbage(tx, key, there):
+                raise _already_exists(key) from error
+            logger.info(
+                "%s/%s holds an object that the catalog does not know (P14)",
+                key.namespace,
+                key.key,
+                extra={"session": tx.token.session_id, "key": key.key, "rule": "P14"},
+            )
+            return None
+    return None
+
+
+async def _put(tx: Transaction, seq: int, upload: Upload, *, if_none_match: bool = False) -> Record:
+    intent = tx.writes[seq].intent
+
+    async def on_upload(upload_id: str) -> None:
+        tx.update(seq, intent=replace(intent, upload_id=upload_id))
+        await tx.backend.note_upload(tx.token, seq, upload_id)
+
+    doubtful = tx.writes[seq].doubtful
+    # Until the answer is there, the write counts as done and as doubtful (P19).
+    tx.update(seq, sent=True, doubtful=True)
+    try:
+        async with tx.slots:
+            if intent.upload_id is not None:
+                await tx.connector.abort_upload(intent.namespace, intent.target, intent.upload_id)
+            stored = await tx.connector.put(
+                intent.namespace,
+                intent.target,
+                upload.body,
+                _attributes(tx, upload, seq),
+                if_none_match=if_none_match,
+                on_upload=on_upload,
+            )
+    except ConnectorUnavailableException:
+        raise
+    except BaseConnectorException as error:
+        retried = isinstance(error, PreconditionFailedException) and error.retried
+        tx.update(seq, sent=doubtful or retried, doubtful=doubtful or retried)
+        raise
+    return _written(tx, seq, upload, stored, doubtful=doubtful or stored.retried)
+
+
+def _written(
+    tx: Transaction, seq: int, upload: Upload, stored: StoredObject, *, doubtful: bool
+) -> Record:
+    """Note that the store has confirmed the bytes, and return the record to commit."""
+    write = tx.writes[seq]
+    now = datetime.now(UTC)
+    record = Record(
+        namespace=write.intent.namespace,
+        key=write.intent.key,
+        location=stored.location,
+        etag=stored.etag,
+        size=len(upload.body),
+        media_type=upload.media_type,
+        content_type=upload.content_type,
+        sha256=upload.sha256,
+        metadata=upload.metadata,
+        created_at=now if write.before is None else write.before.created_at,
+        modified_at=now,
+        session_id=tx.token.session_id,
+        seq=seq,
+    )
+    tx.update(seq, sent=True, doubtful=doubtful, record=record)
+    return record
+
+
+def _attributes(tx: Transaction, upload: Upload, seq: int) -> ObjectAttributes:
+    stamp = Stamp(tx.token.session_id, seq, upload.content_type, upload.sha256)
+    return ObjectAttributes(
+        media_type=upload.media_type,
+        metadata=stamped(upload.metadata, stamp),
+        sha256=upload.sha256,
+    )
+
+
+async def _head(tx: Transaction, key: ObjectKey) -> StoredObject | None:
+    async with tx.slots:
+        return await tx.connector.head(key.namespace, Location(key.key))
+
+
+async def _is_late_garbage(tx: Transaction, key: ObjectKey, there: StoredObject) -> bool:
+    """Whether a request of a session that is done arrived late and put this here (P14)."""
+    stamp = stamp_of(there)
+    return stamp is not None and await tx.backend.has_tombstone(
+        Tombstone(namespace=key.namespace, key=key.key, session_id=stamp.session_id, seq=stamp.seq)
+    )
+
+
+def _already_exists(key: ObjectKey) -> RecordAlreadyExistsException:
+    message = (
+        f"{key.namespace}/{key.key} exists already; nothing of this call stays. "
+        "Use put() to overwrite it, or choose another name."
+    )
+    return RecordAlreadyExistsException(message)

@@ -1,0 +1,193 @@
+"""The one tree of FennFlow's exceptions.
+
+```
+FennFlowException
+├── ConfigException
+│   └── PluginException
+├── PathException
+│   ├── KeyException
+│   ├── FilepathsCollisionError
+│   └── ContinuationTokenException
+├── FileException
+│   ├── MediaTypeCannotBeGuessedException
+│   ├── MetadataException
+│   └── ChecksumMismatchException
+├── BaseBackendException
+│   ├── RecordAlreadyExistsException
+│   ├── RecordLockedException
+│   ├── ConflictException
+│   └── SessionLostException
+├── BaseConnectorException
+│   ├── NoSuchKeyException
+│   ├── NoSuchNamespaceException
+│   ├── AccessDeniedException
+│   ├── PreconditionFailedException
+│   ├── ObjectChangedException
+│   ├── ConnectorCapabilityException
+│   └── ConnectorUnavailableException
+└── TransactionException
+    ├── CommitUncertainException
+    └── CompensationPendingWarning (a warning)
+```
+
+Every message says what happened, to which object, and what to do next.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "AccessDeniedException",
+    "BaseBackendException",
+    "BaseConnectorException",
+    "ChecksumMismatchException",
+    "CommitUncertainException",
+    "CompensationPendingWarning",
+    "ConfigException",
+    "ConflictException",
+    "ConnectorCapabilityException",
+    "ConnectorUnavailableException",
+    "ContinuationTokenException",
+    "FennFlowException",
+    "FileException",
+    "FilepathsCollisionError",
+    "KeyException",
+    "MediaTypeCannotBeGuessedException",
+    "MetadataException",
+    "NoSuchKeyException",
+    "NoSuchNamespaceException",
+    "ObjectChangedException",
+    "PathException",
+    "PluginException",
+    "PreconditionFailedException",
+    "RecordAlreadyExistsException",
+    "RecordLockedException",
+    "SessionLostException",
+    "TransactionException",
+]
+
+
+class FennFlowException(Exception):  # noqa: N818 - the name that users know
+    """Whatever FennFlow raises."""
+
+
+class ConfigException(FennFlowException):
+    """A configuration that cannot work, told before any I/O."""
+
+
+class PluginException(ConfigException):
+    """A plugin is missing, broken, misspelt, doubled, or built for other hook specs."""
+
+
+class PathException(FennFlowException):
+    """A path cannot be used, told before any I/O."""
+
+
+class KeyException(PathException):
+    """A key breaks the key rules or leaves the scope that `at()` set."""
+
+
+class FilepathsCollisionError(PathException):
+    """Two files of one call have the same path."""
+
+
+class ContinuationTokenException(PathException):
+    """A continuation token did not come from `list`."""
+
+
+class FileException(FennFlowException):
+    """A file's content, name, media type or metadata is not what its class holds."""
+
+
+class MediaTypeCannotBeGuessedException(FileException):
+    """Neither the name nor the bytes of a file tell its media type: pass `media_type`."""
+
+
+class MetadataException(FileException):
+    """Metadata that the store cannot hold, for instance over 2 KB, told before any I/O."""
+
+
+class ChecksumMismatchException(FileException):
+    """The bytes that were read are not the bytes that were committed."""
+
+
+class BaseBackendException(FennFlowException):
+    """The catalog or the journal refused."""
+
+
+class RecordAlreadyExistsException(BaseBackendException):
+    """`create` found the key taken."""
+
+
+class RecordLockedException(BaseBackendException):
+    """Another session is writing the key and did not end within `lock_timeout`."""
+
+
+class ConflictException(BaseBackendException):
+    """What the session had read was changed by another one before the commit (`validate_reads`)."""
+
+
+class SessionLostException(BaseBackendException):
+    """The session's lease ran out: recovery owns it now, and it did not commit here."""
+
+
+class BaseConnectorException(FennFlowException):
+    """The object store refused or could not be reached.
+
+    Any of this tree but `ConnectorUnavailableException` means that the request certainly had no
+    effect. `ConnectorUnavailableException`, and any exception that is not FennFlow's, means that
+    the effect of the request is not known (protocol P19).
+    """
+
+
+class NoSuchKeyException(BaseConnectorException):
+    """No object lies under the key."""
+
+
+class NoSuchNamespaceException(BaseConnectorException):
+    """The bucket (container, directory) does not exist."""
+
+
+class AccessDeniedException(BaseConnectorException):
+    """The credentials are wrong, missing, expired, or lack a permission."""
+
+
+class PreconditionFailedException(BaseConnectorException):
+    """A condition of the request (`If-None-Match`, `If-Match`) did not hold.
+
+    Args:
+        message: what happened, to which object.
+        contended: whether the store could not decide because another request was under way
+            (S3's 409 ConditionalRequestConflict): then the key may well be free, and the request
+            may be sent again.
+        retried: whether the request was sent more than once, so that an earlier attempt, whose
+            answer was lost, may have taken effect or still may (protocol P20).
+    """
+
+    def __init__(self, message: str, *, contended: bool = False, retried: bool = False) -> None:
+        super().__init__(message)
+        self.contended = contended
+        self.retried = retried
+
+
+class ObjectChangedException(BaseConnectorException):
+    """Somebody changed the object behind the catalog's back."""
+
+
+class ConnectorCapabilityException(BaseConnectorException):
+    """The store cannot do what was asked."""
+
+
+class ConnectorUnavailableException(BaseConnectorException):
+    """The store did not answer, or answered that it cannot serve now; retries are used up."""
+
+
+class TransactionException(FennFlowException):
+    """A unit of work was used in a state that does not allow it, or could not end as asked."""
+
+
+class CommitUncertainException(TransactionException):
+    """Whether the session committed could not be learnt; recovery settles it one way."""
+
+
+class CompensationPendingWarning(TransactionException, RuntimeWarning):
+    """The session is undone for every FennFlow reader, but objects of it wait for recovery."""

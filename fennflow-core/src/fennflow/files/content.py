@@ -1,0 +1,284 @@
+"""The built-in content types."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Self
+
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
+from pydantic import ConfigDict as PydanticConfigDict
+from typing_extensions import override
+
+from fennflow.exceptions import FileException, MediaTypeCannotBeGuessedException, MetadataException
+from fennflow.files import media_types
+from fennflow.paths import StoragePath
+from fennflow.responses import ObjectInfo
+
+MAX_METADATA_BYTES = 2048
+"""What S3 takes, names and values together, in UTF-8."""
+
+# A type and a subtype of RFC 6838, and parameters of printable ASCII.
+_MEDIA_TYPE = r"[A-Za-z0-9!#$&^_.+-]+/[A-Za-z0-9!#$&^_.+-]+( *;[\x20-\x7e]*)?"
+
+
+class BaseContent(BaseModel):
+    """Bytes with a name, a media type and metadata: what every content type extends.
+
+    Args:
+        data: the bytes as stored.
+        filename: path relative to the scope of the `put`; without one, the file is named by the
+            SHA-256 of its bytes and the extension of its media type.
+        media_type: told by the name or the bytes where it is not given.
+        metadata: the user's own, any Unicode, at most 2 KB; names that start with `fennflow_`
+            are FennFlow's.
+        path: on what was read, where it lies.
+        info: on what was read, what the catalog says of it.
+
+    Raises:
+        MediaTypeCannotBeGuessedException: no media type was given, nor do name or bytes tell it.
+        MetadataException: metadata over 2 KB.
+        FileException: a field of the wrong type.
+    """
+
+    model_config = PydanticConfigDict(frozen=True, extra="forbid", strict=True)
+
+    default_media_type: ClassVar[str | None] = None
+    media_type_families: ClassVar[tuple[str, ...]] = ()
+
+    data: Annotated[bytes, Field(repr=False)]
+    filename: str | None = None
+    media_type: Annotated[str, Field(pattern=f"^{_MEDIA_TYPE}$")] = ""
+    metadata: Mapping[str, str] = Field(default_factory=dict[str, str])
+    path: Annotated[StoragePath | None, Field(exclude=True)] = None
+    info: Annotated[ObjectInfo | None, Field(exclude=True, repr=False)] = None
+
+    def __init__(self, **values: Any) -> None:
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            reasons = "; ".join(
+                f"{'.'.join(map(str, detail['loc']))}: {detail['msg']}"
+                for detail in error.errors(include_input=False, include_context=False)
+            )
+            message = f"{type(self).__name__} cannot hold this: {reasons}"
+            raise FileException(message) from None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _guess_media_type(cls, values: dict[str, Any]) -> dict[str, Any]:
+        if values.get("media_type"):
+            return values
+        name, data = values.get("filename"), values.get("data")
+        guess = cls.default_media_type
+        if isinstance(name, str):
+            guess = media_types.from_name(name) or guess
+        if guess is None and isinstance(data, bytes):
+            guess = media_types.from_bytes(data)
+        if guess is None:
+            message = (
+                f"The media type of {name or 'a file without a name'} cannot be told from its "
+                f"name or bytes: pass media_type to {cls.__name__}."
+            )
+            raise MediaTypeCannotBeGuessedException(message)
+        return {**values, "media_type": guess}
+
+    @field_validator("media_type")
+    @classmethod
+    def _check_family(cls, media_type: str) -> str:
+        families = cls.media_type_families
+        if families and not media_type.startswith(families):
+            message = f"{media_type} is not one of {', '.join(f'{each}*' for each in families)}"
+            raise ValueError(message)
+        return media_type
+
+    @field_validator("metadata")
+    @classmethod
+    def _check_metadata(cls, metadata: Mapping[str, str]) -> Mapping[str, str]:
+        check_metadata(metadata)
+        return metadata
+
+    @property
+    def content(self) -> Any:
+        """The decoded value: `str` of text, the value of JSON, else the bytes."""
+        return self.data
+
+    def sha256(self) -> str:
+        """Return the SHA-256 of the bytes, hexadecimal."""
+        return hashlib.sha256(self.data).hexdigest()
+
+    @classmethod
+    def from_stored(cls, data: bytes, *, filename: str, info: ObjectInfo) -> Self:
+        """Build the content from what was read, without judging what once was written."""
+        return cls.model_construct(  # type: ignore[return-value]  # its stub says BaseModel
+            data=data,
+            filename=filename,
+            media_type=info.media_type,
+            metadata=info.metadata,
+            path=info.path,
+            info=info,
+        )
+
+
+def check_metadata(metadata: Mapping[str, str]) -> None:
+    """Refuse metadata that no store holds.
+
+    Raises:
+        MetadataException: over 2 KB, a reserved or empty name, lone surrogates.
+    """
+    try:
+        size = sum(len(name.encode()) + len(value.encode()) for name, value in metadata.items())
+    except UnicodeEncodeError:
+        message = "Metadata has a lone surrogate, which UTF-8 cannot hold."
+        raise MetadataException(message) from None
+    if size > MAX_METADATA_BYTES:
+        message = f"Metadata has {size} bytes; stores take at most {MAX_METADATA_BYTES}."
+        raise MetadataException(message)
+    for name in metadata:
+        if not name or name.lower().startswith("fennflow_"):
+            message = f"Metadata cannot have the name {name!r}: it is empty or FennFlow's own."
+            raise MetadataException(message)
+
+
+class TextContent(BaseContent):
+    """Text, stored as UTF-8 unless its media type names another charset.
+
+    Example:
+        ```python
+        from fennflow.files import TextContent
+
+        greeting = TextContent.from_content("Grüezi", filename="greeting.txt")
+        print(greeting.media_type, greeting.content)
+        #> text/plain Grüezi
+        ```
+    """
+
+    default_media_type = "text/plain"
+
+    @classmethod
+    def from_content(
+        cls,
+        text: str,
+        *,
+        filename: str | None = None,
+        media_type: str = "",
+        metadata: Mapping[str, str] | None = None,
+    ) -> Self:
+        """Build it from text.
+
+        Raises:
+            FileException: the charset cannot encode the text.
+        """
+        try:
+            data = text.encode(_charset(media_type))
+        except (UnicodeEncodeError, LookupError, AttributeError) as error:
+            message = f"The text cannot be encoded: {error}"
+            raise FileException(message) from error
+        return cls(data=data, filename=filename, media_type=media_type, metadata=metadata or {})
+
+    @property
+    @override
+    def content(self) -> str:
+        """The text.
+
+        Raises:
+            FileException: the bytes are not text of the charset.
+        """
+        try:
+            return self.data.decode(_charset(self.media_type))
+        except (UnicodeDecodeError, LookupError) as error:
+            message = f"{self.path or self.filename or 'The text'} cannot be decoded: {error}"
+            raise FileException(message) from error
+
+
+def _charset(media_type: str) -> str:
+    for parameter in media_type.split(";")[1:]:
+        name, _, value = parameter.partition("=")
+        if name.strip().lower() == "charset":
+            return value.strip().strip('"')
+    return "utf-8"
+
+
+class JsonContent(BaseContent):
+    """A JSON value, stored as compact UTF-8.
+
+    Example:
+        ```python
+        from fennflow.files import JsonContent
+
+        numbers = JsonContent.from_content({"π": 3.14})
+        print(numbers.data.decode(), numbers.content["π"])
+        #> {"π":3.14} 3.14
+        ```
+    """
+
+    default_media_type = "application/json"
+
+    @classmethod
+    def from_content(
+        cls,
+        value: object,
+        *,
+        filename: str | None = None,
+        media_type: str = "",
+        metadata: Mapping[str, str] | None = None,
+    ) -> Self:
+        """Build it from a value.
+
+        Raises:
+            FileException: the value is no JSON, for instance has a NaN.
+        """
+        try:
+            text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+            data = text.encode()
+        except (TypeError, ValueError, RecursionError) as error:
+            message = f"The value is no JSON: {error}"
+            raise FileException(message) from error
+        return cls(data=data, filename=filename, media_type=media_type, metadata=metadata or {})
+
+    @property
+    @override
+    def content(self) -> Any:
+        """The value.
+
+        Raises:
+            FileException: the bytes are no JSON.
+        """
+        try:
+            return json.loads(self.data)
+        except (ValueError, RecursionError) as error:
+            message = f"{self.path or self.filename or 'The file'} is no JSON: {error}"
+            raise FileException(message) from error
+
+
+class BinaryContent(BaseContent):
+    """Bytes of any media type."""
+
+    @property
+    @override
+    def content(self) -> bytes:
+        """The bytes."""
+        return self.data
+
+
+class ImageContent(BinaryContent):
+    """An image."""
+
+    media_type_families = ("image/",)
+
+
+class AudioContent(BinaryContent):
+    """A sound."""
+
+    media_type_families = ("audio/",)
+
+
+class VideoContent(BinaryContent):
+    """A film."""
+
+    media_type_families = ("video/",)
+
+
+class DocumentContent(BinaryContent):
+    """A document such as a PDF."""

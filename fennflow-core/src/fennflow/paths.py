@@ -1,0 +1,165 @@
+"""Keys: the rules they keep, and how a path inside a scope becomes one."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import unicodedata
+from typing import TYPE_CHECKING, NoReturn, Protocol, runtime_checkable
+
+from fennflow.exceptions import ContinuationTokenException, KeyException
+
+if TYPE_CHECKING:
+    from pydantic import GetCoreSchemaHandler
+    from pydantic_core import CoreSchema
+
+__all__ = ["PathTemplate", "StoragePath"]
+
+MAX_KEY_BYTES = 1024
+LAST_CHARACTER = 0x10FFFF
+BEFORE_SURROGATES, AFTER_SURROGATES = 0xD7FF, 0xE000
+
+
+@runtime_checkable
+class PathTemplate(Protocol):
+    """Anything that renders itself to a path: `at(template)` takes it like a `str`."""
+
+    def render(self) -> str:
+        """Return the path, relative to the scope it is used in."""
+        ...
+
+
+class StoragePath(str):
+    """A full path from the root of a bucket; every method takes it as absolute.
+
+    Example:
+        ```python
+        from fennflow.paths import StoragePath
+
+        path = StoragePath("folder1/report.txt")
+        print(path.name, path.parent)
+        #> report.txt folder1
+        ```
+    """
+
+    __slots__ = ()
+
+    @property
+    def name(self) -> str:
+        """What follows the last `/`."""
+        return self.rpartition("/")[2]
+
+    @property
+    def parent(self) -> StoragePath:
+        """What precedes the last `/`; empty at the root."""
+        return StoragePath(self.rpartition("/")[0])
+
+    @classmethod
+    def __get_pydantic_core_schema__(
+        cls, source: object, handler: GetCoreSchemaHandler
+    ) -> CoreSchema:
+        """Let models hold a `StoragePath`: any string becomes one."""
+        from pydantic_core import core_schema
+
+        return core_schema.no_info_after_validator_function(cls, core_schema.str_schema())
+
+
+def check_key(key: str, *, reserved_prefix: str | None = None) -> str:
+    """Return the key if every store can hold it.
+
+    Args:
+        key: the full key.
+        reserved_prefix: the prefix that user keys may not start with (protocol P10).
+
+    Raises:
+        KeyException: the key is empty, over 1,024 bytes of UTF-8 (the limit of S3), has control
+            characters, lone surrogates, `.` or `..` segments, a leading, doubled or trailing
+            `/`, or starts with the reserved prefix.
+    """
+    if not key:
+        _refuse(key, "is empty")
+    try:
+        size = len(key.encode())
+    except UnicodeEncodeError:
+        _refuse(key, "has a lone surrogate, which UTF-8 cannot hold")
+    if size > MAX_KEY_BYTES:
+        _refuse(key, f"has {size} bytes of UTF-8; S3 takes at most {MAX_KEY_BYTES}")
+    # Cc, the control characters, are the only category below U+0020 and at U+007F to U+009F.
+    if not key.isprintable() and any(unicodedata.category(char) == "Cc" for char in key):
+        _refuse(key, "has a control character")
+    for segment in key.split("/"):
+        if segment in {".", ".."}:
+            _refuse(key, f"has a {segment!r} segment")
+        if not segment:
+            _refuse(key, "starts or ends with '/', or has '//'")
+    if reserved_prefix is not None and key.startswith(reserved_prefix):
+        _refuse(key, f"starts with {reserved_prefix!r}, which is FennFlow's own")
+    return key
+
+
+def _refuse(key: str, reason: str) -> NoReturn:
+    shown = key if len(key) <= 80 else f"{key[:77]}..."  # noqa: PLR2004 - a line's length
+    message = f"Key {shown!a} {reason}. Choose another key; nothing was sent."
+    raise KeyException(message)
+
+
+def join_key(scope: str, path: str) -> str:
+    """Return the full key of a path used under a scope; a `StoragePath` is absolute."""
+    if isinstance(path, StoragePath) or not scope:
+        return str(path)
+    return f"{scope}/{path}"
+
+
+def render_path(path: str | PathTemplate) -> str:
+    """Return the text of a path or template.
+
+    Raises:
+        KeyException: it is neither.
+    """
+    rendered: object = path if isinstance(path, str) else None
+    if isinstance(path, PathTemplate):
+        rendered = path.render()
+    if not isinstance(rendered, str):
+        message = f"A path is a str or has render() -> str, but this is {type(path).__name__}."
+        raise KeyException(message)
+    return path if isinstance(path, StoragePath) else rendered
+
+
+def after_key(key: str) -> str:
+    """Return the smallest key that sorts after this one."""
+    return key + "\0"
+
+
+def after_prefix(prefix: str) -> str | None:
+    """Return the smallest key that sorts after all keys with this prefix; None if none does.
+
+    Python compares strings by code point, which is the order of UTF-8 bytes: S3's order.
+    """
+    for end in range(len(prefix), 0, -1):
+        last = ord(prefix[end - 1])
+        if last < LAST_CHARACTER:
+            successor = AFTER_SURROGATES if last == BEFORE_SURROGATES else last + 1
+            return prefix[: end - 1] + chr(successor)
+    return None
+
+
+def encode_token(start: str) -> str:
+    """Return the continuation token of the page that starts at a key."""
+    return base64.urlsafe_b64encode(start.encode()).decode().rstrip("=")
+
+
+def decode_token(token: str) -> str:
+    """Return the key at which the next page starts.
+
+    A token only moves the start of a page: prefix and scope are applied again, so a forged one
+    opens nothing.
+
+    Raises:
+        ContinuationTokenException: it is not a token of `list`.
+    """
+    try:
+        padded = token.encode("ascii") + b"=" * (-len(token) % 4)
+        return base64.b64decode(padded, altchars=b"-_", validate=True).decode()
+    except (UnicodeError, binascii.Error, AttributeError):
+        message = "The continuation token is not one that list() returned; pass it unchanged."
+        raise ContinuationTokenException(message) from None

@@ -1,0 +1,200 @@
+"""What repositories return."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import TYPE_CHECKING, Generic, TypeVar, cast, overload
+
+from typing_extensions import override
+
+from fennflow.exceptions import FileException
+from fennflow.paths import StoragePath
+
+if TYPE_CHECKING:
+    from fennflow.files import (
+        AudioContent,
+        BaseContent,
+        DocumentContent,
+        ImageContent,
+        JsonContent,
+        TextContent,
+        VideoContent,
+    )
+
+__all__ = ["DeleteResponse", "ListResponse", "MediaResponse", "ObjectInfo", "PutResponse"]
+
+T = TypeVar("T")
+C = TypeVar("C", bound="BaseContent")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ObjectInfo:
+    """What the catalog says of an object; no object request is made for it.
+
+    Args:
+        path: its full path.
+        size: in bytes.
+        media_type: for instance `text/plain`.
+        etag: of the object where it lies now; changes with the bytes, and is no checksum.
+        sha256: hexadecimal; None if FennFlow did not write the object.
+        created_at: when the path was first written, UTC.
+        modified_at: when this content was written, UTC.
+        metadata: the user's.
+        version_id: of a versioned bucket.
+    """
+
+    path: StoragePath
+    size: int
+    media_type: str
+    etag: str
+    sha256: str | None
+    created_at: datetime
+    modified_at: datetime
+    metadata: Mapping[str, str] = field(default_factory=dict[str, str])
+    version_id: str | None = None
+
+
+class Response(Sequence[T], Generic[T]):
+    """An immutable sequence that prints as its class and what it holds."""
+
+    __slots__ = ("_items",)
+
+    def __init__(self, items: Sequence[T] = ()) -> None:
+        self._items = tuple(items)
+
+    @overload
+    def __getitem__(self, index: int) -> T: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[T, ...]: ...
+    @override
+    def __getitem__(self, index: int | slice) -> T | tuple[T, ...]:
+        return self._items[index]
+
+    @override
+    def __len__(self) -> int:
+        return len(self._items)
+
+    @override
+    def __eq__(self, other: object) -> bool:
+        if isinstance(other, (Response, list, tuple)):
+            return self._items == tuple(cast("Sequence[object]", other))
+        return NotImplemented
+
+    @override
+    def __hash__(self) -> int:
+        return hash(self._items)
+
+    @override
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}[{', '.join(map(repr, self._items))}]"
+
+
+class PutResponse(Response[StoragePath]):
+    """The paths that were written, in the order of the files."""
+
+    __slots__ = ()
+
+
+class DeleteResponse(Response[StoragePath]):
+    """The paths that were deleted; those that did not exist are not among them."""
+
+    __slots__ = ()
+
+
+class ListResponse(Response[StoragePath]):
+    """A page of paths in key order.
+
+    Args:
+        items: the paths.
+        prefixes: with a delimiter, what the paths beyond it have in common, as S3 rolls them up.
+        continuation_token: what `list` takes to return the next page; None on the last.
+    """
+
+    __slots__ = ("continuation_token", "prefixes")
+
+    def __init__(
+        self,
+        items: Sequence[StoragePath] = (),
+        *,
+        prefixes: Sequence[StoragePath] = (),
+        continuation_token: str | None = None,
+    ) -> None:
+        super().__init__(items)
+        self.prefixes = tuple(prefixes)
+        self.continuation_token = continuation_token
+
+
+class MediaResponse(Response["BaseContent"]):
+    """Files in the order asked.
+
+    Example:
+        ```python
+        from fennflow.files import JsonContent, TextContent
+        from fennflow.responses import MediaResponse
+
+        files = MediaResponse([TextContent.from_content("a"), JsonContent.from_content(1)])
+        print(len(files.texts), files.filter(JsonContent)[0].content)
+        #> 1 1
+        ```
+    """
+
+    __slots__ = ()
+
+    def filter(self, content: type[C]) -> tuple[C, ...]:
+        """Return the files of a class."""
+        return tuple(item for item in self if isinstance(item, content))
+
+    def one(self) -> BaseContent:
+        """Return the only file.
+
+        Raises:
+            FileException: there is none, or there are several.
+        """
+        if len(self) != 1:
+            message = f"one() wants exactly one file, and there are {len(self)}."
+            raise FileException(message)
+        return self[0]
+
+    @property
+    def texts(self) -> tuple[TextContent, ...]:
+        """The files that are `TextContent`."""
+        from fennflow.files import TextContent
+
+        return self.filter(TextContent)
+
+    @property
+    def jsons(self) -> tuple[JsonContent, ...]:
+        """The files that are `JsonContent`."""
+        from fennflow.files import JsonContent
+
+        return self.filter(JsonContent)
+
+    @property
+    def images(self) -> tuple[ImageContent, ...]:
+        """The files that are `ImageContent`."""
+        from fennflow.files import ImageContent
+
+        return self.filter(ImageContent)
+
+    @property
+    def audios(self) -> tuple[AudioContent, ...]:
+        """The files that are `AudioContent`."""
+        from fennflow.files import AudioContent
+
+        return self.filter(AudioContent)
+
+    @property
+    def videos(self) -> tuple[VideoContent, ...]:
+        """The files that are `VideoContent`."""
+        from fennflow.files import VideoContent
+
+        return self.filter(VideoContent)
+
+    @property
+    def documents(self) -> tuple[DocumentContent, ...]:
+        """The files that are `DocumentContent`."""
+        from fennflow.files import DocumentContent
+
+        return self.filter(DocumentContent)

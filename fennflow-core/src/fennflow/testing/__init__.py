@@ -1,0 +1,21 @@
+"""What plugin authors and users test with: conformance suites, and S3 servers that start at once.
+
+Install it with `pip install 'fennflow-core[testing]'`.
+"""
+
+from __future__ import annotations
+
+from fennflow.testing.backend_suite import BackendSuite
+from fennflow.testing.connector_suite import ConnectorSuite, Target
+from fennflow.testing.servers import Fault, S3Request, S3Server, juicefs_gateway, moto_server
+
+__all__ = [
+    "BackendSuite",
+    "ConnectorSuite",
+    "Fault",
+    "S3Request",
+    "S3Server",
+    "Target",
+    "juicefs_gateway",
+    "moto_server",
+]

@@ -1,0 +1,327 @@
+"""The suite that a backend passes to call itself conformant.
+
+A third party subclasses it with one fixture:
+
+```python
+class TestMyBackend(BackendSuite):
+    @pytest.fixture
+    def config(self, tmp_path):
+        return MyBackendConfig(path=tmp_path)  # an empty catalog
+```
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from datetime import UTC, datetime
+from uuid import uuid4
+
+import pytest
+
+from fennflow import ConfigDict, plugins
+from fennflow.backends import (
+    Backend,
+    Commit,
+    Delete,
+    Intent,
+    ObjectKey,
+    Outcome,
+    Placement,
+    Record,
+    SessionToken,
+    Tombstone,
+)
+from fennflow.config import BackendConfig
+from fennflow.connectors import Location
+from fennflow.exceptions import ConflictException, RecordLockedException, SessionLostException
+
+A, B, C = (ObjectKey("bucket", name) for name in "abc")
+NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+
+
+@asynccontextmanager
+async def opened(config: BackendConfig) -> AsyncGenerator[Backend]:
+    """Open a backend as an engine does, through its plugin."""
+    settings = ConfigDict(backend=config)
+    backend = plugins.registry().backend_for(config).factory(config, settings)
+    await backend.open()
+    try:
+        yield backend
+    finally:
+        await backend.aclose()
+
+
+def new_session() -> SessionToken:
+    """Return a session that no journal knows."""
+    return SessionToken(str(uuid4()))
+
+
+def record(key: ObjectKey, session: SessionToken, *, etag: str = "e1", seq: int = 1) -> Record:
+    """Return a record with something in every field."""
+    return Record(
+        namespace=key.namespace,
+        key=key.key,
+        location=Location(key.key, "v1"),
+        etag=etag,
+        size=3,
+        media_type="text/plain",
+        content_type="text",
+        sha256="0" * 64,
+        metadata={"schlüssel": "wert"},
+        created_at=NOW,
+        modified_at=NOW,
+        session_id=session.session_id,
+        seq=seq,
+    )
+
+
+def plan_for(*keys: ObjectKey) -> Callable[[Mapping[ObjectKey, Record]], Sequence[Intent]]:
+    """Return a plan that writes an intent for each key."""
+    return lambda _records: [
+        Intent(
+            seq=seq,
+            namespace=key.namespace,
+            key=key.key,
+            placement=Placement.DIRECT,
+            target=key.key,
+        )
+        for seq, key in enumerate(keys, 1)
+    ]
+
+
+async def put(backend: Backend, *keys: ObjectKey, etag: str = "e1") -> SessionToken:
+    """Commit a record for each key."""
+    session = new_session()
+    await backend.stage(session, keys, plan_for(*keys))
+    records = [record(key, session, etag=etag, seq=seq) for seq, key in enumerate(keys, 1)]
+    await backend.commit(session, Commit(records=records))
+    return session
+
+
+def run(config: BackendConfig, scenario: Callable[[Backend], Awaitable[None]]) -> None:
+    """Run a scenario on a backend."""
+
+    async def main() -> None:
+        async with opened(config) as backend:
+            await scenario(backend)
+
+    asyncio.run(main())
+
+
+class BackendSuite:
+    """Tests of the contract in `fennflow.backends`."""
+
+    @pytest.fixture
+    def config(self) -> BackendConfig:
+        """Return what is tested, with an empty catalog; override it."""
+        pytest.fail("Override the fixture `config` in your subclass of BackendSuite.")
+
+    def test_a_record_comes_back_as_it_was_committed(self, config: BackendConfig) -> None:
+        async def scenario(backend: Backend) -> None:
+            session = await put(backend, A)
+            assert await backend.records([A, B]) == {A: record(A, session)}
+
+        run(config, scenario)
+
+    def test_nothing_is_seen_before_the_pivot_and_all_after_it(self, config: BackendConfig) -> None:
+        async def scenario(backend: Backend) -> None:
+            await put(backend, C)
+            session = new_session()
+            await backend.stage(session, [A, B, C], plan_for(A, B))
+            assert set(await backend.records([A, B, C])) == {C}
+            records = [record(A, session), record(B, session, seq=2)]
+            await backend.commit(session, Commit(records=records, removed=[C]))
+            assert set(await backend.records([A, B, C])) == {A, B}
+
+        run(config, scenario)
+
+    def test_staging_returns_the_records_that_the_plan_saw(self, config: BackendConfig) -> None:
+        async def scenario(backend: Backend) -> None:
+            before = await put(backend, A)
+            seen: dict[ObjectKey, Record] = {}
+
+            def plan(records: Mapping[ObjectKey, Record]) -> Sequence[Intent]:
+                seen.update(records)
+                return []
+
+            returned = await backend.stage(new_session(), [A, B], plan)
+            assert returned == seen == {A: record(A, before)}
+
+        run(config, scenario)
+
+    def test_a_key_has_one_uncommitted_writer(self, config: BackendConfig) -> None:
+        async def scenario(backend: Backend) -> None:
+            first, second = new_session(), new_session()
+            await backend.stage(first, [B], plan_for(B))
+            with pytest.raises(RecordLockedException):
+                await backend.stage(second, [A, B], plan_for(A, B))
+            # None of the failed call's keys is locked.
+            await backend.stage(first, [A, B], plan_for(A))
+            await backend.abort(first)
+            with pytest.raises(RecordLockedException):
+                await backend.stage(second, [A], plan_for(A))
+            await backend.settle(first)
+            await backend.stage(second, [A, B], plan_for(A, B))
+
+        run(config, scenario)
+
+    def test_of_racing_sessions_one_gets_the_key(self, config: BackendConfig) -> None:
+        async def scenario(backend: Backend) -> None:
+            async def stage() -> bool:
+                try:
+                    await backend.stage(new_session(), [A, B], plan_for(A, B))
+                except RecordLockedException:
+                    return False
+                return True
+
+            async with asyncio.TaskGroup() as group:
+                racing = [group.create_task(stage()) for _ in range(20)]
+            assert sum(task.result() for task in racing) == 1
+
+        run(config, scenario)
+
+    def test_what_a_plan_raises_undoes_the_staging(self, config: BackendConfig) -> None:
+        async def scenario(backend: Backend) -> None:
+            def plan(_records: Mapping[ObjectKey, Record]) -> Sequence[Intent]:
+                raise ZeroDivisionError
+
+            with pytest.raises(ZeroDivisionError):
+                await backend.stage(new_session(), [A], plan)
+            await backend.stage(new_session(), [A], plan_for(A))
+
+        run(config, scenario)
+
+    def test_a_commit_with_steps_keeps_its_locks_until_it_is_settled(
+        self, config: BackendConfig
+    ) -> None:
+        async def scenario(backend: Backend) -> None:
+            session = new_session()
+            await backend.stage(session, [A], plan_for(A))
+            steps = [Delete(namespace="bucket", location=Location("old"), etag="e0")]
+            await backend.commit(session, Commit(records=[record(A, session)], steps=steps))
+            with pytest.raises(RecordLockedException):
+                await backend.stage(new_session(), [A], plan_for(A))
+            assert await backend.abort(session) == (Outcome.COMMITTED, steps)
+            moved = replace(record(A, session), location=Location("a", "v2"), etag="e2")
+            await backend.relocate(session, [moved])
+            assert await backend.records([A]) == {A: moved}
+            await backend.settle(session)
+            await backend.stage(new_session(), [A], plan_for(A))
+
+        run(config, scenario)
+
+    def test_the_first_decision_stands(self, config: BackendConfig) -> None:
+        async def scenario(backend: Backend) -> None:
+            aborted = new_session()
+            await backend.stage(aborted, [A], plan_for(A))
+            assert (await backend.abort(aborted))[0] is Outcome.ABORTED
+            assert (await backend.abort(aborted))[0] is Outcome.ABORTED
+            with pytest.raises(SessionLostException):
+                await backend.commit(aborted, Commit(records=[record(A, aborted)]))
+            with pytest.raises(SessionLostException):
+                await backend.stage(aborted, [B], plan_for(B))
+            assert await backend.records([A]) == {}
+            committed = await put(backend, B)
+            assert (await backend.abort(committed))[0] is Outcome.COMMITTED
+            assert set(await backend.records([B])) == {B}
+
+        run(config, scenario)
+
+    def test_another_token_is_refused_everywhere(self, config: BackendConfig) -> None:
+        async def scenario(backend: Backend) -> None:
+            session = new_session()
+            await backend.stage(session, [A], plan_for(A))
+            stranger = session._replace(token=session.token + 1)
+            for attempt in (
+                backend.stage(stranger, [B], plan_for(B)),
+                backend.note_upload(stranger, 1, "upload"),
+                backend.commit(stranger, Commit(records=[record(A, stranger)])),
+                backend.abort(stranger),
+                backend.relocate(stranger, [record(A, stranger)]),
+                backend.settle(stranger),
+            ):
+                with pytest.raises(SessionLostException):
+                    await attempt
+            assert await backend.records([A]) == {}
+            await backend.note_upload(session, 1, "upload")
+
+        run(config, scenario)
+
+    def test_a_changed_read_fails_the_pivot_and_decides_nothing(
+        self, config: BackendConfig
+    ) -> None:
+        async def scenario(backend: Backend) -> None:
+            old = record(A, await put(backend, A))
+            await put(backend, A, etag="e2")
+            session = new_session()
+            await backend.stage(session, [C], plan_for(C))
+            changed = Commit(records=[record(C, session)], reads={A: old, B: None})
+            with pytest.raises(ConflictException, match="bucket/a"):
+                await backend.commit(session, changed)
+            assert await backend.records([C]) == {}
+            now = (await backend.records([A]))[A]
+            await backend.commit(session, replace(changed, reads={A: now, B: None}))
+            assert set(await backend.records([C])) == {C}
+
+        run(config, scenario)
+
+    def test_a_key_kept_locked_outlives_its_session(self, config: BackendConfig) -> None:
+        async def scenario(backend: Backend) -> None:
+            session = new_session()
+            await backend.stage(session, [A, B], plan_for(A, B))
+            await backend.abort(session)
+            await backend.settle(session, keep_locked=[A])
+            with pytest.raises(RecordLockedException):
+                await backend.stage(new_session(), [A], plan_for(A))
+            await backend.stage(new_session(), [B], plan_for(B))
+
+        run(config, scenario)
+
+    def test_tombstones_are_found_after_commit_and_settlement(self, config: BackendConfig) -> None:
+        async def scenario(backend: Backend) -> None:
+            session = new_session()
+            first = Tombstone(namespace="bucket", key="a", session_id=session.session_id, seq=1)
+            second = replace(first, seq=2)
+            await backend.stage(session, [A], plan_for(A))
+            steps = [Delete(namespace="bucket", location=Location("old"))]
+            await backend.commit(session, Commit(steps=steps, tombstones=[first]))
+            assert await backend.has_tombstone(first)
+            assert not await backend.has_tombstone(second)
+            await backend.settle(session, tombstones=[second])
+            assert await backend.has_tombstone(second)
+
+        run(config, scenario)
+
+    def test_a_scan_is_in_the_order_of_utf8_bytes(self, config: BackendConfig) -> None:
+        async def scenario(backend: Backend) -> None:
+            names = ["b", "a/2", "a/10", "ab", "a-", "B", "ä", "😀", "\uff5e", "a%", "a_"]
+            await put(backend, *(ObjectKey("bucket", name) for name in names))
+            await put(backend, ObjectKey("bucket2", "a"), ObjectKey("bucke", "a"))
+
+            async def scan(prefix: str = "", start: str = "", limit: int = 100) -> list[str]:
+                found = await backend.scan("bucket", prefix=prefix, start=start, limit=limit)
+                return [each.key for each in found]
+
+            ordered = sorted(names, key=str.encode)
+            assert await scan() == ordered
+            assert await scan(limit=3) == ordered[:3]
+            assert await scan(start="ab") == ordered[ordered.index("ab") :]
+            assert await scan(start="ab\0") == ordered[ordered.index("ab") + 1 :]
+            assert await scan("a/") == ["a/10", "a/2"]
+            assert await scan("a/", "a/10\0") == ["a/2"]
+            # Wildcards of databases are letters like any other.
+            assert await scan("a%") == ["a%"]
+            assert await scan("a_") == ["a_"]
+
+        run(config, scenario)
+
+    def test_the_catalog_has_one_id(self, config: BackendConfig) -> None:
+        async def scenario(backend: Backend) -> None:
+            async with opened(config) as again:
+                assert again.catalog_id == backend.catalog_id
+            assert "/" not in backend.catalog_id
+
+        run(config, scenario)

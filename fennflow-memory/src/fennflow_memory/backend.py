@@ -1,0 +1,275 @@
+"""Catalog and journal in the memory of the process: the contract of `Backend`, on dictionaries.
+
+Every transaction holds one lock and awaits nothing, so it is atomic for all event loops and
+threads of the process.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from bisect import bisect_left, insort
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+import uuid_utils
+from typing_extensions import override
+
+from fennflow.backends import (
+    Backend,
+    Commit,
+    Intent,
+    ObjectKey,
+    Outcome,
+    Plan,
+    Record,
+    SessionToken,
+    Step,
+    Tombstone,
+    conflict,
+)
+from fennflow.exceptions import RecordLockedException, SessionLostException
+
+if TYPE_CHECKING:
+    from fennflow.config import ConfigDict, ConnectorConfig
+    from fennflow_memory.config import InMemoryBackendConfig
+
+
+@dataclass(slots=True)
+class _Session:
+    """A session's row."""
+
+    token: int
+    outcome: Outcome | None = None
+    intents: dict[int, Intent] = field(default_factory=dict[int, Intent])
+    locks: set[ObjectKey] = field(default_factory=set[ObjectKey])
+    steps: Sequence[Step] = ()
+
+
+@dataclass(slots=True)
+class _Tables:
+    """What a database would hold."""
+
+    catalog_id: str = field(default_factory=lambda: str(uuid_utils.uuid7()))
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    records: dict[ObjectKey, Record] = field(default_factory=dict[ObjectKey, Record])
+    keys: dict[str, list[str]] = field(default_factory=dict[str, list[str]])
+    sessions: dict[str, _Session] = field(default_factory=dict[str, _Session])
+    # Of a key: the session that holds it, and until when if that session is settled (P20 b).
+    locks: dict[ObjectKey, tuple[str, float | None]] = field(
+        default_factory=dict[ObjectKey, "tuple[str, float | None]"]
+    )
+    tombstones: dict[Tombstone, float] = field(default_factory=dict[Tombstone, float])
+    outcomes: dict[str, tuple[Outcome, float]] = field(
+        default_factory=dict[str, "tuple[Outcome, float]"]
+    )
+
+
+_tables: dict[tuple[InMemoryBackendConfig, ConnectorConfig], _Tables] = {}
+_tables_lock = threading.Lock()
+
+
+def new_backend(config: InMemoryBackendConfig, settings: ConfigDict) -> Backend:
+    """Return a backend on the process's tables for this pair of configs."""
+    with _tables_lock:
+        tables = _tables.setdefault((config, settings.connector), _Tables())
+    return InMemoryBackend(tables, doubt_period=settings.doubt_period)
+
+
+class InMemoryBackend(Backend):
+    """Catalog and journal on dictionaries.
+
+    Args:
+        tables: the rows.
+        doubt_period: seconds for which tombstones and kept locks stand.
+    """
+
+    def __init__(self, tables: _Tables, *, doubt_period: float) -> None:
+        self._tables = tables
+        self._doubt_period = doubt_period
+
+    @property
+    @override
+    def catalog_id(self) -> str:
+        return self._tables.catalog_id
+
+    @override
+    async def open(self) -> None:
+        """Do nothing: the tables are there."""
+
+    @override
+    async def aclose(self) -> None:
+        """Do nothing: the tables stay for the process."""
+
+    @override
+    async def records(self, keys: Collection[ObjectKey]) -> Mapping[ObjectKey, Record]:
+        with self._tables.lock:
+            return self._records(keys)
+
+    @override
+    async def scan(
+        self, namespace: str, *, prefix: str, start: str, limit: int
+    ) -> Sequence[Record]:
+        with self._tables.lock:
+            keys = self._tables.keys.get(namespace, [])
+            found: list[Record] = []
+            for index in range(bisect_left(keys, max(start, prefix)), len(keys)):
+                if len(found) == limit or not keys[index].startswith(prefix):
+                    break
+                found.append(self._tables.records[ObjectKey(namespace, keys[index])])
+            return found
+
+    @override
+    async def stage(
+        self, session: SessionToken, keys: Collection[ObjectKey], plan: Plan
+    ) -> Mapping[ObjectKey, Record]:
+        tables = self._tables
+        with tables.lock:
+            self._purge()
+            row = tables.sessions.get(session.session_id)
+            if row is None and session.token == 0 and session.session_id not in tables.outcomes:
+                row = _Session(token=0)
+            if row is None or row.token != session.token or row.outcome is not None:
+                raise _lost(session)
+            for key in sorted(keys):
+                holder, until = tables.locks.get(key, (session.session_id, None))
+                expired = until is not None and until <= time.monotonic()
+                if holder != session.session_id and not expired:
+                    message = f"{key.namespace}/{key.key} is being written by another session."
+                    raise RecordLockedException(message)
+            records = self._records(keys)
+            intents = plan(records)
+            tables.sessions[session.session_id] = row
+            for key in keys:
+                tables.locks[key] = (session.session_id, None)
+            row.locks.update(keys)
+            row.intents.update({intent.seq: intent for intent in intents})
+            return records
+
+    @override
+    async def note_upload(self, session: SessionToken, seq: int, upload_id: str) -> None:
+        with self._tables.lock:
+            intents = self._row(session).intents
+            intents[seq] = replace(intents[seq], upload_id=upload_id)
+
+    @override
+    async def commit(self, session: SessionToken, commit: Commit) -> None:
+        tables = self._tables
+        with tables.lock:
+            row = self._row(session)
+            if row.outcome is not None:
+                raise _lost(session)
+            now = self._records(commit.reads)
+            changed = [key for key, record in commit.reads.items() if now.get(key) != record]
+            if changed:
+                raise conflict(changed)
+            for record in commit.records:
+                self._put_record(record)
+            for key in commit.removed:
+                self._remove_record(key)
+            self._decide(session, row, Outcome.COMMITTED)
+            self._bury(commit.tombstones)
+            row.steps = commit.steps
+            if not commit.steps:
+                self._drop(session, row)
+
+    @override
+    async def abort(self, session: SessionToken) -> tuple[Outcome, Sequence[Step]]:
+        with self._tables.lock:
+            row = self._tables.sessions.get(session.session_id)
+            if row is None:
+                decided = self._tables.outcomes.get(session.session_id)
+                if decided is None:
+                    # Nothing of it was ever staged; decided all the same, so nothing ever is.
+                    self._decide(session, _Session(session.token), Outcome.ABORTED)
+                    return Outcome.ABORTED, ()
+                return decided[0], ()
+            if row.token != session.token:
+                raise _lost(session)
+            if row.outcome is None:
+                self._decide(session, row, Outcome.ABORTED)
+            return row.outcome or Outcome.ABORTED, row.steps
+
+    @override
+    async def relocate(self, session: SessionToken, records: Sequence[Record]) -> None:
+        with self._tables.lock:
+            self._row(session)
+            for record in records:
+                self._put_record(record)
+
+    @override
+    async def settle(
+        self,
+        session: SessionToken,
+        *,
+        tombstones: Collection[Tombstone] = (),
+        keep_locked: Collection[ObjectKey] = (),
+    ) -> None:
+        with self._tables.lock:
+            if session.session_id not in self._tables.sessions:
+                return
+            row = self._row(session)
+            self._bury(tombstones)
+            self._drop(session, row)
+            until = time.monotonic() + self._doubt_period
+            for key in keep_locked:
+                self._tables.locks[key] = (session.session_id, until)
+
+    @override
+    async def has_tombstone(self, tombstone: Tombstone) -> bool:
+        with self._tables.lock:
+            return tombstone in self._tables.tombstones
+
+    def _records(self, keys: Collection[ObjectKey]) -> dict[ObjectKey, Record]:
+        records = self._tables.records
+        return {key: records[key] for key in keys if key in records}
+
+    def _put_record(self, record: Record) -> None:
+        key = record.object_key
+        if key not in self._tables.records:
+            insort(self._tables.keys.setdefault(key.namespace, []), key.key)
+        self._tables.records[key] = record
+
+    def _remove_record(self, key: ObjectKey) -> None:
+        if self._tables.records.pop(key, None) is not None:
+            keys = self._tables.keys[key.namespace]
+            del keys[bisect_left(keys, key.key)]
+
+    def _row(self, session: SessionToken) -> _Session:
+        row = self._tables.sessions.get(session.session_id)
+        if row is None or row.token != session.token:
+            raise _lost(session)
+        return row
+
+    def _decide(self, session: SessionToken, row: _Session, outcome: Outcome) -> None:
+        row.outcome = outcome
+        until = time.monotonic() + self._doubt_period
+        self._tables.outcomes[session.session_id] = (outcome, until)
+
+    def _bury(self, tombstones: Collection[Tombstone]) -> None:
+        due = time.monotonic() + self._doubt_period
+        self._tables.tombstones.update(dict.fromkeys(tombstones, due))
+
+    def _drop(self, session: SessionToken, row: _Session) -> None:
+        for key in row.locks:
+            self._tables.locks.pop(key, None)
+        del self._tables.sessions[session.session_id]
+
+    def _purge(self) -> None:
+        """Forget what has outlived the doubt period; outcomes are in order of their time."""
+        now = time.monotonic()
+        outcomes = self._tables.outcomes
+        while outcomes:
+            session_id, (_, until) = next(iter(outcomes.items()))
+            if until > now or session_id in self._tables.sessions:
+                break
+            del outcomes[session_id]
+
+
+def _lost(session: SessionToken) -> SessionLostException:
+    message = (
+        f"Session {session.session_id} is no longer this process's: its lease ran out, or it was "
+        "decided otherwise. Nothing of it was committed here; run the unit of work again."
+    )
+    return SessionLostException(message)

@@ -1,0 +1,72 @@
+"""What a user configures of the S3 connector."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
+
+from pydantic import Field, SecretStr, field_validator
+
+from fennflow.config import ConnectorConfig
+
+MiB = 1 << 20
+
+
+class S3ConnectorConfig(ConnectorConfig):
+    """A bucket store that speaks S3.
+
+    What is not given comes from the AWS chain: environment (`AWS_ACCESS_KEY_ID`, `AWS_REGION`,
+    `AWS_ENDPOINT_URL` …), shared files, roles.
+
+    Args:
+        aws_access_key_id: of the credentials.
+        aws_secret_access_key: of the credentials; shown nowhere.
+        aws_session_token: of temporary credentials; shown nowhere.
+        region_name: for instance `eu-central-1`.
+        endpoint_url: of an S3-compatible server; without credentials in it.
+        profile_name: in the shared files.
+        addressing_style: how the bucket is named: in the host name, or in the path.
+        max_pool_connections: open connections; make it no less than `max_concurrency`.
+        max_attempts: how often a request is sent in all, by botocore's `standard` retry mode.
+        multipart_threshold: bytes from which on a body is sent in parts.
+        multipart_part_size: bytes of a part, 5 MiB to 5 GiB.
+        aiobotocore_config: an `aiobotocore.config.AioConfig`; wins over what stands here.
+        capabilities: what the bucket enforces, in place of the probe.
+
+    Raises:
+        ConfigException: a value out of range, or an endpoint URL with credentials.
+
+    Example:
+        ```python
+        from fennflow.connectors import S3ConnectorConfig
+
+        config = S3ConnectorConfig(endpoint_url="http://localhost:9000", region_name="us-east-1")
+        ```
+    """
+
+    aws_access_key_id: Annotated[str | None, Field(repr=False)] = None
+    aws_secret_access_key: SecretStr | None = None
+    aws_session_token: SecretStr | None = None
+    region_name: str | None = None
+    endpoint_url: str | None = None
+    profile_name: str | None = None
+    addressing_style: Literal["auto", "path", "virtual"] = "auto"
+    max_pool_connections: Annotated[int, Field(gt=0)] = 50
+    max_attempts: Annotated[int, Field(gt=0)] = 5
+    multipart_threshold: Annotated[int, Field(ge=5 * MiB, le=5 * 1024 * MiB)] = 64 * MiB
+    multipart_part_size: Annotated[int, Field(ge=5 * MiB, le=5 * 1024 * MiB)] = 16 * MiB
+    aiobotocore_config: Annotated[Any, Field(repr=False)] = None
+
+    @field_validator("endpoint_url")
+    @classmethod
+    def _no_credentials(cls, url: str | None) -> str | None:
+        if url is None:
+            return None
+        parts = urlsplit(url)
+        if parts.scheme not in {"http", "https"} or not parts.hostname:
+            message = "must be an http:// or https:// URL with a host"
+            raise ValueError(message)
+        if "@" in parts.netloc:
+            message = "must not hold credentials; use aws_access_key_id and aws_secret_access_key"
+            raise ValueError(message)
+        return url

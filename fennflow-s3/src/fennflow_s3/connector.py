@@ -1,0 +1,308 @@
+"""Object I/O on S3."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack
+from typing import TYPE_CHECKING, Any
+
+from typing_extensions import override
+
+from fennflow.connectors import (
+    Capabilities,
+    Connector,
+    Deletion,
+    DeletionReport,
+    Location,
+    ObjectAttributes,
+    StoredObject,
+    UploadCallback,
+)
+from fennflow.exceptions import NoSuchKeyException, PreconditionFailedException
+from fennflow_s3 import metadata
+from fennflow_s3.client import client_context, from_code, translated, was_retried
+from fennflow_s3.probe import probe
+
+if TYPE_CHECKING:
+    from types_aiobotocore_s3 import S3Client
+    from types_aiobotocore_s3.type_defs import CompletedPartTypeDef
+
+    from fennflow.exceptions import BaseConnectorException
+    from fennflow_s3.config import S3ConnectorConfig
+
+PARTS_IN_FLIGHT = 4
+MAX_PARTS = 10_000
+
+
+class S3Connector(Connector):
+    """Object I/O on one S3 endpoint, through one pool of connections.
+
+    Args:
+        config: how to reach it.
+        reserved_prefix: where the probe may write.
+    """
+
+    def __init__(self, config: S3ConnectorConfig, *, reserved_prefix: str) -> None:
+        super().__init__(config.capabilities)
+        self._config = config
+        self._reserved_prefix = reserved_prefix
+        self._stack = AsyncExitStack()
+        self._opened: S3Client | None = None
+        self._keep_directories: set[str] = set()
+
+    @property
+    def _client(self) -> S3Client:
+        assert self._opened is not None, "the engine opens a connector before it uses it"  # noqa: S101
+        return self._opened
+
+    @override
+    async def open(self) -> None:
+        with translated("open a client for", "S3"):
+            self._opened = await self._stack.enter_async_context(client_context(self._config))
+
+    @override
+    async def aclose(self) -> None:
+        await self._stack.aclose()
+
+    @override
+    async def probe(self, namespace: str) -> Capabilities:
+        with translated("probe the bucket", namespace):
+            probed = await probe(self._client, namespace, self._reserved_prefix)
+        if probed.keeps_directories:
+            self._keep_directories.add(namespace)
+        return probed.capabilities
+
+    @override
+    def validate(self, namespace: str, key: str, attributes: ObjectAttributes) -> None:
+        metadata.encode(attributes.metadata)
+
+    @override
+    async def put(
+        self,
+        namespace: str,
+        key: str,
+        body: bytes,
+        attributes: ObjectAttributes,
+        *,
+        if_none_match: bool = False,
+        on_upload: UploadCallback | None = None,
+    ) -> StoredObject:
+        params: dict[str, Any] = {"Bucket": namespace, "Key": key}
+        stored: dict[str, Any] = {
+            "ContentType": attributes.media_type,
+            "Metadata": metadata.encode(attributes.metadata),
+        }
+        condition: dict[str, Any] = {"IfNoneMatch": "*"} if if_none_match else {}
+        with translated("put", f"{namespace}/{key}"):
+            if len(body) >= self._config.multipart_threshold:
+                answer = await self._upload(params, stored, body, condition, on_upload)
+            else:
+                if attributes.sha256 is not None:
+                    digest = base64.b64encode(bytes.fromhex(attributes.sha256)).decode()
+                    stored["ChecksumSHA256"] = digest
+                answer = await self._client.put_object(**params, **stored, **condition, Body=body)
+        return _stored(key, answer, size=len(body), attributes=attributes)
+
+    async def _upload(
+        self,
+        params: dict[str, Any],
+        stored: dict[str, Any],
+        body: bytes,
+        condition: dict[str, Any],
+        on_upload: UploadCallback | None,
+    ) -> Any:
+        """Send a body in parts, a few at a time; S3 takes at most 10,000 parts."""
+        size = max(self._config.multipart_part_size, -(-len(body) // MAX_PARTS))
+        created = await self._client.create_multipart_upload(**params, **stored)
+        upload_id = created["UploadId"]
+        if on_upload is not None:
+            await on_upload(upload_id)
+        starts = iter(range(0, len(body), size))
+        parts: list[CompletedPartTypeDef] = []
+
+        async def worker() -> None:
+            for start in starts:
+                number = start // size + 1
+                answer = await self._client.upload_part(
+                    **params,
+                    UploadId=upload_id,
+                    PartNumber=number,
+                    Body=body[start : start + size],
+                )
+                parts.append({"PartNumber": number, "ETag": answer["ETag"]})
+
+        try:
+            async with asyncio.TaskGroup() as group:
+                for _ in range(PARTS_IN_FLIGHT):
+                    group.create_task(worker())
+        except BaseExceptionGroup as failures:
+            raise failures.exceptions[0] from None
+        parts.sort(key=lambda part: part.get("PartNumber", 0))
+        return await self._client.complete_multipart_upload(
+            **params, **condition, UploadId=upload_id, MultipartUpload={"Parts": parts}
+        )
+
+    @override
+    async def get(
+        self, namespace: str, location: Location, *, if_match: str | None = None
+    ) -> tuple[StoredObject, bytes]:
+        condition: dict[str, Any] = {} if if_match is None else {"IfMatch": f'"{if_match}"'}
+        with translated("get", f"{namespace}/{location.key}"):
+            answer = await self._client.get_object(
+                Bucket=namespace, **_params(location), **condition
+            )
+            async with answer["Body"] as stream:
+                body = await stream.read()
+        return _stored(location.key, answer, size=len(body)), body
+
+    @override
+    async def head(self, namespace: str, location: Location) -> StoredObject | None:
+        try:
+            with translated("head", f"{namespace}/{location.key}"):
+                answer = await self._client.head_object(Bucket=namespace, **_params(location))
+        except NoSuchKeyException:
+            return None
+        return _stored(location.key, answer, size=answer["ContentLength"])
+
+    @override
+    async def copy(
+        self,
+        namespace: str,
+        source: Location,
+        key: str,
+        *,
+        if_match: str | None = None,
+        if_none_match: bool = False,
+    ) -> StoredObject:
+        copy_source: Any = {"Bucket": namespace, **_params(source)}
+        condition: dict[str, Any] = {}
+        if if_none_match:
+            condition["IfNoneMatch"] = "*"
+        if if_match is not None:
+            condition["IfMatch"] = f'"{if_match}"'
+        with translated("copy", f"{namespace}/{source.key} to {key}"):
+            answer: Any = await self._client.copy_object(
+                Bucket=namespace,
+                Key=key,
+                CopySource=copy_source,
+                **condition,
+            )
+        return _stored(key, {**answer, **answer["CopyObjectResult"]}, size=0)
+
+    @override
+    async def delete(self, namespace: str, deletions: Sequence[Deletion]) -> DeletionReport:
+        if len(deletions) == 1 and deletions[0].if_match is not None:
+            return await self._delete_if(namespace, deletions[0])
+        objects: Any = [
+            _params(deletion.location)
+            | ({} if deletion.if_match is None else {"ETag": f'"{deletion.if_match}"'})
+            for deletion in deletions
+        ]
+        with translated(f"delete {len(deletions)} objects of", namespace):
+            answer = await self._client.delete_objects(
+                Bucket=namespace, Delete={"Objects": objects, "Quiet": True}
+            )
+            if namespace in self._keep_directories:
+                await self._delete_directories(namespace, deletions)
+        errors: dict[tuple[str, str | None], BaseConnectorException] = {}
+        for error in answer.get("Errors", []):
+            key = error.get("Key", "")
+            errors[key, error.get("VersionId") or None] = from_code(
+                error.get("Code", ""), error.get("Message", ""), 0, "delete", f"{namespace}/{key}"
+            )
+        return DeletionReport(
+            errors=[_gone(errors.get((d.location.key, d.location.version_id))) for d in deletions],
+            retried=was_retried(answer),
+        )
+
+    async def _delete_directories(self, namespace: str, deletions: Sequence[Deletion]) -> None:
+        """Delete directories that are empty now; such servers ignore it where they are not."""
+        parents = {deletion.location.key.rpartition("/")[0] for deletion in deletions}
+        for parent in sorted(parents - {""}):
+            await self._client.delete_object(Bucket=namespace, Key=f"{parent}/")
+
+    async def _delete_if(self, namespace: str, deletion: Deletion) -> DeletionReport:
+        """Delete one object by ETag, as servers enforce it that do not in a batch."""
+        try:
+            with translated("delete", f"{namespace}/{deletion.location.key}"):
+                answer = await self._client.delete_object(
+                    Bucket=namespace, **_params(deletion.location), IfMatch=f'"{deletion.if_match}"'
+                )
+        except (NoSuchKeyException, PreconditionFailedException) as error:
+            return DeletionReport(errors=[_gone(error)])
+        return DeletionReport(errors=[None], retried=was_retried(answer))
+
+    @override
+    async def list(
+        self, namespace: str, prefix: str = "", *, start_after: str = ""
+    ) -> AsyncIterator[StoredObject]:
+        pages = self._client.get_paginator("list_objects_v2").paginate(
+            Bucket=namespace, Prefix=prefix, StartAfter=start_after
+        )
+        with translated("list", f"{namespace}/{prefix}"):
+            async for page in pages:
+                for item in page.get("Contents", []):
+                    yield _stored(item.get("Key", ""), item, size=item.get("Size", 0))
+
+    @override
+    async def versions(self, namespace: str, key: str) -> Sequence[StoredObject]:
+        pages = self._client.get_paginator("list_object_versions").paginate(
+            Bucket=namespace, Prefix=key
+        )
+        found: list[StoredObject] = []
+        with translated("list versions of", f"{namespace}/{key}"):
+            async for page in pages:
+                items = page.get("Versions", [])
+                found += [
+                    _stored(key, item, size=item.get("Size", 0))
+                    for item in items
+                    if item.get("Key") == key
+                ]
+                if items and items[-1].get("Key", "") > key:
+                    break
+        return found
+
+    @override
+    async def abort_upload(self, namespace: str, key: str, upload_id: str) -> None:
+        try:
+            with translated("abort the upload of", f"{namespace}/{key}"):
+                await self._client.abort_multipart_upload(
+                    Bucket=namespace, Key=key, UploadId=upload_id
+                )
+        except NoSuchKeyException:
+            return  # NoSuchUpload: completed, or aborted before
+
+
+def _params(location: Location) -> Any:
+    if location.version_id is None:
+        return {"Key": location.key}
+    return {"Key": location.key, "VersionId": location.version_id}
+
+
+def _gone(error: BaseConnectorException | None) -> BaseConnectorException | None:
+    """Return what prevented a deletion: not that the object is gone already."""
+    return None if isinstance(error, NoSuchKeyException) else error
+
+
+def _stored(
+    key: str, answer: Any, *, size: int, attributes: ObjectAttributes | None = None
+) -> StoredObject:
+    """Return what an answer of S3 says of an object."""
+    version_id = answer.get("VersionId")
+    if attributes is None:
+        attributes = ObjectAttributes(
+            media_type=answer.get("ContentType") or "application/octet-stream",
+            metadata=metadata.decode(answer.get("Metadata") or {}),
+        )
+    return StoredObject(
+        # The null version is what a bucket without versions, or with suspended ones, overwrites.
+        location=Location(key, None if version_id == "null" else version_id),
+        etag=str(answer["ETag"]).strip('"'),
+        size=size,
+        media_type=attributes.media_type,
+        metadata=attributes.metadata,
+        modified_at=answer.get("LastModified"),
+        retried=was_retried(answer),
+    )

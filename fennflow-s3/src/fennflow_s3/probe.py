@@ -1,0 +1,149 @@
+"""What a bucket enforces, found out by trying: some servers answer 200 to conditions they ignore.
+
+The rule is P15 of the protocol. All is tried on one key under the reserved prefix.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from urllib.parse import urlsplit
+
+import uuid_utils
+from botocore.exceptions import ClientError
+
+from fennflow.connectors import Capabilities
+
+if TYPE_CHECKING:
+    from types_aiobotocore_s3 import S3Client
+
+# An ETag that no object has.
+OTHER_ETAG = '"00000000000000000000000000000000"'
+
+
+class Probed(NamedTuple):
+    """What was found out.
+
+    Args:
+        capabilities: what the bucket enforces.
+        keeps_directories: whether DeleteObjects leaves empty directories behind, which are listed
+            as keys that end in `/` (JuiceFS).
+    """
+
+    capabilities: Capabilities
+    keeps_directories: bool = False
+
+
+async def probe(client: S3Client, bucket: str, reserved_prefix: str) -> Probed:
+    """Find out what a bucket enforces.
+
+    AWS's own endpoints are taken at their documentation: conditional writes, deletes (also in
+    DeleteObjects) and copies in general purpose buckets (S3 user guide, "Conditional requests").
+    """
+    versioning = await _versioning(client, bucket)
+    if is_aws(client.meta.endpoint_url):
+        documented = Capabilities(
+            conditional_create=True,
+            conditional_delete="batch",
+            conditional_copy=True,
+            versioned=versioning == "Enabled",
+        )
+        return Probed(documented)
+    key = f"{reserved_prefix}/probe/{uuid_utils.uuid7()}"
+    try:
+        await client.put_object(Bucket=bucket, Key=key, Body=b"1")
+        conditional_create = await _refused(
+            client.put_object(Bucket=bucket, Key=key, Body=b"2", IfNoneMatch="*")
+        )
+        conditional_copy = await _copy_conditions(client, bucket, key)
+        conditional_delete: Literal["batch", "single", "none"] = "batch"
+        keeps_directories = False
+        if not await _batch_conditions(client, bucket, key):
+            # The batch has deleted the object.
+            keeps_directories = await _keeps_directory(client, bucket, key)
+            await client.put_object(Bucket=bucket, Key=key, Body=b"1")
+            spared = await _refused(
+                client.delete_object(Bucket=bucket, Key=key, IfMatch=OTHER_ETAG)
+            )
+            conditional_delete = "single" if spared else "none"
+    finally:
+        await _clean_up(client, bucket, key, versions=versioning is not None)
+    capabilities = Capabilities(
+        conditional_create=conditional_create,
+        conditional_delete=conditional_delete,
+        conditional_copy=conditional_copy,
+        versioned=versioning == "Enabled",
+    )
+    return Probed(capabilities, keeps_directories)
+
+
+def is_aws(endpoint_url: str) -> bool:
+    """Return whether an endpoint is Amazon's own."""
+    host = urlsplit(endpoint_url).hostname or ""
+    return host.endswith((".amazonaws.com", ".amazonaws.com.cn"))
+
+
+async def _versioning(client: S3Client, bucket: str) -> str | None:
+    """Return `Enabled`, `Suspended`, or None if the bucket never had versions."""
+    try:
+        answer = await client.get_bucket_versioning(Bucket=bucket)
+    except ClientError as error:
+        if _status(error) in {400, 405, 501}:
+            return None  # servers that do not know versions
+        raise
+    return answer.get("Status")
+
+
+async def _copy_conditions(client: S3Client, bucket: str, key: str) -> bool:
+    source: Any = {"Bucket": bucket, "Key": key}
+    onto_itself: Any = {"CopySource": source, "MetadataDirective": "REPLACE"}
+    return await _refused(
+        client.copy_object(Bucket=bucket, Key=key, IfNoneMatch="*", **onto_itself)
+    ) and await _refused(
+        client.copy_object(Bucket=bucket, Key=key, IfMatch=OTHER_ETAG, **onto_itself)
+    )
+
+
+async def _batch_conditions(client: S3Client, bucket: str, key: str) -> bool:
+    answer = await client.delete_objects(
+        Bucket=bucket, Delete={"Objects": [{"Key": key, "ETag": OTHER_ETAG}]}
+    )
+    codes = {error.get("Code") for error in answer.get("Errors", [])}
+    return "PreconditionFailed" in codes
+
+
+async def _keeps_directory(client: S3Client, bucket: str, key: str) -> bool:
+    # JuiceFS lists an empty directory under its name without the slash alone.
+    parent = key.rpartition("/")[0]
+    there = await client.list_objects_v2(Bucket=bucket, Prefix=parent)
+    return f"{parent}/" in {item.get("Key") for item in there.get("Contents", [])}
+
+
+async def _refused(request: Awaitable[object]) -> bool:
+    """Return whether a request whose condition does not hold was refused for that."""
+    try:
+        await request
+    except ClientError as error:
+        if _status(error) == HTTPStatus.PRECONDITION_FAILED:
+            return True
+        if _status(error) in {400, 405, 409, 501}:
+            return False  # the server does not know the condition, or not on this request
+        raise
+    return False
+
+
+def _status(error: ClientError) -> int:
+    metadata: Any = error.response.get("ResponseMetadata", {})
+    return int(metadata.get("HTTPStatusCode", 0))
+
+
+async def _clean_up(client: S3Client, bucket: str, key: str, *, versions: bool) -> None:
+    if not versions:
+        await client.delete_object(Bucket=bucket, Key=key)
+        return
+    listed = await client.list_object_versions(Bucket=bucket, Prefix=key)
+    for version in [*listed.get("Versions", []), *listed.get("DeleteMarkers", [])]:
+        await client.delete_object(
+            Bucket=bucket, Key=key, VersionId=version.get("VersionId", "null")
+        )

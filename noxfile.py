@@ -1,0 +1,99 @@
+"""All checks, one session each; `nox` runs them all. CONTRIBUTING.md says what each is for."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import nox
+
+PYTHONS = ["3.11", "3.12", "3.13"]
+ROOT = Path(__file__).parent
+SOURCES = ["fennflow-core/src", "fennflow-memory/src", "fennflow-s3/src"]
+
+# Interpreters are used where they are installed; uv must not download any.
+os.environ["UV_PYTHON_DOWNLOADS"] = "never"
+if shutil.which("pyenv"):
+    versions = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")) / "versions"
+    found = [each.name for each in versions.glob("3.*") if each.name.rpartition(".")[0] in PYTHONS]
+    os.environ["PYENV_VERSION"] = ":".join(sorted(found))
+
+nox.needs_version = ">=2026.4"
+nox.options.default_venv_backend = "uv"
+nox.options.error_on_missing_interpreters = False
+nox.options.reuse_venv = "yes"
+
+
+def sync(session: nox.Session, group: str) -> None:
+    """Install the workspace, editable, with one dependency group."""
+    session.run_install(
+        "uv",
+        "sync",
+        "--no-default-groups",
+        f"--group={group}",
+        f"--python={session.virtualenv.location}",
+        "--quiet",
+        env={"UV_PROJECT_ENVIRONMENT": session.virtualenv.location},
+    )
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Check style and format with ruff."""
+    sync(session, "lint")
+    session.run("ruff", "check")
+    session.run("ruff", "format", "--check", "--diff")
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """Check types with mypy and pyright, both strict."""
+    sync(session, "dev")
+    session.run("mypy")
+    session.run("pyright", "--pythonpath", f"{session.virtualenv.bin}/python")
+
+
+@nox.session
+def imports(session: nox.Session) -> None:
+    """Check which module may import which."""
+    sync(session, "dev")
+    session.run("lint-imports")
+
+
+@nox.session
+def dependencies(session: nox.Session) -> None:
+    """Check that every package declares what it imports, and imports what it declares."""
+    sync(session, "lint")
+    # Modules that are not named like what brings them.
+    modules = {
+        "aiobotocore": "aiobotocore|aiohttp|botocore",
+        "fennflow-core": "fennflow",
+        "moto": "moto|werkzeug",
+        "pydantic": "pydantic|pydantic_core",
+    }
+    named = ",".join(f"{package}={names}" for package, names in modules.items())
+    for source in SOURCES:
+        with session.chdir((ROOT / source).parent):
+            session.run("deptry", "src", "--package-module-name-map", named)
+
+
+@nox.session(python=PYTHONS)
+def tests(session: nox.Session) -> None:
+    """Run the tests, with real servers; `nox -s tests -- -k name` picks some."""
+    sync(session, "test")
+    session.run("pytest", "-m", "not packaging and not docs", *session.posargs)
+
+
+@nox.session
+def packaging(session: nox.Session) -> None:
+    """Build the wheels, install them into empty environments, and use them there."""
+    sync(session, "test")
+    session.run("pytest", "-m", "packaging", *session.posargs)
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """Run every snippet of README, docs and docstrings."""
+    sync(session, "test")
+    session.run("pytest", "-m", "docs", *session.posargs)

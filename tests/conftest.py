@@ -1,0 +1,41 @@
+"""Real servers for all tests, started once each, and a fresh bucket for every test."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+from fennflow.testing import S3Server, juicefs_gateway, moto_server
+from stores import ALL_STORES, Store, make_store
+
+settings.register_profile("quick", deadline=None, max_examples=60, print_blob=True)
+settings.register_profile("thorough", deadline=None, max_examples=2000, print_blob=True)
+settings.load_profile("quick")
+
+
+@pytest.fixture(scope="session")
+def moto() -> Generator[S3Server]:
+    with moto_server() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def juicefs(tmp_path_factory: pytest.TempPathFactory) -> Generator[S3Server]:
+    directory: Path = tmp_path_factory.mktemp("juicefs")
+    with juicefs_gateway(directory) as server:
+        yield server
+
+
+@pytest.fixture(params=ALL_STORES)
+async def store(request: pytest.FixtureRequest) -> Store:
+    """Return each kind of store in turn, with an empty bucket."""
+    return await make_store(request.param, request)
+
+
+@pytest.fixture
+async def moto_store(request: pytest.FixtureRequest) -> Store:
+    """Return moto's server, whose requests are counted and failed, with an empty bucket."""
+    return await make_store("moto", request)

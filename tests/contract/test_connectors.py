@@ -1,0 +1,18 @@
+"""Every connector passes the suite that third parties run."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from typing_extensions import override
+
+from fennflow.testing import ConnectorSuite, Target
+from stores import ALL_STORES, make_store
+
+
+class TestConnectors(ConnectorSuite):
+    @pytest.fixture(params=ALL_STORES)
+    @override
+    def target(self, request: pytest.FixtureRequest) -> Target:
+        return asyncio.run(make_store(request.param, request)).target

@@ -1,0 +1,74 @@
+"""Every Python snippet of README, docs and docstrings runs, and prints what its `#>` lines say."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import re
+import subprocess
+import sys
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from fennflow.testing import S3Server
+from stores import raw_client
+
+ROOT = Path(__file__).parents[2]
+SOURCES = [
+    ROOT / "README.md",
+    *sorted((ROOT / "docs").rglob("*.md")),
+    *sorted(ROOT.glob("fennflow-*/README.md")),
+    *sorted(ROOT.glob("fennflow-*/src/**/*.py")),
+]
+FENCE = re.compile(r"^([ \t]*)```python\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
+# What a suite's subclass looks like is no program: it is run as tests/contract.
+FRAGMENTS = ("class TestMyStore", "class TestMyBackend")
+
+
+def snippets() -> Iterator[object]:
+    for source in SOURCES:
+        text = source.read_text()
+        for fence in FENCE.finditer(text):
+            code = textwrap.dedent(fence[2])
+            if not code.startswith(FRAGMENTS):
+                line = text.count("\n", 0, fence.start()) + 1
+                yield pytest.param(code, id=f"{source.relative_to(ROOT)}:{line}")
+
+
+async def provide_bucket(server: S3Server, name: str) -> None:
+    """Make the bucket that the snippets use anew."""
+    async with raw_client(server) as client:
+        with contextlib.suppress(client.exceptions.NoSuchBucket):
+            listed = await client.list_objects_v2(Bucket=name)
+            for item in listed.get("Contents", []):
+                await client.delete_object(Bucket=name, Key=item.get("Key", ""))
+            await client.delete_bucket(Bucket=name)
+        await client.create_bucket(Bucket=name)
+
+
+@pytest.mark.docs
+@pytest.mark.parametrize("code", list(snippets()))
+def test_a_snippet_runs_as_it_says(code: str, moto: S3Server, tmp_path: Path) -> None:
+    asyncio.run(provide_bucket(moto, "my_files"))
+    done = subprocess.run(
+        [sys.executable, "-W", "default", "-c", code],
+        cwd=tmp_path,
+        env=os.environ
+        | {
+            "AWS_ENDPOINT_URL": moto.url,
+            "AWS_ACCESS_KEY_ID": moto.access_key,
+            "AWS_SECRET_ACCESS_KEY": moto.secret_key,
+            "AWS_DEFAULT_REGION": "us-east-1",
+        },
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    expected = re.findall(r"^[ \t]*#> ?(.*)$", code, re.MULTILINE)
+    if expected:
+        assert done.stdout.splitlines() == expected

@@ -1,0 +1,28 @@
+"""The examples run as the README says, without a warning."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_the_quickstart_shows_objects_and_an_untouched_bucket() -> None:
+    done = subprocess.run(
+        [sys.executable, "-W", "default", "examples/quickstart.py"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.count("folder1/numbers.json: JsonContent [1, 2, 3]") == 2
+    assert "inside: ['hello.txt', 'new.txt', 'raw.txt']" in done.stdout
+    untouched = done.stdout.partition("is untouched:")[2]
+    assert untouched.split("\n")[1:4] == [
+        "  folder1/hello.txt: b'Hello, world!'",
+        "  folder1/numbers.json: b'[1,2,3]'",
+        "  folder1/raw.txt: b'some bytes'",
+    ]

@@ -1,0 +1,146 @@
+"""Stores for tests: a connector config and a fresh bucket, on every server that there is."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+import pytest
+from aiobotocore.session import AioSession
+
+from fennflow import ConfigDict, UnitOfWork, plugins
+from fennflow.config import ConnectorConfig
+from fennflow.connectors import (
+    Capabilities,
+    Connector,
+    InMemoryConnectorConfig,
+    Location,
+    S3ConnectorConfig,
+)
+from fennflow.repositories import (
+    CreateRepository,
+    CrudRepository,
+    RepoField,
+    StatRepository,
+)
+from fennflow.testing import S3Server, Target
+
+if TYPE_CHECKING:
+    from types_aiobotocore_s3 import S3Client
+
+numbers = itertools.count(1)
+
+WEAK = Capabilities()
+VERSIONED = Capabilities(
+    conditional_create=True, conditional_delete="batch", conditional_copy=True, versioned=True
+)
+VERSIONING: dict[str, Literal["Enabled", "Suspended"]] = {
+    "moto-versioned": "Enabled",
+    "moto-suspended": "Suspended",
+}
+ALL_STORES = ["memory", "memory-weak", "memory-versioned", "moto", "moto-versioned", "juicefs"]
+
+
+class FullRepository(CrudRepository, CreateRepository, StatRepository):
+    """All that a repository can do."""
+
+
+class FullUOW(UnitOfWork):
+    """A unit of work on one bucket, for annotations: `Store.uow` makes the class."""
+
+    files = RepoField(FullRepository, namespace="none")
+
+
+@dataclass
+class Store:
+    """A connector config and an empty bucket of it, with a look from outside."""
+
+    config: ConnectorConfig
+    namespace: str
+    server: S3Server | None = None
+    settings: dict[str, Any] = field(default_factory=dict[str, Any])
+
+    @property
+    def target(self) -> Target:
+        return Target(self.config, self.namespace)
+
+    def uow(self, **changes: Any) -> type[FullUOW]:
+        """Return a class of units of work on this bucket, with one catalog for all of them."""
+        store = self
+
+        class UOW(FullUOW):
+            files = RepoField(FullRepository, namespace=store.namespace)
+            config = ConfigDict(connector=store.config, **{**store.settings, **changes})
+
+        return UOW
+
+    @asynccontextmanager
+    async def connector(self) -> AsyncGenerator[Connector]:
+        config = ConfigDict(connector=self.config)
+        connector = plugins.registry().connector_for(self.config).factory(self.config, config)
+        await connector.open()
+        try:
+            yield connector
+        finally:
+            await connector.aclose()
+
+    async def objects(self) -> dict[str, bytes]:
+        """Return all that lies in the bucket, the reserved prefix included."""
+        async with self.connector() as connector:
+            return {
+                stored.location.key: (
+                    await connector.get(self.namespace, Location(stored.location.key))
+                )[1]
+                async for stored in connector.list(self.namespace)
+            }
+
+
+@asynccontextmanager
+async def raw_client(server: S3Server) -> AsyncGenerator[S3Client]:
+    """Open a client that knows nothing of FennFlow."""
+    async with AioSession().create_client(
+        "s3",
+        region_name="us-east-1",
+        endpoint_url=server.url,
+        aws_access_key_id=server.access_key,
+        aws_secret_access_key=server.secret_key,
+    ) as client:
+        yield client
+
+
+def s3_config(server: S3Server, **changes: Any) -> S3ConnectorConfig:
+    return S3ConnectorConfig(
+        **{
+            "endpoint_url": server.url,
+            "region_name": "us-east-1",
+            "aws_access_key_id": server.access_key,
+            "aws_secret_access_key": server.secret_key,
+            **changes,
+        }
+    )
+
+
+async def new_bucket(
+    server: S3Server, *, versioning: Literal["Enabled", "Suspended"] | None = None
+) -> str:
+    name = f"bucket-{next(numbers)}"
+    async with raw_client(server) as client:
+        await client.create_bucket(Bucket=name)
+        if versioning is not None:
+            await client.put_bucket_versioning(
+                Bucket=name, VersioningConfiguration={"Status": versioning}
+            )
+    return name
+
+
+async def make_store(kind: str, request: pytest.FixtureRequest, **changes: Any) -> Store:
+    if kind.startswith("memory"):
+        capabilities = {"memory-weak": WEAK, "memory-versioned": VERSIONED}.get(kind)
+        config = InMemoryConnectorConfig(name=f"m{next(numbers)}", capabilities=capabilities)
+        return Store(config, "bucket")
+    server: S3Server = request.getfixturevalue(kind.partition("-")[0])
+    bucket = await new_bucket(server, versioning=VERSIONING.get(kind))
+    return Store(s3_config(server, **changes), bucket, server)
