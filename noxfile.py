@@ -82,7 +82,7 @@ def dependencies(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """Run the tests, with real servers; `nox -s tests -- -k name` picks some."""
     sync(session, "test")
-    session.run("pytest", "-m", "not packaging and not docs", *session.posargs)
+    session.run("pytest", "-n2", "-m", "not packaging and not docs", *session.posargs)
 
 
 @nox.session
@@ -96,4 +96,4 @@ def packaging(session: nox.Session) -> None:
 def docs(session: nox.Session) -> None:
     """Run every snippet of README, docs and docstrings."""
     sync(session, "test")
-    session.run("pytest", "-m", "docs", *session.posargs)
+    session.run("pytest", "-n2", "-m", "docs", *session.posargs)

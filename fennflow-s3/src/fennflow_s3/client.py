@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import aiohttp
 from aiobotocore.config import AioConfig
+from aiobotocore.httpsession import AIOHTTPSession
 from aiobotocore.session import AioSession
 from botocore.exceptions import (
     BotoCoreError,
@@ -88,6 +89,22 @@ _MEANINGS: Sequence[tuple[set[str], set[int], type[BaseConnectorException], str]
 )
 
 
+class _CountedRetriesSession(AIOHTTPSession):
+    """Leaves every repetition of a request to botocore, which counts it.
+
+    aiohttp sends a PUT or DELETE once more, without a word, when a reused connection breaks (its
+    issue 10790). The first one may have taken effect: in a versioned bucket as a version that
+    nobody knows of. Botocore repeats it too, but says so (protocol P20).
+    """
+
+    async def _get_session(self, proxy_url: str | None) -> aiohttp.ClientSession:
+        # The stubs hide this method, and aiohttp has no public switch.
+        base: Any = super()
+        session: aiohttp.ClientSession = await base._get_session(proxy_url)  # noqa: SLF001
+        session._retry_connection = False  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
+        return session
+
+
 def client_context(config: S3ConnectorConfig) -> AbstractAsyncContextManager[S3Client]:
     """Return the context in which a client with a pool of connections is open.
 
@@ -97,6 +114,7 @@ def client_context(config: S3ConnectorConfig) -> AbstractAsyncContextManager[S3C
     """
     options = AioConfig(
         signature_version="s3v4",
+        http_session_cls=_CountedRetriesSession,
         retries={"mode": "standard", "total_max_attempts": config.max_attempts},
         max_pool_connections=config.max_pool_connections,
         s3={"addressing_style": config.addressing_style},

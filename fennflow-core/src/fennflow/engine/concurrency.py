@@ -3,39 +3,67 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from typing import Any, TypeVar, cast
 
 T = TypeVar("T")
 R = TypeVar("R")
+E = TypeVar("E", bound=BaseException)
 
 
-async def run_all(limit: int, function: Callable[[T], Awaitable[R]], items: Iterable[T]) -> list[R]:
+async def run_all(
+    limit: int,
+    function: Callable[[T], Awaitable[R]],
+    items: Iterable[T],
+    *,
+    finish: bool = False,
+) -> list[R]:
     """Call the function for every item, at most `limit` at a time, and return the results.
 
-    If one call fails the others are cancelled and awaited; the first failure is raised, and the
-    others are told as notes on it.
+    If one call fails no further one is made; the first failure is raised, and others are told as
+    notes on it.
+
+    Args:
+        limit: calls under way at once.
+        function: what to call.
+        items: with what.
+        finish: whether the calls under way end by themselves after a failure. A write that is cut
+            off is in doubt (protocol P19). If not, they are cancelled.
     """
     todo = list(items)
+    if len(todo) == 1:
+        return [await function(todo[0])]
     results: dict[int, R] = {}
+    failures: list[Exception] = []
     numbered = iter(enumerate(todo))
 
     async def worker() -> None:
         for index, item in numbered:
-            results[index] = await function(item)
+            if failures:
+                return
+            try:
+                results[index] = await function(item)
+            except Exception as error:
+                if not finish:
+                    raise
+                failures.append(error)
 
-    if len(todo) == 1:
-        return [await function(todo[0])]
     try:
         async with asyncio.TaskGroup() as group:
             for _ in range(min(limit, len(todo))):
                 group.create_task(worker())
-    except BaseExceptionGroup as failures:
-        first, *others = _leaves(failures)
-        for other in others:
-            first.add_note(f"Also failed: {type(other).__name__}: {other}")
-        raise first from first.__cause__
+    except BaseExceptionGroup as group_of_failures:
+        raise _first(_leaves(group_of_failures)) from None
+    if failures:
+        raise _first(failures)
     return [results[index] for index in range(len(todo))]
+
+
+def _first(failures: Sequence[E]) -> E:
+    first, *others = failures
+    for other in others:
+        first.add_note(f"Also failed: {type(other).__name__}: {other}")
+    return first
 
 
 def _leaves(error: BaseException) -> list[BaseException]:
@@ -46,13 +74,14 @@ def _leaves(error: BaseException) -> list[BaseException]:
 
 
 async def shielded(
-    work: Coroutine[Any, Any, R], *, grace: float
+    work: Coroutine[Any, Any, R], *, grace: Callable[[], float], hurry: bool = False
 ) -> tuple[asyncio.Task[R], asyncio.CancelledError | None]:
     """Run work to its end although the caller is cancelled meanwhile (protocol P21).
 
     Args:
         work: what must not be cut off.
-        grace: seconds that it may take after a cancellation; then it is cancelled too.
+        grace: asked at the cancellation; seconds that it may still take. Then it is cancelled.
+        hurry: whether the caller was cancelled before, so that the grace begins now.
 
     Returns:
         the task, which is done, and the cancellation that arrived meanwhile: the caller has to
@@ -60,7 +89,7 @@ async def shielded(
     """
     task = asyncio.ensure_future(work)
     loop = asyncio.get_running_loop()
-    deadline: float | None = None
+    deadline = loop.time() + grace() if hurry else None
     cancellation: asyncio.CancelledError | None = None
     while not task.done():
         left = None if deadline is None else deadline - loop.time()
@@ -71,5 +100,5 @@ async def shielded(
             await asyncio.wait({task}, timeout=left)
         except asyncio.CancelledError as error:
             cancellation = error
-            deadline = deadline or loop.time() + grace
+            deadline = deadline or loop.time() + grace()
     return task, cancellation

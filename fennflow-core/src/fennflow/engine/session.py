@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import warnings
-from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
-from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any
+from collections.abc import AsyncGenerator, Generator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
 from fennflow.backends import Outcome, Step, conflict
@@ -91,52 +91,68 @@ class Session:
             CommitUncertainException: the outcome could not be learnt; recovery settles it.
             Exception: what the backend raised; the session is undone.
         """
-        await self._end(self._commit)
+        with self._exclusive():
+            await self._idle.wait()
+            work, cancellation = await shielded(self._commit(), grace=lambda: self._grace)
+        session_id = self._tx.token.session_id
+        self._tx = Transaction(self._engine)
+        if work.cancelled():
+            message = (
+                f"The commit of session {session_id} did not end within compensation_timeout="
+                f"{self._grace} s after its cancellation; recovery settles it one way. Read the "
+                "objects again before you repeat the work."
+            )
+            raise CommitUncertainException(message) from cancellation
+        error = work.exception()
+        if isinstance(error, CommitUncertainException) or (error and cancellation is None):
+            raise error
+        if cancellation is not None:
+            current = asyncio.current_task()
+            if error is not None or not work.result() or current is None:
+                raise cancellation from error
+            _late_cancellations[current] = current.cancelling()
 
     async def rollback(self, cause: BaseException | None = None) -> None:
-        """Undo all changes.
+        """Undo all changes, whoever is cancelled meanwhile (P21).
 
         Args:
             cause: the exception that ended the block; what goes wrong is added to it as a note,
                 else it is a CompensationPendingWarning.
         """
-        await self._end(lambda: self._compensate(cause))
+        with self._exclusive():
+            work, cancellation = await shielded(
+                self._compensate(cause),
+                grace=lambda: self._grace,
+                hurry=isinstance(cause, asyncio.CancelledError),
+            )
+            if work.cancelled():
+                late = TimeoutError(f"compensation_timeout={self._grace} s were not enough.")
+                self._tell_pending(cause or cancellation, late)
+            else:
+                work.result()
+        self._tx = Transaction(self._engine)
+        if cancellation is not None and not isinstance(cause, asyncio.CancelledError):
+            raise cancellation
 
     def close(self) -> None:
         """Refuse all further calls."""
         self._closed = True
 
-    async def _end(self, how: Callable[[], Coroutine[Any, Any, bool]]) -> None:
-        """Wait for the calls under way, then end the session, whoever is cancelled (P21)."""
+    @property
+    def _grace(self) -> float:
+        return self._engine.config.compensation_timeout
+
+    @contextmanager
+    def _exclusive(self) -> Generator[None]:
+        """Refuse calls while the session ends."""
         if self._ending:
             message = "This unit of work is being committed or rolled back already."
             raise TransactionException(message)
         self._ending = True
         try:
-            await self._idle.wait()
-            task, cancellation = await shielded(
-                how(), grace=self._engine.config.compensation_timeout
-            )
+            yield
         finally:
             self._ending = False
-        session_id = self._tx.token.session_id
-        self._tx = Transaction(self._engine)
-        if task.cancelled():
-            message = (
-                f"Session {session_id} did not end within compensation_timeout="
-                f"{self._engine.config.compensation_timeout} s after its cancellation; recovery settles it."
-            )
-            raise CommitUncertainException(message) from cancellation
-        error = task.exception()
-        if error is not None and (
-            cancellation is None or isinstance(error, CommitUncertainException)
-        ):
-            raise error
-        if cancellation is not None:
-            current = asyncio.current_task()
-            if error is not None or not task.result() or current is None:
-                raise cancellation from error
-            _late_cancellations[current] = current.cancelling()
 
     async def _commit(self) -> bool:
         """Pivot and apply; True says that nothing can be undone any more."""
@@ -188,7 +204,8 @@ class Session:
             )
             raise CommitUncertainException(message) from error
 
-    async def _compensate(self, cause: BaseException | None) -> bool:
+    async def _compensate(self, cause: BaseException | None) -> None:
+        await self._idle.wait()
         if self._tx.journaled:
             try:
                 await self._tx.backend.abort(self._tx.token)
@@ -196,7 +213,6 @@ class Session:
                 self._tell_pending(cause, error)
             else:
                 await self._undo(cause)
-        return False
 
     async def _undo(self, cause: BaseException | None) -> None:
         """Remove every trace of a session that is decided `aborted`."""

@@ -12,7 +12,7 @@ from functools import partial
 
 from fennflow.backends import ObjectKey, Placement, Record, Tombstone
 from fennflow.connectors import Location, ObjectAttributes, StoredObject
-from fennflow.engine.concurrency import run_all
+from fennflow.engine.concurrency import run_all, shielded
 from fennflow.engine.plan import Write, choose_placement, visible
 from fennflow.engine.stamps import Stamp, made_by, stamp_of, stamped
 from fennflow.engine.transaction import Transaction, no_such_key
@@ -112,6 +112,7 @@ async def write(
             tx.config.max_concurrency,
             partial(_send, tx, seqs, create=create),
             list(zip(tuple(seqs), uploads, strict=True)),
+            finish=True,
         )
     except BaseException:
         tx.retract(seqs)
@@ -223,7 +224,7 @@ async def _put(tx: Transaction, seq: int, upload: Upload, *, if_none_match: bool
         async with tx.slots:
             if intent.upload_id is not None:
                 await tx.connector.abort_upload(intent.namespace, intent.target, intent.upload_id)
-            stored = await tx.connector.put(
+            sending = tx.connector.put(
                 intent.namespace,
                 intent.target,
                 upload.body,
@@ -231,13 +232,25 @@ async def _put(tx: Transaction, seq: int, upload: Upload, *, if_none_match: bool
                 if_none_match=if_none_match,
                 on_upload=on_upload,
             )
+            # A PUT that is cut off may take effect after all was undone (P20): let it end.
+            # An upload in parts has no effect before its end, and can be aborted.
+            put, cancellation = await shielded(
+                sending,
+                grace=lambda: (
+                    tx.config.compensation_timeout if tx.writes[seq].intent.upload_id is None else 0
+                ),
+            )
+            stored = put.result()
     except ConnectorUnavailableException:
         raise
     except BaseConnectorException as error:
         retried = isinstance(error, PreconditionFailedException) and error.retried
         tx.update(seq, sent=doubtful or retried, doubtful=doubtful or retried)
         raise
-    return _written(tx, seq, upload, stored, doubtful=doubtful or stored.retried)
+    record = _written(tx, seq, upload, stored, doubtful=doubtful or stored.retried)
+    if cancellation is not None:
+        raise cancellation
+    return record
 
 
 def _written(

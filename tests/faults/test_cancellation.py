@@ -1,0 +1,192 @@
+"""Cancellation at every await: nothing stays, or everything is committed (P21, I3, I8)."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+import pytest
+
+import faulty
+from fennflow import plugins
+from fennflow.backends import InMemoryBackendConfig
+from fennflow.files import TextContent
+from stores import FullUOW, Store, make_store, numbers
+
+MEMORY = ["memory", "memory-weak", "memory-versioned"]
+
+
+def text(value: str, name: str) -> TextContent:
+    return TextContent.from_content(value, filename=name)
+
+
+class Canceller:
+    """Cancels a task at the n-th checkpoint, and maybe again at the next ones."""
+
+    def __init__(self) -> None:
+        self.at = -1
+        self.times = 1
+        self.count = 0
+        self.task: asyncio.Task[None] | None = None
+
+    async def __call__(self, _phase: str, _operation: str, _key: str) -> None:
+        reached = self.count
+        self.count += 1
+        if self.task is not None and self.at <= reached < self.at + self.times:
+            self.task.cancel()
+        await asyncio.sleep(0)
+
+
+def faulty_store(store: Store, script: object) -> Store:
+    return Store(
+        faulty.FaultyConnectorConfig(inner=store.config, script=script),
+        store.namespace,
+        settings={
+            "backend": faulty.FaultyBackendConfig(
+                inner=InMemoryBackendConfig(name=f"f{next(numbers)}"), script=script
+            )
+        },
+    )
+
+
+async def seed(uow_class: type[FullUOW]) -> None:
+    async with uow_class() as uow:
+        await uow.files.put(text("old a", "a"), text("old b", "b"), text("old c", "c"))
+
+
+async def change(uow_class: type[FullUOW]) -> None:
+    async with uow_class() as uow:
+        await uow.files.put(text("new a", "a"), text("new d", "d"), text("new e", "e"))
+        await uow.files.delete("b")
+        await uow.files.put(text("newer d", "d"), text("new b", "b"))
+        await uow.files.delete("c", "e")
+        await uow.files.create(text("new f", "f"))
+
+
+BEFORE = {"a": b"old a", "b": b"old b", "c": b"old c"}
+AFTER = {"a": b"new a", "b": b"new b", "d": b"newer d", "f": b"new f"}
+
+
+async def seen_by_fennflow(uow_class: type[FullUOW]) -> dict[str, bytes]:
+    async with uow_class() as uow:
+        return {file.path or "": file.data for file in await uow.files.get(*await uow.files.list())}
+
+
+async def run_until_all_awaits_were_cancelled(
+    store: Store, times: int, work: Callable[[type[FullUOW]], Awaitable[None]] = change
+) -> list[bool]:
+    """Return, for every cancelled await in turn, whether the session committed."""
+    outcomes: list[bool] = []
+    while True:
+        script = Canceller()
+        attempt = faulty_store(Store(store.config, f"n{next(numbers)}"), script)
+        uow_class = attempt.uow(lock_timeout=0.0)
+        await seed(uow_class)
+        script.count, script.at, script.times = 0, len(outcomes), times
+        others = asyncio.all_tasks()
+        script.task = asyncio.ensure_future(work(uow_class))
+        await asyncio.wait({script.task})
+        assert asyncio.all_tasks() == others
+        cancelled = script.task.cancelled()
+        if not cancelled:
+            script.task.result()
+        reached = script.count > script.at
+        script.at = 1 << 30
+        expected = BEFORE if cancelled else AFTER
+        assert await attempt.objects() == expected, f"cancelled at await {len(outcomes)}"
+        assert await seen_by_fennflow(uow_class) == expected
+        # No lock is left: the next session need not wait.
+        async with uow_class() as uow:
+            await uow.files.put(*[text("last", name) for name in "abcdef"])
+        if not reached:
+            return outcomes
+        outcomes.append(not cancelled)
+
+
+@pytest.mark.parametrize("times", [1, 2])
+@pytest.mark.parametrize("kind", MEMORY)
+async def test_a_cancellation_at_any_await_leaves_all_or_nothing(
+    kind: str, times: int, request: pytest.FixtureRequest
+) -> None:
+    with plugins.override(faulty.THIS):
+        store = await make_store(kind, request)
+        outcomes = await run_until_all_awaits_were_cancelled(store, times)
+    assert len(outcomes) > 20
+    # Once the pivot has begun the session can only go forward; before it never does.
+    assert outcomes == sorted(outcomes)
+    assert {True, False} <= set(outcomes)
+
+
+async def test_a_cancellation_after_the_pivot_is_delivered_at_the_next_unit_of_work() -> None:
+    with plugins.override(faulty.THIS):
+        script = Canceller()
+        store = faulty_store(await make_store("memory", None), script)  # type: ignore[arg-type]
+        uow_class = store.uow()
+        await seed(uow_class)
+        reached: list[str] = []
+
+        async def work() -> None:
+            async with uow_class() as uow:
+                await uow.files.put(text("new a", "a"))
+                script.count, script.at = 0, 1  # after the pivot
+            reached.append("committed")
+            async with uow_class() as uow:
+                reached.append("went on")
+
+        script.task = asyncio.ensure_future(work())
+        await asyncio.wait({script.task})
+        assert script.task.cancelled()
+        assert reached == ["committed"]
+        assert (await store.objects())["a"] == b"new a"
+
+
+async def test_a_timeout_that_the_commit_outran_is_not_raised_later() -> None:
+    with plugins.override(faulty.THIS):
+        finished = asyncio.Event()
+
+        async def script(phase: str, operation: str, _key: str) -> None:
+            if (phase, operation) == ("before", "copy") and not finished.is_set():
+                await finished.wait()
+
+        store = faulty_store(await make_store("memory", None), script)  # type: ignore[arg-type]
+        uow_class = store.uow()
+        await seed(uow_class)
+        loop = asyncio.get_running_loop()
+        async with asyncio.timeout(0.05):
+            async with uow_class() as uow:
+                await uow.files.put(text("new a", "a"))
+                loop.call_later(0.1, finished.set)
+        assert (await seen_by_fennflow(uow_class))["a"] == b"new a"
+
+
+async def test_what_compensation_cannot_finish_in_time_is_left_to_recovery_and_told() -> None:
+    with plugins.override(faulty.THIS):
+
+        async def script(phase: str, operation: str, _key: str) -> None:
+            if (phase, operation) == ("before", "delete"):
+                await asyncio.Event().wait()
+
+        store = faulty_store(await make_store("memory", None), script)  # type: ignore[arg-type]
+        uow_class = store.uow(compensation_timeout=0.05)
+
+        notes: list[str] = []
+
+        async def work() -> None:
+            try:
+                async with uow_class() as uow:
+                    await uow.files.put(text("new", "a"))
+                    await asyncio.Event().wait()
+            except asyncio.CancelledError as error:
+                notes.extend(error.__notes__)
+                raise
+
+        task = asyncio.ensure_future(work())
+        await asyncio.sleep(0.05)
+        task.cancel()
+        await asyncio.sleep(0.05)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert any("recovery will remove the rest" in note for note in notes)
+        async with uow_class() as uow:
+            assert await uow.files.list() == []

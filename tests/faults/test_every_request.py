@@ -1,0 +1,207 @@
+"""A fault at every object request in turn: afterwards all is as before, or all is committed.
+
+The requests are real HTTP requests, and the faults happen at moto's server.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+
+import pytest
+
+from fennflow.exceptions import ConnectorUnavailableException
+from fennflow.files import TextContent
+from fennflow.testing import Fault, S3Request
+from stores import FullUOW, Store, make_store
+
+BEFORE = {"a": b"old a", "b": b"old b", "c": b"old c"}
+AFTER = {"a": b"new a", "b": b"new b", "d": b"new d", "f": b"new f"}
+
+
+def text(value: str, name: str) -> TextContent:
+    return TextContent.from_content(value, filename=name)
+
+
+async def seed(uow_class: type[FullUOW]) -> None:
+    async with uow_class() as uow:
+        await uow.files.put(text("old a", "a"), text("old b", "b"), text("old c", "c"))
+
+
+async def change(uow_class: type[FullUOW]) -> None:
+    async with uow_class() as uow:
+        await uow.files.put(text("new a", "a"), text("new d", "d"))
+        await uow.files.delete("b", "c")
+        await uow.files.put(text("new b", "b"))
+        await uow.files.create(text("new f", "f"))
+
+
+class StopError(Exception):
+    """Ends a block."""
+
+
+async def give_up(uow_class: type[FullUOW]) -> None:
+    async with uow_class() as uow:
+        await uow.files.put(text("new a", "a"), text("new d", "d"))
+        await uow.files.delete("b", "c")
+        await uow.files.create(text("new f", "f"))
+        raise StopError
+
+
+async def everything(store: Store, uow_class: type[FullUOW]) -> dict[str, bytes]:
+    """Return what lies in the bucket, which is what the catalog says."""
+    objects = await store.objects()
+    async with uow_class() as uow:
+        paths = await uow.files.list()
+        assert {file.path: file.data for file in await uow.files.get(*paths)} == objects
+    return objects
+
+
+class FaultAt:
+    """Fails the n-th request."""
+
+    def __init__(self, number: int, fault: Fault) -> None:
+        self.left = number
+        self.fault = fault
+
+    def __call__(self, _request: S3Request) -> Fault | None:
+        self.left -= 1
+        return self.fault if self.left == -1 else None
+
+
+@pytest.mark.parametrize("fault", list(Fault))
+@pytest.mark.parametrize("kind", ["moto", "moto-versioned"])
+async def test_a_fault_at_any_request_of_a_session_leaves_all_or_nothing(
+    kind: str, fault: Fault, request: pytest.FixtureRequest
+) -> None:
+    committed = undone = 0
+    for number in itertools.count():
+        store = await make_store(kind, request, max_attempts=1)
+        assert store.server is not None
+        uow_class = store.uow(lock_timeout=0.0)
+        await seed(uow_class)
+        script = FaultAt(number, fault)
+        with store.server.failing(script):
+            try:
+                await change(uow_class)
+            except ConnectorUnavailableException:
+                undone += 1
+                expected = BEFORE
+            else:
+                committed += 1
+                expected = AFTER
+        assert await everything(store, uow_class) == expected, f"fault at request {number}"
+        if script.left >= 0:
+            break
+    assert undone >= (3 if fault is Fault.BEFORE else 1 if kind == "moto" else 3)
+    assert committed >= 2
+
+
+@pytest.mark.parametrize("fault", list(Fault))
+@pytest.mark.parametrize("kind", ["moto", "moto-versioned"])
+async def test_a_fault_while_undoing_is_overcome(
+    kind: str, fault: Fault, request: pytest.FixtureRequest
+) -> None:
+    for number in itertools.count():
+        store = await make_store(kind, request, max_attempts=1)
+        assert store.server is not None
+        uow_class = store.uow(lock_timeout=0.0)
+        await seed(uow_class)
+        script = FaultAt(number, fault)
+        with (
+            store.server.failing(script),
+            pytest.raises((StopError, ConnectorUnavailableException)) as caught,
+        ):
+            await give_up(uow_class)
+        assert not getattr(caught.value, "__notes__", [])
+        assert await everything(store, uow_class) == BEFORE, f"fault at request {number}"
+        if script.left >= 0:
+            break
+
+
+async def test_a_server_that_stays_away_while_undoing_is_told_and_masks_nothing(
+    request: pytest.FixtureRequest,
+) -> None:
+    store = await make_store("moto", request, max_attempts=1)
+    assert store.server is not None
+    uow_class = store.uow()
+    await seed(uow_class)
+    with pytest.raises(StopError) as caught:
+        async with uow_class() as uow:
+            await uow.files.put(text("new a", "a"), text("new d", "d"))
+            store.server.fault = lambda _: Fault.BEFORE
+            raise StopError
+    store.server.fault = lambda _: None
+    [note] = caught.value.__notes__
+    assert "is not undone completely" in note
+    async with uow_class() as uow:
+        assert await uow.files.list() == ["a", "b", "c"]
+        assert (await uow.files.get("a")).one().data == b"old a"
+
+
+async def test_a_server_that_stays_away_after_the_pivot_does_not_fail_the_commit(
+    request: pytest.FixtureRequest, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = await make_store("moto", request, max_attempts=1)
+    assert store.server is not None
+    uow_class = store.uow(lock_timeout=0.0)
+    await seed(uow_class)
+    async with uow_class() as uow:
+        await uow.files.put(text("new a", "a"), text("new d", "d"))
+        await uow.files.delete("b")
+        store.server.fault = lambda request: (
+            Fault.BEFORE if request.operation in {"COPY", "BATCH DELETE"} else None
+        )
+    store.server.fault = lambda _: None
+    assert "is committed, and recovery will finish applying it" in caplog.text
+    async with uow_class() as uow:
+        assert await uow.files.list() == ["a", "c", "d"]
+        assert (await uow.files.get("a")).one().data == b"new a"
+
+
+async def test_a_call_that_fails_is_undone_and_the_session_goes_on(
+    request: pytest.FixtureRequest,
+) -> None:
+    store = await make_store("moto", request, max_attempts=1)
+    assert store.server is not None
+    uow_class = store.uow()
+    await seed(uow_class)
+    async with uow_class() as uow:
+        await uow.files.put(text("first", "d"))
+        files = [text("second", f"many/{number}") for number in range(98)]
+        store.server.fault = lambda request: (
+            Fault.BEFORE if request.key.endswith("many/50") else None
+        )
+        with pytest.raises(ConnectorUnavailableException, match="many/50"):
+            await uow.files.put(text("new a", "a"), *files, text("third", "d"))
+        store.server.fault = lambda _: None
+        assert await uow.files.list() == ["a", "b", "c", "d"]
+        assert (await uow.files.get("d")).one().data == b"first"
+        await uow.files.delete("b")
+    assert await everything(store, uow_class) == {"a": b"old a", "c": b"old c", "d": b"first"}
+
+
+async def test_of_two_sessions_racing_for_one_key_the_second_waits(store: Store) -> None:
+    uow_class = store.uow()
+    order: list[str] = []
+    wrote = asyncio.Event()
+
+    async def first() -> None:
+        async with uow_class() as uow:
+            await uow.files.put(text("first", "a"))
+            order.append("first wrote")
+            wrote.set()
+            await asyncio.sleep(0.1)
+            order.append("first ends")
+
+    async def second() -> None:
+        await wrote.wait()
+        async with uow_class() as uow:
+            await uow.files.put(text("second", "a"))
+            order.append("second wrote")
+
+    async with asyncio.TaskGroup() as group:
+        group.create_task(first())
+        group.create_task(second())
+    assert order == ["first wrote", "first ends", "second wrote"]
+    assert (await store.objects())["a"] == b"second"
