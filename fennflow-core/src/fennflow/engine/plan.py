@@ -149,9 +149,10 @@ def plan_commit(
             before = alive.before
             if before is not None:
                 removed.append(key)
-                steps.append(
-                    Delete(namespace=key.namespace, location=Location(key.key), etag=before.etag)
-                )
+                # A delete marker destroys nothing, and own versions may lie above the record's.
+                versioned = capabilities[key.namespace].versioned
+                etag = None if versioned else before.etag
+                steps.append(Delete(namespace=key.namespace, location=Location(key.key), etag=etag))
         elif alive is not None and alive.record is not None:
             records.append(alive.record)
             if alive.intent.placement is Placement.STAGED:

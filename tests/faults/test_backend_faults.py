@@ -1,0 +1,159 @@
+"""The backend fails where it hurts most: at the pivot, at its answer, and at what follows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+import faulty
+from fennflow import plugins
+from fennflow.backends import InMemoryBackendConfig
+from fennflow.exceptions import CommitUncertainException, ConflictException
+from fennflow.files import TextContent
+from stores import FullUOW, Store, make_store, numbers
+
+
+def text(value: str, name: str) -> TextContent:
+    return TextContent.from_content(value, filename=name)
+
+
+class DatabaseGoneError(Exception):
+    """What a driver raises."""
+
+
+class Script:
+    """Raises at the operations that a test names."""
+
+    def __init__(self) -> None:
+        self.fails: Callable[[str, str], bool] = lambda _phase, _operation: False
+
+    async def __call__(self, phase: str, operation: str, _key: str) -> None:
+        if self.fails(phase, operation):
+            raise DatabaseGoneError(operation)
+
+
+BEFORE = {"a": b"old a", "b": b"old b"}
+
+
+@pytest.fixture(params=["memory", "memory-weak", "memory-versioned", "moto", "juicefs"])
+async def store(request: pytest.FixtureRequest) -> Store:
+    return await make_store(request.param, request)
+
+
+@pytest.fixture
+def script() -> Script:
+    return Script()
+
+
+async def seeded(store: Store, script: Script) -> type[FullUOW]:
+    backend = faulty.FaultyBackendConfig(
+        inner=InMemoryBackendConfig(name=f"f{next(numbers)}"), script=script
+    )
+    uow_class = store.uow(backend=backend, lock_timeout=0.0)
+    async with uow_class() as uow:
+        await uow.files.put(text("old a", "a"), text("old b", "b"))
+    return uow_class
+
+
+async def change(uow_class: type[FullUOW]) -> None:
+    async with uow_class() as uow:
+        await uow.files.put(text("new a", "a"), text("new c", "c"))
+        await uow.files.delete("b")
+
+
+async def test_a_pivot_that_fails_is_raised_and_undone(store: Store, script: Script) -> None:
+    with plugins.override(faulty.THIS):
+        uow_class = await seeded(store, script)
+        script.fails = lambda phase, operation: (phase, operation) == ("before", "commit")
+        with pytest.raises(DatabaseGoneError):
+            await change(uow_class)
+        script.fails = lambda _phase, _operation: False
+        assert await store.objects() == BEFORE
+        await change(uow_class)
+        assert await store.objects() == {"a": b"new a", "c": b"new c"}
+
+
+async def test_a_pivot_whose_answer_is_lost_is_a_commit(store: Store, script: Script) -> None:
+    with plugins.override(faulty.THIS):
+        uow_class = await seeded(store, script)
+        script.fails = lambda phase, operation: (phase, operation) == ("after", "commit")
+        await change(uow_class)
+        assert await store.objects() == {"a": b"new a", "c": b"new c"}
+
+
+async def test_an_outcome_that_cannot_be_learnt_is_told_and_nothing_is_touched(
+    store: Store, script: Script
+) -> None:
+    with plugins.override(faulty.THIS):
+        uow_class = await seeded(store, script)
+        script.fails = lambda phase, operation: (
+            phase == "before" and operation in {"commit", "abort"}
+        )
+        with pytest.raises(CommitUncertainException, match="Recovery settles it") as caught:
+            await change(uow_class)
+        assert isinstance(caught.value.__cause__, DatabaseGoneError)
+        script.fails = lambda _phase, _operation: False
+        async with uow_class() as uow:
+            assert await uow.files.list() == ["a", "b"]
+            assert (await uow.files.get("a")).one().data == b"old a"
+
+
+@pytest.mark.parametrize("operation", ["relocate", "settle"])
+async def test_a_backend_that_fails_after_the_pivot_does_not_fail_the_commit(
+    store: Store, script: Script, operation: str
+) -> None:
+    with plugins.override(faulty.THIS):
+        uow_class = await seeded(store, script)
+        script.fails = lambda phase, each: (phase, each) == ("before", operation)
+        await change(uow_class)
+        script.fails = lambda _phase, _operation: False
+        async with uow_class() as uow:
+            assert await uow.files.list() == ["a", "c"]
+            assert (await uow.files.get("a")).one().data == b"new a"
+
+
+async def test_a_backend_that_fails_before_anything_is_sent_leaves_the_bucket_alone(
+    store: Store, script: Script
+) -> None:
+    """P2: the intent is durable before the first request."""
+    with plugins.override(faulty.THIS):
+        uow_class = await seeded(store, script)
+        for phase in ("before", "after"):
+            script.fails = lambda each, operation, phase=phase: (
+                (each, operation)
+                == (  # type: ignore[misc]
+                    phase,
+                    "stage",
+                )
+            )
+            with pytest.raises(DatabaseGoneError):
+                await change(uow_class)
+            script.fails = lambda _phase, _operation: False
+            assert await store.objects() == BEFORE
+        await change(uow_class)
+
+
+async def test_validated_reads_fail_the_commit_if_they_changed(store: Store) -> None:
+    uow_class = store.uow(validate_reads=True)
+    async with uow_class() as uow:
+        await uow.files.put(text("1", "read"), text("1", "listed/a"))
+    for change_path in ("read", "listed/a"):
+        with pytest.raises(ConflictException, match=change_path):
+            async with uow_class() as uow:
+                await uow.files.get("read")
+                await uow.files.list("listed/")
+                await uow.files.exists("nothing")
+                await uow.files.put(text("depends on it", "written"))
+                async with uow_class() as other:
+                    await other.files.put(text("2", change_path))
+        assert not [key for key in await store.objects() if "written" in key]
+    with pytest.raises(ConflictException, match="nothing"):
+        async with uow_class() as uow:
+            assert not await uow.files.exists("nothing")
+            async with uow_class() as other:
+                await other.files.put(text("2", "nothing"))
+    async with uow_class() as uow:
+        await uow.files.get("read")
+        await uow.files.put(text("3", "read"), text("3", "written"))
+    assert (await store.objects())["written"] == b"3"

@@ -1,0 +1,364 @@
+"""What users do with files, on every store."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from pathlib import Path
+
+import pytest
+
+from fennflow.exceptions import (
+    FileException,
+    MediaTypeCannotBeGuessedException,
+    NoSuchKeyException,
+    ObjectChangedException,
+    RecordAlreadyExistsException,
+    RecordLockedException,
+    TransactionException,
+)
+from fennflow.files import (
+    AudioContent,
+    BinaryContent,
+    DocumentContent,
+    ImageContent,
+    JsonContent,
+    TextContent,
+)
+from fennflow.paths import StoragePath
+from stores import Store, make_store, raw_client
+
+
+def text(value: str, name: str) -> TextContent:
+    return TextContent.from_content(value, filename=name)
+
+
+def png() -> bytes:
+    """Return a PNG of one pixel."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        body = kind + data
+        return struct.pack(">I", len(data)) + body + struct.pack(">I", zlib.crc32(body))
+
+    header = struct.pack(">IIBBBBB", 1, 1, 8, 2, 0, 0, 0)
+    pixels = zlib.compress(b"\x00\xff\x00\x00")
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
+    )
+
+
+PDF = b"%PDF-1.4\n1 0 obj<</Type/Catalog>>endobj\ntrailer<</Root 1 0 R>>\n%%EOF\n"
+
+
+async def test_what_comes_back_is_of_the_class_that_went_in(store: Store) -> None:
+    files = [
+        BinaryContent(data=b"some bytes", media_type="text/plain", filename="b"),
+        TextContent.from_content("Grüße", filename="t"),
+        JsonContent.from_content({"naïve/日本語": "😀"}, filename="ключ.json"),
+        ImageContent(data=png(), filename="i"),
+        DocumentContent(data=PDF, filename="d"),
+        AudioContent(data=b"x", media_type="audio/ogg", filename="a", metadata={"Künstler": "Zoë"}),
+    ]
+    uow_class = store.uow()
+    async with uow_class() as uow:
+        paths = await uow.files.at("ordner/ü").put(*files)
+        assert paths[0] == "ordner/ü/b"
+    async with uow_class() as uow:
+        back = await uow.files.get(*paths)
+        for put, got in zip(files, back, strict=True):
+            assert type(got) is type(put)
+            assert (got.data, got.media_type) == (put.data, put.media_type)
+            assert got.metadata == put.metadata
+            assert got.path == f"ordner/ü/{put.filename}"
+        assert back[2].content == {"naïve/日本語": "😀"}
+        assert [image.media_type for image in back.images] == ["image/png"]
+        assert back.documents[0].media_type == "application/pdf"
+        assert len(back.texts) == len(back.jsons) == len(back.audios) == 1
+        # A file that was read is put elsewhere under its name.
+        assert await uow.files.at("copy").put(back[1]) == ["copy/t"]
+
+
+async def test_a_file_without_a_name_is_named_by_its_bytes(store: Store) -> None:
+    async with store.uow()() as uow:
+        [path] = await uow.files.put(TextContent.from_content("Hello, world!"))
+        digest = "315f5bdb76d078c43b8ac0064e4a0164612b1fce77c869345bfc94c75894edd3"
+        assert path == f"{digest}.txt"
+        assert (await uow.files.stat(path)).sha256 == digest
+
+
+async def test_a_large_file_goes_up_in_parts_and_comes_back(
+    request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    store = await make_store("moto", request)
+    assert store.server is not None
+    uow_class = store.uow()
+    block = bytes(range(256)) * 4096
+    body = block * 200
+    async with uow_class() as uow:
+        with store.server.watched() as seen:
+            await uow.files.put(BinaryContent(data=body, media_type="a/b", filename="large"))
+        parts = [each for each in seen if each.method == "PUT" and "partNumber" in each.query]
+        assert len(parts) == 13
+    async with uow_class() as uow:
+        assert (await uow.files.get("large")).one().data == body
+        await uow.files.put(BinaryContent(data=body[1:], media_type="a/b", filename="large"))
+    async with uow_class() as uow:
+        assert (await uow.files.get("large")).one().data == body[1:]
+    assert list(await store.objects()) == ["large"]
+
+
+async def test_an_upload_in_parts_that_fails_is_aborted(request: pytest.FixtureRequest) -> None:
+    from fennflow.exceptions import ConnectorUnavailableException
+    from fennflow.testing import Fault
+
+    store = await make_store(
+        "moto", request, multipart_threshold=5 << 20, multipart_part_size=5 << 20, max_attempts=1
+    )
+    assert store.server is not None
+    uow_class = store.uow()
+    body = b"x" * (16 << 20)
+    with pytest.raises(ConnectorUnavailableException):
+        async with uow_class() as uow:
+            store.server.fault = lambda each: Fault.BEFORE if "partNumber=3" in each.query else None
+            await uow.files.put(BinaryContent(data=body, media_type="a/b", filename="large"))
+    store.server.fault = lambda _: None
+    async with raw_client(store.server) as client:
+        assert "Uploads" not in await client.list_multipart_uploads(Bucket=store.namespace)
+    assert await store.objects() == {}
+
+
+async def test_the_last_call_wins_inside_a_session(store: Store) -> None:
+    uow_class = store.uow()
+    async with uow_class() as uow:
+        await uow.files.put(text("1", "put put"), text("1", "put delete"), text("1", "old"))
+        await uow.files.put(text("2", "put put"))
+        await uow.files.delete("put delete")
+        assert not await uow.files.exists("put delete")
+        assert (await uow.files.get("put put")).one().content == "2"
+    assert await store.objects() == {"put put": b"2", "old": b"1"}
+    async with uow_class() as uow:
+        await uow.files.delete("old")
+        with pytest.raises(NoSuchKeyException):
+            await uow.files.get("old")
+        await uow.files.create(text("2", "old"))
+        await uow.files.put(text("3", "put put"))
+        await uow.files.put(text("4", "put put"))
+        await uow.files.delete("put put")
+    assert await store.objects() == {"old": b"2"}
+
+
+async def test_others_see_nothing_before_the_commit_and_all_after_it(store: Store) -> None:
+    uow_class = store.uow()
+    async with uow_class() as uow:
+        await uow.files.put(text("old", "a"), text("old", "b"))
+    async with uow_class() as uow:
+        await uow.files.put(text("new", "a"), text("new", "c"))
+        await uow.files.delete("b")
+        async with uow_class() as other:
+            assert await other.files.list() == ["a", "b"]
+            assert (await other.files.get("a")).one().content == "old"
+    async with uow_class() as uow:
+        assert await uow.files.list() == ["a", "c"]
+        assert (await uow.files.get("a")).one().content == "new"
+
+
+async def test_commit_and_rollback_may_be_followed_by_more_work(store: Store) -> None:
+    uow_class = store.uow()
+    async with uow_class(auto_commit=False) as uow:
+        await uow.files.put(text("1", "a"))
+        await uow.commit()
+        await uow.files.put(text("2", "a"), text("2", "b"))
+        await uow.rollback()
+        await uow.files.put(text("3", "c"))
+        await uow.commit()
+        await uow.files.put(text("4", "d"))
+    assert await store.objects() == {"a": b"1", "c": b"3"}
+
+
+async def test_create_refuses_what_is_taken_and_undoes_its_call(store: Store) -> None:
+    uow_class = store.uow()
+    async with uow_class() as uow:
+        await uow.files.create(text("1", "a"))
+        with pytest.raises(RecordAlreadyExistsException, match="/a exists already"):
+            await uow.files.create(text("2", "b"), text("2", "a"))
+        assert await uow.files.list() == ["a"]
+    async with uow_class() as uow:
+        with pytest.raises(RecordAlreadyExistsException):
+            await uow.files.create(text("2", "b"), text("2", "a"))
+        await uow.files.create(text("3", "b"))
+    assert await store.objects() == {"a": b"1", "b": b"3"}
+
+
+async def test_objects_that_the_catalog_does_not_know_are_not_created_over(store: Store) -> None:
+    """P14, P16: `create` refuses, `put` replaces at the commit and not before."""
+    from fennflow.connectors import ObjectAttributes
+
+    plain = ObjectAttributes(media_type="text/plain")
+    async with store.connector() as connector:
+        for key in ("a", "b"):
+            await connector.put(store.namespace, key, b"foreign", plain)
+    uow_class = store.uow()
+    async with uow_class() as uow:
+        assert await uow.files.list() == []
+        with pytest.raises(RecordAlreadyExistsException):
+            await uow.files.create(text("mine", "a"), text("mine", "c"))
+        await uow.files.put(text("mine", "b"))
+    assert await store.objects() == {"a": b"foreign", "b": b"mine"}
+    with pytest.raises(ZeroDivisionError):
+        async with uow_class() as uow:
+            await uow.files.put(text("mine", "a"))
+            raise ZeroDivisionError
+    assert await store.objects() == {"a": b"foreign", "b": b"mine"}
+
+
+async def test_an_object_changed_behind_the_catalog_is_not_returned(store: Store) -> None:
+    from fennflow.connectors import ObjectAttributes
+
+    uow_class = store.uow()
+    async with uow_class() as uow:
+        await uow.files.put(text("mine", "a"))
+    async with store.connector() as connector:
+        if (await connector.capabilities(store.namespace)).versioned:
+            return  # the record names its version: nobody can change it
+        plain = ObjectAttributes(media_type="text/plain")
+        await connector.put(store.namespace, "a", b"foreign", plain)
+    async with uow_class() as uow:
+        with pytest.raises(ObjectChangedException, match="/a"):
+            await uow.files.get("a")
+
+
+async def test_undoing_spares_what_somebody_else_has_put_there_meanwhile(store: Store) -> None:
+    """I5, P18."""
+    from fennflow.connectors import ObjectAttributes
+
+    uow_class = store.uow()
+    with pytest.raises(ZeroDivisionError):
+        async with uow_class() as uow:
+            await uow.files.put(text("mine", "a"))
+            async with store.connector() as connector:
+                plain = ObjectAttributes(media_type="text/plain")
+                await connector.put(store.namespace, "a", b"foreign", plain)
+            raise ZeroDivisionError
+    assert await store.objects() == {"a": b"foreign"}
+
+
+async def test_missing_paths_are_all_named(store: Store) -> None:
+    async with store.uow()() as uow:
+        await uow.files.put(text("1", "a"))
+        with pytest.raises(NoSuchKeyException, match=r"/x, \S+/y\."):
+            await uow.files.get("x", "a", "y")
+        with pytest.raises(NoSuchKeyException, match=r"/x, \S+/y\."):
+            await uow.files.delete("x", "a", "y", missing_ok=False)
+        assert len(await uow.files.get("x", "a", missing_ok=True)) == 1
+        assert await uow.files.delete("x", "a", "y") == ["a"]
+        with pytest.raises(NoSuchKeyException):
+            await uow.files.stat("a")
+
+
+async def test_hidden_creates_are_not_in_the_bucket_before_the_commit(store: Store) -> None:
+    uow_class = store.uow(hide_pending=True)
+    async with store.connector() as connector:
+        versioned = (await connector.capabilities(store.namespace)).versioned
+    async with uow_class() as uow:
+        await uow.files.put(text("1", "a"))
+        await uow.files.create(text("1", "b"))
+        seen = [key for key in await store.objects() if not key.startswith(".fennflow/")]
+        # A version cannot be hidden: the placement of versioned buckets stays.
+        assert seen == (["a", "b"] if versioned else [])
+    assert set(await store.objects()) == {"a", "b"}
+
+
+async def test_a_second_writer_gets_an_error_after_the_lock_timeout(store: Store) -> None:
+    uow_class = store.uow(lock_timeout=0.05)
+    async with uow_class() as uow:
+        await uow.files.put(text("first", "a"))
+        async with uow_class() as other:
+            with pytest.raises(RecordLockedException, match=r"/a .*lock_timeout=0\.05"):
+                await other.files.put(text("second", "b"), text("second", "a"))
+            await other.files.put(text("third", "c"))
+    assert await store.objects() == {"a": b"first", "c": b"third"}
+
+
+async def test_a_unit_of_work_is_used_inside_its_block_alone(store: Store) -> None:
+    uow = store.uow()()
+    with pytest.raises(TransactionException, match="async with"):
+        _ = uow.files
+    with pytest.raises(TransactionException, match="async with"):
+        await uow.commit()
+    async with uow:
+        pass
+    with pytest.raises(TransactionException, match="has ended"):
+        await uow.files.list()
+    with pytest.raises(TransactionException, match="Construct a new one"):
+        async with uow:
+            pass
+
+
+async def test_metadata_and_types_are_checked_before_any_request(moto_store: Store) -> None:
+    from fennflow.exceptions import FilepathsCollisionError, KeyException, MetadataException
+
+    assert moto_store.server is not None
+    too_long = {"author": "ü" * 900}
+    with moto_store.server.watched() as seen:
+        async with moto_store.uow()() as uow:
+            with pytest.raises(MetadataException, match="2048"):
+                await uow.files.put(TextContent.from_content("1", metadata=too_long))
+            with pytest.raises(FilepathsCollisionError, match="a"):
+                await uow.files.put(text("1", "a"), text("2", "a"))
+            with pytest.raises(KeyException, match="segment"):
+                await uow.files.at("x").put(text("1", "../a"))
+            with pytest.raises(KeyException, match="FennFlow's own"):
+                await uow.files.put(text("1", ".fennflow/a"))
+            with pytest.raises(FileException, match="TextContent"):
+                await uow.files.put("text")  # type: ignore[arg-type]
+    assert seen == []
+    with pytest.raises(MetadataException):
+        TextContent.from_content("1", metadata={"a": "x" * 2048})
+    with pytest.raises(MetadataException):
+        TextContent.from_content("1", metadata={"fennflow_session": "x"})
+    with pytest.raises(FileException):
+        TextContent(data="no bytes")  # type: ignore[arg-type]
+    with pytest.raises(FileException):
+        JsonContent.from_content(float("nan"))
+    with pytest.raises(FileException):
+        ImageContent(data=b"", media_type="text/plain")
+    with pytest.raises(MediaTypeCannotBeGuessedException):
+        BinaryContent(data=b"?")
+
+
+async def test_scopes_nest_and_storage_paths_are_absolute(store: Store) -> None:
+    async with store.uow()() as uow:
+        inner = uow.files.at("a").at("b/")
+        assert inner.cwd == "a/b"
+        [path] = await inner.put(text("1", "c"))
+        assert isinstance(path, StoragePath)
+        assert (path, path.name, path.parent) == ("a/b/c", "c", "a/b")
+        assert (await uow.files.at("elsewhere").get(path)).one().content == "1"
+        assert await inner.list() == [path]
+        assert await uow.files.at("a").list("b") == [path]
+        assert await uow.files.at("a/b/c").list() == []
+
+
+async def test_listing_in_pages_meets_own_changes(store: Store) -> None:
+    uow_class = store.uow()
+    async with uow_class() as uow:
+        await uow.files.put(*[text("1", f"d{number % 3}/{number:02}") for number in range(12)])
+    async with uow_class() as uow:
+        await uow.files.delete("d0/00", "d1/10")
+        await uow.files.put(text("1", "d0/zz"), text("1", "a"), text("1", "z"))
+        everything = [path async for path in uow.files.iter()]
+        assert everything == sorted(everything)
+        assert len(everything) == 13
+        pages: list[str] = []
+        token = None
+        while True:
+            page = await uow.files.list(limit=2, continuation_token=token)
+            assert len(page) <= 2
+            pages += page
+            token = page.continuation_token
+            if token is None:
+                break
+        assert pages == everything
+        rolled = await uow.files.list(delimiter="/")
+        assert list(rolled) == ["a", "z"]
+        assert list(rolled.prefixes) == ["d0/", "d1/", "d2/"]
