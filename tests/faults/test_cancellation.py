@@ -187,6 +187,6 @@ async def test_what_compensation_cannot_finish_in_time_is_left_to_recovery_and_t
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-        assert any("recovery will remove the rest" in note for note in notes)
+        assert any("will be removed later" in note for note in notes)
         async with uow_class() as uow:
             assert await uow.files.list() == []

@@ -137,6 +137,10 @@ async def test_a_server_that_stays_away_while_undoing_is_told_and_masks_nothing(
     async with uow_class() as uow:
         assert await uow.files.list() == ["a", "b", "c"]
         assert (await uow.files.get("a")).one().data == b"old a"
+    # That unit of work has finished the undoing, and the keys are free again.
+    assert await everything(store, uow_class) == BEFORE
+    async with uow_class() as uow:
+        await uow.files.put(text("newer a", "a"), text("newer d", "d"))
 
 
 async def test_a_server_that_stays_away_after_the_pivot_does_not_fail_the_commit(
@@ -153,10 +157,14 @@ async def test_a_server_that_stays_away_after_the_pivot_does_not_fail_the_commit
             Fault.BEFORE if request.operation in {"COPY", "BATCH DELETE"} else None
         )
     store.server.fault = lambda _: None
-    assert "is committed, and recovery will finish applying it" in caplog.text
+    assert "is committed, and will be applied later" in caplog.text
     async with uow_class() as uow:
         assert await uow.files.list() == ["a", "c", "d"]
         assert (await uow.files.get("a")).one().data == b"new a"
+    # The next unit of work has finished it.
+    assert await everything(store, uow_class) == {"a": b"new a", "c": b"old c", "d": b"new d"}
+    async with uow_class() as uow:
+        await uow.files.put(text("newer a", "a"))
 
 
 async def test_a_call_that_fails_is_undone_and_the_session_goes_on(

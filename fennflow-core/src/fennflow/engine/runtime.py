@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
+from fennflow.engine.recovery import Leftovers
+
 if TYPE_CHECKING:
     from fennflow.backends import Backend
     from fennflow.config import ConfigDict
@@ -25,6 +27,7 @@ class Engine:
     plugins: PluginRegistry
     connector: Connector
     backend: Backend
+    leftovers: Leftovers
 
 
 @dataclass(slots=True)
@@ -61,15 +64,9 @@ async def engine_for(config: ConfigDict, plugins: PluginRegistry) -> Engine:
         if slot.engine is None:
             slot.lifetime = _lifetime(config, plugins, slot)
             slot.engine = await anext(slot.lifetime)
-    return slot.engine
-
-
-async def close_engine(config: ConfigDict, plugins: PluginRegistry) -> None:
-    """Close the engine of a configuration on the running loop, if one is open."""
-    with _slots_lock:
-        slot = _slots.get(asyncio.get_running_loop(), {}).get((config, id(plugins)))
-    if slot is not None and slot.lifetime is not None:
-        await slot.lifetime.aclose()
+        engine = slot.engine
+    await engine.leftovers.settle()
+    return engine
 
 
 async def _lifetime(
@@ -86,6 +83,7 @@ async def _lifetime(
             backend = await asyncio.to_thread(new_backend, config.backend, config)
             stack.push_async_callback(backend.aclose)
             await backend.open()
-            yield Engine(config, plugins, connector, backend)
+            leftovers = Leftovers(config, connector, backend)
+            yield Engine(config, plugins, connector, backend, leftovers)
     finally:
         slot.engine = slot.lifetime = None

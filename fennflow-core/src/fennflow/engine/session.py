@@ -13,6 +13,7 @@ from weakref import WeakKeyDictionary
 from fennflow.backends import Outcome, Step, conflict
 from fennflow.engine.concurrency import shielded
 from fennflow.engine.plan import plan_commit, tombstones, undo
+from fennflow.engine.recovery import Unsettled
 from fennflow.engine.settle import Settler
 from fennflow.engine.transaction import Transaction
 from fennflow.exceptions import (
@@ -94,15 +95,15 @@ class Session:
         with self._exclusive():
             await self._idle.wait()
             work, cancellation = await shielded(self._commit(), grace=lambda: self._grace)
-        session_id = self._tx.token.session_id
-        self._tx = Transaction(self._engine)
         if work.cancelled():
-            message = (
-                f"The commit of session {session_id} did not end within compensation_timeout="
-                f"{self._grace} s after its cancellation; recovery settles it one way. Read the "
-                "objects again before you repeat the work."
+            message = self._leave_over(
+                f"did not end its commit within compensation_timeout={self._grace} s after a "
+                "cancellation; it will be settled one way. Read the objects again before you "
+                "repeat the work."
             )
+            self._tx = Transaction(self._engine)
             raise CommitUncertainException(message) from cancellation
+        self._tx = Transaction(self._engine)
         error = work.exception()
         if isinstance(error, CommitUncertainException) or (error and cancellation is None):
             raise error
@@ -178,8 +179,8 @@ class Session:
         if steps:
             try:
                 await self._settler().settle(steps)
-            except Exception as error:  # noqa: BLE001 - P9: the commit stands, recovery goes on
-                self._log("P9", f"is committed, and recovery will finish applying it: {error}")
+            except Exception as error:  # noqa: BLE001 - P9: the commit stands
+                self._leave_over(f"is committed, and will be applied later: {error}")
         return True
 
     async def _validate_reads(self) -> None:
@@ -197,10 +198,10 @@ class Session:
         except SessionLostException as lost:
             raise lost from error
         except Exception as second:  # noqa: BLE001 - told with the exception
-            message = (
-                f"Whether session {self._tx.token.session_id} committed could not be learnt: "
-                f"{type(second).__name__}: {second}. Recovery settles it one way; read the "
-                "objects again before you repeat the work."
+            message = self._leave_over(
+                f"may or may not have committed, which could not be learnt: "
+                f"{type(second).__name__}: {second}. It will be settled one way; read the objects "
+                "again before you repeat the work."
             )
             raise CommitUncertainException(message) from error
 
@@ -216,39 +217,38 @@ class Session:
 
     async def _undo(self, cause: BaseException | None) -> None:
         """Remove every trace of a session that is decided `aborted`."""
-        writes = list(self._tx.writes.values())
+        left = self._unsettled()
         try:
-            await self._settler().settle(
-                undo(writes, self._tx.capabilities), tombstones(self._tx.token.session_id, writes)
-            )
+            await self._settler().settle(left.undo, left.tombstones)
         except Exception as error:  # noqa: BLE001 - told by _tell_pending
             self._tell_pending(cause, error)
 
     def _tell_pending(self, cause: BaseException | None, error: Exception) -> None:
-        text = (
-            f"is not undone completely: {type(error).__name__}: {error} "
-            "No reader of FennFlow sees any of it, and recovery will remove the rest."
+        note = self._leave_over(
+            f"is not undone completely: {type(error).__name__}: {error} No reader of FennFlow "
+            "sees any of it, and the rest will be removed later."
         )
-        self._log("P9", text)
-        note = f"Session {self._tx.token.session_id} {text}"
         if cause is None:
             warnings.warn(CompensationPendingWarning(note), stacklevel=2)
         else:
             cause.add_note(note)
 
-    def _log(self, rule: str, text: str) -> None:
-        logger.warning(
-            "Session %s %s",
-            self._tx.token.session_id,
-            text,
-            extra={"session": self._tx.token.session_id, "rule": rule},
+    def _leave_over(self, text: str) -> str:
+        """Leave the session to a later attempt (P9), log why, and return what was logged."""
+        self._engine.leftovers.add(self._unsettled())
+        message = f"Session {self._tx.token.session_id} {text}"
+        extra = {"session": self._tx.token.session_id, "rule": "P9"}
+        logger.warning("%s", message, extra=extra)
+        return message
+
+    def _unsettled(self) -> Unsettled:
+        session_id = self._tx.token.session_id
+        writes = list(self._tx.writes.values())
+        return Unsettled(
+            session=self._tx.token,
+            undo=undo(writes, self._tx.capabilities),
+            tombstones=tombstones(session_id, writes),
         )
 
     def _settler(self) -> Settler:
-        return Settler(
-            self._tx.connector,
-            self._tx.backend,
-            self._tx.token,
-            self._engine.config.reserved_prefix,
-            self._engine.config.max_concurrency,
-        )
+        return Settler(self._tx.connector, self._tx.backend, self._tx.token, self._engine.config)

@@ -27,6 +27,7 @@ from fennflow.exceptions import (
 
 if TYPE_CHECKING:
     from fennflow.backends import SessionToken
+    from fennflow.config import ConfigDict
 
 logger = logging.getLogger("fennflow")
 
@@ -41,15 +42,13 @@ class Settler:
         connector: where the objects lie.
         backend: where the session is journaled.
         session: whose steps, under which token.
-        reserved_prefix: what lies under it needs no lock.
-        limit: object requests in flight.
+        config: bounds the requests in flight, and names the reserved prefix.
     """
 
     connector: Connector
     backend: Backend
     session: SessionToken
-    reserved_prefix: str
-    limit: int
+    config: ConfigDict
     _keep_locked: set[ObjectKey] = field(default_factory=set[ObjectKey])
 
     async def settle(self, steps: Sequence[Step], tombstones: Collection[Tombstone] = ()) -> None:
@@ -60,7 +59,7 @@ class Settler:
         """
         await self._copy_all([step for step in steps if isinstance(step, Copy)])
         uploads = [step for step in steps if isinstance(step, AbortUpload)]
-        await run_all(self.limit, self._abort_upload, uploads)
+        await run_all(self.config.max_concurrency, self._abort_upload, uploads)
         await self._delete_all([step for step in steps if isinstance(step, Delete)])
         await self.backend.settle(
             self.session, tombstones=tombstones, keep_locked=self._keep_locked
@@ -77,7 +76,7 @@ class Settler:
             for copy, key in zip(copies, keys, strict=True)
             if records[key].location.key != copy.key
         ]
-        stored = await run_all(self.limit, self._copy, todo)
+        stored = await run_all(self.config.max_concurrency, self._copy, todo)
         moved = [
             replace(
                 records[ObjectKey(copy.namespace, copy.key)],
@@ -130,7 +129,7 @@ class Settler:
         )
 
     async def _delete_all(self, steps: Sequence[Delete]) -> None:
-        found = await run_all(self.limit, self._resolve, steps)
+        found = await run_all(self.config.max_concurrency, self._resolve, steps)
         batches: list[tuple[str, list[Deletion]]] = []
         by_namespace = sorted(
             ((step.namespace, each) for step, each in zip(steps, found, strict=True)),
@@ -149,7 +148,7 @@ class Settler:
                     batch = []
             if batch:
                 batches.append((namespace, batch))
-        await run_all(self.limit, self._delete_batch, batches)
+        await run_all(self.config.max_concurrency, self._delete_batch, batches)
 
     async def _resolve(self, step: Delete) -> Sequence[Deletion]:
         """Return what to delete: after a look at the object where its name proves nothing."""
@@ -210,7 +209,7 @@ class Settler:
                 ObjectKey(namespace, deletion.location.key)
                 for deletion in deletions
                 if deletion.location.version_id is None
-                and not deletion.location.key.startswith(self.reserved_prefix)
+                and not deletion.location.key.startswith(self.config.reserved_prefix)
             )
 
     async def _retry(self, request: Callable[[], Awaitable[R]]) -> tuple[R, bool]:

@@ -18,6 +18,8 @@ from fennflow.exceptions import FennFlowException, NoSuchKeyException, RecordLoc
 if TYPE_CHECKING:
     from fennflow.engine.runtime import Engine
 
+FIRST_PAUSE = 0.002
+
 Place = Callable[[Record | None, Sequence[Write]], Placement | None]
 
 
@@ -37,6 +39,7 @@ class Transaction:
     """
 
     def __init__(self, engine: Engine) -> None:
+        self.leftovers = engine.leftovers
         self.config = engine.config
         self.connector = engine.connector
         self.backend = engine.backend
@@ -139,13 +142,15 @@ class Transaction:
         """Stage, waiting up to `lock_timeout` for keys that other sessions hold (P3)."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self.config.lock_timeout
-        pause = 0.002
+        pause = FIRST_PAUSE
         while True:
             journaled, self.journaled = self.journaled, True
             try:
                 return await self.backend.stage(self.token, keys, plan)
             except RecordLockedException as error:
                 self.journaled = journaled
+                if pause == FIRST_PAUSE and await self.leftovers.settle(now=True):
+                    continue
                 left = deadline - loop.time()
                 if left <= 0:
                     message = (

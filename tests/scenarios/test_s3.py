@@ -1,0 +1,234 @@
+"""What is particular to S3: errors that say what to do, secrets, probes, suspended versions."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fennflow.connectors import Capabilities, Location, S3ConnectorConfig
+from fennflow.exceptions import (
+    AccessDeniedException,
+    BaseConnectorException,
+    ConfigException,
+    ConnectorUnavailableException,
+    MetadataException,
+    NoSuchNamespaceException,
+)
+from fennflow.files import TextContent
+from fennflow.testing import Fault, S3Server
+from fennflow_s3 import metadata
+from fennflow_s3.client import from_code
+from fennflow_s3.probe import is_aws
+from stores import Store, make_store, raw_client, s3_config
+
+SECRET = "s3cr3t-" + "x" * 33  # of no account
+
+
+def text(value: str, name: str) -> TextContent:
+    return TextContent.from_content(value, filename=name)
+
+
+async def put_one(store: Store) -> None:
+    async with store.uow()() as uow:
+        await uow.files.put(text("1", "a"))
+
+
+async def test_a_wrong_secret_is_denied_and_shown_nowhere(
+    juicefs: S3Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    config = s3_config(juicefs, aws_secret_access_key=SECRET, aws_session_token=SECRET)
+    with pytest.raises(AccessDeniedException, match="Check the credentials") as caught:
+        await put_one(Store(config, "bucket"))
+    error: BaseException | None = caught.value
+    while error is not None:
+        assert SECRET not in f"{error!r} {error}"
+        error = error.__cause__
+    assert SECRET not in caplog.text
+    assert SECRET not in f"{config!r} {config} {config.model_dump()}"
+
+
+async def test_missing_credentials_are_told(
+    moto: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/nowhere")
+    monkeypatch.setenv("AWS_CONFIG_FILE", "/nowhere")
+    config = S3ConnectorConfig(endpoint_url=moto.url, region_name="us-east-1")
+    with pytest.raises(AccessDeniedException, match="aws_access_key_id"):
+        await put_one(Store(config, "bucket"))
+    missing = S3ConnectorConfig(endpoint_url=moto.url, profile_name="nobody")
+    with pytest.raises(AccessDeniedException, match="nobody"):
+        await put_one(Store(missing, "bucket"))
+
+
+async def test_a_missing_bucket_is_named(moto: S3Server) -> None:
+    with pytest.raises(NoSuchNamespaceException, match=r"no-such-bucket.*Create the bucket"):
+        await put_one(Store(s3_config(moto), "no-such-bucket"))
+
+
+async def test_an_underscore_that_a_server_refuses_is_explained(juicefs: S3Server) -> None:
+    with pytest.raises(BaseConnectorException) as caught:
+        await put_one(Store(s3_config(juicefs), "my_files"))
+    assert "my_files" in str(caught.value)
+    assert "underscore" in str(caught.value)
+
+
+async def test_an_unreachable_server_is_told() -> None:
+    config = S3ConnectorConfig(
+        endpoint_url="http://127.0.0.1:9",
+        region_name="us-east-1",
+        aws_access_key_id="a",
+        aws_secret_access_key="b",
+        max_attempts=1,
+    )
+    with pytest.raises(ConnectorUnavailableException, match="Is the server up"):
+        await put_one(Store(config, "bucket"))
+
+
+async def test_a_busy_server_is_asked_again(moto_store: Store) -> None:
+    server = moto_store.server
+    assert server is not None
+    await put_one(moto_store)
+    left = [Fault.BEFORE, Fault.AFTER, Fault.CUT]
+    async with moto_store.uow()() as uow:
+        with server.failing(
+            lambda request: left.pop() if left and request.operation == "PUT" else None
+        ):
+            await uow.files.put(text("2", "b"))
+    assert not left
+    assert await moto_store.objects() == {"a": b"1", "b": b"2"}
+
+
+async def test_a_suspended_bucket_counts_as_one_without_versions(
+    request: pytest.FixtureRequest,
+) -> None:
+    store = await make_store("moto-suspended", request)
+    uow_class = store.uow()
+    async with uow_class() as uow:
+        await uow.files.put(text("old", "a"))
+        assert (await uow.files.stat("a")).version_id is None
+    with pytest.raises(ZeroDivisionError):
+        async with uow_class() as uow:
+            await uow.files.put(text("new", "a"), text("new", "b"))
+            await uow.files.delete("a")
+            raise ZeroDivisionError
+    assert await store.objects() == {"a": b"old"}
+    async with uow_class() as uow:
+        await uow.files.put(text("new", "a"))
+    assert await store.objects() == {"a": b"new"}
+
+
+async def test_versions_from_before_the_versioning_are_staged_over(
+    request: pytest.FixtureRequest,
+) -> None:
+    store = await make_store("moto", request)
+    assert store.server is not None
+    async with store.uow()() as uow:
+        await uow.files.put(text("old", "a"))
+    async with raw_client(store.server) as client:
+        await client.put_bucket_versioning(
+            Bucket=store.namespace, VersioningConfiguration={"Status": "Enabled"}
+        )
+    claimed = Store(
+        s3_config(store.server, capabilities=Capabilities(conditional_create=True, versioned=True)),
+        store.namespace,
+        store.server,
+    )
+    uow_class = claimed.uow()
+    async with uow_class() as uow:
+        await uow.files.put(text("new", "b"))
+        assert (await uow.files.stat("b")).version_id is not None
+
+
+async def test_committed_versions_stay_the_users(request: pytest.FixtureRequest) -> None:
+    store = await make_store("moto-versioned", request)
+    uow_class = store.uow()
+    for value in ("1", "2"):
+        async with uow_class() as uow:
+            await uow.files.put(text(value, "a"))
+    async with uow_class() as uow:
+        await uow.files.delete("a")
+    async with store.connector() as connector:
+        assert await connector.head(store.namespace, Location("a")) is None
+        versions = await connector.versions(store.namespace, "a")
+        bodies = [
+            (await connector.get(store.namespace, version.location))[1] for version in versions
+        ]
+    assert bodies == [b"2", b"1"]
+
+
+async def test_what_moto_and_juicefs_enforce_is_found_out(
+    moto_store: Store, request: pytest.FixtureRequest
+) -> None:
+    """P15."""
+    async with moto_store.connector() as connector:
+        assert await connector.capabilities(moto_store.namespace) == Capabilities(
+            conditional_create=True, conditional_delete="single"
+        )
+    weak = await make_store("juicefs", request)
+    async with weak.connector() as connector:
+        assert await connector.capabilities(weak.namespace) == Capabilities()
+
+
+def test_amazons_endpoints_are_taken_at_their_documentation() -> None:
+    assert is_aws("https://s3.eu-central-1.amazonaws.com")
+    assert is_aws("https://bucket.s3.cn-north-1.amazonaws.com.cn")
+    assert not is_aws("https://amazonaws.com.evil.example")
+    assert not is_aws("http://localhost:9000")
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"endpoint_url": "http://user:password@host"},
+        {"endpoint_url": "ftp://host"},
+        {"multipart_part_size": 1},
+        {"max_attempts": 0},
+        {"aws_secret_access_key": 7},
+    ],
+)
+def test_a_config_that_cannot_work_is_refused_without_showing_it(values: dict[str, object]) -> None:
+    with pytest.raises(ConfigException) as caught:
+        S3ConnectorConfig(**values)
+    assert "password@" not in f"{caught.value} {caught.value.__cause__}"
+
+
+@given(st.dictionaries(st.text(max_size=20), st.text(max_size=60), max_size=8))
+def test_metadata_of_any_unicode_survives_ascii_headers(values: dict[str, str]) -> None:
+    try:
+        encoded = metadata.encode(values)
+    except (MetadataException, UnicodeEncodeError):
+        return
+    for name, value in encoded.items():
+        assert f"{name}{value}".isascii()
+        assert value == value.strip()
+    assert metadata.decode({name.title(): value for name, value in encoded.items()}) == values
+
+
+@given(st.dictionaries(st.text(max_size=9), st.text(max_size=30), max_size=4))
+def test_metadata_of_others_never_fails_to_decode(values: dict[str, str]) -> None:
+    metadata.decode(values)
+    metadata.decode({metadata.ENCODED: "".join(values)})
+
+
+@pytest.mark.parametrize(
+    ("code", "status", "expected"),
+    [
+        ("SlowDown", 503, ConnectorUnavailableException),
+        ("Whatever", 500, ConnectorUnavailableException),
+        ("InternalError", 0, ConnectorUnavailableException),
+        ("403", 403, AccessDeniedException),
+        ("ExpiredToken", 400, AccessDeniedException),
+        ("EntityTooLarge", 400, BaseConnectorException),
+    ],
+)
+def test_codes_of_s3_become_our_exceptions(
+    code: str, status: int, expected: type[BaseConnectorException]
+) -> None:
+    assert type(from_code(code, "", status, "put", "bucket/key")) is expected

@@ -1,0 +1,119 @@
+"""Key rules, scopes and continuation tokens."""
+
+from __future__ import annotations
+
+import contextlib
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fennflow.exceptions import ContinuationTokenException, KeyException
+from fennflow.paths import (
+    StoragePath,
+    after_key,
+    after_prefix,
+    check_key,
+    decode_token,
+    encode_token,
+    join_key,
+    render_path,
+)
+
+characters = st.characters(exclude_categories=["Cs"])
+
+
+@pytest.mark.parametrize(
+    ("key", "reason"),
+    [
+        ("", "is empty"),
+        ("a" * 1025, "1025 bytes"),
+        ("ü" * 513, "1026 bytes"),
+        ("a\x00b", "control character"),
+        ("a\nb", "control character"),
+        ("a\x7fb", "control character"),
+        ("a\x85b", "control character"),
+        ("a\ud800b", "lone surrogate"),
+        (".", "'.' segment"),
+        ("..", "'..' segment"),
+        ("../up", "'..' segment"),
+        ("a/../b", "'..' segment"),
+        ("./x", "'.' segment"),
+        ("/a", "starts or ends"),
+        ("a/", "starts or ends"),
+        ("a//b", "starts or ends"),
+        (".fennflow", "FennFlow's own"),
+        (".fennflow/x", "FennFlow's own"),
+    ],
+)
+def test_a_key_that_some_store_cannot_hold_is_refused(key: str, reason: str) -> None:
+    with pytest.raises(KeyException, match=reason) as caught:
+        check_key(key, reserved_prefix=".fennflow")
+    assert "nothing was sent" in str(caught.value)
+    assert str(caught.value).isascii()
+
+
+@pytest.mark.parametrize(
+    "key", ["a", "a" * 1024, "ü" * 512, "a/.b/..c/d.", "日本/😀 +%&?#'\"", "…"]
+)
+def test_any_printable_key_is_taken(key: str) -> None:
+    assert check_key(key, reserved_prefix=".fennflow") == key
+
+
+@given(st.text(st.characters()))
+def test_a_key_is_taken_or_refused_and_nothing_else(key: str) -> None:
+    try:
+        checked = check_key(key)
+    except KeyException:
+        return
+    assert checked == key
+    assert 0 < len(key.encode()) <= 1024
+    assert not {"", ".", ".."} & set(key.split("/"))
+
+
+@given(st.text(characters, min_size=1), st.text(characters))
+def test_a_relative_path_stays_in_its_scope(scope: str, path: str) -> None:
+    try:
+        check_key(scope)
+        key = check_key(join_key(scope, check_key(path)))
+    except KeyException:
+        return
+    assert key.startswith(f"{scope}/")
+
+
+@given(st.text(characters), st.text(characters))
+def test_what_follows_a_key_is_next_in_order(key: str, other: str) -> None:
+    assert (other > key) == (other >= after_key(key))
+
+
+@given(st.text(characters), st.text(characters), st.text(characters))
+def test_what_follows_a_prefix_skips_all_that_have_it(prefix: str, rest: str, other: str) -> None:
+    following = after_prefix(prefix)
+    if following is None:
+        assert not prefix.strip("\U0010ffff")
+        return
+    assert (prefix + rest).encode() < following.encode()
+    inside_or_before = other < following
+    assert inside_or_before == (other <= prefix or other.startswith(prefix) or other < prefix)
+
+
+@given(st.text(characters))
+def test_a_token_tells_where_the_next_page_starts(start: str) -> None:
+    assert decode_token(encode_token(start)) == start
+
+
+@given(st.text(st.characters()))
+def test_a_token_from_elsewhere_is_refused_or_harmless(token: str) -> None:
+    with contextlib.suppress(ContinuationTokenException):
+        assert isinstance(decode_token(token), str)
+
+
+def test_templates_render_themselves() -> None:
+    class Invoice:
+        def render(self) -> str:
+            return "invoices/2026"
+
+    assert render_path(Invoice()) == "invoices/2026"
+    assert render_path(StoragePath("a")) == "a"
+    with pytest.raises(KeyException, match="int"):
+        render_path(7)  # type: ignore[arg-type]

@@ -1,0 +1,166 @@
+"""Discovery, with real distributions on the path: good, broken, misspelt, doubled, too new."""
+
+from __future__ import annotations
+
+import sys
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from fennflow import ConfigDict, UnitOfWork, plugins
+from fennflow.exceptions import ConfigException, PluginException
+from fennflow.files import TextContent
+
+Install = Callable[..., None]
+
+GOOD = """
+    from fennflow.config import ConnectorConfig
+    from fennflow.hookspecs import ConnectorPlugin, hookimpl
+
+    class MyStoreConnectorConfig(ConnectorConfig):
+        pass
+
+    @hookimpl
+    def fennflow_connectors():
+        return [ConnectorPlugin("{name}", MyStoreConnectorConfig, lambda config, settings: None)]
+"""
+
+
+@pytest.fixture
+def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
+    """Install a distribution with one module and an entry point for it."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+    def install(distribution: str, code: str, *, name: str) -> None:
+        module = distribution.replace("-", "_")
+        (tmp_path / f"{module}.py").write_text(textwrap.dedent(code).replace("{name}", name))
+        info = tmp_path / f"{module}-1.2.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text(
+            f"Metadata-Version: 2.1\nName: {distribution}\nVersion: 1.2\n"
+        )
+        (info / "entry_points.txt").write_text(f"[fennflow]\n{name} = {module}\n")
+        monkeypatch.delitem(sys.modules, module, raising=False)
+
+    return install
+
+
+def error_of(name: str) -> str:
+    [plugin] = [each for each in plugins.installed() if each.name == name]
+    return "" if plugin.error is None else str(plugin.error)
+
+
+def test_a_third_partys_config_is_importable_by_name(install: Install) -> None:
+    install("acme-mystore", GOOD, name="mystore")
+    with plugins.override():
+        from fennflow.connectors import MyStoreConnectorConfig  # type: ignore[attr-defined]
+
+        registry = plugins.registry()
+        assert registry.connector_for(MyStoreConnectorConfig()).name == "mystore"
+        [plugin] = [each for each in plugins.installed() if each.name == "mystore"]
+        assert (plugin.distribution, plugin.version, plugin.error) == ("acme-mystore", "1.2", None)
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        ("import there_is_no_such_driver", "No module named 'there_is_no_such_driver'"),
+        ("raise ValueError('bad day')", "ValueError: bad day"),
+        (GOOD.replace("def fennflow_connectors", "def fennflow_conectors"), "did you mean"),
+        (GOOD.replace("    @hookimpl\n", ""), "is not marked with"),
+        ("x = 1", "implements no hook"),
+        ("FENNFLOW_HOOKSPEC_VERSION = 2\n" + textwrap.dedent(GOOD), "version 2 of FennFlow's"),
+        (GOOD.replace("return [", "return 7 # "), "TypeError"),
+        (GOOD.replace("return [", "return ['s'] # "), "is no ConnectorPlugin"),
+    ],
+    ids=["import", "raises", "misspelt", "unmarked", "empty", "version", "no list", "wrong item"],
+)
+def test_a_plugin_that_does_not_work_breaks_no_other(
+    install: Install, code: str, said: str
+) -> None:
+    install("acme-broken", code, name="broken")
+    with plugins.override():
+        assert said in error_of("broken")
+        assert "acme-broken 1.2" in error_of("broken")
+        UnitOfWork()
+        from fennflow.connectors import S3ConnectorConfig
+
+        assert plugins.registry().connector_for(S3ConnectorConfig()).name == "s3"
+        with pytest.raises(PluginException, match="acme-broken") as caught:
+            from fennflow.connectors import MyStoreConnectorConfig  # type: ignore[attr-defined]  # noqa: F401
+        assert isinstance(caught.value.__cause__, PluginException)
+
+
+def test_two_plugins_of_one_name_are_an_error_that_names_both(install: Install) -> None:
+    install("acme-mystore", GOOD, name="mystore")
+    install("other-mystore", GOOD, name="mystore")
+    with plugins.override():
+        with pytest.raises(PluginException, match=r"\w+-mystore and \w+-mystore"):
+            UnitOfWork()
+        assert len([each for each in plugins.installed() if each.name == "mystore"]) == 2
+    with plugins.override(disable=["mystore"]):
+        UnitOfWork()
+
+
+def test_plugins_can_be_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FENNFLOW_DISABLE_PLUGINS", "s3, other")
+    with plugins.override():
+        [plugin] = [each for each in plugins.installed() if each.name == "s3"]
+        assert plugin.disabled
+        with pytest.raises(PluginException, match="Switched off"):
+            from fennflow.connectors import S3ConnectorConfig  # noqa: F401
+
+
+def test_a_config_of_a_plugin_that_is_switched_off_is_refused_at_construction() -> None:
+    class UOW(UnitOfWork):
+        config = ConfigDict()
+
+    UOW()
+    with (
+        plugins.override(disable=["memory"]),
+        pytest.raises(PluginException, match="InMemoryConnectorConfig"),
+    ):
+        UOW()
+
+
+def test_a_mistyped_name_is_an_import_error_with_a_hint() -> None:
+    with plugins.override(), pytest.raises(ImportError, match="Did you mean S3ConnectorConfig"):
+        from fennflow.connectors import S3ConectorConfig  # type: ignore[attr-defined]  # noqa: F401
+
+
+def test_discovery_happens_once() -> None:
+    assert plugins.registry() is plugins.registry()
+
+
+def test_a_subclass_of_a_content_type_is_stored_as_that_type() -> None:
+    class Letter(TextContent):
+        pass
+
+    assert plugins.registry().content_tag(Letter) == "text"
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"lock_timeout": -1},
+        {"max_concurrency": 0},
+        {"no_such_option": 1},
+        {"connector": {}},
+        {"backend": "memory"},
+        {"reserved_prefix": "../x"},
+    ],
+)
+def test_a_config_that_cannot_work_is_refused(values: dict[str, object]) -> None:
+    from fennflow.exceptions import FennFlowException
+
+    with pytest.raises(FennFlowException):
+        ConfigDict(**values)
+
+
+def test_a_class_with_another_config_is_refused_when_it_is_made() -> None:
+    with pytest.raises(ConfigException, match="ConfigDict"):
+
+        class UOW(UnitOfWork):
+            config = {"connector": 1}  # type: ignore[assignment]  # noqa: RUF012
