@@ -127,6 +127,8 @@ class BackendSuite:
         run(config, scenario)
 
     def test_nothing_is_seen_before_the_pivot_and_all_after_it(self, config: BackendConfig) -> None:
+        """P4, I2."""
+
         async def scenario(backend: Backend) -> None:
             await put(backend, C)
             session = new_session()
@@ -153,6 +155,8 @@ class BackendSuite:
         run(config, scenario)
 
     def test_a_key_has_one_uncommitted_writer(self, config: BackendConfig) -> None:
+        """P3, I6: all of a call's keys are locked, or none."""
+
         async def scenario(backend: Backend) -> None:
             first, second = new_session(), new_session()
             await backend.stage(first, [B], plan_for(B))
@@ -214,6 +218,8 @@ class BackendSuite:
         run(config, scenario)
 
     def test_the_first_decision_stands(self, config: BackendConfig) -> None:
+        """P5."""
+
         async def scenario(backend: Backend) -> None:
             aborted = new_session()
             await backend.stage(aborted, [A], plan_for(A))
@@ -253,6 +259,8 @@ class BackendSuite:
     def test_a_changed_read_fails_the_pivot_and_decides_nothing(
         self, config: BackendConfig
     ) -> None:
+        """Promise 4 of the protocol."""
+
         async def scenario(backend: Backend) -> None:
             old = record(A, await put(backend, A))
             await put(backend, A, etag="e2")
@@ -269,6 +277,8 @@ class BackendSuite:
         run(config, scenario)
 
     def test_a_key_kept_locked_outlives_its_session(self, config: BackendConfig) -> None:
+        """P20 b."""
+
         async def scenario(backend: Backend) -> None:
             session = new_session()
             await backend.stage(session, [A, B], plan_for(A, B))
@@ -281,6 +291,8 @@ class BackendSuite:
         run(config, scenario)
 
     def test_tombstones_are_found_after_commit_and_settlement(self, config: BackendConfig) -> None:
+        """P14, P20 a."""
+
         async def scenario(backend: Backend) -> None:
             session = new_session()
             first = Tombstone(namespace="bucket", key="a", session_id=session.session_id, seq=1)

@@ -1,0 +1,84 @@
+"""The project keeps its own conventions."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import pkgutil
+import re
+from pathlib import Path
+
+import pytest
+
+import fennflow
+from fennflow import exceptions, hookspecs
+
+ROOT = Path(__file__).parents[2]
+# P20 and P22 to P27 are about crashes, which durable backends bring.
+RULES = [*range(1, 20), 21, *range(28, 32)]
+INVARIANTS = [*range(1, 7), 8, 9]
+
+
+def test_every_rule_that_is_built_is_named_by_a_test() -> None:
+    text = "\n".join(
+        path.read_text() for path in (ROOT / "tests").rglob("*.py") if path != Path(__file__)
+    ) + "\n".join(path.read_text() for path in (ROOT / "fennflow-core").rglob("*_suite.py"))
+    named = set(re.findall(r"\b[PI]\d+\b", text))
+    wanted = {f"P{rule}" for rule in RULES} | {f"I{invariant}" for invariant in INVARIANTS}
+    assert wanted - named == set()
+
+
+def test_every_hook_is_documented_with_its_signature() -> None:
+    guide = (ROOT / "docs" / "plugins.md").read_text()
+    for name in [name for name in hookspecs.__all__ if name.startswith("fennflow_")]:
+        hook = getattr(hookspecs, name)
+        signature = str(inspect.signature(hook)).replace("'", "")
+        assert f"{name}{signature}" in guide
+
+
+def test_the_exception_tree_is_drawn_as_it_is() -> None:
+    drawn = re.findall(
+        r"^([│├└─ ]*)(\w+)(?: \(a warning\))?$", exceptions.__doc__ or "", re.MULTILINE
+    )
+    parents: dict[int, str] = {}
+    found: dict[str, str] = {}
+    for indent, name in drawn:
+        if not hasattr(exceptions, name):
+            continue
+        depth = len(indent) // 4
+        parents[depth] = name
+        found[name] = parents.get(depth - 1, "Exception")
+    assert found == {
+        name: getattr(exceptions, name).__bases__[0].__name__ for name in exceptions.__all__
+    }
+
+
+PUBLIC = [
+    name
+    for _, name, is_package in pkgutil.walk_packages(fennflow.__path__, "fennflow.")
+    if not name.startswith(("fennflow.engine", "fennflow.testing."))
+    and name not in {"fennflow.files.plugin", "fennflow.files.media_types"}
+]
+
+
+@pytest.mark.parametrize("name", ["fennflow", *PUBLIC])
+def test_what_a_module_exports_exists_and_is_documented(name: str) -> None:
+    module = importlib.import_module(name)
+    assert module.__doc__
+    exported = getattr(module, "__all__", [])
+    assert list(exported) == sorted(
+        exported, key=lambda each: (not each.isupper(), not each[0].isupper(), each)
+    )
+    for each in exported:
+        value = getattr(module, each)
+        if inspect.isclass(value) or inspect.isfunction(value):
+            assert value.__doc__, each
+
+
+def test_no_module_outgrows_what_can_be_read_in_one_sitting() -> None:
+    long = {
+        str(path.relative_to(ROOT)): lines
+        for path in ROOT.glob("fennflow-*/src/**/*.py")
+        if (lines := path.read_text().count("\n")) > 450
+    }
+    assert long == {}
