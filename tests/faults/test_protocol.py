@@ -369,3 +369,19 @@ async def test_other_bytes_under_the_same_etag_are_not_returned(scene: Scene) ->
     async with scene.uow()() as uow:
         with pytest.raises(ChecksumMismatchException, match="bucket/a"):
             await uow.files.get("a")
+
+
+async def test_a_write_under_way_hides_nothing_from_its_own_session(scene: Scene) -> None:
+    uow_class = scene.uow()
+    async with uow_class() as uow:
+        await uow.files.put(text("old", "a"))
+    async with uow_class() as uow:
+
+        async def look() -> None:
+            assert await uow.files.list() == ["a"]
+            assert (await uow.files.get("a")).one().content == "old"
+
+        scene.script.once("before", "put", look)
+        await uow.files.put(text("new", "a"))
+        assert scene.script.action is None
+        assert (await uow.files.get("a")).one().content == "new"

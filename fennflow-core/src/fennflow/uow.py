@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, cast
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import TYPE_CHECKING, ClassVar, TypeVar, cast
 
 from typing_extensions import override
 
 from fennflow import plugins
 from fennflow.config import ConfigDict
-from fennflow.engine.runtime import engine_for
+from fennflow.engine.callbacks import Callback, Undo
+from fennflow.engine.runtime import engine_for, engine_lifespan
 from fennflow.engine.session import Session, deliver_late_cancellation
 from fennflow.exceptions import ConfigException, TransactionException
 from fennflow.repositories import RepoField, Repository
@@ -18,6 +21,8 @@ if TYPE_CHECKING:
     from typing import Self
 
 __all__ = ["UnitOfWork"]
+
+T = TypeVar("T")
 
 
 class UnitOfWork:
@@ -125,6 +130,109 @@ class UnitOfWork:
     async def rollback(self) -> None:
         """Undo what was done since the last `commit()`; more work may follow."""
         await self._opened().rollback()
+
+    def on_commit(self, callback: Callback) -> None:
+        """Call back after the transaction that is open has committed and is settled.
+
+        Args:
+            callback: without arguments, plain or async. The commit stands whatever it does: what
+                it raises is logged.
+        """
+        self._opened().callbacks.on_commit.append(callback)
+
+    def on_rollback(self, callback: Callback) -> None:
+        """Call back after the transaction that is open was undone; like `on_commit`."""
+        self._opened().callbacks.on_rollback.append(callback)
+
+    async def step(self, do: Callable[[], Awaitable[T]], undo: Undo) -> T:
+        """Do a saga step of your own, which is undone if the transaction fails.
+
+        Args:
+            do: called now. If it raises it counts as not done; if it is cancelled, as done.
+            undo: called when undoing, the last step's first, up to three times. If it keeps
+                failing, that is a note on the exception that ended the block.
+
+        Returns:
+            what `do` returned.
+
+        Example:
+            ```python
+            import asyncio
+
+            from fennflow import UnitOfWork
+
+            sent = []
+
+
+            async def send():
+                sent.append("invoice")
+
+
+            async def recall():
+                sent.remove("invoice")
+
+
+            async def main():
+                try:
+                    async with UnitOfWork() as uow:
+                        await uow.step(send, recall)
+                        raise ValueError("no paper")
+                except ValueError:
+                    print(sent)
+                    #> []
+
+
+            asyncio.run(main())
+            ```
+        """
+        return await self._opened().step(do, undo)
+
+    def savepoint(self) -> AbstractAsyncContextManager[None]:
+        """Return a block that is undone by itself if an exception leaves it; they nest.
+
+        Its files, steps and callbacks are forgotten, an earlier write of the same session to the
+        same path counts again, and the exception propagates to where you catch it.
+
+        Example:
+            ```python
+            import asyncio
+
+            from fennflow import UnitOfWork
+            from fennflow.files import TextContent
+            from fennflow.repositories import CrudRepository, RepoField
+
+
+            class UOW(UnitOfWork):
+                drafts = RepoField(CrudRepository, namespace="drafts")
+
+
+            async def main():
+                async with UOW() as uow:
+                    await uow.drafts.put(TextContent.from_content("first", filename="a.txt"))
+                    try:
+                        async with uow.savepoint():
+                            await uow.drafts.put(TextContent.from_content("2nd", filename="a.txt"))
+                            raise ValueError
+                    except ValueError:
+                        print((await uow.drafts.get("a.txt")).one().content)
+                        #> first
+
+
+            asyncio.run(main())
+            ```
+        """
+        return self._opened().savepoint()
+
+    @classmethod
+    @asynccontextmanager
+    async def lifespan(cls) -> AsyncGenerator[None]:
+        """Open the engine now, and close it at the end of the block instead of the loop's end.
+
+        Units of work inside need no time to connect. Engines are shared: the last lifespan of
+        equal configurations closes theirs.
+        """
+        async with engine_lifespan(cls.config, plugins.registry()):
+            yield
 
     def _opened(self) -> Session:
         if self._session is None:

@@ -1,7 +1,7 @@
 """What a session is to do: pure decisions on frozen values, without I/O.
 
-The session keeps a chain of writes for every key. The last one that was not taken back is live:
-it is what the session sees and what the pivot commits. All others are garbage of the session.
+The session keeps a chain of writes for every key. The last one that is done and was not taken
+back is live: it is what the session sees and what the pivot commits. All others are garbage.
 """
 
 from __future__ import annotations
@@ -75,8 +75,12 @@ def choose_placement(
 
 
 def live(chain: Sequence[Write]) -> Write | None:
-    """Return the write of a key that counts, if any."""
-    return next((write for write in reversed(chain) if not write.retracted), None)
+    """Return the write of a key that counts, if any: one under way does not count yet."""
+    for write in reversed(chain):
+        done = write.record is not None or write.intent.placement is Placement.DELETE
+        if done and not write.retracted:
+            return write
+    return None
 
 
 def visible(chain: Sequence[Write], committed: Record | None) -> Record | None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from fennflow.backends import Outcome, SessionToken, Step, Tombstone
+from fennflow.engine.callbacks import Undo, run_undos
 from fennflow.engine.settle import Settler
 
 if TYPE_CHECKING:
@@ -31,11 +32,13 @@ class Unsettled:
         session: which one.
         undo: the steps of its compensation, for the case that it is not decided `committed`.
         tombstones: what compensation leaves in doubt.
+        undos: of the user's own saga steps, if they were not run yet.
     """
 
     session: SessionToken
     undo: Sequence[Step]
     tombstones: Sequence[Tombstone]
+    undos: Sequence[Undo]
 
 
 @dataclass(slots=True)
@@ -97,4 +100,5 @@ class Leftovers:
         if outcome is Outcome.COMMITTED:
             await settler.settle(steps)
         else:
+            await run_undos(unsettled.undos)
             await settler.settle(unsettled.undo, unsettled.tombstones)

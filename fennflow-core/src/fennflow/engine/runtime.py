@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import AsyncGenerator
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
@@ -37,6 +37,7 @@ class _Slot:
     opening: asyncio.Lock = field(default_factory=asyncio.Lock)
     engine: Engine | None = None
     lifetime: AsyncGenerator[Engine] | None = None
+    lifespans: int = 0
 
 
 _Key = tuple["ConfigDict", int]
@@ -67,6 +68,20 @@ async def engine_for(config: ConfigDict, plugins: PluginRegistry) -> Engine:
         engine = slot.engine
     await engine.leftovers.settle()
     return engine
+
+
+@asynccontextmanager
+async def engine_lifespan(config: ConfigDict, plugins: PluginRegistry) -> AsyncGenerator[Engine]:
+    """Hold the engine of a configuration open; who leaves last closes it."""
+    engine = await engine_for(config, plugins)
+    slot = _slots[asyncio.get_running_loop()][config, id(plugins)]
+    slot.lifespans += 1
+    try:
+        yield engine
+    finally:
+        slot.lifespans -= 1
+        if not slot.lifespans and slot.lifetime is not None:
+            await slot.lifetime.aclose()
 
 
 async def _lifetime(

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import warnings
-from collections.abc import AsyncGenerator, Generator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Sequence
 from contextlib import asynccontextmanager, contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 from weakref import WeakKeyDictionary
 
 from fennflow.backends import Outcome, Step, conflict
+from fennflow.engine.callbacks import Callbacks, Undo, run_callbacks, run_undos
 from fennflow.engine.concurrency import shielded
 from fennflow.engine.plan import plan_commit, tombstones, undo
 from fennflow.engine.recovery import Unsettled
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from fennflow.engine.runtime import Engine
 
 logger = logging.getLogger("fennflow")
+
+T = TypeVar("T")
 
 # Cancellations that arrived when nothing could be undone any more, by the task that was cancelled.
 _late_cancellations: WeakKeyDictionary[asyncio.Task[object], int] = WeakKeyDictionary()
@@ -60,6 +63,7 @@ class Session:
         self._closed = False
         self._ending = False
         self._calls = 0
+        self._savepoints = 0
         self._idle = asyncio.Event()
         self._idle.set()
 
@@ -70,10 +74,7 @@ class Session:
         Raises:
             TransactionException: the session has ended, or is ending.
         """
-        if self._closed or self._ending:
-            state = "has ended" if self._closed else "is being committed or rolled back"
-            message = f"This unit of work {state}. Use it inside its own async with block."
-            raise TransactionException(message)
+        self._check_open()
         self._calls += 1
         self._idle.clear()
         try:
@@ -82,6 +83,58 @@ class Session:
             self._calls -= 1
             if not self._calls:
                 self._idle.set()
+
+    def _check_open(self) -> None:
+        if self._closed or self._ending:
+            state = "has ended" if self._closed else "is being committed or rolled back"
+            message = f"This unit of work {state}. Use it inside its own async with block."
+            raise TransactionException(message)
+
+    @property
+    def callbacks(self) -> Callbacks:
+        """What the user hung on the transaction that is open.
+
+        Raises:
+            TransactionException: the session has ended, or is ending.
+        """
+        self._check_open()
+        return self._tx.callbacks
+
+    async def step(self, do: Callable[[], Awaitable[T]], undo: Undo) -> T:
+        """Do a saga step of the user's own, and remember how it is undone."""
+        self._check_open()
+        callbacks = self._tx.callbacks
+        try:
+            result = await do()
+        except asyncio.CancelledError:
+            # Cut off, it may have taken effect: like a write in doubt it counts as done (P19).
+            callbacks.undos.append(undo)
+            raise
+        callbacks.undos.append(undo)
+        return result
+
+    @asynccontextmanager
+    async def savepoint(self) -> AsyncGenerator[None]:
+        """Undo what the block did, and nothing else, if an exception leaves it.
+
+        Raises:
+            TransactionException: the session has ended, or is ending.
+        """
+        self._check_open()
+        tx, mark = self._tx, self._tx.mark()
+        self._savepoints += 1
+        try:
+            yield
+        except BaseException as cause:
+            undos = tx.rewind(mark)
+            work, cancellation = await shielded(run_undos(undos), grace=lambda: self._grace)
+            for note in [] if work.cancelled() else work.result():
+                cause.add_note(note)
+            if cancellation is not None and not isinstance(cause, asyncio.CancelledError):
+                raise cancellation from cause
+            raise
+        finally:
+            self._savepoints -= 1
 
     async def commit(self) -> None:
         """Make all changes visible in one instant, or undo them and raise.
@@ -149,6 +202,9 @@ class Session:
         if self._ending:
             message = "This unit of work is being committed or rolled back already."
             raise TransactionException(message)
+        if self._savepoints:
+            message = "Inside a savepoint there is no commit() or rollback(); leave it first."
+            raise TransactionException(message)
         self._ending = True
         try:
             yield
@@ -159,6 +215,7 @@ class Session:
         """Pivot and apply; True says that nothing can be undone any more."""
         if not self._tx.journaled:
             await self._validate_reads()
+            await run_callbacks(self._tx.callbacks.on_commit)
             return False
         commit = plan_commit(
             self._tx.token.session_id,
@@ -181,6 +238,7 @@ class Session:
                 await self._settler().settle(steps)
             except Exception as error:  # noqa: BLE001 - P9: the commit stands
                 self._leave_over(f"is committed, and will be applied later: {error}")
+        await run_callbacks(self._tx.callbacks.on_commit)
         return True
 
     async def _validate_reads(self) -> None:
@@ -207,21 +265,36 @@ class Session:
 
     async def _compensate(self, cause: BaseException | None) -> None:
         await self._idle.wait()
-        if self._tx.journaled:
-            try:
-                await self._tx.backend.abort(self._tx.token)
-            except Exception as error:  # noqa: BLE001 - told by _tell_pending
-                self._tell_pending(cause, error)
-            else:
-                await self._undo(cause)
+        if not self._tx.journaled:
+            await self._undo_steps(cause)
+            await run_callbacks(self._tx.callbacks.on_rollback)
+            return
+        try:
+            await self._tx.backend.abort(self._tx.token)
+        except Exception as error:  # noqa: BLE001 - told by _tell_pending
+            await self._undo_steps(cause)
+            self._tell_pending(cause, error)
+            await run_callbacks(self._tx.callbacks.on_rollback)
+        else:
+            await self._undo(cause)
 
     async def _undo(self, cause: BaseException | None) -> None:
         """Remove every trace of a session that is decided `aborted`."""
+        await self._undo_steps(cause)
         left = self._unsettled()
         try:
             await self._settler().settle(left.undo, left.tombstones)
         except Exception as error:  # noqa: BLE001 - told by _tell_pending
             self._tell_pending(cause, error)
+        await run_callbacks(self._tx.callbacks.on_rollback)
+
+    async def _undo_steps(self, cause: BaseException | None) -> None:
+        undos, self._tx.callbacks.undos = self._tx.callbacks.undos, []
+        for note in await run_undos(undos):
+            if cause is None:
+                warnings.warn(CompensationPendingWarning(note), stacklevel=2)
+            else:
+                cause.add_note(note)
 
     def _tell_pending(self, cause: BaseException | None, error: Exception) -> None:
         note = self._leave_over(
@@ -248,6 +321,7 @@ class Session:
             session=self._tx.token,
             undo=undo(writes, self._tx.capabilities),
             tombstones=tombstones(session_id, writes),
+            undos=tuple(self._tx.callbacks.undos),
         )
 
     def _settler(self) -> Settler:

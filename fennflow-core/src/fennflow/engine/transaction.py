@@ -6,12 +6,13 @@ import asyncio
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import uuid_utils
 
 from fennflow.backends import Intent, ObjectKey, Placement, Record, SessionToken
 from fennflow.connectors import Capabilities
+from fennflow.engine.callbacks import Callbacks, Undo
 from fennflow.engine.plan import Write, staging_key, visible
 from fennflow.exceptions import FennFlowException, NoSuchKeyException, RecordLockedException
 
@@ -21,6 +22,13 @@ if TYPE_CHECKING:
 FIRST_PAUSE = 0.002
 
 Place = Callable[[Record | None, Sequence[Write]], Placement | None]
+
+
+class Mark(NamedTuple):
+    """A point in a transaction."""
+
+    seq: int
+    callbacks: tuple[int, int, int]
 
 
 class Transaction:
@@ -36,6 +44,7 @@ class Transaction:
         capabilities: of the namespaces that it writes to.
         reads: the records that it read, where `validate_reads` asks for them.
         slots: bounds the object requests in flight.
+        callbacks: what the user hung on it.
     """
 
     def __init__(self, engine: Engine) -> None:
@@ -50,6 +59,7 @@ class Transaction:
         self.capabilities: dict[str, Capabilities] = {}
         self.reads: dict[ObjectKey, Record | None] = {}
         self.slots = asyncio.Semaphore(engine.config.max_concurrency)
+        self.callbacks = Callbacks()
         self._next_seq = 1
 
     def chain(self, key: ObjectKey) -> list[Write]:
@@ -64,6 +74,15 @@ class Transaction:
         """Take writes back: what they replaced counts again (P8)."""
         for seq in seqs:
             self.update(seq, retracted=True)
+
+    def mark(self) -> Mark:
+        """Return a point to which `rewind` goes back."""
+        return Mark(self._next_seq, self.callbacks.mark())
+
+    def rewind(self, mark: Mark) -> list[Undo]:
+        """Take back all writes since a mark, and return the undos registered since."""
+        self.retract([seq for seq in self.writes if seq >= mark.seq])
+        return self.callbacks.rewind(mark.callbacks)
 
     async def know(self, namespace: str) -> Capabilities:
         """Return what the namespace enforces; probed before the first write to it (P15)."""

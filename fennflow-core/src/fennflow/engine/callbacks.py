@@ -1,0 +1,64 @@
+"""What users hang on a transaction: saga steps of their own, and callbacks for its outcome."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+
+import stamina
+
+logger = logging.getLogger("fennflow")
+
+Callback = Callable[[], Awaitable[object] | object]
+Undo = Callable[[], Awaitable[object]]
+
+
+@dataclass(slots=True)
+class Callbacks:
+    """Callbacks of one transaction, in the order in which they were registered."""
+
+    undos: list[Undo] = field(default_factory=list[Undo])
+    on_commit: list[Callback] = field(default_factory=list[Callback])
+    on_rollback: list[Callback] = field(default_factory=list[Callback])
+
+    def mark(self) -> tuple[int, int, int]:
+        """Return a point to which `rewind` goes back."""
+        return len(self.undos), len(self.on_commit), len(self.on_rollback)
+
+    def rewind(self, mark: tuple[int, int, int]) -> list[Undo]:
+        """Forget what came after a mark, and return the undos among it."""
+        undos, commits, rollbacks = mark
+        forgotten = self.undos[undos:]
+        del self.undos[undos:]
+        del self.on_commit[commits:]
+        del self.on_rollback[rollbacks:]
+        return forgotten
+
+
+async def run_undos(undos: Sequence[Undo]) -> list[str]:
+    """Undo saga steps in reverse order, each up to three times; return what could not be undone."""
+    notes: list[str] = []
+    for undo in reversed(undos):
+        try:
+            async for attempt in stamina.retry_context(on=Exception, attempts=3, wait_initial=0.1):
+                with attempt:
+                    await undo()
+        except Exception as error:
+            name = getattr(undo, "__qualname__", repr(undo))
+            notes.append(f"The undo of a step failed: {name}: {type(error).__name__}: {error}")
+            logger.exception("The undo of a step failed: %s", name)
+    return notes
+
+
+async def run_callbacks(callbacks: Sequence[Callback]) -> None:
+    """Run callbacks in order. The outcome stands: what they raise is logged, not raised (I8)."""
+    for callback in callbacks:
+        try:
+            result = callback()
+            if inspect.isawaitable(result):
+                await result
+        except Exception:
+            name = getattr(callback, "__qualname__", repr(callback))
+            logger.exception("A callback failed after the outcome was settled: %s", name)

@@ -1,0 +1,221 @@
+"""Steps, savepoints, callbacks and lifespans of a unit of work."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import threading
+
+import pytest
+
+from fennflow.exceptions import CompensationPendingWarning, TransactionException
+from fennflow.files import TextContent
+from stores import Store, make_store
+
+
+def text(value: str, name: str) -> TextContent:
+    return TextContent.from_content(value, filename=name)
+
+
+@pytest.fixture
+async def memory(request: pytest.FixtureRequest) -> Store:
+    return await make_store("memory", request)
+
+
+class Service:
+    """Something outside that steps change."""
+
+    def __init__(self) -> None:
+        self.log: list[str] = []
+        self.refuses = 0
+
+    async def do(self, name: str) -> str:
+        self.log.append(f"do {name}")
+        return name
+
+    async def undo(self, name: str) -> None:
+        if self.refuses:
+            self.refuses -= 1
+            message = f"{name} cannot be undone now"
+            raise OSError(message)
+        self.log.append(f"undo {name}")
+
+
+async def test_steps_are_undone_in_reverse_order_and_files_too(store: Store) -> None:
+    service = Service()
+    with pytest.raises(ZeroDivisionError):
+        async with store.uow()() as uow:
+            assert await uow.step(lambda: service.do("1"), lambda: service.undo("1")) == "1"
+            await uow.files.put(text("new", "a"))
+            await uow.step(lambda: service.do("2"), lambda: service.undo("2"))
+            raise ZeroDivisionError
+    assert service.log == ["do 1", "do 2", "undo 2", "undo 1"]
+    assert await store.objects() == {}
+
+
+async def test_steps_of_a_commit_are_not_undone(memory: Store) -> None:
+    service = Service()
+    async with memory.uow()() as uow:
+        await uow.step(lambda: service.do("1"), lambda: service.undo("1"))
+        await uow.commit()
+        await uow.step(lambda: service.do("2"), lambda: service.undo("2"))
+        await uow.rollback()
+    assert service.log == ["do 1", "do 2", "undo 2"]
+
+
+async def test_an_undo_that_fails_is_tried_again_and_then_told(memory: Store) -> None:
+    service = Service()
+    service.refuses = 2
+    with pytest.raises(ZeroDivisionError) as caught:
+        async with memory.uow()() as uow:
+            await uow.step(lambda: service.do("1"), lambda: service.undo("1"))
+            raise ZeroDivisionError
+    assert service.log == ["do 1", "undo 1"]
+    assert not hasattr(caught.value, "__notes__")
+    service.refuses = 3
+    with pytest.raises(ZeroDivisionError) as caught:
+        async with memory.uow()() as uow:
+            await uow.step(lambda: service.do("2"), lambda: service.undo("2"))
+            await uow.step(lambda: service.do("3"), lambda: service.undo("3"))
+            raise ZeroDivisionError
+    assert service.log[-1] == "undo 2"
+    [note] = caught.value.__notes__
+    assert "3 cannot be undone now" in note
+    service.refuses = 3
+    async with memory.uow()() as uow:
+        await uow.step(lambda: service.do("4"), lambda: service.undo("4"))
+        with pytest.warns(CompensationPendingWarning, match="4 cannot be undone now"):
+            await uow.rollback()
+
+
+async def test_a_step_that_fails_is_not_undone_and_one_cut_off_is(memory: Store) -> None:
+    service = Service()
+
+    async def fail() -> None:
+        raise ZeroDivisionError
+
+    async def hang() -> None:
+        await asyncio.Event().wait()
+
+    with pytest.raises(ZeroDivisionError):
+        async with memory.uow()() as uow:
+            await uow.step(fail, lambda: service.undo("1"))
+    assert service.log == []
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.01), memory.uow()() as uow:
+            await uow.step(hang, lambda: service.undo("2"))
+    assert service.log == ["undo 2"]
+
+
+async def test_a_savepoint_undoes_its_block_and_nothing_else(store: Store) -> None:
+    service = Service()
+    uow_class = store.uow()
+    async with uow_class() as uow:
+        await uow.files.put(text("old", "a"), text("old", "b"), text("old", "c"))
+    async with uow_class() as uow:
+        await uow.files.put(text("outer", "a"), text("outer", "d"))
+        await uow.files.delete("c")
+        with pytest.raises(ZeroDivisionError):
+            async with uow.savepoint():
+                await uow.files.put(text("inner", "a"), text("inner", "c"), text("inner", "e"))
+                await uow.files.delete("b", "d")
+                await uow.step(lambda: service.do("1"), lambda: service.undo("1"))
+                async with uow.savepoint():
+                    await uow.files.put(text("innermost", "f"))
+                assert await uow.files.list() == ["a", "c", "e", "f"]
+                raise ZeroDivisionError
+        assert service.log == ["do 1", "undo 1"]
+        assert await uow.files.list() == ["a", "b", "d"]
+        assert (await uow.files.get("a")).one().content == "outer"
+    assert await store.objects() == {"a": b"outer", "b": b"old", "d": b"outer"}
+
+
+async def test_a_savepoint_in_a_savepoint_may_fail_alone(store: Store) -> None:
+    async with store.uow()() as uow, uow.savepoint():
+        await uow.files.put(text("1", "a"))
+        with pytest.raises(ZeroDivisionError):
+            async with uow.savepoint():
+                await uow.files.put(text("2", "a"), text("2", "b"))
+                raise ZeroDivisionError
+        await uow.files.put(text("3", "c"))
+    assert await store.objects() == {"a": b"1", "c": b"3"}
+
+
+async def test_there_is_no_commit_inside_a_savepoint(memory: Store) -> None:
+    async with memory.uow()() as uow, uow.savepoint():
+        for end in (uow.commit, uow.rollback):
+            with pytest.raises(TransactionException, match="savepoint"):
+                await end()
+
+
+async def test_callbacks_follow_the_outcome(
+    memory: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    log: list[str] = []
+
+    async def later() -> None:
+        log.append("async")
+
+    def fail() -> None:
+        raise ZeroDivisionError
+
+    async with memory.uow()() as uow:
+        await uow.files.put(text("1", "a"))
+        uow.on_commit(lambda: log.append(f"{len(memory.config.model_dump())} plain"))
+        uow.on_commit(fail)
+        uow.on_commit(later)
+        uow.on_rollback(lambda: log.append("never"))
+        with pytest.raises(ZeroDivisionError):
+            async with uow.savepoint():
+                uow.on_commit(lambda: log.append("taken back"))
+                raise ZeroDivisionError
+        assert log == []
+    assert log == ["2 plain", "async"]
+    [record] = [each for each in caplog.records if each.levelno == logging.ERROR]
+    assert "A callback failed" in record.message
+    with pytest.raises(ZeroDivisionError):
+        async with memory.uow()() as uow:
+            uow.on_commit(lambda: log.append("never"))
+            uow.on_rollback(lambda: log.append("rolled back"))
+            raise ZeroDivisionError
+    assert log[2:] == ["rolled back"]
+
+
+async def test_a_lifespan_opens_and_closes_the_engine(moto_store: Store) -> None:
+    uow_class = moto_store.uow()
+    async with uow_class.lifespan():
+        async with uow_class.lifespan(), uow_class() as uow:
+            await uow.files.put(text("1", "a"))
+        async with uow_class() as uow:
+            assert await uow.files.list() == ["a"]
+    # Closed, it opens again at the next use.
+    async with uow_class() as uow:
+        assert (await uow.files.get("a")).one().content == "1"
+
+
+def test_loops_one_after_another_and_in_threads_share_the_catalog_alone(
+    request: pytest.FixtureRequest,
+) -> None:
+    store = asyncio.run(make_store("moto", request))
+    uow_class = store.uow()
+
+    async def put(name: str) -> None:
+        async with uow_class() as uow:
+            await uow.files.put(*[text("1", f"{name}{number}") for number in range(5)])
+
+    asyncio.run(put("a"))
+    asyncio.run(put("b"))
+    threads = [threading.Thread(target=asyncio.run, args=(put(name),)) for name in "cd"]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    async def count() -> int:
+        async with uow_class() as uow:
+            return len(await uow.files.list())
+
+    assert asyncio.run(count()) == 20
+    # A loop that was closed in order has left nothing open: a warning would be an error here.
+    gc.collect()
