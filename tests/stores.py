@@ -23,6 +23,8 @@ from fennflow.connectors import (
 from fennflow.repositories import (
     CreateRepository,
     CrudRepository,
+    DeletePrefixRepository,
+    GetPrefixRepository,
     RepoField,
     StatRepository,
 )
@@ -44,7 +46,13 @@ VERSIONING: dict[str, Literal["Enabled", "Suspended"]] = {
 ALL_STORES = ["memory", "memory-weak", "memory-versioned", "moto", "moto-versioned", "juicefs"]
 
 
-class FullRepository(CrudRepository, CreateRepository, StatRepository):
+class FullRepository(
+    CrudRepository,
+    CreateRepository,
+    StatRepository,
+    GetPrefixRepository,
+    DeletePrefixRepository,
+):
     """All that a repository can do."""
 
 

@@ -362,3 +362,38 @@ async def test_listing_in_pages_meets_own_changes(store: Store) -> None:
         rolled = await uow.files.list(delimiter="/")
         assert list(rolled) == ["a", "z"]
         assert list(rolled.prefixes) == ["d0/", "d1/", "d2/"]
+
+
+async def test_prefixes_are_read_and_deleted_whole(store: Store) -> None:
+    uow_class = store.uow()
+    async with uow_class() as uow:
+        await uow.files.at("in").put(text("1", "a/1"), text("2", "a/2"), text("3", "ab"))
+        await uow.files.put(text("4", "in2"), text("5", "out"))
+    async with uow_class() as uow:
+        await uow.files.at("in").put(text("own", "a/3"))
+        found = await uow.files.at("in").get_prefix("a/")
+        assert [file.content for file in found] == ["1", "2", "own"]
+        assert len(await uow.files.get_prefix()) == 6
+        assert await uow.files.at("in").delete_prefix("a") == [
+            *("in/a/1", "in/a/2", "in/a/3", "in/ab")
+        ]
+        assert await uow.files.list() == ["in2", "out"]
+    assert set(await store.objects()) == {"in2", "out"}
+
+
+async def test_a_prefix_of_any_size_is_deleted_all_or_none(
+    request: pytest.FixtureRequest,
+) -> None:
+    store = await make_store("memory", request)
+    uow_class = store.uow(lock_timeout=0.0)
+    async with uow_class() as uow:
+        await uow.files.put(*[text("1", f"{number:04}") for number in range(2500)])
+    async with uow_class() as uow:
+        async with uow_class() as other:
+            await other.files.put(text("locked", "2400"))
+            with pytest.raises(RecordLockedException):
+                await uow.files.delete_prefix()
+            await other.rollback()
+        assert len([path async for path in uow.files.iter()]) == 2500
+        assert len(await uow.files.delete_prefix()) == 2500
+    assert await store.objects() == {}

@@ -32,7 +32,7 @@ from fennflow.responses import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import AsyncGenerator, AsyncIterator, Sequence
     from typing import Self
 
     from fennflow.backends import Record
@@ -42,7 +42,9 @@ if TYPE_CHECKING:
 __all__ = [
     "CreateRepository",
     "CrudRepository",
+    "DeletePrefixRepository",
     "DeleteRepository",
+    "GetPrefixRepository",
     "GetRepository",
     "ListRepository",
     "PutRepository",
@@ -51,6 +53,10 @@ __all__ = [
     "S3RepoField",
     "StatRepository",
 ]
+
+
+PAGE = 1000
+"""Keys on a page of a listing, and in a batch of what works on prefixes; S3's own number."""
 
 
 class Repository:
@@ -98,6 +104,22 @@ class Repository:
         if isinstance(rendered, StoragePath) or not self._scope:
             return str(rendered)
         return f"{self._scope}/{rendered}"
+
+    async def _pages(self, prefix: str) -> AsyncGenerator[Sequence[str]]:
+        """Iterate over the keys with a prefix, up to a thousand at a time."""
+        start: str | None = ""
+        while start is not None:
+            async with self._session.call() as tx:
+                page = await reading.page(
+                    tx,
+                    self._namespace,
+                    prefix=self._prefix(prefix),
+                    start=start,
+                    limit=PAGE,
+                    delimiter=None,
+                )
+            yield page.keys
+            start = page.start
 
     async def _write(self, files: Sequence[BaseContent], *, create: bool) -> PutResponse:
         uploads = [await self._upload(file) for file in files]
@@ -186,7 +208,7 @@ class ListRepository(Repository):
         self,
         prefix: str = "",
         *,
-        limit: int = 1000,
+        limit: int = PAGE,
         continuation_token: str | None = None,
         delimiter: str | None = None,
     ) -> ListResponse:
@@ -223,14 +245,9 @@ class ListRepository(Repository):
 
     async def iter(self, prefix: str = "") -> AsyncIterator[StoragePath]:
         """Iterate over all paths with a prefix, a page at a time."""
-        token: str | None = None
-        while True:
-            page = await self.list(prefix, continuation_token=token)
-            for path in page:
-                yield path
-            token = page.continuation_token
-            if token is None:
-                return
+        async for keys in self._pages(prefix):
+            for key in keys:
+                yield StoragePath(key)
 
 
 class DeleteRepository(Repository):
@@ -276,6 +293,52 @@ class StatRepository(Repository):
         keys = [self._key(path)]
         async with self._session.call() as tx:
             return await tx.view(self._namespace, keys, missing_ok=True) != [None]
+
+
+class GetPrefixRepository(Repository):
+    """Read all files with a prefix."""
+
+    async def get_prefix(self, prefix: str = "") -> MediaResponse:
+        """Read all files with a prefix, in key order, a thousand at a time.
+
+        Each thousand is as it was at one moment; what is deleted meanwhile is left out.
+
+        Args:
+            prefix: relative to the scope; it need not end at a `/`.
+
+        Raises:
+            ObjectChangedException: an object was changed without FennFlow.
+        """
+        files: list[BaseContent] = []
+        async for keys in self._pages(prefix):
+            async with self._session.call() as tx:
+                found = await reading.read(tx, self._namespace, keys, missing_ok=True)
+            files += [_content(record, body) for record, body in found]
+        return MediaResponse(files)
+
+
+class DeletePrefixRepository(Repository):
+    """Delete all files with a prefix."""
+
+    async def delete_prefix(self, prefix: str = "") -> DeleteResponse:
+        """Delete all files with a prefix, however many; all or none of the call.
+
+        Args:
+            prefix: relative to the scope; it need not end at a `/`: `a` deletes `ab` too.
+
+        Returns:
+            the paths that were deleted.
+
+        Raises:
+            RecordLockedException: another session is writing one of the paths.
+        """
+        gone: list[StoragePath] = []
+        async with self._session.savepoint():
+            async for keys in self._pages(prefix):
+                async with self._session.call() as tx:
+                    deleted = await writing.delete(tx, self._namespace, keys, missing_ok=True)
+                gone += [StoragePath(key) for key in deleted]
+        return DeleteResponse(gone)
 
 
 class CrudRepository(PutRepository, GetRepository, ListRepository, DeleteRepository):

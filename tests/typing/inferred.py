@@ -1,0 +1,80 @@
+"""What type checkers infer of what users write: checked by the `types` session, never run."""
+
+from __future__ import annotations
+
+from typing import assert_type
+
+from fennflow import ConfigDict, UnitOfWork
+from fennflow.backends import InMemoryBackendConfig
+from fennflow.connectors import InMemoryConnectorConfig, S3ConnectorConfig
+from fennflow.files import BaseContent, JsonContent, TextContent
+from fennflow.paths import StoragePath
+from fennflow.repositories import (
+    CrudRepository,
+    GetRepository,
+    RepoField,
+    S3RepoField,
+    StatRepository,
+)
+from fennflow.responses import DeleteResponse, ListResponse, MediaResponse, ObjectInfo, PutResponse
+
+
+class Files(CrudRepository, StatRepository):
+    """A repository of a user's own."""
+
+    async def rename(self) -> int:
+        return 1
+
+
+class UOW(UnitOfWork):
+    my_files = S3RepoField(Files, bucket_name="my-files")
+    read_only = RepoField(GetRepository, namespace="other")
+    config = ConfigDict(backend=InMemoryBackendConfig(), connector=S3ConnectorConfig())
+
+
+assert_type(UOW.my_files, S3RepoField[Files])
+assert_type(InMemoryConnectorConfig().name, str)
+assert_type(S3ConnectorConfig().region_name, "str | None")
+
+
+async def fields_and_scopes() -> None:
+    async with UOW() as uow:
+        assert_type(uow, UOW)
+        assert_type(uow.my_files, Files)
+        assert_type(uow.my_files.at("a").at("b"), Files)
+        assert_type(uow.my_files.cwd, StoragePath)
+        assert_type(uow.read_only, GetRepository)
+        assert_type(await uow.my_files.rename(), int)
+
+
+async def responses() -> None:
+    async with UOW() as uow:
+        assert_type(await uow.my_files.put(TextContent.from_content("a")), PutResponse)
+        page = await uow.my_files.list()
+        assert_type(page, ListResponse)
+        assert_type(page[0], StoragePath)
+        assert_type(page.prefixes, tuple[StoragePath, ...])
+        assert_type(await uow.my_files.delete(*page), DeleteResponse)
+        assert_type(await uow.my_files.stat("a"), ObjectInfo)
+        assert_type(await uow.my_files.stat("a", "b"), tuple[ObjectInfo, ...])
+        assert_type(await uow.my_files.exists("a"), bool)
+
+
+async def contents() -> None:
+    async with UOW() as uow:
+        files = await uow.my_files.get("a", "b")
+        assert_type(files, MediaResponse)
+        assert_type(files.one(), BaseContent)
+        assert_type(files.texts, tuple[TextContent, ...])
+        assert_type(files.texts[0].content, str)
+        assert_type(files.filter(JsonContent), tuple[JsonContent, ...])
+
+
+async def steps() -> None:
+    async def do() -> int:
+        return 1
+
+    async def undo() -> None: ...
+
+    async with UOW() as uow:
+        assert_type(await uow.step(do, undo), int)
