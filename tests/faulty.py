@@ -7,7 +7,15 @@ script raises is raised there: before, the operation had no effect; after, its a
 from __future__ import annotations
 
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Sequence
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Collection,
+    Iterable,
+    Mapping,
+    Sequence,
+)
 from typing import Any, TypeVar
 
 from typing_extensions import override
@@ -115,12 +123,18 @@ class FaultyConnector(Connector):
         *,
         if_match: str | None = None,
         if_none_match: bool = False,
+        extra: Mapping[str, Any] | None = None,
     ) -> StoredObject:
         return await self.around(
             "copy",
             key,
             lambda: self.inner.copy(
-                namespace, source, key, if_match=if_match, if_none_match=if_none_match
+                namespace,
+                source,
+                key,
+                if_match=if_match,
+                if_none_match=if_none_match,
+                extra=extra,
             ),
         )
 

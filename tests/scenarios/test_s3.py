@@ -13,11 +13,12 @@ from fennflow.exceptions import (
     AccessDeniedException,
     BaseConnectorException,
     ConfigException,
+    ConnectorCapabilityException,
     ConnectorUnavailableException,
     MetadataException,
     NoSuchNamespaceException,
 )
-from fennflow.files import TextContent
+from fennflow.files import BinaryContent, TextContent
 from fennflow.testing import Fault, S3Server
 from fennflow_s3 import metadata
 from fennflow_s3.client import from_code
@@ -232,3 +233,45 @@ def test_codes_of_s3_become_our_exceptions(
     code: str, status: int, expected: type[BaseConnectorException]
 ) -> None:
     assert type(from_code(code, "", status, "put", "bucket/key")) is expected
+
+
+@pytest.mark.parametrize("kind", ["moto", "moto-versioned"])
+async def test_options_of_s3_are_kept_across_the_copy_of_apply(
+    kind: str, request: pytest.FixtureRequest
+) -> None:
+    store = await make_store(kind, request, multipart_threshold=5 << 20)
+    assert store.server is not None
+    extra = {
+        "CacheControl": "max-age=60",
+        "StorageClass": "STANDARD_IA",
+        "ServerSideEncryption": "AES256",
+        "Tagging": "team=a",
+    }
+    uow_class = store.uow()
+    for body in (b"1", b"2", b"3" * (6 << 20)):
+        async with uow_class() as uow:
+            await uow.files.put(
+                BinaryContent(data=body, media_type="a/b", filename="a"), connector_extra=extra
+            )
+        async with raw_client(store.server) as client:
+            head = await client.head_object(Bucket=store.namespace, Key="a")
+            tags = await client.get_object_tagging(Bucket=store.namespace, Key="a")
+        assert head["ContentLength"] == len(body)
+        assert head["CacheControl"] == "max-age=60"
+        assert head.get("StorageClass") == "STANDARD_IA"
+        assert head.get("ServerSideEncryption") == "AES256"
+        assert tags["TagSet"] == [{"Key": "team", "Value": "a"}]
+
+
+@pytest.mark.parametrize(
+    "extra", [{"SSECustomerKey": "x"}, {"CacheControll": "x"}, {"Expires": object()}]
+)
+async def test_an_option_that_s3_does_not_know_is_refused_before_any_request(
+    moto_store: Store, extra: dict[str, object]
+) -> None:
+    assert moto_store.server is not None
+    with moto_store.server.watched() as seen:
+        async with moto_store.uow()() as uow:
+            with pytest.raises(ConnectorCapabilityException, match=next(iter(extra))):
+                await uow.files.create(text("1", "a"), connector_extra=extra)
+    assert seen == []

@@ -23,7 +23,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fennflow.connectors import Location
 from fennflow.exceptions import ConflictException
@@ -165,6 +165,7 @@ class Copy:
         source: the staging key.
         expected: ETag of what the session knows to lie at the key; None if nothing (P17).
         doubtful: whether the PUT of the source was in doubt (P20 c).
+        extra: the `connector_extra` of the write, JSON values alone.
     """
 
     seq: int
@@ -173,6 +174,7 @@ class Copy:
     source: Location
     expected: str | None
     doubtful: bool = False
+    extra: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

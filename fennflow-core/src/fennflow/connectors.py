@@ -23,7 +23,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -89,11 +89,13 @@ class ObjectAttributes:
         media_type: for instance `text/plain`.
         metadata: any Unicode; the connector encodes it, and decodes it on the way back.
         sha256: hexadecimal, of the body; a connector may have the store verify it.
+        extra: what the user passed as `connector_extra`, in the words of the store.
     """
 
     media_type: str
     metadata: Mapping[str, str] = field(default_factory=dict[str, str])
     sha256: str | None = None
+    extra: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -196,6 +198,7 @@ class Connector(ABC):
 
         Raises:
             MetadataException: metadata over the store's limit.
+            ConnectorCapabilityException: an `extra` that the store does not know.
             KeyException: a key that the store cannot hold.
         """
 
@@ -250,6 +253,7 @@ class Connector(ABC):
         *,
         if_match: str | None = None,
         if_none_match: bool = False,
+        extra: Mapping[str, Any] | None = None,
     ) -> StoredObject:
         """Copy bytes, media type and metadata inside the store.
 
@@ -260,6 +264,7 @@ class Connector(ABC):
             if_match: only if the object at the target has this ETag.
             if_none_match: only if no object lies at the target. Both are given only where
                 `Capabilities.conditional_copy` says so.
+            extra: what the source was put with, for what a copy does not keep by itself.
 
         Returns:
             location, ETag and `retried` of the target; the rest need not be filled.

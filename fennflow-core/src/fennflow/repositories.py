@@ -32,7 +32,7 @@ from fennflow.responses import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+    from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
     from typing import Self
 
     from fennflow.backends import Record
@@ -121,13 +121,15 @@ class Repository:
             yield page.keys
             start = page.start
 
-    async def _write(self, files: Sequence[BaseContent], *, create: bool) -> PutResponse:
-        uploads = [await self._upload(file) for file in files]
+    async def _write(
+        self, files: Sequence[BaseContent], extra: Mapping[str, Any] | None, *, create: bool
+    ) -> PutResponse:
+        uploads = [await self._upload(file, extra or {}) for file in files]
         async with self._session.call() as tx:
             records = await writing.write(tx, self._namespace, uploads, create=create)
         return PutResponse([StoragePath(record.key) for record in records])
 
-    async def _upload(self, file: object) -> Upload:
+    async def _upload(self, file: object, extra: Mapping[str, Any]) -> Upload:
         if not isinstance(file, BaseContent):
             message = (
                 f"put() and create() take files, and this is a {type(file).__name__}. Wrap it, "
@@ -145,14 +147,22 @@ class Repository:
             media_type=file.media_type,
             content_type=registry().content_tag(type(file)),
             metadata=dict(file.metadata),
+            extra=dict(extra),
         )
 
 
 class PutRepository(Repository):
     """Write files."""
 
-    async def put(self, *files: BaseContent) -> PutResponse:
+    async def put(
+        self, *files: BaseContent, connector_extra: Mapping[str, Any] | None = None
+    ) -> PutResponse:
         """Write files, replacing what lies under their paths; all or none of the call.
+
+        Args:
+            files: what to write.
+            connector_extra: options of the store for all of them, on S3 for instance
+                `{"CacheControl": "max-age=3600", "StorageClass": "STANDARD_IA"}`.
 
         Returns:
             their paths, in the order of the files.
@@ -161,15 +171,18 @@ class PutRepository(Repository):
             PathException: a name breaks the key rules, or two files have one path.
             MetadataException: metadata that the store cannot hold.
             RecordLockedException: another session is writing one of the paths.
+            ConnectorCapabilityException: an option that the store does not know.
             BaseConnectorException: the store refused or cannot be reached.
         """
-        return await self._write(files, create=False)
+        return await self._write(files, connector_extra, create=False)
 
 
 class CreateRepository(Repository):
     """Write files where none are."""
 
-    async def create(self, *files: BaseContent) -> PutResponse:
+    async def create(
+        self, *files: BaseContent, connector_extra: Mapping[str, Any] | None = None
+    ) -> PutResponse:
         """Write files under paths that are free; all or none of the call.
 
         Raises:
@@ -177,7 +190,7 @@ class CreateRepository(Repository):
                 the catalog does not know.
             Exception: like `put`.
         """
-        return await self._write(files, create=True)
+        return await self._write(files, connector_extra, create=True)
 
 
 class GetRepository(Repository):

@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 import itertools
 import threading
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from typing_extensions import override
 
@@ -91,7 +91,7 @@ class InMemoryConnector(Connector):
 
     @override
     def validate(self, namespace: str, key: str, attributes: ObjectAttributes) -> None:
-        """Accept all that the key rules of FennFlow accept."""
+        """Accept all that the key rules accept, and ignore options of other stores."""
 
     @override
     async def put(
@@ -138,6 +138,7 @@ class InMemoryConnector(Connector):
         *,
         if_match: str | None = None,
         if_none_match: bool = False,
+        extra: Mapping[str, Any] | None = None,
     ) -> StoredObject:
         with self._store.lock:
             found = self._find(namespace, source)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any
 
@@ -20,8 +20,12 @@ from fennflow.connectors import (
     StoredObject,
     UploadCallback,
 )
-from fennflow.exceptions import NoSuchKeyException, PreconditionFailedException
-from fennflow_s3 import metadata
+from fennflow.exceptions import (
+    ConnectorCapabilityException,
+    NoSuchKeyException,
+    PreconditionFailedException,
+)
+from fennflow_s3 import metadata, options
 from fennflow_s3.client import client_context, from_code, translated, was_retried
 from fennflow_s3.probe import probe
 
@@ -77,6 +81,18 @@ class S3Connector(Connector):
     @override
     def validate(self, namespace: str, key: str, attributes: ObjectAttributes) -> None:
         metadata.encode(attributes.metadata)
+        wrong = [
+            name
+            for name, value in attributes.extra.items()
+            if name not in options.FOR_PUT or not isinstance(value, (str, int, bool))
+        ]
+        if wrong:
+            message = (
+                f"connector_extra {', '.join(sorted(wrong))} cannot be used for "
+                f"{namespace}/{key}. S3 takes texts, numbers and truth values for "
+                f"{', '.join(sorted(options.FOR_PUT))}."
+            )
+            raise ConnectorCapabilityException(message)
 
     @override
     async def put(
@@ -93,6 +109,7 @@ class S3Connector(Connector):
         stored: dict[str, Any] = {
             "ContentType": attributes.media_type,
             "Metadata": metadata.encode(attributes.metadata),
+            **attributes.extra,
         }
         condition: dict[str, Any] = {"IfNoneMatch": "*"} if if_none_match else {}
         with translated("put", f"{namespace}/{key}"):
@@ -175,9 +192,12 @@ class S3Connector(Connector):
         *,
         if_match: str | None = None,
         if_none_match: bool = False,
+        extra: Mapping[str, Any] | None = None,
     ) -> StoredObject:
         copy_source: Any = {"Bucket": namespace, **_params(source)}
-        condition: dict[str, Any] = {}
+        condition = {
+            name: value for name, value in (extra or {}).items() if name in options.NOT_COPIED
+        }
         if if_none_match:
             condition["IfNoneMatch"] = "*"
         if if_match is not None:

@@ -7,7 +7,8 @@ back is live: it is what the session sees and what the pivot commits. All others
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 from fennflow.backends import (
     AbortUpload,
@@ -35,6 +36,7 @@ class Write:
         doubtful: whether an attempt's answer was lost (P19, P20).
         record: what the pivot is to commit; None until the store has confirmed the bytes.
         retracted: whether the call that made it failed (P8).
+        extra: the `connector_extra` it is written with.
     """
 
     intent: Intent
@@ -43,6 +45,7 @@ class Write:
     doubtful: bool = False
     record: Record | None = None
     retracted: bool = False
+    extra: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
 
 def staging_key(reserved_prefix: str, catalog_id: str, session_id: str, seq: int) -> str:
@@ -188,5 +191,6 @@ def _move(
         source=record.location,
         expected=known[0] if known else None,
         doubtful=write.doubtful,
+        extra=write.extra,
     )
     return [copy, *undo([write], {record.namespace: capabilities})]

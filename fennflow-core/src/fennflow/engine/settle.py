@@ -101,6 +101,7 @@ class Settler:
                 step.key,
                 if_match=None if overwrite else step.expected,
                 if_none_match=not overwrite and step.expected is None,
+                extra=step.extra,
             )
 
         try:

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
+from typing import Any
 
 from fennflow.backends import ObjectKey, Placement, Record, Tombstone
 from fennflow.connectors import Location, ObjectAttributes, StoredObject
@@ -42,6 +43,7 @@ class Upload:
         media_type: for instance `text/plain`.
         content_type: tag of the content type.
         metadata: the user's.
+        extra: the user's `connector_extra`.
     """
 
     key: str
@@ -50,6 +52,7 @@ class Upload:
     media_type: str
     content_type: str
     metadata: Mapping[str, str]
+    extra: Mapping[str, Any]
 
 
 async def sha256_of(body: bytes) -> str:
@@ -274,7 +277,7 @@ def _written(
         session_id=tx.token.session_id,
         seq=seq,
     )
-    tx.update(seq, sent=True, doubtful=doubtful, record=record)
+    tx.update(seq, sent=True, doubtful=doubtful, record=record, extra=upload.extra)
     return record
 
 
@@ -284,6 +287,7 @@ def _attributes(tx: Transaction, upload: Upload, seq: int) -> ObjectAttributes:
         media_type=upload.media_type,
         metadata=stamped(upload.metadata, stamp),
         sha256=upload.sha256,
+        extra=upload.extra,
     )
 
 
