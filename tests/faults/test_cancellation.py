@@ -190,3 +190,26 @@ async def test_what_compensation_cannot_finish_in_time_is_left_to_recovery_and_t
         assert any("will be removed later" in note for note in notes)
         async with uow_class() as uow:
             assert await uow.files.list() == []
+
+
+@pytest.mark.parametrize("kind", ["moto", "moto-versioned", "juicefs"])
+async def test_a_cancellation_at_any_time_over_real_sockets_leaves_all_or_nothing(
+    kind: str, request: pytest.FixtureRequest
+) -> None:
+    """P21: the requests that are under way when it arrives are real ones."""
+    loop = asyncio.get_running_loop()
+    delay, committed = 0.0, False
+    while not committed:
+        store = await make_store(kind, request)
+        uow_class = store.uow(lock_timeout=0.0)
+        await seed(uow_class)
+        others = asyncio.all_tasks()
+        task = asyncio.ensure_future(change(uow_class))
+        loop.call_later(delay, task.cancel)
+        await asyncio.wait({task})
+        assert asyncio.all_tasks() == others
+        committed = not task.cancelled()
+        expected = AFTER if committed else BEFORE
+        assert await store.objects() == expected, f"cancelled after {delay:.3f} s"
+        assert await seen_by_fennflow(uow_class) == expected
+        delay += 0.02

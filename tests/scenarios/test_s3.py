@@ -164,6 +164,27 @@ async def test_committed_versions_stay_the_users(request: pytest.FixtureRequest)
     assert bodies == [b"2", b"1"]
 
 
+async def test_replaced_versions_go_where_the_user_does_not_keep_them(
+    request: pytest.FixtureRequest,
+) -> None:
+    store = await make_store("moto-versioned", request)
+    uow_class = store.uow(keep_versions=False)
+    for value in ("1", "2", "3"):
+        async with uow_class() as uow:
+            await uow.files.put(text(value, "a"), text(value, "b"))
+    with pytest.raises(ZeroDivisionError):
+        async with uow_class() as uow:
+            await uow.files.put(text("4", "a"))
+            raise ZeroDivisionError
+    async with uow_class() as uow:
+        await uow.files.delete("b")
+    async with store.connector() as connector:
+        [kept] = await connector.versions(store.namespace, "a")
+        assert (await connector.get(store.namespace, kept.location))[1] == b"3"
+        assert await connector.versions(store.namespace, "b") == []
+    assert await store.objects() == {"a": b"3"}
+
+
 async def test_what_moto_and_juicefs_enforce_is_found_out(
     moto_store: Store, request: pytest.FixtureRequest
 ) -> None:

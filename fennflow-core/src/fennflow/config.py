@@ -79,6 +79,8 @@ class ConfigDict(_Config):
         validate_reads: fail the commit if a record that the session read was changed.
         hide_pending: write creates to a staging key too, so that nobody who reads the bucket
             without FennFlow sees them before the commit.
+        keep_versions: whether versions that a commit replaces or deletes stay in a versioned
+            bucket; if not, apply deletes them for good.
         reserved_prefix: the prefix in every bucket that belongs to FennFlow.
 
     Raises:
@@ -105,6 +107,7 @@ class ConfigDict(_Config):
     max_concurrency: Annotated[int, Field(gt=0)] = 32
     validate_reads: bool = False
     hide_pending: bool = False
+    keep_versions: bool = True
     reserved_prefix: Annotated[str, Field(min_length=1, max_length=64)] = ".fennflow"
 
     @field_validator("connector", mode="before")

@@ -144,8 +144,18 @@ def plan_commit(
     chains: Mapping[ObjectKey, Sequence[Write]],
     capabilities: Mapping[str, Capabilities],
     reads: Mapping[ObjectKey, Record | None],
+    *,
+    keep_versions: bool = True,
 ) -> Commit:
-    """Return what the pivot writes, and the steps of apply that it stores (P4, P28)."""
+    """Return what the pivot writes, and the steps of apply that it stores (P4, P28).
+
+    Args:
+        session_id: of the session.
+        chains: its writes of each key, oldest first.
+        capabilities: of the namespaces.
+        reads: what the pivot is to check.
+        keep_versions: whether versions that it replaces or deletes stay.
+    """
     records: list[Record] = []
     removed: list[ObjectKey] = []
     steps: list[Step] = []
@@ -167,6 +177,9 @@ def plan_commit(
                 garbage = [w for w in garbage if w.intent.placement is not Placement.DIRECT]
                 steps += _move(alive, alive.record, replaced, capabilities[key.namespace])
         steps += undo(garbage, capabilities)
+        replaced_version = None if alive is None or alive.before is None else alive.before.location
+        if replaced_version is not None and replaced_version.version_id and not keep_versions:
+            steps.append(Delete(namespace=key.namespace, location=replaced_version))
     every = [write for chain in chains.values() for write in chain]
     return Commit(
         records=records,

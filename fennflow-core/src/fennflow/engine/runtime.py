@@ -99,6 +99,9 @@ async def _lifetime(
             stack.push_async_callback(backend.aclose)
             await backend.open()
             leftovers = Leftovers(config, connector, backend)
-            yield Engine(config, plugins, connector, backend, leftovers)
+            try:
+                yield Engine(config, plugins, connector, backend, leftovers)
+            finally:
+                await leftovers.settle(now=True)
     finally:
         slot.engine = slot.lifetime = None

@@ -222,6 +222,7 @@ class Session:
             {key: self._tx.chain(key) for key in self._tx.chains},
             self._tx.capabilities,
             self._tx.reads,
+            keep_versions=self._engine.config.keep_versions,
         )
         steps: Sequence[Step] = commit.steps
         try:
