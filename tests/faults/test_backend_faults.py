@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 
 import pytest
@@ -9,7 +10,11 @@ import pytest
 import faulty
 from fennflow import plugins
 from fennflow.backends import InMemoryBackendConfig
-from fennflow.exceptions import CommitUncertainException, ConflictException
+from fennflow.exceptions import (
+    CommitUncertainException,
+    ConflictException,
+    RecordLockedException,
+)
 from fennflow.files import TextContent
 from stores import FullUOW, Store, make_store, numbers
 
@@ -178,3 +183,61 @@ async def test_whoever_waits_for_a_lock_has_what_holds_it_settled(
             script.fails = lambda _phase, _operation: False
             await uow.files.put(text("newer a", "a"))
     assert (await store.objects())["a"] == b"newer a"
+
+
+async def test_a_call_that_is_refused_takes_nothing_from_one_beside_it(
+    request: pytest.FixtureRequest,
+) -> None:
+    store = await make_store("memory", request)
+    waiting = asyncio.Event()
+
+    async def script(phase: str, operation: str, _key: str) -> None:
+        if (phase, operation) == ("before", "stage") and not waiting.is_set():
+            waiting.set()
+            await asyncio.sleep(0.02)
+
+    with plugins.override(faulty.THIS):
+        backend = faulty.FaultyBackendConfig(
+            inner=InMemoryBackendConfig(name=f"f{next(numbers)}"), script=script
+        )
+        uow_class = store.uow(backend=backend, lock_timeout=0.0)
+        waiting.set()
+        async with uow_class() as holder:
+            await holder.files.put(text("held", "a"))
+            waiting.clear()
+            async with uow_class() as uow:
+                refused = asyncio.ensure_future(uow.files.put(text("refused", "a")))
+                await waiting.wait()
+                await uow.files.put(text("free", "b"))
+                with pytest.raises(RecordLockedException):
+                    await refused
+        assert await store.objects() == {"a": b"held", "b": b"free"}
+
+
+async def test_steps_are_undone_when_the_commit_fails(store: Store, script: Script) -> None:
+    undone: list[str] = []
+
+    async def do() -> None:
+        return None
+
+    async def undo() -> None:
+        undone.append("step")
+
+    with plugins.override(faulty.THIS):
+        uow_class = await seeded(store, script)
+        script.fails = lambda phase, operation: (phase, operation) == ("before", "commit")
+        with pytest.raises(DatabaseGoneError):
+            async with uow_class() as uow:
+                uow.on_rollback(lambda: undone.append("callback"))
+                await uow.step(do, undo)
+                await uow.files.put(text("new", "c"))
+        script.fails = lambda _phase, _operation: False
+    assert undone == ["step", "callback"]
+    uow_class = store.uow(validate_reads=True)
+    with pytest.raises(ConflictException):
+        async with uow_class() as uow:
+            await uow.step(do, undo)
+            assert not await uow.files.exists("x")
+            async with uow_class() as other:
+                await other.files.put(text("1", "x"))
+    assert undone == ["step", "callback", "step"]

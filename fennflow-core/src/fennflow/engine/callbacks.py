@@ -37,10 +37,15 @@ class Callbacks:
         return forgotten
 
 
-async def run_undos(undos: Sequence[Undo]) -> list[str]:
-    """Undo saga steps in reverse order, each up to three times; return what could not be undone."""
+async def run_undos(undos: list[Undo]) -> list[str]:
+    """Undo saga steps in reverse order, each up to three times, and empty the list.
+
+    Returns:
+        what could not be undone.
+    """
     notes: list[str] = []
-    for undo in reversed(undos):
+    while undos:
+        undo = undos.pop()
         try:
             async for attempt in stamina.retry_context(on=Exception, attempts=3, wait_initial=0.1):
                 with attempt:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from fennflow.backends import Outcome, SessionToken, Step, Tombstone
 from fennflow.engine.callbacks import Undo, run_undos
 from fennflow.engine.settle import Settler
+from fennflow.exceptions import SessionLostException
 
 if TYPE_CHECKING:
     from fennflow.backends import Backend
@@ -38,7 +39,7 @@ class Unsettled:
     session: SessionToken
     undo: Sequence[Step]
     tombstones: Sequence[Tombstone]
-    undos: Sequence[Undo]
+    undos: list[Undo]
 
 
 @dataclass(slots=True)
@@ -82,6 +83,8 @@ class Leftovers:
                 try:
                     async with asyncio.timeout(self.config.compensation_timeout):
                         await self._settle(unsettled)
+                except SessionLostException:
+                    del self._sessions[session_id]  # P25: it is somebody else's now
                 except Exception as error:  # noqa: BLE001 - logged, and tried again
                     self._due = loop.time() + self.config.recovery_interval
                     logger.warning(

@@ -130,6 +130,7 @@ class Session:
             work, cancellation = await shielded(run_undos(undos), grace=lambda: self._grace)
             for note in [] if work.cancelled() else work.result():
                 cause.add_note(note)
+            tx.callbacks.undos += undos  # what was cut off is left to the session's end
             if cancellation is not None and not isinstance(cause, asyncio.CancelledError):
                 raise cancellation from cause
             raise
@@ -162,7 +163,7 @@ class Session:
             raise error
         if cancellation is not None:
             current = asyncio.current_task()
-            if error is not None or not work.result() or current is None:
+            if error is not None or current is None:
                 raise cancellation from error
             _late_cancellations[current] = current.cancelling()
 
@@ -211,12 +212,16 @@ class Session:
         finally:
             self._ending = False
 
-    async def _commit(self) -> bool:
-        """Pivot and apply; True says that nothing can be undone any more."""
+    async def _commit(self) -> None:
+        """Pivot and apply; on return nothing can be undone any more."""
         if not self._tx.journaled:
-            await self._validate_reads()
+            try:
+                await self._validate_reads()
+            except Exception as error:
+                await self._fail(error)
+                raise
             await run_callbacks(self._tx.callbacks.on_commit)
-            return False
+            return
         commit = plan_commit(
             self._tx.token.session_id,
             {key: self._tx.chain(key) for key in self._tx.chains},
@@ -227,8 +232,9 @@ class Session:
         steps: Sequence[Step] = commit.steps
         try:
             await self._tx.backend.commit(self._tx.token, commit)
-        except SessionLostException:
-            raise  # P25: what is left is recovery's
+        except SessionLostException as error:
+            await self._fail(error)  # P25: its objects are recovery's
+            raise
         except Exception as error:
             outcome, steps = await self._decide_aborted(error)
             if outcome is Outcome.ABORTED:
@@ -240,7 +246,6 @@ class Session:
             except Exception as error:  # noqa: BLE001 - P9: the commit stands
                 self._leave_over(f"is committed, and will be applied later: {error}")
         await run_callbacks(self._tx.callbacks.on_commit)
-        return True
 
     async def _validate_reads(self) -> None:
         if not self._tx.reads:
@@ -254,8 +259,6 @@ class Session:
         """Learn what became of a pivot that failed, by deciding against it (P5)."""
         try:
             return await self._tx.backend.abort(self._tx.token)
-        except SessionLostException as lost:
-            raise lost from error
         except Exception as second:  # noqa: BLE001 - told with the exception
             message = self._leave_over(
                 f"may or may not have committed, which could not be learnt: "
@@ -267,35 +270,33 @@ class Session:
     async def _compensate(self, cause: BaseException | None) -> None:
         await self._idle.wait()
         if not self._tx.journaled:
-            await self._undo_steps(cause)
-            await run_callbacks(self._tx.callbacks.on_rollback)
+            await self._fail(cause)
             return
         try:
             await self._tx.backend.abort(self._tx.token)
         except Exception as error:  # noqa: BLE001 - told by _tell_pending
-            await self._undo_steps(cause)
             self._tell_pending(cause, error)
-            await run_callbacks(self._tx.callbacks.on_rollback)
+            await self._fail(cause)
         else:
             await self._undo(cause)
 
     async def _undo(self, cause: BaseException | None) -> None:
         """Remove every trace of a session that is decided `aborted`."""
-        await self._undo_steps(cause)
         left = self._unsettled()
         try:
             await self._settler().settle(left.undo, left.tombstones)
         except Exception as error:  # noqa: BLE001 - told by _tell_pending
             self._tell_pending(cause, error)
-        await run_callbacks(self._tx.callbacks.on_rollback)
+        await self._fail(cause)
 
-    async def _undo_steps(self, cause: BaseException | None) -> None:
-        undos, self._tx.callbacks.undos = self._tx.callbacks.undos, []
-        for note in await run_undos(undos):
+    async def _fail(self, cause: BaseException | None) -> None:
+        """Undo the user's own steps, and call back."""
+        for note in await run_undos(self._tx.callbacks.undos):
             if cause is None:
                 warnings.warn(CompensationPendingWarning(note), stacklevel=2)
             else:
                 cause.add_note(note)
+        await run_callbacks(self._tx.callbacks.on_rollback)
 
     def _tell_pending(self, cause: BaseException | None, error: Exception) -> None:
         note = self._leave_over(
@@ -322,7 +323,7 @@ class Session:
             session=self._tx.token,
             undo=undo(writes, self._tx.capabilities),
             tombstones=tombstones(session_id, writes),
-            undos=tuple(self._tx.callbacks.undos),
+            undos=self._tx.callbacks.undos,
         )
 
     def _settler(self) -> Settler:

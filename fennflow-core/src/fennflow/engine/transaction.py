@@ -163,11 +163,9 @@ class Transaction:
         deadline = loop.time() + self.config.lock_timeout
         pause = FIRST_PAUSE
         while True:
-            journaled, self.journaled = self.journaled, True
             try:
-                return await self.backend.stage(self.token, keys, plan)
+                records = await self.backend.stage(self.token, keys, plan)
             except RecordLockedException as error:
-                self.journaled = journaled
                 if pause == FIRST_PAUSE and await self.leftovers.settle(now=True):
                     continue
                 left = deadline - loop.time()
@@ -178,9 +176,14 @@ class Transaction:
                     )
                     raise RecordLockedException(message) from error
             except FennFlowException:
-                # Any other exception leaves it open whether the journal has rows of this session.
-                self.journaled = journaled
                 raise
+            except BaseException:
+                # It is open whether the journal has rows of this session.
+                self.journaled = True
+                raise
+            else:
+                self.journaled = True
+                return records
             await asyncio.sleep(min(left, pause * random.uniform(0.5, 1.5)))  # noqa: S311
             pause = min(pause * 2, 0.1)
 
