@@ -92,7 +92,10 @@ async def test_an_unreachable_server_is_told() -> None:
         await put_one(Store(config, "bucket"))
 
 
-async def test_a_busy_server_is_asked_again(moto_store: Store) -> None:
+async def test_a_busy_server_is_asked_again_and_that_is_told(
+    moto_store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "fennflow")
     server = moto_store.server
     assert server is not None
     await put_one(moto_store)
@@ -103,6 +106,7 @@ async def test_a_busy_server_is_asked_again(moto_store: Store) -> None:
         ):
             await uow.files.put(text("2", "b"))
     assert not left
+    assert "S3 answered a request after 3 retries" in caplog.text
     assert await moto_store.objects() == {"a": b"1", "b": b"2"}
 
 
