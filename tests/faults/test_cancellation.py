@@ -10,6 +10,7 @@ import pytest
 import faulty
 from fennflow import plugins
 from fennflow.backends import InMemoryBackendConfig
+from fennflow.exceptions import AccessDeniedException, ConnectorUnavailableException
 from fennflow.files import TextContent
 from stores import FullUOW, Store, make_store, numbers
 
@@ -213,3 +214,64 @@ async def test_a_cancellation_at_any_time_over_real_sockets_leaves_all_or_nothin
         assert await store.objects() == expected, f"cancelled after {delay:.3f} s"
         assert await seen_by_fennflow(uow_class) == expected
         delay += 0.02
+
+
+@pytest.mark.parametrize(
+    "error", [ConnectorUnavailableException, AccessDeniedException, ValueError]
+)
+async def test_a_put_that_fails_while_it_is_cancelled_does_not_swallow_the_cancellation(
+    error: type[Exception],
+) -> None:
+    with plugins.override(faulty.THIS):
+        tasks: list[asyncio.Task[None]] = []
+
+        async def script(phase: str, operation: str, _key: str) -> None:
+            if (phase, operation) == ("before", "put") and tasks:
+                tasks.pop().cancel()
+                await asyncio.sleep(0)
+                message = "the store fails too"
+                raise error(message)
+
+        store = faulty_store(await make_store("memory", None), script)  # type: ignore[arg-type]
+        uow_class = store.uow(lock_timeout=0.0)
+        await seed(uow_class)
+
+        async def work() -> None:
+            async with uow_class() as uow:
+                await uow.files.put(text("new", "a"))
+
+        task = asyncio.ensure_future(work())
+        tasks.append(task)
+        await asyncio.wait({task})
+        assert task.cancelled()
+        assert await store.objects() == BEFORE
+
+
+async def test_a_put_that_was_never_sent_is_not_in_doubt() -> None:
+    """P19: what waits for its turn when the cancellation arrives needs no look at the store."""
+    with plugins.override(faulty.THIS):
+        seen: list[str] = []
+        sending = asyncio.Event()
+
+        async def script(phase: str, operation: str, key: str) -> None:
+            if phase == "before":
+                seen.append(f"{operation} {key}")
+            if (phase, operation) == ("before", "put"):
+                sending.set()
+                await asyncio.sleep(0.02)
+
+        store = faulty_store(await make_store("memory", None), script)  # type: ignore[arg-type]
+        uow_class = store.uow(max_concurrency=1)
+
+        async def work() -> None:
+            async with uow_class() as uow, asyncio.TaskGroup() as group:
+                for name in "abc":
+                    group.create_task(uow.files.put(text("1", name)))
+
+        task = asyncio.ensure_future(work())
+        await sending.wait()
+        task.cancel()
+        await asyncio.wait({task})
+        assert task.cancelled()
+        assert [each for each in seen if each.startswith(("put", "head"))] == ["put a"]
+        assert await store.objects() == {}

@@ -23,9 +23,11 @@ from fennflow.exceptions import (
     ChecksumMismatchException,
     CompensationPendingWarning,
     ConnectorUnavailableException,
+    PreconditionFailedException,
     RecordAlreadyExistsException,
 )
-from fennflow.files import TextContent
+from fennflow.files import BinaryContent, TextContent
+from fennflow.testing import S3Request
 from fennflow_memory import connector as memory
 from stores import FullUOW, Store, make_store, numbers
 
@@ -385,3 +387,40 @@ async def test_a_write_under_way_hides_nothing_from_its_own_session(scene: Scene
         await uow.files.put(text("new", "a"))
         assert scene.script.action is None
         assert (await uow.files.get("a")).one().content == "new"
+
+
+async def test_a_create_that_raced_is_sent_again(scene: Scene) -> None:
+    """P14: a 409 does not say that the key is taken; the read-back does."""
+
+    async def contend() -> None:
+        message = "another operation is under way"
+        raise PreconditionFailedException(message, contended=True)
+
+    async with scene.uow()() as uow:
+        scene.script.once("before", "put", contend)
+        await uow.files.create(text("1", "a"))
+    assert scene.script.operations() == ["stage", "put", "head", "put", "commit"]
+    assert await scene.inner.objects() == {"a": b"1"}
+
+
+async def test_the_id_of_an_upload_is_journaled_before_its_first_part(
+    scene: Scene, request: pytest.FixtureRequest
+) -> None:
+    """P13."""
+    store = await make_store("moto", request, multipart_threshold=5 << 20)
+    assert store.server is not None
+    script, order = scene.script, list[str]()
+
+    async def noted() -> None:
+        order.append("journaled")
+
+    def watch(each: S3Request) -> None:
+        if "partNumber" in each.query:
+            order.append("part")
+
+    script.once("after", "note_upload", noted)
+    with store.server.failing(watch):
+        async with store.uow(backend=scene.store.settings["backend"])() as uow:
+            body = b"x" * (6 << 20)
+            await uow.files.put(BinaryContent(data=body, media_type="a/b", filename="a"))
+    assert order == ["journaled", "part"]

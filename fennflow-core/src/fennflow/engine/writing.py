@@ -220,35 +220,38 @@ async def _put(tx: Transaction, seq: int, upload: Upload, *, if_none_match: bool
         tx.update(seq, intent=replace(intent, upload_id=upload_id))
         await tx.backend.note_upload(tx.token, seq, upload_id)
 
-    doubtful = tx.writes[seq].doubtful
-    # Until the answer is there, the write counts as done and as doubtful (P19).
-    tx.update(seq, sent=True, doubtful=True)
-    try:
-        async with tx.slots:
-            if intent.upload_id is not None:
-                await tx.connector.abort_upload(intent.namespace, intent.target, intent.upload_id)
-            sending = tx.connector.put(
+    def grace() -> float:
+        # A PUT that is cut off may take effect after all was undone (P20): let it end.
+        # An upload in parts has no effect before its end, and can be aborted.
+        in_parts = tx.writes[seq].intent.upload_id is not None
+        return 0 if in_parts else tx.config.compensation_timeout
+
+    async with tx.slots:
+        if intent.upload_id is not None:
+            await tx.connector.abort_upload(intent.namespace, intent.target, intent.upload_id)
+        doubtful = tx.writes[seq].doubtful
+        # Until the answer is there, the write counts as done and as doubtful (P19).
+        tx.update(seq, sent=True, doubtful=True)
+        put, cancellation = await shielded(
+            tx.connector.put(
                 intent.namespace,
                 intent.target,
                 upload.body,
                 _attributes(tx, upload, seq),
                 if_none_match=if_none_match,
                 on_upload=on_upload,
-            )
-            # A PUT that is cut off may take effect after all was undone (P20): let it end.
-            # An upload in parts has no effect before its end, and can be aborted.
-            put, cancellation = await shielded(
-                sending,
-                grace=lambda: (
-                    tx.config.compensation_timeout if tx.writes[seq].intent.upload_id is None else 0
-                ),
-            )
-            stored = put.result()
-    except ConnectorUnavailableException:
-        raise
-    except BaseConnectorException as error:
-        retried = isinstance(error, PreconditionFailedException) and error.retried
-        tx.update(seq, sent=doubtful or retried, doubtful=doubtful or retried)
+            ),
+            grace=grace,
+        )
+    try:
+        stored = put.result()
+    except Exception as error:
+        known = isinstance(error, BaseConnectorException)
+        if known and not isinstance(error, ConnectorUnavailableException):
+            retried = isinstance(error, PreconditionFailedException) and error.retried
+            tx.update(seq, sent=doubtful or retried, doubtful=doubtful or retried)
+        if cancellation is not None:
+            raise cancellation from error
         raise
     record = _written(tx, seq, upload, stored, doubtful=doubtful or stored.retried)
     if cancellation is not None:
