@@ -26,6 +26,7 @@ from fennflow.config import BackendConfig, ConnectorConfig
 from fennflow.connectors import (
     Capabilities,
     Connector,
+    CopySource,
     Deletion,
     Location,
     ObjectAttributes,
@@ -118,23 +119,25 @@ class FaultyConnector(Connector):
     async def copy(
         self,
         namespace: str,
-        source: Location,
         key: str,
+        source: CopySource,
         *,
+        attributes: ObjectAttributes | None = None,
+        extra: Mapping[str, Any] | None = None,
         if_match: str | None = None,
         if_none_match: bool = False,
-        extra: Mapping[str, Any] | None = None,
     ) -> StoredObject:
         return await self.around(
             "copy",
             key,
             lambda: self.inner.copy(
                 namespace,
-                source,
                 key,
+                source,
+                attributes=attributes,
+                extra=extra,
                 if_match=if_match,
                 if_none_match=if_none_match,
-                extra=extra,
             ),
         )
 

@@ -21,6 +21,7 @@ from fennflow.connectors import (
     S3ConnectorConfig,
 )
 from fennflow.repositories import (
+    CopyRepository,
     CreateRepository,
     CrudRepository,
     DeletePrefixRepository,
@@ -52,6 +53,7 @@ class FullRepository(
     StatRepository,
     GetPrefixRepository,
     DeletePrefixRepository,
+    CopyRepository,
 ):
     """All that a repository can do."""
 

@@ -53,6 +53,7 @@ def faulty_store(store: Store, script: object) -> Store:
 async def seed(uow_class: type[FullUOW]) -> None:
     async with uow_class() as uow:
         await uow.files.put(text("old a", "a"), text("old b", "b"), text("old c", "c"))
+        await uow.files.put(text("old m", "m"), text("old n", "n"))
 
 
 async def change(uow_class: type[FullUOW]) -> None:
@@ -62,10 +63,21 @@ async def change(uow_class: type[FullUOW]) -> None:
         await uow.files.put(text("newer d", "d"), text("new b", "b"))
         await uow.files.delete("c", "e")
         await uow.files.create(text("new f", "f"))
+        await uow.files.copy("m", "g")
+        await uow.files.copy("f", "n")
+        await uow.files.move("m", "h")
 
 
-BEFORE = {"a": b"old a", "b": b"old b", "c": b"old c"}
-AFTER = {"a": b"new a", "b": b"new b", "d": b"newer d", "f": b"new f"}
+BEFORE = {"a": b"old a", "b": b"old b", "c": b"old c", "m": b"old m", "n": b"old n"}
+AFTER = {
+    "a": b"new a",
+    "b": b"new b",
+    "d": b"newer d",
+    "f": b"new f",
+    "g": b"old m",
+    "h": b"old m",
+    "n": b"new f",
+}
 
 
 async def seen_by_fennflow(uow_class: type[FullUOW]) -> dict[str, bytes]:
@@ -98,7 +110,7 @@ async def run_until_all_awaits_were_cancelled(
         assert await seen_by_fennflow(uow_class) == expected
         # No lock is left: the next session need not wait.
         async with uow_class() as uow:
-            await uow.files.put(*[text("last", name) for name in "abcdef"])
+            await uow.files.put(*[text("last", name) for name in "abcdefghmn"])
         if not reached:
             return outcomes
         outcomes.append(not cancelled)

@@ -42,6 +42,7 @@ else:
 __all__ = [
     "Capabilities",
     "Connector",
+    "CopySource",
     "Deletion",
     "DeletionReport",
     "InMemoryConnectorConfig",
@@ -79,6 +80,22 @@ class Location:
 
     key: str
     version_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class CopySource:
+    """What to copy.
+
+    Args:
+        namespace: it may be another one than the target's.
+        location: its key and version id.
+        if_match: copy only if it has this ETag. A store that cannot check that copies all the
+            same; the engine looks afterwards whether the catalog's record was still the same.
+    """
+
+    namespace: str
+    location: Location
+    if_match: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -248,30 +265,34 @@ class Connector(ABC):
     async def copy(
         self,
         namespace: str,
-        source: Location,
         key: str,
+        source: CopySource,
         *,
+        attributes: ObjectAttributes | None = None,
+        extra: Mapping[str, Any] | None = None,
         if_match: str | None = None,
         if_none_match: bool = False,
-        extra: Mapping[str, Any] | None = None,
     ) -> StoredObject:
-        """Copy bytes, media type and metadata inside the store.
+        """Copy an object inside the store, with all that is stored beside its bytes.
 
         Args:
-            namespace: of both.
-            source: what to copy.
+            namespace: of the target.
             key: the target.
+            source: what to copy.
+            attributes: media type and metadata of the target in place of the source's, and
+                options that win over the source's; its `sha256` tells what the source holds.
+            extra: what the source was put with, for what a copy does not keep by itself; not
+                together with `attributes`.
             if_match: only if the object at the target has this ETag.
             if_none_match: only if no object lies at the target. Both are given only where
                 `Capabilities.conditional_copy` says so.
-            extra: what the source was put with, for what a copy does not keep by itself.
 
         Returns:
             location, ETag and `retried` of the target; the rest need not be filled.
 
         Raises:
             NoSuchKeyException: the source is gone.
-            PreconditionFailedException: the condition does not hold.
+            PreconditionFailedException: a condition does not hold, of the source or the target.
         """
 
     @abstractmethod

@@ -15,6 +15,7 @@ from typing_extensions import override
 from fennflow.connectors import (
     Capabilities,
     Connector,
+    CopySource,
     Deletion,
     DeletionReport,
     Location,
@@ -114,14 +115,8 @@ class InMemoryConnector(Connector):
         self, namespace: str, location: Location, *, if_match: str | None = None
     ) -> tuple[StoredObject, bytes]:
         with self._store.lock:
-            found = self._find(namespace, location)
-        if found is None or found.body is None:
-            message = f"Nothing lies under {namespace}/{location.key}."
-            raise NoSuchKeyException(message)
-        if if_match is not None and found.stored.etag != if_match:
-            message = f"{namespace}/{location.key} has another ETag than {if_match}."
-            raise PreconditionFailedException(message)
-        return found.stored, found.body
+            found = self._found(namespace, location, if_match=if_match)
+        return found.stored, found.body or b""
 
     @override
     async def head(self, namespace: str, location: Location) -> StoredObject | None:
@@ -133,24 +128,22 @@ class InMemoryConnector(Connector):
     async def copy(
         self,
         namespace: str,
-        source: Location,
         key: str,
+        source: CopySource,
         *,
+        attributes: ObjectAttributes | None = None,
+        extra: Mapping[str, Any] | None = None,
         if_match: str | None = None,
         if_none_match: bool = False,
-        extra: Mapping[str, Any] | None = None,
     ) -> StoredObject:
         with self._store.lock:
-            found = self._find(namespace, source)
-            if found is None or found.body is None:
-                message = f"Nothing lies under {namespace}/{source.key}."
-                raise NoSuchKeyException(message)
+            found = self._found(source.namespace, source.location, if_match=source.if_match)
             if self._enforced.conditional_copy and (if_none_match or if_match is not None):
                 self._check(namespace, key, if_match=if_match)
-            attributes = ObjectAttributes(
+            attributes = attributes or ObjectAttributes(
                 media_type=found.stored.media_type, metadata=found.stored.metadata
             )
-            return self._add(namespace, key, found.body, attributes)
+            return self._add(namespace, key, found.body or b"", attributes)
 
     @override
     async def delete(self, namespace: str, deletions: Sequence[Deletion]) -> DeletionReport:
@@ -203,6 +196,16 @@ class InMemoryConnector(Connector):
             if version.stored.location.version_id == location.version_id:
                 return version
         return None
+
+    def _found(self, namespace: str, location: Location, *, if_match: str | None) -> _Version:
+        found = self._find(namespace, location)
+        if found is None or found.body is None:
+            message = f"Nothing lies under {namespace}/{location.key}."
+            raise NoSuchKeyException(message)
+        if if_match is not None and found.stored.etag != if_match:
+            message = f"{namespace}/{location.key} has another ETag than {if_match}."
+            raise PreconditionFailedException(message)
+        return found
 
     def _check(self, namespace: str, key: str, *, if_match: str | None, gone: bool = False) -> None:
         """Check that a key has an ETag, or nothing where `if_match` is None."""

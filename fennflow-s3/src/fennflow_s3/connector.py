@@ -13,6 +13,7 @@ from typing_extensions import override
 from fennflow.connectors import (
     Capabilities,
     Connector,
+    CopySource,
     Deletion,
     DeletionReport,
     Location,
@@ -187,29 +188,50 @@ class S3Connector(Connector):
     async def copy(
         self,
         namespace: str,
-        source: Location,
         key: str,
+        source: CopySource,
         *,
+        attributes: ObjectAttributes | None = None,
+        extra: Mapping[str, Any] | None = None,
         if_match: str | None = None,
         if_none_match: bool = False,
-        extra: Mapping[str, Any] | None = None,
     ) -> StoredObject:
-        copy_source: Any = {"Bucket": namespace, **_params(source)}
-        condition = {
-            name: value for name, value in (extra or {}).items() if name in options.NOT_COPIED
-        }
+        origin: Any = {"Bucket": source.namespace, **_params(source.location)}
+        params: dict[str, Any] = {"Bucket": namespace, "Key": key, "CopySource": origin}
         if if_none_match:
-            condition["IfNoneMatch"] = "*"
+            params["IfNoneMatch"] = "*"
         if if_match is not None:
-            condition["IfMatch"] = f'"{if_match}"'
-        with translated("copy", f"{namespace}/{source.key} to {key}"):
-            answer: Any = await self._client.copy_object(
-                Bucket=namespace,
-                Key=key,
-                CopySource=copy_source,
-                **condition,
-            )
+            params["IfMatch"] = f'"{if_match}"'
+        matching: dict[str, Any] = {}
+        if source.if_match is not None:
+            matching["IfMatch"] = params["CopySourceIfMatch"] = f'"{source.if_match}"'
+        name = f"{source.namespace}/{source.location.key} to {namespace}/{key}"
+        with translated("copy", name):
+            if attributes is None:
+                named = {
+                    name: (extra or {})[name] for name in options.NOT_COPIED & set(extra or {})
+                }
+            else:
+                # A copy that replaces the metadata replaces all headers: the source's are asked.
+                head: Any = await self._client.head_object(**origin, **matching)
+                kept = {name: head[name] for name in options.HEADERS if head.get(name)}
+                named = self._replaced(attributes, kept)
+            answer: Any = await self._client.copy_object(**params, **named)
         return _stored(key, {**answer, **answer["CopyObjectResult"]}, size=0)
+
+    @staticmethod
+    def _replaced(attributes: ObjectAttributes, kept: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the parameters of CopyObject that give the target attributes of its own."""
+        replaced: dict[str, Any] = {
+            "MetadataDirective": "REPLACE",
+            "ContentType": attributes.media_type,
+            "Metadata": metadata.encode(attributes.metadata),
+            **kept,
+            **attributes.extra,
+        }
+        if "Tagging" in attributes.extra:
+            replaced["TaggingDirective"] = "REPLACE"
+        return replaced
 
     @override
     async def delete(self, namespace: str, deletions: Sequence[Deletion]) -> DeletionReport:

@@ -28,11 +28,9 @@ NOT_COPIED = frozenset(
 )
 """What CopyObject does not take over from its source, so that apply has to name it again."""
 
-FOR_PUT = NOT_COPIED | {
-    "CacheControl",
-    "ContentDisposition",
-    "ContentEncoding",
-    "ContentLanguage",
-    "Expires",
-    "Tagging",
-}
+HEADERS = frozenset(
+    {"CacheControl", "ContentDisposition", "ContentEncoding", "ContentLanguage", "Expires"}
+)
+"""What CopyObject takes over, unless it gives the target metadata of its own."""
+
+FOR_PUT = NOT_COPIED | HEADERS | {"Tagging"}

@@ -16,7 +16,14 @@ from typing import TYPE_CHECKING, TypeVar
 import stamina
 
 from fennflow.backends import AbortUpload, Backend, Copy, Delete, ObjectKey, Step, Tombstone
-from fennflow.connectors import Connector, Deletion, DeletionReport, Location, StoredObject
+from fennflow.connectors import (
+    Connector,
+    CopySource,
+    Deletion,
+    DeletionReport,
+    Location,
+    StoredObject,
+)
 from fennflow.engine.concurrency import run_all
 from fennflow.engine.stamps import made_by
 from fennflow.exceptions import (
@@ -97,11 +104,11 @@ class Settler:
         async def send(*, overwrite: bool) -> StoredObject:
             return await self.connector.copy(
                 step.namespace,
-                step.source,
                 step.key,
+                CopySource(step.namespace, step.source),
+                extra=step.extra,
                 if_match=None if overwrite else step.expected,
                 if_none_match=not overwrite and step.expected is None,
-                extra=step.extra,
             )
 
         try:

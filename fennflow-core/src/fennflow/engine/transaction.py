@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 FIRST_PAUSE = 0.002
 
-Place = Callable[[Record | None, Sequence[Write]], Placement | None]
+Place = Callable[[ObjectKey, Record | None, Sequence[Write]], Placement | None]
 
 
 class Mark(NamedTuple):
@@ -142,7 +142,7 @@ class Transaction:
             check(records)
             intents.clear()
             for seq, key in enumerate(keys, first):
-                placement = place(records.get(key), self.chain(key))
+                placement = place(key, records.get(key), self.chain(key))
                 if placement is not None:
                     intents.append(self._intent(seq, key, placement))
             return intents

@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any
 
 from fennflow.backends import ObjectKey, Placement, Record, Tombstone
-from fennflow.connectors import Location, ObjectAttributes, StoredObject
+from fennflow.connectors import CopySource, Location, ObjectAttributes, StoredObject
 from fennflow.engine.concurrency import run_all, shielded
 from fennflow.engine.plan import Write, choose_placement, visible
 from fennflow.engine.stamps import Stamp, made_by, stamp_of, stamped
@@ -38,8 +38,8 @@ class Upload:
 
     Args:
         key: the full key.
-        body: the bytes.
-        sha256: hexadecimal, of the bytes.
+        body: the bytes, or the record whose bytes the store is to copy.
+        sha256: hexadecimal, of the bytes; None if that is not known of what is copied.
         media_type: for instance `text/plain`.
         content_type: tag of the content type.
         metadata: the user's.
@@ -47,12 +47,17 @@ class Upload:
     """
 
     key: str
-    body: bytes
-    sha256: str
+    body: bytes | Record
+    sha256: str | None
     media_type: str
-    content_type: str
+    content_type: str | None
     metadata: Mapping[str, str]
     extra: Mapping[str, Any]
+
+    @property
+    def size(self) -> int:
+        """In bytes."""
+        return self.body.size if isinstance(self.body, Record) else len(self.body)
 
 
 async def sha256_of(body: bytes) -> str:
@@ -80,7 +85,7 @@ def check_uploads(tx: Transaction, namespace: str, uploads: Sequence[Upload]) ->
             )
             raise FilepathsCollisionError(message)
         # The sequence is not known yet; no session gets to one with more digits.
-        tx.connector.validate(namespace, upload.key, _attributes(tx, upload, seq=10**9))
+        tx.connector.validate(namespace, upload.key, attributes_of(tx, upload, seq=10**9))
 
 
 async def write(
@@ -98,10 +103,9 @@ async def write(
         return []
     capabilities = await tx.know(namespace)
 
-    def place(before: Record | None, chain: Sequence[Write]) -> Placement:
-        seen = visible(chain, before)
-        if create and seen is not None:
-            raise _already_exists(seen.object_key)
+    def place(key: ObjectKey, before: Record | None, chain: Sequence[Write]) -> Placement:
+        if create and visible(chain, before) is not None:
+            raise _already_exists(key)
         return choose_placement(
             before,
             written=bool(chain),
@@ -113,7 +117,7 @@ async def write(
     try:
         return await run_all(
             tx.config.max_concurrency,
-            partial(_send, tx, seqs, create=create),
+            partial(send, tx, seqs, create=create),
             list(zip(tuple(seqs), uploads, strict=True)),
             finish=True,
         )
@@ -138,11 +142,11 @@ async def delete(
         return []
     await tx.know(namespace)
 
-    def place(before: Record | None, chain: Sequence[Write]) -> Placement | None:
+    def place(_: ObjectKey, before: Record | None, chain: Sequence[Write]) -> Placement | None:
         return None if visible(chain, before) is None else Placement.DELETE
 
     def check(records: Mapping[ObjectKey, Record]) -> None:
-        missing = [key.key for key in wanted if place(records.get(key), tx.chain(key)) is None]
+        missing = [key.key for key in wanted if visible(tx.chain(key), records.get(key)) is None]
         if missing and not missing_ok:
             raise no_such_key(namespace, missing)
 
@@ -150,7 +154,7 @@ async def delete(
     return [tx.writes[seq].intent.key for seq in seqs]
 
 
-async def _send(
+async def send(
     tx: Transaction, seqs: list[int], numbered: tuple[int, Upload], *, create: bool
 ) -> Record:
     """Bring a file's bytes to its placement, whatever lies there (P14, P16).
@@ -173,7 +177,7 @@ async def _send(
         if record is not None:
             return record
         tx.retract([seq])
-        [seq] = await tx.stage([key], lambda _before, _chain: Placement.STAGED)
+        [seq] = await tx.stage([key], _staged)
         seqs.append(seq)
     elif create and fresh and placement is Placement.VERSIONED and conditional:
         record = await _put_if_free(tx, seq, upload, create=create)
@@ -184,6 +188,10 @@ async def _send(
         if there is not None and not await _is_late_garbage(tx, key, there):
             raise _already_exists(key)
     return await _put(tx, seq, upload)
+
+
+def _staged(_key: ObjectKey, _before: Record | None, _chain: Sequence[Write]) -> Placement:
+    return Placement.STAGED
 
 
 async def _put_if_free(tx: Transaction, seq: int, upload: Upload, *, create: bool) -> Record | None:
@@ -232,17 +240,26 @@ async def _put(tx: Transaction, seq: int, upload: Upload, *, if_none_match: bool
         doubtful = tx.writes[seq].doubtful
         # Until the answer is there, the write counts as done and as doubtful (P19).
         tx.update(seq, sent=True, doubtful=True)
-        put, cancellation = await shielded(
-            tx.connector.put(
+        attributes = attributes_of(tx, upload, seq)
+        if isinstance(upload.body, Record):
+            record = upload.body
+            request = tx.connector.copy(
+                intent.namespace,
+                intent.target,
+                CopySource(record.namespace, record.location, record.etag),
+                attributes=attributes,
+                if_none_match=if_none_match,
+            )
+        else:
+            request = tx.connector.put(
                 intent.namespace,
                 intent.target,
                 upload.body,
-                _attributes(tx, upload, seq),
+                attributes,
                 if_none_match=if_none_match,
                 on_upload=on_upload,
-            ),
-            grace=grace,
-        )
+            )
+        put, cancellation = await shielded(request, grace=grace)
     try:
         stored = put.result()
     except Exception as error:
@@ -270,7 +287,7 @@ def _written(
         key=write.intent.key,
         location=stored.location,
         etag=stored.etag,
-        size=len(upload.body),
+        size=upload.size,
         media_type=upload.media_type,
         content_type=upload.content_type,
         sha256=upload.sha256,
@@ -284,7 +301,8 @@ def _written(
     return record
 
 
-def _attributes(tx: Transaction, upload: Upload, seq: int) -> ObjectAttributes:
+def attributes_of(tx: Transaction, upload: Upload, seq: int) -> ObjectAttributes:
+    """Return what is stored beside the bytes of a write: the user's, and the stamp (P11)."""
     stamp = Stamp(tx.token.session_id, seq, upload.content_type, upload.sha256)
     return ObjectAttributes(
         media_type=upload.media_type,

@@ -24,7 +24,14 @@ import pytest
 
 from fennflow import ConfigDict, UnitOfWork, plugins
 from fennflow.config import ConnectorConfig
-from fennflow.connectors import Capabilities, Connector, Deletion, Location, ObjectAttributes
+from fennflow.connectors import (
+    Capabilities,
+    Connector,
+    CopySource,
+    Deletion,
+    Location,
+    ObjectAttributes,
+)
 from fennflow.exceptions import MetadataException, NoSuchKeyException, PreconditionFailedException
 from fennflow.files import BinaryContent, JsonContent, TextContent
 from fennflow.repositories import CrudRepository, RepoField
@@ -110,7 +117,9 @@ class ConnectorSuite:
             async with opened(target) as connector:
                 await connector.put(target.namespace, key, b"1", TEXT)
                 assert (await connector.get(target.namespace, Location(key)))[1] == b"1"
-                await connector.copy(target.namespace, Location(key), f"{key}2")
+                await connector.copy(
+                    target.namespace, f"{key}2", CopySource(target.namespace, Location(key))
+                )
                 assert await keys(connector, target.namespace) == [key, f"{key}2"]
                 report = await connector.delete(
                     target.namespace,
@@ -127,7 +136,9 @@ class ConnectorSuite:
                 with pytest.raises(NoSuchKeyException):
                     await connector.get(target.namespace, Location("none"))
                 with pytest.raises(NoSuchKeyException):
-                    await connector.copy(target.namespace, Location("none"), "b")
+                    await connector.copy(
+                        target.namespace, "b", CopySource(target.namespace, Location("none"))
+                    )
                 assert await keys(connector, target.namespace) == []
 
         asyncio.run(scenario())
@@ -176,12 +187,29 @@ class ConnectorSuite:
             async with opened(target) as connector:
                 attributes = ObjectAttributes(media_type="text/css", metadata={"von": "Zoë"})
                 await connector.put(target.namespace, "a", b"1", attributes)
-                copied = await connector.copy(target.namespace, Location("a"), "dir/b")
+                copied = await connector.copy(
+                    target.namespace, "dir/b", CopySource(target.namespace, Location("a"))
+                )
                 stored, body = await connector.get(target.namespace, Location("dir/b"))
                 assert body == b"1"
                 assert stored.etag == copied.etag
                 assert stored.media_type == "text/css"
                 assert stored.metadata == attributes.metadata
+
+        asyncio.run(scenario())
+
+    def test_a_copy_with_attributes_of_its_own_keeps_the_bytes_alone(self, target: Target) -> None:
+        async def scenario() -> None:
+            async with opened(target) as connector:
+                attributes = ObjectAttributes(media_type="text/css", metadata={"von": "Zoë"})
+                put = await connector.put(target.namespace, "a", b"1", attributes)
+                other = ObjectAttributes(media_type="text/html", metadata={"für": "Ann"})
+                source = CopySource(target.namespace, Location("a"), put.etag)
+                await connector.copy(target.namespace, "b", source, attributes=other)
+                stored, body = await connector.get(target.namespace, Location("b"))
+                assert body == b"1"
+                assert stored.media_type == "text/html"
+                assert stored.metadata == other.metadata
 
         asyncio.run(scenario())
 
@@ -192,14 +220,14 @@ class ConnectorSuite:
                     return
                 await connector.put(target.namespace, "new", b"new", TEXT)
                 old = await connector.put(target.namespace, "old", b"old", TEXT)
-                source = Location("new")
+                source = CopySource(target.namespace, Location("new"))
                 with pytest.raises(PreconditionFailedException):
-                    await connector.copy(target.namespace, source, "old", if_none_match=True)
+                    await connector.copy(target.namespace, "old", source, if_none_match=True)
                 with pytest.raises(PreconditionFailedException):
-                    await connector.copy(target.namespace, source, "old", if_match="0" * 32)
+                    await connector.copy(target.namespace, "old", source, if_match="0" * 32)
                 assert (await connector.get(target.namespace, Location("old")))[1] == b"old"
-                await connector.copy(target.namespace, source, "old", if_match=old.etag)
-                await connector.copy(target.namespace, source, "free", if_none_match=True)
+                await connector.copy(target.namespace, "old", source, if_match=old.etag)
+                await connector.copy(target.namespace, "free", source, if_none_match=True)
                 assert (await connector.get(target.namespace, Location("old")))[1] == b"new"
 
         asyncio.run(scenario())

@@ -1,0 +1,116 @@
+"""Copying and moving inside a session: the store moves the bytes, the catalog the names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from fennflow.backends import ObjectKey, Placement, Record
+from fennflow.engine.plan import Write, choose_placement, visible
+from fennflow.engine.transaction import Transaction, no_such_key
+from fennflow.engine.writing import Upload, attributes_of, send
+from fennflow.exceptions import (
+    BaseConnectorException,
+    FilepathsCollisionError,
+    NoSuchKeyException,
+    ObjectChangedException,
+    PreconditionFailedException,
+)
+from fennflow.paths import check_key
+
+COPY_ATTEMPTS = 3
+
+
+async def copy(
+    tx: Transaction, source: ObjectKey, target: ObjectKey, extra: Mapping[str, Any], *, move: bool
+) -> Record:
+    """Copy inside the store what the session sees under a key, replacing what lies at the target.
+
+    Args:
+        tx: the transaction.
+        source: what to copy.
+        target: where to; it may be in another namespace.
+        extra: the user's `connector_extra` for the target.
+        move: delete the source at the commit, too.
+
+    Raises:
+        NoSuchKeyException: nothing lies at the source.
+        FilepathsCollisionError: source and target are one key.
+        RecordLockedException: another session is writing the target, or the source of a move.
+        ObjectChangedException: somebody changed the source behind the catalog's back.
+    """
+    for key in (source, target):
+        check_key(key.key, reserved_prefix=tx.config.reserved_prefix)
+    if source == target:
+        message = f"Source and target are both {source.namespace}/{source.key}. Choose another."
+        raise FilepathsCollisionError(message)
+    draft = _draft(target, None, extra)
+    tx.connector.validate(target.namespace, target.key, attributes_of(tx, draft, seq=10**9))
+    moved: BaseConnectorException | None = None
+    for _ in range(COPY_ATTEMPTS):
+        # Of a move the lock keeps the source as it is. A copy leaves it to others, and looks
+        # afterwards whether what it copied was the same record all the time (P29).
+        seqs, record = await _stage_copy(tx, source, target, move=move)
+        upload = _draft(target, record, extra)
+        try:
+            copied = await send(tx, seqs, (seqs[0], upload), create=False)
+            if move or await tx.view(source.namespace, [source.key], missing_ok=True) == [record]:
+                return copied
+        except (NoSuchKeyException, PreconditionFailedException) as error:
+            moved = error
+        except BaseException:
+            tx.retract(seqs)
+            raise
+        tx.retract(seqs)
+    message = (
+        f"{source.namespace}/{source.key} does not hold what the catalog says, or changes faster "
+        "than it can be copied. Try again, put it again, or reconcile the catalog with the bucket."
+    )
+    raise ObjectChangedException(message) from moved
+
+
+async def _stage_copy(
+    tx: Transaction, source: ObjectKey, target: ObjectKey, *, move: bool
+) -> tuple[list[int], Record]:
+    """Journal the intents of a copy or a move, the target's first; return the source's record."""
+    capabilities = await tx.know(target.namespace)
+    seen: list[Record | None] = []
+    if move:
+        await tx.know(source.namespace)
+    else:
+        seen = await tx.view(source.namespace, [source.key], missing_ok=False)
+
+    def place(key: ObjectKey, before: Record | None, chain: Sequence[Write]) -> Placement:
+        if key == source:
+            return Placement.DELETE
+        return choose_placement(
+            before,
+            written=bool(chain),
+            # A copy that must not overwrite needs the condition on copies, not on PUTs.
+            capabilities=replace(capabilities, conditional_create=capabilities.conditional_copy),
+            hide_pending=tx.config.hide_pending,
+        )
+
+    def check(records: Mapping[ObjectKey, Record]) -> None:
+        if move:
+            seen[:] = [visible(tx.chain(source), records.get(source))]
+            if seen == [None]:
+                raise no_such_key(source.namespace, [source.key])
+
+    seqs = await tx.stage([target, source] if move else [target], place, check)
+    [record] = [record for record in seen if record is not None]
+    return seqs, record
+
+
+def _draft(target: ObjectKey, record: Record | None, extra: Mapping[str, Any]) -> Upload:
+    """Return the upload that copies a record; of none, what can be checked before any I/O."""
+    return Upload(
+        key=target.key,
+        body=b"" if record is None else record,
+        sha256=None if record is None else record.sha256,
+        media_type="application/octet-stream" if record is None else record.media_type,
+        content_type=None if record is None else record.content_type,
+        metadata={} if record is None else record.metadata,
+        extra=extra,
+    )

@@ -1,0 +1,43 @@
+"""Repositories: mixins with a method or two each, and the fields that bind them to a bucket.
+
+A repository can do what its class names, and nothing else. Paths are relative to the scope that
+`at()` set; a `StoragePath`, which every method returns, is absolute.
+"""
+
+from __future__ import annotations
+
+from fennflow.repositories.base import Repository
+from fennflow.repositories.fields import RepoField, S3RepoField
+from fennflow.repositories.reading import (
+    GetPrefixRepository,
+    GetRepository,
+    ListRepository,
+    StatRepository,
+)
+from fennflow.repositories.writing import (
+    CopyRepository,
+    CreateRepository,
+    DeletePrefixRepository,
+    DeleteRepository,
+    PutRepository,
+)
+
+__all__ = [
+    "CopyRepository",
+    "CreateRepository",
+    "CrudRepository",
+    "DeletePrefixRepository",
+    "DeleteRepository",
+    "GetPrefixRepository",
+    "GetRepository",
+    "ListRepository",
+    "PutRepository",
+    "RepoField",
+    "Repository",
+    "S3RepoField",
+    "StatRepository",
+]
+
+
+class CrudRepository(PutRepository, GetRepository, ListRepository, DeleteRepository):
+    """Put, get, list and delete."""

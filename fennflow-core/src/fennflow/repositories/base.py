@@ -1,0 +1,92 @@
+"""What all repositories have: a bucket, seen from a scope, inside a session."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from fennflow.backends import ObjectKey
+from fennflow.engine import reading
+from fennflow.exceptions import TransactionException
+from fennflow.paths import PathTemplate, StoragePath, check_key, join_key, render_path
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Sequence
+    from typing import Self
+
+    from fennflow.engine.session import Session
+
+PAGE = 1000
+"""Keys on a page of a listing, and in a batch of what works on prefixes; S3's own number."""
+
+
+class Repository:
+    """Base of all repositories: a bucket, seen from a scope.
+
+    Args:
+        session: what the methods act in.
+        namespace: the bucket.
+        scope: prefix of all relative paths, without a trailing `/`; empty at the root.
+    """
+
+    def __init__(self, session: Session, namespace: str, scope: str = "") -> None:
+        self._session = session
+        self._namespace = namespace
+        self._scope = scope
+
+    def at(self, path: str | PathTemplate) -> Self:
+        """Return the same repository in a narrower scope; scopes nest.
+
+        Args:
+            path: relative to the scope so far; a trailing `/` may be written or not.
+
+        Raises:
+            KeyException: the path breaks the key rules, for instance has a `..` segment.
+        """
+        rendered = render_path(path)
+        bare = rendered.removesuffix("/")
+        relative = StoragePath(bare) if isinstance(rendered, StoragePath) else bare
+        scope = check_key(join_key(self._scope, relative))
+        return type(self)(self._session, self._namespace, scope)
+
+    @property
+    def cwd(self) -> StoragePath:
+        """The scope, from the root of the bucket."""
+        return StoragePath(self._scope)
+
+    def _key(self, path: str | PathTemplate) -> str:
+        rendered = render_path(path)
+        if not isinstance(rendered, StoragePath):
+            check_key(rendered)
+        return check_key(join_key(self._scope, rendered))
+
+    def _object_key(
+        self, path: str | PathTemplate, repository: Repository | None = None
+    ) -> ObjectKey:
+        """Return what a path names here, or in another repository of the same session."""
+        other = repository or self
+        if other._session is not self._session:  # noqa: SLF001 - of this class
+            message = "The two repositories do not belong to the same unit of work."
+            raise TransactionException(message)
+        return ObjectKey(other._namespace, other._key(path))  # noqa: SLF001 - likewise
+
+    def _prefix(self, prefix: str) -> str:
+        rendered = render_path(prefix)
+        if isinstance(rendered, StoragePath) or not self._scope:
+            return str(rendered)
+        return f"{self._scope}/{rendered}"
+
+    async def _pages(self, prefix: str) -> AsyncGenerator[Sequence[str]]:
+        """Iterate over the keys with a prefix, up to a thousand at a time."""
+        start: str | None = ""
+        while start is not None:
+            async with self._session.call() as tx:
+                page = await reading.page(
+                    tx,
+                    self._namespace,
+                    prefix=self._prefix(prefix),
+                    start=start,
+                    limit=PAGE,
+                    delimiter=None,
+                )
+            yield page.keys
+            start = page.start

@@ -1,0 +1,66 @@
+"""The fields of a unit of work that bind a repository to a bucket."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
+
+from fennflow.exceptions import TransactionException
+from fennflow.repositories.base import Repository
+
+if TYPE_CHECKING:
+    from typing import Self
+
+    from fennflow.engine.session import Session
+    from fennflow.uow import UnitOfWork
+
+R_co = TypeVar("R_co", bound=Repository, covariant=True)
+
+
+class RepoField(Generic[R_co]):
+    """A field of a unit of work: a repository on a namespace of the connector.
+
+    Args:
+        repository: its class.
+        namespace: the bucket, container or directory.
+
+    Example:
+        ```python
+        from fennflow import UnitOfWork
+        from fennflow.repositories import CrudRepository, RepoField
+
+
+        class UOW(UnitOfWork):
+            reports = RepoField(CrudRepository, namespace="reports")
+        ```
+    """
+
+    def __init__(self, repository: type[R_co], *, namespace: str) -> None:
+        self._repository = repository
+        self._namespace = namespace
+
+    def bind(self, session: Session) -> R_co:
+        """Return the repository, acting in a session."""
+        return self._repository(session, self._namespace)
+
+    @overload
+    def __get__(self, instance: None, owner: type[UnitOfWork]) -> Self: ...
+    @overload
+    def __get__(self, instance: UnitOfWork, owner: type[UnitOfWork]) -> R_co: ...
+    def __get__(self, instance: UnitOfWork | None, owner: type[UnitOfWork]) -> Any:
+        """Return the field of a class; an instance has the repository itself once it is open."""
+        if instance is None:
+            return self
+        message = f"Open it first: async with {owner.__name__}() as uow."
+        raise TransactionException(message)
+
+
+class S3RepoField(RepoField[R_co]):
+    """A `RepoField` in the words of S3.
+
+    Args:
+        repository: its class.
+        bucket_name: the bucket, which must exist.
+    """
+
+    def __init__(self, repository: type[R_co], *, bucket_name: str) -> None:
+        super().__init__(repository, namespace=bucket_name)

@@ -1,0 +1,202 @@
+"""Repositories that write, copy and delete files."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from fennflow.engine import copying, writing
+from fennflow.engine.writing import Upload, sha256_of
+from fennflow.exceptions import FileException
+from fennflow.files import BaseContent
+from fennflow.files.media_types import extension
+from fennflow.paths import PathTemplate, StoragePath
+from fennflow.plugins import registry
+from fennflow.repositories.base import Repository
+from fennflow.responses import DeleteResponse, PutResponse
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+
+class _WritingRepository(Repository):
+    async def _write(
+        self, files: Sequence[BaseContent], extra: Mapping[str, Any] | None, *, create: bool
+    ) -> PutResponse:
+        uploads = [await self._upload(file, extra or {}) for file in files]
+        async with self._session.call() as tx:
+            records = await writing.write(tx, self._namespace, uploads, create=create)
+        return PutResponse([StoragePath(record.key) for record in records])
+
+    async def _upload(self, file: object, extra: Mapping[str, Any]) -> Upload:
+        if not isinstance(file, BaseContent):
+            message = (
+                f"put() and create() take files, and this is a {type(file).__name__}. Wrap it, "
+                "for instance TextContent.from_content(text)."
+            )
+            raise FileException(message)
+        sha256 = await sha256_of(file.data)
+        name = file.filename
+        if name is None:
+            name = sha256 + extension(file.media_type)
+        return Upload(
+            key=self._key(name),
+            body=file.data,
+            sha256=sha256,
+            media_type=file.media_type,
+            content_type=registry().content_tag(type(file)),
+            metadata=dict(file.metadata),
+            extra=dict(extra),
+        )
+
+
+class PutRepository(_WritingRepository):
+    """Write files."""
+
+    async def put(
+        self, *files: BaseContent, connector_extra: Mapping[str, Any] | None = None
+    ) -> PutResponse:
+        """Write files, replacing what lies under their paths; all or none of the call.
+
+        Args:
+            files: what to write.
+            connector_extra: options of the store for all of them, on S3 for instance
+                `{"CacheControl": "max-age=3600", "StorageClass": "STANDARD_IA"}`.
+
+        Returns:
+            their paths, in the order of the files.
+
+        Raises:
+            PathException: a name breaks the key rules, or two files have one path.
+            MetadataException: metadata that the store cannot hold.
+            RecordLockedException: another session is writing one of the paths.
+            ConnectorCapabilityException: an option that the store does not know.
+            BaseConnectorException: the store refused or cannot be reached.
+        """
+        return await self._write(files, connector_extra, create=False)
+
+
+class CreateRepository(_WritingRepository):
+    """Write files where none are."""
+
+    async def create(
+        self, *files: BaseContent, connector_extra: Mapping[str, Any] | None = None
+    ) -> PutResponse:
+        """Write files under paths that are free; all or none of the call.
+
+        Raises:
+            RecordAlreadyExistsException: a path is taken, in the catalog or by an object that
+                the catalog does not know.
+            Exception: like `put`.
+        """
+        return await self._write(files, connector_extra, create=True)
+
+
+class CopyRepository(Repository):
+    """Copy and move files inside the store: the bytes do not pass through the program."""
+
+    async def copy(
+        self,
+        source: str | PathTemplate,
+        target: str | PathTemplate,
+        *,
+        to: Repository | None = None,
+        connector_extra: Mapping[str, Any] | None = None,
+    ) -> StoragePath:
+        """Copy a file, replacing what lies at the target.
+
+        Content type, media type, metadata and, on S3, headers and tags go along. Storage class
+        and encryption are the bucket's defaults unless `connector_extra` names them.
+
+        Args:
+            source: of this repository.
+            target: relative to the scope of `to`.
+            to: a repository of the same unit of work, for instance on another bucket; this one
+                by default.
+            connector_extra: options of the store for the target, like those of `put`.
+
+        Returns:
+            the full path of the target.
+
+        Raises:
+            NoSuchKeyException: nothing lies at the source.
+            FilepathsCollisionError: source and target are one path.
+            RecordLockedException: another session is writing the target.
+            ObjectChangedException: the source was changed without FennFlow.
+        """
+        return await self._copy(source, target, to, connector_extra, move=False)
+
+    async def move(
+        self,
+        source: str | PathTemplate,
+        target: str | PathTemplate,
+        *,
+        to: Repository | None = None,
+        connector_extra: Mapping[str, Any] | None = None,
+    ) -> StoragePath:
+        """Copy a file and delete the source; readers see both at once, or neither.
+
+        Arguments, result and exceptions are those of `copy`; the source is locked, too.
+        """
+        return await self._copy(source, target, to, connector_extra, move=True)
+
+    async def _copy(
+        self,
+        source: str | PathTemplate,
+        target: str | PathTemplate,
+        to: Repository | None,
+        extra: Mapping[str, Any] | None,
+        *,
+        move: bool,
+    ) -> StoragePath:
+        async with self._session.call() as tx:
+            record = await copying.copy(
+                tx,
+                self._object_key(source),
+                self._object_key(target, to),
+                dict(extra or {}),
+                move=move,
+            )
+        return StoragePath(record.key)
+
+
+class DeleteRepository(Repository):
+    """Delete files."""
+
+    async def delete(self, *paths: str | PathTemplate, missing_ok: bool = True) -> DeleteResponse:
+        """Delete files; the objects go after the commit, a thousand a request.
+
+        Returns:
+            the paths that existed.
+
+        Raises:
+            NoSuchKeyException: not `missing_ok`, and some paths do not exist; names them all.
+            RecordLockedException: another session is writing one of the paths.
+        """
+        keys = [self._key(path) for path in paths]
+        async with self._session.call() as tx:
+            gone = await writing.delete(tx, self._namespace, keys, missing_ok=missing_ok)
+        return DeleteResponse([StoragePath(key) for key in gone])
+
+
+class DeletePrefixRepository(Repository):
+    """Delete all files with a prefix."""
+
+    async def delete_prefix(self, prefix: str = "") -> DeleteResponse:
+        """Delete all files with a prefix, however many; all or none of the call.
+
+        Args:
+            prefix: relative to the scope; it need not end at a `/`: `a` deletes `ab` too.
+
+        Returns:
+            the paths that were deleted.
+
+        Raises:
+            RecordLockedException: another session is writing one of the paths.
+        """
+        gone: list[StoragePath] = []
+        async with self._session.savepoint():
+            async for keys in self._pages(prefix):
+                async with self._session.call() as tx:
+                    deleted = await writing.delete(tx, self._namespace, keys, missing_ok=True)
+                gone += [StoragePath(key) for key in deleted]
+        return DeleteResponse(gone)
