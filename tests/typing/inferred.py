@@ -4,12 +4,22 @@ from __future__ import annotations
 
 from typing import assert_type
 
+from pydantic import BaseModel
+
 from fennflow import ConfigDict, UnitOfWork
 from fennflow.backends import InMemoryBackendConfig
 from fennflow.connectors import InMemoryConnectorConfig, S3ConnectorConfig
-from fennflow.files import BaseContent, JsonContent, TextContent
+from fennflow.files import (
+    BaseContent,
+    ContentFactory,
+    JsonContent,
+    ModelContent,
+    TextContent,
+    UrlContent,
+)
 from fennflow.paths import StoragePath
 from fennflow.repositories import (
+    CopyRepository,
     CrudRepository,
     GetRepository,
     RepoField,
@@ -19,11 +29,15 @@ from fennflow.repositories import (
 from fennflow.responses import DeleteResponse, ListResponse, MediaResponse, ObjectInfo, PutResponse
 
 
-class Files(CrudRepository, StatRepository):
+class Files(CrudRepository, StatRepository, CopyRepository):
     """A repository of a user's own."""
 
     async def rename(self) -> int:
         return 1
+
+
+class Invoice(BaseModel):
+    number: int
 
 
 class UOW(UnitOfWork):
@@ -58,6 +72,8 @@ async def responses() -> None:
         assert_type(await uow.my_files.stat("a"), ObjectInfo)
         assert_type(await uow.my_files.stat("a", "b"), tuple[ObjectInfo, ...])
         assert_type(await uow.my_files.exists("a"), bool)
+        assert_type(await uow.my_files.copy("a", "b"), StoragePath)
+        assert_type(await uow.my_files.move("a", "b", to=uow.read_only), StoragePath)
 
 
 async def contents() -> None:
@@ -68,6 +84,12 @@ async def contents() -> None:
         assert_type(files.texts, tuple[TextContent, ...])
         assert_type(files.texts[0].content, str)
         assert_type(files.filter(JsonContent), tuple[JsonContent, ...])
+        assert_type(files.filter(ModelContent[Invoice]), tuple[ModelContent[Invoice], ...])
+    invoice = ModelContent[Invoice].from_content(Invoice(number=7))
+    assert_type(invoice, ModelContent[Invoice])
+    assert_type(invoice.content, Invoice)
+    assert_type(ContentFactory.from_bytes("text/css", b""), BaseContent)
+    assert_type(ContentFactory.from_url("https://a.example"), UrlContent)
 
 
 async def steps() -> None:

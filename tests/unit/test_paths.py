@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from typing import ClassVar
 
 import pytest
 from hypothesis import given
@@ -10,6 +11,8 @@ from hypothesis import strategies as st
 
 from fennflow.exceptions import ContinuationTokenException, KeyException
 from fennflow.paths import (
+    PathModel,
+    PathTemplate,
     StoragePath,
     after_key,
     after_prefix,
@@ -117,3 +120,39 @@ def test_templates_render_themselves() -> None:
     assert render_path(StoragePath("a")) == "a"
     with pytest.raises(KeyException, match="int"):
         render_path(7)  # type: ignore[arg-type]
+
+
+class Month(PathModel):
+    template: ClassVar[str] = "users/{user}/{year}-{month:02d}"
+    user: str
+    year: int
+    month: int
+
+
+def test_a_model_of_a_path_renders_its_fields() -> None:
+    assert Month(user="Zoë", year=2026, month=3).render() == "users/Zoë/2026-03"
+    assert isinstance(Month(user="a", year=1, month=1), PathTemplate)
+
+
+@pytest.mark.parametrize("user", ["", "..", ".", "a/b", "../../etc", "a\x00b", "x" * 2000])
+def test_a_field_of_a_path_cannot_leave_its_segment(user: str) -> None:
+    with pytest.raises(KeyException):
+        Month(user=user, year=2026, month=3).render()
+
+
+@pytest.mark.parametrize("text", ["{nobody}", "{user.id}", "{0}", "{}"])
+def test_a_template_of_what_is_no_field_is_refused_when_the_class_is_made(text: str) -> None:
+    with pytest.raises(KeyException, match="fields are user"):
+
+        class Wrong(PathModel):
+            template: ClassVar[str] = text
+            user: str
+
+
+def test_a_value_that_does_not_fit_its_format_is_told() -> None:
+    class Wrong(PathModel):
+        template: ClassVar[str] = "{user:d}"
+        user: str
+
+    with pytest.raises(KeyException, match="does not fit"):
+        Wrong(user="a").render()

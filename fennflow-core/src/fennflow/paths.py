@@ -5,7 +5,12 @@ from __future__ import annotations
 import base64
 import binascii
 import unicodedata
-from typing import TYPE_CHECKING, NoReturn, Protocol, runtime_checkable
+from collections.abc import Callable, Mapping
+from string import Formatter
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, Protocol, runtime_checkable
+
+from pydantic import BaseModel, ConfigDict
+from typing_extensions import override
 
 from fennflow.exceptions import ContinuationTokenException, KeyException
 
@@ -13,7 +18,7 @@ if TYPE_CHECKING:
     from pydantic import GetCoreSchemaHandler
     from pydantic_core import CoreSchema
 
-__all__ = ["PathTemplate", "StoragePath"]
+__all__ = ["PathModel", "PathTemplate", "StoragePath"]
 
 MAX_KEY_BYTES = 1024
 LAST_CHARACTER = 0x10FFFF
@@ -27,6 +32,82 @@ class PathTemplate(Protocol):
     def render(self) -> str:
         """Return the path, relative to the scope it is used in."""
         ...
+
+
+class PathModel(BaseModel):
+    """A path template made of a pydantic model's fields.
+
+    Set `template` to a format string of the fields. What a field brings stays inside its segment:
+    a value that is empty, has a `/`, or makes a `.` or `..` segment is refused.
+
+    Raises:
+        KeyException: the template names what is no field, told when the class is made.
+
+    Example:
+        ```python
+        from typing import ClassVar
+
+        from fennflow.paths import PathModel
+
+
+        class Invoices(PathModel):
+            template: ClassVar[str] = "{customer}/{year}-{month:02d}"
+            customer: str
+            year: int
+            month: int
+
+
+        print(Invoices(customer="acme", year=2026, month=3).render())
+        #> acme/2026-03
+        ```
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    template: ClassVar[str] = ""
+
+    @classmethod
+    @override
+    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+        """Refuse a template that cannot be rendered when the class is made."""
+        super().__pydantic_init_subclass__(**kwargs)
+        named = {name for _, name, _, _ in Formatter().parse(cls.template) if name is not None}
+        unknown = sorted(named - set(cls.model_fields))
+        if unknown:
+            message = (
+                f"The template of {cls.__name__} names {', '.join(map(repr, unknown))}; its fields "
+                f"are {', '.join(cls.model_fields) or 'none'}."
+            )
+            raise KeyException(message)
+
+    def render(self) -> str:
+        """Return the path, relative to the scope it is used in.
+
+        Raises:
+            KeyException: a value leaves its segment, or does not fit its format.
+        """
+        rendered: list[str] = []
+        for literal, name, spec, conversion in Formatter().parse(self.template):
+            rendered.append(literal)
+            if name is None:
+                continue
+            try:
+                value = format(_CONVERSIONS[conversion](getattr(self, name)), spec or "")
+            except (KeyError, TypeError, ValueError) as error:
+                message = f"{name!r} of {type(self).__name__} does not fit {spec!r}: {error}"
+                raise KeyException(message) from error
+            if not value or "/" in value:
+                _refuse(value, f"is no value for {name!r} of {type(self).__name__}")
+            rendered.append(value)
+        return check_key("".join(rendered))
+
+
+_CONVERSIONS: Mapping[str | None, Callable[[object], object]] = {
+    None: lambda value: value,
+    "a": ascii,
+    "r": repr,
+    "s": str,
+}
 
 
 class StoragePath(str):

@@ -92,15 +92,23 @@ class PluginRegistry:
         """Return the class that reads an object: by its tag, else by its media type."""
         from fennflow.files import BinaryContent
 
-        family = media_type.partition("/")[0] + "/*"
-        for wanted in (media_type, family):
+        base, _, variant = (tag or "").partition(":")
+        for plugin in self.content_types:
+            if plugin.tag == base:
+                found = plugin.content.from_variant(variant) if variant else plugin.content
+                if found is not None:
+                    return found
+        essence = media_type.partition(";")[0].strip().lower()
+        for wanted in (essence, essence.partition("/")[0] + "/*"):
             for plugin in self.content_types:
-                if plugin.tag == tag or (tag is None and wanted in plugin.media_types):
+                if wanted in plugin.media_types:
                     return plugin.content
         return BinaryContent
 
     def content_tag(self, content: type[BaseContent]) -> str:
         """Return the tag under which a class, or the nearest class it extends, is registered.
+
+        A variant of that class follows after a colon.
 
         Raises:
             PluginException: no plugin registered any of them.
@@ -108,7 +116,8 @@ class PluginRegistry:
         for base in content.__mro__:
             for plugin in self.content_types:
                 if plugin.content is base:
-                    return plugin.tag
+                    variant = content.variant()
+                    return plugin.tag if variant is None else f"{plugin.tag}:{variant}"
         raise self.missing(content)
 
     def missing(self, what: str | type) -> PluginException:

@@ -12,8 +12,11 @@ from fennflow.files.content import (
     ImageContent,
     JsonContent,
     TextContent,
+    UrlContent,
     VideoContent,
 )
+from fennflow.files.factory import ContentFactory
+from fennflow.files.model import ModelContent
 
 if not TYPE_CHECKING:
 
@@ -27,9 +30,12 @@ __all__ = [
     "AudioContent",
     "BaseContent",
     "BinaryContent",
+    "ContentFactory",
     "DocumentContent",
     "ImageContent",
     "JsonContent",
+    "ModelContent",
     "TextContent",
+    "UrlContent",
     "VideoContent",
 ]

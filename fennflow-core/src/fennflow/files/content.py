@@ -7,7 +7,15 @@ import json
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Self
 
-from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AnyUrl,
+    BaseModel,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic import ConfigDict as PydanticConfigDict
 from typing_extensions import override
 
@@ -18,6 +26,8 @@ from fennflow.responses import ObjectInfo
 
 MAX_METADATA_BYTES = 2048
 """What S3 takes, names and values together, in UTF-8."""
+
+_URL = TypeAdapter(AnyUrl)
 
 # A type and a subtype of RFC 6838, and parameters of printable ASCII.
 _MEDIA_TYPE = r"[A-Za-z0-9!#$&^_.+-]+/[A-Za-z0-9!#$&^_.+-]+( *;[\x20-\x7e]*)?"
@@ -107,6 +117,25 @@ class BaseContent(BaseModel):
     def sha256(self) -> str:
         """Return the SHA-256 of the bytes, hexadecimal."""
         return hashlib.sha256(self.data).hexdigest()
+
+    @classmethod
+    def variant(cls) -> str | None:
+        """Return what tells this class from others that extend the one with its tag.
+
+        It is stored with the tag, for `from_variant` to find the class again; None, the default,
+        makes what was put as a subclass come back as the class that is registered.
+        """
+        return None
+
+    @classmethod
+    def from_variant(cls, variant: str) -> type[BaseContent] | None:
+        """Return the class with a variant; None if this process does not know it.
+
+        Args:
+            variant: as stored, so of any origin: look it up, and import nothing by it.
+        """
+        del variant
+        return None
 
     @classmethod
     def from_stored(cls, data: bytes, *, filename: str, info: ObjectInfo) -> Self:
@@ -249,6 +278,58 @@ class JsonContent(BaseContent):
             return json.loads(self.data)
         except (ValueError, RecursionError) as error:
             message = f"{self.path or self.filename or 'The file'} is no JSON: {error}"
+            raise FileException(message) from error
+
+
+class UrlContent(BaseContent):
+    """A URL, stored as text; what it leads to is not fetched.
+
+    Example:
+        ```python
+        from fennflow.files import UrlContent
+
+        link = UrlContent.from_content("https://example.com/a?b=c", filename="link.uri")
+        print(link.media_type, link.content)
+        #> text/uri-list https://example.com/a?b=c
+        ```
+    """
+
+    default_media_type = "text/uri-list"
+
+    @classmethod
+    def from_content(
+        cls,
+        url: str,
+        *,
+        filename: str | None = None,
+        media_type: str = "",
+        metadata: Mapping[str, str] | None = None,
+    ) -> Self:
+        """Build it from a URL with a scheme.
+
+        Raises:
+            FileException: it is no URL.
+        """
+        try:
+            _URL.validate_python(url)
+            data = url.encode()
+        except ValueError:
+            message = "This is no URL: it needs a scheme and what follows, as in https://host/path."
+            raise FileException(message) from None
+        return cls(data=data, filename=filename, media_type=media_type, metadata=metadata or {})
+
+    @property
+    @override
+    def content(self) -> str:
+        """The URL.
+
+        Raises:
+            FileException: the bytes are not UTF-8.
+        """
+        try:
+            return self.data.decode()
+        except UnicodeDecodeError as error:
+            message = f"{self.path or self.filename or 'The URL'} cannot be decoded: {error}"
             raise FileException(message) from error
 
 

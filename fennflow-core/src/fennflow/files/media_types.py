@@ -16,6 +16,7 @@ for _media_type, _extension in (
     ("audio/ogg", ".ogg"),
     ("image/webp", ".webp"),
     ("text/markdown", ".md"),
+    ("text/uri-list", ".uri"),
 ):
     _TYPES.add_type(_media_type, _extension)
 

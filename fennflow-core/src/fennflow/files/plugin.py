@@ -16,6 +16,8 @@ def fennflow_content_types() -> Iterable[ContentTypePlugin]:
     """Return the built-in content types."""
     return [
         ContentTypePlugin("json", files.JsonContent, ("application/json",)),
+        ContentTypePlugin("model", files.ModelContent),
+        ContentTypePlugin("url", files.UrlContent, ("text/uri-list",)),
         ContentTypePlugin("text", files.TextContent, ("text/*",)),
         ContentTypePlugin("image", files.ImageContent, ("image/*",)),
         ContentTypePlugin("audio", files.AudioContent, ("audio/*",)),

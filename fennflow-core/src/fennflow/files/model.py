@@ -1,0 +1,117 @@
+"""Content that is a pydantic model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, Generic, Self, TypeVar, cast
+
+from pydantic import BaseModel, ValidationError
+from typing_extensions import override
+
+from fennflow.exceptions import FileException
+from fennflow.files.content import BaseContent
+
+M = TypeVar("M", bound=BaseModel)
+
+# The classes that this process has made, by model. What is read names a model, and may come from
+# anywhere: it is looked up here, and nothing is imported by its name.
+_classes: dict[str, type[ModelContent[Any]]] = {}
+
+
+class ModelContent(BaseContent, Generic[M]):
+    """A pydantic model, stored as JSON and read back as the model.
+
+    Write `ModelContent[Invoice]` somewhere in a program before it reads invoices: a model that it
+    does not know comes back as `JsonContent`.
+
+    Example:
+        ```python
+        from pydantic import BaseModel
+
+        from fennflow.files import ModelContent
+
+
+        class Invoice(BaseModel):
+            number: int
+
+
+        invoice = ModelContent[Invoice].from_content(Invoice(number=7), filename="7.json")
+        print(invoice.data.decode(), invoice.content)
+        #> {"number":7} number=7
+        ```
+    """
+
+    default_media_type = "application/json"
+    model: ClassVar[type[BaseModel] | None] = None
+
+    def __init__(self, **values: Any) -> None:
+        if self.model is None:
+            message = "Name the model: ModelContent[YourModel].from_content(...)."
+            raise FileException(message)
+        super().__init__(**values)
+
+    @classmethod
+    @override
+    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+        """Note which model a parametrised class is of."""
+        super().__pydantic_init_subclass__(**kwargs)
+        arguments = cls.__pydantic_generic_metadata__["args"]
+        if arguments and isinstance(arguments[0], type):
+            cls.model = arguments[0]
+            _classes[_name(arguments[0])] = cls
+
+    @classmethod
+    def from_content(
+        cls,
+        model: M,
+        *,
+        filename: str | None = None,
+        media_type: str = "",
+        metadata: Mapping[str, str] | None = None,
+    ) -> Self:
+        """Build it from an instance of the model, by its aliases.
+
+        Raises:
+            FileException: it is of another class, or what it is stored as would not be read back.
+        """
+        if cls.model is not None and not isinstance(model, cls.model):
+            message = f"{cls.__name__} holds {cls.model.__name__}, not {type(model).__name__}."
+            raise FileException(message)
+        data = model.model_dump_json(by_alias=True).encode()
+        built = cls(data=data, filename=filename, media_type=media_type, metadata=metadata or {})
+        _ = built.content
+        return built
+
+    @property
+    @override
+    def content(self) -> M:
+        """The model.
+
+        Raises:
+            FileException: the bytes are no such model.
+        """
+        assert self.model is not None, "__init__ and from_variant see to it"  # noqa: S101
+        try:
+            return cast("M", self.model.model_validate_json(self.data))
+        except ValidationError as error:
+            reasons = "; ".join(
+                f"{'.'.join(map(str, detail['loc']))}: {detail['msg']}"
+                for detail in error.errors(include_input=False, include_context=False)
+            )
+            name = self.path or self.filename or "The file"
+            message = f"{name} is no {self.model.__name__}: {reasons}"
+            raise FileException(message) from None
+
+    @classmethod
+    @override
+    def variant(cls) -> str | None:
+        return None if cls.model is None else _name(cls.model)
+
+    @classmethod
+    @override
+    def from_variant(cls, variant: str) -> type[BaseContent] | None:
+        return _classes.get(variant)
+
+
+def _name(model: type[BaseModel]) -> str:
+    return f"{model.__module__}.{model.__qualname__}"
