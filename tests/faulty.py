@@ -30,6 +30,7 @@ from fennflow.connectors import (
     Deletion,
     Location,
     ObjectAttributes,
+    PresignMethod,
     StoredObject,
     UploadCallback,
 )
@@ -155,6 +156,12 @@ class FaultyConnector(Connector):
     @override
     async def versions(self, namespace: str, key: str) -> Sequence[StoredObject]:
         return await self.around("versions", key, lambda: self.inner.versions(namespace, key))
+
+    @override
+    async def presign(
+        self, namespace: str, location: Location, *, method: PresignMethod, expires_in: float
+    ) -> str:
+        return await self.inner.presign(namespace, location, method=method, expires_in=expires_in)
 
     @override
     async def abort_upload(self, namespace: str, key: str, upload_id: str) -> None:

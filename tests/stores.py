@@ -25,6 +25,8 @@ from fennflow.repositories import (
     CreateRepository,
     CrudRepository,
     DeletePrefixRepository,
+    GeneratePresignedUrlPrefixRepository,
+    GeneratePresignedUrlRepository,
     GetPrefixRepository,
     RepoField,
     StatRepository,
@@ -54,6 +56,8 @@ class FullRepository(
     GetPrefixRepository,
     DeletePrefixRepository,
     CopyRepository,
+    GeneratePresignedUrlRepository,
+    GeneratePresignedUrlPrefixRepository,
 ):
     """All that a repository can do."""
 

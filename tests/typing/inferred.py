@@ -21,15 +21,23 @@ from fennflow.paths import StoragePath
 from fennflow.repositories import (
     CopyRepository,
     CrudRepository,
+    GeneratePresignedUrlRepository,
     GetRepository,
     RepoField,
     S3RepoField,
     StatRepository,
 )
-from fennflow.responses import DeleteResponse, ListResponse, MediaResponse, ObjectInfo, PutResponse
+from fennflow.responses import (
+    DeleteResponse,
+    ListResponse,
+    MediaResponse,
+    ObjectInfo,
+    PresignedUrlResponse,
+    PutResponse,
+)
 
 
-class Files(CrudRepository, StatRepository, CopyRepository):
+class Files(CrudRepository, StatRepository, CopyRepository, GeneratePresignedUrlRepository):
     """A repository of a user's own."""
 
     async def rename(self) -> int:
@@ -72,6 +80,9 @@ async def responses() -> None:
         assert_type(await uow.my_files.stat("a"), ObjectInfo)
         assert_type(await uow.my_files.stat("a", "b"), tuple[ObjectInfo, ...])
         assert_type(await uow.my_files.exists("a"), bool)
+        urls = await uow.my_files.generate_presigned_url("a", method="PUT")
+        assert_type(urls, PresignedUrlResponse)
+        assert_type(urls[0], str)
         assert_type(await uow.my_files.copy("a", "b"), StoragePath)
         assert_type(await uow.my_files.move("a", "b", to=uow.read_only), StoragePath)
 

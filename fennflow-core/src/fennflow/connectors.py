@@ -25,6 +25,8 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Literal
 
+from fennflow.exceptions import ConnectorCapabilityException
+
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
@@ -48,11 +50,13 @@ __all__ = [
     "InMemoryConnectorConfig",
     "Location",
     "ObjectAttributes",
+    "PresignMethod",
     "S3ConnectorConfig",
     "StoredObject",
     "UploadCallback",
 ]
 
+PresignMethod = Literal["GET", "PUT"]
 UploadCallback = Callable[[str], Awaitable[None]]
 
 
@@ -318,6 +322,29 @@ class Connector(ABC):
 
         Called only where `Capabilities.versioned`. Metadata need not be filled.
         """
+
+    async def presign(
+        self, namespace: str, location: Location, *, method: PresignMethod, expires_in: float
+    ) -> str:
+        """Return a URL by which whoever has it may read or write one object for a while.
+
+        Not abstract: most stores have no such thing.
+
+        Args:
+            namespace: of the object.
+            location: its key, and for reading maybe a version id, which the URL then names.
+            method: `GET` or `PUT`.
+            expires_in: seconds from now.
+
+        Raises:
+            ConnectorCapabilityException: the store has no such URLs, or not for so long.
+        """
+        del method, expires_in
+        message = (
+            f"{type(self).__name__} has no presigned URLs, asked for {namespace}/{location.key}. "
+            "Use a connector that has them, for instance S3."
+        )
+        raise ConnectorCapabilityException(message)
 
     @abstractmethod
     async def abort_upload(self, namespace: str, key: str, upload_id: str) -> None:

@@ -23,7 +23,14 @@ if TYPE_CHECKING:
         VideoContent,
     )
 
-__all__ = ["DeleteResponse", "ListResponse", "MediaResponse", "ObjectInfo", "PutResponse"]
+__all__ = [
+    "DeleteResponse",
+    "ListResponse",
+    "MediaResponse",
+    "ObjectInfo",
+    "PresignedUrlResponse",
+    "PutResponse",
+]
 
 T = TypeVar("T")
 C = TypeVar("C", bound="BaseContent")
@@ -124,6 +131,25 @@ class ListResponse(Response[StoragePath]):
         super().__init__(items)
         self.prefixes = tuple(prefixes)
         self.continuation_token = continuation_token
+
+
+class PresignedUrlResponse(Response[str]):
+    """URLs in the order of `paths`; not shown by `repr`, since whoever has one may use it.
+
+    Args:
+        items: the URLs.
+        paths: what they lead to.
+    """
+
+    __slots__ = ("paths",)
+
+    def __init__(self, items: Sequence[str] = (), *, paths: Sequence[StoragePath] = ()) -> None:
+        super().__init__(items)
+        self.paths = tuple(paths)
+
+    @override
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}[{', '.join(map(repr, self.paths))}]"
 
 
 class MediaResponse(Response["BaseContent"]):

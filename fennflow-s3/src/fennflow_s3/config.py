@@ -24,6 +24,8 @@ class S3ConnectorConfig(ConnectorConfig):
         aws_session_token: of temporary credentials; shown nowhere.
         region_name: for instance `eu-central-1`.
         endpoint_url: of an S3-compatible server; without credentials in it.
+        presign_endpoint_url: what presigned URLs name instead of `endpoint_url`, where others
+            reach the server by another name.
         profile_name: in the shared files.
         addressing_style: how the bucket is named: in the host name, or in the path.
         max_pool_connections: open connections; make it no less than `max_concurrency`.
@@ -49,6 +51,7 @@ class S3ConnectorConfig(ConnectorConfig):
     aws_session_token: SecretStr | None = None
     region_name: str | None = None
     endpoint_url: str | None = None
+    presign_endpoint_url: str | None = None
     profile_name: str | None = None
     addressing_style: Literal["auto", "path", "virtual"] = "auto"
     max_pool_connections: Annotated[int, Field(gt=0)] = 50
@@ -57,7 +60,7 @@ class S3ConnectorConfig(ConnectorConfig):
     multipart_part_size: Annotated[int, Field(ge=5 * MiB, le=5 * 1024 * MiB)] = 16 * MiB
     aiobotocore_config: Annotated[Any, Field(repr=False)] = None
 
-    @field_validator("endpoint_url")
+    @field_validator("endpoint_url", "presign_endpoint_url")
     @classmethod
     def _no_credentials(cls, url: str | None) -> str | None:
         if url is None:

@@ -18,6 +18,7 @@ from fennflow.connectors import (
     DeletionReport,
     Location,
     ObjectAttributes,
+    PresignMethod,
     StoredObject,
     UploadCallback,
 )
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
 
 PARTS_IN_FLIGHT = 4
 MAX_PARTS = 10_000
+MAX_EXPIRES_IN = 7 * 24 * 3600
+"""Of a SigV4 URL; S3 API reference, "Authenticating requests: using query parameters"."""
 
 
 class S3Connector(Connector):
@@ -55,6 +58,7 @@ class S3Connector(Connector):
         self._reserved_prefix = reserved_prefix
         self._stack = AsyncExitStack()
         self._opened: S3Client | None = None
+        self._signer: S3Client
         self._keep_directories: set[str] = set()
 
     @property
@@ -65,7 +69,14 @@ class S3Connector(Connector):
     @override
     async def open(self) -> None:
         with translated("open a client for", "S3"):
-            self._opened = await self._stack.enter_async_context(client_context(self._config))
+            client = await self._stack.enter_async_context(client_context(self._config))
+            self._opened = self._signer = client
+            if self._config.presign_endpoint_url is not None:
+                # It signs alone, and opens no connection.
+                config = self._config.model_copy(
+                    update={"endpoint_url": self._config.presign_endpoint_url}
+                )
+                self._signer = await self._stack.enter_async_context(client_context(config))
 
     @override
     async def aclose(self) -> None:
@@ -305,6 +316,21 @@ class S3Connector(Connector):
                 if items and items[-1].get("Key", "") > key:
                     break
         return found
+
+    @override
+    async def presign(
+        self, namespace: str, location: Location, *, method: PresignMethod, expires_in: float
+    ) -> str:
+        if not 1 <= expires_in <= MAX_EXPIRES_IN:
+            message = f"S3 signs URLs for 1 to {MAX_EXPIRES_IN} seconds, not for {expires_in}."
+            raise ConnectorCapabilityException(message)
+        operation = "get_object" if method == "GET" else "put_object"
+        with translated("sign a URL of", f"{namespace}/{location.key}"):
+            return await self._signer.generate_presigned_url(
+                operation,
+                Params={"Bucket": namespace, **_params(location)},
+                ExpiresIn=int(expires_in),
+            )
 
     @override
     async def abort_upload(self, namespace: str, key: str, upload_id: str) -> None:

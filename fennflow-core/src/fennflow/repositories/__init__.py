@@ -9,6 +9,8 @@ from __future__ import annotations
 from fennflow.repositories.base import Repository
 from fennflow.repositories.fields import RepoField, S3RepoField
 from fennflow.repositories.reading import (
+    GeneratePresignedUrlPrefixRepository,
+    GeneratePresignedUrlRepository,
     GetPrefixRepository,
     GetRepository,
     ListRepository,
@@ -28,6 +30,8 @@ __all__ = [
     "CrudRepository",
     "DeletePrefixRepository",
     "DeleteRepository",
+    "GeneratePresignedUrlPrefixRepository",
+    "GeneratePresignedUrlRepository",
     "GetPrefixRepository",
     "GetRepository",
     "ListRepository",

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, overload
 
+from fennflow.connectors import PresignMethod
 from fennflow.engine import reading
+from fennflow.engine.presigning import presign
 from fennflow.exceptions import PathException
 from fennflow.files import BaseContent
 from fennflow.paths import PathTemplate, StoragePath, decode_token, encode_token
 from fennflow.plugins import registry
 from fennflow.repositories.base import PAGE, Repository
-from fennflow.responses import ListResponse, MediaResponse, ObjectInfo
+from fennflow.responses import ListResponse, MediaResponse, ObjectInfo, PresignedUrlResponse
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from fennflow.backends import Record
+
+EXPIRES_IN = 3600.0
+"""Seconds."""
 
 
 class GetRepository(Repository):
@@ -134,6 +139,69 @@ class StatRepository(Repository):
         keys = [self._key(path)]
         async with self._session.call() as tx:
             return await tx.view(self._namespace, keys, missing_ok=True) != [None]
+
+
+class GeneratePresignedUrlRepository(Repository):
+    """Give out URLs by which others read or upload files without credentials of their own."""
+
+    async def generate_presigned_url(
+        self,
+        *paths: str | PathTemplate,
+        expires_in: float = EXPIRES_IN,
+        method: PresignMethod = "GET",
+    ) -> PresignedUrlResponse:
+        """Return a URL for every path.
+
+        A URL for `GET` leads to what is committed now: in a versioned bucket to that version for
+        good, else to what lies under the path when it is used. What is uploaded by a URL for
+        `PUT` is no part of the transaction: the catalog learns of it by reconciliation.
+
+        Args:
+            paths: what the URLs lead to.
+            expires_in: seconds for which they are good; on S3 up to 7 days, and no longer than
+                the credentials that sign them.
+            method: `GET`, or `PUT` for an upload to a path that is free.
+
+        Returns:
+            the URLs, in the order of the paths.
+
+        Raises:
+            NoSuchKeyException: `GET`, and some paths do not exist; names them all.
+            RecordAlreadyExistsException: `PUT`, and a path is taken.
+            TransactionException: this unit of work has uncommitted changes of a path.
+            ConnectorCapabilityException: the store has no such URLs, or not for so long.
+        """
+        keys = [self._key(path) for path in paths]
+        async with self._session.call() as tx:
+            urls = await presign(tx, self._namespace, keys, method=method, expires_in=expires_in)
+        return PresignedUrlResponse(urls, paths=[StoragePath(key) for key in keys])
+
+
+class GeneratePresignedUrlPrefixRepository(Repository):
+    """Give out URLs of all files with a prefix."""
+
+    async def generate_presigned_url_prefix(
+        self, prefix: str = "", *, expires_in: float = EXPIRES_IN
+    ) -> PresignedUrlResponse:
+        """Return a URL for `GET` of every file with a prefix; `paths` says which is whose.
+
+        Args:
+            prefix: relative to the scope; it need not end at a `/`.
+            expires_in: like that of `generate_presigned_url`.
+
+        Raises:
+            TransactionException: this unit of work has uncommitted changes under the prefix.
+            ConnectorCapabilityException: the store has no such URLs, or not for so long.
+        """
+        urls: list[str] = []
+        paths: list[StoragePath] = []
+        async for keys in self._pages(prefix):
+            async with self._session.call() as tx:
+                urls += await presign(
+                    tx, self._namespace, keys, method="GET", expires_in=expires_in
+                )
+            paths += map(StoragePath, keys)
+        return PresignedUrlResponse(urls, paths=paths)
 
 
 def _info(record: Record) -> ObjectInfo:

@@ -1,0 +1,198 @@
+"""Presigned URLs, used by a client that knows nothing of FennFlow."""
+
+from __future__ import annotations
+
+import asyncio
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
+
+import pytest
+
+import faulty
+from fennflow import plugins
+from fennflow.backends import InMemoryBackendConfig
+from fennflow.connectors import PresignMethod
+from fennflow.exceptions import (
+    ConnectorCapabilityException,
+    KeyException,
+    NoSuchKeyException,
+    RecordAlreadyExistsException,
+    RecordLockedException,
+    TransactionException,
+)
+from fennflow.files import TextContent
+from stores import FullUOW, Store, make_store, numbers
+
+
+def text(value: str, name: str) -> TextContent:
+    return TextContent.from_content(value, filename=name)
+
+
+async def fetch(url: str, body: bytes | None = None) -> bytes:
+    def send() -> bytes:
+        method = "GET" if body is None else "PUT"
+        # Without a type of its own urllib would call it a form, which moto takes apart.
+        request = Request(url, data=body, method=method, headers={"Content-Type": "a/b"})
+        with urlopen(request) as answer:
+            found: bytes = answer.read()
+            return found
+
+    return await asyncio.to_thread(send)
+
+
+@pytest.fixture(params=["moto", "moto-versioned", "juicefs"])
+async def s3_store(request: pytest.FixtureRequest) -> Store:
+    return await make_store(request.param, request)
+
+
+async def seeded(store: Store) -> type[FullUOW]:
+    uow_class = store.uow()
+    async with uow_class() as uow:
+        await uow.files.put(text("1", "a/ü 1"), text("2", "a/2"), text("3", "b"))
+    return uow_class
+
+
+async def test_whoever_has_the_url_reads_the_file(s3_store: Store) -> None:
+    uow_class = await seeded(s3_store)
+    async with uow_class() as uow:
+        urls = await uow.files.at("a").generate_presigned_url("ü 1", "2", expires_in=60)
+        assert urls.paths == ("a/ü 1", "a/2")
+        assert [await fetch(url) for url in urls] == [b"1", b"2"]
+        assert "X-Amz-Signature" in urls[0]
+        assert "Signature" not in repr(urls)
+        by_prefix = await uow.files.generate_presigned_url_prefix("a/")
+        assert by_prefix.paths == ("a/2", "a/ü 1")
+        assert [await fetch(url) for url in by_prefix] == [b"2", b"1"]
+        with pytest.raises(NoSuchKeyException, match=r"none, bucket-\d+/never"):
+            await uow.files.generate_presigned_url("b", "none", "never")
+
+
+async def test_the_url_names_the_version_where_there_is_one(
+    request: pytest.FixtureRequest,
+) -> None:
+    store = await make_store("moto-versioned", request)
+    uow_class = await seeded(store)
+    async with uow_class() as uow:
+        [url] = await uow.files.generate_presigned_url("b")
+    async with uow_class() as uow:
+        await uow.files.put(text("new", "b"))
+    assert await fetch(url) == b"3"
+
+
+async def test_what_is_uploaded_by_url_lies_in_the_bucket(s3_store: Store) -> None:
+    uow_class = await seeded(s3_store)
+    async with uow_class() as uow:
+        [url] = await uow.files.at("up").generate_presigned_url("c", method="PUT")
+        await fetch(url, b"uploaded")
+        with pytest.raises(RecordAlreadyExistsException, match="a/2"):
+            await uow.files.generate_presigned_url("a/2", method="PUT")
+    assert (await s3_store.objects())["up/c"] == b"uploaded"
+
+
+@pytest.mark.parametrize("method", ["GET", "PUT"])
+async def test_what_is_not_committed_has_no_url(s3_store: Store, method: PresignMethod) -> None:
+    uow_class = await seeded(s3_store)
+    async with uow_class(auto_commit=False) as uow:
+        await uow.files.put(text("new", "c"))
+        await uow.files.delete("b")
+        for path in ("b", "c"):
+            with pytest.raises(TransactionException, match="Commit first"):
+                await uow.files.generate_presigned_url(path, method=method)
+        await uow.commit()
+        [url] = await uow.files.generate_presigned_url("c")
+        assert await fetch(url) == b"new"
+
+
+@pytest.mark.parametrize("expires_in", [0, -1, 7 * 24 * 3600 + 1, float("nan")])
+async def test_a_time_that_s3_does_not_sign_for_is_refused(
+    moto_store: Store, expires_in: float
+) -> None:
+    uow_class = await seeded(moto_store)
+    async with uow_class() as uow:
+        with pytest.raises(ConnectorCapabilityException, match="604800 seconds"):
+            await uow.files.generate_presigned_url("b", expires_in=expires_in)
+
+
+async def test_nonsense_is_refused(moto_store: Store) -> None:
+    async with moto_store.uow()() as uow:
+        with pytest.raises(ConnectorCapabilityException, match="not for DELETE"):
+            await uow.files.generate_presigned_url("b", method="DELETE")  # type: ignore[arg-type]
+        with pytest.raises(KeyException):
+            await uow.files.generate_presigned_url(".fennflow/x", method="PUT")
+        with pytest.raises(KeyException):
+            await uow.files.at("a").generate_presigned_url("../b")
+
+
+async def test_a_store_without_presigned_urls_says_so() -> None:
+    uow_class = await seeded(await make_store("memory", None))  # type: ignore[arg-type]
+    async with uow_class() as uow:
+        with pytest.raises(ConnectorCapabilityException, match="for instance S3"):
+            await uow.files.generate_presigned_url("b")
+
+
+async def test_urls_name_the_endpoint_that_others_know(request: pytest.FixtureRequest) -> None:
+    store = await make_store("moto", request, presign_endpoint_url="https://files.example")
+    uow_class = await seeded(store)
+    async with uow_class() as uow:
+        [url] = await uow.files.generate_presigned_url("b")
+    assert url.startswith(f"https://files.example/{store.namespace}/b?")
+
+
+async def test_an_expired_url_is_good_for_nothing(juicefs_store: Store) -> None:
+    uow_class = await seeded(juicefs_store)
+    async with uow_class() as uow:
+        [url] = await uow.files.generate_presigned_url("b", expires_in=1)
+    async with asyncio.timeout(10):
+        while True:
+            try:
+                await fetch(url)
+            except HTTPError as error:
+                refused = error.code
+                error.close()
+                break
+            await asyncio.sleep(0.1)
+    assert refused == 403
+
+
+@pytest.fixture
+async def juicefs_store(request: pytest.FixtureRequest) -> Store:
+    return await make_store("juicefs", request)
+
+
+async def test_a_url_does_not_lead_to_where_bytes_are_for_a_moment(
+    request: pytest.FixtureRequest,
+) -> None:
+    """P28: between pivot and apply the record points at a staging key."""
+    with plugins.override(faulty.THIS):
+        applying, go_on = asyncio.Event(), asyncio.Event()
+
+        async def script(phase: str, operation: str, _key: str) -> None:
+            if (phase, operation) == ("before", "copy"):
+                applying.set()
+                await go_on.wait()
+
+        moto = await make_store("moto", request)
+        store = Store(
+            faulty.FaultyConnectorConfig(inner=moto.config, script=script),
+            moto.namespace,
+            settings={"backend": InMemoryBackendConfig(name=f"p{next(numbers)}")},
+        )
+        uow_class = await seeded(store)
+        hasty = store.uow(lock_timeout=0.05)
+
+        async def overwrite() -> None:
+            async with uow_class() as uow:
+                await uow.files.put(text("new", "b"))
+
+        async with asyncio.TaskGroup() as group:
+            group.create_task(overwrite())
+            await applying.wait()
+            async with hasty() as uow:
+                with pytest.raises(RecordLockedException, match="on the way"):
+                    await uow.files.generate_presigned_url("b")
+            async with uow_class() as uow:
+                asking = group.create_task(uow.files.generate_presigned_url("b"))
+                await asyncio.sleep(0.05)
+                go_on.set()
+                [url] = await asking
+        assert await fetch(url) == b"new"
