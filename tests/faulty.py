@@ -236,8 +236,8 @@ class FaultyBackend(Backend):
         )
 
     @override
-    async def has_tombstone(self, tombstone: Tombstone) -> bool:
-        return await self.inner.has_tombstone(tombstone)
+    async def tombstones(self, keys: Collection[ObjectKey]) -> Collection[Tombstone]:
+        return await self.inner.tombstones(keys)
 
 
 def _new_connector(config: FaultyConnectorConfig, settings: ConfigDict) -> Connector:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from fennflow import ReconcileConfig
 from fennflow.exceptions import (
     FileException,
     MediaTypeCannotBeGuessedException,
@@ -197,7 +198,7 @@ async def test_objects_that_the_catalog_does_not_know_are_not_created_over(store
     async with store.connector() as connector:
         for key in ("a", "b"):
             await connector.put(store.namespace, key, b"foreign", plain)
-    uow_class = store.uow()
+    uow_class = store.uow(reconcile=ReconcileConfig(frequency="never"))
     async with uow_class() as uow:
         assert await uow.files.list() == []
         with pytest.raises(RecordAlreadyExistsException):

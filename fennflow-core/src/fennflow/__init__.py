@@ -1,6 +1,6 @@
 """Transactions over object storage, the Pydantic way."""
 
-from fennflow.config import ConfigDict
+from fennflow.config import ConfigDict, ReconcileConfig
 from fennflow.uow import UnitOfWork
 
-__all__ = ["ConfigDict", "UnitOfWork"]
+__all__ = ["ConfigDict", "ReconcileConfig", "UnitOfWork"]

@@ -185,14 +185,16 @@ class Delete:
         namespace: the bucket.
         location: what to delete.
         etag: what the object is known to have; None if that is not known.
-        owner: the write of this session that must have made the object (P18); None if the name
-            says so already (a staging key, a version id) or a committed `delete` asks for it.
+        owner: the write that must have made the object (P18); None if the name says so already
+            (a staging key, a version id) or a committed `delete` asks for it.
+        owner_session: whose write that is; None for the session that deletes.
     """
 
     namespace: str
     location: Location
     etag: str | None = None
     owner: int | None = None
+    owner_session: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -363,5 +365,5 @@ class Backend(ABC):
         """
 
     @abstractmethod
-    async def has_tombstone(self, tombstone: Tombstone) -> bool:
-        """Return whether the journal holds this tombstone (P14)."""
+    async def tombstones(self, keys: Collection[ObjectKey]) -> Collection[Tombstone]:
+        """Return the tombstones that the journal holds of keys (P14)."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, SerializeAsAny, ValidationError, field_validator
 from pydantic import ConfigDict as PydanticConfigDict
@@ -10,7 +10,7 @@ from pydantic import ConfigDict as PydanticConfigDict
 from fennflow.connectors import Capabilities
 from fennflow.exceptions import ConfigException
 
-__all__ = ["BackendConfig", "ConfigDict", "ConnectorConfig"]
+__all__ = ["BackendConfig", "ConfigDict", "ConnectorConfig", "ReconcileConfig"]
 
 Seconds = Annotated[float, Field(gt=0)]
 
@@ -50,6 +50,34 @@ class BackendConfig(_Config):
     """Base of every backend's configuration: frozen, compared by value."""
 
 
+class ReconcileConfig(_Config):
+    """When and how the catalog is brought together with what lies in the buckets.
+
+    Whatever the settings, an object under a key that somebody is writing is left alone, and so is
+    everything under the reserved prefix.
+
+    Args:
+        frequency: `on_start_app`: before the first use of a bucket by an engine;
+            `on_session_start`: before its first use in every unit of work; `never`.
+        strategy: of objects that FennFlow did not write, and of records. `fill_if_empty`: if the
+            catalog has no record of the bucket, all its objects are recorded; else differences
+            are only reported, and not even looked for when nobody asks for a report.
+            `insert_missing`: objects without a record get one; records stay as they are.
+            `replace`: the catalog becomes what the bucket holds; records of objects that are gone
+            go too.
+        orphans: of objects that FennFlow wrote and that have no record, while the catalog is not
+            empty: their session died, or was another catalog's. `report`; `adopt` records them;
+            `delete` removes them, which is right only where no other catalog uses the bucket.
+            Those of sessions younger than `max_session_age` are only reported.
+        batch_size: keys that are examined, and locked if they are changed, at a time.
+    """
+
+    frequency: Literal["on_start_app", "on_session_start", "never"] = "on_start_app"
+    strategy: Literal["fill_if_empty", "insert_missing", "replace"] = "fill_if_empty"
+    orphans: Literal["report", "adopt", "delete"] = "report"
+    batch_size: Annotated[int, Field(gt=0)] = 1000
+
+
 def _memory_connector() -> ConnectorConfig:
     from fennflow.connectors import InMemoryConnectorConfig
 
@@ -81,6 +109,7 @@ class ConfigDict(_Config):
             without FennFlow sees them before the commit.
         keep_versions: whether versions that a commit replaces or deletes stay in a versioned
             bucket; if not, apply deletes them for good.
+        reconcile: how the catalog is brought together with what lies in the buckets.
         reserved_prefix: the prefix in every bucket that belongs to FennFlow.
 
     Raises:
@@ -108,6 +137,7 @@ class ConfigDict(_Config):
     validate_reads: bool = False
     hide_pending: bool = False
     keep_versions: bool = True
+    reconcile: ReconcileConfig = ReconcileConfig()
     reserved_prefix: Annotated[str, Field(min_length=1, max_length=64)] = ".fennflow"
 
     @field_validator("connector", mode="before")

@@ -25,6 +25,7 @@ FennFlowException
 │   ├── ObjectChangedException
 │   ├── ConnectorCapabilityException
 │   └── ConnectorUnavailableException
+├── ReconcileFailedException
 └── TransactionException
     ├── CommitUncertainException
     └── CompensationPendingWarning (a warning)
@@ -59,6 +60,7 @@ __all__ = [
     "PathException",
     "PluginException",
     "PreconditionFailedException",
+    "ReconcileFailedException",
     "RecordAlreadyExistsException",
     "RecordLockedException",
     "SessionLostException",
@@ -179,6 +181,10 @@ class ConnectorCapabilityException(BaseConnectorException):
 
 class ConnectorUnavailableException(BaseConnectorException):
     """The store did not answer, or answered that it cannot serve now; retries are used up."""
+
+
+class ReconcileFailedException(FennFlowException):
+    """A catalog cannot be reconciled with this store."""
 
 
 class TransactionException(FennFlowException):

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import TYPE_CHECKING, ClassVar, TypeVar, cast
+from typing import TYPE_CHECKING, ClassVar, Literal, TypeVar, cast
 
 from typing_extensions import override
 
 from fennflow import plugins
-from fennflow.config import ConfigDict
+from fennflow.config import ConfigDict, ReconcileConfig
 from fennflow.engine.callbacks import Callback, Undo
 from fennflow.engine.runtime import engine_for, engine_lifespan
 from fennflow.engine.session import Session, deliver_late_cancellation
 from fennflow.exceptions import ConfigException, TransactionException
+from fennflow.reports import Finding, ReconcileReport
 from fennflow.repositories import RepoField, Repository
 
 if TYPE_CHECKING:
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
 __all__ = ["UnitOfWork"]
 
 T = TypeVar("T")
+
+ReconcileStrategy = Literal["fill_if_empty", "insert_missing", "replace"]
+ReconcileOrphans = Literal["report", "adopt", "delete"]
 
 
 class UnitOfWork:
@@ -233,6 +237,68 @@ class UnitOfWork:
         """
         async with engine_lifespan(cls.config, plugins.registry()):
             yield
+
+    @classmethod
+    async def reconcile(
+        cls,
+        *,
+        strategy: ReconcileStrategy | None = None,
+        orphans: ReconcileOrphans | None = None,
+        batch_size: int | None = None,
+        on_finding: Callable[[Finding], None] | None = None,
+        on_progress: Callable[[ReconcileReport], None] | None = None,
+    ) -> Mapping[str, ReconcileReport]:
+        """Compare the catalog with the buckets of all repositories, and bring them together.
+
+        Args:
+            strategy: of `ReconcileConfig`; that of `config.reconcile` by default.
+            orphans: likewise.
+            batch_size: likewise.
+            on_finding: called for every difference, after what was done about it is durable.
+            on_progress: called now and then with how far a bucket is.
+
+        Returns:
+            for each bucket, how it differed and what was done.
+
+        Raises:
+            ReconcileFailedException: the store does not list its objects in order.
+            BaseConnectorException: the store refused or cannot be reached.
+
+        Example:
+            ```python
+            import asyncio
+
+            from fennflow import UnitOfWork
+            from fennflow.repositories import CrudRepository, RepoField
+
+
+            class UOW(UnitOfWork):
+                inbox = RepoField(CrudRepository, namespace="inbox")
+
+
+            async def main():
+                reports = await UOW.reconcile(strategy="insert_missing", orphans="adopt")
+                print(reports["inbox"].objects, dict(reports["inbox"].differences))
+                #> 0 {}
+
+
+            asyncio.run(main())
+            ```
+        """
+        default = cls.config.reconcile
+        settings = ReconcileConfig(
+            frequency=default.frequency,
+            strategy=strategy or default.strategy,
+            orphans=orphans or default.orphans,
+            batch_size=default.batch_size if batch_size is None else batch_size,
+        )
+        engine = await engine_for(cls.config, plugins.registry())
+        return {
+            namespace: await engine.reconciler.reconcile(
+                namespace, settings, on_finding=on_finding, on_progress=on_progress
+            )
+            for namespace in sorted({field.namespace for field in _fields(cls).values()})
+        }
 
     def _opened(self) -> Session:
         if self._session is None:

@@ -217,9 +217,14 @@ class InMemoryBackend(Backend):
                 self._tables.locks[key] = (session.session_id, until)
 
     @override
-    async def has_tombstone(self, tombstone: Tombstone) -> bool:
+    async def tombstones(self, keys: Collection[ObjectKey]) -> Collection[Tombstone]:
+        wanted = set(keys)
         with self._tables.lock:
-            return tombstone in self._tables.tombstones
+            return [
+                tombstone
+                for tombstone in self._tables.tombstones
+                if ObjectKey(tombstone.namespace, tombstone.key) in wanted
+            ]
 
     def _records(self, keys: Collection[ObjectKey]) -> dict[ObjectKey, Record]:
         records = self._tables.records

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
+from fennflow.engine.reconcile import Reconciler
 from fennflow.engine.recovery import Leftovers
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ class Engine:
     connector: Connector
     backend: Backend
     leftovers: Leftovers
+    reconciler: Reconciler
 
 
 @dataclass(slots=True)
@@ -100,7 +102,8 @@ async def _lifetime(
             await backend.open()
             leftovers = Leftovers(config, connector, backend)
             try:
-                yield Engine(config, plugins, connector, backend, leftovers)
+                reconciler = Reconciler(config, connector, backend, leftovers)
+                yield Engine(config, plugins, connector, backend, leftovers, reconciler)
             finally:
                 await leftovers.settle(now=True)
     finally:

@@ -59,13 +59,17 @@ class Session:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self._tx = Transaction(engine)
+        self._reconciled: set[str] = set()
+        self._tx = self._begin()
         self._closed = False
         self._ending = False
         self._calls = 0
         self._savepoints = 0
         self._idle = asyncio.Event()
         self._idle.set()
+
+    def _begin(self) -> Transaction:
+        return Transaction(self._engine, self._reconciled)
 
     @asynccontextmanager
     async def call(self) -> AsyncGenerator[Transaction]:
@@ -155,9 +159,9 @@ class Session:
                 "cancellation; it will be settled one way. Read the objects again before you "
                 "repeat the work."
             )
-            self._tx = Transaction(self._engine)
+            self._tx = self._begin()
             raise CommitUncertainException(message) from cancellation
-        self._tx = Transaction(self._engine)
+        self._tx = self._begin()
         error = work.exception()
         if isinstance(error, CommitUncertainException) or (error and cancellation is None):
             raise error
@@ -185,7 +189,7 @@ class Session:
                 self._tell_pending(cause or cancellation, late)
             else:
                 work.result()
-        self._tx = Transaction(self._engine)
+        self._tx = self._begin()
         if cancellation is not None and not isinstance(cause, asyncio.CancelledError):
             raise cancellation
 

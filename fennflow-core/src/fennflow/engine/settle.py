@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import groupby
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, TypeGuard, TypeVar
 
 import stamina
 
@@ -169,21 +169,25 @@ class Settler:
         if step.etag is not None and conditions != "none":
             return [Deletion(location=step.location, if_match=step.etag)]
         if capabilities.versioned:
-            return await self._own_versions(step, step.owner)
+            return await self._own_versions(step)
         there, _ = await self._retry(lambda: self.connector.head(step.namespace, step.location))
-        if there is None or not made_by(there, self.session.session_id, step.owner):
+        if not self._is_own(there, step):
             return []
         etag = None if conditions == "none" else there.etag
         return [Deletion(location=step.location, if_match=etag)]
 
-    async def _own_versions(self, step: Delete, seq: int) -> Sequence[Deletion]:
+    def _is_own(self, there: StoredObject | None, step: Delete) -> TypeGuard[StoredObject]:
+        session_id = step.owner_session or self.session.session_id
+        return step.owner is not None and made_by(there, session_id, step.owner)
+
+    async def _own_versions(self, step: Delete) -> Sequence[Deletion]:
         versions, _ = await self._retry(
             lambda: self.connector.versions(step.namespace, step.location.key)
         )
         own: list[Deletion] = []
         for version in versions:
             head = partial(self.connector.head, step.namespace, version.location)
-            if made_by((await self._retry(head))[0], self.session.session_id, seq):
+            if self._is_own((await self._retry(head))[0], step):
                 own.append(Deletion(location=version.location))
         return own
 

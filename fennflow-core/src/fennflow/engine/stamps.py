@@ -29,6 +29,11 @@ def stamped(metadata: Mapping[str, str], stamp: Stamp) -> dict[str, str]:
     return {**metadata, **{PREFIX + name: value for name, value in own.items()}}
 
 
+def unstamped(metadata: Mapping[str, str]) -> dict[str, str]:
+    """Return the user's metadata alone."""
+    return {name: value for name, value in metadata.items() if not name.startswith(PREFIX)}
+
+
 def stamp_of(stored: StoredObject) -> Stamp | None:
     """Return the stamp of an object; None if FennFlow did not write it."""
     session_id = stored.metadata.get(PREFIX + "session")

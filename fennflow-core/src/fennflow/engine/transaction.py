@@ -36,6 +36,7 @@ class Transaction:
 
     Args:
         engine: connector, backend and configuration.
+        reconciled: namespaces that the session has reconciled already.
 
     Attributes:
         token: the session's id and fencing token.
@@ -47,7 +48,9 @@ class Transaction:
         callbacks: what the user hung on it.
     """
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, reconciled: set[str]) -> None:
+        self._reconciler = engine.reconciler
+        self._reconciled = reconciled
         self.leftovers = engine.leftovers
         self.config = engine.config
         self.connector = engine.connector
@@ -84,8 +87,13 @@ class Transaction:
         self.retract([seq for seq in self.writes if seq >= mark.seq])
         return self.callbacks.rewind(mark.callbacks)
 
+    async def prepare(self, namespace: str) -> None:
+        """Reconcile the namespace if that is due; whoever asks the catalog comes here first."""
+        await self._reconciler.prepare(namespace, self._reconciled)
+
     async def know(self, namespace: str) -> Capabilities:
         """Return what the namespace enforces; probed before the first write to it (P15)."""
+        await self.prepare(namespace)
         capabilities = await self.connector.capabilities(namespace)
         self.capabilities[namespace] = capabilities
         return capabilities
@@ -98,6 +106,7 @@ class Transaction:
         Raises:
             NoSuchKeyException: not `missing_ok`, and some keys have nothing; names them all.
         """
+        await self.prepare(namespace)
         wanted = [ObjectKey(namespace, key) for key in keys]
         committed = await self.backend.records(set(wanted))
         for key in wanted:

@@ -320,9 +320,12 @@ async def _head(tx: Transaction, key: ObjectKey) -> StoredObject | None:
 async def _is_late_garbage(tx: Transaction, key: ObjectKey, there: StoredObject) -> bool:
     """Whether a request of a session that is done arrived late and put this here (P14)."""
     stamp = stamp_of(there)
-    return stamp is not None and await tx.backend.has_tombstone(
-        Tombstone(namespace=key.namespace, key=key.key, session_id=stamp.session_id, seq=stamp.seq)
+    if stamp is None:
+        return False
+    late = Tombstone(
+        namespace=key.namespace, key=key.key, session_id=stamp.session_id, seq=stamp.seq
     )
+    return late in await tx.backend.tombstones([key])
 
 
 def _already_exists(key: ObjectKey) -> RecordAlreadyExistsException:

@@ -36,11 +36,11 @@ class RepoField(Generic[R_co]):
 
     def __init__(self, repository: type[R_co], *, namespace: str) -> None:
         self._repository = repository
-        self._namespace = namespace
+        self.namespace = namespace
 
     def bind(self, session: Session) -> R_co:
         """Return the repository, acting in a session."""
-        return self._repository(session, self._namespace)
+        return self._repository(session, self.namespace)
 
     @overload
     def __get__(self, instance: None, owner: type[UnitOfWork]) -> Self: ...

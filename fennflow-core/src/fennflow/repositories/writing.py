@@ -148,14 +148,9 @@ class CopyRepository(Repository):
         *,
         move: bool,
     ) -> StoragePath:
+        origin, goal = self._object_key(source), self._object_key(target, to)
         async with self._session.call() as tx:
-            record = await copying.copy(
-                tx,
-                self._object_key(source),
-                self._object_key(target, to),
-                dict(extra or {}),
-                move=move,
-            )
+            record = await copying.copy(tx, origin, goal, dict(extra or {}), move=move)
         return StoragePath(record.key)
 
 

@@ -300,10 +300,10 @@ class BackendSuite:
             await backend.stage(session, [A], plan_for(A))
             steps = [Delete(namespace="bucket", location=Location("old"))]
             await backend.commit(session, Commit(steps=steps, tombstones=[first]))
-            assert await backend.has_tombstone(first)
-            assert not await backend.has_tombstone(second)
+            assert list(await backend.tombstones([A, B])) == [first]
             await backend.settle(session, tombstones=[second])
-            assert await backend.has_tombstone(second)
+            assert set(await backend.tombstones([A])) == {first, second}
+            assert list(await backend.tombstones([B])) == []
 
         run(config, scenario)
 

@@ -1,0 +1,330 @@
+"""Reconciliation: bringing the catalog and a bucket together where they differ.
+
+Bucket and catalog are walked side by side in key order, so memory stays constant. What differs is
+looked at once more, a batch at a time, and where something is to be done that happens under the
+keys' locks and through the journal, like everything else that changes the catalog.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import Counter, defaultdict
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import uuid_utils
+
+from fennflow.backends import Commit, ObjectKey, Record, SessionToken
+from fennflow.connectors import Location, StoredObject
+from fennflow.engine.concurrency import run_all, shielded
+from fennflow.engine.differences import Policy, Verdict, agree, judge
+from fennflow.engine.recovery import Leftovers, Unsettled
+from fennflow.engine.settle import Settler
+from fennflow.exceptions import ReconcileFailedException, RecordLockedException
+from fennflow.paths import StoragePath, after_key
+from fennflow.reports import Difference, Finding, ReconcileAction, ReconcileReport
+
+if TYPE_CHECKING:
+    from fennflow.backends import Backend
+    from fennflow.config import ConfigDict, ReconcileConfig
+    from fennflow.connectors import Connector
+
+logger = logging.getLogger("fennflow")
+
+KEPT_FINDINGS = 1000
+
+
+def only_reports(settings: ReconcileConfig) -> bool:
+    """Return whether nothing is changed in a catalog that has records."""
+    return settings.strategy == "fill_if_empty" and settings.orphans == "report"
+
+
+OnFinding = Callable[[Finding], None]
+OnProgress = Callable[[ReconcileReport], None]
+
+
+@dataclass(slots=True)
+class Reconciler:
+    """Reconciles the namespaces of an engine, by itself as `ReconcileConfig.frequency` says.
+
+    Args:
+        config: how, and how often.
+        connector: where the objects lie.
+        backend: where their records are.
+        leftovers: takes over what could not be settled.
+    """
+
+    config: ConfigDict
+    connector: Connector
+    backend: Backend
+    leftovers: Leftovers
+    _done: set[str] = field(default_factory=set[str])
+    _locks: defaultdict[str, asyncio.Lock] = field(
+        default_factory=lambda: defaultdict(asyncio.Lock)
+    )
+
+    async def prepare(self, namespace: str, seen: set[str]) -> None:
+        """Reconcile a namespace before its first use by the engine, or by a session.
+
+        Args:
+            namespace: which one.
+            seen: what the session has prepared already.
+        """
+        settings = self.config.reconcile
+        done = seen if settings.frequency == "on_session_start" else self._done
+        if settings.frequency == "never" or namespace in done:
+            return
+        async with self._locks[namespace]:
+            if namespace not in done:
+                try:
+                    await self._run(namespace, settings)
+                except Exception as error:
+                    error.add_note(
+                        f"This happened while the catalog was reconciled with {namespace} before "
+                        "its first use, as ConfigDict(reconcile=ReconcileConfig(...)) says."
+                    )
+                    raise
+                done.add(namespace)
+
+    async def _run(self, namespace: str, settings: ReconcileConfig) -> None:
+        if only_reports(settings) and await self._has_records(namespace):
+            return
+        report = await self.reconcile(namespace, settings)
+        if report.differences:
+            found = ", ".join(f"{count} {kind}" for kind, count in report.differences.items())
+            done = ", ".join(f"{count} {kind}" for kind, count in report.actions.items())
+            logger.info(
+                "The catalog was reconciled with %s: %s; %s", namespace, found, done or "reported"
+            )
+
+    async def _has_records(self, namespace: str) -> bool:
+        return bool(await self.backend.scan(namespace, prefix="", start="", limit=1))
+
+    async def reconcile(
+        self,
+        namespace: str,
+        settings: ReconcileConfig,
+        *,
+        on_finding: OnFinding | None = None,
+        on_progress: OnProgress | None = None,
+    ) -> ReconcileReport:
+        """Compare a bucket with the catalog, and do about the differences what the settings say.
+
+        Raises:
+            ReconcileFailedException: the store does not list its objects in order.
+            BaseConnectorException: the store refused or cannot be reached.
+        """
+        run = _Run(self, namespace, settings, filling=not await self._has_records(namespace))
+        differing: list[str] = []
+        walked = 0
+        async with aclosing(self._pairs(namespace, settings.batch_size)) as pairs:
+            async for key, stored, record in pairs:
+                walked += 1
+                run.objects += stored is not None
+                run.records += record is not None
+                if not agree(stored, record):
+                    differing.append(key)
+                if len(differing) == settings.batch_size:
+                    await run.examine(differing)
+                    run.tell(on_finding)
+                    differing.clear()
+                if on_progress is not None and walked % settings.batch_size == 0:
+                    on_progress(run.report())
+        await run.examine(differing)
+        run.tell(on_finding)
+        return run.report()
+
+    async def _pairs(
+        self, namespace: str, batch_size: int
+    ) -> AsyncGenerator[tuple[str, StoredObject | None, Record | None]]:
+        """Walk bucket and catalog side by side in key order."""
+        objects = self._objects(namespace)
+        records = self._records(namespace, batch_size)
+        async with aclosing(objects), aclosing(records):
+            stored, record = await anext(objects, None), await anext(records, None)
+            while stored is not None or record is not None:
+                if stored is not None and (record is None or _key(stored) < record.key):
+                    yield _key(stored), stored, None
+                    stored = await anext(objects, None)
+                elif record is not None and (stored is None or record.key < _key(stored)):
+                    yield record.key, None, record
+                    record = await anext(records, None)
+                elif stored is not None:
+                    yield _key(stored), stored, record
+                    stored, record = await anext(objects, None), await anext(records, None)
+
+    async def _objects(self, namespace: str) -> AsyncGenerator[StoredObject]:
+        """List what users may have put: not what is FennFlow's own, nor mere directories."""
+        last = ""
+        listing = self.connector.list(namespace)
+        try:
+            async for stored in listing:
+                key = _key(stored)
+                if key < last:
+                    message = (
+                        f"The store lists {namespace}/{key} after {last}. What does not list its "
+                        "objects in the order of their UTF-8 bytes cannot be reconciled; nothing "
+                        "of this batch was changed. Set ReconcileConfig(frequency='never')."
+                    )
+                    raise ReconcileFailedException(message)
+                last = key
+                if not key.startswith(self.config.reserved_prefix) and not key.endswith("/"):
+                    yield stored
+        finally:
+            if isinstance(listing, AsyncGenerator):
+                await listing.aclose()
+
+    async def _records(self, namespace: str, batch_size: int) -> AsyncGenerator[Record]:
+        start: str | None = ""
+        while start is not None:
+            page = await self.backend.scan(namespace, prefix="", start=start, limit=batch_size)
+            start = after_key(page[-1].key) if len(page) == batch_size else None
+            for record in page:
+                yield record
+
+
+@dataclass(slots=True)
+class _Run:
+    """One reconciliation of one namespace.
+
+    Args:
+        reconciler: with connector and backend.
+        namespace: which one.
+        settings: what to do about differences.
+        filling: whether the catalog had no record of the namespace at the start.
+    """
+
+    reconciler: Reconciler
+    namespace: str
+    settings: ReconcileConfig
+    filling: bool
+    objects: int = 0
+    records: int = 0
+    _differences: Counter[Difference] = field(default_factory=Counter[Difference])
+    _actions: Counter[ReconcileAction] = field(default_factory=Counter[ReconcileAction])
+    _findings: list[Finding] = field(default_factory=list[Finding])
+    _untold: list[Finding] = field(default_factory=list[Finding])
+
+    def report(self) -> ReconcileReport:
+        """Return how far it got."""
+        return ReconcileReport(
+            objects=self.objects,
+            records=self.records,
+            differences=dict(self._differences),
+            actions=dict(self._actions),
+            findings=tuple(self._findings),
+        )
+
+    def tell(self, on_finding: OnFinding | None) -> None:
+        """Count what is new, and tell the caller."""
+        for finding in self._untold:
+            self._differences[finding.difference] += 1
+            if finding.action is not None:
+                self._actions[finding.action] += 1
+            if len(self._findings) < KEPT_FINDINGS:
+                self._findings.append(finding)
+            if on_finding is not None:
+                on_finding(finding)
+        self._untold.clear()
+
+    async def examine(self, keys: Sequence[str]) -> None:
+        """Look at keys once more, and do what is to be done about them."""
+        wanted = [ObjectKey(self.namespace, key) for key in keys]
+        if not wanted:
+            return
+        if not self.filling and only_reports(self.settings):
+            stored = await self._heads(wanted)
+            records = await self.reconciler.backend.records(wanted)
+            verdicts = await self._judge(stored, records, "")
+            self._untold += [verdict.finding for verdict in verdicts]
+            return
+        work, cancellation = await shielded(
+            self._change(wanted), grace=lambda: self.reconciler.config.compensation_timeout
+        )
+        if cancellation is not None:
+            raise cancellation
+        self._untold += work.result()
+
+    async def _change(self, keys: Sequence[ObjectKey]) -> list[Finding]:
+        """Change the catalog under the keys' locks, in a transaction like those of users."""
+        backend = self.reconciler.backend
+        session = SessionToken(str(uuid_utils.uuid7()))
+        busy: list[ObjectKey] = []
+        try:
+            records = await self._lock(session, keys, busy)
+            stored = await self._heads([key for key in keys if key not in set(busy)])
+            verdicts = await self._judge(stored, records, session.session_id)
+            commit = Commit(
+                records=[each.record for each in verdicts if each.record is not None],
+                removed=[
+                    ObjectKey(self.namespace, each.finding.path)
+                    for each in verdicts
+                    if each.finding.action is ReconcileAction.REMOVED
+                ],
+                steps=[each.deletion for each in verdicts if each.deletion is not None],
+            )
+            if len(busy) < len(keys):
+                await backend.commit(session, commit)
+            if commit.steps:
+                await self._settler(session).settle(commit.steps)
+        except BaseException:
+            left = Unsettled(session=session, undo=(), tombstones=(), undos=[])
+            self.reconciler.leftovers.add(left)
+            raise
+        return [
+            *(verdict.finding for verdict in verdicts),
+            *(Finding(key.namespace, StoragePath(key.key), Difference.BUSY) for key in busy),
+        ]
+
+    def _settler(self, session: SessionToken) -> Settler:
+        reconciler = self.reconciler
+        return Settler(reconciler.connector, reconciler.backend, session, reconciler.config)
+
+    async def _lock(
+        self, session: SessionToken, keys: Sequence[ObjectKey], busy: list[ObjectKey]
+    ) -> dict[ObjectKey, Record]:
+        """Lock all keys that nobody is writing, and return their records."""
+        try:
+            return dict(await self.reconciler.backend.stage(session, keys, lambda _: ()))
+        except RecordLockedException:
+            if len(keys) == 1:
+                busy += keys
+                return {}
+            half = len(keys) // 2
+            first = await self._lock(session, keys[:half], busy)
+            return first | await self._lock(session, keys[half:], busy)
+
+    async def _heads(self, keys: Sequence[ObjectKey]) -> dict[ObjectKey, StoredObject | None]:
+        async def head(key: ObjectKey) -> StoredObject | None:
+            return await self.reconciler.connector.head(key.namespace, Location(key.key))
+
+        found = await run_all(self.reconciler.config.max_concurrency, head, keys)
+        return dict(zip(keys, found, strict=True))
+
+    async def _judge(
+        self,
+        stored: Mapping[ObjectKey, StoredObject | None],
+        records: Mapping[ObjectKey, Record],
+        session_id: str,
+    ) -> list[Verdict]:
+        config = self.reconciler.config
+        policy = Policy(
+            settings=self.settings,
+            filling=self.filling,
+            dead_before=time.time() - config.max_session_age,
+            session_id=session_id,
+        )
+        tombstones = await self.reconciler.backend.tombstones(list(stored))
+        verdicts = [
+            judge(key, there, records.get(key), policy, seq=seq, tombstones=tombstones)
+            for seq, (key, there) in enumerate(stored.items(), 1)
+        ]
+        return [verdict for verdict in verdicts if verdict is not None]
+
+
+def _key(stored: StoredObject) -> str:
+    return stored.location.key

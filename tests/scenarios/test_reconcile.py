@@ -1,0 +1,409 @@
+"""Bringing a catalog together with what lies in the bucket, on every store."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import uuid_utils
+from typing_extensions import override
+
+import faulty
+from fennflow import ReconcileConfig, plugins
+from fennflow.backends import InMemoryBackendConfig
+from fennflow.connectors import (
+    Deletion,
+    Location,
+    ObjectAttributes,
+    StoredObject,
+)
+from fennflow.engine.stamps import Stamp, stamped
+from fennflow.exceptions import (
+    ChecksumMismatchException,
+    ConfigException,
+    NoSuchNamespaceException,
+    ObjectChangedException,
+    ReconcileFailedException,
+)
+from fennflow.files import BinaryContent, JsonContent, TextContent
+from fennflow.reports import Difference, Finding, ReconcileAction, ReconcileReport
+from fennflow.testing import S3Server
+from stores import FullUOW, Store, make_store, numbers, s3_config
+
+NEVER = ReconcileConfig(frequency="never")
+OLD = int(time.time()) - 13 * 3600
+
+
+def text(value: str, name: str) -> TextContent:
+    return TextContent.from_content(value, filename=name, metadata={"von": "Zoë"})
+
+
+def fresh(store: Store, **changes: Any) -> type[FullUOW]:
+    """Return a class with a catalog of its own, as another process with a memory backend has."""
+    return store.uow(backend=InMemoryBackendConfig(name=f"r{next(numbers)}"), **changes)
+
+
+async def put_raw(store: Store, key: str, body: bytes, media_type: str = "text/plain") -> None:
+    async with store.connector() as connector:
+        attributes = ObjectAttributes(media_type=media_type)
+        await connector.put(store.namespace, key, body, attributes)
+
+
+async def put_orphan(store: Store, key: str, *, began: int = OLD) -> None:
+    """Put what a session wrote that died before its commit."""
+    session_id = uuid.UUID(int=began * 1000 << 80 | 7 << 76 | 2 << 62 | next(numbers))
+    stamp = Stamp(str(session_id), 1, "text")
+    metadata = stamped({"für": "Ann"}, stamp)
+    async with store.connector() as connector:
+        attributes = ObjectAttributes(media_type="text/plain", metadata=metadata)
+        await connector.put(store.namespace, key, b"orphan", attributes)
+
+
+async def delete_raw(store: Store, key: str) -> None:
+    async with store.connector() as connector:
+        await connector.delete(store.namespace, [Deletion(location=Location(key))])
+
+
+async def listed(uow_class: type[FullUOW]) -> list[str]:
+    async with uow_class() as uow:
+        return [str(path) for path in await uow.files.list()]
+
+
+async def stat_of(uow_class: type[FullUOW], path: str) -> Any:
+    async with uow_class() as uow:
+        return await uow.files.stat(path)
+
+
+async def reconciled(uow_class: type[FullUOW], **settings: Any) -> ReconcileReport:
+    [report] = (await uow_class.reconcile(**settings)).values()
+    return report
+
+
+def told(report: ReconcileReport) -> dict[str, tuple[Difference, ReconcileAction | None]]:
+    return {str(each.path): (each.difference, each.action) for each in report.findings}
+
+
+async def test_a_new_process_finds_the_files_of_the_old_one(store: Store) -> None:
+    first = store.uow()
+    async with first() as uow:
+        await uow.files.put(
+            JsonContent.from_content([1], filename="a/b.json", metadata={"von": "Zoë"}),
+            BinaryContent(data=b"x", media_type="text/plain", filename="c"),
+        )
+    second = fresh(store)
+    async with second() as uow:
+        assert await uow.files.list() == ["a/b.json", "c"]
+        json, binary = await uow.files.get("a/b.json", "c")
+        assert isinstance(json, JsonContent)
+        assert (json.content, json.metadata) == ([1], {"von": "Zoë"})
+        assert type(binary) is BinaryContent
+        known = await uow.files.stat("a/b.json")
+        written = await stat_of(first, "a/b.json")
+        times = {"created_at": known.created_at, "modified_at": known.modified_at}
+        assert known == replace(written, **times)
+        await uow.files.put(text("new", "c"))
+        await uow.files.delete("a/b.json")
+    assert await store.objects() == {"c": b"new"}
+
+
+async def test_files_of_others_get_the_class_of_their_media_type(store: Store) -> None:
+    await put_raw(store, "a", b"[1]", "application/json; charset=utf-8")
+    await put_raw(store, "b", b"x", "application/x-unheard-of")
+    async with fresh(store)() as uow:
+        json, binary = await uow.files.get("a", "b")
+        assert isinstance(json, JsonContent)
+        assert type(binary) is BinaryContent
+        assert (await uow.files.stat("a")).sha256 is None
+
+
+async def test_what_users_cannot_have_is_left_alone(request: pytest.FixtureRequest) -> None:
+    store = await make_store("moto", request)
+    for key in ("dir/", "dir/a", ".fennflow/other/session/1", "a//b"):
+        await put_raw(store, key, b"1")
+    uow_class = fresh(store)
+    assert await listed(uow_class) == ["dir/a"]
+    report = await reconciled(uow_class, strategy="replace", orphans="delete")
+    assert told(report) == {"a//b": (Difference.REFUSED, None)}
+    assert len(await store.objects()) == 4
+
+
+async def test_the_frequency_says_when(store: Store) -> None:
+    never = fresh(store, reconcile=NEVER)
+    once = fresh(store, reconcile=ReconcileConfig(strategy="insert_missing"))
+    always = fresh(
+        store, reconcile=ReconcileConfig(frequency="on_session_start", strategy="insert_missing")
+    )
+    await put_raw(store, "a", b"1")
+    for uow_class, expected in ((never, []), (once, ["a"]), (always, ["a"])):
+        assert await listed(uow_class) == expected
+    await put_raw(store, "b", b"2")
+    for uow_class, expected in ((never, []), (once, ["a"]), (always, ["a", "b"])):
+        assert await listed(uow_class) == expected
+    async with always() as uow:
+        assert await uow.files.list() == ["a", "b"]
+        await put_raw(store, "c", b"3")
+        assert await uow.files.list() == ["a", "b"]
+        await uow.commit()
+        assert await uow.files.list() == ["a", "b"]
+
+
+async def differing(store: Store, **changes: Any) -> type[FullUOW]:
+    """Return a class whose catalog and bucket differ in every way."""
+    uow_class = fresh(store, **changes)
+    async with uow_class() as uow:
+        await uow.files.put(text("1", "changed"), text("2", "missing"), text("3", "same"))
+    await put_raw(store, "changed", b"other")
+    await put_raw(store, "unknown", b"foreign")
+    await delete_raw(store, "missing")
+    await put_orphan(store, "orphan")
+    await put_orphan(store, "young", began=int(time.time()))
+    return uow_class
+
+
+REPORTED: dict[str, tuple[Difference, ReconcileAction | None]] = {
+    "changed": (Difference.CHANGED, None),
+    "missing": (Difference.MISSING, None),
+    "orphan": (Difference.ORPHAN, None),
+    "unknown": (Difference.UNKNOWN, None),
+    "young": (Difference.ORPHAN, None),
+}
+
+
+async def test_a_catalog_that_has_records_is_only_compared_by_default(store: Store) -> None:
+    uow_class = await differing(store)
+    before = await store.objects()
+    report = await reconciled(uow_class)
+    assert told(report) == REPORTED
+    assert (report.objects, report.records) == (5, 3)
+    assert report.differences[Difference.ORPHAN] == 2
+    assert report.actions == {}
+    assert await listed(uow_class) == ["changed", "missing", "same"]
+    assert await store.objects() == before
+
+
+async def test_missing_records_are_inserted_and_others_kept(store: Store) -> None:
+    uow_class = await differing(store)
+    report = await reconciled(uow_class, strategy="insert_missing")
+    inserted = (Difference.UNKNOWN, ReconcileAction.INSERTED)
+    assert told(report) == REPORTED | {"unknown": inserted}
+    assert await listed(uow_class) == ["changed", "missing", "same", "unknown"]
+    async with uow_class() as uow:
+        assert (await uow.files.get("unknown")).one().content == "foreign"
+    assert told(await reconciled(uow_class)) == {
+        key: value for key, value in REPORTED.items() if key != "unknown"
+    }
+
+
+async def test_records_are_replaced_by_what_the_bucket_holds(store: Store) -> None:
+    uow_class = await differing(store)
+    created = (await stat_of(uow_class, "changed")).created_at
+    report = await reconciled(uow_class, strategy="replace")
+    assert told(report) == REPORTED | {
+        "changed": (Difference.CHANGED, ReconcileAction.UPDATED),
+        "missing": (Difference.MISSING, ReconcileAction.REMOVED),
+        "unknown": (Difference.UNKNOWN, ReconcileAction.INSERTED),
+    }
+    async with uow_class() as uow:
+        assert await uow.files.list() == ["changed", "same", "unknown"]
+        files = await uow.files.get("changed", "same", "unknown")
+        assert [file.content for file in files] == ["other", "3", "foreign"]
+    assert (await stat_of(uow_class, "changed")).created_at == created
+
+
+async def test_orphans_are_adopted_once_their_session_cannot_commit(store: Store) -> None:
+    """P27: a younger one may be a session that lives elsewhere."""
+    uow_class = await differing(store)
+    report = await reconciled(uow_class, orphans="adopt")
+    assert told(report) == REPORTED | {"orphan": (Difference.ORPHAN, ReconcileAction.INSERTED)}
+    async with uow_class() as uow:
+        file = (await uow.files.get("orphan")).one()
+        assert isinstance(file, TextContent)
+        assert (file.content, file.metadata) == ("orphan", {"für": "Ann"})
+        await uow.files.delete("orphan")
+    assert "orphan" not in await store.objects()
+
+
+async def test_orphans_are_deleted_once_their_session_cannot_commit(store: Store) -> None:
+    """I5: nothing else is, not even what lies beside them."""
+    uow_class = await differing(store)
+    before = await store.objects()
+    report = await reconciled(uow_class, orphans="delete")
+    assert told(report) == REPORTED | {"orphan": (Difference.ORPHAN, ReconcileAction.DELETED)}
+    after = await store.objects()
+    assert after == {key: body for key, body in before.items() if key != "orphan"}
+    async with store.connector() as connector:
+        if (await connector.capabilities(store.namespace)).versioned:
+            assert await connector.versions(store.namespace, "orphan") == []
+    # No lock is left.
+    async with uow_class() as uow:
+        await uow.files.put(text("new", "orphan"), text("new", "unknown"))
+
+
+async def test_with_an_empty_catalog_nothing_is_an_orphan(store: Store) -> None:
+    """Else a process that starts anew, with a memory backend, would delete all of its own."""
+    await put_orphan(store, "a")
+    settings = ReconcileConfig(orphans="delete", strategy="replace")
+    assert await listed(fresh(store, reconcile=settings)) == ["a"]
+    assert list(await store.objects()) == ["a"]
+
+
+async def test_what_a_session_is_writing_is_left_alone(store: Store) -> None:
+    """I5, P6: a live session's objects have no record yet."""
+    uow_class = fresh(store, lock_timeout=0.0, max_session_age=0.001)
+    async with uow_class() as uow:
+        await uow.files.put(text("0", "z"))
+    for key in ("a", "y"):
+        await put_raw(store, key, b"foreign")
+    async with uow_class() as uow:
+        await uow.files.put(text("1", "a"), text("2", "b"), text("3", "c"))
+        report = await reconciled(uow_class, strategy="replace", orphans="delete")
+        assert report.differences.get(Difference.ORPHAN) is None
+        assert told(report)["a"] == (Difference.BUSY, None)
+        assert told(report)["y"] == (Difference.UNKNOWN, ReconcileAction.INSERTED)
+    expected = {"a": b"1", "b": b"2", "c": b"3", "y": b"foreign", "z": b"0"}
+    assert await store.objects() == expected
+    assert await listed(uow_class) == list(expected)
+
+
+async def test_a_bucket_is_reconciled_in_batches(store: Store) -> None:
+    for number in range(7):
+        await put_raw(store, f"{number}", b"1")
+    findings: list[Finding] = []
+    progress: list[ReconcileReport] = []
+    uow_class = fresh(store, reconcile=NEVER)
+    report = await reconciled(
+        uow_class, batch_size=3, on_finding=findings.append, on_progress=progress.append
+    )
+    assert report.actions == {ReconcileAction.INSERTED: 7}
+    assert findings == list(report.findings)
+    assert [each.objects for each in progress] == [3, 6]
+    assert await listed(uow_class) == [f"{number}" for number in range(7)]
+    assert (await reconciled(uow_class)).findings == ()
+
+
+async def test_wrong_metadata_of_others_is_found_out_when_reading(store: Store) -> None:
+    """I1: bytes that are not those of the checksum are not returned."""
+    stamp = Stamp(str(uuid_utils.uuid7()), 1, "text", "0" * 64)
+    async with store.connector() as connector:
+        attributes = ObjectAttributes(media_type="text/plain", metadata=stamped({}, stamp))
+        await connector.put(store.namespace, "a", b"1", attributes)
+    async with fresh(store)() as uow:
+        with pytest.raises(ChecksumMismatchException):
+            await uow.files.get("a")
+
+
+async def test_a_bucket_that_is_missing_is_named_and_why_it_was_looked_at(moto: S3Server) -> None:
+    uow_class = Store(s3_config(moto), "nowhere", moto).uow()
+    with pytest.raises(NoSuchNamespaceException) as caught:
+        await listed(uow_class)
+    assert "ReconcileConfig" in caught.value.__notes__[0]
+
+
+class Unordered(faulty.FaultyConnector):
+    """Lists backwards, as some stores list in no order (S3 directory buckets do)."""
+
+    @override
+    async def list(
+        self, namespace: str, prefix: str = "", *, start_after: str = ""
+    ) -> AsyncIterator[StoredObject]:
+        for each in reversed([each async for each in self.inner.list(namespace)]):
+            yield each
+
+
+async def test_a_store_that_lists_in_no_order_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    with plugins.override(faulty.THIS):
+
+        async def script(*_: str) -> None: ...
+
+        monkeypatch.setattr(faulty, "FaultyConnector", Unordered)
+        inner = await make_store("memory", None)  # type: ignore[arg-type]
+        store = Store(faulty.FaultyConnectorConfig(inner=inner.config, script=script), "bucket")
+        for key in ("a", "b", "c"):
+            await put_raw(store, key, b"1")
+        with pytest.raises(ReconcileFailedException, match="in the order"):
+            await listed(store.uow())
+
+
+async def test_a_cancelled_reconciliation_leaves_no_lock() -> None:
+    """P21: it is shielded like a compensation, and can be repeated."""
+    with plugins.override(faulty.THIS):
+        inner = await make_store("memory", None)  # type: ignore[arg-type]
+        for key in ("a", "b"):
+            await put_raw(inner, key, b"1")
+        at, count = 0, 0
+        task: asyncio.Task[Any] | None = None
+
+        async def script(*_: str) -> None:
+            nonlocal count
+            count += 1
+            if count == at and task is not None:
+                task.cancel()
+            await asyncio.sleep(0)
+
+        store = Store(faulty.FaultyConnectorConfig(inner=inner.config, script=script), "bucket")
+        while True:
+            at, count = at + 1, 0
+            backend = faulty.FaultyBackendConfig(
+                inner=InMemoryBackendConfig(name=f"q{next(numbers)}"), script=script
+            )
+            uow_class = store.uow(backend=backend, reconcile=NEVER, lock_timeout=0.0)
+            task = asyncio.ensure_future(uow_class.reconcile())
+            await asyncio.wait({task})
+            reached, task = count >= at, None
+            await uow_class.reconcile(strategy="insert_missing")
+            assert await listed(uow_class) == ["a", "b"]
+            async with uow_class(auto_commit=False) as uow:
+                await uow.files.put(text("1", "a"))
+            if not reached:
+                break
+        assert at > 5
+
+
+async def test_an_orphan_that_is_replaced_while_it_is_judged_is_spared() -> None:
+    """P18, I5: what is deleted is what was looked at."""
+    with plugins.override(faulty.THIS):
+        inner = await make_store("memory-weak", None)  # type: ignore[arg-type]
+        replacing: list[str] = []
+
+        async def script(phase: str, operation: str, key: str) -> None:
+            if (phase, operation, key) == ("after", "head", "b") and replacing:
+                replacing.clear()
+                await put_raw(inner, "b", b"foreign")
+
+        store = Store(faulty.FaultyConnectorConfig(inner=inner.config, script=script), "bucket")
+        uow_class = fresh(store)
+        async with uow_class() as uow:
+            await uow.files.put(text("1", "a"))
+        await put_orphan(inner, "b")
+        replacing.append("b")
+        await reconciled(uow_class, orphans="delete")
+        assert await inner.objects() == {"a": b"1", "b": b"foreign"}
+
+
+async def test_reading_what_was_replaced_in_the_bucket_works_after_reconciling(
+    request: pytest.FixtureRequest,
+) -> None:
+    store = await make_store("juicefs", request)
+    uow_class = fresh(store)
+    async with uow_class() as uow:
+        await uow.files.put(text("1", "a"))
+    await put_raw(store, "a", b"22")
+    async with uow_class() as uow:
+        with pytest.raises(ObjectChangedException, match="reconcile"):
+            await uow.files.get("a")
+    await reconciled(uow_class, strategy="replace")
+    async with uow_class() as uow:
+        assert (await uow.files.get("a")).one().content == "22"
+
+
+@pytest.mark.parametrize(
+    "settings", [{"strategy": "x"}, {"orphans": True}, {"batch_size": 0}, {"frequency": ""}]
+)
+def test_settings_that_mean_nothing_are_refused(settings: dict[str, Any]) -> None:
+    with pytest.raises(ConfigException):
+        ReconcileConfig(**settings)
