@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from fennflow.testing import S3Server, juicefs_gateway, moto_server
+from fennflow.testing import S3Server, juicefs_gateway, moto_server, strict_s3_server
 from stores import ALL_STORES, Store, make_store
 
 settings.register_profile("quick", deadline=None, max_examples=60, print_blob=True)
@@ -26,6 +26,12 @@ def moto() -> Generator[S3Server]:
 def juicefs(tmp_path_factory: pytest.TempPathFactory) -> Generator[S3Server]:
     directory: Path = tmp_path_factory.mktemp("juicefs")
     with juicefs_gateway(directory) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def strict() -> Generator[S3Server]:
+    with strict_s3_server() as server:
         yield server
 
 

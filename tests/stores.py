@@ -44,9 +44,20 @@ VERSIONED = Capabilities(
 )
 VERSIONING: dict[str, Literal["Enabled", "Suspended"]] = {
     "moto-versioned": "Enabled",
+    "strict-versioned": "Enabled",
+    "strict-suspended": "Suspended",
     "moto-suspended": "Suspended",
 }
-ALL_STORES = ["memory", "memory-weak", "memory-versioned", "moto", "moto-versioned", "juicefs"]
+ALL_STORES = [
+    "memory",
+    "memory-weak",
+    "memory-versioned",
+    "moto",
+    "moto-versioned",
+    "juicefs",
+    "strict",
+    "strict-versioned",
+]
 
 
 class FullRepository(

@@ -12,7 +12,7 @@ from stores import ALL_STORES, make_store
 
 
 class TestConnectors(ConnectorSuite):
-    @pytest.fixture(params=ALL_STORES)
+    @pytest.fixture(params=[*ALL_STORES, "moto-suspended", "strict-suspended"])
     @override
     def target(self, request: pytest.FixtureRequest) -> Target:
         return asyncio.run(make_store(request.param, request)).target

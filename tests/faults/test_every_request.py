@@ -1,6 +1,6 @@
 """A fault at every object request in turn: afterwards all is as before, or all is committed.
 
-The requests are real HTTP requests, and the faults happen at moto's server.
+The requests are real HTTP requests, and the faults happen at the server.
 """
 
 from __future__ import annotations
@@ -15,8 +15,16 @@ from fennflow.files import TextContent
 from fennflow.testing import Fault, S3Request
 from stores import FullUOW, Store, make_store
 
-BEFORE = {"a": b"old a", "b": b"old b", "c": b"old c"}
-AFTER = {"a": b"new a", "b": b"new b", "d": b"new d", "f": b"new f"}
+BEFORE = {"a": b"old a", "b": b"old b", "c": b"old c", "m": b"old m", "n": b"old n"}
+UNMOVED = {key: body for key, body in BEFORE.items() if key != "b"}
+AFTER = {
+    "a": b"new a",
+    "b": b"new b",
+    "d": b"new d",
+    "f": b"new f",
+    "g": b"old m",
+    "n": b"old m",
+}
 
 
 def text(value: str, name: str) -> TextContent:
@@ -26,6 +34,7 @@ def text(value: str, name: str) -> TextContent:
 async def seed(uow_class: type[FullUOW]) -> None:
     async with uow_class() as uow:
         await uow.files.put(text("old a", "a"), text("old b", "b"), text("old c", "c"))
+        await uow.files.put(text("old m", "m"), text("old n", "n"))
 
 
 async def change(uow_class: type[FullUOW]) -> None:
@@ -34,6 +43,8 @@ async def change(uow_class: type[FullUOW]) -> None:
         await uow.files.delete("b", "c")
         await uow.files.put(text("new b", "b"))
         await uow.files.create(text("new f", "f"))
+        await uow.files.copy("m", "g")
+        await uow.files.move("m", "n")
 
 
 class StopError(Exception):
@@ -45,6 +56,8 @@ async def give_up(uow_class: type[FullUOW]) -> None:
         await uow.files.put(text("new a", "a"), text("new d", "d"))
         await uow.files.delete("b", "c")
         await uow.files.create(text("new f", "f"))
+        await uow.files.copy("m", "g")
+        await uow.files.move("m", "n")
         raise StopError
 
 
@@ -69,8 +82,12 @@ class FaultAt:
         return self.fault if self.left == -1 else None
 
 
-@pytest.mark.parametrize("fault", list(Fault))
-@pytest.mark.parametrize("kind", ["moto", "moto-versioned"])
+FAULTS = [Fault.BEFORE, Fault.AFTER, Fault.CUT]
+KINDS = ["moto", "strict", "strict-versioned"]
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("kind", KINDS)
 async def test_a_fault_at_any_request_of_a_session_leaves_all_or_nothing(
     kind: str, fault: Fault, request: pytest.FixtureRequest
 ) -> None:
@@ -97,8 +114,8 @@ async def test_a_fault_at_any_request_of_a_session_leaves_all_or_nothing(
     assert committed >= 2
 
 
-@pytest.mark.parametrize("fault", list(Fault))
-@pytest.mark.parametrize("kind", ["moto", "moto-versioned"])
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("kind", KINDS)
 async def test_a_fault_while_undoing_is_overcome(
     kind: str, fault: Fault, request: pytest.FixtureRequest
 ) -> None:
@@ -135,7 +152,7 @@ async def test_a_server_that_stays_away_while_undoing_is_told_and_masks_nothing(
     [note] = caught.value.__notes__
     assert "is not undone completely" in note
     async with uow_class() as uow:
-        assert await uow.files.list() == ["a", "b", "c"]
+        assert await uow.files.list() == list(BEFORE)
         assert (await uow.files.get("a")).one().data == b"old a"
     # That unit of work has finished the undoing, and the keys are free again.
     assert await everything(store, uow_class) == BEFORE
@@ -159,10 +176,13 @@ async def test_a_server_that_stays_away_after_the_pivot_does_not_fail_the_commit
     store.server.fault = lambda _: None
     assert "is committed, and will be applied later" in caplog.text
     async with uow_class() as uow:
-        assert await uow.files.list() == ["a", "c", "d"]
+        assert await uow.files.list() == ["a", "c", "d", "m", "n"]
         assert (await uow.files.get("a")).one().data == b"new a"
     # The next unit of work has finished it.
-    assert await everything(store, uow_class) == {"a": b"new a", "c": b"old c", "d": b"new d"}
+    assert await everything(store, uow_class) == UNMOVED | {
+        "a": b"new a",
+        "d": b"new d",
+    }
     async with uow_class() as uow:
         await uow.files.put(text("newer a", "a"))
 
@@ -183,10 +203,10 @@ async def test_a_call_that_fails_is_undone_and_the_session_goes_on(
         with pytest.raises(ConnectorUnavailableException, match="many/50"):
             await uow.files.put(text("new a", "a"), *files, text("third", "d"))
         store.server.fault = lambda _: None
-        assert await uow.files.list() == ["a", "b", "c", "d"]
+        assert await uow.files.list() == ["a", "b", "c", "d", "m", "n"]
         assert (await uow.files.get("d")).one().data == b"first"
         await uow.files.delete("b")
-    assert await everything(store, uow_class) == {"a": b"old a", "c": b"old c", "d": b"first"}
+    assert await everything(store, uow_class) == UNMOVED | {"d": b"first"}
 
 
 async def test_of_two_sessions_racing_for_one_key_the_second_waits(store: Store) -> None:

@@ -197,7 +197,7 @@ class Settler:
         async def send() -> DeletionReport:
             report = await self.connector.delete(namespace, deletions)
             for error in report.errors:
-                if isinstance(error, ConnectorUnavailableException):
+                if error is not None and _may_pass(error):
                     raise error
             return report
 
@@ -231,9 +231,15 @@ class Settler:
             its result, and whether the answer of an earlier attempt was lost.
         """
         async for attempt in stamina.retry_context(
-            on=ConnectorUnavailableException, attempts=4, wait_initial=0.1, wait_max=2.0
+            on=_may_pass, attempts=4, wait_initial=0.1, wait_max=2.0
         ):
             with attempt:
                 return await request(), attempt.num > 1
         message = "unreachable: retry_context raises when it gives up"
         raise AssertionError(message)
+
+
+def _may_pass(error: Exception) -> bool:
+    """Whether an idempotent request may succeed when it is sent again."""
+    contended = isinstance(error, PreconditionFailedException) and error.contended
+    return contended or isinstance(error, ConnectorUnavailableException)

@@ -7,7 +7,14 @@ from __future__ import annotations
 
 from fennflow.testing.backend_suite import BackendSuite
 from fennflow.testing.connector_suite import ConnectorSuite, Target
-from fennflow.testing.servers import Fault, S3Request, S3Server, juicefs_gateway, moto_server
+from fennflow.testing.servers import (
+    Fault,
+    S3Request,
+    S3Server,
+    juicefs_gateway,
+    moto_server,
+    strict_s3_server,
+)
 
 __all__ = [
     "BackendSuite",
@@ -18,4 +25,5 @@ __all__ = [
     "Target",
     "juicefs_gateway",
     "moto_server",
+    "strict_s3_server",
 ]

@@ -13,12 +13,17 @@ from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import Enum
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 from urllib.request import Request, urlopen
 
 from typing_extensions import override
+
+from fennflow.testing.s3_objects import S3Error
+from fennflow.testing.strict_s3 import Answer, Call, StrictS3, refusal
 
 READY_WITHIN = 30.0
 
@@ -29,6 +34,22 @@ class Fault(Enum):
     BEFORE = "fail with 503, without effect"
     AFTER = "take effect, then fail with 503: the answer is lost"
     CUT = "take effect, then cut the connection"
+    CONFLICT = "fail with 409 ConditionalRequestConflict, without effect"
+    ERROR_IN_200 = "answer 200 with an error in the body, without effect"
+
+    @property
+    def takes_effect(self) -> bool:
+        """Whether the request is done all the same."""
+        return self in {Fault.AFTER, Fault.CUT}
+
+    @property
+    def answer(self) -> Answer:
+        """What is sent."""
+        if self is Fault.CONFLICT:
+            return refusal(S3Error(HTTPStatus.CONFLICT, "ConditionalRequestConflict"))
+        if self is Fault.ERROR_IN_200:
+            return refusal(S3Error(HTTPStatus.OK, "InternalError"))
+        return Answer(HTTPStatus.SERVICE_UNAVAILABLE, {"Connection": "close"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +62,7 @@ class S3Request:
         key: empty for requests on a bucket.
         query: without its `?`.
         copy: whether it is a CopyObject.
+        conditional: whether it has `If-Match` or `If-None-Match`.
     """
 
     method: str
@@ -48,6 +70,7 @@ class S3Request:
     key: str
     query: str
     copy: bool
+    conditional: bool = False
 
     @property
     def operation(self) -> str:
@@ -69,6 +92,7 @@ class S3Server:
         secret_key: of its credentials.
         requests: what it got, in order, as far as it can be watched (moto's server can).
         fault: asked for every request; what it returns happens instead of an answer.
+        latency: seconds that every answer takes longer.
     """
 
     url: str
@@ -76,6 +100,13 @@ class S3Server:
     secret_key: str = "test"  # noqa: S105 - no secret
     requests: list[S3Request] = field(default_factory=list[S3Request])
     fault: Callable[[S3Request], Fault | None] = lambda _: None
+    latency: float = 0.0
+
+    def take(self, request: S3Request) -> Fault | None:
+        """Note a request, wait as long as `latency` says, and return what is to happen to it."""
+        self.requests.append(request)
+        time.sleep(self.latency)
+        return self.fault(request)
 
     @contextmanager
     def watched(self) -> Generator[list[S3Request]]:
@@ -126,19 +157,18 @@ def moto_server() -> Generator[S3Server]:
     backend: Any = DomainDispatcherApplication(create_backend_app)
 
     def app(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
-        request = _parse(environ)
-        server.requests.append(request)
-        fault = server.fault(request)
-        if fault in {Fault.AFTER, Fault.CUT}:
+        fault = server.take(_parse(environ))
+        if fault is None:
+            return backend(environ, start_response)  # type: ignore[no-any-return]
+        if fault.takes_effect:
             for _ in backend(environ, _ignore):
                 pass
         if fault is Fault.CUT:
             # The descriptor stays open in the handler, so only a shutdown reaches the client.
             environ["werkzeug.socket"].shutdown(socket.SHUT_RDWR)
-        if fault is not None:
-            start_response("503 Service Unavailable", [("Connection", "close")])
-            return [b""]
-        return backend(environ, start_response)  # type: ignore[no-any-return]
+        status, headers, body = fault.answer
+        start_response(f"{status} {HTTPStatus(status).phrase}", list(headers.items()))
+        return [body]
 
     http = make_server("127.0.0.1", 0, app, threaded=True, request_handler=Handler)
     http.daemon_threads = True  # type: ignore[attr-defined]
@@ -166,7 +196,77 @@ def _parse(environ: dict[str, Any]) -> S3Request:
         key=key,
         query=environ.get("QUERY_STRING", ""),
         copy="HTTP_X_AMZ_COPY_SOURCE" in environ,
+        conditional="HTTP_IF_MATCH" in environ or "HTTP_IF_NONE_MATCH" in environ,
     )
+
+
+@contextmanager
+def strict_s3_server() -> Generator[S3Server]:
+    """Run an S3 in a thread of this process that enforces all conditions; see `strict_s3`.
+
+    It needs nothing but the standard library, and every server has buckets of its own.
+
+    Example:
+        ```python
+        from fennflow.connectors import S3ConnectorConfig
+        from fennflow.testing import strict_s3_server
+
+        with strict_s3_server() as server:
+            config = S3ConnectorConfig(endpoint_url=server.url, region_name="us-east-1")
+        ```
+    """
+    server, store = S3Server(url=""), StrictS3()
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+        disable_nagle_algorithm = True
+
+        @override
+        def log_message(self, format: str, *args: Any) -> None:
+            """Print nothing: the requests are in the log of the server."""
+
+        def _serve(self) -> None:
+            headers = {name.lower(): value for name, value in self.headers.items()}
+            body = self.rfile.read(int(headers.get("content-length", 0)))
+            call = Call(self.command, self.path, headers, body)
+            request = S3Request(
+                method=call.method,
+                bucket=call.bucket,
+                key=call.key,
+                query=call.target.partition("?")[2],
+                copy="x-amz-copy-source" in headers,
+                conditional="if-match" in headers or "if-none-match" in headers,
+            )
+            fault = server.take(request)
+            answer = store.answer(call) if fault is None or fault.takes_effect else fault.answer
+            if fault is Fault.CUT:
+                self.close_connection = True
+                self.connection.shutdown(socket.SHUT_RDWR)
+                return
+            self._send(answer if fault is None else fault.answer)
+
+        def _send(self, answer: Answer) -> None:
+            self.send_response(answer.status)
+            for name, value in answer.headers.items():
+                self.send_header(name, value)
+            if "Content-Length" not in answer.headers:
+                self.send_header("Content-Length", str(len(answer.body)))
+            self.end_headers()
+            self.wfile.write(answer.body)
+
+        do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = _serve  # noqa: N815 - names of http.server
+
+    http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    http.daemon_threads = True
+    thread = threading.Thread(target=http.serve_forever, daemon=True)
+    thread.start()
+    server.url = f"http://127.0.0.1:{http.server_port}"
+    try:
+        yield server
+    finally:
+        http.shutdown()
+        thread.join()
+        http.server_close()
 
 
 @contextmanager

@@ -1,0 +1,370 @@
+"""An S3 in memory that enforces what servers for tests ignore, spoken to over HTTP.
+
+moto's server ignores the conditions of CopyObject and the ETags in DeleteObjects, and never answers
+409; this one does what the S3 API reference says of them. It knows the requests that a storage
+library needs, and no access control: any credentials will do.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import itertools
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from email.utils import format_datetime
+from http import HTTPStatus
+from typing import NamedTuple
+from urllib.parse import parse_qsl, quote, unquote
+from xml.etree import ElementTree as ET
+from xml.sax.saxutils import escape
+
+from fennflow.testing.s3_objects import Bucket, S3Error, Upload, Version
+
+MAX_KEYS = 1000
+MAX_METADATA_BYTES = 2048
+XMLNS = 'xmlns="http://s3.amazonaws.com/doc/2006-03-01/"'
+META = "x-amz-meta-"
+
+# What is stored beside the bytes and comes back, besides user metadata.
+STORED_HEADERS = (
+    "cache-control",
+    "content-disposition",
+    "content-encoding",
+    "content-language",
+    "content-type",
+    "expires",
+    "x-amz-server-side-encryption",
+    "x-amz-storage-class",
+    "x-amz-tagging",
+    "x-amz-website-redirect-location",
+)
+# What CopyObject takes from its own request whatever the directive.
+NOT_COPIED = ("x-amz-server-side-encryption", "x-amz-storage-class")
+
+
+class Answer(NamedTuple):
+    """An answer of HTTP."""
+
+    status: int = HTTPStatus.OK
+    headers: Mapping[str, str] = {}
+    body: bytes = b""
+
+
+def refusal(error: S3Error) -> Answer:
+    """Return an error as it is sent."""
+    return Answer(error.status, {"Content-Type": "application/xml"}, error_body(error.code))
+
+
+def error_body(code: str) -> bytes:
+    """Return the XML of an error."""
+    return f"<Error><Code>{code}</Code><Message>{code}</Message></Error>".encode()
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A request, taken apart.
+
+    Args:
+        method: of HTTP.
+        target: path and query as sent.
+        headers: names in lower case.
+        body: the bytes.
+    """
+
+    method: str
+    target: str
+    headers: Mapping[str, str]
+    body: bytes
+
+    @property
+    def bucket(self) -> str:
+        """Empty for requests that name none."""
+        return self._path.partition("/")[0]
+
+    @property
+    def key(self) -> str:
+        """Empty for requests on a bucket."""
+        return self._path.partition("/")[2]
+
+    @property
+    def query(self) -> dict[str, str]:
+        """What follows the `?`."""
+        return dict(parse_qsl(self.target.partition("?")[2], keep_blank_values=True))
+
+    @property
+    def _path(self) -> str:
+        return unquote(self.target.partition("?")[0]).removeprefix("/")
+
+
+class StrictS3:
+    """The buckets; every request is answered as a whole, one at a time."""
+
+    def __init__(self) -> None:
+        self._buckets: dict[str, Bucket] = {}
+        self._lock = threading.Lock()
+        self._numbers = itertools.count(1)
+
+    def answer(self, call: Call) -> Answer:
+        """Do what a request asks for."""
+        with self._lock:
+            try:
+                _check_digests(call)
+                return self._route(call)(call)
+            except S3Error as error:
+                answer = refusal(error)
+                return answer._replace(body=b"") if call.method == "HEAD" else answer
+
+    def unfinished_uploads(self, bucket: str) -> list[str]:
+        """Return the keys of multipart uploads that were neither completed nor aborted."""
+        with self._lock:
+            return [upload.key for upload in self._buckets[bucket].uploads.values()]
+
+    def _route(self, call: Call) -> Callable[[Call], Answer]:
+        query, method = call.query, call.method
+        if not call.key:
+            if method == "POST" and "delete" in query:
+                return self._delete_objects
+            routes = {
+                ("PUT", "versioning"): self._put_versioning,
+                ("GET", "versioning"): self._get_versioning,
+                ("GET", "versions"): self._list_versions,
+                ("GET", "uploads"): self._list_uploads,
+            }
+            found = [
+                route for (verb, name), route in routes.items() if verb == method and name in query
+            ]
+            return (found or [self._create_bucket if method == "PUT" else self._list])[0]
+        if "uploadId" in query or "uploads" in query:
+            return {
+                "POST": self._create_upload if "uploads" in query else self._complete_upload,
+                "PUT": self._upload_part,
+                "DELETE": self._abort_upload,
+            }[method]
+        if method == "PUT" and "x-amz-copy-source" in call.headers:
+            return self._copy
+        return {
+            "PUT": self._put,
+            "GET": self._get,
+            "HEAD": self._get,
+            "DELETE": self._delete,
+        }[method]
+
+    def _bucket(self, name: str) -> Bucket:
+        if name not in self._buckets:
+            raise S3Error(HTTPStatus.NOT_FOUND, "NoSuchBucket")
+        return self._buckets[name]
+
+    def _create_bucket(self, call: Call) -> Answer:
+        self._buckets.setdefault(call.bucket, Bucket())
+        return Answer(headers={"Location": f"/{call.bucket}"})
+
+    def _put_versioning(self, call: Call) -> Answer:
+        root = ET.fromstring(call.body)  # noqa: S314 - a server for tests
+        self._bucket(call.bucket).versioning = root.findtext("{*}Status") or ""
+        return Answer()
+
+    def _get_versioning(self, call: Call) -> Answer:
+        status = self._bucket(call.bucket).versioning
+        inner = f"<Status>{status}</Status>" if status else ""
+        return _xml(f"<VersioningConfiguration {XMLNS}>{inner}</VersioningConfiguration>")
+
+    def _put(self, call: Call) -> Answer:
+        bucket = self._bucket(call.bucket)
+        bucket.check(call.key, call.headers)
+        etag = hashlib.md5(call.body, usedforsecurity=False).hexdigest()
+        version = bucket.store(call.key, call.body, etag, _stored_headers(call.headers))
+        return Answer(headers={"ETag": f'"{etag}"', **_version_header(bucket, version)})
+
+    def _get(self, call: Call) -> Answer:
+        bucket = self._bucket(call.bucket)
+        version = bucket.found(call.key, call.query.get("versionId"))
+        wanted = call.headers.get("if-match")
+        if wanted is not None and wanted.strip('"') != version.etag:
+            raise S3Error(HTTPStatus.PRECONDITION_FAILED, "PreconditionFailed")
+        body = version.body or b""
+        headers = {
+            **version.headers,
+            "ETag": f'"{version.etag}"',
+            "Last-Modified": format_datetime(version.modified, usegmt=True),
+            **_version_header(bucket, version),
+        }
+        headers.pop("x-amz-tagging", None)
+        if call.method == "HEAD":
+            return Answer(headers={**headers, "Content-Length": str(len(body))})
+        return Answer(headers=headers, body=body)
+
+    def _copy(self, call: Call) -> Answer:
+        bucket = self._bucket(call.bucket)
+        path, _, query = call.headers["x-amz-copy-source"].partition("?")
+        name, _, key = unquote(path).removeprefix("/").partition("/")
+        source = self._bucket(name).found(key, dict(parse_qsl(query)).get("versionId"))
+        wanted = call.headers.get("x-amz-copy-source-if-match")
+        if wanted is not None and wanted.strip('"') != source.etag:
+            raise S3Error(HTTPStatus.PRECONDITION_FAILED, "PreconditionFailed")
+        bucket.check(call.key, call.headers)
+        own = _stored_headers(call.headers)
+        if call.headers.get("x-amz-metadata-directive") == "REPLACE":
+            headers = own
+        elif (name, key) == (call.bucket, call.key):
+            raise S3Error(HTTPStatus.BAD_REQUEST, "InvalidRequest")
+        else:
+            headers = {k: v for k, v in source.headers.items() if k not in NOT_COPIED}
+            headers |= {k: v for k, v in own.items() if k in NOT_COPIED}
+        body = source.body or b""
+        etag = hashlib.md5(body, usedforsecurity=False).hexdigest()
+        version = bucket.store(call.key, body, etag, headers)
+        answer = _xml(
+            f'<CopyObjectResult {XMLNS}><ETag>"{etag}"</ETag>'
+            f"<LastModified>{_time(version)}</LastModified></CopyObjectResult>"
+        )
+        return answer._replace(headers={**answer.headers, **_version_header(bucket, version)})
+
+    def _delete(self, call: Call) -> Answer:
+        bucket = self._bucket(call.bucket)
+        version_id, etag = call.query.get("versionId"), call.headers.get("if-match")
+        bucket.delete(call.key, version_id, etag)
+        return Answer(HTTPStatus.NO_CONTENT)
+
+    def _delete_objects(self, call: Call) -> Answer:
+        bucket = self._bucket(call.bucket)
+        if not any(n == "content-md5" or n.startswith("x-amz-checksum-") for n in call.headers):
+            raise S3Error(HTTPStatus.BAD_REQUEST, "MissingContentMD5")
+        objects = ET.fromstring(call.body).findall("{*}Object")  # noqa: S314 - a server for tests
+        if len(objects) > MAX_KEYS:
+            raise S3Error(HTTPStatus.BAD_REQUEST, "MalformedXML")
+        errors = ""
+        for each in objects:
+            key, version_id = each.findtext("{*}Key") or "", each.findtext("{*}VersionId")
+            try:
+                bucket.delete(key, version_id, each.findtext("{*}ETag"))
+            except S3Error as error:
+                errors += f"<Error><Key>{escape(key)}</Key><Code>{error.code}</Code></Error>"
+        return _xml(f"<DeleteResult {XMLNS}>{errors}</DeleteResult>")
+
+    def _list(self, call: Call) -> Answer:
+        bucket, query = self._bucket(call.bucket), call.query
+        prefix = query.get("prefix", "")
+        after = max(query.get("start-after", ""), query.get("continuation-token", ""))
+        limit = min(int(query.get("max-keys") or MAX_KEYS), MAX_KEYS)
+        keys = sorted(
+            key
+            for key in bucket.objects
+            if key.startswith(prefix) and key > after and bucket.current(key)
+        )
+        contents = "".join(
+            f'<Contents><Key>{_named(key, query)}</Key><ETag>"{version.etag}"</ETag>'
+            f"<Size>{len(version.body or b'')}</Size>"
+            f"<LastModified>{_time(version)}</LastModified></Contents>"
+            for key in keys[:limit]
+            if (version := bucket.current(key)) is not None
+        )
+        more = len(keys) > limit
+        token = ""
+        if more:
+            last = escape(keys[limit - 1])
+            token = f"<NextContinuationToken>{last}</NextContinuationToken>"
+        return _xml(
+            f"<ListBucketResult {XMLNS}><EncodingType>url</EncodingType>"
+            f"<IsTruncated>{str(more).lower()}</IsTruncated>{token}{contents}</ListBucketResult>"
+        )
+
+    def _list_versions(self, call: Call) -> Answer:
+        bucket, prefix = self._bucket(call.bucket), call.query.get("prefix", "")
+        rows = "".join(
+            f"<{kind}><Key>{_named(key, call.query)}</Key><VersionId>{version.version_id}</VersionId>"
+            f"<LastModified>{_time(version)}</LastModified>"
+            f'<ETag>"{version.etag}"</ETag><Size>{len(version.body or b"")}</Size></{kind}>'
+            for key in sorted(bucket.objects)
+            if key.startswith(prefix)
+            for version in reversed(bucket.objects[key])
+            for kind in ["DeleteMarker" if version.body is None else "Version"]
+        )
+        return _xml(
+            f"<ListVersionsResult {XMLNS}><EncodingType>url</EncodingType>"
+            f"<IsTruncated>false</IsTruncated>{rows}</ListVersionsResult>"
+        )
+
+    def _list_uploads(self, call: Call) -> Answer:
+        rows = "".join(
+            f"<Upload><Key>{escape(upload.key)}</Key><UploadId>{upload_id}</UploadId></Upload>"
+            for upload_id, upload in self._bucket(call.bucket).uploads.items()
+        )
+        return _xml(f"<ListMultipartUploadsResult {XMLNS}>{rows}</ListMultipartUploadsResult>")
+
+    def _create_upload(self, call: Call) -> Answer:
+        upload_id = f"u{next(self._numbers)}"
+        upload = Upload(call.key, _stored_headers(call.headers))
+        self._bucket(call.bucket).uploads[upload_id] = upload
+        return _xml(
+            f"<InitiateMultipartUploadResult {XMLNS}><UploadId>{upload_id}</UploadId>"
+            "</InitiateMultipartUploadResult>"
+        )
+
+    def _upload(self, call: Call) -> Upload:
+        upload = self._bucket(call.bucket).uploads.get(call.query["uploadId"])
+        if upload is None or upload.key != call.key:
+            raise S3Error(HTTPStatus.NOT_FOUND, "NoSuchUpload")
+        return upload
+
+    def _upload_part(self, call: Call) -> Answer:
+        self._upload(call).parts[int(call.query["partNumber"])] = call.body
+        etag = hashlib.md5(call.body, usedforsecurity=False).hexdigest()
+        return Answer(headers={"ETag": f'"{etag}"'})
+
+    def _complete_upload(self, call: Call) -> Answer:
+        bucket, upload = self._bucket(call.bucket), self._upload(call)
+        bucket.check(call.key, call.headers)
+        bodies = [upload.parts[number] for number in sorted(upload.parts)]
+        digests = b"".join(hashlib.md5(b, usedforsecurity=False).digest() for b in bodies)
+        etag = f"{hashlib.md5(digests, usedforsecurity=False).hexdigest()}-{len(bodies)}"
+        version = bucket.store(call.key, b"".join(bodies), etag, upload.headers)
+        del bucket.uploads[call.query["uploadId"]]
+        answer = _xml(
+            f'<CompleteMultipartUploadResult {XMLNS}><ETag>"{etag}"</ETag>'
+            "</CompleteMultipartUploadResult>"
+        )
+        return answer._replace(headers={**answer.headers, **_version_header(bucket, version)})
+
+    def _abort_upload(self, call: Call) -> Answer:
+        self._upload(call)
+        del self._bucket(call.bucket).uploads[call.query["uploadId"]]
+        return Answer(HTTPStatus.NO_CONTENT)
+
+
+def _check_digests(call: Call) -> None:
+    if "aws-chunked" in call.headers.get("content-encoding", ""):
+        raise S3Error(HTTPStatus.NOT_IMPLEMENTED, "NotImplemented")
+    digests = {
+        "content-md5": hashlib.md5(call.body, usedforsecurity=False),
+        "x-amz-checksum-sha256": hashlib.sha256(call.body),
+    }
+    for name, digest in digests.items():
+        sent = call.headers.get(name)
+        if sent is not None and base64.b64decode(sent) != digest.digest():
+            raise S3Error(HTTPStatus.BAD_REQUEST, "BadDigest")
+
+
+def _stored_headers(headers: Mapping[str, str]) -> dict[str, str]:
+    meta = {name: value for name, value in headers.items() if name.startswith(META)}
+    if sum(len(name) - len(META) + len(value) for name, value in meta.items()) > MAX_METADATA_BYTES:
+        raise S3Error(HTTPStatus.BAD_REQUEST, "MetadataTooLarge")
+    return meta | {name: headers[name] for name in STORED_HEADERS if name in headers}
+
+
+def _version_header(bucket: Bucket, version: Version) -> dict[str, str]:
+    return {"x-amz-version-id": version.version_id} if bucket.versioning else {}
+
+
+def _named(key: str, query: Mapping[str, str]) -> str:
+    return quote(key, safe="/") if query.get("encoding-type") == "url" else escape(key)
+
+
+def _time(version: Version) -> str:
+    return version.modified.strftime("%Y-%m-%dT%H:%M:%S.000Z")
+
+
+def _xml(text: str) -> Answer:
+    body = f'<?xml version="1.0" encoding="UTF-8"?>\n{text}'.encode()
+    return Answer(headers={"Content-Type": "application/xml"}, body=body)

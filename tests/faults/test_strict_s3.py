@@ -1,0 +1,215 @@
+"""What moto does not enforce, on a server that does: conditions, 409, errors inside a 200."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+from collections import Counter
+
+import pytest
+
+from fennflow.connectors import Capabilities, Deletion, Location, ObjectAttributes
+from fennflow.exceptions import AccessDeniedException, PreconditionFailedException
+from fennflow.files import BinaryContent, TextContent
+from fennflow.testing import Fault, S3Request
+from stores import FullUOW, Store, make_store, raw_client
+
+PLAIN = ObjectAttributes(media_type="text/plain")
+
+
+def text(value: str, name: str) -> TextContent:
+    return TextContent.from_content(value, filename=name)
+
+
+@pytest.fixture
+async def store(request: pytest.FixtureRequest) -> Store:
+    return await make_store("strict", request)
+
+
+async def seeded(store: Store) -> type[FullUOW]:
+    uow_class = store.uow()
+    async with uow_class() as uow:
+        await uow.files.put(text("old a", "a"), text("old b", "b"))
+    return uow_class
+
+
+async def put_raw(store: Store, key: str, body: bytes) -> None:
+    async with store.connector() as connector:
+        await connector.put(store.namespace, key, body, PLAIN)
+
+
+async def test_the_probe_finds_all_conditions(store: Store) -> None:
+    """P15."""
+    async with store.connector() as connector:
+        assert await connector.capabilities(store.namespace) == Capabilities(
+            conditional_create=True, conditional_delete="batch", conditional_copy=True
+        )
+
+
+async def test_a_copy_to_a_free_key_is_one_copy(store: Store) -> None:
+    uow_class = await seeded(store)
+    assert store.server is not None
+    with store.server.watched() as seen:
+        async with uow_class() as uow:
+            await uow.files.copy("a", "c")
+    assert Counter(each.operation for each in seen) == {"HEAD": 1, "COPY": 1}
+    assert seen[1].conditional
+
+
+async def test_a_copy_does_not_overwrite_what_the_catalog_does_not_know(store: Store) -> None:
+    """P14: until the commit it lies there as it was."""
+    uow_class = await seeded(store)
+    await put_raw(store, "c", b"foreign")
+    with pytest.raises(ZeroDivisionError):
+        async with uow_class() as uow:
+            await uow.files.copy("a", "c")
+            assert (await store.objects())["c"] == b"foreign"
+            raise ZeroDivisionError
+    assert (await store.objects())["c"] == b"foreign"
+    async with uow_class() as uow:
+        await uow.files.copy("a", "c")
+    assert (await store.objects())["c"] == b"old a"
+
+
+async def test_what_somebody_put_over_a_record_is_replaced_and_told(
+    store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    """P17: the catalog is the source of truth, and nothing is overwritten unseen."""
+    uow_class = await seeded(store)
+    async with uow_class() as uow:
+        await uow.files.put(text("new a", "a"), text("new b", "b"))
+        await put_raw(store, "a", b"foreign")
+        with caplog.at_level(logging.WARNING):
+            await uow.commit()
+    assert [each.__dict__["rule"] for each in caplog.records] == ["P17"]
+    assert await store.objects() == {"a": b"new a", "b": b"new b"}
+
+
+async def test_undoing_spares_what_replaced_a_direct_write(
+    store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    """P18: by the ETag of each key in one DeleteObjects."""
+    uow_class = await seeded(store)
+    assert store.server is not None
+    with pytest.raises(ZeroDivisionError), caplog.at_level(logging.WARNING):
+        async with uow_class() as uow:
+            await uow.files.put(*[text(name, name) for name in "cdef"])
+            await put_raw(store, "d", b"foreign")
+            raise ZeroDivisionError
+    assert [each.__dict__["rule"] for each in caplog.records] == ["P18"]
+    assert await store.objects() == {"a": b"old a", "b": b"old b", "d": b"foreign"}
+
+
+async def test_a_deletion_spares_what_somebody_put_there_meanwhile(store: Store) -> None:
+    """I5."""
+    uow_class = await seeded(store)
+    await put_raw(store, "a", b"foreign")
+    async with uow_class() as uow:
+        await uow.files.delete("a", "b")
+    assert await store.objects() == {"a": b"foreign"}
+
+
+class Once:
+    """Fails the n-th request of those that a fault can happen to."""
+
+    def __init__(self, number: int, fault: Fault) -> None:
+        self.left = number
+        self.fault = fault
+
+    def __call__(self, request: S3Request) -> Fault | None:
+        if self.fault is Fault.CONFLICT:
+            fits = request.conditional and request.operation != "HEAD"
+        else:
+            fits = request.copy or (request.method == "POST" and "uploadId" in request.query)
+        self.left -= fits
+        return self.fault if fits and self.left == -1 else None
+
+
+@pytest.mark.parametrize("kind", ["strict", "strict-versioned"])
+@pytest.mark.parametrize("fault", [Fault.CONFLICT, Fault.ERROR_IN_200])
+async def test_what_only_raced_is_sent_again(
+    fault: Fault, kind: str, request: pytest.FixtureRequest
+) -> None:
+    """A 409 says nothing of the key, and a 200 nothing of the copy."""
+    for number in itertools.count():
+        store = await make_store(kind, request, multipart_threshold=5 << 20)
+        assert store.server is not None
+        uow_class = await seeded(store)
+        script = Once(number, fault)
+        large = BinaryContent(data=b"x" * (5 << 20), media_type="a/b", filename="large")
+        with store.server.failing(script):
+            async with uow_class() as uow:
+                await uow.files.create(text("new c", "c"))
+                await uow.files.put(text("new a", "a"), large)
+                await uow.files.copy("a", "d")
+                await uow.files.move("b", "e")
+        objects = await store.objects()
+        assert len(objects.pop("large")) == 5 << 20
+        assert objects == {"a": b"new a", "c": b"new c", "d": b"new a", "e": b"old b"}
+        if script.left >= 0:
+            break
+    assert number >= (3 if kind == "strict" else 1)
+
+
+async def test_a_conflict_while_deleting_is_no_proof_of_a_change(
+    request: pytest.FixtureRequest,
+) -> None:
+    store = await make_store("strict", request)
+    async with store.connector() as connector:
+        stored = await connector.put(store.namespace, "a", b"1", PLAIN)
+        deletion = Deletion(location=Location("a"), if_match=stored.etag)
+        assert store.server is not None
+        with store.server.failing(lambda _: Fault.CONFLICT):
+            [error] = (await connector.delete(store.namespace, [deletion])).errors
+        assert isinstance(error, PreconditionFailedException)
+        assert error.contended
+    # The engine sends it again.
+    uow_class = await seeded(store)
+    script = Once(1, Fault.CONFLICT)
+    with store.server.failing(script), pytest.raises(ZeroDivisionError):
+        async with uow_class() as uow:
+            await uow.files.create(text("new c", "c"))
+            raise ZeroDivisionError
+    assert script.left < 0
+    assert "c" not in await store.objects()
+
+
+@pytest.mark.parametrize("kind", ["moto", "strict", "strict-versioned"])
+async def test_no_upload_in_parts_is_left_after_a_cancellation(
+    kind: str, request: pytest.FixtureRequest
+) -> None:
+    """P13, P21: at whichever request it arrives."""
+    store = await make_store(
+        kind, request, multipart_threshold=5 << 20, multipart_part_size=5 << 20
+    )
+    assert store.server is not None
+    uow_class = await seeded(store)
+    large = BinaryContent(data=b"x" * (12 << 20), media_type="a/b", filename="a")
+    loop = asyncio.get_running_loop()
+
+    async def work() -> None:
+        async with uow_class() as uow:
+            await uow.files.put(large)
+            await uow.files.copy("a", "c")
+            raise AccessDeniedException
+
+    for number in itertools.count():
+        left = number
+        task = asyncio.ensure_future(work())
+
+        def cancel(_: S3Request, task: asyncio.Task[None] = task) -> None:
+            nonlocal left
+            left -= 1
+            if left == -1:
+                loop.call_soon_threadsafe(task.cancel)
+
+        with store.server.failing(cancel):
+            await asyncio.wait({task})
+        async with raw_client(store.server) as client:
+            listed = await client.list_multipart_uploads(Bucket=store.namespace)
+        assert listed.get("Uploads", []) == [], f"cancelled at request {number}"
+        assert await store.objects() == {"a": b"old a", "b": b"old b"}
+        if left >= 0:
+            break
+    assert number > 5
