@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import re
-import shutil
 import subprocess
 import sys
 import zipfile
@@ -14,38 +12,10 @@ from pathlib import Path
 import pytest
 
 from fennflow.testing import S3Server
+from packages import PACKAGES, ROOT, UV, main_job, run
 from stores import raw_client
 
 pytestmark = [pytest.mark.packaging, pytest.mark.timeout(600)]
-
-ROOT = Path(__file__).parents[2]
-UV = Path(sys.executable).with_name("uv")
-PACKAGES = ["fennflow", "fennflow_core", "fennflow_memory", "fennflow_s3"]
-
-
-def run(*command: str | Path, **environment: str) -> str:
-    done = subprocess.run(
-        [str(part) for part in command],
-        env=os.environ | environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout + done.stderr
-
-
-@pytest.fixture(scope="session")
-def wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Build all distributions from a copy: an sdist each, and the wheel from that."""
-    source = tmp_path_factory.mktemp("source")
-    for name in ["pyproject.toml", "README.md", "LICENSE", "VERSION"]:
-        shutil.copy(ROOT / name, source)
-    for package in ROOT.glob("fennflow-*"):
-        shutil.copytree(package, source / package.name)
-    folder = tmp_path_factory.mktemp("wheels")
-    run(UV, "build", "--quiet", "--all-packages", "--out-dir", folder, source)
-    return folder
 
 
 @pytest.fixture(scope="session")
@@ -61,13 +31,6 @@ def empty_python(tmp_path_factory: pytest.TempPathFactory, wheels: Path) -> Path
         *(f"fennflow[s3]=={version}", *pins),
     )
     return python
-
-
-def main_job() -> str:
-    """Return the program in the README, which is the one of the design word for word."""
-    found = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    assert found is not None
-    return found[1]
 
 
 def test_every_distribution_is_built_with_one_version_and_is_typed(wheels: Path) -> None:

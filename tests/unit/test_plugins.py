@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 import textwrap
 from collections.abc import Callable
@@ -164,3 +165,12 @@ def test_a_class_with_another_config_is_refused_when_it_is_made() -> None:
 
         class UOW(UnitOfWork):
             config = {"connector": 1}  # type: ignore[assignment]  # noqa: RUF012
+
+
+@pytest.mark.parametrize("module", ["fennflow_memory", "fennflow_s3", "fennflow.files"])
+def test_importing_discovers_nothing_so_that_plugins_may_be_imported_first(module: str) -> None:
+    code = f"import {module}, fennflow; from fennflow import plugins; print(plugins._current)"
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=False
+    )
+    assert (done.stderr, done.stdout) == ("", "None\n")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from inspect import getattr_static
 from typing import TYPE_CHECKING, ClassVar, Literal, TypeVar, cast
 
 from typing_extensions import override
@@ -27,6 +28,21 @@ T = TypeVar("T")
 
 ReconcileStrategy = Literal["fill_if_empty", "insert_missing", "replace"]
 ReconcileOrphans = Literal["report", "adopt", "delete"]
+
+
+class _DefaultConfig:
+    """Memory and memory, found out when somebody asks.
+
+    To make a `ConfigDict` is to import all plugins, and these import this module.
+    """
+
+    def __init__(self) -> None:
+        self._config: ConfigDict | None = None
+
+    def __get__(self, instance: object, owner: type) -> ConfigDict:
+        if self._config is None:
+            self._config = ConfigDict()
+        return self._config
 
 
 class UnitOfWork:
@@ -68,14 +84,14 @@ class UnitOfWork:
         ```
     """
 
-    config: ClassVar[ConfigDict] = ConfigDict()
+    config: ClassVar[ConfigDict] = cast("ConfigDict", _DefaultConfig())
 
     @override
     def __init_subclass__(cls, **kwargs: object) -> None:
         """Refuse a `config` of another type when the class is made."""
         super().__init_subclass__(**kwargs)
-        config: object = cls.config
-        if not isinstance(config, ConfigDict):  # pyright: ignore[reportUnnecessaryIsInstance] - users without a type checker
+        config: object = getattr_static(cls, "config")
+        if not isinstance(config, (ConfigDict, _DefaultConfig)):
             message = (
                 f"{cls.__name__}.config is a {type(config).__name__}; "
                 "use fennflow.ConfigDict(connector=..., backend=...)."

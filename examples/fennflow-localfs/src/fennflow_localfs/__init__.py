@@ -1,0 +1,5 @@
+"""A local directory as a store for FennFlow."""
+
+from fennflow_localfs.config import LocalFsConnectorConfig
+
+__all__ = ["LocalFsConnectorConfig"]
