@@ -8,7 +8,7 @@ from pydantic import BaseModel, Field, SerializeAsAny, ValidationError, field_va
 from pydantic import ConfigDict as PydanticConfigDict
 
 from fennflow.connectors import Capabilities
-from fennflow.exceptions import ConfigException
+from fennflow.exceptions import ConfigException, KeyException
 
 __all__ = ["BackendConfig", "ConfigDict", "ConnectorConfig", "ReconcileConfig"]
 
@@ -156,7 +156,10 @@ class ConfigDict(_Config):
     def _reserved_prefix(cls, value: str) -> str:
         from fennflow.paths import check_key
 
-        return check_key(value)
+        try:
+            return check_key(value)
+        except KeyException as error:
+            raise ValueError(str(error)) from None
 
 
 def _instance_of(value: object, kind: type[_Config]) -> object:

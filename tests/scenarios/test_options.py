@@ -1,0 +1,95 @@
+"""Options of `ConfigDict` that have no scenario of their own elsewhere."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+import faulty
+from fennflow import ConfigDict, plugins
+from fennflow.exceptions import ConfigException, KeyException
+from fennflow.files import TextContent
+from fennflow.testing import S3Request
+from stores import Store, make_store
+
+
+def text(value: str, name: str) -> TextContent:
+    return TextContent.from_content(value, filename=name)
+
+
+async def test_the_reserved_prefix_is_where_staged_bytes_lie_and_users_cannot_go(
+    request: pytest.FixtureRequest,
+) -> None:
+    """P10."""
+    store = await make_store("strict", request)
+    assert store.server is not None
+    uow_class = store.uow(reserved_prefix="_tx")
+    with store.server.watched() as seen:
+        async with uow_class() as uow:
+            await uow.files.put(text("1", ".fennflow"))  # nothing special here
+            for name in ("_tx", "_tx/a", "_txt"):
+                with pytest.raises(KeyException, match="FennFlow's own"):
+                    await uow.files.put(text("1", name))
+                with pytest.raises(KeyException, match="FennFlow's own"):
+                    await uow.files.copy(".fennflow", name)
+        async with uow_class() as uow:
+            await uow.files.put(text("2", ".fennflow"))
+    elsewhere = {each.key.partition("/")[0] for each in seen if each.method == "PUT"}
+    assert elsewhere == {".fennflow", "_tx"}
+    assert await store.objects() == {".fennflow": b"2"}
+
+
+@pytest.mark.parametrize("prefix", ["", "a" * 65, "../x", "/a", "a//b", "a\n"])
+def test_a_prefix_that_is_no_key_is_refused(prefix: str) -> None:
+    with pytest.raises(ConfigException, match="reserved_prefix"):
+        ConfigDict(reserved_prefix=prefix)
+
+
+@pytest.mark.parametrize("limit", [1, 3])
+async def test_no_more_requests_are_in_flight_than_allowed(limit: int) -> None:
+    with plugins.override(faulty.THIS):
+        now = most = 0
+
+        async def script(phase: str, _operation: str, _key: str) -> None:
+            nonlocal now, most
+            now += 1 if phase == "before" else -1
+            most = max(most, now)
+            await asyncio.sleep(0.001)
+
+        memory = await make_store("memory", None)  # type: ignore[arg-type]
+        store = Store(faulty.FaultyConnectorConfig(inner=memory.config, script=script), "bucket")
+        uow_class = store.uow(max_concurrency=limit)
+        names = [f"{number}" for number in range(10)]
+        async with uow_class() as uow, asyncio.TaskGroup() as group:
+            # The calls of one unit of work share the limit.
+            for name in names:
+                group.create_task(uow.files.put(text("1", name)))
+        async with uow_class() as uow:
+            await uow.files.put(*[text("2", name) for name in names])
+            await uow.files.get(*names)
+            await uow.files.copy("1", "copy")
+        assert most == limit
+
+
+async def test_requests_of_one_call_are_in_flight_together(request: pytest.FixtureRequest) -> None:
+    store = await make_store("strict", request)
+    assert store.server is not None
+    uow_class = store.uow(max_concurrency=8)
+    loop, arrived, all_there = asyncio.get_running_loop(), 0, asyncio.Event()
+
+    def count() -> None:
+        nonlocal arrived
+        arrived += 1
+        if arrived == 8:
+            all_there.set()
+
+    def hold(seen: S3Request) -> None:
+        if seen.method == "PUT" and seen.key.startswith("many/"):
+            loop.call_soon_threadsafe(count)
+            asyncio.run_coroutine_threadsafe(all_there.wait(), loop).result(30)
+
+    async with uow_class() as uow:
+        await uow.files.put(text("1", "a"))
+        with store.server.failing(hold):
+            await uow.files.put(*[text("1", f"many/{number}") for number in range(8)])
