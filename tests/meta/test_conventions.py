@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import fennflow
-from fennflow import exceptions, hookspecs
+from fennflow import exceptions, hookspecs, repositories
 
 ROOT = Path(__file__).parents[2]
 # P20 and P22 to P27 are about crashes, which durable backends bring.
@@ -51,6 +51,21 @@ def test_the_exception_tree_is_drawn_as_it_is() -> None:
     assert found == {
         name: getattr(exceptions, name).__bases__[0].__name__ for name in exceptions.__all__
     }
+
+
+def test_the_page_on_errors_shows_the_same_tree() -> None:
+    tree = (exceptions.__doc__ or "").split("```")[1]
+    assert f"```text{tree}```" in (ROOT / "docs" / "errors.md").read_text()
+
+
+def test_every_mixin_has_a_line_in_the_docs() -> None:
+    page = (ROOT / "docs" / "repositories.md").read_text()
+    for name in repositories.__all__:
+        if name.endswith("Repository") and name != "Repository":
+            assert f"`{name}`" in page
+    options = (ROOT / "docs" / "configuration.md").read_text()
+    for option in (*fennflow.ConfigDict.model_fields, *fennflow.ReconcileConfig.model_fields):
+        assert f"`{option}`" in options
 
 
 PUBLIC = [
