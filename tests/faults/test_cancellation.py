@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
 
 import pytest
 
@@ -29,12 +28,16 @@ class Canceller:
         self.times = 1
         self.count = 0
         self.task: asyncio.Task[None] | None = None
+        self.timeout: asyncio.Timeout | None = None
 
     async def __call__(self, _phase: str, _operation: str, _key: str) -> None:
         reached = self.count
         self.count += 1
         if self.task is not None and self.at <= reached < self.at + self.times:
-            self.task.cancel()
+            if self.timeout is None:
+                self.task.cancel()
+            else:
+                self.timeout.reschedule(0)
         await asyncio.sleep(0)
 
 
@@ -85,8 +88,13 @@ async def seen_by_fennflow(uow_class: type[FullUOW]) -> dict[str, bytes]:
         return {file.path or "": file.data for file in await uow.files.get(*await uow.files.list())}
 
 
+async def change_in_time(uow_class: type[FullUOW], script: Canceller) -> None:
+    async with asyncio.timeout(None) as script.timeout:
+        await change(uow_class)
+
+
 async def run_until_all_awaits_were_cancelled(
-    store: Store, times: int, work: Callable[[type[FullUOW]], Awaitable[None]] = change
+    store: Store, times: int, *, by_timeout: bool = False
 ) -> list[bool]:
     """Return, for every cancelled await in turn, whether the session committed."""
     outcomes: list[bool] = []
@@ -97,12 +105,14 @@ async def run_until_all_awaits_were_cancelled(
         await seed(uow_class)
         script.count, script.at, script.times = 0, len(outcomes), times
         others = asyncio.all_tasks()
-        script.task = asyncio.ensure_future(work(uow_class))
+        script.task = asyncio.ensure_future(
+            change_in_time(uow_class, script) if by_timeout else change(uow_class)
+        )
         await asyncio.wait({script.task})
         assert asyncio.all_tasks() == others
-        cancelled = script.task.cancelled()
-        if not cancelled:
-            script.task.result()
+        cancelled = script.task.cancelled() or script.task.exception() is not None
+        if not script.task.cancelled():
+            assert isinstance(script.task.exception(), (TimeoutError, type(None)))
         reached = script.count > script.at
         script.at = 1 << 30
         expected = BEFORE if cancelled else AFTER
@@ -126,6 +136,18 @@ async def test_a_cancellation_at_any_await_leaves_all_or_nothing(
         outcomes = await run_until_all_awaits_were_cancelled(store, times)
     assert len(outcomes) > 20
     # Once the pivot has begun the session can only go forward; before it never does.
+    assert outcomes == sorted(outcomes)
+    assert {True, False} <= set(outcomes)
+
+
+@pytest.mark.parametrize("kind", MEMORY)
+async def test_a_timeout_at_any_await_leaves_all_or_nothing(
+    kind: str, request: pytest.FixtureRequest
+) -> None:
+    with plugins.override(faulty.THIS):
+        store = await make_store(kind, request)
+        outcomes = await run_until_all_awaits_were_cancelled(store, 1, by_timeout=True)
+    assert len(outcomes) > 20
     assert outcomes == sorted(outcomes)
     assert {True, False} <= set(outcomes)
 
