@@ -175,6 +175,19 @@ async def test_a_conflict_while_deleting_is_no_proof_of_a_change(
     assert "c" not in await store.objects()
 
 
+@pytest.mark.parametrize("kind", ["moto", "strict"])
+async def test_answers_can_be_delayed(kind: str, request: pytest.FixtureRequest) -> None:
+    store = await make_store(kind, request)
+    assert store.server is not None
+    uow_class = await seeded(store)
+    loop = asyncio.get_running_loop()
+    async with uow_class() as uow:
+        with store.server.delayed(0.1):
+            start = loop.time()
+            await uow.files.get("a", "b")
+        assert loop.time() - start >= 0.1
+
+
 @pytest.mark.parametrize("kind", ["moto", "strict", "strict-versioned"])
 async def test_no_upload_in_parts_is_left_after_a_cancellation(
     kind: str, request: pytest.FixtureRequest

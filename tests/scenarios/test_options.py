@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 import faulty
-from fennflow import ConfigDict, plugins
+from fennflow import ConfigDict, ReconcileConfig, plugins
 from fennflow.exceptions import ConfigException, KeyException
 from fennflow.files import TextContent
 from fennflow.testing import S3Request
@@ -38,6 +38,25 @@ async def test_the_reserved_prefix_is_where_staged_bytes_lie_and_users_cannot_go
     elsewhere = {each.key.partition("/")[0] for each in seen if each.method == "PUT"}
     assert elsewhere == {".fennflow", "_tx"}
     assert await store.objects() == {".fennflow": b"2"}
+
+
+def test_all_options_have_the_names_and_defaults_of_the_design() -> None:
+    assert ConfigDict() == ConfigDict(
+        lock_timeout=5.0,
+        lease_ttl=60.0,
+        compensation_timeout=30.0,
+        recovery_interval=60.0,
+        doubt_period=960.0,
+        max_session_age=43200.0,
+        max_concurrency=32,
+        validate_reads=False,
+        hide_pending=False,
+        keep_versions=True,
+        reconcile=ReconcileConfig(
+            frequency="on_start_app", strategy="fill_if_empty", orphans="report", batch_size=1000
+        ),
+        reserved_prefix=".fennflow",
+    )
 
 
 @pytest.mark.parametrize("prefix", ["", "a" * 65, "../x", "/a", "a//b", "a\n"])

@@ -119,6 +119,15 @@ class S3Server:
             self.requests = before
 
     @contextmanager
+    def delayed(self, seconds: float) -> Generator[None]:
+        """Let every answer inside the block take longer."""
+        before, self.latency = self.latency, seconds
+        try:
+            yield
+        finally:
+            self.latency = before
+
+    @contextmanager
     def failing(self, fault: Callable[[S3Request], Fault | None]) -> Generator[None]:
         """Ask this function for a fault at every request inside the block."""
         before, self.fault = self.fault, fault
