@@ -10,7 +10,8 @@ import nox
 
 PYTHONS = ["3.11", "3.12", "3.13"]
 ROOT = Path(__file__).parent
-SOURCES = ["fennflow-core/src", "fennflow-memory/src", "fennflow-s3/src"]
+PACKAGES = ["fennflow-core", "fennflow-memory", "fennflow-s3", "fennflow-sqlalchemy"]
+SOURCES = [f"{package}/src" for package in PACKAGES]
 
 # Interpreters are used where they are installed; uv must not download any.
 os.environ["UV_PYTHON_DOWNLOADS"] = "never"

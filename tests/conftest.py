@@ -8,7 +8,14 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from fennflow.testing import S3Server, juicefs_gateway, moto_server, strict_s3_server
+from fennflow.testing import (
+    PostgresqlServer,
+    S3Server,
+    juicefs_gateway,
+    moto_server,
+    postgresql_server,
+    strict_s3_server,
+)
 from stores import ALL_STORES, Store, make_store
 
 settings.register_profile("quick", deadline=None, max_examples=60, print_blob=True)
@@ -32,6 +39,12 @@ def juicefs(tmp_path_factory: pytest.TempPathFactory) -> Generator[S3Server]:
 @pytest.fixture(scope="session")
 def strict() -> Generator[S3Server]:
     with strict_s3_server() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def postgresql() -> Generator[PostgresqlServer]:
+    with postgresql_server() as server:
         yield server
 
 

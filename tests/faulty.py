@@ -30,6 +30,7 @@ from fennflow.connectors import (
     Deletion,
     Location,
     ObjectAttributes,
+    PendingUpload,
     PresignMethod,
     StoredObject,
     UploadCallback,
@@ -164,6 +165,10 @@ class FaultyConnector(Connector):
         return await self.inner.presign(namespace, location, method=method, expires_in=expires_in)
 
     @override
+    def uploads(self, namespace: str, prefix: str) -> AsyncIterator[PendingUpload]:
+        return self.inner.uploads(namespace, prefix)
+
+    @override
     async def abort_upload(self, namespace: str, key: str, upload_id: str) -> None:
         await self.around(
             "abort_upload", key, lambda: self.inner.abort_upload(namespace, key, upload_id)
@@ -229,15 +234,38 @@ class FaultyBackend(Backend):
         *,
         tombstones: Collection[Tombstone] = (),
         keep_locked: Collection[ObjectKey] = (),
+        buried: Collection[Tombstone] = (),
     ) -> None:
         await self.around(
             "settle",
-            lambda: self.inner.settle(session, tombstones=tombstones, keep_locked=keep_locked),
+            lambda: self.inner.settle(
+                session, tombstones=tombstones, keep_locked=keep_locked, buried=buried
+            ),
         )
 
     @override
     async def tombstones(self, keys: Collection[ObjectKey]) -> Collection[Tombstone]:
         return await self.inner.tombstones(keys)
+
+    @override
+    async def due_tombstones(self, *, after: Tombstone | None, limit: int) -> Any:
+        return await self.inner.due_tombstones(after=after, limit=limit)
+
+    @override
+    async def heartbeat(self, sessions: Collection[SessionToken]) -> Any:
+        return await self.inner.heartbeat(sessions)
+
+    @override
+    async def claim(self, limit: int) -> Any:
+        return await self.inner.claim(limit)
+
+    @override
+    async def sessions(self, *, after: str, limit: int) -> Any:
+        return await self.inner.sessions(after=after, limit=limit)
+
+    @override
+    async def known(self, session_ids: Collection[str]) -> Any:
+        return await self.inner.known(session_ids)
 
 
 def _new_connector(config: FaultyConnectorConfig, settings: ConfigDict) -> Connector:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from typing_extensions import override
 
-from fennflow.backends import InMemoryBackendConfig
-from fennflow.testing import BackendSuite
+from fennflow.backends import InMemoryBackendConfig, SqlalchemyBackendConfig
+from fennflow.testing import BackendSuite, PostgresqlServer
 from stores import numbers
 
 
@@ -15,3 +17,17 @@ class TestInMemoryBackend(BackendSuite):
     @override
     def config(self) -> InMemoryBackendConfig:
         return InMemoryBackendConfig(name=f"b{next(numbers)}")
+
+
+class TestSqlite(BackendSuite):
+    @pytest.fixture
+    @override
+    def config(self, tmp_path: Path) -> SqlalchemyBackendConfig:
+        return SqlalchemyBackendConfig(url=f"sqlite:///{tmp_path}/fennflow.db")
+
+
+class TestPostgresql(BackendSuite):
+    @pytest.fixture
+    @override
+    def config(self, postgresql: PostgresqlServer) -> SqlalchemyBackendConfig:
+        return SqlalchemyBackendConfig(url=postgresql.url, table_prefix=f"b{next(numbers)}_")

@@ -254,14 +254,18 @@ async def test_with_an_empty_catalog_nothing_is_an_orphan(store: Store) -> None:
 
 async def test_what_a_session_is_writing_is_left_alone(store: Store) -> None:
     """I5, P6: a live session's objects have no record yet."""
-    uow_class = fresh(store, lock_timeout=0.0, max_session_age=0.001)
+    uow_class = fresh(store, lock_timeout=0.0)
+
+    class Impatient(uow_class):  # type: ignore[valid-type, misc]  # a class made at run time
+        config = uow_class.config.model_copy(update={"max_session_age": 0.001})
+
     async with uow_class() as uow:
         await uow.files.put(text("0", "z"))
     for key in ("a", "y"):
         await put_raw(store, key, b"foreign")
     async with uow_class() as uow:
         await uow.files.put(text("1", "a"), text("2", "b"), text("3", "c"))
-        report = await reconciled(uow_class, strategy="replace", orphans="delete")
+        report = await reconciled(Impatient, strategy="replace", orphans="delete")
         assert report.differences.get(Difference.ORPHAN) is None
         assert told(report)["a"] == (Difference.BUSY, None)
         assert told(report)["y"] == (Difference.UNKNOWN, ReconcileAction.INSERTED)

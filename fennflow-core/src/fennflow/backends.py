@@ -1,4 +1,4 @@
-"""The contract of a backend, the rows it keeps, and by name the configs that plugins bring.
+"""The contract of a backend, and by name the configs that plugins bring.
 
 A backend is the source of truth: the catalog of committed objects and the journal of live
 sessions. It does no object I/O. Every method is one transaction: all of it is durable on return,
@@ -12,24 +12,70 @@ or nothing of it happened. Who calls what, in the life of a session:
 | `abort` | once, before anything is undone | P5 |
 | `relocate` | after the copies of apply, before its deletions | P28 |
 | `settle` | when nothing is left to do | P6 P20 |
+| `heartbeat` | by the owner, every third of `lease_ttl` | P22 |
+| `claim` | by recovery, for sessions whose lease has run out | P24 |
 
-Time is the backend's: `lock_until` and `due` are by its clock.
+Time is the backend's: leases, kept locks and the doubt of tombstones run out by its clock.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
-from datetime import datetime
-from enum import StrEnum
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING
 
-from fennflow.connectors import Location
-from fennflow.exceptions import ConflictException
+from fennflow.rows import (
+    AbortUpload as AbortUpload,
+)
+from fennflow.rows import (
+    Commit as Commit,
+)
+from fennflow.rows import (
+    Copy as Copy,
+)
+from fennflow.rows import (
+    Delete as Delete,
+)
+from fennflow.rows import (
+    Intent as Intent,
+)
+from fennflow.rows import (
+    JournaledSession as JournaledSession,
+)
+from fennflow.rows import (
+    ObjectKey as ObjectKey,
+)
+from fennflow.rows import (
+    Outcome as Outcome,
+)
+from fennflow.rows import (
+    Placement as Placement,
+)
+from fennflow.rows import (
+    Record as Record,
+)
+from fennflow.rows import (
+    SessionToken as SessionToken,
+)
+from fennflow.rows import (
+    Step as Step,
+)
+from fennflow.rows import (
+    Tombstone as Tombstone,
+)
+from fennflow.rows import (
+    conflict as conflict,
+)
+from fennflow.rows import (
+    dump_steps as dump_steps,
+)
+from fennflow.rows import (
+    load_steps as load_steps,
+)
 
 if TYPE_CHECKING:
     from fennflow_memory import InMemoryBackendConfig as InMemoryBackendConfig
+    from fennflow_sqlalchemy import SqlalchemyBackendConfig as SqlalchemyBackendConfig
 else:
 
     def __getattr__(name: str) -> object:
@@ -46,209 +92,20 @@ __all__ = [
     "Delete",
     "InMemoryBackendConfig",
     "Intent",
+    "JournaledSession",
     "ObjectKey",
     "Outcome",
     "Placement",
     "Plan",
     "Record",
     "SessionToken",
+    "SqlalchemyBackendConfig",
     "Step",
     "Tombstone",
     "conflict",
+    "dump_steps",
+    "load_steps",
 ]
-
-
-class ObjectKey(NamedTuple):
-    """What the catalog and the locks are keyed by; sorts as the protocol's P3 asks."""
-
-    namespace: str
-    key: str
-
-
-class Placement(StrEnum):
-    """Where the bytes of a write go before the pivot (protocol section 4)."""
-
-    DIRECT = "direct"
-    STAGED = "staged"
-    VERSIONED = "versioned"
-    DELETE = "delete"
-
-
-class Outcome(StrEnum):
-    """How a session was decided (P5)."""
-
-    COMMITTED = "committed"
-    ABORTED = "aborted"
-
-
-class SessionToken(NamedTuple):
-    """A session's id (UUIDv7) and the fencing token of who works on it."""
-
-    session_id: str
-    token: int = 0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Record:
-    """A catalog row: what is committed under a key, and where its bytes lie now.
-
-    Args:
-        namespace: the bucket.
-        key: the key that users know.
-        location: where the bytes lie; another key than `key` only between pivot and apply.
-        etag: of the object at `location`.
-        size: in bytes.
-        media_type: for instance `text/plain`.
-        content_type: tag of the content type that wrote it; None if FennFlow did not.
-        sha256: hexadecimal, of the bytes; None if FennFlow did not write them.
-        metadata: the user's.
-        created_at: when the key was first committed, UTC.
-        modified_at: when this content was written, UTC.
-        session_id: of the session that wrote it; with `seq` its identity.
-        seq: of the write in that session.
-    """
-
-    namespace: str
-    key: str
-    location: Location
-    etag: str
-    size: int
-    media_type: str
-    content_type: str | None = None
-    sha256: str | None = None
-    metadata: Mapping[str, str] = field(default_factory=dict[str, str])
-    created_at: datetime
-    modified_at: datetime
-    session_id: str
-    seq: int
-
-    @property
-    def object_key(self) -> ObjectKey:
-        """What the catalog is keyed by."""
-        return ObjectKey(self.namespace, self.key)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Intent:
-    """A journal row: this session is about to write or delete this key, here.
-
-    Args:
-        seq: numbers the intents of a session.
-        namespace: the bucket.
-        key: the key that users know.
-        placement: where the bytes go.
-        target: the key that the request names: `key`, or a staging key (P10).
-        upload_id: of the multipart upload under way.
-    """
-
-    seq: int
-    namespace: str
-    key: str
-    placement: Placement
-    target: str
-    upload_id: str | None = None
-
-    @property
-    def object_key(self) -> ObjectKey:
-        """What the locks are keyed by."""
-        return ObjectKey(self.namespace, self.key)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Copy:
-    """Apply: copy staged bytes to their key.
-
-    Args:
-        seq: the write; with the session's id what the copy carries in its metadata (P30).
-        namespace: the bucket.
-        key: the target.
-        source: the staging key.
-        expected: ETag of what the session knows to lie at the key; None if nothing (P17).
-        doubtful: whether the PUT of the source was in doubt (P20 c).
-        extra: the `connector_extra` of the write, JSON values alone.
-    """
-
-    seq: int
-    namespace: str
-    key: str
-    source: Location
-    expected: str | None
-    doubtful: bool = False
-    extra: Mapping[str, Any] = field(default_factory=dict[str, Any])
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Delete:
-    """Apply or compensation: delete an object.
-
-    Args:
-        namespace: the bucket.
-        location: what to delete.
-        etag: what the object is known to have; None if that is not known.
-        owner: the write that must have made the object (P18); None if the name says so already
-            (a staging key, a version id) or a committed `delete` asks for it.
-        owner_session: whose write that is; None for the session that deletes.
-    """
-
-    namespace: str
-    location: Location
-    etag: str | None = None
-    owner: int | None = None
-    owner_session: str | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AbortUpload:
-    """Compensation: end an unfinished multipart upload."""
-
-    namespace: str
-    key: str
-    upload_id: str
-
-
-Step = Copy | Delete | AbortUpload
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Tombstone:
-    """A write that may still arrive: what carries this session and seq is garbage (P20 a)."""
-
-    namespace: str
-    key: str
-    session_id: str
-    seq: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Commit:
-    """What the pivot writes.
-
-    Args:
-        records: new and changed records.
-        removed: keys whose records go.
-        steps: what apply has to do; none settles the session in the same transaction (P4).
-        tombstones: doubtful writes.
-        reads: the record that the session saw under each key it read, None for no record; empty
-            unless `validate_reads`.
-    """
-
-    records: Sequence[Record] = ()
-    removed: Collection[ObjectKey] = ()
-    steps: Sequence[Step] = ()
-    tombstones: Collection[Tombstone] = ()
-    reads: Mapping[ObjectKey, Record | None] = field(
-        default_factory=dict[ObjectKey, "Record | None"]
-    )
-
-
-def conflict(keys: Collection[ObjectKey]) -> ConflictException:
-    """Return the error for records that changed after a session had read them."""
-    names = ", ".join(f"{key.namespace}/{key.key}" for key in sorted(keys))
-    message = (
-        f"Changed by others after this unit of work had read them: {names}. Nothing was "
-        "committed; run the unit of work again."
-    )
-    return ConflictException(message)
 
 
 Plan = Callable[[Mapping[ObjectKey, Record]], Sequence[Intent]]
@@ -289,8 +146,8 @@ class Backend(ABC):
     ) -> Mapping[ObjectKey, Record]:
         """Lock keys and write intents for them: all or nothing.
 
-        In one transaction, in this order: the session's row is written if it is new; the keys are
-        locked in sorted order (a key that the session holds already counts as locked); their
+        In one transaction, in this order: the session's row is written if it is new, and its lease
+        runs from now (P22); the keys are locked in sorted order (a key that the session holds already counts as locked); their
         records are read; `plan(records)` says which intents to write; they are written.
 
         Args:
@@ -335,6 +192,8 @@ class Backend(ABC):
 
         Raises:
             SessionLostException: the token is no longer the session's.
+            CommitUncertainException: a transaction that is still open holds the decision; ask
+                again when it has ended. Nothing happened.
         """
 
     @abstractmethod
@@ -352,13 +211,17 @@ class Backend(ABC):
         *,
         tombstones: Collection[Tombstone] = (),
         keep_locked: Collection[ObjectKey] = (),
+        buried: Collection[Tombstone] = (),
     ) -> None:
-        """Remove the session's rows and locks.
+        """Remove the session's rows and locks; nothing if it has none.
+
+        The outcome stays for at least `doubt_period` more (P5).
 
         Args:
             session: which one.
             tombstones: writes that may still arrive; due after `doubt_period`.
             keep_locked: keys that stay locked for `doubt_period` (P20 b, c).
+            buried: tombstones that were due and have been seen to; they go.
 
         Raises:
             SessionLostException: the token is no longer the session's.
@@ -367,3 +230,40 @@ class Backend(ABC):
     @abstractmethod
     async def tombstones(self, keys: Collection[ObjectKey]) -> Collection[Tombstone]:
         """Return the tombstones that the journal holds of keys (P14)."""
+
+    @abstractmethod
+    async def due_tombstones(self, *, after: Tombstone | None, limit: int) -> Sequence[Tombstone]:
+        """Return up to `limit` tombstones whose doubt is over and whose session is settled (P20 a).
+
+        Args:
+            after: those that sort behind it, by namespace, key, session id and sequence.
+            limit: how many.
+        """
+
+    @abstractmethod
+    async def heartbeat(self, sessions: Collection[SessionToken]) -> Collection[SessionToken]:
+        """Let the leases of sessions run from now (P22).
+
+        Returns:
+            those whose token is still the session's.
+        """
+
+    @abstractmethod
+    async def claim(self, limit: int) -> Sequence[JournaledSession]:
+        """Take over up to `limit` sessions whose lease has run out (P24).
+
+        In one transaction each one's token is raised and its lease runs from now, so that of many
+        recoverers one gets it, and its owner is refused from here on. Also the place to forget
+        what nobody needs any more: outcomes (P5) and kept locks that have run out.
+
+        Returns:
+            what was claimed, under the new tokens.
+        """
+
+    @abstractmethod
+    async def sessions(self, *, after: str, limit: int) -> Sequence[JournaledSession]:
+        """Return up to `limit` sessions of the journal with ids behind `after`, in their order."""
+
+    @abstractmethod
+    async def known(self, session_ids: Collection[str]) -> Collection[str]:
+        """Return which of the sessions the journal has rows of (P27)."""

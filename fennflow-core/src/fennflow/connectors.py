@@ -11,6 +11,7 @@ back, but for `on_upload`. Who calls what, and when:
 | `put`, `copy` | in a session before the pivot; `copy` after it | the object is complete and durable |
 | `get`, `head`, `list`, `versions` | at any time | reads see every write that returned before |
 | `delete`, `abort_upload` | after the pivot, or to undo | what was named is gone |
+| `uploads` | by the sweep (P27) | |
 
 What an exception means: a `BaseConnectorException` says that the request had no effect, save
 `ConnectorUnavailableException`, which like any other exception leaves that open (protocol P19).
@@ -50,6 +51,7 @@ __all__ = [
     "InMemoryConnectorConfig",
     "Location",
     "ObjectAttributes",
+    "PendingUpload",
     "PresignMethod",
     "S3ConnectorConfig",
     "StoredObject",
@@ -141,6 +143,21 @@ class StoredObject:
     metadata: Mapping[str, str] = field(default_factory=dict[str, str])
     modified_at: datetime | None = None
     retried: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PendingUpload:
+    """A multipart upload that was neither completed nor aborted.
+
+    Args:
+        key: of the object that it is to become.
+        upload_id: what `abort_upload` takes.
+        modified_at: when it began, by the store's clock, where it tells.
+    """
+
+    key: str
+    upload_id: str
+    modified_at: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -322,6 +339,16 @@ class Connector(ABC):
 
         Called only where `Capabilities.versioned`. Metadata need not be filled.
         """
+
+    async def uploads(self, namespace: str, prefix: str) -> AsyncIterator[PendingUpload]:
+        """Iterate over unfinished multipart uploads under a prefix.
+
+        Not abstract: most stores have no such thing, and then there are none.
+        """
+        del namespace, prefix
+        nothing: tuple[PendingUpload, ...] = ()
+        for upload in nothing:
+            yield upload
 
     async def presign(
         self, namespace: str, location: Location, *, method: PresignMethod, expires_in: float

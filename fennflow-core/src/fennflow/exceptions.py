@@ -15,6 +15,7 @@ FennFlowException
 ├── BaseBackendException
 │   ├── RecordAlreadyExistsException
 │   ├── RecordLockedException
+│   ├── BackendUnavailableException
 │   ├── ConflictException
 │   └── SessionLostException
 ├── BaseConnectorException
@@ -38,6 +39,7 @@ from __future__ import annotations
 
 __all__ = [
     "AccessDeniedException",
+    "BackendUnavailableException",
     "BaseBackendException",
     "BaseConnectorException",
     "ChecksumMismatchException",
@@ -130,6 +132,14 @@ class ConflictException(BaseBackendException):
 
 class SessionLostException(BaseBackendException):
     """The session's lease ran out: recovery owns it now, and it did not commit here."""
+
+
+class BackendUnavailableException(BaseBackendException):
+    """The database could not be reached, was locked or full; retries are used up.
+
+    Of any other of this tree it is certain that nothing happened. Of this, like of any exception
+    that is not FennFlow's, it is not known whether the transaction was committed.
+    """
 
 
 class BaseConnectorException(FennFlowException):

@@ -5,10 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Literal
 
 from fennflow.paths import StoragePath
 
-__all__ = ["Difference", "Finding", "ReconcileAction", "ReconcileReport"]
+__all__ = [
+    "Difference",
+    "Finding",
+    "ReconcileAction",
+    "ReconcileReport",
+    "RecoveryReport",
+    "SessionInfo",
+]
 
 
 class Difference(StrEnum):
@@ -76,3 +84,45 @@ class ReconcileReport:
     differences: Mapping[Difference, int] = field(default_factory=dict[Difference, int])
     actions: Mapping[ReconcileAction, int] = field(default_factory=dict[ReconcileAction, int])
     findings: Sequence[Finding] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecoveryReport:
+    """What a recovery did.
+
+    Args:
+        rolled_forward: sessions that were committed, and are applied now.
+        compensated: sessions that were not committed, and are undone now.
+        pending: sessions that have to wait: the store, or a transaction that is still open, did
+            not let them be settled.
+        buried: places where a late request could have left something, and that are clean now.
+        swept: objects under the reserved prefix that no session knew of, deleted.
+        uploads: unfinished multipart uploads there, aborted.
+    """
+
+    rolled_forward: int = 0
+    compensated: int = 0
+    pending: int = 0
+    buried: int = 0
+    swept: int = 0
+    uploads: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SessionInfo:
+    """A session that is not settled.
+
+    Args:
+        session_id: its id.
+        state: `open`, `committed` (and not applied completely yet) or `aborted` (and not undone
+            completely yet).
+        age: seconds since its first intents.
+        lease_left: seconds until others may take it over; negative if they may.
+        paths: what it writes or deletes, as `bucket/path`.
+    """
+
+    session_id: str
+    state: Literal["open", "committed", "aborted"]
+    age: float
+    lease_left: float
+    paths: Sequence[str]

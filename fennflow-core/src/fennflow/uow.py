@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from inspect import getattr_static
 from typing import TYPE_CHECKING, ClassVar, Literal, TypeVar, cast
@@ -15,7 +15,7 @@ from fennflow.engine.callbacks import Callback, Undo
 from fennflow.engine.runtime import engine_for, engine_lifespan
 from fennflow.engine.session import Session, deliver_late_cancellation
 from fennflow.exceptions import ConfigException, TransactionException
-from fennflow.reports import Finding, ReconcileReport
+from fennflow.reports import Finding, ReconcileReport, RecoveryReport, SessionInfo
 from fennflow.repositories import RepoField, Repository
 
 if TYPE_CHECKING:
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 __all__ = ["UnitOfWork"]
 
 T = TypeVar("T")
+
+SESSIONS_AT_ONCE = 1000
 
 ReconcileStrategy = Literal["fill_if_empty", "insert_missing", "replace"]
 ReconcileOrphans = Literal["report", "adopt", "delete"]
@@ -313,14 +315,76 @@ class UnitOfWork:
             namespace: await engine.reconciler.reconcile(
                 namespace, settings, on_finding=on_finding, on_progress=on_progress
             )
-            for namespace in sorted({field.namespace for field in _fields(cls).values()})
+            for namespace in _namespaces(cls)
         }
+
+    @classmethod
+    async def recover(cls) -> RecoveryReport:
+        """Settle the sessions of processes that died, and remove what they left in the buckets.
+
+        This happens by itself: when units of work of a configuration are first used, and every
+        `recovery_interval`. Call it where nothing else runs, or where you cannot wait. A session
+        is taken over when its lease has run out, `lease_ttl` after the last sign of life.
+
+        Returns:
+            what was done. What is `pending` is tried again by the next recovery.
+
+        Raises:
+            BaseConnectorException: the store refused or cannot be reached.
+
+        Example:
+            ```python
+            import asyncio
+
+            from fennflow import UnitOfWork
+            from fennflow.repositories import CrudRepository, RepoField
+
+
+            class UOW(UnitOfWork):
+                inbox = RepoField(CrudRepository, namespace="inbox")
+
+
+            async def main():
+                report = await UOW.recover()
+                print(report.rolled_forward, report.compensated)
+                #> 0 0
+
+
+            asyncio.run(main())
+            ```
+        """
+        engine = await engine_for(cls.config, plugins.registry())
+        return await engine.recovery.run(_namespaces(cls))
+
+    @classmethod
+    async def sessions(cls) -> Sequence[SessionInfo]:
+        """Return the sessions that are under way, or wait to be settled, oldest first."""
+        backend = (await engine_for(cls.config, plugins.registry())).backend
+        found: list[SessionInfo] = []
+        last = ""
+        while page := await backend.sessions(after=last, limit=SESSIONS_AT_ONCE):
+            last = page[-1].session.session_id
+            found += [
+                SessionInfo(
+                    session_id=each.session.session_id,
+                    state="open" if each.outcome is None else each.outcome.value,
+                    age=each.age,
+                    lease_left=each.lease_left,
+                    paths=[f"{intent.namespace}/{intent.key}" for intent in each.intents],
+                )
+                for each in page
+            ]
+        return found
 
     def _opened(self) -> Session:
         if self._session is None:
             message = f"Open it first: async with {type(self).__name__}() as uow."
             raise TransactionException(message)
         return self._session
+
+
+def _namespaces(cls: type[UnitOfWork]) -> list[str]:
+    return sorted({field.namespace for field in _fields(cls).values()})
 
 
 def _fields(cls: type[UnitOfWork]) -> dict[str, RepoField[Repository]]:

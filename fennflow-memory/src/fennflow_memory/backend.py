@@ -20,6 +20,7 @@ from fennflow.backends import (
     Backend,
     Commit,
     Intent,
+    JournaledSession,
     ObjectKey,
     Outcome,
     Plan,
@@ -41,6 +42,8 @@ class _Session:
     """A session's row."""
 
     token: int
+    began: float = 0.0
+    lease_until: float = 0.0
     outcome: Outcome | None = None
     intents: dict[int, Intent] = field(default_factory=dict[int, Intent])
     locks: set[ObjectKey] = field(default_factory=set[ObjectKey])
@@ -74,7 +77,7 @@ def new_backend(config: InMemoryBackendConfig, settings: ConfigDict) -> Backend:
     """Return a backend on the process's tables for this pair of configs."""
     with _tables_lock:
         tables = _tables.setdefault((config, settings.connector), _Tables())
-    return InMemoryBackend(tables, doubt_period=settings.doubt_period)
+    return InMemoryBackend(tables, doubt_period=settings.doubt_period, lease_ttl=settings.lease_ttl)
 
 
 class InMemoryBackend(Backend):
@@ -83,11 +86,13 @@ class InMemoryBackend(Backend):
     Args:
         tables: the rows.
         doubt_period: seconds for which tombstones and kept locks stand.
+        lease_ttl: seconds for which a lease runs.
     """
 
-    def __init__(self, tables: _Tables, *, doubt_period: float) -> None:
+    def __init__(self, tables: _Tables, *, doubt_period: float, lease_ttl: float) -> None:
         self._tables = tables
         self._doubt_period = doubt_period
+        self._lease_ttl = lease_ttl
 
     @property
     @override
@@ -126,10 +131,9 @@ class InMemoryBackend(Backend):
     ) -> Mapping[ObjectKey, Record]:
         tables = self._tables
         with tables.lock:
-            self._purge()
             row = tables.sessions.get(session.session_id)
             if row is None and session.token == 0 and session.session_id not in tables.outcomes:
-                row = _Session(token=0)
+                row = _Session(token=0, began=time.monotonic())
             if row is None or row.token != session.token or row.outcome is not None:
                 raise _lost(session)
             for key in sorted(keys):
@@ -141,6 +145,7 @@ class InMemoryBackend(Backend):
             records = self._records(keys)
             intents = plan(records)
             tables.sessions[session.session_id] = row
+            row.lease_until = time.monotonic() + self._lease_ttl
             for key in keys:
                 tables.locks[key] = (session.session_id, None)
             row.locks.update(keys)
@@ -205,11 +210,14 @@ class InMemoryBackend(Backend):
         *,
         tombstones: Collection[Tombstone] = (),
         keep_locked: Collection[ObjectKey] = (),
+        buried: Collection[Tombstone] = (),
     ) -> None:
         with self._tables.lock:
             if session.session_id not in self._tables.sessions:
                 return
             row = self._row(session)
+            for tombstone in buried:
+                self._tables.tombstones.pop(tombstone, None)
             self._bury(tombstones)
             self._drop(session, row)
             until = time.monotonic() + self._doubt_period
@@ -225,6 +233,58 @@ class InMemoryBackend(Backend):
                 for tombstone in self._tables.tombstones
                 if ObjectKey(tombstone.namespace, tombstone.key) in wanted
             ]
+
+    @override
+    async def due_tombstones(self, *, after: Tombstone | None, limit: int) -> Sequence[Tombstone]:
+        now = time.monotonic()
+        with self._tables.lock:
+            due = [
+                tombstone
+                for tombstone, until in self._tables.tombstones.items()
+                if until <= now
+                and tombstone.session_id not in self._tables.sessions
+                and (after is None or _order(tombstone) > _order(after))
+            ]
+        return sorted(due, key=_order)[:limit]
+
+    @override
+    async def heartbeat(self, sessions: Collection[SessionToken]) -> Collection[SessionToken]:
+        until = time.monotonic() + self._lease_ttl
+        kept: list[SessionToken] = []
+        with self._tables.lock:
+            for session in sessions:
+                row = self._tables.sessions.get(session.session_id)
+                if row is not None and row.token == session.token:
+                    row.lease_until = until
+                    kept.append(session)
+        return kept
+
+    @override
+    async def claim(self, limit: int) -> Sequence[JournaledSession]:
+        now = time.monotonic()
+        with self._tables.lock:
+            self._purge(now)
+            expired = [
+                (session_id, row)
+                for session_id, row in self._tables.sessions.items()
+                if row.lease_until <= now
+            ]
+            for _, row in expired[:limit]:
+                row.token += 1
+                row.lease_until = now + self._lease_ttl
+            return [_journaled(session_id, row, now) for session_id, row in expired[:limit]]
+
+    @override
+    async def sessions(self, *, after: str, limit: int) -> Sequence[JournaledSession]:
+        with self._tables.lock:
+            ids = sorted(each for each in self._tables.sessions if each > after)[:limit]
+            now = time.monotonic()
+            return [_journaled(each, self._tables.sessions[each], now) for each in ids]
+
+    @override
+    async def known(self, session_ids: Collection[str]) -> Collection[str]:
+        with self._tables.lock:
+            return [each for each in session_ids if each in self._tables.sessions]
 
     def _records(self, keys: Collection[ObjectKey]) -> dict[ObjectKey, Record]:
         records = self._tables.records
@@ -257,19 +317,35 @@ class InMemoryBackend(Backend):
         self._tables.tombstones.update(dict.fromkeys(tombstones, due))
 
     def _drop(self, session: SessionToken, row: _Session) -> None:
+        if row.outcome is not None:
+            self._decide(session, row, row.outcome)  # it outlives the rows by the doubt period
         for key in row.locks:
             self._tables.locks.pop(key, None)
         del self._tables.sessions[session.session_id]
 
-    def _purge(self) -> None:
-        """Forget what has outlived the doubt period; outcomes are in order of their time."""
-        now = time.monotonic()
-        outcomes = self._tables.outcomes
-        while outcomes:
-            session_id, (_, until) = next(iter(outcomes.items()))
-            if until > now or session_id in self._tables.sessions:
-                break
-            del outcomes[session_id]
+    def _purge(self, now: float) -> None:
+        """Forget outcomes and kept locks that have outlived the doubt period."""
+        tables = self._tables
+        for session_id, (_, until) in list(tables.outcomes.items()):
+            if until <= now and session_id not in tables.sessions:
+                del tables.outcomes[session_id]
+        for key, (_, kept_until) in list(tables.locks.items()):
+            if kept_until is not None and kept_until <= now:
+                del tables.locks[key]
+
+
+def _order(tombstone: Tombstone) -> tuple[str, str, str, int]:
+    return tombstone.namespace, tombstone.key, tombstone.session_id, tombstone.seq
+
+
+def _journaled(session_id: str, row: _Session, now: float) -> JournaledSession:
+    return JournaledSession(
+        session=SessionToken(session_id, row.token),
+        outcome=row.outcome,
+        age=now - row.began,
+        lease_left=row.lease_until - now,
+        intents=list(row.intents.values()),
+    )
 
 
 def _lost(session: SessionToken) -> SessionLostException:

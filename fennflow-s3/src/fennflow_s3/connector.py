@@ -18,6 +18,7 @@ from fennflow.connectors import (
     DeletionReport,
     Location,
     ObjectAttributes,
+    PendingUpload,
     PresignMethod,
     StoredObject,
     UploadCallback,
@@ -316,6 +317,20 @@ class S3Connector(Connector):
                 if items and items[-1].get("Key", "") > key:
                     break
         return found
+
+    @override
+    async def uploads(self, namespace: str, prefix: str) -> AsyncIterator[PendingUpload]:
+        pages = self._client.get_paginator("list_multipart_uploads").paginate(
+            Bucket=namespace, Prefix=prefix
+        )
+        with translated("list the uploads of", f"{namespace}/{prefix}"):
+            async for page in pages:
+                for item in page.get("Uploads", []):
+                    yield PendingUpload(
+                        key=item.get("Key", ""),
+                        upload_id=item.get("UploadId", ""),
+                        modified_at=item.get("Initiated"),
+                    )
 
     @override
     async def presign(

@@ -102,3 +102,51 @@ async def shielded(
             cancellation = error
             deadline = deadline or loop.time() + grace()
     return task, cancellation
+
+
+class Periodic:
+    """Work done again and again while an engine lives, never twice at a time.
+
+    A timer makes the task when work is due. So a loop that ends without closing the engine finds
+    no task between two turns, and drops the timer without a word.
+
+    Args:
+        interval: seconds between the end of one turn and the next.
+        work: one turn; returns whether there is to be a next one.
+    """
+
+    def __init__(self, interval: float, work: Callable[[], Coroutine[Any, Any, bool]]) -> None:
+        self._interval = interval
+        self._work = work
+        self._timer: asyncio.TimerHandle | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._closed = False
+
+    def start(self, delay: float | None = None) -> None:
+        """See to it that a turn is due within the interval, or the delay."""
+        if self._timer is None and self._task is None and not self._closed:
+            loop = asyncio.get_running_loop()
+            delay = self._interval if delay is None else delay
+            self._timer = loop.call_later(delay, self._turn, loop)
+
+    async def aclose(self) -> None:
+        """Cancel a turn under way, and have no other."""
+        self._closed = True
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait({self._task})
+
+    def _turn(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._timer = None
+        self._task = loop.create_task(self._run())
+
+    async def _run(self) -> None:
+        again = False
+        try:
+            again = await self._work()
+        finally:
+            self._task = None
+            if again:
+                self.start()

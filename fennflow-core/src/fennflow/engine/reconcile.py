@@ -22,16 +22,16 @@ from fennflow.backends import Commit, ObjectKey, Record, SessionToken
 from fennflow.connectors import Location, StoredObject
 from fennflow.engine.concurrency import run_all, shielded
 from fennflow.engine.differences import Policy, Verdict, agree, judge
-from fennflow.engine.recovery import Leftovers, Unsettled
-from fennflow.engine.settle import Settler
-from fennflow.exceptions import ReconcileFailedException, RecordLockedException
+from fennflow.engine.garbage import lock_free
+from fennflow.engine.leases import Lease
+from fennflow.engine.recovery import Recovery, Unsettled
+from fennflow.engine.settle import Parts, Settler
+from fennflow.exceptions import ReconcileFailedException
 from fennflow.paths import StoragePath, after_key
 from fennflow.reports import Difference, Finding, ReconcileAction, ReconcileReport
 
 if TYPE_CHECKING:
-    from fennflow.backends import Backend
-    from fennflow.config import ConfigDict, ReconcileConfig
-    from fennflow.connectors import Connector
+    from fennflow.config import ReconcileConfig
 
 logger = logging.getLogger("fennflow")
 
@@ -52,16 +52,12 @@ class Reconciler:
     """Reconciles the namespaces of an engine, by itself as `ReconcileConfig.frequency` says.
 
     Args:
-        config: how, and how often.
-        connector: where the objects lie.
-        backend: where their records are.
-        leftovers: takes over what could not be settled.
+        parts: of the engine.
+        recovery: takes over what could not be settled.
     """
 
-    config: ConfigDict
-    connector: Connector
-    backend: Backend
-    leftovers: Leftovers
+    parts: Parts
+    recovery: Recovery
     _done: set[str] = field(default_factory=set[str])
     _locks: defaultdict[str, asyncio.Lock] = field(
         default_factory=lambda: defaultdict(asyncio.Lock)
@@ -74,7 +70,8 @@ class Reconciler:
             namespace: which one.
             seen: what the session has prepared already.
         """
-        settings = self.config.reconcile
+        self.recovery.namespaces.add(namespace)
+        settings = self.parts.config.reconcile
         done = seen if settings.frequency == "on_session_start" else self._done
         if settings.frequency == "never" or namespace in done:
             return
@@ -102,7 +99,7 @@ class Reconciler:
             )
 
     async def _has_records(self, namespace: str) -> bool:
-        return bool(await self.backend.scan(namespace, prefix="", start="", limit=1))
+        return bool(await self.parts.backend.scan(namespace, prefix="", start="", limit=1))
 
     async def reconcile(
         self,
@@ -160,7 +157,7 @@ class Reconciler:
     async def _objects(self, namespace: str) -> AsyncGenerator[StoredObject]:
         """List what users may have put: not what is FennFlow's own, nor mere directories."""
         last = ""
-        listing = self.connector.list(namespace)
+        listing = self.parts.connector.list(namespace)
         try:
             async for stored in listing:
                 key = _key(stored)
@@ -172,7 +169,7 @@ class Reconciler:
                     )
                     raise ReconcileFailedException(message)
                 last = key
-                if not key.startswith(self.config.reserved_prefix) and not key.endswith("/"):
+                if not key.startswith(self.parts.config.reserved_prefix) and not key.endswith("/"):
                     yield stored
         finally:
             if isinstance(listing, AsyncGenerator):
@@ -181,7 +178,9 @@ class Reconciler:
     async def _records(self, namespace: str, batch_size: int) -> AsyncGenerator[Record]:
         start: str | None = ""
         while start is not None:
-            page = await self.backend.scan(namespace, prefix="", start=start, limit=batch_size)
+            page = await self.parts.backend.scan(
+                namespace, prefix="", start=start, limit=batch_size
+            )
             start = after_key(page[-1].key) if len(page) == batch_size else None
             for record in page:
                 yield record
@@ -238,12 +237,12 @@ class _Run:
             return
         if not self.filling and only_reports(self.settings):
             stored = await self._heads(wanted)
-            records = await self.reconciler.backend.records(wanted)
+            records = await self.reconciler.parts.backend.records(wanted)
             verdicts = await self._judge(stored, records, "")
             self._untold += [verdict.finding for verdict in verdicts]
             return
         work, cancellation = await shielded(
-            self._change(wanted), grace=lambda: self.reconciler.config.compensation_timeout
+            self._change(wanted), grace=lambda: self.reconciler.parts.config.compensation_timeout
         )
         if cancellation is not None:
             raise cancellation
@@ -251,13 +250,13 @@ class _Run:
 
     async def _change(self, keys: Sequence[ObjectKey]) -> list[Finding]:
         """Change the catalog under the keys' locks, in a transaction like those of users."""
-        backend = self.reconciler.backend
-        session = SessionToken(str(uuid_utils.uuid7()))
+        parts = self.reconciler.parts
+        lease = Lease(SessionToken(str(uuid_utils.uuid7())))
         busy: list[ObjectKey] = []
         try:
-            records = await self._lock(session, keys, busy)
+            records = await lock_free(parts.leases, lease, keys, busy)
             stored = await self._heads([key for key in keys if key not in set(busy)])
-            verdicts = await self._judge(stored, records, session.session_id)
+            verdicts = await self._judge(stored, records, lease.token.session_id)
             commit = Commit(
                 records=[each.record for each in verdicts if each.record is not None],
                 removed=[
@@ -268,41 +267,23 @@ class _Run:
                 steps=[each.deletion for each in verdicts if each.deletion is not None],
             )
             if len(busy) < len(keys):
-                await backend.commit(session, commit)
+                await parts.backend.commit(lease.token, commit)
             if commit.steps:
-                await self._settler(session).settle(commit.steps)
+                await Settler(parts, lease).settle(commit.steps)
+            parts.leases.release(lease)
         except BaseException:
-            left = Unsettled(session=session, undo=(), tombstones=(), undos=[])
-            self.reconciler.leftovers.add(left)
+            self.reconciler.recovery.add(Unsettled(lease=lease, undo=(), tombstones=()))
             raise
         return [
             *(verdict.finding for verdict in verdicts),
             *(Finding(key.namespace, StoragePath(key.key), Difference.BUSY) for key in busy),
         ]
 
-    def _settler(self, session: SessionToken) -> Settler:
-        reconciler = self.reconciler
-        return Settler(reconciler.connector, reconciler.backend, session, reconciler.config)
-
-    async def _lock(
-        self, session: SessionToken, keys: Sequence[ObjectKey], busy: list[ObjectKey]
-    ) -> dict[ObjectKey, Record]:
-        """Lock all keys that nobody is writing, and return their records."""
-        try:
-            return dict(await self.reconciler.backend.stage(session, keys, lambda _: ()))
-        except RecordLockedException:
-            if len(keys) == 1:
-                busy += keys
-                return {}
-            half = len(keys) // 2
-            first = await self._lock(session, keys[:half], busy)
-            return first | await self._lock(session, keys[half:], busy)
-
     async def _heads(self, keys: Sequence[ObjectKey]) -> dict[ObjectKey, StoredObject | None]:
         async def head(key: ObjectKey) -> StoredObject | None:
-            return await self.reconciler.connector.head(key.namespace, Location(key.key))
+            return await self.reconciler.parts.connector.head(key.namespace, Location(key.key))
 
-        found = await run_all(self.reconciler.config.max_concurrency, head, keys)
+        found = await run_all(self.reconciler.parts.config.max_concurrency, head, keys)
         return dict(zip(keys, found, strict=True))
 
     async def _judge(
@@ -311,14 +292,14 @@ class _Run:
         records: Mapping[ObjectKey, Record],
         session_id: str,
     ) -> list[Verdict]:
-        config = self.reconciler.config
+        config = self.reconciler.parts.config
         policy = Policy(
             settings=self.settings,
             filling=self.filling,
             dead_before=time.time() - config.max_session_age,
             session_id=session_id,
         )
-        tombstones = await self.reconciler.backend.tombstones(list(stored))
+        tombstones = await self.reconciler.parts.backend.tombstones(list(stored))
         verdicts = [
             judge(key, there, records.get(key), policy, seq=seq, tombstones=tombstones)
             for seq, (key, there) in enumerate(stored.items(), 1)

@@ -1,28 +1,31 @@
-"""Sessions that could not be settled at their end are settled later (P9).
+"""Recovery: sessions that their owners could not settle are settled all the same (section 6).
 
-What is left over stays in the journal, decided or not, and keeps its keys locked. This process
-holds its token still, so it may finish the work whenever store and backend are back.
+Of this process's own sessions, those that could not be settled at their end are kept here with
+all that is known of them, and their leases held, until store and backend are back (P9). Those of
+processes that died are claimed when their lease has run out (P24), with what the journal says.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field, replace
 
-from fennflow.backends import Outcome, SessionToken, Step, Tombstone
+from fennflow.backends import JournaledSession, Outcome, Placement, Step, Tombstone
 from fennflow.engine.callbacks import Undo, run_undos
-from fennflow.engine.settle import Settler
-from fennflow.exceptions import SessionLostException
-
-if TYPE_CHECKING:
-    from fennflow.backends import Backend
-    from fennflow.config import ConfigDict
-    from fennflow.connectors import Connector
+from fennflow.engine.concurrency import Periodic, run_all
+from fennflow.engine.garbage import bury, sweep
+from fennflow.engine.leases import Lease
+from fennflow.engine.plan import Write, tombstones, undo
+from fennflow.engine.settle import Parts, Settler
+from fennflow.exceptions import CommitUncertainException, SessionLostException
+from fennflow.reports import RecoveryReport
 
 logger = logging.getLogger("fennflow")
+
+CLAIMED_AT_ONCE = 100
+SETTLED_AT_ONCE = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,78 +33,209 @@ class Unsettled:
     """A session that could not be settled.
 
     Args:
-        session: which one.
+        lease: which one, and the right to act for it.
         undo: the steps of its compensation, for the case that it is not decided `committed`.
         tombstones: what compensation leaves in doubt.
         undos: of the user's own saga steps, if they were not run yet.
+        claimed: whether its owner was another one, which had decided it already, so that requests
+            which settle it may still arrive (P20).
     """
 
-    session: SessionToken
+    lease: Lease
     undo: Sequence[Step]
     tombstones: Sequence[Tombstone]
-    undos: list[Undo]
+    undos: list[Undo] = field(default_factory=list[Undo])
+    claimed: bool = False
 
 
 @dataclass(slots=True)
-class Leftovers:
-    """The unsettled sessions of an engine.
+class Recovery:
+    """Settles what is left, when an engine is first used, at intervals and on demand (P26).
 
     Args:
-        config: for limits and the interval of attempts.
-        connector: where the objects lie.
-        backend: where the sessions are journaled.
+        parts: of the engine.
+        namespaces: whose reserved prefix the sweep looks through (P27).
     """
 
-    config: ConfigDict
-    connector: Connector
-    backend: Backend
-    _sessions: dict[str, Unsettled] = field(default_factory=dict[str, Unsettled])
-    _due: float = 0.0
+    parts: Parts
+    namespaces: set[str] = field(default_factory=set[str])
+    _own: dict[str, Unsettled] = field(default_factory=dict[str, Unsettled])
+    _own_due: float = 0.0
+    _sweep_due: float = 0.0
     _working: asyncio.Lock = field(default_factory=asyncio.Lock)
+    _turns: Periodic = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._turns = Periodic(self.parts.config.recovery_interval, self._turn)
+
+    def start(self) -> None:
+        """Run at once in the background, and from then on at intervals."""
+        # Nobody who is only passing by pays for the requests of a sweep.
+        self._sweep_due = asyncio.get_running_loop().time() + self.parts.config.doubt_period
+        self._turns.start(delay=0.0)
+
+    async def aclose(self) -> None:
+        """Try the own sessions once more; what is left then is other processes' to claim."""
+        await self._turns.aclose()
+        await self.settle(now=True)
 
     def add(self, unsettled: Unsettled) -> None:
-        """Take over a session; the next attempt is due at once."""
-        self._sessions[unsettled.session.session_id] = unsettled
-        self._due = 0.0
+        """Take over a session of this process; the next attempt is due at once."""
+        self._own[unsettled.lease.token.session_id] = unsettled
+        self._own_due = 0.0
 
     async def settle(self, *, now: bool = False) -> bool:
-        """Try to settle all of them; what fails is logged, and tried again later.
+        """Try to settle this process's own sessions; what fails is logged, and tried again later.
 
         Args:
-            now: whether to try although `recovery_interval` is not over since an attempt failed:
-                somebody waits for a lock.
+            now: whether to try although `recovery_interval` is not over since an attempt failed.
 
         Returns:
             whether any was settled, so that locks are free.
         """
         loop = asyncio.get_running_loop()
-        if not self._sessions or self._working.locked() or (loop.time() < self._due and not now):
+        if not self._own or self._working.locked() or (loop.time() < self._own_due and not now):
             return False
-        before = len(self._sessions)
         async with self._working:
-            for session_id, unsettled in list(self._sessions.items()):
-                try:
-                    async with asyncio.timeout(self.config.compensation_timeout):
-                        await self._settle(unsettled)
-                except SessionLostException:
-                    del self._sessions[session_id]  # P25: it is somebody else's now
-                except Exception as error:  # noqa: BLE001 - logged, and tried again
-                    self._due = loop.time() + self.config.recovery_interval
-                    logger.warning(
-                        "Session %s could not be settled yet: %r",
-                        session_id,
-                        error,
-                        extra={"session": session_id, "rule": "P9"},
-                    )
-                else:
-                    del self._sessions[session_id]
-        return len(self._sessions) < before
+            return bool(await self._settle_own())
 
-    async def _settle(self, unsettled: Unsettled) -> None:
-        outcome, steps = await self.backend.abort(unsettled.session)
-        settler = Settler(self.connector, self.backend, unsettled.session, self.config)
+    async def free_locks(self) -> bool:
+        """Settle what can be settled now: somebody waits for a lock.
+
+        Returns:
+            whether any session was settled.
+        """
+        if self._working.locked():
+            return False
+        async with self._working:
+            own = await self._settle_own()
+            return any([*own, *await self._settle_claimed()])
+
+    async def run(self, namespaces: Collection[str]) -> RecoveryReport:
+        """Settle, bury and sweep everything that is due.
+
+        Args:
+            namespaces: to sweep, besides those that the engine has used.
+        """
+        self.namespaces.update(namespaces)
+        async with self._working:
+            return await self._run(sweeping=True)
+
+    async def _turn(self) -> bool:
+        try:
+            async with self._working:
+                await self._run(sweeping=asyncio.get_running_loop().time() >= self._sweep_due)
+        except Exception as error:  # noqa: BLE001 - logged, and tried again
+            logger.warning("Recovery failed, and will be tried again: %r", error)
+        return True
+
+    async def _run(self, *, sweeping: bool) -> RecoveryReport:
+        outcomes = [*await self._settle_own(), *await self._settle_claimed()]
+        report = RecoveryReport(
+            rolled_forward=outcomes.count(Outcome.COMMITTED),
+            compensated=outcomes.count(Outcome.ABORTED),
+            pending=outcomes.count(None) + len(self._own),
+            buried=await bury(self.parts),
+        )
+        if sweeping:
+            self._sweep_due = asyncio.get_running_loop().time() + self.parts.config.doubt_period
+            for namespace in sorted(self.namespaces):
+                objects, uploads = await sweep(self.parts, namespace)
+                report = replace(
+                    report, swept=report.swept + objects, uploads=report.uploads + uploads
+                )
+        if report != RecoveryReport():
+            logger.info("Recovered: %s", report)
+        return report
+
+    async def _settle_own(self) -> list[Outcome]:
+        outcomes: list[Outcome] = []
+        for session_id, unsettled in list(self._own.items()):
+            try:
+                async with asyncio.timeout(self.parts.config.compensation_timeout):
+                    outcomes.append(await self._settle(unsettled))
+            except SessionLostException:
+                del self._own[session_id]  # P25: it is somebody else's now
+                self.parts.leases.release(unsettled.lease)
+            except Exception as error:  # noqa: BLE001 - logged, and tried again
+                loop = asyncio.get_running_loop()
+                self._own_due = loop.time() + self.parts.config.recovery_interval
+                _log_pending(unsettled, error)
+            else:
+                del self._own[session_id]
+        return outcomes
+
+    async def _settle_claimed(self) -> list[Outcome | None]:
+        """Claim sessions whose owner is gone, and roll them forward or compensate them (P24).
+
+        Returns:
+            how each was decided; None of those that have to wait.
+        """
+        outcomes: list[Outcome | None] = []
+        seen: set[str] = set()
+        while True:
+            started = asyncio.get_running_loop().time()
+            claimed = await self.parts.backend.claim(CLAIMED_AT_ONCE)
+            new = [each for each in claimed if each.session.session_id not in seen]
+            if not new:
+                return outcomes
+            seen.update(each.session.session_id for each in new)
+            leases = [Lease(each.session) for each in new]
+            for lease in leases:
+                self.parts.leases.hold(lease, started)
+            outcomes += await run_all(
+                SETTLED_AT_ONCE, self._take_over, zip(leases, new, strict=True)
+            )
+
+    async def _take_over(self, claimed: tuple[Lease, JournaledSession]) -> Outcome | None:
+        """Settle a session that was claimed; None if it has to wait."""
+        lease, found = claimed
+        # An owner that had decided nothing has sent nothing to undo its work, nor to apply it.
+        claimed_late = found.outcome is not None
+        unsettled = Unsettled(lease=lease, undo=(), tombstones=(), claimed=claimed_late)
+        # Nothing is known of how far the owner got: every write counts as done and as in doubt.
+        writes = [
+            Write(intent=intent, sent=True, doubtful=True)
+            for intent in found.intents
+            if intent.placement is not Placement.DELETE
+        ]
+        try:
+            capabilities = {
+                namespace: await self.parts.connector.capabilities(namespace)
+                for namespace in {write.intent.namespace for write in writes}
+            }
+            unsettled = replace(
+                unsettled,
+                undo=undo(writes, capabilities),
+                tombstones=tombstones(found.session.session_id, writes),
+            )
+            return await self._settle(unsettled)
+        except SessionLostException:
+            return None
+        except Exception as error:  # noqa: BLE001 - logged, and claimed again when it has expired
+            _log_pending(unsettled, error)
+            return None
+        finally:
+            self.parts.leases.release(lease)
+
+    async def _settle(self, unsettled: Unsettled) -> Outcome:
+        outcome, steps = await self.parts.backend.abort(unsettled.lease.token)
+        settler = Settler(self.parts, unsettled.lease, claimed=unsettled.claimed)
         if outcome is Outcome.COMMITTED:
             await settler.settle(steps)
         else:
             await run_undos(unsettled.undos)
             await settler.settle(unsettled.undo, unsettled.tombstones)
+        return outcome
+
+
+def _log_pending(unsettled: Unsettled, error: Exception) -> None:
+    session_id = unsettled.lease.token.session_id
+    waiting = isinstance(error, CommitUncertainException)
+    logger.log(
+        logging.INFO if waiting else logging.WARNING,
+        "Session %s could not be settled yet: %r",
+        session_id,
+        error,
+        extra={"session": session_id, "rule": "P5" if waiting else "P9"},
+    )

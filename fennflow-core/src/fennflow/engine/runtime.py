@@ -10,25 +10,28 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
+from fennflow.engine.leases import Leases
 from fennflow.engine.reconcile import Reconciler
-from fennflow.engine.recovery import Leftovers
+from fennflow.engine.recovery import Recovery
+from fennflow.engine.settle import Parts
 
 if TYPE_CHECKING:
-    from fennflow.backends import Backend
     from fennflow.config import ConfigDict
-    from fennflow.connectors import Connector
     from fennflow.plugins import PluginRegistry
 
 
 @dataclass(frozen=True, slots=True)
-class Engine:
-    """What sessions of one configuration share on one event loop."""
+class Engine(Parts):
+    """What sessions of one configuration share on one event loop.
 
-    config: ConfigDict
+    Args:
+        plugins: that are installed.
+        recovery: settles what is left of sessions.
+        reconciler: brings catalog and buckets together.
+    """
+
     plugins: PluginRegistry
-    connector: Connector
-    backend: Backend
-    leftovers: Leftovers
+    recovery: Recovery
     reconciler: Reconciler
 
 
@@ -68,7 +71,7 @@ async def engine_for(config: ConfigDict, plugins: PluginRegistry) -> Engine:
             slot.lifetime = _lifetime(config, plugins, slot)
             slot.engine = await anext(slot.lifetime)
         engine = slot.engine
-    await engine.leftovers.settle()
+    await engine.recovery.settle()
     return engine
 
 
@@ -100,11 +103,13 @@ async def _lifetime(
             backend = await asyncio.to_thread(new_backend, config.backend, config)
             stack.push_async_callback(backend.aclose)
             await backend.open()
-            leftovers = Leftovers(config, connector, backend)
-            try:
-                reconciler = Reconciler(config, connector, backend, leftovers)
-                yield Engine(config, plugins, connector, backend, leftovers, reconciler)
-            finally:
-                await leftovers.settle(now=True)
+            leases = Leases(backend, config.lease_ttl)
+            stack.push_async_callback(leases.aclose)
+            parts = Parts(config, connector, backend, leases)
+            recovery = Recovery(parts)
+            stack.push_async_callback(recovery.aclose)
+            recovery.start()
+            reconciler = Reconciler(parts, recovery)
+            yield Engine(config, connector, backend, leases, plugins, recovery, reconciler)
     finally:
         slot.engine = slot.lifetime = None

@@ -227,16 +227,19 @@ class Session:
             await run_callbacks(self._tx.callbacks.on_commit)
             return
         commit = plan_commit(
-            self._tx.token.session_id,
+            self._tx.session_id,
             {key: self._tx.chain(key) for key in self._tx.chains},
             self._tx.capabilities,
             self._tx.reads,
             keep_versions=self._engine.config.keep_versions,
         )
         steps: Sequence[Step] = commit.steps
+        uncertain = False
         try:
-            await self._tx.backend.commit(self._tx.token, commit)
+            self._tx.check_age()
+            await self._tx.backend.commit(self._tx.lease.token, commit)
         except SessionLostException as error:
+            self._engine.leases.release(self._tx.lease)
             await self._fail(error)  # P25: its objects are recovery's
             raise
         except Exception as error:
@@ -244,11 +247,14 @@ class Session:
             if outcome is Outcome.ABORTED:
                 await self._undo(error)
                 raise
-        if steps:
+            uncertain = True
+        if steps or uncertain:
             try:
                 await self._settler().settle(steps)
             except Exception as error:  # noqa: BLE001 - P9: the commit stands
                 self._leave_over(f"is committed, and will be applied later: {error}")
+        else:
+            self._engine.leases.release(self._tx.lease)
         await run_callbacks(self._tx.callbacks.on_commit)
 
     async def _validate_reads(self) -> None:
@@ -262,7 +268,7 @@ class Session:
     async def _decide_aborted(self, error: Exception) -> tuple[Outcome, Sequence[Step]]:
         """Learn what became of a pivot that failed, by deciding against it (P5)."""
         try:
-            return await self._tx.backend.abort(self._tx.token)
+            return await self._tx.backend.abort(self._tx.lease.token)
         except Exception as second:  # noqa: BLE001 - told with the exception
             message = self._leave_over(
                 f"may or may not have committed, which could not be learnt: "
@@ -277,7 +283,7 @@ class Session:
             await self._fail(cause)
             return
         try:
-            await self._tx.backend.abort(self._tx.token)
+            await self._tx.backend.abort(self._tx.lease.token)
         except Exception as error:  # noqa: BLE001 - told by _tell_pending
             self._tell_pending(cause, error)
             await self._fail(cause)
@@ -314,21 +320,21 @@ class Session:
 
     def _leave_over(self, text: str) -> str:
         """Leave the session to a later attempt (P9), log why, and return what was logged."""
-        self._engine.leftovers.add(self._unsettled())
-        message = f"Session {self._tx.token.session_id} {text}"
-        extra = {"session": self._tx.token.session_id, "rule": "P9"}
+        self._engine.recovery.add(self._unsettled())
+        message = f"Session {self._tx.session_id} {text}"
+        extra = {"session": self._tx.session_id, "rule": "P9"}
         logger.warning("%s", message, extra=extra)
         return message
 
     def _unsettled(self) -> Unsettled:
-        session_id = self._tx.token.session_id
+        session_id = self._tx.session_id
         writes = list(self._tx.writes.values())
         return Unsettled(
-            session=self._tx.token,
+            lease=self._tx.lease,
             undo=undo(writes, self._tx.capabilities),
             tombstones=tombstones(session_id, writes),
             undos=self._tx.callbacks.undos,
         )
 
     def _settler(self) -> Settler:
-        return Settler(self._tx.connector, self._tx.backend, self._tx.token, self._engine.config)
+        return Settler(self._engine, self._tx.lease)

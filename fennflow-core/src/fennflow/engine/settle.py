@@ -7,7 +7,7 @@ number of times, by whoever holds the session's token (P7).
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import groupby
@@ -15,9 +15,8 @@ from typing import TYPE_CHECKING, TypeGuard, TypeVar
 
 import stamina
 
-from fennflow.backends import AbortUpload, Backend, Copy, Delete, ObjectKey, Step, Tombstone
+from fennflow.backends import AbortUpload, Copy, Delete, ObjectKey, Step, Tombstone
 from fennflow.connectors import (
-    Connector,
     CopySource,
     Deletion,
     DeletionReport,
@@ -33,12 +32,31 @@ from fennflow.exceptions import (
 )
 
 if TYPE_CHECKING:
-    from fennflow.backends import SessionToken
+    from fennflow.backends import Backend
     from fennflow.config import ConfigDict
+    from fennflow.connectors import Connector
+    from fennflow.engine.leases import Lease, Leases
 
 logger = logging.getLogger("fennflow")
 
 R = TypeVar("R")
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What everything that an engine does works with.
+
+    Args:
+        config: the user's configuration.
+        connector: where the objects lie.
+        backend: where they are recorded, and sessions are journaled.
+        leases: held by this process.
+    """
+
+    config: ConfigDict
+    connector: Connector
+    backend: Backend
+    leases: Leases
 
 
 @dataclass(slots=True)
@@ -46,44 +64,59 @@ class Settler:
     """Performs the steps of one session.
 
     Args:
-        connector: where the objects lie.
-        backend: where the session is journaled.
-        session: whose steps, under which token.
-        config: bounds the requests in flight, and names the reserved prefix.
+        parts: of the engine.
+        lease: whose steps, and the right to perform them.
+        claimed: whether the session was taken over from an owner whose copies and deletions may
+            still arrive: then the keys that they could hurt stay locked for a while (P20 b, c).
     """
 
-    connector: Connector
-    backend: Backend
-    session: SessionToken
-    config: ConfigDict
+    parts: Parts
+    lease: Lease
+    claimed: bool = False
     _keep_locked: set[ObjectKey] = field(default_factory=set[ObjectKey])
 
-    async def settle(self, steps: Sequence[Step], tombstones: Collection[Tombstone] = ()) -> None:
-        """Perform all steps in the order of P28, then remove the session from the journal.
+    async def settle(
+        self,
+        steps: Sequence[Step],
+        tombstones: Collection[Tombstone] = (),
+        *,
+        buried: Collection[Tombstone] = (),
+    ) -> None:
+        """Perform all steps, then remove the session from the journal.
+
+        Args:
+            steps: of apply or compensation.
+            tombstones: to leave.
+            buried: tombstones to remove.
 
         Raises:
             FennFlowException: a step keeps failing; the session stays in the journal (P9).
         """
+        await self.perform(steps)
+        await self.parts.backend.settle(
+            self.lease.token, tombstones=tombstones, keep_locked=self._keep_locked, buried=buried
+        )
+        self.parts.leases.release(self.lease)
+
+    async def perform(self, steps: Sequence[Step]) -> None:
+        """Perform all steps in the order of P28."""
         await self._copy_all([step for step in steps if isinstance(step, Copy)])
         uploads = [step for step in steps if isinstance(step, AbortUpload)]
-        await run_all(self.config.max_concurrency, self._abort_upload, uploads)
+        await run_all(self.parts.config.max_concurrency, self._abort_upload, uploads)
         await self._delete_all([step for step in steps if isinstance(step, Delete)])
-        await self.backend.settle(
-            self.session, tombstones=tombstones, keep_locked=self._keep_locked
-        )
 
     async def _copy_all(self, copies: Sequence[Copy]) -> None:
         keys = [ObjectKey(copy.namespace, copy.key) for copy in copies]
         if not keys:
             return
-        records = await self.backend.records(keys)
+        records = await self.parts.backend.records(keys)
         # A record that names its own key was moved by an earlier run, after all its copies.
         todo = [
             copy
             for copy, key in zip(copies, keys, strict=True)
             if records[key].location.key != copy.key
         ]
-        stored = await run_all(self.config.max_concurrency, self._copy, todo)
+        stored = await run_all(self.parts.config.max_concurrency, self._copy, todo)
         moved = [
             replace(
                 records[ObjectKey(copy.namespace, copy.key)],
@@ -93,16 +126,16 @@ class Settler:
             for copy, target in zip(todo, stored, strict=True)
         ]
         if moved:
-            await self.backend.relocate(self.session, moved)
+            await self.parts.backend.relocate(self.lease.token, moved)
 
     async def _copy(self, step: Copy) -> StoredObject:
         target = Location(step.key)
-        capabilities = await self.connector.capabilities(step.namespace)
+        capabilities = await self.parts.connector.capabilities(step.namespace)
         conditional = capabilities.conditional_copy
         doubtful = False
 
         async def send(*, overwrite: bool) -> StoredObject:
-            return await self.connector.copy(
+            return await self.parts.connector.copy(
                 step.namespace,
                 step.key,
                 CopySource(step.namespace, step.source),
@@ -114,8 +147,8 @@ class Settler:
         try:
             stored, doubtful = await self._retry(lambda: send(overwrite=not conditional))
         except (PreconditionFailedException, NoSuchKeyException) as error:
-            there, _ = await self._retry(lambda: self.connector.head(step.namespace, target))
-            if there is not None and made_by(there, self.session.session_id, step.seq):
+            there, _ = await self._retry(lambda: self.parts.connector.head(step.namespace, target))
+            if there is not None and made_by(there, self.lease.token.session_id, step.seq):
                 stored, doubtful = there, True  # P30: done before, the answer was lost
             elif isinstance(error, NoSuchKeyException):
                 raise
@@ -124,43 +157,48 @@ class Settler:
                     "%s/%s was changed behind the catalog; the committed bytes replace it (P17)",
                     step.namespace,
                     step.key,
-                    extra={"session": self.session.session_id, "key": step.key, "rule": "P17"},
+                    extra={"session": self.lease.token.session_id, "key": step.key, "rule": "P17"},
                 )
                 stored, doubtful = await self._retry(lambda: send(overwrite=True))
-        if step.doubtful and (doubtful or stored.retried):
+        if step.doubtful and (self.claimed or doubtful or stored.retried):
             self._keep_locked.add(ObjectKey(step.namespace, step.key))
         return stored
 
     async def _abort_upload(self, step: AbortUpload) -> None:
         await self._retry(
-            lambda: self.connector.abort_upload(step.namespace, step.key, step.upload_id)
+            lambda: self.parts.connector.abort_upload(step.namespace, step.key, step.upload_id)
         )
 
     async def _delete_all(self, steps: Sequence[Delete]) -> None:
-        found = await run_all(self.config.max_concurrency, self._resolve, steps)
+        found = await run_all(self.parts.config.max_concurrency, self._resolve, steps)
+        if self.claimed:
+            for step in steps:
+                versions = (await self.parts.connector.capabilities(step.namespace)).versioned
+                if step.owner is None or not versions:
+                    self._lock_on(step.namespace, [step.location])
         batches: list[tuple[str, list[Deletion]]] = []
         by_namespace = sorted(
             ((step.namespace, each) for step, each in zip(steps, found, strict=True)),
             key=lambda pair: pair[0],
         )
         for namespace, group in groupby(by_namespace, key=lambda pair: pair[0]):
-            capabilities = await self.connector.capabilities(namespace)
+            capabilities = await self.parts.connector.capabilities(namespace)
             batch: list[Deletion] = []
             for deletion in (deletion for _, each in group for deletion in each):
                 if deletion.if_match is not None and capabilities.conditional_delete == "single":
                     batches.append((namespace, [deletion]))
                     continue
                 batch.append(deletion)
-                if len(batch) == self.connector.max_deletions:
+                if len(batch) == self.parts.connector.max_deletions:
                     batches.append((namespace, batch))
                     batch = []
             if batch:
                 batches.append((namespace, batch))
-        await run_all(self.config.max_concurrency, self._delete_batch, batches)
+        await run_all(self.parts.config.max_concurrency, self._delete_batch, batches)
 
     async def _resolve(self, step: Delete) -> Sequence[Deletion]:
         """Return what to delete: after a look at the object where its name proves nothing."""
-        capabilities = await self.connector.capabilities(step.namespace)
+        capabilities = await self.parts.connector.capabilities(step.namespace)
         conditions = capabilities.conditional_delete
         if step.owner is None:
             # A committed delete minds the ETag only where that costs no request of its own.
@@ -170,23 +208,25 @@ class Settler:
             return [Deletion(location=step.location, if_match=step.etag)]
         if capabilities.versioned:
             return await self._own_versions(step)
-        there, _ = await self._retry(lambda: self.connector.head(step.namespace, step.location))
+        there, _ = await self._retry(
+            lambda: self.parts.connector.head(step.namespace, step.location)
+        )
         if not self._is_own(there, step):
             return []
         etag = None if conditions == "none" else there.etag
         return [Deletion(location=step.location, if_match=etag)]
 
     def _is_own(self, there: StoredObject | None, step: Delete) -> TypeGuard[StoredObject]:
-        session_id = step.owner_session or self.session.session_id
+        session_id = step.owner_session or self.lease.token.session_id
         return step.owner is not None and made_by(there, session_id, step.owner)
 
     async def _own_versions(self, step: Delete) -> Sequence[Deletion]:
         versions, _ = await self._retry(
-            lambda: self.connector.versions(step.namespace, step.location.key)
+            lambda: self.parts.connector.versions(step.namespace, step.location.key)
         )
         own: list[Deletion] = []
         for version in versions:
-            head = partial(self.connector.head, step.namespace, version.location)
+            head = partial(self.parts.connector.head, step.namespace, version.location)
             if self._is_own((await self._retry(head))[0], step):
                 own.append(Deletion(location=version.location))
         return own
@@ -195,7 +235,7 @@ class Settler:
         namespace, deletions = batch
 
         async def send() -> DeletionReport:
-            report = await self.connector.delete(namespace, deletions)
+            report = await self.parts.connector.delete(namespace, deletions)
             for error in report.errors:
                 if error is not None and _may_pass(error):
                     raise error
@@ -209,7 +249,7 @@ class Settler:
                     namespace,
                     deletion.location.key,
                     extra={
-                        "session": self.session.session_id,
+                        "session": self.lease.token.session_id,
                         "key": deletion.location.key,
                         "rule": "P18",
                     },
@@ -217,12 +257,16 @@ class Settler:
             elif error is not None:
                 raise error
         if doubtful or report.retried:
-            self._keep_locked.update(
-                ObjectKey(namespace, deletion.location.key)
-                for deletion in deletions
-                if deletion.location.version_id is None
-                and not deletion.location.key.startswith(self.config.reserved_prefix)
-            )
+            self._lock_on(namespace, [deletion.location for deletion in deletions])
+
+    def _lock_on(self, namespace: str, locations: Iterable[Location]) -> None:
+        """Keep users' keys locked: a deletion of them may still arrive (P20 b)."""
+        self._keep_locked.update(
+            ObjectKey(namespace, location.key)
+            for location in locations
+            if location.version_id is None
+            and not location.key.startswith(self.parts.config.reserved_prefix)
+        )
 
     async def _retry(self, request: Callable[[], Awaitable[R]]) -> tuple[R, bool]:
         """Send an idempotent request again while the store is unavailable (P9).
@@ -234,6 +278,7 @@ class Settler:
             on=_may_pass, attempts=4, wait_initial=0.1, wait_max=2.0
         ):
             with attempt:
+                self.lease.check()
                 return await request(), attempt.num > 1
         message = "unreachable: retry_context raises when it gives up"
         raise AssertionError(message)

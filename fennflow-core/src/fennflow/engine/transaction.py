@@ -13,8 +13,14 @@ import uuid_utils
 from fennflow.backends import Intent, ObjectKey, Placement, Record, SessionToken
 from fennflow.connectors import Capabilities
 from fennflow.engine.callbacks import Callbacks, Undo
+from fennflow.engine.leases import Lease
 from fennflow.engine.plan import Write, staging_key, visible
-from fennflow.exceptions import FennFlowException, NoSuchKeyException, RecordLockedException
+from fennflow.exceptions import (
+    FennFlowException,
+    NoSuchKeyException,
+    RecordLockedException,
+    TransactionException,
+)
 
 if TYPE_CHECKING:
     from fennflow.engine.runtime import Engine
@@ -39,8 +45,9 @@ class Transaction:
         reconciled: namespaces that the session has reconciled already.
 
     Attributes:
-        token: the session's id and fencing token.
+        lease: the right to act for the session, which has an id and a fencing token.
         journaled: whether the journal has, or may have, rows of it (P1).
+        began: when it was first journaled, by the loop's clock.
         writes: by sequence; `chains` has the sequences of each key.
         capabilities: of the namespaces that it writes to.
         reads: the records that it read, where `validate_reads` asks for them.
@@ -51,12 +58,14 @@ class Transaction:
     def __init__(self, engine: Engine, reconciled: set[str]) -> None:
         self._reconciler = engine.reconciler
         self._reconciled = reconciled
-        self.leftovers = engine.leftovers
+        self._recovery = engine.recovery
+        self._leases = engine.leases
         self.config = engine.config
         self.connector = engine.connector
         self.backend = engine.backend
-        self.token = SessionToken(str(uuid_utils.uuid7()))
+        self.lease = Lease(SessionToken(str(uuid_utils.uuid7())))
         self.journaled = False
+        self.began = 0.0
         self.writes: dict[int, Write] = {}
         self.chains: dict[ObjectKey, list[int]] = {}
         self.capabilities: dict[str, Capabilities] = {}
@@ -64,6 +73,26 @@ class Transaction:
         self.slots = asyncio.Semaphore(engine.config.max_concurrency)
         self.callbacks = Callbacks()
         self._next_seq = 1
+
+    @property
+    def session_id(self) -> str:
+        """Of the session."""
+        return self.lease.token.session_id
+
+    def check_age(self) -> None:
+        """Refuse to commit a session that the sweep of others may have taken for dead (P27).
+
+        Raises:
+            TransactionException: it is older than `max_session_age`.
+        """
+        age = asyncio.get_running_loop().time() - self.began
+        if self.journaled and age >= self.config.max_session_age:
+            message = (
+                f"Session {self.session_id} is older than max_session_age="
+                f"{self.config.max_session_age} s; nothing of it was committed. Use shorter units "
+                "of work, or raise max_session_age."
+            )
+            raise TransactionException(message)
 
     def chain(self, key: ObjectKey) -> list[Write]:
         """Return the writes of a key, oldest first."""
@@ -171,11 +200,13 @@ class Transaction:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self.config.lock_timeout
         pause = FIRST_PAUSE
+        if not self.journaled:
+            self.began = loop.time()
         while True:
             try:
-                records = await self.backend.stage(self.token, keys, plan)
+                records = await self._leases.stage(self.lease, keys, plan)
             except RecordLockedException as error:
-                if pause == FIRST_PAUSE and await self.leftovers.settle(now=True):
+                if pause == FIRST_PAUSE and await self.free_locks():
                     continue
                 left = deadline - loop.time()
                 if left <= 0:
@@ -196,13 +227,17 @@ class Transaction:
             await asyncio.sleep(min(left, pause * random.uniform(0.5, 1.5)))  # noqa: S311
             pause = min(pause * 2, 0.1)
 
+    async def free_locks(self) -> bool:
+        """Settle sessions that only wait for it, and return whether there were any."""
+        return await self._recovery.free_locks()
+
     def _intent(self, seq: int, key: ObjectKey, placement: Placement) -> Intent:
         staged = placement is Placement.STAGED
         target = (
             staging_key(
                 self.config.reserved_prefix,
                 self.backend.catalog_id,
-                self.token.session_id,
+                self.session_id,
                 seq,
             )
             if staged

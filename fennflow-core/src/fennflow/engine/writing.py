@@ -202,7 +202,7 @@ async def _put_if_free(tx: Transaction, seq: int, upload: Upload, *, create: boo
             return await _put(tx, seq, upload, if_none_match=True)
         except (PreconditionFailedException, ConnectorUnavailableException) as error:
             there = await _head(tx, key)
-            if there is not None and made_by(there, tx.token.session_id, seq):
+            if there is not None and made_by(there, tx.session_id, seq):
                 # An earlier attempt had succeeded, and its answer was lost.
                 return _written(tx, seq, upload, there, doubtful=True)
             if isinstance(error, ConnectorUnavailableException):
@@ -215,7 +215,7 @@ async def _put_if_free(tx: Transaction, seq: int, upload: Upload, *, create: boo
                 "%s/%s holds an object that the catalog does not know (P14)",
                 key.namespace,
                 key.key,
-                extra={"session": tx.token.session_id, "key": key.key, "rule": "P14"},
+                extra={"session": tx.session_id, "key": key.key, "rule": "P14"},
             )
             return None
     return None
@@ -226,7 +226,7 @@ async def _put(tx: Transaction, seq: int, upload: Upload, *, if_none_match: bool
 
     async def on_upload(upload_id: str) -> None:
         tx.update(seq, intent=replace(intent, upload_id=upload_id))
-        await tx.backend.note_upload(tx.token, seq, upload_id)
+        await tx.backend.note_upload(tx.lease.token, seq, upload_id)
 
     def grace() -> float:
         # A PUT that is cut off may take effect after all was undone (P20): let it end.
@@ -237,6 +237,7 @@ async def _put(tx: Transaction, seq: int, upload: Upload, *, if_none_match: bool
     async with tx.slots:
         if intent.upload_id is not None:
             await tx.connector.abort_upload(intent.namespace, intent.target, intent.upload_id)
+        tx.lease.check()
         doubtful = tx.writes[seq].doubtful
         # Until the answer is there, the write counts as done and as doubtful (P19).
         tx.update(seq, sent=True, doubtful=True)
@@ -294,7 +295,7 @@ def _written(
         metadata=upload.metadata,
         created_at=now if write.before is None else write.before.created_at,
         modified_at=now,
-        session_id=tx.token.session_id,
+        session_id=tx.session_id,
         seq=seq,
     )
     tx.update(seq, sent=True, doubtful=doubtful, record=record, extra=upload.extra)
@@ -303,7 +304,7 @@ def _written(
 
 def attributes_of(tx: Transaction, upload: Upload, seq: int) -> ObjectAttributes:
     """Return what is stored beside the bytes of a write: the user's, and the stamp (P11)."""
-    stamp = Stamp(tx.token.session_id, seq, upload.content_type, upload.sha256)
+    stamp = Stamp(tx.session_id, seq, upload.content_type, upload.sha256)
     return ObjectAttributes(
         media_type=upload.media_type,
         metadata=stamped(upload.metadata, stamp),
@@ -314,6 +315,7 @@ def attributes_of(tx: Transaction, upload: Upload, seq: int) -> ObjectAttributes
 
 async def _head(tx: Transaction, key: ObjectKey) -> StoredObject | None:
     async with tx.slots:
+        tx.lease.check()
         return await tx.connector.head(key.namespace, Location(key.key))
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from fennflow.testing.backend_suite import BackendSuite
 from fennflow.testing.connector_suite import ConnectorSuite, Target
+from fennflow.testing.databases import PostgresqlServer, postgresql_server
 from fennflow.testing.servers import (
     Fault,
     S3Request,
@@ -20,10 +21,12 @@ __all__ = [
     "BackendSuite",
     "ConnectorSuite",
     "Fault",
+    "PostgresqlServer",
     "S3Request",
     "S3Server",
     "Target",
     "juicefs_gateway",
     "moto_server",
+    "postgresql_server",
     "strict_s3_server",
 ]

@@ -13,15 +13,11 @@ class TestMyBackend(BackendSuite):
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from datetime import UTC, datetime
-from uuid import uuid4
 
 import pytest
 
-from fennflow import ConfigDict, plugins
 from fennflow.backends import (
     Backend,
     Commit,
@@ -29,95 +25,28 @@ from fennflow.backends import (
     Intent,
     ObjectKey,
     Outcome,
-    Placement,
     Record,
-    SessionToken,
     Tombstone,
 )
 from fennflow.config import BackendConfig
 from fennflow.connectors import Location
 from fennflow.exceptions import ConflictException, RecordLockedException, SessionLostException
-
-A, B, C = (ObjectKey("bucket", name) for name in "abc")
-NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
-
-
-@asynccontextmanager
-async def opened(config: BackendConfig) -> AsyncGenerator[Backend]:
-    """Open a backend as an engine does, through its plugin."""
-    settings = ConfigDict(backend=config)
-    backend = plugins.registry().backend_for(config).factory(config, settings)
-    await backend.open()
-    try:
-        yield backend
-    finally:
-        await backend.aclose()
+from fennflow.testing.recovery_suite import (
+    A,
+    B,
+    C,
+    RecoverySuite,
+    new_session,
+    opened,
+    plan_for,
+    put,
+    record,
+    run,
+)
 
 
-def new_session() -> SessionToken:
-    """Return a session that no journal knows."""
-    return SessionToken(str(uuid4()))
-
-
-def record(key: ObjectKey, session: SessionToken, *, etag: str = "e1", seq: int = 1) -> Record:
-    """Return a record with something in every field."""
-    return Record(
-        namespace=key.namespace,
-        key=key.key,
-        location=Location(key.key, "v1"),
-        etag=etag,
-        size=3,
-        media_type="text/plain",
-        content_type="text",
-        sha256="0" * 64,
-        metadata={"schlüssel": "wert"},
-        created_at=NOW,
-        modified_at=NOW,
-        session_id=session.session_id,
-        seq=seq,
-    )
-
-
-def plan_for(*keys: ObjectKey) -> Callable[[Mapping[ObjectKey, Record]], Sequence[Intent]]:
-    """Return a plan that writes an intent for each key."""
-    return lambda _records: [
-        Intent(
-            seq=seq,
-            namespace=key.namespace,
-            key=key.key,
-            placement=Placement.DIRECT,
-            target=key.key,
-        )
-        for seq, key in enumerate(keys, 1)
-    ]
-
-
-async def put(backend: Backend, *keys: ObjectKey, etag: str = "e1") -> SessionToken:
-    """Commit a record for each key."""
-    session = new_session()
-    await backend.stage(session, keys, plan_for(*keys))
-    records = [record(key, session, etag=etag, seq=seq) for seq, key in enumerate(keys, 1)]
-    await backend.commit(session, Commit(records=records))
-    return session
-
-
-def run(config: BackendConfig, scenario: Callable[[Backend], Awaitable[None]]) -> None:
-    """Run a scenario on a backend."""
-
-    async def main() -> None:
-        async with opened(config) as backend:
-            await scenario(backend)
-
-    asyncio.run(main())
-
-
-class BackendSuite:
+class BackendSuite(RecoverySuite):
     """Tests of the contract in `fennflow.backends`."""
-
-    @pytest.fixture
-    def config(self) -> BackendConfig:
-        """Return what is tested, with an empty catalog; override it."""
-        pytest.fail("Override the fixture `config` in your subclass of BackendSuite.")
 
     def test_a_record_comes_back_as_it_was_committed(self, config: BackendConfig) -> None:
         async def scenario(backend: Backend) -> None:

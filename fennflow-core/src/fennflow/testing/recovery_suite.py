@@ -1,0 +1,281 @@
+"""The part of `BackendSuite` that is about recovery, and what both parts use."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from typing import Any
+from uuid import uuid4
+
+import pytest
+
+from fennflow import ConfigDict, plugins
+from fennflow.backends import (
+    AbortUpload,
+    Backend,
+    Commit,
+    Copy,
+    Delete,
+    Intent,
+    ObjectKey,
+    Outcome,
+    Placement,
+    Record,
+    SessionToken,
+    Step,
+    Tombstone,
+)
+from fennflow.config import BackendConfig
+from fennflow.connectors import Location
+from fennflow.exceptions import RecordLockedException, SessionLostException
+
+A, B, C = (ObjectKey("bucket", name) for name in "abc")
+NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+
+
+@asynccontextmanager
+async def opened(config: BackendConfig, **changes: Any) -> AsyncGenerator[Backend]:
+    """Open a backend as an engine does, through its plugin.
+
+    Args:
+        config: which one.
+        changes: of the whole configuration, for instance its `lease_ttl`.
+    """
+    settings = ConfigDict(backend=config, **changes)
+    backend = plugins.registry().backend_for(config).factory(config, settings)
+    await backend.open()
+    try:
+        yield backend
+    finally:
+        await backend.aclose()
+
+
+def new_session() -> SessionToken:
+    """Return a session that no journal knows."""
+    return SessionToken(str(uuid4()))
+
+
+def record(key: ObjectKey, session: SessionToken, *, etag: str = "e1", seq: int = 1) -> Record:
+    """Return a record with something in every field."""
+    return Record(
+        namespace=key.namespace,
+        key=key.key,
+        location=Location(key.key, "v1"),
+        etag=etag,
+        size=3,
+        media_type="text/plain",
+        content_type="text",
+        sha256="0" * 64,
+        metadata={"schlüssel": "wert"},
+        created_at=NOW,
+        modified_at=NOW,
+        session_id=session.session_id,
+        seq=seq,
+    )
+
+
+def plan_for(*keys: ObjectKey) -> Callable[[Mapping[ObjectKey, Record]], Sequence[Intent]]:
+    """Return a plan that writes an intent for each key."""
+    return lambda _records: [
+        Intent(
+            seq=seq,
+            namespace=key.namespace,
+            key=key.key,
+            placement=Placement.DIRECT,
+            target=key.key,
+        )
+        for seq, key in enumerate(keys, 1)
+    ]
+
+
+async def put(backend: Backend, *keys: ObjectKey, etag: str = "e1") -> SessionToken:
+    """Commit a record for each key."""
+    session = new_session()
+    await backend.stage(session, keys, plan_for(*keys))
+    records = [record(key, session, etag=etag, seq=seq) for seq, key in enumerate(keys, 1)]
+    await backend.commit(session, Commit(records=records))
+    return session
+
+
+def run(
+    config: BackendConfig, scenario: Callable[[Backend], Awaitable[None]], **changes: Any
+) -> None:
+    """Run a scenario on a backend."""
+
+    async def main() -> None:
+        async with opened(config, **changes) as backend:
+            await scenario(backend)
+
+    asyncio.run(main())
+
+
+class RecoverySuite:
+    """Tests of leases, claims, tombstones, and what outlives a session."""
+
+    @pytest.fixture
+    def config(self) -> BackendConfig:
+        """Return what is tested, with an empty catalog; override it."""
+        pytest.fail("Override the fixture `config` in your subclass of BackendSuite.")
+
+    def test_what_a_commit_stores_is_what_recovery_gets(self, config: BackendConfig) -> None:
+        """P4, P7: every kind of step, with all of its fields."""
+
+        async def scenario(backend: Backend) -> None:
+            session = new_session()
+            steps: list[Step] = [
+                Copy(
+                    seq=1,
+                    namespace="bucket",
+                    key="a",
+                    source=Location(".fennflow/ä", "v1"),
+                    expected="e0",
+                    doubtful=True,
+                    extra={"CacheControl": "no-store", "Tags": ["x", 1, None]},
+                ),
+                Delete(
+                    namespace="bucket",
+                    location=Location("a", "v2"),
+                    etag="e1",
+                    owner=3,
+                    owner_session="other",
+                ),
+                AbortUpload(namespace="bucket", key="a", upload_id="u"),
+            ]
+            await backend.stage(session, [A], plan_for(A))
+            await backend.commit(session, Commit(records=[record(A, session)], steps=steps))
+            outcome, stored = await backend.abort(session)
+            assert (outcome, list(stored)) == (Outcome.COMMITTED, steps)
+
+        run(config, scenario)
+
+    def test_a_session_whose_lease_runs_is_not_claimed(self, config: BackendConfig) -> None:
+        """P22, P24."""
+
+        async def scenario(backend: Backend) -> None:
+            session = new_session()
+            await backend.stage(session, [A], plan_for(A))
+            assert list(await backend.claim(10)) == []
+            assert list(await backend.heartbeat([session, new_session()])) == [session]
+            [found] = await backend.sessions(after="", limit=10)
+            assert (found.session, found.outcome) == (session, None)
+            assert [intent.object_key for intent in found.intents] == [A]
+            assert 0 <= found.age <= 60
+            assert 0 < found.lease_left <= 60
+            assert list(await backend.sessions(after=session.session_id, limit=10)) == []
+            assert list(await backend.known([session.session_id, "x"])) == [session.session_id]
+
+        run(config, scenario)
+
+    def test_a_session_whose_lease_ran_out_is_claimed_once(self, config: BackendConfig) -> None:
+        """P24, P25: of many recoverers one gets it, and the owner is refused."""
+
+        async def scenario(backend: Backend) -> None:
+            session = new_session()
+            await backend.stage(session, [A, B], plan_for(A, B))
+            await asyncio.sleep(1.1)
+            async with asyncio.TaskGroup() as group:
+                claims = [group.create_task(backend.claim(10)) for _ in range(5)]
+            [found] = [each for claim in claims for each in claim.result()]
+            assert found.session == (session.session_id, session.token + 1)
+            assert found.outcome is None
+            assert [intent.object_key for intent in found.intents] == [A, B]
+            assert list(await backend.heartbeat([session])) == []
+            for attempt in (
+                backend.stage(session, [C], plan_for(C)),
+                backend.commit(session, Commit(records=[record(A, session)])),
+                backend.abort(session),
+                backend.settle(session),
+            ):
+                with pytest.raises(SessionLostException):
+                    await attempt
+            assert list(await backend.heartbeat([found.session])) == [found.session]
+            assert (await backend.abort(found.session))[0] is Outcome.ABORTED
+            with pytest.raises(RecordLockedException):
+                await backend.stage(new_session(), [A], plan_for(A))
+            await backend.settle(found.session)
+            await backend.stage(new_session(), [A, B], plan_for(A, B))
+            assert list(await backend.known([session.session_id])) == []
+
+        run(config, scenario, lease_ttl=1.0)
+
+    def test_a_claim_tells_what_was_decided(self, config: BackendConfig) -> None:
+        async def scenario(backend: Backend) -> None:
+            committed, aborted = new_session(), new_session()
+            await backend.stage(committed, [A], plan_for(A))
+            await backend.stage(aborted, [B], plan_for(B))
+            steps = [Delete(namespace="bucket", location=Location("old"))]
+            await backend.commit(committed, Commit(records=[record(A, committed)], steps=steps))
+            await backend.abort(aborted)
+            await asyncio.sleep(0.1)
+            found = {each.session.session_id: each for each in await backend.claim(10)}
+            assert found[committed.session_id].outcome is Outcome.COMMITTED
+            assert found[aborted.session_id].outcome is Outcome.ABORTED
+            assert await backend.abort(found[committed.session_id].session) == (
+                Outcome.COMMITTED,
+                steps,
+            )
+
+        run(config, scenario, lease_ttl=0.05)
+
+    def test_no_more_are_claimed_than_asked_for(self, config: BackendConfig) -> None:
+        async def scenario(backend: Backend) -> None:
+            keys = [ObjectKey("bucket", f"{number}") for number in range(5)]
+            for key in keys:
+                await backend.stage(new_session(), [key], plan_for(key))
+            await asyncio.sleep(0.1)
+            async with opened(config) as recoverer:
+                counts = [len(await recoverer.claim(2)) for _ in range(4)]
+            assert counts == [2, 2, 1, 0]
+
+        run(config, scenario, lease_ttl=0.05)
+
+    def test_a_kept_lock_ends_with_the_doubt(self, config: BackendConfig) -> None:
+        """P20 b."""
+
+        async def scenario(backend: Backend) -> None:
+            session = new_session()
+            await backend.stage(session, [A], plan_for(A))
+            await backend.abort(session)
+            await backend.settle(session, keep_locked=[A])
+            await asyncio.sleep(0.1)
+            await backend.stage(new_session(), [A], plan_for(A))
+
+        run(config, scenario, doubt_period=0.05)
+
+    def test_tombstones_are_due_when_the_doubt_is_over(self, config: BackendConfig) -> None:
+        """P20 a: and their session is settled; and they go when they have been buried."""
+
+        async def scenario(backend: Backend) -> None:
+            session, gravedigger = new_session(), new_session()
+            late = [
+                Tombstone(namespace="bucket", key=key, session_id=session.session_id, seq=seq)
+                for key, seq in (("a", 2), ("a", 10), ("b", 1))
+            ]
+            await backend.stage(session, [A], plan_for(A))
+            steps = [Delete(namespace="bucket", location=Location("old"))]
+            await backend.commit(session, Commit(steps=steps, tombstones=late))
+            assert list(await backend.due_tombstones(after=None, limit=10)) == []
+            await asyncio.sleep(0.6)
+            assert list(await backend.due_tombstones(after=None, limit=10)) == []
+            await backend.settle(session)
+            assert list(await backend.due_tombstones(after=None, limit=10)) == late
+            assert list(await backend.due_tombstones(after=late[0], limit=1)) == late[1:2]
+            await backend.stage(gravedigger, [A], plan_for())
+            await backend.abort(gravedigger)
+            await backend.settle(gravedigger, buried=late[:2])
+            assert list(await backend.due_tombstones(after=None, limit=10)) == late[2:]
+            assert list(await backend.tombstones([A])) == []
+
+        run(config, scenario, doubt_period=0.5)
+
+    def test_an_outcome_outlives_its_session(self, config: BackendConfig) -> None:
+        """P5: a slow recoverer cannot decide again what is done."""
+
+        async def scenario(backend: Backend) -> None:
+            committed = await put(backend, A)
+            await backend.claim(10)
+            assert (await backend.abort(committed))[0] is Outcome.COMMITTED
+
+        run(config, scenario)

@@ -1,0 +1,22 @@
+"""Catalog and journal in SQLite or PostgreSQL, on SQLAlchemy."""
+
+from typing import TYPE_CHECKING
+
+from fennflow_sqlalchemy.config import SqlalchemyBackendConfig
+
+if TYPE_CHECKING:
+    from fennflow_sqlalchemy.tables import metadata as metadata
+    from fennflow_sqlalchemy.tables import metadata_for as metadata_for
+else:
+
+    def __getattr__(name: str) -> object:
+        # SQLAlchemy takes most of a second to import, and discovery imports this package.
+        if name in {"metadata", "metadata_for"}:
+            from fennflow_sqlalchemy import tables
+
+            return getattr(tables, name)
+        message = f"module {__name__!r} has no attribute {name!r}"
+        raise AttributeError(message)
+
+
+__all__ = ["SqlalchemyBackendConfig", "metadata", "metadata_for"]

@@ -1,0 +1,78 @@
+"""What a user configures of the backend on SQLite or PostgreSQL."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field, SecretStr, field_validator
+
+from fennflow.config import BackendConfig
+
+_URL = re.compile(r"(?P<dialect>sqlite|postgresql|postgres)(?:\+(?P<driver>\w+))?://(?P<rest>.*)")
+_DRIVERS = {"sqlite": "aiosqlite", "postgresql": "asyncpg"}
+
+
+class SqlalchemyBackendConfig(BackendConfig):
+    """Catalog and journal in a database: what is committed outlives every process.
+
+    On SQLite several processes of one machine share the file. The catalog lies in the file that
+    the URL names, and the journal in a file of its own beside it, so that sessions go on while
+    somebody holds the one write lock of the first. Back both up together.
+
+    Give every object store a database, a schema or a table prefix of its own: a catalog names
+    buckets, and cannot tell two stores that have buckets of one name.
+
+    Args:
+        url: of SQLAlchemy: `sqlite:///fennflow.db` (relative to the working directory),
+            `sqlite:////var/lib/app.db`, `postgresql://user:password@host/database`; shown
+            nowhere. The asynchronous driver need not be named.
+        table_prefix: of all tables.
+        schema_name: of PostgreSQL, where the tables are; it must exist. None for the first of
+            the user's `search_path`.
+        create_tables: whether tables are created, and migrated to this version, at first use.
+            If not, that is Alembic's: give it `fennflow_sqlalchemy.metadata`.
+        journal: file of the journal, for SQLite alone; by default beside the catalog, for
+            instance `fennflow.journal.db`.
+        pool_size: database connections of one event loop.
+        busy_timeout: seconds to wait for another process to release a SQLite file.
+
+    Raises:
+        ConfigException: another database, one in memory, or a prefix that is no identifier.
+
+    Example:
+        ```python
+        from fennflow.backends import SqlalchemyBackendConfig
+
+        config = SqlalchemyBackendConfig(url="postgresql://app:secret@db.internal/app")
+        print(config.url)
+        #> **********
+        ```
+    """
+
+    url: SecretStr = SecretStr("sqlite:///fennflow.db")
+    table_prefix: Annotated[str, Field(pattern=r"^[a-z_][a-z0-9_]{0,30}$|^$")] = "fennflow_"
+    schema_name: Annotated[str | None, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_$]{0,62}$")] = None
+    create_tables: bool = True
+    journal: Path | None = None
+    pool_size: Annotated[int, Field(gt=0)] = 10
+    busy_timeout: Annotated[float, Field(gt=0)] = 30.0
+
+    @field_validator("url")
+    @classmethod
+    def _known_database(cls, url: SecretStr) -> SecretStr:
+        found = _URL.fullmatch(url.get_secret_value())
+        if found is None:
+            message = "must be sqlite:///path or postgresql://user:password@host/database"
+            raise ValueError(message)
+        dialect = "sqlite" if found["dialect"] == "sqlite" else "postgresql"
+        driver = _DRIVERS[dialect]
+        if found["driver"] not in {None, driver}:
+            message = f"{dialect} is spoken to through {driver}; leave the driver out"
+            raise ValueError(message)
+        path = found["rest"].partition("?")[0].removeprefix("/")
+        if dialect == "sqlite" and (path in {"", ":memory:"} or "mode=memory" in found["rest"]):
+            message = "names no file; for a catalog in memory use InMemoryBackendConfig"
+            raise ValueError(message)
+        return SecretStr(f"{dialect}+{driver}://{found['rest']}")

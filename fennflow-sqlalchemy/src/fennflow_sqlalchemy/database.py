@@ -1,0 +1,260 @@
+"""Databases: engines, transactions that survive a lost connection, and what dialects differ in."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from zlib import crc32
+
+import stamina
+from sqlalchemy import (
+    JSON,
+    Column,
+    ColumnElement,
+    Double,
+    FromClause,
+    Table,
+    Text,
+    bindparam,
+    cast,
+    event,
+    extract,
+    func,
+    literal_column,
+    select,
+)
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+
+from fennflow.exceptions import BackendUnavailableException, FennFlowException
+from fennflow_sqlalchemy.tables import migrate
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection
+    from sqlalchemy.types import TypeEngine
+
+    from fennflow_sqlalchemy.config import SqlalchemyBackendConfig
+
+R = TypeVar("R")
+
+Dialect = Literal["sqlite", "postgresql"]
+Work = Callable[[AsyncConnection], Awaitable[R]]
+
+# Rolled back by the database for sure: serialization failure and deadlock.
+_ROLLED_BACK = {"40001", "40P01"}
+# The server is going away, starting, or full: what was not committed did not happen.
+_NOT_NOW = {"57P01", "57P02", "57P03", "53300"}
+LOCK_NOT_AVAILABLE = "55P03"
+
+
+class _Again(Exception):  # noqa: N818 - a signal
+    """Nothing was committed, or it may be repeated: try once more."""
+
+
+def sqlstate(error: BaseException) -> str | None:
+    """Return PostgreSQL's code of an error."""
+    return getattr(getattr(error, "orig", None), "sqlstate", None)
+
+
+@dataclass(slots=True)
+class Database:
+    """One database: PostgreSQL, or one SQLite file.
+
+    Args:
+        name: for errors, without credentials.
+        engine: its pool, of one event loop.
+        dialect: which of the two.
+    """
+
+    name: str
+    engine: AsyncEngine
+    dialect: Dialect
+    # SQLite has one writer at a time; who waits here waits in order, and without polling.
+    _writing: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    async def run(self, work: Work[R], *, write: bool = True, once: bool = False) -> R:
+        """Run work in a transaction, again if the connection or the race was lost.
+
+        Args:
+            work: executes statements; called once or more.
+            write: whether it writes.
+            once: whether a COMMIT whose answer was lost is not to be repeated: the pivot.
+
+        Raises:
+            BackendUnavailableException: the database cannot be reached, is locked or full.
+            Exception: what `work` raises.
+        """
+        try:
+            async for attempt in stamina.retry_context(
+                on=_Again, attempts=7, wait_initial=0.05, wait_max=1.0, timeout=None
+            ):
+                with attempt:
+                    return await self._once(work, write=write, once=once)
+        except _Again as error:
+            raise self._unavailable(error.__cause__ or error) from error.__cause__
+        message = "unreachable: retry_context raises when it gives up"
+        raise AssertionError(message)
+
+    async def _once(self, work: Work[R], *, write: bool, once: bool) -> R:
+        committing = False
+        exclusive = self._writing if write and self.dialect == "sqlite" else nullcontext()
+        try:
+            async with exclusive, self.engine.connect() as connection:
+                await connection.execution_options(fennflow_write=write)
+                transaction = await connection.begin()
+                result = await work(connection)
+                committing = True
+                await transaction.commit()
+                return result
+        except FennFlowException:
+            raise
+        except DBAPIError as error:
+            lost = error.connection_invalidated or sqlstate(error) in _NOT_NOW
+            if sqlstate(error) in _ROLLED_BACK or (lost and not (committing and once)):
+                raise _Again from error
+            if sqlstate(error) == LOCK_NOT_AVAILABLE:
+                raise
+            raise self._unavailable(error) from error
+        except PoolTimeoutError as error:
+            raise self._unavailable(error) from error
+        except (OSError, TimeoutError) as error:
+            if committing and once:
+                raise self._unavailable(error) from error
+            raise _Again from error
+
+    def _unavailable(self, error: BaseException) -> BackendUnavailableException:
+        # The driver's words, without the statement and its parameters.
+        reason = getattr(error, "orig", None) or error
+        message = (
+            f"The database {self.name} cannot serve now: {type(reason).__name__}: {reason}. What "
+            "was under way may or may not have been done."
+        )
+        return BackendUnavailableException(message)
+
+    # --- what the dialects differ in -----------------------------------------------------------
+
+    def now(self) -> ColumnElement[float]:
+        """Return the database's clock, in seconds since the epoch (P22)."""
+        if self.dialect == "sqlite":
+            return (func.julianday("now") - 2440587.5) * 86400.0
+        return cast(extract("epoch", func.clock_timestamp()), Double)
+
+    def insert(self, table: Table) -> sqlite.Insert | postgresql.Insert:
+        """Return an insert that knows `ON CONFLICT`."""
+        return sqlite.insert(table) if self.dialect == "sqlite" else postgresql.insert(table)
+
+    def rows(self, parameter: str, columns: Sequence[Column[Any]]) -> FromClause:
+        """Return a table of what one JSON parameter holds: a list of objects.
+
+        Args:
+            parameter: its name.
+            columns: names and types of what the objects hold.
+        """
+        if self.dialect == "sqlite":
+            each = func.json_each(bindparam(parameter, type_=Text())).table_valued(
+                "value", name=f"{parameter}_each"
+            )
+            values = [
+                func.json_extract(each.c.value, f"$.{column.name}", type_=column.type).label(
+                    column.name
+                )
+                for column in columns
+            ]
+            return select(*values).subquery(parameter)
+        typed = [Column(column.name, _bare(column.type)) for column in columns]
+        source = cast(bindparam(parameter, type_=Text()), JSON)
+        return (
+            func.json_to_recordset(source)
+            .table_valued(*typed, name=parameter)
+            .render_derived(name=parameter, with_types=True)
+        )
+
+
+def _bare(kind: TypeEngine[Any]) -> TypeEngine[Any]:
+    return Text(collation="C") if isinstance(kind, Text) else kind
+
+
+def open_databases(config: SqlalchemyBackendConfig) -> tuple[Database, Database]:
+    """Return the databases of catalog and journal; one and the same on PostgreSQL."""
+    url = make_url(config.url.get_secret_value())
+    if url.get_backend_name() == "postgresql":
+        engine = create_async_engine(
+            url,
+            pool_size=config.pool_size,
+            max_overflow=0,
+            isolation_level="READ COMMITTED",
+            hide_parameters=True,
+        )
+        database = Database(f"{url.host or 'local'}/{url.database}", engine, "postgresql")
+        return database, database
+    path = Path(url.database or "")
+    journal = config.journal or path.with_name(f"{path.stem}.journal{path.suffix}")
+    files = [
+        Database(
+            str(each),
+            _sqlite_engine(str(url.set(database=str(each))), config),
+            "sqlite",
+        )
+        for each in (path, journal)
+    ]
+    return files[0], files[1]
+
+
+def _sqlite_engine(url: str, config: SqlalchemyBackendConfig) -> AsyncEngine:
+    engine = create_async_engine(
+        url, pool_size=config.pool_size, max_overflow=0, hide_parameters=True
+    )
+
+    def on_connect(connection: Any, _record: object) -> None:
+        # The driver must not begin transactions by itself: on_begin does.
+        connection.isolation_level = None
+        cursor = connection.cursor()
+        cursor.execute(f"PRAGMA busy_timeout = {int(config.busy_timeout * 1000)}")
+        cursor.execute("PRAGMA journal_mode = WAL")
+        cursor.execute("PRAGMA synchronous = FULL")
+        cursor.close()
+
+    def on_begin(connection: Connection) -> None:
+        write = connection.get_execution_options().get("fennflow_write", True)
+        # A write lock that is asked for in the middle of a transaction can be refused (BUSY).
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
+
+    event.listen(engine.sync_engine, "connect", on_connect)
+    event.listen(engine.sync_engine, "begin", on_begin)
+    return engine
+
+
+async def create_tables(
+    database: Database, tables: Sequence[Table], catalog_id: str, *, create: bool
+) -> str:
+    """Create or migrate tables under a lock, and return the id of the catalog they belong to.
+
+    Args:
+        database: where.
+        tables: of one file, that of names and values first.
+        catalog_id: to give, if there is none yet.
+        create: whether tables may be created and changed.
+
+    Raises:
+        ConfigException: see `tables.migrate`.
+    """
+    meta = tables[0]
+
+    async def work(connection: AsyncConnection) -> str:
+        if database.dialect == "postgresql":
+            lock = crc32(f"fennflow {meta.schema}.{meta.name}".encode())
+            await connection.execute(select(func.pg_advisory_xact_lock(literal_column(str(lock)))))
+        await connection.run_sync(lambda sync: migrate(sync, tables, create=create))
+        insert = database.insert(meta).values(name="catalog_id", value=catalog_id)
+        await connection.execute(insert.on_conflict_do_nothing())
+        found = await connection.execute(select(meta.c.value).where(meta.c.name == "catalog_id"))
+        return str(found.scalar_one())
+
+    return await database.run(work)

@@ -1,0 +1,440 @@
+"""The statements, built once per backend; each does its work for any number of rows."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import (
+    Column,
+    ColumnElement,
+    Delete,
+    FromClause,
+    Integer,
+    Select,
+    Table,
+    Text,
+    Update,
+    and_,
+    bindparam,
+    delete,
+    exists,
+    literal,
+    null,
+    or_,
+    select,
+    true,
+    tuple_,
+    update,
+)
+
+from fennflow.backends import Intent, ObjectKey, Placement, Record, SessionToken, Tombstone
+from fennflow.connectors import Location
+
+if TYPE_CHECKING:
+    from fennflow_sqlalchemy.database import Database
+    from fennflow_sqlalchemy.tables import Tables
+
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+MICROSECOND = timedelta(microseconds=1)
+
+
+def of(session: SessionToken) -> dict[str, str | int]:
+    """Return the parameters that name a session and its token."""
+    return {"of_session": session.session_id, "held": session.token}
+
+
+def dumps(rows: Iterable[Mapping[str, Any]]) -> str:
+    """Return rows as the parameter of a bulk statement."""
+    return json.dumps(list(rows))
+
+
+def key_rows(keys: Iterable[ObjectKey]) -> str:
+    """Return keys as a parameter, in the order in which they are locked (P3)."""
+    return dumps({"namespace": key.namespace, "key": key.key} for key in sorted(keys))
+
+
+def id_rows(session_ids: Iterable[str]) -> str:
+    """Return session ids as a parameter."""
+    return dumps({"session_id": each} for each in session_ids)
+
+
+def record_rows(records: Iterable[Record]) -> str:
+    """Return records as a parameter, in the order in which they are locked."""
+    return dumps(
+        {
+            "namespace": record.namespace,
+            "key": record.key,
+            "location_key": record.location.key,
+            "version_id": record.location.version_id,
+            "etag": record.etag,
+            "size": record.size,
+            "media_type": record.media_type,
+            "content_type": record.content_type,
+            "sha256": record.sha256,
+            "metadata": json.dumps(dict(record.metadata)),
+            "created_at": (record.created_at - EPOCH) // MICROSECOND,
+            "modified_at": (record.modified_at - EPOCH) // MICROSECOND,
+            "session_id": record.session_id,
+            "seq": record.seq,
+        }
+        for record in sorted(records, key=lambda record: record.object_key)
+    )
+
+
+def record_of(row: Any) -> Record:
+    """Return the record of a row."""
+    return Record(
+        namespace=row.namespace,
+        key=row.key,
+        location=Location(row.location_key, row.version_id),
+        etag=row.etag,
+        size=row.size,
+        media_type=row.media_type,
+        content_type=row.content_type,
+        sha256=row.sha256,
+        metadata=json.loads(row.metadata),
+        created_at=EPOCH + row.created_at * MICROSECOND,
+        modified_at=EPOCH + row.modified_at * MICROSECOND,
+        session_id=row.session_id,
+        seq=row.seq,
+    )
+
+
+def intent_rows(session_id: str, intents: Iterable[Intent]) -> str:
+    """Return intents as a parameter."""
+    return dumps(
+        {
+            "session_id": session_id,
+            "seq": intent.seq,
+            "namespace": intent.namespace,
+            "key": intent.key,
+            "placement": intent.placement.value,
+            "target": intent.target,
+            "upload_id": intent.upload_id,
+        }
+        for intent in intents
+    )
+
+
+def intent_of(row: Any) -> Intent:
+    """Return the intent of a row."""
+    return Intent(
+        seq=row.seq,
+        namespace=row.namespace,
+        key=row.key,
+        placement=Placement(row.placement),
+        target=row.target,
+        upload_id=row.upload_id,
+    )
+
+
+def tombstone_rows(tombstones: Collection[Tombstone]) -> str:
+    """Return tombstones as a parameter."""
+    return dumps(
+        {
+            "namespace": each.namespace,
+            "key": each.key,
+            "session_id": each.session_id,
+            "seq": each.seq,
+        }
+        for each in tombstones
+    )
+
+
+def tombstone_of(row: Any) -> Tombstone:
+    """Return the tombstone of a row."""
+    return Tombstone(namespace=row.namespace, key=row.key, session_id=row.session_id, seq=row.seq)
+
+
+_IDENTITY = ("namespace", "key", "session_id", "seq")
+
+
+class CatalogStatements:
+    """Of records and outcomes.
+
+    Args:
+        tables: that they are about.
+        catalog: their database.
+        doubt_period: seconds that an outcome outlives its session at least.
+    """
+
+    def __init__(self, tables: Tables, catalog: Database, *, doubt_period: float) -> None:
+        records, outcomes = tables.records, tables.outcomes
+        session_id = bindparam("of_session", type_=Text())
+        rows, same = _keys_in(catalog, records)
+        self.records = select(records).join(rows, same)
+        self.scan = {
+            (after, bounded): _scan(records, after=after, bounded=bounded)
+            for after in (False, True)
+            for bounded in (False, True)
+        }
+        self.upsert_records = _upsert(catalog, records, list(records.columns))
+        self.remove_records = _delete_rows(catalog, records, ("namespace", "key"))
+        moved = [
+            records.c.namespace,
+            records.c.key,
+            records.c.location_key,
+            records.c.version_id,
+            records.c.etag,
+            records.c.session_id,
+            records.c.seq,
+        ]
+        rows = catalog.rows("rows", moved)
+        self.relocate = (
+            update(records)
+            .where(*(records.c[name] == rows.c[name] for name in _IDENTITY))
+            .values({name: rows.c[name] for name in ("location_key", "version_id", "etag")})
+        )
+        decision = select(
+            session_id,
+            bindparam("decided", type_=Text()),
+            bindparam("apply", type_=Text()),
+            catalog.now(),
+        )
+        self.decide = (
+            catalog.insert(outcomes)
+            .from_select(["session_id", "outcome", "steps", "decided_at"], decision.where(true()))
+            .on_conflict_do_nothing()
+            .returning(outcomes.c.session_id)
+        )
+        self.outcome = select(outcomes.c.outcome, outcomes.c.steps).where(
+            outcomes.c.session_id == session_id
+        )
+        rows = catalog.rows("rows", [outcomes.c.session_id])
+        self.outcomes = select(outcomes.c.session_id, outcomes.c.outcome).join(
+            rows, outcomes.c.session_id == rows.c.session_id
+        )
+        self.old_outcomes = (
+            select(outcomes.c.session_id)
+            .where(
+                outcomes.c.settled_at.is_(None),
+                outcomes.c.decided_at < catalog.now() - doubt_period,
+                outcomes.c.session_id > bindparam("after", type_=Text()),
+            )
+            .order_by(outcomes.c.session_id)
+            .limit(1000)
+        )
+        rows = catalog.rows("rows", [outcomes.c.session_id])
+        self.settle_outcomes = (
+            update(outcomes)
+            .where(outcomes.c.session_id == rows.c.session_id)
+            .values(settled_at=catalog.now())
+        )
+        self.purge_outcomes = delete(outcomes).where(
+            outcomes.c.settled_at < catalog.now() - doubt_period
+        )
+        rows = catalog.rows("rows", [records.c.session_id])
+        self.staged_sessions = (
+            select(records.c.session_id)
+            .join(rows, records.c.session_id == rows.c.session_id)
+            .where(records.c.location_key != records.c.key)
+            .distinct()
+        )
+
+
+class SessionStatements:
+    """Of sessions, intents and locks.
+
+    Args:
+        tables: that they are about.
+        journal: their database.
+        together: whether it is the catalog's too.
+        lease_ttl: seconds that a lease runs.
+        doubt_period: seconds for which kept locks stand.
+    """
+
+    def __init__(
+        self,
+        tables: Tables,
+        journal: Database,
+        *,
+        together: bool,
+        lease_ttl: float,
+        doubt_period: float,
+    ) -> None:
+        now = journal.now()
+        outcomes, sessions = tables.outcomes, tables.sessions
+        intents, locks = tables.intents, tables.locks
+        session_id = bindparam("of_session", type_=Text())
+        token = bindparam("held", type_=Integer())
+        begun = select(session_id, literal(0), now, now + lease_ttl).where(token == 0)
+        if together:
+            begun = begun.where(~exists().where(outcomes.c.session_id == session_id))
+        opened = journal.insert(sessions).from_select(
+            ["session_id", "token", "began_at", "lease_until"], begun
+        )
+        self.open_session = opened.on_conflict_do_update(
+            index_elements=["session_id"],
+            set_={"lease_until": opened.excluded.lease_until},
+            where=sessions.c.token == token,
+        ).returning(sessions.c.session_id)
+        rows = journal.rows("rows", [locks.c.namespace, locks.c.key])
+        wanted = (
+            select(rows.c.namespace, rows.c.key, session_id)
+            .where(true())
+            .order_by(rows.c.namespace, rows.c.key)
+        )
+        locked = journal.insert(locks).from_select(["namespace", "key", "session_id"], wanted)
+        self.lock = locked.on_conflict_do_update(
+            index_elements=["namespace", "key"],
+            set_={"session_id": locked.excluded.session_id, "kept_until": null()},
+            where=or_(locks.c.session_id == locked.excluded.session_id, locks.c.kept_until <= now),
+        ).returning(locks.c.key)
+        rows, same = _keys_in(journal, locks)
+        self.holders = (
+            select(locks.c.namespace, locks.c.key)
+            .join(rows, same)
+            .where(locks.c.session_id != session_id)
+            .limit(1)
+        )
+        self.write_intents = _upsert(journal, intents, list(intents.columns))
+        self.note_upload = (
+            update(intents)
+            .where(intents.c.session_id == session_id, intents.c.seq == bindparam("number"))
+            .values(upload_id=bindparam("upload"))
+        )
+        self.token = select(sessions.c.token).where(sessions.c.session_id == session_id)
+        self.hold_token = self.token.with_for_update() if together else self.token
+        self.drop_intents = delete(intents).where(intents.c.session_id == session_id)
+        self.drop_session = delete(sessions).where(sessions.c.session_id == session_id)
+        rows, same = _keys_in(journal, locks)
+        self.keep_locks = (
+            update(locks)
+            .where(same, locks.c.session_id == session_id)
+            .values(kept_until=now + doubt_period)
+        )
+        self.drop_locks = delete(locks).where(
+            locks.c.session_id == session_id, locks.c.kept_until.is_(None)
+        )
+        self.drop_kept_locks = delete(locks).where(locks.c.kept_until <= now)
+        self.beat = _beat(journal, sessions, now + lease_ttl)
+        expired = (
+            select(sessions.c.session_id)
+            .where(sessions.c.lease_until <= now)
+            .order_by(sessions.c.lease_until)
+            .limit(bindparam("limit", type_=Integer()))
+        )
+        if together:
+            expired = expired.with_for_update(skip_locked=True)
+        chosen = expired.cte("expired")
+        self.claim = (
+            update(sessions)
+            .where(sessions.c.session_id.in_(select(chosen.c.session_id)))
+            .values(token=sessions.c.token + 1, lease_until=now + lease_ttl)
+            .returning(
+                sessions.c.session_id,
+                sessions.c.token,
+                (now - sessions.c.began_at).label("age"),
+                (sessions.c.lease_until - now).label("lease_left"),
+            )
+        )
+        self.sessions = (
+            select(
+                sessions.c.session_id,
+                sessions.c.token,
+                (now - sessions.c.began_at).label("age"),
+                (sessions.c.lease_until - now).label("lease_left"),
+            )
+            .where(sessions.c.session_id > bindparam("after", type_=Text()))
+            .order_by(sessions.c.session_id)
+            .limit(bindparam("limit", type_=Integer()))
+        )
+        rows = journal.rows("rows", [intents.c.session_id])
+        self.intents = (
+            select(intents)
+            .join(rows, intents.c.session_id == rows.c.session_id)
+            .order_by(intents.c.session_id, intents.c.seq)
+        )
+        rows = journal.rows("rows", [sessions.c.session_id])
+        self.known = select(sessions.c.session_id).join(
+            rows, sessions.c.session_id == rows.c.session_id
+        )
+
+
+class TombstoneStatements:
+    """Of tombstones.
+
+    Args:
+        tables: that they are about.
+        journal: their database.
+        doubt_period: seconds after which they are due.
+    """
+
+    def __init__(self, tables: Tables, journal: Database, *, doubt_period: float) -> None:
+        now = journal.now()
+        sessions, tombstones = tables.sessions, tables.tombstones
+        identity = [tombstones.c[name] for name in _IDENTITY]
+        rows = journal.rows("rows", identity)
+        dug = journal.insert(tombstones).from_select(
+            [*_IDENTITY, "due_at"],
+            select(*(rows.c[name] for name in _IDENTITY), now + doubt_period).where(true()),
+        )
+        self.dig = dug.on_conflict_do_update(
+            index_elements=list(_IDENTITY), set_={"due_at": dug.excluded.due_at}
+        )
+        self.fill_in = _delete_rows(journal, tombstones, _IDENTITY)
+        rows, same = _keys_in(journal, tombstones)
+        self.tombstones = select(tombstones).join(rows, same)
+        self.due_tombstones = (
+            select(tombstones)
+            .where(
+                tombstones.c.due_at <= now,
+                ~exists().where(sessions.c.session_id == tombstones.c.session_id),
+                tuple_(*identity)
+                > tuple_(*(bindparam(f"after_{c.name}", type_=c.type) for c in identity)),
+            )
+            .order_by(*identity)
+            .limit(bindparam("limit", type_=Integer()))
+        )
+
+
+def _keys_in(database: Database, table: Table) -> tuple[FromClause, ColumnElement[bool]]:
+    """Return the rows of a parameter with keys, and the condition that joins a table with them."""
+    rows = database.rows("rows", [table.c.namespace, table.c.key])
+    return rows, and_(table.c.namespace == rows.c.namespace, table.c.key == rows.c.key)
+
+
+def _upsert(database: Database, table: Table, columns: Sequence[Column[Any]]) -> Any:
+    """Return an insert of rows that replaces those with their primary keys."""
+    rows = database.rows("rows", columns)
+    names = [column.name for column in columns]
+    inserted = database.insert(table).from_select(
+        names, select(*(rows.c[name] for name in names)).where(true())
+    )
+    primary = {column.name for column in table.primary_key}
+    return inserted.on_conflict_do_update(
+        index_elements=sorted(primary),
+        set_={name: inserted.excluded[name] for name in names if name not in primary},
+    )
+
+
+def _beat(database: Database, sessions: Table, until: ColumnElement[float]) -> Update:
+    rows = database.rows("rows", [sessions.c.session_id, sessions.c.token])
+    return (
+        update(sessions)
+        .where(sessions.c.session_id == rows.c.session_id, sessions.c.token == rows.c.token)
+        .values(lease_until=until)
+        .returning(sessions.c.session_id, sessions.c.token)
+    )
+
+
+def _scan(records: Table, *, after: bool, bounded: bool) -> Select[Any]:
+    """Return the statement for a page of the catalog, by keyset."""
+    start = bindparam("start", type_=Text())
+    conditions = [
+        records.c.namespace == bindparam("namespace", type_=Text()),
+        records.c.key > start if after else records.c.key >= start,
+    ]
+    if bounded:
+        conditions.append(records.c.key < bindparam("stop", type_=Text()))
+    page = select(records).where(*conditions).order_by(records.c.key)
+    return page.limit(bindparam("limit", type_=Integer()))
+
+
+def _delete_rows(database: Database, table: Table, names: Sequence[str]) -> Delete:
+    columns = [table.c[name] for name in names]
+    rows = database.rows("rows", columns)
+    return delete(table).where(tuple_(*columns).in_(select(*(rows.c[name] for name in names))))

@@ -1,0 +1,240 @@
+"""The tables: catalog and journal, their versions, and how they come to be.
+
+All of a bulk statement's rows travel in one parameter, as JSON, so a call with a thousand files
+costs as many statements as a call with one, and no limit on parameters is met.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    Connection,
+    Double,
+    Index,
+    Inspector,
+    Integer,
+    MetaData,
+    Table,
+    Text,
+    inspect,
+    select,
+)
+
+from fennflow.exceptions import ConfigException
+
+if TYPE_CHECKING:
+    from sqlalchemy.types import TypeEngine
+
+VERSION = 1
+"""Of the schema. What an older version left is migrated by the functions in `_MIGRATIONS`."""
+
+
+def _bytewise() -> TypeEngine[str]:
+    """Return a text that compares by its UTF-8 bytes, as S3 lists."""
+    return Text(collation="BINARY").with_variant(Text(collation="C"), "postgresql")
+
+
+@dataclass(frozen=True, slots=True)
+class Tables:
+    """The tables of one catalog and its journal.
+
+    Args:
+        meta: names and values: the schema's version, the catalog's id.
+        records: the catalog.
+        outcomes: how sessions were decided, one insert each (protocol P5), with the apply steps.
+        journal_meta: like `meta`, where the journal lies.
+        sessions: the journal: sessions that are not settled, with lease and fencing token.
+        intents: what they are about to write or delete.
+        locks: the keys that they hold, and those that stay locked for a while.
+        tombstones: writes that may still arrive.
+    """
+
+    meta: Table
+    records: Table
+    outcomes: Table
+    journal_meta: Table
+    sessions: Table
+    intents: Table
+    locks: Table
+    tombstones: Table
+
+    @property
+    def catalog(self) -> Sequence[Table]:
+        """Those that lie where the user's own tables are, if they are joined."""
+        return self.meta, self.records, self.outcomes
+
+    @property
+    def journal(self) -> Sequence[Table]:
+        """Those that have a file of their own on SQLite."""
+        return self.journal_meta, self.sessions, self.intents, self.locks, self.tombstones
+
+
+def make_tables(prefix: str, schema: str | None) -> tuple[MetaData, Tables]:
+    """Return the tables under a prefix and in a schema."""
+    metadata = MetaData(schema=schema)
+
+    def table(name: str, *items: Any) -> Table:
+        return Table(f"{prefix}{name}", metadata, *items, sqlite_with_rowid=False)
+
+    def meta(name: str) -> Table:
+        return table(
+            name, Column("name", Text, primary_key=True), Column("value", Text, nullable=False)
+        )
+
+    def key(*, primary: bool) -> tuple[Column[str], Column[str]]:
+        return (
+            Column("namespace", _bytewise(), primary_key=primary, nullable=False),
+            Column("key", _bytewise(), primary_key=primary, nullable=False),
+        )
+
+    def session(*, primary: bool) -> Column[str]:
+        return Column("session_id", _bytewise(), primary_key=primary, nullable=False)
+
+    def time(name: str, *, nullable: bool = False) -> Column[float]:
+        # Seconds since the epoch by the database's clock (P22).
+        return Column(name, Double, nullable=nullable)
+
+    records = table(
+        "records",
+        *key(primary=True),
+        Column("location_key", _bytewise(), nullable=False),
+        Column("version_id", Text),
+        Column("etag", Text, nullable=False),
+        Column("size", BigInteger, nullable=False),
+        Column("media_type", Text, nullable=False),
+        Column("content_type", Text),
+        Column("sha256", Text),
+        Column("metadata", Text, nullable=False),  # JSON
+        Column("created_at", BigInteger, nullable=False),  # microseconds since the epoch
+        Column("modified_at", BigInteger, nullable=False),
+        session(primary=False),
+        Column("seq", BigInteger, nullable=False),
+    )
+    staged = records.c.location_key != records.c.key
+    Index(
+        f"{prefix}records_staged",
+        records.c.session_id,
+        sqlite_where=staged,
+        postgresql_where=staged,
+    )
+    outcomes = table(
+        "outcomes",
+        session(primary=True),
+        Column("outcome", Text, nullable=False),
+        Column("steps", Text, nullable=False),  # JSON
+        time("decided_at"),
+        time("settled_at", nullable=True),
+    )
+    sessions = table(
+        "sessions",
+        session(primary=True),
+        Column("token", Integer, nullable=False),
+        time("began_at"),
+        time("lease_until"),
+    )
+    Index(f"{prefix}sessions_lease", sessions.c.lease_until)
+    intents = table(
+        "intents",
+        session(primary=True),
+        Column("seq", BigInteger, primary_key=True, autoincrement=False),
+        *key(primary=False),
+        Column("placement", Text, nullable=False),
+        Column("target", Text, nullable=False),
+        Column("upload_id", Text),
+    )
+    locks = table(
+        "locks", *key(primary=True), session(primary=False), time("kept_until", nullable=True)
+    )
+    Index(f"{prefix}locks_session", locks.c.session_id)
+    tombstones = table(
+        "tombstones",
+        *key(primary=True),
+        session(primary=True),
+        Column("seq", BigInteger, primary_key=True, autoincrement=False),
+        time("due_at"),
+    )
+    Index(f"{prefix}tombstones_due", tombstones.c.due_at)
+    return metadata, Tables(
+        meta=meta("meta"),
+        records=records,
+        outcomes=outcomes,
+        journal_meta=meta("journal_meta"),
+        sessions=sessions,
+        intents=intents,
+        locks=locks,
+        tombstones=tombstones,
+    )
+
+
+def metadata_for(table_prefix: str = "fennflow_", schema_name: str | None = None) -> MetaData:
+    """Return the metadata of FennFlow's tables, for Alembic's `target_metadata`.
+
+    Args:
+        table_prefix: as in `SqlalchemyBackendConfig`.
+        schema_name: likewise.
+    """
+    return make_tables(table_prefix, schema_name)[0]
+
+
+metadata = metadata_for()
+"""Of the tables with the default prefix."""
+
+_MIGRATIONS: dict[int, Callable[[Connection, Sequence[Table]], None]] = {}
+"""By version, what leads from it to the next; called with the tables of one file."""
+
+
+def migrate(connection: Connection, tables: Sequence[Table], *, create: bool) -> None:
+    """Create tables or bring them to this version; the caller holds the lock for that.
+
+    Args:
+        connection: inside a transaction.
+        tables: of one file, that of names and values first.
+        create: whether to; if not, tables and columns have to be there.
+
+    Raises:
+        ConfigException: something is missing, and not to be created; or the tables are newer
+            than this version of FennFlow.
+    """
+    meta = tables[0]
+    inspector = inspect(connection)
+    version = 0
+    if inspector.has_table(meta.name, schema=meta.schema):
+        found = select(meta.c.value).where(meta.c.name == "schema_version")
+        version = int(connection.execute(found).scalar() or 0)
+    if version > VERSION:
+        message = (
+            f"The tables {meta.name} … have version {version}, and this fennflow-sqlalchemy knows "
+            f"{VERSION}. Upgrade it."
+        )
+        raise ConfigException(message)
+    if version == VERSION:
+        return
+    if not create:
+        _check_columns(inspector, tables)
+    elif version == 0:
+        meta.metadata.create_all(connection, tables=tables)
+    else:
+        for each in range(version, VERSION):
+            _MIGRATIONS[each](connection, tables)
+    connection.execute(meta.delete().where(meta.c.name == "schema_version"))
+    connection.execute(meta.insert().values(name="schema_version", value=str(VERSION)))
+
+
+def _check_columns(inspector: Inspector, tables: Sequence[Table]) -> None:
+    missing: list[str] = []
+    for table in tables:
+        there: set[str] = set()
+        if inspector.has_table(table.name, schema=table.schema):
+            there = {each["name"] for each in inspector.get_columns(table.name, table.schema)}
+        missing += [f"{table.name}.{each.name}" for each in table.columns if each.name not in there]
+    if missing:
+        message = (
+            f"Missing in the database: {', '.join(missing)}. Run your migrations with "
+            "fennflow_sqlalchemy.metadata, or set create_tables=True."
+        )
+        raise ConfigException(message)
