@@ -51,7 +51,7 @@ class SqlalchemyBackendConfig(BackendConfig):
         ```
     """
 
-    url: SecretStr = SecretStr("sqlite:///fennflow.db")
+    url: Annotated[SecretStr, Field(validate_default=True)] = SecretStr("sqlite:///fennflow.db")
     table_prefix: Annotated[str, Field(pattern=r"^[a-z_][a-z0-9_]{0,30}$|^$")] = "fennflow_"
     schema_name: Annotated[str | None, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_$]{0,62}$")] = None
     create_tables: bool = True
@@ -72,7 +72,7 @@ class SqlalchemyBackendConfig(BackendConfig):
             message = f"{dialect} is spoken to through {driver}; leave the driver out"
             raise ValueError(message)
         path = found["rest"].partition("?")[0].removeprefix("/")
-        if dialect == "sqlite" and (path in {"", ":memory:"} or "mode=memory" in found["rest"]):
-            message = "names no file; for a catalog in memory use InMemoryBackendConfig"
+        if dialect == "sqlite" and (path in {"", ":memory:"} or path.startswith("file:")):
+            message = "names no path; for a catalog in memory use InMemoryBackendConfig"
             raise ValueError(message)
         return SecretStr(f"{dialect}+{driver}://{found['rest']}")

@@ -49,8 +49,9 @@ Work = Callable[[AsyncConnection], Awaitable[R]]
 
 # Rolled back by the database for sure: serialization failure and deadlock.
 _ROLLED_BACK = {"40001", "40P01"}
-# The server is going away, starting, or full: what was not committed did not happen.
-_NOT_NOW = {"57P01", "57P02", "57P03", "53300"}
+# The server is going away, starting, full, or was kept waiting: what was not committed did not
+# happen.
+_NOT_NOW = {"57P01", "57P02", "57P03", "53300", "25P03"}
 LOCK_NOT_AVAILABLE = "55P03"
 
 
@@ -181,8 +182,15 @@ def _bare(kind: TypeEngine[Any]) -> TypeEngine[Any]:
     return Text(collation="C") if isinstance(kind, Text) else kind
 
 
-def open_databases(config: SqlalchemyBackendConfig) -> tuple[Database, Database]:
-    """Return the databases of catalog and journal; one and the same on PostgreSQL."""
+def open_databases(
+    config: SqlalchemyBackendConfig, *, lease_ttl: float
+) -> tuple[Database, Database]:
+    """Return the databases of catalog and journal; one and the same on PostgreSQL.
+
+    Args:
+        config: which ones.
+        lease_ttl: seconds for which PostgreSQL keeps the locks of a client that fell silent.
+    """
     url = make_url(config.url.get_secret_value())
     if url.get_backend_name() == "postgresql":
         engine = create_async_engine(
@@ -192,9 +200,20 @@ def open_databases(config: SqlalchemyBackendConfig) -> tuple[Database, Database]
             isolation_level="READ COMMITTED",
             hide_parameters=True,
         )
+
+        def on_connect_postgresql(connection: Any, _record: object) -> None:
+            # Who is stopped in the middle of a transaction must not stop recovery, too.
+            cursor = connection.cursor()
+            patience = int(lease_ttl * 1000)
+            cursor.execute(f"SET idle_in_transaction_session_timeout = {patience}")
+            cursor.close()
+            connection.commit()
+
+        event.listen(engine.sync_engine, "connect", on_connect_postgresql)
         database = Database(f"{url.host or 'local'}/{url.database}", engine, "postgresql")
         return database, database
-    path = Path(url.database or "")
+    # The pool opens files whenever it needs one more: in the directory of this moment.
+    path = Path(url.database or "").absolute()
     journal = config.journal or path.with_name(f"{path.stem}.journal{path.suffix}")
     files = [
         Database(

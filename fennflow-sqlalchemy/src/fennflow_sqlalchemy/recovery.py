@@ -45,7 +45,7 @@ class RecoverableBackend(Backend):
     ) -> None:
         self._config = config
         self._tables = make_tables(config.table_prefix, config.schema_name)[1]
-        self._catalog, self._journal = open_databases(config)
+        self._catalog, self._journal = open_databases(config, lease_ttl=lease_ttl)
         self._together = self._catalog is self._journal
         self._of_catalog = CatalogStatements(self._tables, self._catalog, doubt_period=doubt_period)
         self._of_session = SessionStatements(

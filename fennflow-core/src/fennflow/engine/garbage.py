@@ -141,8 +141,9 @@ async def _swept(
         key = each.location.key if isinstance(each, StoredObject) else each.key
         names = key.removeprefix(f"{config.reserved_prefix}/").split("/")
         own = len(names) == STAGING_PARTS and names[0] == parts.backend.catalog_id
-        # Of what is not this catalog's nothing is known: no session lives that long.
-        age = config.doubt_period if own else 2 * config.max_session_age
+        # Of what is another catalog's nothing is known, but that no session lives that long.
+        brief = own or names[0] == "probe"
+        age = config.doubt_period if brief else 2 * config.max_session_age
         if each.modified_at is None or now - each.modified_at.timestamp() < age:
             continue
         step: Step

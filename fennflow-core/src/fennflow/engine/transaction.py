@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from fennflow.engine.runtime import Engine
 
 FIRST_PAUSE = 0.002
+HELP_EVERY = 1.0
+"""Seconds between two looks, of one that waits, whether a lock's holder is dead by now."""
 
 Place = Callable[[ObjectKey, Record | None, Sequence[Write]], Placement | None]
 
@@ -199,15 +201,17 @@ class Transaction:
         """Stage, waiting up to `lock_timeout` for keys that other sessions hold (P3)."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self.config.lock_timeout
-        pause = FIRST_PAUSE
+        pause, help_due = FIRST_PAUSE, loop.time()
         if not self.journaled:
             self.began = loop.time()
         while True:
             try:
                 records = await self._leases.stage(self.lease, keys, plan)
             except RecordLockedException as error:
-                if pause == FIRST_PAUSE and await self.free_locks():
-                    continue
+                if loop.time() >= help_due:
+                    if await self.free_locks():
+                        continue
+                    help_due = loop.time() + HELP_EVERY
                 left = deadline - loop.time()
                 if left <= 0:
                     message = (

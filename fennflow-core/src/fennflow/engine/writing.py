@@ -237,22 +237,23 @@ async def _put(tx: Transaction, seq: int, upload: Upload, *, if_none_match: bool
     async with tx.slots:
         if intent.upload_id is not None:
             await tx.connector.abort_upload(intent.namespace, intent.target, intent.upload_id)
-        tx.lease.check()
         doubtful = tx.writes[seq].doubtful
         # Until the answer is there, the write counts as done and as doubtful (P19).
         tx.update(seq, sent=True, doubtful=True)
         attributes = attributes_of(tx, upload, seq)
-        if isinstance(upload.body, Record):
-            record = upload.body
-            request = tx.connector.copy(
-                intent.namespace,
-                intent.target,
-                CopySource(record.namespace, record.location, record.etag),
-                attributes=attributes,
-                if_none_match=if_none_match,
-            )
-        else:
-            request = tx.connector.put(
+
+        async def send() -> StoredObject:
+            tx.lease.check()  # here, since others may have run after the task was made
+            if isinstance(upload.body, Record):
+                record = upload.body
+                return await tx.connector.copy(
+                    intent.namespace,
+                    intent.target,
+                    CopySource(record.namespace, record.location, record.etag),
+                    attributes=attributes,
+                    if_none_match=if_none_match,
+                )
+            return await tx.connector.put(
                 intent.namespace,
                 intent.target,
                 upload.body,
@@ -260,7 +261,8 @@ async def _put(tx: Transaction, seq: int, upload: Upload, *, if_none_match: bool
                 if_none_match=if_none_match,
                 on_upload=on_upload,
             )
-        put, cancellation = await shielded(request, grace=grace)
+
+        put, cancellation = await shielded(send(), grace=grace)
     try:
         stored = put.result()
     except Exception as error:

@@ -6,6 +6,7 @@ Install it with `pip install 'fennflow-core[testing]'`.
 from __future__ import annotations
 
 from fennflow.testing.backend_suite import BackendSuite
+from fennflow.testing.boundaries import Boundary, boundaries, killing
 from fennflow.testing.connector_suite import ConnectorSuite, Target
 from fennflow.testing.databases import PostgresqlServer, postgresql_server
 from fennflow.testing.servers import (
@@ -19,13 +20,16 @@ from fennflow.testing.servers import (
 
 __all__ = [
     "BackendSuite",
+    "Boundary",
     "ConnectorSuite",
     "Fault",
     "PostgresqlServer",
     "S3Request",
     "S3Server",
     "Target",
+    "boundaries",
     "juicefs_gateway",
+    "killing",
     "moto_server",
     "postgresql_server",
     "strict_s3_server",
