@@ -83,7 +83,9 @@ def dependencies(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """Run the tests, with real servers; `nox -s tests -- -k name` picks some."""
     sync(session, "test")
-    session.run("pytest", "-n2", "-m", "not packaging and not docs", *session.posargs)
+    session.run(
+        "pytest", "-n2", "-m", "not packaging and not docs and not crashes", *session.posargs
+    )
 
 
 @nox.session
@@ -98,3 +100,18 @@ def docs(session: nox.Session) -> None:
     """Run every snippet of README, docs and docstrings."""
     sync(session, "test")
     session.run("pytest", "-n2", "-m", "docs", *session.posargs)
+
+
+@nox.session
+def crashes(session: nox.Session) -> None:
+    """Kill processes at a sample of all boundaries; FENNFLOW_SEED repeats one."""
+    sync(session, "test")
+    session.run("pytest", "-n2", "-m", "crashes", *session.posargs)
+
+
+@nox.session(default=False)
+def all_crashes(session: nox.Session) -> None:
+    """Kill processes at every boundary, on every store and database; takes about half an hour."""
+    sync(session, "test")
+    env = {"FENNFLOW_ALL_CRASHES": "yes"}
+    session.run("pytest", "-n2", "-m", "crashes", *session.posargs, env=env)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import random
 from collections.abc import Generator
 from pathlib import Path
 
@@ -18,9 +20,16 @@ from fennflow.testing import (
 )
 from stores import ALL_STORES, Store, make_store
 
+# Told to the workers of xdist, too; it picks where processes are killed.
+os.environ.setdefault("FENNFLOW_SEED", str(random.SystemRandom().randrange(1 << 32)))
+
 settings.register_profile("quick", deadline=None, max_examples=60, print_blob=True)
 settings.register_profile("thorough", deadline=None, max_examples=2000, print_blob=True)
 settings.load_profile("quick")
+
+
+def pytest_report_header() -> str:
+    return f"FENNFLOW_SEED={os.environ['FENNFLOW_SEED']}"
 
 
 @pytest.fixture(scope="session")

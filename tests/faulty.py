@@ -253,7 +253,7 @@ class FaultyBackend(Backend):
 
     @override
     async def heartbeat(self, sessions: Collection[SessionToken]) -> Any:
-        return await self.inner.heartbeat(sessions)
+        return await self.around("heartbeat", lambda: self.inner.heartbeat(sessions))
 
     @override
     async def claim(self, limit: int) -> Any:

@@ -45,6 +45,10 @@ class PostgresqlServer:
                 message = "PostgreSQL does not die."
                 raise TimeoutError(message)
             time.sleep(0.01)
+        # Where nobody reaps the dead, their lock files would pass for those of the living.
+        (self._server.pgdata / "postmaster.pid").unlink(missing_ok=True)
+        for lock in self._server.pgdata.glob(".s.PGSQL.*.lock"):
+            lock.unlink()
 
     def start(self) -> None:
         """Start it again; on return it serves, what was committed is there."""

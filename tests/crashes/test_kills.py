@@ -1,0 +1,95 @@
+"""A process is killed at every boundary in turn, and another recovers (I1 to I8, P2, P4, P5, P24).
+
+`nox -s crashes` takes all boundaries; else it is a fair sample, of which the seed is printed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+from collections.abc import Mapping
+
+import pytest
+
+from crashing import (
+    AFTER,
+    BEFORE,
+    FOREIGN,
+    SEED,
+    Site,
+    check,
+    make_site,
+    run_until_killed,
+    seed,
+    start,
+)
+from stores import raw_client
+
+pytestmark = [pytest.mark.crashes, pytest.mark.timeout(1800)]
+
+STORES = ["moto", "moto-versioned", "juicefs", "strict"]
+SAMPLE = 14
+FULL = "FENNFLOW_ALL_CRASHES" in os.environ
+
+
+async def kill_at(site: Site, scope: str, at: int, *, fails: bool) -> int | None:
+    """Run a child until it is killed; return how many boundaries it met if it was not."""
+    process, pipe = await asyncio.to_thread(start, run_until_killed, site, scope, at, fails=fails)
+    try:
+        return int(await asyncio.to_thread(pipe.recv))
+    except EOFError:
+        return None
+    finally:
+        await asyncio.to_thread(process.join)
+        pipe.close()
+
+
+@pytest.mark.parametrize("fails", [False, True], ids=["commits", "fails"])
+@pytest.mark.parametrize("database", ["sqlite", "postgresql"])
+@pytest.mark.parametrize("kind", STORES)
+async def test_killed_at_any_boundary(
+    kind: str, database: str, *, fails: bool, request: pytest.FixtureRequest
+) -> None:
+    site = await make_site(kind, database, request)
+    server = request.getfixturevalue(kind.partition("-")[0])
+    allowed: dict[str, list[Mapping[str, bytes]]] = {}
+
+    async def prepare(scope: str) -> None:
+        await seed(site.uow_class, scope)
+        async with raw_client(server) as client:
+            for key, body in FOREIGN.items():
+                await client.put_object(Bucket=site.namespace, Key=f"{scope}/{key}", Body=body)
+
+    await prepare("whole")
+    total = await kill_at(site, "whole", 1 << 30, fails=fails)
+    assert total is not None
+    assert total > 50
+    allowed["whole"] = [BEFORE if fails else AFTER]
+    points = list(range(total))
+    if not FULL:
+        choice = random.Random(f"{SEED} {kind} {database} {fails}")
+        points = sorted(choice.sample(points, SAMPLE))
+
+    slots = asyncio.Semaphore(2)
+
+    async def kill(at: int) -> None:
+        scope = f"at{at}"
+        async with slots:
+            await prepare(scope)
+            ended = await kill_at(site, scope, at, fails=fails) is not None
+        if fails:
+            allowed[scope] = [BEFORE]
+        else:
+            allowed[scope] = [AFTER] if ended else [BEFORE, AFTER]
+
+    async with asyncio.TaskGroup() as group:
+        for at in points:
+            group.create_task(kill(at))
+    await asyncio.sleep(1.0)  # the sweep spares what is younger than the doubt period
+    await site.recover()
+    await check(site, allowed)
+    before = await site.store.objects()
+    await site.recover()  # I7
+    assert await site.store.objects() == before
+    await check(site, allowed)

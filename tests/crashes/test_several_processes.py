@@ -1,0 +1,77 @@
+"""Processes that write the same keys and are killed at random: nothing committed is lost (I1 to I6)."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import random
+from multiprocessing.connection import Connection
+
+import pytest
+
+from crashing import SEED, Event, Site, check, make_site, start, work
+
+pytestmark = [pytest.mark.crashes, pytest.mark.timeout(1800)]
+
+WORKERS = 8
+SESSIONS = 200
+KEYS = 60
+KILL_EVERY = (0.5, 3.0)
+
+
+async def drive(site: Site, worker: int, choice: random.Random) -> list[Event]:
+    """Run one worker's sessions, in a new process after each time that it was killed."""
+    last: dict[int, Event] = {}
+    turn = 0
+    while turn < SESSIONS:
+        process, pipe = await asyncio.to_thread(
+            start, work, site, worker, range(turn, SESSIONS), KEYS
+        )
+        killer = asyncio.get_running_loop().call_later(
+            choice.uniform(*KILL_EVERY) * WORKERS, process.kill
+        )
+        for event in await asyncio.to_thread(drain, pipe):
+            number = int(event.value.partition(".")[2])
+            last[number] = event
+            turn = number + 1
+        killer.cancel()
+        await asyncio.to_thread(process.join)
+    return list(last.values())
+
+
+def drain(pipe: Connection) -> list[Event]:
+    """Return all that a process tells until its end."""
+    events: list[Event] = []
+    try:
+        while True:
+            events.append(pipe.recv())
+    except EOFError:
+        return events
+
+
+@pytest.mark.parametrize("database", ["sqlite", "postgresql"])
+async def test_no_committed_write_is_lost_and_nothing_else_stays(
+    database: str, request: pytest.FixtureRequest
+) -> None:
+    site = await make_site("juicefs", database, request)
+    site.settings.update(lease_ttl=3.0, lock_timeout=30.0, recovery_interval=1.0)
+    choice = random.Random(f"{SEED} {database}")
+    async with asyncio.TaskGroup() as group:
+        workers = [group.create_task(drive(site, each, choice)) for each in range(WORKERS)]
+    events = list(itertools.chain.from_iterable(each.result() for each in workers))
+    assert len(events) == WORKERS * SESSIONS
+    by_value = {event.value: event for event in events}
+    committed = [event for event in events if event.outcome == "committed"]
+    killed = [event for event in events if event.outcome == "unknown"]
+    assert len(committed) > WORKERS * SESSIONS / 2
+    assert killed
+    await asyncio.sleep(1.0)
+    await site.recover()
+    await check(site, {})
+    objects = {key: body.decode() for key, body in (await site.store.objects()).items()}
+    for key in range(KEYS):
+        final = by_value[objects[f"k{key}"]]
+        assert key in final.keys
+        assert final.outcome in {"committed", "unknown"}
+        lost = [each for each in committed if key in each.keys and each.begun > final.ended]
+        assert not lost, f"k{key}: {lost[0]} was committed after {final}"

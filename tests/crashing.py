@@ -1,0 +1,318 @@
+"""Processes that are killed, and what is to be found after others have recovered."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import multiprocessing
+import os
+import random
+import signal
+import sys
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import cache
+from multiprocessing import forkserver
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+from typing import Any, NamedTuple
+from unittest import mock
+
+import aiosqlite
+import asyncpg
+import pytest
+import sqlalchemy
+from sqlalchemy.exc import OperationalError
+
+import fennflow_s3.connector
+import fennflow_sqlalchemy.backend
+from fennflow.backends import SqlalchemyBackendConfig
+from fennflow.config import ConnectorConfig
+from fennflow.exceptions import (
+    FennFlowException,
+    RecordAlreadyExistsException,
+    RecordLockedException,
+)
+from fennflow.files import TextContent
+from fennflow.testing import Boundary, boundaries, killing
+from fennflow_sqlalchemy.database import open_databases
+from stores import FullUOW, Store, make_store, numbers
+
+# Imported once, in the server that forks.
+__all__ = ["aiosqlite", "asyncpg", "fennflow_s3", "fennflow_sqlalchemy"]
+
+BEFORE = {"a": b"old a", "b": b"old b", "c": b"old c", "m": b"old m", "n": b"old n"}
+FOREIGN = {"z": b"somebody else's"}
+AFTER = {
+    "a": b"new a",
+    "c": b"new c",
+    "d": b"new d",
+    "f": b"new f",
+    "g": b"old m",
+    "h": b"old n",
+    "m": b"old m",
+}
+
+
+UNDONE = 0.2
+SEED = os.environ["FENNFLOW_SEED"]
+
+
+class StopError(Exception):
+    """Ends a block."""
+
+
+def text(value: str, name: str) -> TextContent:
+    return TextContent.from_content(value, filename=name)
+
+
+async def seed(uow_class: type[FullUOW], scope: str) -> None:
+    async with uow_class() as uow:
+        files = uow.files.at(scope)
+        await files.put(*(text(body.decode(), key) for key, body in BEFORE.items()))
+
+
+async def change(uow_class: type[FullUOW], scope: str, *, fails: bool) -> None:
+    """Creates, overwrites, deletes, copies, a call that fails half way; and maybe an end by it."""
+    async with uow_class() as uow:
+        files = uow.files.at(scope)
+        await files.put(text("new a", "a"), text("new d", "d"), text("new e", "e"))
+        with suppress(RecordAlreadyExistsException):
+            await files.create(text("mine", "y"), text("mine", "z"))
+        await files.delete("b", "e")
+        await files.delete("c")
+        await files.put(text("new c", "c"))
+        await files.create(text("new f", "f"))
+        await files.copy("m", "g")
+        await files.move("n", "h")
+        if fails:
+            raise StopError
+
+
+@dataclass(frozen=True)
+class Site:
+    """A store and a database: what a child is told."""
+
+    connector: ConnectorConfig
+    namespace: str
+    backend: SqlalchemyBackendConfig
+    settings: dict[str, Any] = field(default_factory=dict[str, Any])
+
+    @property
+    def store(self) -> Store:
+        return Store(self.connector, self.namespace)
+
+    @property
+    def uow_class(self) -> type[FullUOW]:
+        return self.store.uow(backend=self.backend, **self.settings)
+
+    async def sql(self, *statements: str) -> list[Any]:
+        """Run statements, `{}` being the prefix of the tables; return the first column of each."""
+        found: list[Any] = []
+        for database in open_databases(self.backend, lease_ttl=30.0):
+            try:
+                async with database.engine.begin() as connection:
+                    for statement in statements:
+                        named = statement.replace("{}", self.backend.table_prefix)
+                        with suppress(OperationalError):  # SQLite: a table of the other file
+                            result = await connection.execute(sqlalchemy.text(named))
+                            found += result.scalars() if result.returns_rows else []
+            finally:
+                await database.engine.dispose()
+            if database.dialect == "postgresql":
+                break
+        return found
+
+    async def expire(self) -> None:
+        """Let all leases, tombstones and kept locks run out."""
+        await self.sql(
+            "UPDATE {}sessions SET lease_until = 0",
+            "UPDATE {}tombstones SET due_at = 0",
+            "UPDATE {}locks SET kept_until = 0 WHERE kept_until IS NOT NULL",
+        )
+
+    async def recover(self) -> None:
+        """Recover as another process does when enough time has passed."""
+        for _ in range(3):
+            await self.expire()
+            report = await self.uow_class.recover()
+            assert report.pending == 0
+
+    async def journal(self) -> dict[str, int]:
+        """Return how many rows of each table of the journal there are, locks that ran out aside."""
+        tables = {
+            "sessions": "{}sessions",
+            "intents": "{}intents",
+            "locks": "{}locks WHERE kept_until IS NULL OR kept_until > 0",
+            "tombstones": "{}tombstones",
+        }
+        return {
+            name: (await self.sql(f"SELECT count(*) FROM {table}"))[0]
+            for name, table in tables.items()
+        }
+
+
+async def check(site: Site, scopes: Mapping[str, Collection[Mapping[str, bytes]]]) -> None:
+    """Check I1 to I5 in the raw bucket and the tables.
+
+    Args:
+        site: after recovery.
+        scopes: for each, what may have come of it.
+    """
+    objects = await site.store.objects()
+    assert [key for key in objects if key.startswith(".fennflow")] == []
+    async with site.uow_class() as uow:
+        paths = [path async for path in uow.files.iter()]
+        files = {str(file.path): file.data for file in await uow.files.get(*paths)}
+    for scope, allowed in scopes.items():
+        found = under(files, scope)
+        assert found in allowed, f"{scope}: {sorted(found)}"
+        assert under(objects, scope) == found | FOREIGN, scope
+    assert set(await site.journal()) == {"sessions", "intents", "locks", "tombstones"}
+    assert set((await site.journal()).values()) == {0}, await site.journal()
+
+
+def under(files: Mapping[str, bytes], scope: str) -> dict[str, bytes]:
+    return {
+        key.removeprefix(f"{scope}/"): body
+        for key, body in files.items()
+        if key.startswith(f"{scope}/")
+    }
+
+
+async def make_site(kind: str, database: str, request: pytest.FixtureRequest) -> Site:
+    store = await make_store(kind, request)
+    name = f"c{next(numbers)}"
+    if database == "sqlite":
+        directory = request.getfixturevalue("tmp_path")
+        backend = SqlalchemyBackendConfig(url=f"sqlite:///{directory}/{name}.db")
+    else:
+        server = request.getfixturevalue("postgresql")
+        backend = SqlalchemyBackendConfig(url=server.url, table_prefix=f"{name}_")
+    # Nothing of a dead process arrives late at a server on this machine.
+    return Site(store.config, store.namespace, backend, {"doubt_period": 0.5})
+
+
+def run_until_killed(site: Site, scope: str, at: int, pipe: Connection, *, fails: bool) -> None:
+    """Run `change`, killed at a boundary; tell how many there were if it was not."""
+    count = 0
+    kill = killing(at=at)
+
+    def reached(boundary: Boundary) -> None:
+        nonlocal count
+        count += 1
+        kill(boundary)
+
+    with boundaries(reached), suppress(StopError):
+        asyncio.run(change(site.uow_class, scope, fails=fails))
+    pipe.send(count)
+
+
+def run_until_stopped(site: Site, scope: str, stop: Boundary, nth: int, pipe: Connection) -> None:
+    """Run `change`, stopped by SIGSTOP at a boundary; tell how it ended when it was woken."""
+    left = nth
+
+    def reached(boundary: Boundary) -> None:
+        nonlocal left
+        if boundary == stop:
+            left -= 1
+            if left == 0:
+                pipe.send("stops")
+                os.kill(os.getpid(), signal.SIGSTOP)
+
+    async def main() -> None:
+        async with site.uow_class.lifespan():
+            await site.uow_class.recover()
+            # What an engine does at first use is over: on SQLite, who stops in the middle of a
+            # transaction stops all.
+            await asyncio.sleep(0.3)
+            with boundaries(reached):
+                await change(site.uow_class, scope, fails=False)
+
+    try:
+        asyncio.run(main())
+    except FennFlowException as error:
+        pipe.send(type(error).__name__)
+    else:
+        pipe.send("committed")
+
+
+def die(site: Site, key: str, at: Boundary, pipe: Connection) -> None:
+    """Overwrite a key, and be killed at the first of such boundaries."""
+    del pipe
+
+    def reached(boundary: Boundary) -> None:
+        if boundary == at:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    async def main() -> None:
+        async with site.uow_class() as uow:
+            await uow.files.put(text("new", key))
+
+    with boundaries(reached):
+        asyncio.run(main())
+
+
+def recover(site: Site, pipe: Connection) -> None:
+    """Recover once, as soon as told to."""
+    pipe.recv()
+    pipe.send(asyncio.run(site.uow_class.recover()))
+
+
+class Event(NamedTuple):
+    """What a worker tells of a session: when it began, and how and when it ended."""
+
+    value: str
+    keys: Sequence[int]
+    begun: float
+    ended: float
+    outcome: str
+
+
+def work(site: Site, worker: int, turns: range, keys: int, pipe: Connection) -> None:
+    """Run sessions on keys that others write, too."""
+
+    async def session(turn: int, choice: random.Random) -> None:
+        chosen = choice.sample(range(keys), 3)
+        value, begun = f"{worker}.{turn}", time.monotonic()
+        pipe.send(Event(value, chosen, begun, math.inf, "unknown"))
+        outcome = "committed"
+        try:
+            async with site.uow_class() as uow:
+                await uow.files.put(*(text(value, f"k{key}") for key in chosen[:2]))
+                await uow.files.put(text(value, f"k{chosen[2]}"))
+                if choice.random() < UNDONE:
+                    outcome = "undone"
+                    await uow.rollback()
+        except RecordLockedException:
+            outcome = "locked"
+        pipe.send(Event(value, chosen, begun, time.monotonic(), outcome))
+
+    async def main() -> None:
+        for turn in turns:
+            await session(turn, random.Random(f"{worker} {turn}"))
+
+    asyncio.run(main())
+
+
+_context = multiprocessing.get_context("forkserver")
+
+
+@cache
+def _fork_server() -> None:
+    """Start the process that has imported all, and forks; before 3.12 it knows no `sys.path`."""
+    _context.set_forkserver_preload(["crashing"])
+    with mock.patch.dict(os.environ, PYTHONPATH=os.pathsep.join(sys.path)):
+        forkserver.ensure_running()
+
+
+def start(target: Callable[..., None], *args: Any, **kwargs: Any) -> tuple[BaseProcess, Connection]:
+    """Start a process with one end of a pipe."""
+    _fork_server()
+    here, there = _context.Pipe()
+    process = _context.Process(target=target, args=args, kwargs={"pipe": there, **kwargs})
+    process.start()
+    there.close()
+    return process, here

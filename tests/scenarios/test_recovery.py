@@ -1,0 +1,254 @@
+"""Recovery as an engine does it beside its work: leases, takeover, tombstones and the sweep.
+
+What is left when processes are killed at other moments is looked at in `tests/crashes`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import pickle
+import subprocess
+import sys
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+
+import pytest
+
+import crashing
+import faulty
+from crashing import Site, make_site, start, text
+from fennflow import plugins
+from fennflow.backends import ObjectKey, Tombstone
+from fennflow.exceptions import SessionLostException, TransactionException
+from fennflow.testing import Boundary, S3Server
+from fennflow.testing.recovery_suite import new_session, opened
+from stores import raw_client
+
+UNCOMMITTED = Boundary("after", "put")
+COMMITTED = Boundary("before", "copy")
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+async def site(request: pytest.FixtureRequest, moto: S3Server) -> Site:
+    """Return moto's server with each of the databases."""
+    del moto
+    return await make_site("moto", request.param, request)
+
+
+def changed(site: Site, **settings: object) -> Site:
+    """Return what another process has: an engine of its own."""
+    return replace(site, settings={**site.settings, **settings})
+
+
+async def put(site: Site, key: str, value: str) -> None:
+    async with site.uow_class() as uow:
+        await uow.files.put(text(value, key))
+
+
+async def read(site: Site, key: str) -> str:
+    async with site.uow_class() as uow:
+        data = (await uow.files.get(key)).one().data
+        assert isinstance(data, bytes)
+        return data.decode()
+
+
+async def leave(site: Site, key: str, at: Boundary) -> None:
+    """Leave what a process leaves that dies while it overwrites a key."""
+    process, pipe = start(crashing.die, site, key, at)
+    await asyncio.to_thread(process.join)
+    pipe.close()
+
+
+async def eventually(condition: Callable[[], Awaitable[bool]]) -> None:
+    deadline = time.monotonic() + 20
+    while not await condition():
+        assert time.monotonic() < deadline, "it did not happen"
+        await asyncio.sleep(0.05)
+
+
+async def test_a_session_keeps_its_lease_as_long_as_it_lives(site: Site) -> None:
+    """P22: the heartbeat renews it; nobody else can claim the session."""
+    brief = changed(site, lease_ttl=0.9)
+    other = changed(site, lease_ttl=0.8)
+    async with brief.uow_class() as uow:
+        await uow.files.put(text("mine", "a"))
+        for _ in range(10):
+            await asyncio.sleep(0.2)
+            report = await other.uow_class.recover()
+            assert report.rolled_forward == report.compensated == report.pending == 0
+        await uow.files.put(text("mine", "b"))
+    assert await read(site, "b") == "mine"
+
+
+async def test_a_session_that_somebody_claimed_sends_nothing_more(site: Site) -> None:
+    """P23, P25: its token is old, and no request leaves although its work is not over."""
+    uow_class, other = site.uow_class, changed(site, lease_ttl=59.0)
+    with pytest.raises(SessionLostException):
+        async with uow_class() as uow:
+            await uow.files.put(text("mine", "a"))
+            await site.expire()
+            assert (await other.uow_class.recover()).compensated == 1
+            await uow.files.put(text("mine", "b"))
+    assert await site.store.objects() == {}
+    assert await site.journal() == {"sessions": 0, "intents": 0, "locks": 0, "tombstones": 1}
+
+
+async def test_a_lease_that_cannot_be_renewed_ends_by_the_clock_of_its_owner(
+    site: Site, moto: S3Server
+) -> None:
+    """P23: before it ends by the database's, and before others take over."""
+
+    async def no_heartbeat(_when: str, operation: str, _key: str) -> None:
+        if operation == "heartbeat":
+            raise ConnectionError
+
+    backend = faulty.FaultyBackendConfig(inner=site.backend, script=no_heartbeat)
+    with plugins.override(faulty.THIS):
+        settings = {**site.settings, "lease_ttl": 0.6, "max_concurrency": 1}
+        uow_class = site.store.uow(backend=backend, **settings)
+        async with uow_class() as uow:
+            await uow.files.put(text("up", "warm"))
+        files = [text("mine", str(number)) for number in range(9)]
+        lost = pytest.raises(SessionLostException, match="lease")
+        with moto.watched() as requests, moto.delayed(0.2), lost:
+            async with uow_class() as uow:
+                await uow.files.put(*files)
+    assert {each.operation for each in requests} == {"PUT"}
+    assert 0 < len(requests) < 4
+    await asyncio.sleep(1.0)
+    await site.recover()
+    assert await site.store.objects() == {"warm": b"up"}
+
+
+async def test_a_session_does_not_commit_when_it_is_too_old(site: Site) -> None:
+    """P27: the sweep of others takes it for dead."""
+    aged = changed(site, max_session_age=0.3)
+    with pytest.raises(TransactionException, match="max_session_age"):
+        async with aged.uow_class() as uow:
+            await uow.files.put(text("mine", "a"))
+            await asyncio.sleep(0.4)
+    assert await site.store.objects() == {}
+
+
+@pytest.mark.parametrize(("at", "value"), [(UNCOMMITTED, "old"), (COMMITTED, "new")])
+async def test_what_a_dead_process_left_is_settled_at_first_use(
+    site: Site, at: Boundary, value: str
+) -> None:
+    """P24, P26."""
+    await put(site, "a", "old")
+    await leave(site, "a", at)
+    [session] = await site.uow_class.sessions()
+    assert session.state == ("committed" if at == COMMITTED else "open")
+    assert session.paths == [f"{site.namespace}/a"]
+    assert session.lease_left > 0
+    await site.expire()
+    other = changed(site, recovery_interval=3600.0)
+    assert await read(other, "a") == value
+
+    async def settled() -> bool:
+        return not await other.uow_class.sessions()
+
+    await eventually(settled)
+    assert (await site.store.objects())["a"] == value.encode()
+
+
+async def test_what_a_dead_process_left_is_settled_at_intervals(site: Site) -> None:
+    """P26: by an engine that was in use before."""
+    other = changed(site, recovery_interval=0.1)
+    await put(other, "a", "old")
+    await leave(changed(site, lease_ttl=1.0), "a", COMMITTED)
+
+    async def settled() -> bool:
+        return not (await site.journal())["sessions"]
+
+    await eventually(settled)
+    assert await site.store.objects() == {"a": b"new"}
+
+
+async def test_who_waits_for_a_path_of_a_dead_process_takes_it_over(site: Site) -> None:
+    """P3, P24: and need not wait for the interval."""
+    other = changed(site, recovery_interval=3600.0, lock_timeout=20.0)
+    await put(other, "a", "old")
+    await leave(changed(site, lease_ttl=1.0), "a", UNCOMMITTED)
+    await put(other, "a", "newer")
+    assert await read(other, "a") == "newer"
+
+
+async def test_what_arrives_late_is_buried(site: Site, moto: S3Server) -> None:
+    """P20 a: an object that a lost request made after all was undone; and no other one."""
+    late, fresh = new_session(), new_session()
+    doubts = [
+        Tombstone(namespace=site.namespace, key=key, session_id=late.session_id, seq=seq)
+        for seq, key in enumerate(["a", "b"], start=1)
+    ]
+    async with opened(site.backend) as backend:
+        await backend.stage(late, [ObjectKey(site.namespace, key) for key in "ab"], lambda _: ())
+        await backend.abort(late)
+        await backend.settle(late, tombstones=doubts)
+    async with raw_client(moto) as client:
+        for key, session, seq in [("a", late, 1), ("b", fresh, 2)]:
+            stamp = {"fennflow_session": session.session_id, "fennflow_seq": str(seq)}
+            await client.put_object(Bucket=site.namespace, Key=key, Body=b"late", Metadata=stamp)
+    assert (await site.uow_class.recover()).buried == 0
+    await site.expire()
+    assert (await site.uow_class.recover()).buried == 2
+    assert set(await site.store.objects()) == {"b"}
+    assert (await site.journal())["tombstones"] == 0
+
+
+async def test_the_sweep_takes_what_nobody_knows_of_and_nothing_else(
+    site: Site, moto: S3Server
+) -> None:
+    """P27: staged bytes and uploads of this catalog that are old, and of no live session."""
+    async with opened(site.backend) as backend:
+        own = f".fennflow/{backend.catalog_id}"
+    foreign = ".fennflow/another-catalog/some-session/1"
+    async with raw_client(moto) as client:
+        for key in (f"{own}/dead/1", foreign):
+            await client.put_object(Bucket=site.namespace, Key=key, Body=b"left")
+        patient = changed(site, doubt_period=960.0)
+        assert (await patient.uow_class.recover()).swept == 0  # they are too young
+        # For moto's server every upload began in 2010.
+        await client.create_multipart_upload(Bucket=site.namespace, Key=f"{own}/dead/2")
+    await put(site, "a", "old")
+    async with site.uow_class() as uow:
+        await uow.files.put(text("new", "a"))
+        await asyncio.sleep(1.1)  # S3 counts seconds; `doubt_period` is half of one
+        report = await changed(site, lock_timeout=1.0).uow_class.recover()
+        assert (report.swept, report.uploads) == (1, 1)
+    assert await site.store.objects() == {"a": b"new", foreign: b"left"}
+
+
+PROGRAM = """
+import asyncio
+import pickle
+import sys
+
+site = pickle.loads(bytes.fromhex(sys.argv[1]))
+
+
+async def main():
+    uow_class = site.uow_class
+    async with uow_class() as uow:
+        from fennflow.files import TextContent
+        await uow.files.put(TextContent.from_content("mine", filename="a"))
+
+
+for _ in range(2):
+    asyncio.run(main())
+"""
+
+
+def test_a_program_without_lifespan_ends_without_a_warning(site: Site) -> None:
+    """And leaves no task behind: neither heartbeat nor recovery."""
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", PROGRAM, pickle.dumps(site).hex()],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=100,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
