@@ -7,16 +7,18 @@ import math
 import multiprocessing
 import os
 import random
+import runpy
 import signal
 import sys
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import AsyncGenerator, Callable, Collection, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cache
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
+from pathlib import Path
 from typing import Any, NamedTuple
 from unittest import mock
 
@@ -24,7 +26,9 @@ import aiosqlite
 import asyncpg
 import pytest
 import sqlalchemy
+import uvicorn
 from sqlalchemy.exc import OperationalError
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
 
 import fennflow_s3.connector
 import fennflow_sqlalchemy.backend
@@ -208,6 +212,109 @@ def run_until_killed(site: Site, scope: str, at: int, pipe: Connection, *, fails
     with boundaries(reached), suppress(StopError):
         asyncio.run(change(site.uow_class, scope, fails=fails))
     pipe.send(count)
+
+
+def rows_of(site: Site) -> sqlalchemy.Table:
+    """Return a table of the user's own, on the database of the catalog."""
+    return sqlalchemy.Table(
+        f"{site.backend.table_prefix}rows",
+        sqlalchemy.MetaData(),
+        sqlalchemy.Column("name", sqlalchemy.Text, primary_key=True),
+        sqlalchemy.Column("value", sqlalchemy.Text),
+    )
+
+
+@asynccontextmanager
+async def user_engine(site: Site) -> AsyncGenerator[AsyncEngine]:
+    engine = create_async_engine(site.backend.url.get_secret_value())
+    try:
+        yield engine
+    finally:
+        await engine.dispose()
+
+
+ROWS_BEFORE = {"a": "old a", "b": "old b"}
+ROWS_AFTER = {"a": "new a", "d": "new d"}
+
+
+async def seed_jointly(site: Site, *scopes: str) -> None:
+    rows = rows_of(site)
+    async with user_engine(site) as engine, AsyncSession(engine) as session:
+        await (await session.connection()).run_sync(rows.metadata.create_all)
+        for scope in scopes:
+            async with site.uow_class(join=session) as uow:
+                for name, value in ROWS_BEFORE.items():
+                    await session.execute(rows.insert().values(name=f"{scope}/{name}", value=value))
+                    await uow.files.put(text(value, f"{scope}/{name}"))
+
+
+async def change_jointly(site: Site, scope: str, *, surrounds: bool) -> None:
+    """Create, overwrite and delete, rows and files in one transaction."""
+    rows = rows_of(site)
+
+    async def work(session: AsyncSession) -> None:
+        old = rows.c.name == f"{scope}/a"
+        async with site.uow_class(join=session) as uow:
+            files = uow.files.at(scope)
+            await files.put(text("new a", "a"))
+            await session.execute(rows.update().where(old).values(value="new a"))
+            await session.execute(rows.insert().values(name=f"{scope}/d", value="new d"))
+            await files.put(text("new d", "d"))
+            await session.execute(rows.delete().where(rows.c.name == f"{scope}/b"))
+            await files.delete("b")
+
+    async with user_engine(site) as engine, AsyncSession(engine) as session:
+        if surrounds:
+            async with session.begin():
+                await work(session)
+        else:
+            await work(session)
+
+
+async def check_jointly(site: Site, scopes: Mapping[str, Collection[Mapping[str, str]]]) -> None:
+    """Check that rows and files say the same, and that it is one of what is allowed."""
+    rows = rows_of(site)
+    async with user_engine(site) as engine, engine.connect() as connection:
+        found = {row.name: row.value for row in await connection.execute(rows.select())}
+    objects = {key: body.decode() for key, body in (await site.store.objects()).items()}
+    assert objects == found
+    for scope, allowed in scopes.items():
+        prefix = f"{scope}/"
+        own = {key.removeprefix(prefix): found[key] for key in found if key.startswith(prefix)}
+        assert own in allowed, scope
+    assert set((await site.journal()).values()) == {0}, await site.journal()
+
+
+def run_jointly_until_killed(
+    site: Site, scope: str, at: int, pipe: Connection, *, surrounds: bool
+) -> None:
+    """Run `change_jointly`, killed at a boundary; tell how many there were if it was not."""
+    count = 0
+    kill = killing(at=at)
+
+    def reached(boundary: Boundary) -> None:
+        nonlocal count
+        count += 1
+        kill(boundary)
+
+    with boundaries(reached):
+        asyncio.run(change_jointly(site, scope, surrounds=surrounds))
+    pipe.send(count)
+
+
+def serve_until(at: Boundary, variables: Mapping[str, str], port: int, pipe: Connection) -> None:
+    """Serve the example, and be killed at the first of such boundaries."""
+    os.environ.update(variables)
+    path = str(Path(__file__).parents[1] / "examples" / "fastapi_app.py")
+    app = runpy.run_path(path)["app"]
+
+    def reached(boundary: Boundary) -> None:
+        if boundary == at:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    pipe.send("serves")
+    with boundaries(reached):
+        uvicorn.run(app, port=port, log_level="error")
 
 
 def run_until_stopped(site: Site, scope: str, stop: Boundary, nth: int, pipe: Connection) -> None:

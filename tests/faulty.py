@@ -220,8 +220,12 @@ class FaultyBackend(Backend):
         await self.around("commit", lambda: self.inner.commit(session, commit))
 
     @override
-    async def abort(self, session: SessionToken) -> Any:
-        return await self.around("abort", lambda: self.inner.abort(session))
+    async def abort(self, session: SessionToken, *, patience: float | None = None) -> Any:
+        return await self.around("abort", lambda: self.inner.abort(session, patience=patience))
+
+    @override
+    async def join(self, transaction: object) -> Any:
+        return await self.inner.join(transaction)
 
     @override
     async def relocate(self, session: SessionToken, records: Sequence[Record]) -> None:

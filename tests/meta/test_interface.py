@@ -18,6 +18,7 @@ PACKAGES = {
     "fennflow": "fennflow-core",
     "fennflow_memory": "fennflow-memory",
     "fennflow_s3": "fennflow-s3",
+    "fennflow_sqlalchemy": "fennflow-sqlalchemy",
 }
 
 

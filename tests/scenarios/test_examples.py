@@ -2,12 +2,103 @@
 
 from __future__ import annotations
 
+import os
 import re
+import socket
 import subprocess
 import sys
+import time
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 
+import httpx
+import pytest
+
+from fennflow.testing import PostgresqlServer, S3Server
+from stores import new_bucket
+
 ROOT = Path(__file__).parents[2]
+
+
+@contextmanager
+def served(server: S3Server, bucket: str, database: str) -> Generator[httpx.Client]:
+    """Run the FastAPI example as a program, as its users do."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    process = subprocess.Popen(
+        [
+            *(sys.executable, "-W", "error", "-m", "uvicorn", "--app-dir", "examples"),
+            *("--port", str(port), "--log-level", "warning", "fastapi_app:app"),
+        ],
+        cwd=ROOT,
+        env=os.environ
+        | {
+            "DATABASE_URL": database,
+            "BUCKET": bucket,
+            "AWS_ENDPOINT_URL": server.url,
+            "AWS_DEFAULT_REGION": "us-east-1",
+            "AWS_ACCESS_KEY_ID": server.access_key,
+            "AWS_SECRET_ACCESS_KEY": server.secret_key,
+        },
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 30
+    try:
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
+            while True:
+                try:
+                    client.get("/letters/0")
+                    break
+                except httpx.ConnectError:
+                    assert process.poll() is None, process.communicate()[1]
+                    assert time.monotonic() < deadline
+                    time.sleep(0.05)
+            yield client
+    finally:
+        process.terminate()
+        _, errors = process.communicate(timeout=30)
+    assert errors == ""
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
+async def test_the_fastapi_example_stores_letters_with_their_files(
+    kind: str, moto: S3Server, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    database = f"sqlite:///{tmp_path}/letters.db"
+    if kind == "postgresql":
+        server: PostgresqlServer = request.getfixturevalue("postgresql")
+        database = server.new_database()
+    bucket = await new_bucket(moto)
+    first = ("a.txt", b"one", "text/plain")
+    with served(moto, bucket, database) as client:
+        both = [("files", first), ("files", ("b.bin", b"two", "application/octet-stream"))]
+        answer = client.post("/letters", data={"title": "Dear Ann"}, files=both)
+        assert (answer.status_code, answer.json()) == (
+            201,
+            {"id": 1, "attachments": ["a.txt", "b.bin"]},
+        )
+        stored = {"id": 1, "title": "Dear Ann", "attachments": ["a.txt", "b.bin"]}
+        assert client.get("/letters/1").json() == stored
+        # Two files of one name: the row goes, too.
+        twice = [("files", first), ("files", first)]
+        answer = client.post("/letters", data={"title": "Dear Bob"}, files=twice)
+        assert answer.status_code == 400
+        assert "named" in answer.json()["detail"]
+        answer = client.put("/letters/1", data={"title": "Dear Bob"}, files=twice)
+        assert answer.status_code == 400
+        assert client.get("/letters/1").json() == stored
+        assert client.get("/letters/2").status_code == 404
+        new = [("files", ("a.txt", b"new", "text/plain"))]
+        assert client.put("/letters/1", data={"title": "Dear Cleo"}, files=new).is_success
+        answer = client.get("/letters/1/a.txt")
+        assert answer.content == b"new"
+        assert answer.headers["content-type"].startswith("text/plain")
+        assert client.get("/letters/1/c.txt").status_code == 404
+    with served(moto, bucket, database) as client:
+        assert client.get("/letters/1").json() == stored | {"title": "Dear Cleo"}
 
 
 def test_the_quickstart_shows_objects_and_an_untouched_bucket() -> None:

@@ -14,6 +14,7 @@ or nothing of it happened. Who calls what, in the life of a session:
 | `settle` | when nothing is left to do | P6 P20 |
 | `heartbeat` | by the owner, every third of `lease_ttl` | P22 |
 | `claim` | by recovery, for sessions whose lease has run out | P24 |
+| `join` | when a unit of work with `join=` is opened: the pivot is then written by what it returns | P5 |
 
 Time is the backend's: leases, kept locks and the doubt of tombstones run out by its clock.
 """
@@ -24,6 +25,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from fennflow.exceptions import ConfigException
 from fennflow.rows import (
     AbortUpload as AbortUpload,
 )
@@ -92,6 +94,7 @@ __all__ = [
     "Delete",
     "InMemoryBackendConfig",
     "Intent",
+    "JoinedTransaction",
     "JournaledSession",
     "ObjectKey",
     "Outcome",
@@ -109,6 +112,39 @@ __all__ = [
 
 
 Plan = Callable[[Mapping[ObjectKey, Record]], Sequence[Intent]]
+
+
+class JoinedTransaction(ABC):
+    """A user's own database transaction, in which a pivot is written (`UOW(join=...)`)."""
+
+    @property
+    @abstractmethod
+    def surrounds(self) -> bool:
+        """Whether the user's own block ends it; else it is ended with the unit of work."""
+
+    @property
+    @abstractmethod
+    def ended(self) -> bool:
+        """Whether it is over, one way or the other, so that the decision is there to be read."""
+
+    @abstractmethod
+    async def commit(self, session: SessionToken, commit: Commit | None) -> None:
+        """Write the pivot in it, then end it unless it surrounds the unit of work.
+
+        Like `Backend.commit`, but that no row of the journal is touched: the transaction may not
+        see them. If it raises after the first statement, the transaction is rolled back.
+
+        Args:
+            session: who commits; its token is checked.
+            commit: what to write; None if there is nothing, and the transaction is only ended.
+
+        Raises:
+            Exception: like `Backend.commit`, and what ending the transaction raises.
+        """
+
+    @abstractmethod
+    async def rollback(self) -> None:
+        """Roll it back unless it surrounds the unit of work."""
 
 
 class Backend(ABC):
@@ -182,9 +218,31 @@ class Backend(ABC):
             Exception: any other leaves the outcome open; the engine then calls `abort`.
         """
 
+    async def join(self, transaction: object) -> JoinedTransaction:
+        """Return what writes pivots inside a transaction of the user's on this database.
+
+        Not abstract: most backends are no database of the user's.
+
+        Raises:
+            ConfigException: it is none, or not on the database of the catalog.
+        """
+        message = (
+            f"{type(self).__name__} cannot commit in the transaction of {type(transaction)}. "
+            "UOW(join=...) takes an AsyncSession or AsyncConnection of SQLAlchemy, on the database "
+            "of a SqlalchemyBackendConfig: pip install 'fennflow[sqlite]' or 'fennflow[postgresql]'."
+        )
+        raise ConfigException(message)
+
     @abstractmethod
-    async def abort(self, session: SessionToken) -> tuple[Outcome, Sequence[Step]]:
+    async def abort(
+        self, session: SessionToken, *, patience: float | None = None
+    ) -> tuple[Outcome, Sequence[Step]]:
         """Decide `aborted` unless the session is decided already (P5).
+
+        Args:
+            session: which one.
+            patience: seconds to wait for an open transaction that holds the decision; None for
+                as long as the backend thinks right.
 
         Returns:
             the outcome that stands. COMMITTED means that a pivot whose answer was lost had gone

@@ -56,8 +56,13 @@ class UnitOfWork:
     Args:
         auto_commit: whether the end of the block commits. If not, what `commit()` did not commit
             is undone.
+        join: an `AsyncSession` or `AsyncConnection` of SQLAlchemy on the database of a
+            `SqlalchemyBackendConfig`: files and rows commit in its transaction, in one instant or
+            not at all. If it has begun (`async with session.begin()`), its own block ends it; if
+            not, it is committed or rolled back with this one.
 
     Raises:
+        ConfigException: `join` is nothing that the backend can commit in.
         PluginException: the connector or the backend of `config` is not installed or broken.
         CommitUncertainException: the backend was lost while it committed (protocol P5).
 
@@ -100,8 +105,9 @@ class UnitOfWork:
             )
             raise ConfigException(message)
 
-    def __init__(self, *, auto_commit: bool = True) -> None:
+    def __init__(self, *, auto_commit: bool = True, join: object | None = None) -> None:
         self._auto_commit = auto_commit
+        self._join = join
         self._plugins = plugins.registry()
         self._plugins.connector_for(self.config.connector)
         self._plugins.backend_for(self.config.backend)
@@ -114,7 +120,11 @@ class UnitOfWork:
             raise TransactionException(message)
         deliver_late_cancellation()
         engine = await engine_for(self.config, self._plugins)
-        self._session = Session(engine)
+        joined = None if self._join is None else await engine.backend.join(self._join)
+        session = Session(engine, joined)
+        if not self._auto_commit:
+            session.check_ends_here()
+        self._session = session
         for name, field in _fields(type(self)).items():
             # RepoField is no data descriptor, so what stands in the instance is found first.
             self.__dict__[name] = field.bind(self._session)
@@ -146,11 +156,20 @@ class UnitOfWork:
         Raises:
             ConflictException: `validate_reads`, and a record that was read has changed.
             CommitUncertainException: the outcome could not be learnt; recovery settles it.
+            TransactionException: a joined transaction surrounds this block, and decides itself.
         """
+        self._opened().check_ends_here()
         await self._opened().commit()
 
     async def rollback(self) -> None:
-        """Undo what was done since the last `commit()`; more work may follow."""
+        """Undo what was done since the last `commit()`; more work may follow.
+
+        A joined transaction that does not surround this block is rolled back, too.
+
+        Raises:
+            TransactionException: a joined transaction surrounds this block, and decides itself.
+        """
+        self._opened().check_ends_here()
         await self._opened().rollback()
 
     def on_commit(self, callback: Callback) -> None:

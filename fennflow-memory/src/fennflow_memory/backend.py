@@ -180,7 +180,10 @@ class InMemoryBackend(Backend):
                 self._drop(session, row)
 
     @override
-    async def abort(self, session: SessionToken) -> tuple[Outcome, Sequence[Step]]:
+    async def abort(
+        self, session: SessionToken, *, patience: float | None = None
+    ) -> tuple[Outcome, Sequence[Step]]:
+        del patience  # no transaction is ever open
         with self._tables.lock:
             row = self._tables.sessions.get(session.session_id)
             if row is None:

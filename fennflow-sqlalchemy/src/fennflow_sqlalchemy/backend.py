@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 import uuid_utils
 from sqlalchemy import text
-from sqlalchemy.exc import DBAPIError
 from typing_extensions import override
 
 from fennflow.backends import (
     Commit,
+    JoinedTransaction,
     ObjectKey,
     Outcome,
     Plan,
@@ -35,11 +35,8 @@ from fennflow.exceptions import (
     SessionLostException,
 )
 from fennflow.paths import after_prefix
-from fennflow_sqlalchemy.database import (
-    LOCK_NOT_AVAILABLE,
-    create_tables,
-    sqlstate,
-)
+from fennflow_sqlalchemy.database import ImpatientError, create_tables
+from fennflow_sqlalchemy.join import UserTransaction
 from fennflow_sqlalchemy.recovery import RecoverableBackend
 from fennflow_sqlalchemy.statements import (
     intent_rows,
@@ -54,7 +51,8 @@ if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection
 
 
-DECISION_TIMEOUT = "500ms"
+PATIENCE = 5.0
+"""Seconds to wait for one's own pivot, of which only the answer was lost."""
 
 
 class SqlalchemyBackend(RecoverableBackend):
@@ -197,14 +195,46 @@ class SqlalchemyBackend(RecoverableBackend):
         if not commit.steps:
             await self._journal.run(lambda each: self._drop(each, session))
 
-    async def _pivot(
+    @override
+    async def join(self, transaction: object) -> JoinedTransaction:
+        joined = UserTransaction(transaction, self._catalog, self._tables.meta, self._pivot_joined)
+        await joined.check(self._catalog_id)
+        return joined
+
+    async def _pivot_joined(
         self, connection: AsyncConnection, session: SessionToken, commit: Commit
     ) -> None:
+        """Write the pivot in a user's transaction, which may not see the journal's rows (P5)."""
+        if commit.tombstones:
+            await self._dig(commit.tombstones)
+
+        async def check(journal: AsyncConnection) -> None:
+            await self._check_token(journal, session, missing_ok=True)
+
+        await self._journal.run(check, write=False)
+        await self._pivot(connection, session, commit, joined=True)
+
+    async def _pivot(
+        self,
+        connection: AsyncConnection,
+        session: SessionToken,
+        commit: Commit,
+        *,
+        joined: bool = False,
+    ) -> None:
         """Decide `committed`, and write the records; inserts alone decide (P5)."""
-        if commit.reads and self._catalog.dialect == "postgresql":
-            # Nobody else's pivot may come between the check and the end of this one.
-            records = self._tables.records.fullname
-            await connection.execute(text(f"LOCK TABLE {records} IN SHARE ROW EXCLUSIVE MODE"))
+        if commit.reads:
+            if self._catalog.dialect == "postgresql":
+                # Nobody else's pivot may come between the check and the end of this one.
+                records = self._tables.records.fullname
+                await connection.execute(text(f"LOCK TABLE {records} IN SHARE ROW EXCLUSIVE MODE"))
+            # A user's transaction may have a snapshot from before what others committed since.
+            now = await (
+                self.records(commit.reads) if joined else self._records(connection, commit.reads)
+            )
+            changed = [key for key, record in commit.reads.items() if now.get(key) != record]
+            if changed:
+                raise conflict(changed)
         decision = {
             "of_session": session.session_id,
             "decided": Outcome.COMMITTED.value,
@@ -212,11 +242,6 @@ class SqlalchemyBackend(RecoverableBackend):
         }
         if (await connection.execute(self._of_catalog.decide, decision)).first() is None:
             raise _lost(session)
-        if commit.reads:
-            now = await self._records(connection, commit.reads)
-            changed = [key for key, record in commit.reads.items() if now.get(key) != record]
-            if changed:
-                raise conflict(changed)
         if commit.records:
             rows = record_rows(commit.records)
             await connection.execute(self._of_catalog.upsert_records, {"rows": rows})
@@ -225,12 +250,12 @@ class SqlalchemyBackend(RecoverableBackend):
             await connection.execute(self._of_catalog.remove_records, {"rows": rows})
 
     @override
-    async def abort(self, session: SessionToken) -> tuple[Outcome, Sequence[Step]]:
+    async def abort(
+        self, session: SessionToken, *, patience: float | None = None
+    ) -> tuple[Outcome, Sequence[Step]]:
         async def decide(connection: AsyncConnection) -> tuple[Outcome, Sequence[Step]]:
             if self._together:
                 await self._check_token(connection, session, missing_ok=True)
-                # A pivot inside a user's transaction may hold the decision for long (P5).
-                await connection.execute(text(f"SET LOCAL lock_timeout = '{DECISION_TIMEOUT}'"))
             decision = {
                 "of_session": session.session_id,
                 "decided": Outcome.ABORTED.value,
@@ -245,17 +270,18 @@ class SqlalchemyBackend(RecoverableBackend):
         def check(connection: AsyncConnection) -> Any:
             return self._check_token(connection, session, missing_ok=True)
 
+        if patience is None and self._together:
+            patience = PATIENCE  # on SQLite the file's own suffices
         try:
             if self._together:
-                return await self._catalog.run(decide)
+                return await self._catalog.run(decide, patience=patience)
             await self._journal.run(check, write=False)
-            decision = await self._catalog.run(decide)
-        except DBAPIError as error:
-            if sqlstate(error) != LOCK_NOT_AVAILABLE:
-                raise
+            decision = await self._catalog.run(decide, patience=patience)
+        except ImpatientError as error:
+            # A pivot inside a user's transaction may hold the decision for long (P5).
             message = (
-                f"Session {session.session_id} is being committed in a transaction that has not "
-                "ended yet."
+                f"Session {session.session_id} waits for a transaction of the database that has "
+                "not ended yet."
             )
             raise CommitUncertainException(message) from error
         # Who claimed the session meanwhile did not see this decision: it is theirs to act on.

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
-from contextlib import nullcontext
+import sqlite3
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
@@ -34,7 +35,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from fennflow.exceptions import BackendUnavailableException, FennFlowException
-from fennflow_sqlalchemy.tables import migrate
+from fennflow_sqlalchemy.tables import catalog_id_of, migrate
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -48,11 +49,15 @@ Dialect = Literal["sqlite", "postgresql"]
 Work = Callable[[AsyncConnection], Awaitable[R]]
 
 # Rolled back by the database for sure: serialization failure and deadlock.
-_ROLLED_BACK = {"40001", "40P01"}
+ROLLED_BACK = {"40001", "40P01"}
 # The server is going away, starting, full, or was kept waiting: what was not committed did not
 # happen.
 _NOT_NOW = {"57P01", "57P02", "57P03", "53300", "25P03"}
-LOCK_NOT_AVAILABLE = "55P03"
+_LOCK_NOT_AVAILABLE = "55P03"
+
+
+class ImpatientError(Exception):
+    """Another transaction held a lock for longer than one was ready to wait; nothing happened."""
 
 
 class _Again(Exception):  # noqa: N818 - a signal
@@ -72,23 +77,35 @@ class Database:
         name: for errors, without credentials.
         engine: its pool, of one event loop.
         dialect: which of the two.
+        busy_timeout: seconds to wait for another process to release a SQLite file.
     """
 
     name: str
     engine: AsyncEngine
     dialect: Dialect
+    busy_timeout: float = 30.0
     # SQLite has one writer at a time; who waits here waits in order, and without polling.
     _writing: asyncio.Lock = field(default_factory=asyncio.Lock)
 
-    async def run(self, work: Work[R], *, write: bool = True, once: bool = False) -> R:
+    async def run(
+        self,
+        work: Work[R],
+        *,
+        write: bool = True,
+        once: bool = False,
+        patience: float | None = None,
+    ) -> R:
         """Run work in a transaction, again if the connection or the race was lost.
 
         Args:
             work: executes statements; called once or more.
             write: whether it writes.
             once: whether a COMMIT whose answer was lost is not to be repeated: the pivot.
+            patience: seconds to wait for another transaction; None for as long as it takes, on
+                SQLite `busy_timeout`.
 
         Raises:
+            ImpatientError: another transaction did not end within `patience`.
             BackendUnavailableException: the database cannot be reached, is locked or full.
             Exception: what `work` raises.
         """
@@ -97,19 +114,23 @@ class Database:
                 on=_Again, attempts=7, wait_initial=0.05, wait_max=1.0, timeout=None
             ):
                 with attempt:
-                    return await self._once(work, write=write, once=once)
+                    return await self._once(work, write=write, once=once, patience=patience)
         except _Again as error:
-            raise self._unavailable(error.__cause__ or error) from error.__cause__
+            raise self.unavailable(error.__cause__ or error) from error.__cause__
         message = "unreachable: retry_context raises when it gives up"
         raise AssertionError(message)
 
-    async def _once(self, work: Work[R], *, write: bool, once: bool) -> R:
+    async def _once(self, work: Work[R], *, write: bool, once: bool, patience: float | None) -> R:
         committing = False
         exclusive = self._writing if write and self.dialect == "sqlite" else nullcontext()
         try:
             async with exclusive, self.engine.connect() as connection:
                 await connection.execution_options(fennflow_write=write)
-                transaction = await connection.begin()
+                async with self._waiting(connection, patience):
+                    transaction = await connection.begin()
+                    if patience is not None and self.dialect == "postgresql":
+                        limit = f"SET LOCAL lock_timeout = {_milliseconds(patience)}"
+                        await connection.exec_driver_sql(limit)
                 result = await work(connection)
                 committing = True
                 await transaction.commit()
@@ -117,20 +138,36 @@ class Database:
         except FennFlowException:
             raise
         except DBAPIError as error:
+            if patience is not None and _locked_out(error):
+                raise ImpatientError from error
             lost = error.connection_invalidated or sqlstate(error) in _NOT_NOW
-            if sqlstate(error) in _ROLLED_BACK or (lost and not (committing and once)):
+            if sqlstate(error) in ROLLED_BACK or (lost and not (committing and once)):
                 raise _Again from error
-            if sqlstate(error) == LOCK_NOT_AVAILABLE:
-                raise
-            raise self._unavailable(error) from error
+            raise self.unavailable(error) from error
         except PoolTimeoutError as error:
-            raise self._unavailable(error) from error
+            raise self.unavailable(error) from error
         except (OSError, TimeoutError) as error:
             if committing and once:
-                raise self._unavailable(error) from error
+                raise self.unavailable(error) from error
             raise _Again from error
 
-    def _unavailable(self, error: BaseException) -> BackendUnavailableException:
+    @asynccontextmanager
+    async def _waiting(
+        self, connection: AsyncConnection, patience: float | None
+    ) -> AsyncGenerator[None]:
+        """Let SQLite wait for its one write lock as long as somebody is ready to."""
+        if patience is None or self.dialect == "postgresql":
+            yield
+            return
+        driver: Any = (await connection.get_raw_connection()).driver_connection
+        await driver.execute(f"PRAGMA busy_timeout = {_milliseconds(patience)}")
+        try:
+            yield
+        finally:
+            await driver.execute(f"PRAGMA busy_timeout = {_milliseconds(self.busy_timeout)}")
+
+    def unavailable(self, error: BaseException) -> BackendUnavailableException:
+        """Return the error for what a driver raised."""
         # The driver's words, without the statement and its parameters.
         reason = getattr(error, "orig", None) or error
         message = (
@@ -178,6 +215,15 @@ class Database:
         )
 
 
+def _milliseconds(seconds: float) -> int:
+    return max(1, int(seconds * 1000))
+
+
+def _locked_out(error: DBAPIError) -> bool:
+    busy = getattr(error.orig, "sqlite_errorcode", None) == sqlite3.SQLITE_BUSY
+    return busy or sqlstate(error) == _LOCK_NOT_AVAILABLE
+
+
 def _bare(kind: TypeEngine[Any]) -> TypeEngine[Any]:
     return Text(collation="C") if isinstance(kind, Text) else kind
 
@@ -220,6 +266,7 @@ def open_databases(
             str(each),
             _sqlite_engine(str(url.set(database=str(each))), config),
             "sqlite",
+            config.busy_timeout,
         )
         for each in (path, journal)
     ]
@@ -235,7 +282,7 @@ def _sqlite_engine(url: str, config: SqlalchemyBackendConfig) -> AsyncEngine:
         # The driver must not begin transactions by itself: on_begin does.
         connection.isolation_level = None
         cursor = connection.cursor()
-        cursor.execute(f"PRAGMA busy_timeout = {int(config.busy_timeout * 1000)}")
+        cursor.execute(f"PRAGMA busy_timeout = {_milliseconds(config.busy_timeout)}")
         cursor.execute("PRAGMA journal_mode = WAL")
         cursor.execute("PRAGMA synchronous = FULL")
         cursor.close()
@@ -266,6 +313,9 @@ async def create_tables(
     """
     meta = tables[0]
 
+    async def read(connection: AsyncConnection) -> str | None:
+        return await connection.run_sync(lambda sync: catalog_id_of(sync, meta))
+
     async def work(connection: AsyncConnection) -> str:
         if database.dialect == "postgresql":
             lock = crc32(f"fennflow {meta.schema}.{meta.name}".encode())
@@ -276,4 +326,6 @@ async def create_tables(
         found = await connection.execute(select(meta.c.value).where(meta.c.name == "catalog_id"))
         return str(found.scalar_one())
 
-    return await database.run(work)
+    # Where nothing is to be done nobody is waited for: a user's transaction may hold SQLite's lock.
+    found = await database.run(read, write=False)
+    return await database.run(work) if found is None else found

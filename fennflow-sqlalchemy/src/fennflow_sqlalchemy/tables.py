@@ -188,6 +188,15 @@ _MIGRATIONS: dict[int, Callable[[Connection, Sequence[Table]], None]] = {}
 """By version, what leads from it to the next; called with the tables of one file."""
 
 
+def catalog_id_of(connection: Connection, meta: Table) -> str | None:
+    """Return the id of the catalog whose tables are there in this version; None if they are not."""
+    if not inspect(connection).has_table(meta.name, schema=meta.schema):
+        return None
+    rows = connection.execute(select(meta.c.name, meta.c.value))
+    found: dict[str, str] = {row.name: row.value for row in rows}
+    return found.get("catalog_id") if found.get("schema_version") == str(VERSION) else None
+
+
 def migrate(connection: Connection, tables: Sequence[Table], *, create: bool) -> None:
     """Create tables or bring them to this version; the caller holds the lock for that.
 

@@ -23,6 +23,10 @@ class Callbacks:
     on_commit: list[Callback] = field(default_factory=list[Callback])
     on_rollback: list[Callback] = field(default_factory=list[Callback])
 
+    def __bool__(self) -> bool:
+        """Whether there is any."""
+        return bool(self.undos or self.on_commit or self.on_rollback)
+
     def mark(self) -> tuple[int, int, int]:
         """Return a point to which `rewind` goes back."""
         return len(self.undos), len(self.on_commit), len(self.on_rollback)

@@ -12,8 +12,15 @@ import logging
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 
-from fennflow.backends import JournaledSession, Outcome, Placement, Step, Tombstone
-from fennflow.engine.callbacks import Undo, run_undos
+from fennflow.backends import (
+    JoinedTransaction,
+    JournaledSession,
+    Outcome,
+    Placement,
+    Step,
+    Tombstone,
+)
+from fennflow.engine.callbacks import Callbacks, run_callbacks, run_undos
 from fennflow.engine.concurrency import Periodic, run_all
 from fennflow.engine.garbage import bury, sweep
 from fennflow.engine.leases import Lease
@@ -26,6 +33,10 @@ logger = logging.getLogger("fennflow")
 
 CLAIMED_AT_ONCE = 100
 SETTLED_AT_ONCE = 8
+PATIENCE = 0.5
+"""Seconds to wait for an open transaction that holds a decision (P5)."""
+LOOK_EVERY = 0.05
+"""Seconds between two looks whether a user's transaction that holds a decision has ended."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,7 +47,8 @@ class Unsettled:
         lease: which one, and the right to act for it.
         undo: the steps of its compensation, for the case that it is not decided `committed`.
         tombstones: what compensation leaves in doubt.
-        undos: of the user's own saga steps, if they were not run yet.
+        callbacks: the user's own saga steps and callbacks, as far as they were not run yet.
+        joined: the user's transaction that holds the decision until it ends, if there is one.
         claimed: whether its owner was another one, which had decided it already, so that requests
             which settle it may still arrive (P20).
     """
@@ -44,8 +56,14 @@ class Unsettled:
     lease: Lease
     undo: Sequence[Step]
     tombstones: Sequence[Tombstone]
-    undos: list[Undo] = field(default_factory=list[Undo])
+    callbacks: Callbacks = field(default_factory=Callbacks)
+    joined: JoinedTransaction | None = None
     claimed: bool = False
+
+    @property
+    def waits(self) -> bool:
+        """Whether nothing can be done yet, since the user's transaction is open."""
+        return self.joined is not None and not self.joined.ended
 
 
 @dataclass(slots=True)
@@ -64,9 +82,11 @@ class Recovery:
     _sweep_due: float = 0.0
     _working: asyncio.Lock = field(default_factory=asyncio.Lock)
     _turns: Periodic = field(init=False)
+    _looks: Periodic = field(init=False)
 
     def __post_init__(self) -> None:
         self._turns = Periodic(self.parts.config.recovery_interval, self._turn)
+        self._looks = Periodic(LOOK_EVERY, self._look)
 
     def start(self) -> None:
         """Run at once in the background, and from then on at intervals."""
@@ -77,12 +97,15 @@ class Recovery:
     async def aclose(self) -> None:
         """Try the own sessions once more; what is left then is other processes' to claim."""
         await self._turns.aclose()
+        await self._looks.aclose()
         await self.settle(now=True)
 
     def add(self, unsettled: Unsettled) -> None:
         """Take over a session of this process; the next attempt is due at once."""
         self._own[unsettled.lease.token.session_id] = unsettled
         self._own_due = 0.0
+        if unsettled.joined is not None:
+            self._looks.start()
 
     async def settle(self, *, now: bool = False) -> bool:
         """Try to settle this process's own sessions; what fails is logged, and tried again later.
@@ -129,6 +152,13 @@ class Recovery:
             logger.warning("Recovery failed, and will be tried again: %r", error)
         return True
 
+    async def _look(self) -> bool:
+        """Settle sessions whose joined transaction has ended; go on while others have not."""
+        joined = [each for each in self._own.values() if each.joined is not None]
+        if not all(each.waits for each in joined):
+            await self.settle()
+        return any(each.waits for each in self._own.values())
+
     async def _run(self, *, sweeping: bool) -> RecoveryReport:
         outcomes = [*await self._settle_own(), *await self._settle_claimed()]
         report = RecoveryReport(
@@ -151,6 +181,8 @@ class Recovery:
     async def _settle_own(self) -> list[Outcome]:
         outcomes: list[Outcome] = []
         for session_id, unsettled in list(self._own.items()):
+            if unsettled.waits:
+                continue
             try:
                 async with asyncio.timeout(self.parts.config.compensation_timeout):
                     outcomes.append(await self._settle(unsettled))
@@ -219,13 +251,19 @@ class Recovery:
             self.parts.leases.release(lease)
 
     async def _settle(self, unsettled: Unsettled) -> Outcome:
-        outcome, steps = await self.parts.backend.abort(unsettled.lease.token)
+        token = unsettled.lease.token
+        outcome, steps = await self.parts.backend.abort(token, patience=PATIENCE)
         settler = Settler(self.parts, unsettled.lease, claimed=unsettled.claimed)
         if outcome is Outcome.COMMITTED:
             await settler.settle(steps)
+            callbacks = unsettled.callbacks.on_commit
         else:
-            await run_undos(unsettled.undos)
+            await run_undos(unsettled.callbacks.undos)
             await settler.settle(unsettled.undo, unsettled.tombstones)
+            callbacks = unsettled.callbacks.on_rollback
+        due = callbacks.copy()
+        callbacks.clear()
+        await run_callbacks(due)
         return outcome
 
 

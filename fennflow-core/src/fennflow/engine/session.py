@@ -7,14 +7,15 @@ import logging
 import warnings
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Sequence
 from contextlib import asynccontextmanager, contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar
 from weakref import WeakKeyDictionary
 
-from fennflow.backends import Outcome, Step, conflict
+from fennflow.backends import Commit, JoinedTransaction, Outcome, Step, conflict
 from fennflow.engine.callbacks import Callbacks, Undo, run_callbacks, run_undos
 from fennflow.engine.concurrency import shielded
 from fennflow.engine.plan import plan_commit, tombstones, undo
-from fennflow.engine.recovery import Unsettled
+from fennflow.engine.recovery import PATIENCE, Unsettled
 from fennflow.engine.settle import Settler
 from fennflow.engine.transaction import Transaction
 from fennflow.exceptions import (
@@ -55,10 +56,12 @@ class Session:
 
     Args:
         engine: connector, backend and configuration.
+        joined: the user's transaction in which it commits, if it joined one.
     """
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, joined: JoinedTransaction | None = None) -> None:
         self._engine = engine
+        self._joined = joined
         self._reconciled: set[str] = set()
         self._tx = self._begin()
         self._closed = False
@@ -193,6 +196,20 @@ class Session:
         if cancellation is not None and not isinstance(cause, asyncio.CancelledError):
             raise cancellation
 
+    def check_ends_here(self) -> None:
+        """Refuse to decide what the user's surrounding transaction decides.
+
+        Raises:
+            TransactionException: it does.
+        """
+        if self._joined is not None and self._joined.surrounds:
+            message = (
+                "The transaction that this unit of work joined surrounds it, so its own block "
+                "commits both or neither. Leave out commit(), rollback() and auto_commit=False, or "
+                "join a session that has not begun."
+            )
+            raise TransactionException(message)
+
     def close(self) -> None:
         """Refuse all further calls."""
         self._closed = True
@@ -218,28 +235,33 @@ class Session:
 
     async def _commit(self) -> None:
         """Pivot and apply; on return nothing can be undone any more."""
-        if not self._tx.journaled:
+        tx, joined = self._tx, self._joined
+        # A joined transaction decides for callbacks too, and for reads, which it may not see anew.
+        decides = joined is not None and (tx.reads or (joined.surrounds and tx.callbacks))
+        if not (tx.journaled or decides):
             try:
                 await self._validate_reads()
+                if joined is not None:
+                    await joined.commit(tx.lease.token, None)
             except Exception as error:
                 await self._fail(error)
                 raise
-            await run_callbacks(self._tx.callbacks.on_commit)
+            await run_callbacks(tx.callbacks.on_commit)
             return
         commit = plan_commit(
-            self._tx.session_id,
-            {key: self._tx.chain(key) for key in self._tx.chains},
-            self._tx.capabilities,
-            self._tx.reads,
+            tx.session_id,
+            {key: tx.chain(key) for key in tx.chains},
+            tx.capabilities,
+            tx.reads,
             keep_versions=self._engine.config.keep_versions,
         )
         steps: Sequence[Step] = commit.steps
         uncertain = False
         try:
-            self._tx.check_age()
-            await self._tx.backend.commit(self._tx.lease.token, commit)
+            tx.check_age()
+            await self._pivot(commit)
         except SessionLostException as error:
-            self._engine.leases.release(self._tx.lease)
+            self._engine.leases.release(tx.lease)
             await self._fail(error)  # P25: its objects are recovery's
             raise
         except Exception as error:
@@ -248,14 +270,23 @@ class Session:
                 await self._undo(error)
                 raise
             uncertain = True
-        if steps or uncertain:
+        if joined is not None and not joined.ended:
+            self._engine.recovery.add(self._undecided(joined))
+            return
+        if steps or uncertain or joined is not None:
             try:
                 await self._settler().settle(steps)
             except Exception as error:  # noqa: BLE001 - P9: the commit stands
                 self._leave_over(f"is committed, and will be applied later: {error}")
         else:
-            self._engine.leases.release(self._tx.lease)
-        await run_callbacks(self._tx.callbacks.on_commit)
+            self._engine.leases.release(tx.lease)
+        await run_callbacks(tx.callbacks.on_commit)
+
+    async def _pivot(self, commit: Commit) -> None:
+        if self._joined is None:
+            await self._tx.backend.commit(self._tx.lease.token, commit)
+        else:
+            await self._joined.commit(self._tx.lease.token, commit)
 
     async def _validate_reads(self) -> None:
         if not self._tx.reads:
@@ -279,12 +310,30 @@ class Session:
 
     async def _compensate(self, cause: BaseException | None) -> None:
         await self._idle.wait()
+        if self._joined is not None:
+            # First, since on SQLite it may hold the lock that the decision needs.
+            try:
+                await self._joined.rollback()
+            except Exception as error:
+                if cause is None:
+                    await self._decide_and_undo(error)
+                    raise
+                cause.add_note(f"The joined transaction could not be rolled back: {error!r}")
+        await self._decide_and_undo(cause)
+
+    async def _decide_and_undo(self, cause: BaseException | None) -> None:
         if not self._tx.journaled:
             await self._fail(cause)
             return
+        joined = self._joined
+        surrounded = joined is not None and joined.surrounds
+        patience = PATIENCE if surrounded else None
         try:
-            await self._tx.backend.abort(self._tx.lease.token)
+            await self._tx.backend.abort(self._tx.lease.token, patience=patience)
         except Exception as error:  # noqa: BLE001 - told by _tell_pending
+            if joined is not None and not joined.ended:
+                self._engine.recovery.add(self._undecided(joined))
+                return
             self._tell_pending(cause, error)
             await self._fail(cause)
         else:
@@ -333,8 +382,12 @@ class Session:
             lease=self._tx.lease,
             undo=undo(writes, self._tx.capabilities),
             tombstones=tombstones(session_id, writes),
-            undos=self._tx.callbacks.undos,
+            callbacks=Callbacks(undos=self._tx.callbacks.undos),
         )
+
+    def _undecided(self, joined: JoinedTransaction) -> Unsettled:
+        """Return what is left to do once the user's own block has ended the transaction."""
+        return replace(self._unsettled(), callbacks=self._tx.callbacks, joined=joined)
 
     def _settler(self) -> Settler:
         return Settler(self._engine, self._tx.lease)

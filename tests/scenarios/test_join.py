@@ -1,0 +1,471 @@
+"""Files and rows that commit in one transaction of the database (P5)."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytest
+from sqlalchemy import event
+from sqlalchemy import text as sql
+from sqlalchemy.exc import IntegrityError, InvalidRequestError
+from sqlalchemy.ext.asyncio import (
+    AsyncEngine,
+    AsyncSession,
+    async_scoped_session,
+    async_sessionmaker,
+    create_async_engine,
+)
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+from crashing import Site, make_site, text
+from fennflow import UnitOfWork
+from fennflow.exceptions import (
+    ConfigException,
+    ConflictException,
+    RecordLockedException,
+    TransactionException,
+)
+from fennflow.testing import S3Server
+from stores import FullUOW
+
+
+class Base(DeclarativeBase):
+    pass
+
+
+class Letter(Base):
+    __tablename__ = "letters"
+    name: Mapped[str] = mapped_column(primary_key=True)
+
+
+@dataclass
+class Joint:
+    """A store, a database with FennFlow's tables and the user's own, and an engine of the user's."""
+
+    site: Site
+    engine: AsyncEngine
+    uow_class: type[FullUOW]
+
+    @property
+    def session(self) -> async_sessionmaker[AsyncSession]:
+        return async_sessionmaker(self.engine, expire_on_commit=False)
+
+    async def rows(self) -> set[str]:
+        async with self.engine.connect() as connection:
+            return set((await connection.execute(sql("SELECT name FROM letters"))).scalars())
+
+    async def files(self) -> set[str]:
+        """Return the objects in the bucket, once the journal is settled."""
+        await self.settled()
+        return set(await self.site.store.objects())
+
+    async def settled(self) -> None:
+        for _ in range(200):
+            if not await self.uow_class.sessions():
+                return
+            await asyncio.sleep(0.05)
+        pytest.fail(f"not settled: {await self.uow_class.sessions()}")
+
+    async def check(self, *names: str) -> None:
+        assert await self.files() == set(names)
+        assert await self.rows() == set(names)
+        async with self.uow_class() as uow:
+            assert set(map(str, await uow.files.list())) == set(names)
+
+
+@asynccontextmanager
+async def jointly(database: str, request: pytest.FixtureRequest) -> AsyncGenerator[Joint]:
+    site = await make_site("moto", database, request)
+    engine = create_async_engine(site.backend.url.get_secret_value())
+    async with engine.begin() as connection:
+        await connection.run_sync(Base.metadata.drop_all)
+        await connection.run_sync(Base.metadata.create_all)
+    uow_class = site.uow_class
+    try:
+        async with uow_class.lifespan():
+            yield Joint(site, engine, uow_class)
+    finally:
+        await engine.dispose()
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+async def joint(request: pytest.FixtureRequest, moto: S3Server) -> AsyncGenerator[Joint]:
+    del moto
+    async with jointly(request.param, request) as joint:
+        yield joint
+
+
+async def test_rows_and_files_commit_with_the_block(joint: Joint) -> None:
+    async with joint.session() as session:
+        async with joint.uow_class(join=session) as uow:
+            session.add(Letter(name="a"))
+            await uow.files.put(text("Dear Ann", "a"))
+            assert await joint.rows() == set()
+        assert not session.in_transaction()
+        async with joint.uow_class() as uow:
+            assert (await uow.files.get("a")).one().data == b"Dear Ann"
+    await joint.check("a")
+
+
+async def test_the_first_write_may_be_a_row(joint: Joint) -> None:
+    """On SQLite it takes the one write lock of the file before any intent is journaled."""
+    async with joint.session() as session, joint.uow_class(join=session) as uow:
+        session.add(Letter(name="a"))
+        await session.flush()
+        await uow.files.put(text("Dear Ann", "a"))
+        await uow.files.put(text("Dear Ann!", "a"))
+    await joint.check("a")
+
+
+async def test_an_exception_undoes_rows_and_files(joint: Joint) -> None:
+    async with joint.session() as session:
+        with pytest.raises(ZeroDivisionError) as caught:
+            async with joint.uow_class(join=session) as uow:
+                session.add(Letter(name="a"))
+                await session.flush()
+                await uow.files.put(text("Dear Ann", "a"))
+                raise ZeroDivisionError
+        assert not session.in_transaction()
+    assert not hasattr(caught.value, "__notes__")
+    await joint.check()
+
+
+async def test_a_row_that_the_database_refuses_undoes_the_files(joint: Joint) -> None:
+    """It is refused at the commit, after the pivot was written; the exception is the user's own."""
+    async with joint.session() as session, session.begin():
+        session.add(Letter(name="a"))
+    async with joint.session() as session:
+        with pytest.raises(IntegrityError):
+            async with joint.uow_class(join=session) as uow:
+                session.add(Letter(name="a"))
+                await uow.files.put(text("Dear Ann", "b"))
+    assert await joint.files() == set()
+    assert await joint.rows() == {"a"}
+
+
+async def test_a_block_of_rows_alone_commits_them(joint: Joint) -> None:
+    async with joint.session() as session, joint.uow_class(join=session):
+        session.add(Letter(name="a"))
+    assert await joint.rows() == {"a"}
+    with pytest.raises(ZeroDivisionError):
+        async with joint.session() as session, joint.uow_class(join=session):
+            session.add(Letter(name="b"))
+            raise ZeroDivisionError
+    assert await joint.rows() == {"a"}
+
+
+async def test_commit_and_rollback_end_both_and_more_work_may_follow(joint: Joint) -> None:
+    async with joint.session() as session, joint.uow_class(join=session, auto_commit=False) as uow:
+        session.add(Letter(name="a"))
+        await uow.files.put(text("1", "a"))
+        await uow.commit()
+        assert await joint.rows() == {"a"}
+        session.add(Letter(name="b"))
+        await uow.files.put(text("2", "b"))
+        await uow.rollback()
+        session.add(Letter(name="c"))
+        await uow.files.put(text("3", "c"))
+    await joint.check("a")
+
+
+async def test_a_surrounding_transaction_commits_both(joint: Joint) -> None:
+    outcomes: list[str] = []
+    async with joint.session() as session, session.begin():
+        session.add(Letter(name="a"))
+        await session.flush()
+        async with joint.uow_class(join=session) as uow:
+            await uow.files.put(text("Dear Ann", "a"))
+            uow.on_commit(lambda: outcomes.append("committed"))
+            uow.on_rollback(lambda: outcomes.append("rolled back"))
+        async with joint.uow_class(join=session) as uow:
+            session.add(Letter(name="b"))
+            await uow.files.put(text("Dear Bob", "b"))
+        async with joint.uow_class() as other:
+            assert list(await other.files.list()) == []
+        assert outcomes == []
+    async with joint.uow_class() as uow:
+        assert (await uow.files.get("a")).one().data == b"Dear Ann"
+    await joint.check("a", "b")
+    assert outcomes == ["committed"]
+
+
+async def test_what_a_surrounding_transaction_rolls_back_is_undone(joint: Joint) -> None:
+    outcomes: list[str] = []
+
+    async def do() -> None:
+        outcomes.append("done")
+
+    async def undo() -> None:
+        outcomes.append("undone")
+
+    with pytest.raises(ZeroDivisionError):
+        async with joint.session() as session, session.begin():
+            session.add(Letter(name="a"))
+            async with joint.uow_class(join=session) as uow:
+                await uow.step(do, undo)
+                await uow.files.put(text("Dear Ann", "a"))
+                uow.on_rollback(lambda: outcomes.append("rolled back"))
+            raise ZeroDivisionError
+    await joint.check()
+    assert outcomes == ["done", "undone", "rolled back"]
+
+
+@pytest.mark.parametrize("writes_first", [True, False])
+async def test_an_exception_inside_a_surrounding_transaction_undoes_both(
+    joint: Joint, *, writes_first: bool
+) -> None:
+    with pytest.raises(ZeroDivisionError) as caught:
+        async with joint.session() as session, session.begin():
+            if writes_first:
+                session.add(Letter(name="a"))
+                await session.flush()
+            async with joint.uow_class(join=session) as uow:
+                await uow.files.put(text("Dear Ann", "a"))
+                raise ZeroDivisionError
+    assert not hasattr(caught.value, "__notes__")
+    await joint.check()
+
+
+async def test_callbacks_of_a_block_without_files_know_the_outcome(joint: Joint) -> None:
+    outcomes: list[str] = []
+
+    async def run(*, fails: bool) -> None:
+        async with joint.session() as session, session.begin():
+            async with joint.uow_class(join=session) as uow:
+                uow.on_commit(lambda: outcomes.append("committed"))
+                uow.on_rollback(lambda: outcomes.append("rolled back"))
+            if fails:
+                raise ZeroDivisionError
+
+    async def told(outcome: str) -> None:
+        for _ in range(100):
+            if outcome in outcomes:
+                return
+            await asyncio.sleep(0.05)
+        pytest.fail(f"{outcome} was not told")
+
+    await run(fails=False)
+    await told("committed")
+    with pytest.raises(ZeroDivisionError):
+        await run(fails=True)
+    await told("rolled back")
+    assert outcomes == ["committed", "rolled back"]
+
+
+async def test_a_surrounding_transaction_decides_alone(joint: Joint) -> None:
+    with pytest.raises(TransactionException, match="surrounds"):
+        async with joint.session() as session, session.begin():
+            async with joint.uow_class(join=session) as uow:
+                await uow.commit()
+    with pytest.raises(TransactionException, match="surrounds"):
+        async with joint.session() as session, session.begin():
+            async with joint.uow_class(join=session) as uow:
+                await uow.rollback()
+    with pytest.raises(TransactionException, match="auto_commit"):
+        async with joint.session() as session, session.begin():
+            async with joint.uow_class(join=session, auto_commit=False):
+                pytest.fail("it must not open")
+
+
+async def test_a_connection_can_be_joined_too(joint: Joint) -> None:
+    insert = sql("INSERT INTO letters VALUES (:name)")
+    async with joint.engine.connect() as connection:
+        async with joint.uow_class(join=connection) as uow:
+            await connection.execute(insert, {"name": "a"})
+            await uow.files.put(text("Dear Ann", "a"))
+        with pytest.raises(ZeroDivisionError):
+            async with joint.uow_class(join=connection) as uow:
+                await connection.execute(insert, {"name": "b"})
+                await uow.files.put(text("Dear Bob", "b"))
+                raise ZeroDivisionError
+    async with joint.engine.begin() as connection, joint.uow_class(join=connection) as uow:
+        await connection.execute(insert, {"name": "c"})
+        await uow.files.put(text("Dear Cleo", "c"))
+    await joint.check("a", "c")
+
+
+async def test_a_scoped_session_can_be_joined_too(joint: Joint) -> None:
+    scoped = async_scoped_session(joint.session, scopefunc=asyncio.current_task)
+    async with joint.uow_class(join=scoped) as uow:
+        scoped.add(Letter(name="a"))
+        await uow.files.put(text("Dear Ann", "a"))
+    await scoped.remove()
+    await joint.check("a")
+
+
+async def test_a_savepoint_that_is_rolled_back_takes_the_files_with_it(joint: Joint) -> None:
+    if joint.engine.dialect.name == "sqlite":
+        begins_itself(joint.engine)
+    async with joint.session() as session, session.begin():
+        session.add(Letter(name="a"))
+        with pytest.raises(ZeroDivisionError):
+            async with session.begin_nested():
+                session.add(Letter(name="b"))
+                async with joint.uow_class(join=session) as uow:
+                    await uow.files.put(text("Dear Bob", "b"))
+                raise ZeroDivisionError
+    assert await joint.files() == set()
+    assert await joint.rows() == {"a"}
+
+
+def begins_itself(engine: AsyncEngine) -> None:
+    """Set transactions up as SQLAlchemy's documentation says for savepoints on SQLite."""
+
+    @event.listens_for(engine.sync_engine, "connect")
+    def _(connection: Any, _record: object) -> None:
+        connection.isolation_level = None
+
+    @event.listens_for(engine.sync_engine, "begin")
+    def _(connection: Any) -> None:
+        connection.exec_driver_sql("BEGIN")
+
+
+async def test_a_session_inside_somebodys_test_transaction_waits_for_it(joint: Joint) -> None:
+    """Test suites join sessions to a transaction that they roll back: a commit ends a savepoint."""
+    if joint.engine.dialect.name == "sqlite":
+        begins_itself(joint.engine)
+    async with joint.engine.connect() as connection:
+        transaction = await connection.begin()
+        session = AsyncSession(bind=connection, join_transaction_mode="create_savepoint")
+        async with joint.uow_class(join=session) as uow:
+            session.add(Letter(name="a"))
+            await uow.files.put(text("Dear Ann", "a"))
+        await session.close()
+        await transaction.rollback()
+    await joint.check()
+
+
+@pytest.mark.parametrize("level", ["REPEATABLE READ", "SERIALIZABLE"])
+async def test_a_snapshot_from_before_the_journal_rows_does_not_matter(
+    level: str, joint: Joint
+) -> None:
+    if joint.engine.dialect.name == "sqlite":
+        level = "SERIALIZABLE"
+    async with joint.session() as session:
+        await session.connection(execution_options={"isolation_level": level})
+        await session.execute(sql("SELECT * FROM letters"))
+        async with joint.uow_class() as uow:
+            await uow.files.put(text("of others", "b"))
+        async with joint.uow_class(join=session) as uow:
+            session.add(Letter(name="a"))
+            await uow.files.put(text("Dear Ann", "a"))
+            assert set(await uow.files.list()) == {"a", "b"}
+    assert await joint.files() == {"a", "b"}
+    assert await joint.rows() == {"a"}
+
+
+async def test_an_overwrite_that_a_snapshot_cannot_see_is_a_conflict(
+    request: pytest.FixtureRequest, moto: S3Server
+) -> None:
+    del moto
+    async with jointly("postgresql", request) as joint:
+        async with joint.uow_class() as uow:
+            await uow.files.put(text("1", "a"))
+        async with joint.session() as session:
+            await session.connection(execution_options={"isolation_level": "REPEATABLE READ"})
+            await session.execute(sql("SELECT * FROM letters"))
+            async with joint.uow_class() as uow:
+                await uow.files.put(text("2", "a"))
+            await joint.settled()
+            with pytest.raises(ConflictException, match="again"):
+                async with joint.uow_class(join=session) as uow:
+                    session.add(Letter(name="a"))
+                    await uow.files.put(text("3", "a"))
+        assert await joint.rows() == set()
+        assert await joint.files() == {"a"}
+        async with joint.uow_class() as uow:
+            assert (await uow.files.get("a")).one().data == b"2"
+
+
+@pytest.mark.parametrize("surrounds", [False, True])
+async def test_reads_are_validated_beyond_the_snapshot(joint: Joint, *, surrounds: bool) -> None:
+    strict = replace(joint.site, settings={**joint.site.settings, "validate_reads": True})
+    async with joint.uow_class() as uow:
+        await uow.files.put(text("1", "a"))
+    await joint.settled()
+    level = "SERIALIZABLE" if joint.engine.dialect.name == "sqlite" else "REPEATABLE READ"
+
+    async def run(session: AsyncSession) -> None:
+        await session.execute(sql("SELECT * FROM letters"))
+        async with strict.uow_class(join=session) as uow:
+            await uow.files.get("a")
+            async with joint.uow_class() as other:
+                await other.files.put(text("2", "a"))
+            session.add(Letter(name="b"))
+
+    async with joint.session() as session:
+        await session.connection(execution_options={"isolation_level": level})
+        with pytest.raises(ConflictException):
+            if surrounds:
+                await session.rollback()
+                async with session.begin():
+                    await run(session)
+            else:
+                await run(session)
+    assert await joint.rows() == set()
+
+
+async def test_what_cannot_be_joined_is_refused_at_once(
+    joint: Joint, request: pytest.FixtureRequest
+) -> None:
+    with pytest.raises(ConfigException, match="AsyncSession"):
+        async with joint.uow_class(join=object()):
+            pytest.fail("it must not open")
+    with pytest.raises(ConfigException, match="SqlalchemyBackendConfig"):
+        async with UnitOfWork(join=object()):
+            pytest.fail("it must not open")
+    directory = request.getfixturevalue("tmp_path")
+    elsewhere = create_async_engine(f"sqlite+aiosqlite:///{directory}/elsewhere.db")
+    async with AsyncSession(elsewhere) as session:
+        with pytest.raises(ConfigException, match="two databases"):
+            async with joint.uow_class(join=session):
+                pytest.fail("it must not open")
+    await elsewhere.dispose()
+
+
+async def test_autocommit_is_refused(joint: Joint) -> None:
+    async with joint.engine.connect() as connection:
+        await connection.execution_options(isolation_level="AUTOCOMMIT")
+        with pytest.raises(TransactionException, match="AUTOCOMMIT"):
+            async with joint.uow_class(join=connection) as uow:
+                await uow.files.put(text("Dear Ann", "a"))
+    await joint.check()
+
+
+async def test_a_pivot_that_fails_cannot_be_committed_by_going_on(
+    joint: Joint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Even where the user swallows the exception inside a surrounding transaction."""
+    from fennflow_sqlalchemy import statements
+
+    def broken(_: object) -> str:
+        raise ZeroDivisionError
+
+    with pytest.raises(InvalidRequestError):
+        async with joint.session() as session, session.begin():
+            session.add(Letter(name="a"))
+            try:
+                async with joint.uow_class(join=session) as uow:
+                    await uow.files.put(text("Dear Ann", "a"))
+                    monkeypatch.setattr("fennflow_sqlalchemy.backend.record_rows", broken)
+            except ZeroDivisionError:
+                monkeypatch.setattr(
+                    "fennflow_sqlalchemy.backend.record_rows", statements.record_rows
+                )
+            await session.execute(sql("SELECT 1"))
+    await joint.check()
+
+
+async def test_two_joined_sessions_write_one_path_one_after_the_other(joint: Joint) -> None:
+    brief = replace(joint.site, settings={**joint.site.settings, "lock_timeout": 0.2})
+    async with joint.session() as first, first.begin():
+        async with joint.uow_class(join=first) as uow:
+            await uow.files.put(text("1", "a"))
+        with pytest.raises(RecordLockedException):
+            async with joint.session() as second, brief.uow_class(join=second) as uow:
+                await uow.files.put(text("2", "a"))
+    assert await joint.files() == {"a"}
