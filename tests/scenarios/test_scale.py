@@ -1,0 +1,266 @@
+"""Costs that do not grow: SQL statements per call, database connections held, memory, pages."""
+
+from __future__ import annotations
+
+import asyncio
+import tracemalloc
+from collections.abc import AsyncIterator, Generator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy
+from sqlalchemy import event
+from sqlalchemy.engine import Engine
+from sqlalchemy.pool import Pool
+
+from crashing import make_site, text
+from fennflow.backends import SqlalchemyBackendConfig
+from fennflow.connectors import InMemoryConnectorConfig, Location, StoredObject
+from fennflow.reports import ReconcileReport
+from fennflow.testing import S3Request, S3Server
+from fennflow_memory.connector import InMemoryConnector
+from fennflow_sqlalchemy.database import open_databases
+from stores import Store, numbers
+
+DATABASES = ["sqlite", "postgresql"]
+CALLS = ("create", "overwrite", "copy", "stat", "delete", "rollback")
+
+
+@contextmanager
+def counted() -> Generator[list[str]]:
+    """Collect the SQL statements that are executed inside the block."""
+    seen: list[str] = []
+
+    def note(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
+        seen.append(statement)
+
+    event.listen(Engine, "before_cursor_execute", note)
+    try:
+        yield seen
+    finally:
+        event.remove(Engine, "before_cursor_execute", note)
+
+
+def backend_of(database: str, request: pytest.FixtureRequest) -> SqlalchemyBackendConfig:
+    name = f"s{next(numbers)}"
+    if database == "sqlite":
+        directory = request.getfixturevalue("tmp_path")
+        return SqlalchemyBackendConfig(url=f"sqlite:///{directory}/{name}.db")
+    server = request.getfixturevalue("postgresql")
+    return SqlalchemyBackendConfig(url=server.url, table_prefix=f"{name}_")
+
+
+@pytest.mark.parametrize("database", DATABASES)
+async def test_a_call_with_a_thousand_files_is_as_many_statements_as_one(
+    database: str, request: pytest.FixtureRequest
+) -> None:
+    store = Store(InMemoryConnectorConfig(name=f"m{next(numbers)}"), "bucket")
+    uow_class = store.uow(backend=backend_of(database, request))
+
+    async def costs(files: int) -> dict[str, int]:
+        names = [f"{files}/{number}" for number in range(files)]
+        found: dict[str, int] = {}
+        for call in CALLS:
+            with counted() as seen:
+                async with uow_class(auto_commit=call != "rollback") as uow:
+                    if call in {"create", "overwrite", "rollback"}:
+                        await uow.files.put(*(text(call, name) for name in names))
+                    elif call == "copy":
+                        await uow.files.copy(names[0], f"{files}/copy")
+                    elif call == "stat":
+                        await uow.files.stat(*names)
+                    else:
+                        await uow.files.delete(*names)
+            found[call] = len(seen)
+        return found
+
+    async with uow_class.lifespan():
+        await uow_class.recover()
+        await costs(2)  # the first use of the bucket reconciles it
+        one, thousand = await costs(1), await costs(1000)
+    assert one == thousand
+    assert one["stat"] <= 2
+    assert max(one.values()) < 40
+
+
+@pytest.mark.parametrize("database", DATABASES)
+async def test_no_connection_is_held_while_the_store_is_waited_for(
+    database: str, request: pytest.FixtureRequest, moto: S3Server
+) -> None:
+    site = await make_site("moto", database, request)
+    out: set[int] = set()
+    held: list[int] = []
+
+    def check_out(connection: Any, *_: Any) -> None:
+        out.add(id(connection))
+
+    def check_in(connection: Any, *_: Any) -> None:
+        out.discard(id(connection))
+
+    def look(request: S3Request) -> None:
+        if request.operation != "LIST":  # a sweep in the background
+            held.append(len(out))
+
+    async with site.uow_class.lifespan():
+        async with site.uow_class() as uow:
+            await uow.files.put(text("old", "a"))
+        event.listen(Pool, "checkout", check_out)
+        event.listen(Pool, "checkin", check_in)
+        try:
+            with moto.failing(look):
+                async with site.uow_class() as uow:
+                    await uow.files.put(text("new", "a"), text("new", "b"))
+                    await uow.files.get("a")
+        finally:
+            event.remove(Pool, "checkout", check_out)
+            event.remove(Pool, "checkin", check_in)
+    assert set(held) == {0}
+    assert len(held) >= 4
+
+
+async def test_more_units_of_work_than_connections_take_turns(
+    request: pytest.FixtureRequest, moto: S3Server
+) -> None:
+    site = await make_site("moto", "postgresql", request)
+    narrow = site.backend.model_copy(update={"pool_size": 1})
+    uow_class = site.store.uow(backend=narrow, **site.settings)
+
+    async def put(number: int) -> None:
+        async with uow_class() as uow:
+            await uow.files.put(text("new", f"{number}"))
+
+    with moto.delayed(0.1):
+        async with asyncio.timeout(20), asyncio.TaskGroup() as group:
+            for number in range(40):
+                group.create_task(put(number))
+    async with uow_class() as uow:
+        assert len(await uow.files.list()) == 40
+
+
+MILLION = 1_000_000
+FILL = {
+    # What is the same in all rows follows once, from another row.
+    "sqlite": """
+        WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {count})
+        INSERT INTO {table} SELECT namespace, printf('%s/%07d', i % 10, i),
+        printf('%s/%07d', i % 10, i), {rest} FROM n, {table} WHERE key = 'model'""",
+    "postgresql": """
+        INSERT INTO {table} SELECT namespace, (i % 10) || '/' || lpad(i::text, 7, '0'),
+        (i % 10) || '/' || lpad(i::text, 7, '0'), {rest}
+        FROM generate_series(1, {count}) AS n(i), {table} WHERE key = 'model'""",
+}
+REST = (
+    "version_id, etag, size, media_type, content_type, sha256, metadata, created_at, modified_at, "
+    "session_id, seq"
+)
+
+
+@pytest.mark.once
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("database", DATABASES)
+async def test_a_page_of_a_million_records_is_found_by_the_index(
+    database: str, request: pytest.FixtureRequest
+) -> None:
+    store = Store(InMemoryConnectorConfig(name=f"m{next(numbers)}"), "bucket")
+    config = backend_of(database, request)
+    uow_class = store.uow(backend=config)
+    async with uow_class() as uow:
+        await uow.files.put(text("model", "model"))
+    catalog, journal = open_databases(config, lease_ttl=60.0)
+    table = f"{config.table_prefix}records"
+    async with catalog.engine.begin() as connection:
+        fill = FILL[database].format(table=table, rest=REST, count=MILLION)
+        await connection.execute(sqlalchemy.text(fill))
+        await connection.execute(sqlalchemy.text(f"ANALYZE {table}"))
+
+    with explained(database) as plans:
+        async with uow_class() as uow:
+            first = await uow.files.at("4").list(limit=100)
+            assert list(first) == [f"4/{number:07}" for number in range(4, 1004, 10)]
+            middle = await uow.files.at("7").list("005", limit=100)
+            assert list(middle) == [f"7/{number:07}" for number in range(50007, 51007, 10)]
+            following = await uow.files.at("7").list(
+                "005", limit=100, continuation_token=middle.continuation_token
+            )
+            assert list(following) == [f"7/{number:07}" for number in range(51007, 52007, 10)]
+            await uow.files.stat("7/0000007", "8/0999998")
+    assert len(plans) == 4
+    for plan in plans:
+        assert "OFFSET" not in plan
+        assert "SCAN" not in plan.replace("SCAN rows_each", "").replace("SCAN json_each", "")
+        assert "Seq Scan" not in plan
+        assert "USING PRIMARY KEY" in plan or "Index Scan" in plan
+    await catalog.engine.dispose()
+    await journal.engine.dispose()
+
+
+@contextmanager
+def explained(database: str) -> Generator[list[str]]:
+    """Collect how the database finds what FennFlow selects from the catalog."""
+    explain = "EXPLAIN QUERY PLAN" if database == "sqlite" else "EXPLAIN"
+    plans: list[str] = []
+
+    def note(connection: Any, _cursor: Any, statement: str, parameters: Any, *_: Any) -> None:
+        if statement.startswith("SELECT") and "records" in statement:
+            cursor = connection.connection.cursor()
+            cursor.execute(f"{explain} {statement}", parameters)
+            plans.append("\n".join(str(row[-1]) for row in cursor.fetchall()))
+            cursor.close()
+
+    event.listen(Engine, "after_cursor_execute", note)
+    try:
+        yield plans
+    finally:
+        event.remove(Engine, "after_cursor_execute", note)
+
+
+def thing(key: str) -> StoredObject:
+    return StoredObject(
+        location=Location(key), etag=key, size=1, modified_at=datetime(2026, 1, 1, tzinfo=UTC)
+    )
+
+
+@pytest.mark.once
+@pytest.mark.timeout(300)
+async def test_reconciling_takes_the_same_memory_whatever_the_bucket_holds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    objects = 0
+
+    async def list_all(*_: object, **__: object) -> AsyncIterator[StoredObject]:
+        for number in range(objects):
+            yield thing(f"{number:07}")
+
+    async def head(_connector: object, _namespace: str, location: Location) -> StoredObject:
+        return thing(location.key)
+
+    monkeypatch.setattr(InMemoryConnector, "list", list_all)
+    monkeypatch.setattr(InMemoryConnector, "head", head)
+
+    async def peak() -> int:
+        backend = SqlalchemyBackendConfig(url=f"sqlite:///{tmp_path}/{objects}.db")
+        store = Store(InMemoryConnectorConfig(name=f"m{next(numbers)}"), "bucket")
+        uow_class = store.uow(backend=backend)
+        progress: list[ReconcileReport] = []
+        async with uow_class.lifespan():
+            tracemalloc.start()
+            try:
+                [filled] = (await uow_class.reconcile(on_progress=progress.append)).values()
+                [compared] = (await uow_class.reconcile()).values()
+                used = tracemalloc.get_traced_memory()[1]
+            finally:
+                tracemalloc.stop()
+        assert filled.actions == {"inserted": objects}
+        assert len(progress) == objects / 1000
+        assert progress[0].objects == 1000
+        assert (compared.objects, compared.records) == (objects, objects)
+        assert compared.findings == ()
+        return used
+
+    objects = 3_000
+    few = await peak()
+    objects = 15_000
+    assert await peak() < few + 1_000_000
