@@ -21,7 +21,16 @@ from typing import Any, TypeVar
 from typing_extensions import override
 
 from fennflow import ConfigDict, plugins
-from fennflow.backends import Backend, Commit, ObjectKey, Plan, Record, SessionToken, Tombstone
+from fennflow.backends import (
+    Backend,
+    Commit,
+    Guarantees,
+    ObjectKey,
+    Plan,
+    Record,
+    SessionToken,
+    Tombstone,
+)
 from fennflow.config import BackendConfig, ConnectorConfig
 from fennflow.connectors import (
     Capabilities,
@@ -198,6 +207,11 @@ class FaultyBackend(Backend):
     @override
     async def aclose(self) -> None:
         await self.inner.aclose()
+
+    @property
+    @override
+    def guarantees(self) -> Guarantees:
+        return self.inner.guarantees
 
     @override
     async def records(self, keys: Collection[ObjectKey]) -> Any:

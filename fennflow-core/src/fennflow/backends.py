@@ -39,6 +39,9 @@ from fennflow.rows import (
     Delete as Delete,
 )
 from fennflow.rows import (
+    Guarantees as Guarantees,
+)
+from fennflow.rows import (
     Intent as Intent,
 )
 from fennflow.rows import (
@@ -92,6 +95,7 @@ __all__ = [
     "Commit",
     "Copy",
     "Delete",
+    "Guarantees",
     "InMemoryBackendConfig",
     "Intent",
     "JoinedTransaction",
@@ -154,6 +158,11 @@ class Backend(ABC):
     @abstractmethod
     def catalog_id(self) -> str:
         """Tells this catalog's staging keys from those of others that share a bucket (P10)."""
+
+    @property
+    def guarantees(self) -> Guarantees:
+        """What it can promise; not abstract: nothing beyond the process, unless it says more."""
+        return Guarantees()
 
     @abstractmethod
     async def open(self) -> None:

@@ -7,11 +7,15 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Literal
 
+from fennflow.backends import Guarantees
+from fennflow.connectors import Capabilities
 from fennflow.paths import StoragePath
 
 __all__ = [
+    "Diagnosis",
     "Difference",
     "Finding",
+    "NamespaceDiagnosis",
     "ReconcileAction",
     "ReconcileReport",
     "RecoveryReport",
@@ -126,3 +130,46 @@ class SessionInfo:
     age: float
     lease_left: float
     paths: Sequence[str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NamespaceDiagnosis:
+    """What was seen of a bucket.
+
+    Args:
+        capabilities: what it enforces; None if it could not be reached.
+        keeps_stamps: whether the metadata by which FennFlow knows its objects comes back.
+        latency: seconds that a small request took.
+        clock_skew: seconds that the store's clock is ahead of this machine's; None if it does
+            not tell.
+        error: what went wrong; None if nothing did.
+    """
+
+    capabilities: Capabilities | None = None
+    keeps_stamps: bool = False
+    latency: float = 0.0
+    clock_skew: float | None = None
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Diagnosis:
+    """What a configuration guarantees, as far as that could be seen.
+
+    Args:
+        guarantees: of the backend; None if it could not be reached.
+        latency: seconds that a small question to the backend took.
+        sessions: how many the journal holds.
+        namespaces: by name.
+        problems: what is wrong, and what to do; empty if nothing is.
+        advice: what could be better.
+    """
+
+    guarantees: Guarantees | None = None
+    latency: float = 0.0
+    sessions: int = 0
+    namespaces: Mapping[str, NamespaceDiagnosis] = field(
+        default_factory=dict[str, NamespaceDiagnosis]
+    )
+    problems: Sequence[str] = ()
+    advice: Sequence[str] = ()

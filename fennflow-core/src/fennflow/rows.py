@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from enum import StrEnum
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from fennflow.connectors import Location
 from fennflow.exceptions import ConflictException
@@ -17,6 +17,7 @@ __all__ = [
     "Commit",
     "Copy",
     "Delete",
+    "Guarantees",
     "Intent",
     "JournaledSession",
     "ObjectKey",
@@ -60,6 +61,21 @@ class SessionToken(NamedTuple):
 
     session_id: str
     token: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Guarantees:
+    """What a backend can promise (protocol, section 10).
+
+    Args:
+        shared: between whom transactions are isolated and atomic: the threads of one process,
+            the processes of one machine, or all that reach the network.
+        durable: whether catalog and journal outlive the process, so that recovery settles what a
+            crash left.
+    """
+
+    shared: Literal["process", "machine", "network"] = "process"
+    durable: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from inspect import getattr_static
-from typing import TYPE_CHECKING, ClassVar, Literal, TypeVar, cast
+from typing import TYPE_CHECKING, ClassVar, TypeVar, cast
 
 from typing_extensions import override
 
 from fennflow import plugins
-from fennflow.config import ConfigDict, ReconcileConfig
+from fennflow.config import ConfigDict
 from fennflow.engine.callbacks import Callback, Undo
 from fennflow.engine.runtime import engine_for, engine_lifespan
 from fennflow.engine.session import Session, deliver_late_cancellation
 from fennflow.exceptions import ConfigException, TransactionException
-from fennflow.reports import Finding, ReconcileReport, RecoveryReport, SessionInfo
-from fennflow.repositories import RepoField, Repository
+from fennflow.maintenance import Maintenance
+from fennflow.repositories.fields import fields_of
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -25,11 +25,6 @@ if TYPE_CHECKING:
 __all__ = ["UnitOfWork"]
 
 T = TypeVar("T")
-
-SESSIONS_AT_ONCE = 1000
-
-ReconcileStrategy = Literal["fill_if_empty", "insert_missing", "replace"]
-ReconcileOrphans = Literal["report", "adopt", "delete"]
 
 
 class _DefaultConfig:
@@ -47,7 +42,7 @@ class _DefaultConfig:
         return self._config
 
 
-class UnitOfWork:
+class UnitOfWork(Maintenance):
     """Repositories whose changes commit together, or not at all.
 
     Subclass it, declare repository fields and a `config`, and open it with `async with`. The
@@ -95,8 +90,12 @@ class UnitOfWork:
 
     @override
     def __init_subclass__(cls, **kwargs: object) -> None:
-        """Refuse a `config` of another type when the class is made."""
+        """Refuse when the class is made what cannot work."""
         super().__init_subclass__(**kwargs)
+        for name in fields_of(cls):
+            if hasattr(UnitOfWork, name):
+                message = f"{cls.__name__}.{name} hides what UnitOfWork calls so; rename the field."
+                raise ConfigException(message)
         config: object = getattr_static(cls, "config")
         if not isinstance(config, (ConfigDict, _DefaultConfig)):
             message = (
@@ -125,7 +124,7 @@ class UnitOfWork:
         if not self._auto_commit:
             session.check_ends_here()
         self._session = session
-        for name, field in _fields(type(self)).items():
+        for name, field in fields_of(type(self)).items():
             # RepoField is no data descriptor, so what stands in the instance is found first.
             self.__dict__[name] = field.bind(self._session)
         return self
@@ -275,141 +274,8 @@ class UnitOfWork:
         async with engine_lifespan(cls.config, plugins.registry()):
             yield
 
-    @classmethod
-    async def reconcile(
-        cls,
-        *,
-        strategy: ReconcileStrategy | None = None,
-        orphans: ReconcileOrphans | None = None,
-        batch_size: int | None = None,
-        on_finding: Callable[[Finding], None] | None = None,
-        on_progress: Callable[[ReconcileReport], None] | None = None,
-    ) -> Mapping[str, ReconcileReport]:
-        """Compare the catalog with the buckets of all repositories, and bring them together.
-
-        Args:
-            strategy: of `ReconcileConfig`; that of `config.reconcile` by default.
-            orphans: likewise.
-            batch_size: likewise.
-            on_finding: called for every difference, after what was done about it is durable.
-            on_progress: called now and then with how far a bucket is.
-
-        Returns:
-            for each bucket, how it differed and what was done.
-
-        Raises:
-            ReconcileFailedException: the store does not list its objects in order.
-            BaseConnectorException: the store refused or cannot be reached.
-
-        Example:
-            ```python
-            import asyncio
-
-            from fennflow import UnitOfWork
-            from fennflow.repositories import CrudRepository, RepoField
-
-
-            class UOW(UnitOfWork):
-                inbox = RepoField(CrudRepository, namespace="inbox")
-
-
-            async def main():
-                reports = await UOW.reconcile(strategy="insert_missing", orphans="adopt")
-                print(reports["inbox"].objects, dict(reports["inbox"].differences))
-                #> 0 {}
-
-
-            asyncio.run(main())
-            ```
-        """
-        default = cls.config.reconcile
-        settings = ReconcileConfig(
-            frequency=default.frequency,
-            strategy=strategy or default.strategy,
-            orphans=orphans or default.orphans,
-            batch_size=default.batch_size if batch_size is None else batch_size,
-        )
-        engine = await engine_for(cls.config, plugins.registry())
-        return {
-            namespace: await engine.reconciler.reconcile(
-                namespace, settings, on_finding=on_finding, on_progress=on_progress
-            )
-            for namespace in _namespaces(cls)
-        }
-
-    @classmethod
-    async def recover(cls) -> RecoveryReport:
-        """Settle the sessions of processes that died, and remove what they left in the buckets.
-
-        This happens by itself: when units of work of a configuration are first used, and every
-        `recovery_interval`. Call it where nothing else runs, or where you cannot wait. A session
-        is taken over when its lease has run out, `lease_ttl` after the last sign of life.
-
-        Returns:
-            what was done. What is `pending` is tried again by the next recovery.
-
-        Raises:
-            BaseConnectorException: the store refused or cannot be reached.
-
-        Example:
-            ```python
-            import asyncio
-
-            from fennflow import UnitOfWork
-            from fennflow.repositories import CrudRepository, RepoField
-
-
-            class UOW(UnitOfWork):
-                inbox = RepoField(CrudRepository, namespace="inbox")
-
-
-            async def main():
-                report = await UOW.recover()
-                print(report.rolled_forward, report.compensated)
-                #> 0 0
-
-
-            asyncio.run(main())
-            ```
-        """
-        engine = await engine_for(cls.config, plugins.registry())
-        return await engine.recovery.run(_namespaces(cls))
-
-    @classmethod
-    async def sessions(cls) -> Sequence[SessionInfo]:
-        """Return the sessions that are under way, or wait to be settled, oldest first."""
-        backend = (await engine_for(cls.config, plugins.registry())).backend
-        found: list[SessionInfo] = []
-        last = ""
-        while page := await backend.sessions(after=last, limit=SESSIONS_AT_ONCE):
-            last = page[-1].session.session_id
-            found += [
-                SessionInfo(
-                    session_id=each.session.session_id,
-                    state="open" if each.outcome is None else each.outcome.value,
-                    age=each.age,
-                    lease_left=each.lease_left,
-                    paths=[f"{intent.namespace}/{intent.key}" for intent in each.intents],
-                )
-                for each in page
-            ]
-        return found
-
     def _opened(self) -> Session:
         if self._session is None:
             message = f"Open it first: async with {type(self).__name__}() as uow."
             raise TransactionException(message)
         return self._session
-
-
-def _namespaces(cls: type[UnitOfWork]) -> list[str]:
-    return sorted({field.namespace for field in _fields(cls).values()})
-
-
-def _fields(cls: type[UnitOfWork]) -> dict[str, RepoField[Repository]]:
-    return {
-        name: cast("RepoField[Repository]", field)
-        for base in reversed(cls.__mro__)
-        for name, field in vars(base).items()
-        if isinstance(field, RepoField)
-    }

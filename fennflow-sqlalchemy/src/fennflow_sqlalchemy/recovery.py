@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 from typing_extensions import override
 
-from fennflow.backends import Backend, Intent, JournaledSession, Outcome, SessionToken, Tombstone
+from fennflow.backends import (
+    Backend,
+    Guarantees,
+    Intent,
+    JournaledSession,
+    Outcome,
+    SessionToken,
+    Tombstone,
+)
 from fennflow_sqlalchemy.database import open_databases
 from fennflow_sqlalchemy.statements import (
     CatalogStatements,
@@ -66,6 +74,11 @@ class RecoverableBackend(Backend):
     @override
     def catalog_id(self) -> str:
         return self._catalog_id
+
+    @property
+    @override
+    def guarantees(self) -> Guarantees:
+        return Guarantees(shared="network" if self._together else "machine", durable=True)
 
     @override
     async def aclose(self) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast, overload
 
 from fennflow.exceptions import TransactionException
 from fennflow.repositories.base import Repository
@@ -64,3 +64,18 @@ class S3RepoField(RepoField[R_co]):
 
     def __init__(self, repository: type[R_co], *, bucket_name: str) -> None:
         super().__init__(repository, namespace=bucket_name)
+
+
+def fields_of(cls: type) -> dict[str, RepoField[Repository]]:
+    """Return the repository fields of a unit of work by name, those of base classes first."""
+    return {
+        name: cast("RepoField[Repository]", field)
+        for base in reversed(cls.__mro__)
+        for name, field in vars(base).items()
+        if isinstance(field, RepoField)
+    }
+
+
+def namespaces_of(cls: type) -> list[str]:
+    """Return the buckets of a unit of work, each once."""
+    return sorted({field.namespace for field in fields_of(cls).values()})

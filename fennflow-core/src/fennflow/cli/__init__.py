@@ -1,0 +1,30 @@
+"""The program `fennflow`: what is installed, what a configuration guarantees, maintenance, files.
+
+Install it with `pip install 'fennflow[cli]'`. Exit codes, for scripts:
+
+| code | meaning |
+| --- | --- |
+| 0 | done |
+| 1 | failed; the reason is on standard error |
+| 2 | used wrongly |
+| 3 | done, and something needs attention: a plugin is broken, a session could not be settled, catalog and bucket differ, a promise does not hold |
+| 130 | interrupted; what was under way is undone |
+"""
+
+from __future__ import annotations
+
+import sys
+
+
+def main() -> None:
+    """Run the program; what `pip` installs as `fennflow`."""
+    try:
+        from fennflow.cli.app import app
+    except ModuleNotFoundError as error:
+        if error.name not in {"rich", "typer"}:
+            raise
+        sys.exit("The command line is not installed: pip install 'fennflow[cli]'")
+    from fennflow.cli import maintenance
+
+    maintenance.register(app)
+    app()

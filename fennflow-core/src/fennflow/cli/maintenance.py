@@ -1,0 +1,257 @@
+"""Commands about plugins, guarantees, sessions, recovery and reconciliation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from typing import Annotated, Literal
+
+import typer
+from rich.markup import escape
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from fennflow import plugins as installed_plugins
+from fennflow.backends import Guarantees
+from fennflow.cli.app import (
+    NEEDS_ATTENTION,
+    Json,
+    Target,
+    load,
+    run,
+    show_json,
+    show_table,
+    stderr,
+    stdout,
+)
+from fennflow.connectors import Capabilities
+from fennflow.exceptions import PluginException
+from fennflow.reports import Diagnosis, ReconcileReport
+from fennflow.repositories.fields import namespaces_of
+
+SHOWN_FINDINGS = 20
+SHARED = {"process": "in one process", "machine": "on one machine", "network": "everywhere"}
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of this module."""
+    for command in (plugins, doctor, sessions, recover, reconcile):
+        app.command()(command)
+
+
+def plugins(*, as_json: Json = False) -> None:
+    """List the plugins that are installed, what brings them, and what is wrong with them."""
+    found = sorted(installed_plugins.installed(), key=lambda plugin: plugin.name)
+    broken = [plugin for plugin in found if plugin.error is not None]
+    if as_json:
+        show_json(
+            [
+                {
+                    "name": plugin.name,
+                    "distribution": plugin.distribution,
+                    "version": plugin.version,
+                    "module": plugin.module,
+                    "state": _state(plugin),
+                    "error": None if plugin.error is None else str(plugin.error),
+                }
+                for plugin in found
+            ]
+        )
+    else:
+        rows = [
+            (plugin.name, plugin.distribution, plugin.version, plugin.module, _state(plugin))
+            for plugin in found
+        ]
+        show_table(("plugin", "distribution", "version", "module", "state"), rows)
+        for plugin in broken:
+            stdout.print(f"\n{plugin.error}", markup=False)
+    conflict = _conflict()
+    if conflict is not None:
+        stderr.print(conflict, markup=False)
+    if broken or conflict:
+        raise typer.Exit(NEEDS_ATTENTION)
+
+
+def _state(plugin: installed_plugins.InstalledPlugin) -> str:
+    if plugin.disabled:
+        return "off"
+    return "works" if plugin.error is None else "broken"
+
+
+def _conflict() -> str | None:
+    try:
+        installed_plugins.registry()
+    except PluginException as error:
+        return str(error)
+    return None
+
+
+def doctor(target: Target, *, as_json: Json = False) -> None:
+    """Reach the database and the buckets, try what they enforce, and tell what is guaranteed.
+
+    It writes a few small objects under the reserved prefix, and removes them.
+    """
+    diagnosis = run(load(target).diagnose())
+    if as_json:
+        show_json(diagnosis)
+    else:
+        _show_diagnosis(diagnosis)
+    if diagnosis.problems:
+        raise typer.Exit(NEEDS_ATTENTION)
+
+
+def _show_diagnosis(diagnosis: Diagnosis) -> None:
+    if diagnosis.guarantees is not None:
+        stdout.print("[bold]What is guaranteed[/]")
+        show_table(("", ""), _promises(diagnosis.guarantees))
+        stdout.print(
+            f"\nThe backend answers in {diagnosis.latency * 1000:.1f} ms; the journal holds "
+            f"{diagnosis.sessions} sessions."
+        )
+    reached = {name: each for name, each in diagnosis.namespaces.items() if each.capabilities}
+    if reached:
+        stdout.print("\n[bold]What the buckets enforce[/]")
+        rows = [_enforced(each.capabilities or Capabilities()) for each in reached.values()]
+        names = [f"{name} ({each.latency * 1000:.0f} ms)" for name, each in reached.items()]
+        show_table(("", *names), _transposed(rows))
+    for title, lines in (("Wrong", diagnosis.problems), ("Could be better", diagnosis.advice)):
+        if lines:
+            stdout.print(f"\n[bold]{title}[/]")
+            for line in lines:
+                stdout.print(f"- {escape(line)}")
+    if not diagnosis.problems:
+        stdout.print("\nAll is well.")
+
+
+def _promises(guarantees: Guarantees) -> list[tuple[str, str]]:
+    where = SHARED[guarantees.shared]
+    return [
+        ("atomic, isolated, never silent", where),
+        ("a crash is recovered from", "yes" if guarantees.durable else "no"),
+    ]
+
+
+def _enforced(capabilities: Capabilities) -> dict[str, str]:
+    def yes(value: object) -> str:
+        return "yes" if value else "no"
+
+    return {
+        "create only what is not there": yes(capabilities.conditional_create),
+        "delete only what is known": {"batch": "yes", "single": "one by one", "none": "no"}[
+            capabilities.conditional_delete
+        ],
+        "copy only over what is known": yes(capabilities.conditional_copy),
+        "keeps versions": yes(capabilities.versioned),
+    }
+
+
+def _transposed(columns: list[dict[str, str]]) -> list[tuple[str, ...]]:
+    return [(name, *(column[name] for column in columns)) for name in columns[0]]
+
+
+def sessions(target: Target, *, as_json: Json = False) -> None:
+    """List the sessions that are under way, or wait to be settled, oldest first."""
+    found = run(load(target).sessions())
+    if as_json:
+        show_json(found)
+        return
+    if not found:
+        stdout.print("No session is under way.")
+        return
+    rows = [
+        (
+            each.session_id,
+            each.state,
+            f"{each.age:.0f} s",
+            f"{each.lease_left:.0f} s",
+            ", ".join(each.paths[:3]) + (" …" if len(each.paths) > 3 else ""),  # noqa: PLR2004
+        )
+        for each in found
+    ]
+    show_table(("session", "state", "age", "lease left", "paths"), rows)
+
+
+def recover(target: Target, *, as_json: Json = False) -> None:
+    """Settle what dead processes left, bury late writes, sweep the reserved prefix.
+
+    Exit code 3 says that sessions had to be left for later: the store or the database was away.
+    """
+    report = run(load(target).recover())
+    if as_json:
+        show_json(report)
+    else:
+        stdout.print(
+            f"Rolled forward {report.rolled_forward}, compensated {report.compensated}, "
+            f"pending {report.pending}; buried {report.buried}, swept {report.swept} objects "
+            f"and {report.uploads} uploads."
+        )
+    if report.pending:
+        raise typer.Exit(NEEDS_ATTENTION)
+
+
+def reconcile(
+    target: Target,
+    *,
+    strategy: Annotated[
+        Literal["fill_if_empty", "insert_missing", "replace"] | None,
+        typer.Option(help="What to do about objects of others, and records; else the config's."),
+    ] = None,
+    orphans: Annotated[
+        Literal["report", "adopt", "delete"] | None,
+        typer.Option(help="What to do about FennFlow's own objects without a record."),
+    ] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Keys that are examined and locked at a time.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Compare the catalog with the buckets, and bring them together.
+
+    Exit code 3 says that they still differ: what was found was only reported.
+    """
+    uow_class = load(target)
+    with _walking(sum(1 for _ in namespaces_of(uow_class)), quiet=as_json) as on_progress:
+        reports = run(
+            uow_class.reconcile(
+                strategy=strategy, orphans=orphans, batch_size=batch_size, on_progress=on_progress
+            )
+        )
+    if as_json:
+        show_json(reports)
+    else:
+        for namespace, report in reports.items():
+            _show_report(namespace, report)
+    if any(_differs(report) for report in reports.values()):
+        raise typer.Exit(NEEDS_ATTENTION)
+
+
+def _differs(report: ReconcileReport) -> bool:
+    return sum(report.differences.values()) > sum(report.actions.values())
+
+
+def _show_report(namespace: str, report: ReconcileReport) -> None:
+    stdout.print(
+        f"[bold]{escape(namespace)}[/]: {report.objects} objects, {report.records} records"
+    )
+    for counts in (report.differences, report.actions):
+        if counts:
+            stdout.print("  " + ", ".join(f"{count} {kind}" for kind, count in counts.items()))
+    for finding in report.findings[:SHOWN_FINDINGS]:
+        done = f", {finding.action}" if finding.action else ""
+        stdout.print(f"  {finding.path}: {finding.difference}{done}", markup=False)
+    more = sum(report.differences.values()) - SHOWN_FINDINGS
+    if more > 0:
+        stdout.print(f"  … and {more} more; --json shows a thousand")
+
+
+@contextmanager
+def _walking(buckets: int, *, quiet: bool) -> Generator[Callable[[ReconcileReport], None]]:
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    with Progress(*columns, console=stderr, transient=True, disable=quiet) as progress:
+        task = progress.add_task(f"Walking {buckets} buckets")
+
+        def on_progress(report: ReconcileReport) -> None:
+            progress.update(
+                task, description=f"{report.objects:,} objects, {report.records:,} records"
+            )
+
+        yield on_progress

@@ -1,0 +1,183 @@
+"""What is done with the whole of a catalog and its buckets: recovery, reconciliation, diagnosis."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from fennflow import plugins
+from fennflow.config import ReconcileConfig
+from fennflow.engine.diagnosis import diagnose
+from fennflow.engine.runtime import engine_for
+from fennflow.reports import (
+    Diagnosis,
+    Finding,
+    ReconcileReport,
+    RecoveryReport,
+    SessionInfo,
+)
+from fennflow.repositories.fields import namespaces_of
+
+if TYPE_CHECKING:
+    from fennflow.config import ConfigDict
+
+SESSIONS_AT_ONCE = 1000
+
+ReconcileStrategy = Literal["fill_if_empty", "insert_missing", "replace"]
+ReconcileOrphans = Literal["report", "adopt", "delete"]
+
+
+class Maintenance:
+    """The class methods of a `UnitOfWork` that concern all of its buckets, and no session."""
+
+    config: ClassVar[ConfigDict]
+
+    @classmethod
+    async def reconcile(
+        cls,
+        *,
+        strategy: ReconcileStrategy | None = None,
+        orphans: ReconcileOrphans | None = None,
+        batch_size: int | None = None,
+        on_finding: Callable[[Finding], None] | None = None,
+        on_progress: Callable[[ReconcileReport], None] | None = None,
+    ) -> Mapping[str, ReconcileReport]:
+        """Compare the catalog with the buckets of all repositories, and bring them together.
+
+        Args:
+            strategy: of `ReconcileConfig`; that of `config.reconcile` by default.
+            orphans: likewise.
+            batch_size: likewise.
+            on_finding: called for every difference, after what was done about it is durable.
+            on_progress: called now and then with how far a bucket is.
+
+        Returns:
+            for each bucket, how it differed and what was done.
+
+        Raises:
+            ReconcileFailedException: the store does not list its objects in order.
+            BaseConnectorException: the store refused or cannot be reached.
+
+        Example:
+            ```python
+            import asyncio
+
+            from fennflow import UnitOfWork
+            from fennflow.repositories import CrudRepository, RepoField
+
+
+            class UOW(UnitOfWork):
+                inbox = RepoField(CrudRepository, namespace="inbox")
+
+
+            async def main():
+                reports = await UOW.reconcile(strategy="insert_missing", orphans="adopt")
+                print(reports["inbox"].objects, dict(reports["inbox"].differences))
+                #> 0 {}
+
+
+            asyncio.run(main())
+            ```
+        """
+        default = cls.config.reconcile
+        settings = ReconcileConfig(
+            frequency=default.frequency,
+            strategy=strategy or default.strategy,
+            orphans=orphans or default.orphans,
+            batch_size=default.batch_size if batch_size is None else batch_size,
+        )
+        engine = await engine_for(cls.config, plugins.registry())
+        return {
+            namespace: await engine.reconciler.reconcile(
+                namespace, settings, on_finding=on_finding, on_progress=on_progress
+            )
+            for namespace in namespaces_of(cls)
+        }
+
+    @classmethod
+    async def recover(cls) -> RecoveryReport:
+        """Settle the sessions of processes that died, and remove what they left in the buckets.
+
+        This happens by itself: when units of work of a configuration are first used, and every
+        `recovery_interval`. Call it where nothing else runs, or where you cannot wait. A session
+        is taken over when its lease has run out, `lease_ttl` after the last sign of life.
+
+        Returns:
+            what was done. What is `pending` is tried again by the next recovery.
+
+        Raises:
+            BaseConnectorException: the store refused or cannot be reached.
+
+        Example:
+            ```python
+            import asyncio
+
+            from fennflow import UnitOfWork
+            from fennflow.repositories import CrudRepository, RepoField
+
+
+            class UOW(UnitOfWork):
+                inbox = RepoField(CrudRepository, namespace="inbox")
+
+
+            async def main():
+                report = await UOW.recover()
+                print(report.rolled_forward, report.compensated)
+                #> 0 0
+
+
+            asyncio.run(main())
+            ```
+        """
+        engine = await engine_for(cls.config, plugins.registry())
+        return await engine.recovery.run(namespaces_of(cls))
+
+    @classmethod
+    async def sessions(cls) -> Sequence[SessionInfo]:
+        """Return the sessions that are under way, or wait to be settled, oldest first."""
+        backend = (await engine_for(cls.config, plugins.registry())).backend
+        found: list[SessionInfo] = []
+        last = ""
+        while page := await backend.sessions(after=last, limit=SESSIONS_AT_ONCE):
+            last = page[-1].session.session_id
+            found += [
+                SessionInfo(
+                    session_id=each.session.session_id,
+                    state="open" if each.outcome is None else each.outcome.value,
+                    age=each.age,
+                    lease_left=each.lease_left,
+                    paths=[f"{intent.namespace}/{intent.key}" for intent in each.intents],
+                )
+                for each in page
+            ]
+        return found
+
+    @classmethod
+    async def diagnose(cls) -> Diagnosis:
+        """Reach the backend and every bucket, try what they enforce, and tell what results.
+
+        Writes a few small objects under the reserved prefix, and removes them.
+
+        Example:
+            ```python
+            import asyncio
+
+            from fennflow import UnitOfWork
+            from fennflow.repositories import CrudRepository, RepoField
+
+
+            class UOW(UnitOfWork):
+                inbox = RepoField(CrudRepository, namespace="inbox")
+
+
+            async def main():
+                diagnosis = await UOW.diagnose()
+                print(diagnosis.problems, diagnosis.namespaces["inbox"].keeps_stamps)
+                #> () True
+
+
+            asyncio.run(main())
+            ```
+        """
+        engine = await engine_for(cls.config, plugins.registry())
+        return await diagnose(engine, namespaces_of(cls))

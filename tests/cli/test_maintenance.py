@@ -1,0 +1,208 @@
+"""The program `fennflow`, run as users run it: plugins, guarantees, recovery, reconciliation."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import crashing
+from crashing import Site, make_site, start, text
+from fennflow.testing import Boundary, Fault, S3Server
+from stores import raw_client
+
+PROGRAM = Path(sys.executable).with_name("fennflow")
+MODULE = """
+from fennflow import ConfigDict, UnitOfWork
+from fennflow.backends import SqlalchemyBackendConfig
+from fennflow.connectors import S3ConnectorConfig
+from fennflow.repositories import CrudRepository, S3RepoField
+
+
+class UOW(UnitOfWork):
+    files = S3RepoField(CrudRepository, bucket_name={bucket!r})
+    config = ConfigDict(
+        connector=S3ConnectorConfig(),
+        backend=SqlalchemyBackendConfig(url={url!r}),
+        lock_timeout=0.2,
+    )
+
+
+class Holder:
+    UOW = UOW
+
+
+nothing = 1
+"""
+
+
+@dataclass
+class Done:
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+
+@dataclass
+class Shell:
+    """A working directory with a module `app`, and the environment that reaches its store."""
+
+    directory: Path
+    environment: dict[str, str]
+    site: Site
+
+    async def __call__(self, *arguments: str, **environment: str) -> Done:
+        process = await asyncio.create_subprocess_exec(
+            PROGRAM,
+            *arguments,
+            cwd=self.directory,
+            env={**self.environment, **environment},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        out, err = await process.communicate()
+        assert process.returncode is not None
+        return Done(process.returncode, out.decode(), err.decode())
+
+
+@pytest.fixture
+async def shell(request: pytest.FixtureRequest, moto: S3Server, tmp_path: Path) -> Shell:
+    site = await make_site("moto", "sqlite", request)
+    url = site.backend.url.get_secret_value()
+    (tmp_path / "app.py").write_text(MODULE.format(bucket=site.namespace, url=url))
+    environment = {
+        "PATH": os.environ["PATH"],
+        "AWS_ENDPOINT_URL": moto.url,
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_ACCESS_KEY_ID": moto.access_key,
+        "AWS_SECRET_ACCESS_KEY": moto.secret_key,
+        "COLUMNS": "120",
+        "PYTHONWARNINGS": "error",
+    }
+    return Shell(tmp_path, environment, site)
+
+
+async def test_plugins_are_listed(shell: Shell) -> None:
+    done = await shell("plugins")
+    assert (done.code, done.err) == (0, "")
+    assert done.out.splitlines()[1].split() == [
+        *("core", "fennflow-core", "1.0.0", "fennflow.files.plugin", "works")
+    ]
+    done = await shell("plugins", "--json", FENNFLOW_DISABLE_PLUGINS="s3")
+    assert {each["name"]: each["state"] for each in done.json} == {
+        "core": "works",
+        "memory": "works",
+        "s3": "off",
+        "sqlalchemy": "works",
+    }
+
+
+async def test_the_doctor_tells_what_is_guaranteed(shell: Shell) -> None:
+    done = await shell("doctor", "app:UOW")
+    assert (done.code, done.err) == (0, "")
+    assert "a crash is recovered from" in done.out
+    assert "on one machine" in done.out
+    assert "one by one" in done.out  # moto ignores the ETags of DeleteObjects
+    assert "All is well." in done.out
+    assert "\x1b[" not in done.out
+    assert await shell.site.store.objects() == {}
+    diagnosis = (await shell("doctor", "app:Holder.UOW", "--json")).json
+    assert diagnosis["problems"] == []
+    [found] = diagnosis["namespaces"].values()
+    assert found["keeps_stamps"] is True
+    assert abs(found["clock_skew"]) < 5
+
+
+async def test_the_doctor_finds_what_is_wrong(shell: Shell) -> None:
+    async with raw_client_of(shell) as client:
+        await client.delete_bucket(Bucket=shell.site.namespace)
+    done = await shell("doctor", "app:UOW")
+    assert done.code == 3
+    assert f"{shell.site.namespace} cannot be used: NoSuchNamespaceException" in done.out
+
+
+def raw_client_of(shell: Shell) -> Any:
+    return raw_client(S3Server(url=shell.environment["AWS_ENDPOINT_URL"]))
+
+
+async def test_a_dead_process_is_seen_and_recovered_from(shell: Shell, moto: S3Server) -> None:
+    async with shell.site.uow_class() as uow:
+        await uow.files.put(text("old", "a"))
+    process, pipe = start(crashing.die, shell.site, "a", Boundary("before", "copy"))
+    await asyncio.to_thread(process.join)
+    pipe.close()
+    [session] = (await shell("sessions", "app:UOW", "--json")).json
+    assert session["state"] == "committed"
+    assert session["paths"] == [f"{shell.site.namespace}/a"]
+    done = await shell("sessions", "app:UOW")
+    assert session["session_id"] in done.out
+    await shell.site.expire()
+    with moto.failing(lambda each: Fault.CONFLICT if each.copy and each.key == "a" else None):
+        done = await shell("recover", "app:UOW")
+        assert done.code == 3
+        assert "pending 1" in done.out
+    await shell.site.expire()
+    done = await shell("recover", "app:UOW", "--json")
+    assert (done.code, done.json["rolled_forward"]) == (0, 1)
+    assert (await shell("sessions", "app:UOW")).out == "No session is under way.\n"
+    assert "Rolled forward 0, compensated 0, pending 0" in (await shell("recover", "app:UOW")).out
+    assert await shell.site.store.objects() == {"a": b"new"}
+
+
+async def test_differences_are_told_and_mended(shell: Shell) -> None:
+    async with shell.site.uow_class() as uow:
+        await uow.files.put(text("mine", "a"))
+    async with raw_client_of(shell) as client:
+        await client.put_object(Bucket=shell.site.namespace, Key="b[/]", Body=b"somebody's")
+    done = await shell("reconcile", "app:UOW")
+    assert done.code == 3
+    assert "2 objects, 1 records" in done.out
+    assert "b[/]: unknown" in done.out
+    done = await shell("reconcile", "app:UOW", "--strategy", "insert_missing", "--json")
+    [report] = done.json.values()
+    assert (done.code, report["actions"]) == (0, {"inserted": 1})
+    assert report["findings"][0]["path"] == "b[/]"
+    assert (await shell("reconcile", "app:UOW")).code == 0
+
+
+@pytest.mark.parametrize(
+    ("target", "hint"),
+    [
+        ("app", "MODULE:CLASS"),
+        ("app:", "MODULE:CLASS"),
+        ("nosuch:UOW", "no module"),
+        ("app:nothing", "no unit of work"),
+        ("app:nosuch", "no unit of work"),
+    ],
+)
+async def test_a_target_that_is_none_is_explained(shell: Shell, target: str, hint: str) -> None:
+    done = await shell("sessions", target)
+    assert (done.code, done.out) == (2, "")
+    assert hint in done.err
+    assert "Traceback" not in done.err
+
+
+async def test_an_error_is_told_without_a_traceback(shell: Shell) -> None:
+    done = await shell("reconcile", "app:UOW", AWS_ENDPOINT_URL="http://127.0.0.1:9")
+    assert (done.code, done.out) == (1, "")
+    assert done.err.startswith("ConnectorUnavailableException: ")
+    assert "Traceback" not in done.err
+
+
+async def test_help_suffices(shell: Shell) -> None:
+    done = await shell()
+    for command in ("plugins", "doctor", "sessions", "recover", "reconcile"):
+        assert command in done.out
+        help_text = (await shell(command, "--help")).out
+        assert "--json" in help_text
