@@ -45,8 +45,8 @@ async def opened(config: BackendConfig, **changes: Any) -> AsyncGenerator[Backen
     """
     settings = ConfigDict(backend=config, **changes)
     backend = plugins.registry().backend_for(config).factory(config, settings)
-    await backend.open()
     try:
+        await backend.open()
         yield backend
     finally:
         await backend.aclose()

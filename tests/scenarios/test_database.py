@@ -1,0 +1,221 @@
+"""The tables of the backend on SQLite and PostgreSQL: how they come to be, and what is refused."""
+
+from __future__ import annotations
+
+import asyncio
+import traceback
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from sqlalchemy import Connection
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+
+from fennflow.backends import ObjectKey, SqlalchemyBackendConfig
+from fennflow.exceptions import BackendUnavailableException, ConfigException
+from fennflow.testing import PostgresqlServer
+from fennflow.testing.recovery_suite import A, opened, put
+from fennflow_sqlalchemy import metadata_for, tables
+from stores import numbers
+
+PREFIXES = ["", "fennflow_", "my_"]
+
+
+@asynccontextmanager
+async def engine_of(config: SqlalchemyBackendConfig) -> AsyncGenerator[AsyncEngine]:
+    engine = create_async_engine(config.url.get_secret_value())
+    try:
+        yield engine
+    finally:
+        await engine.dispose()
+
+
+def url_of(database: str, request: pytest.FixtureRequest) -> str:
+    if database == "sqlite":
+        return f"sqlite:///{request.getfixturevalue('tmp_path')}/{next(numbers)}.db"
+    server: PostgresqlServer = request.getfixturevalue("postgresql")
+    return server.new_database()
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def url(request: pytest.FixtureRequest) -> str:
+    """Return a database without tables."""
+    return url_of(request.param, request)
+
+
+@pytest.mark.parametrize("prefix", PREFIXES)
+async def test_catalogs_under_different_prefixes_share_a_database(url: str, prefix: str) -> None:
+    config = SqlalchemyBackendConfig(url=url, table_prefix=prefix)
+    other = SqlalchemyBackendConfig(url=url, table_prefix="other_", journal=journal(config))
+    async with opened(config) as backend, opened(other) as stranger:
+        await put(backend, A)
+        assert set(await backend.records([A])) == {A}
+        assert await stranger.records([A]) == {}
+        assert backend.catalog_id != stranger.catalog_id
+
+
+def journal(config: SqlalchemyBackendConfig) -> Path | None:
+    """Return a journal of its own for a second catalog in one SQLite file."""
+    url = config.url.get_secret_value()
+    return Path(f"{url.partition(':///')[2]}.other") if url.startswith("sqlite") else None
+
+
+async def test_tables_lie_in_the_schema_that_the_user_names(
+    request: pytest.FixtureRequest,
+) -> None:
+    url = url_of("postgresql", request)
+    config = SqlalchemyBackendConfig(url=url, schema_name="Files")
+    async with engine_of(config) as engine, engine.begin() as connection:
+        await connection.execute(sqlalchemy.schema.CreateSchema("Files"))
+    async with opened(config) as backend:
+        await put(backend, A)
+    async with engine_of(config) as engine, engine.connect() as connection:
+        names = await connection.run_sync(
+            lambda sync: sqlalchemy.inspect(sync).get_table_names(schema="Files")
+        )
+        assert "fennflow_records" in names
+        default = await connection.run_sync(lambda sync: sqlalchemy.inspect(sync).get_table_names())
+        assert default == []
+
+
+async def test_whoever_comes_first_creates_the_tables_and_all_use_them(url: str) -> None:
+    config = SqlalchemyBackendConfig(url=url, pool_size=1)
+
+    async def use(number: int) -> str:
+        async with opened(config) as backend:
+            await put(backend, ObjectKey("bucket", f"{number}"))
+            return backend.catalog_id
+
+    async with asyncio.TaskGroup() as group:
+        uses = [group.create_task(use(number)) for number in range(8)]
+    assert len({each.result() for each in uses}) == 1
+    async with opened(config) as backend:
+        assert len(await backend.scan("bucket", prefix="", start="", limit=99)) == 8
+
+
+async def test_alembic_finds_nothing_to_do(url: str) -> None:
+    """`metadata` says what is created, so that its users can leave that to migrations."""
+    config = SqlalchemyBackendConfig(url=url)
+    async with opened(config):
+        pass
+
+    def differences(connection: Connection) -> Any:
+        names = sqlalchemy.inspect(connection).get_table_names()
+        context = MigrationContext.configure(
+            connection,
+            # SQLite has the journal's tables in another file.
+            opts={"include_object": lambda thing, name, kind, *_: kind != "table" or name in names},
+        )
+        return compare_metadata(context, metadata_for())
+
+    async with engine_of(config) as engine, engine.connect() as connection:
+        assert await connection.run_sync(differences) == []
+
+
+async def test_tables_that_alembic_is_to_make_are_missed_by_name(url: str) -> None:
+    config = SqlalchemyBackendConfig(url=url, create_tables=False, table_prefix="my_")
+    with pytest.raises(ConfigException, match=r"my_records\.etag.*create_tables=True"):
+        async with opened(config):
+            pytest.fail("it must not open")
+    made = metadata_for("my_")
+    for each in (config, config.model_copy(update={"url": journal_url(config)})):
+        async with engine_of(each) as engine, engine.begin() as connection:
+            await connection.run_sync(made.create_all)
+    async with opened(config) as backend:
+        await put(backend, A)
+        assert set(await backend.records([A])) == {A}
+
+
+def journal_url(config: SqlalchemyBackendConfig) -> Any:
+    """Return where the journal lies: on SQLite in a file of its own."""
+    url = config.url.get_secret_value()
+    if not url.startswith("sqlite"):
+        return config.url
+    return type(config.url)(url.replace(".db", ".journal.db"))
+
+
+async def test_tables_of_a_newer_version_are_refused(url: str) -> None:
+    config = SqlalchemyBackendConfig(url=url)
+    async with opened(config):
+        pass
+    newer = "UPDATE fennflow_meta SET value = '99' WHERE name = 'schema_version'"
+    async with engine_of(config) as engine, engine.begin() as connection:
+        await connection.execute(sqlalchemy.text(newer))
+    with pytest.raises(ConfigException, match="version 99"):
+        async with opened(config):
+            pytest.fail("it must not open")
+
+
+async def test_tables_of_an_older_version_are_migrated_once(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = SqlalchemyBackendConfig(url=url)
+    async with opened(config) as backend:
+        await put(backend, A)
+        catalog_id = backend.catalog_id
+    migrated: list[str] = []
+
+    def add_column(connection: Connection, tables_of_file: Any) -> None:
+        name = tables_of_file[1].name
+        migrated.append(name)
+        connection.execute(sqlalchemy.text(f"ALTER TABLE {name} ADD COLUMN colour TEXT"))
+
+    monkeypatch.setattr(tables, "VERSION", 2)
+    monkeypatch.setitem(tables._MIGRATIONS, 1, add_column)
+
+    async def use() -> None:
+        async with opened(config) as backend:
+            assert backend.catalog_id == catalog_id
+            assert set(await backend.records([A])) == {A}
+
+    async with asyncio.TaskGroup() as group:
+        for _ in range(4):
+            group.create_task(use())
+    assert migrated[0] == "fennflow_records"
+    assert len(migrated) == (2 if url.startswith("sqlite") else 1)
+
+
+async def test_a_journal_of_another_catalog_is_refused(tmp_path: Path) -> None:
+    first = SqlalchemyBackendConfig(url=f"sqlite:///{tmp_path}/1.db")
+    async with opened(first):
+        pass
+    mixed = SqlalchemyBackendConfig(
+        url=f"sqlite:///{tmp_path}/2.db", journal=tmp_path / "1.journal.db"
+    )
+    with pytest.raises(ConfigException, match="belongs to another catalog"):
+        async with opened(mixed):
+            pytest.fail("it must not open")
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"url": "mysql://app:secret@host/database"},
+        {"url": "postgresql+psycopg2://app:secret@host/database"},
+        {"url": "sqlite://"},
+        {"url": "sqlite:///:memory:"},
+        {"url": "secret"},
+        {"table_prefix": "a; DROP TABLE secret"},
+        {"schema_name": 'a"secret'},
+        {"pool_size": 0},
+    ],
+)
+def test_a_config_that_cannot_work_is_refused_without_showing_it(values: dict[str, Any]) -> None:
+    with pytest.raises(ConfigException) as caught:
+        SqlalchemyBackendConfig(**values)
+    assert "secret" not in str(caught.value)
+
+
+async def test_a_database_that_is_away_is_told_without_its_password() -> None:
+    url = "postgresql://app:secret@127.0.0.1:9/database"
+    config = SqlalchemyBackendConfig(url=url)
+    with pytest.raises(BackendUnavailableException, match=r"127\.0\.0\.1/database") as caught:
+        async with opened(config):
+            pytest.fail("it must not open")
+    assert "secret" not in repr(config)
+    assert "secret" not in "".join(traceback.format_exception(caught.value))
