@@ -214,6 +214,14 @@ class FaultyBackend(Backend):
         return self.inner.guarantees
 
     @override
+    async def recall(self, name: str) -> str | None:
+        return await self.inner.recall(name)
+
+    @override
+    async def remember(self, name: str, value: str) -> None:
+        await self.inner.remember(name, value)
+
+    @override
     async def records(self, keys: Collection[ObjectKey]) -> Any:
         return await self.around("records", lambda: self.inner.records(keys))
 

@@ -440,7 +440,7 @@ async def test_a_pivot_that_fails_cannot_be_committed_by_going_on(
     joint: Joint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Even where the user swallows the exception inside a surrounding transaction."""
-    from fennflow_sqlalchemy import statements
+    from fennflow_sqlalchemy import rows
 
     def broken(_: object) -> str:
         raise ZeroDivisionError
@@ -453,9 +453,7 @@ async def test_a_pivot_that_fails_cannot_be_committed_by_going_on(
                     await uow.files.put(text("Dear Ann", "a"))
                     monkeypatch.setattr("fennflow_sqlalchemy.backend.record_rows", broken)
             except ZeroDivisionError:
-                monkeypatch.setattr(
-                    "fennflow_sqlalchemy.backend.record_rows", statements.record_rows
-                )
+                monkeypatch.setattr("fennflow_sqlalchemy.backend.record_rows", rows.record_rows)
             await session.execute(sql("SELECT 1"))
     await joint.check()
 

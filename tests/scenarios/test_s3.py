@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import logging
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fennflow.backends import SqlalchemyBackendConfig
 from fennflow.connectors import Capabilities, Location, S3ConnectorConfig
 from fennflow.exceptions import (
     AccessDeniedException,
@@ -20,7 +25,7 @@ from fennflow.exceptions import (
 )
 from fennflow.files import BinaryContent, TextContent
 from fennflow.testing import Fault, S3Server
-from fennflow_s3 import metadata
+from fennflow_s3 import metadata, probe
 from fennflow_s3.client import from_code
 from fennflow_s3.probe import is_aws
 from stores import Store, make_store, raw_client, s3_config
@@ -199,7 +204,7 @@ async def test_what_moto_and_juicefs_enforce_is_found_out(
         )
     weak = await make_store("juicefs", request)
     async with weak.connector() as connector:
-        assert await connector.capabilities(weak.namespace) == Capabilities()
+        assert await connector.capabilities(weak.namespace) == Capabilities(keeps_directories=True)
 
 
 def test_amazons_endpoints_are_taken_at_their_documentation() -> None:
@@ -300,3 +305,43 @@ async def test_an_option_that_s3_does_not_know_is_refused_before_any_request(
             with pytest.raises(ConnectorCapabilityException, match=next(iter(extra))):
                 await uow.files.create(text("1", "a"), connector_extra=extra)
     assert seen == []
+
+
+async def test_what_was_probed_is_known_to_the_next_process(
+    request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    """P15: kept in a durable backend's catalog, for a day and for this endpoint."""
+    store = await make_store("juicefs", request)
+    backend = SqlalchemyBackendConfig(url=f"sqlite:///{tmp_path}/fennflow.db")
+    probes: list[str] = []
+
+    async def probed(client: Any, bucket: str, prefix: str) -> Capabilities:
+        probes.append(bucket)
+        return await original(client, bucket, prefix)
+
+    original = probe.probe
+    request.getfixturevalue("monkeypatch").setattr("fennflow_s3.connector.probe", probed)
+
+    async def put(name: str) -> None:
+        uow_class = store.uow(backend=backend)
+        async with uow_class.lifespan(), uow_class() as uow:
+            await uow.files.put(text("1", name))
+
+    await put("a/b/c")
+    await put("d")
+    assert probes == [store.namespace]
+    uow_class = store.uow(backend=backend)
+    async with uow_class.lifespan(), uow_class() as uow:
+        await uow.files.delete("a/b/c")
+    assert set(await store.objects()) == {"d"}  # it is still known that directories are kept
+    with closing(sqlite3.connect(tmp_path / "fennflow.journal.db")) as journal:
+        age = "UPDATE fennflow_journal_meta SET value = '0' || substr(value, 2)"
+        journal.execute(f"{age} WHERE name LIKE 'probe:%'")
+        journal.commit()
+    await put("e")
+    assert probes == [store.namespace] * 2
+    assert store.server is not None
+    elsewhere = store.server.url.replace("127.0.0.1", "localhost")
+    store.config = store.config.model_copy(update={"endpoint_url": elsewhere})
+    await put("f")
+    assert probes == [store.namespace] * 3

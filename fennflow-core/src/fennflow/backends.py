@@ -172,6 +172,19 @@ class Backend(ABC):
     async def aclose(self) -> None:
         """Release connections; nothing is called afterwards."""
 
+    async def recall(self, name: str) -> str | None:
+        """Return what `remember` kept under a name within the last day, by the backend's clock.
+
+        Not abstract, like `remember`: what a store enforces is found out again where it is not
+        kept (P15).
+        """
+        del name
+        return None
+
+    async def remember(self, name: str, value: str) -> None:
+        """Keep a text for other processes."""
+        del name, value
+
     @abstractmethod
     async def records(self, keys: Collection[ObjectKey]) -> Mapping[ObjectKey, Record]:
         """Return the records of those keys that have one, all from one moment (I9)."""

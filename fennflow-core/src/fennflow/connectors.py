@@ -20,11 +20,13 @@ What an exception means: a `BaseConnectorException` says that the request had no
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from fennflow.exceptions import ConnectorCapabilityException
 
@@ -53,6 +55,7 @@ __all__ = [
     "ObjectAttributes",
     "PendingUpload",
     "PresignMethod",
+    "ProbeMemory",
     "S3ConnectorConfig",
     "StoredObject",
     "UploadCallback",
@@ -72,12 +75,27 @@ class Capabilities:
             batch (which implies a single one), in a single request, or not at all.
         conditional_copy: a copy with `if_match` or `if_none_match` minds the target.
         versioned: every write makes a version with an id of its own (S3: versioning `Enabled`).
+        keeps_directories: a batch of deletions leaves empty directories behind, which are listed
+            as keys that end in `/` (JuiceFS).
     """
 
     conditional_create: bool = False
     conditional_delete: Literal["batch", "single", "none"] = "none"
     conditional_copy: bool = False
     versioned: bool = False
+    keeps_directories: bool = False
+
+
+class ProbeMemory(Protocol):
+    """Where what was probed is kept for other processes: a backend."""
+
+    async def recall(self, name: str) -> str | None:
+        """Return what was kept under a name, unless it is too old."""
+        ...
+
+    async def remember(self, name: str, value: str) -> None:
+        """Keep it."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,16 +221,48 @@ class Connector(ABC):
         self._claimed = capabilities
         self._probed: dict[str, Capabilities] = {}
         self._probing = asyncio.Lock()
+        self._memory: ProbeMemory | None = None
 
-    async def capabilities(self, namespace: str) -> Capabilities:
-        """Return what the namespace enforces: claimed, else probed once per connector (P15)."""
+    @property
+    def store_id(self) -> str:
+        """What tells this store from others of its kind, for instance its URL without secrets.
+
+        What was probed is kept under it; not abstract: the name of the class, where there is one.
+        """
+        return type(self).__qualname__
+
+    def remember_in(self, memory: ProbeMemory) -> None:
+        """Share what is probed with other processes (P15); the engine says where."""
+        self._memory = memory
+
+    async def capabilities(self, namespace: str, *, anew: bool = False) -> Capabilities:
+        """Return what the namespace enforces: claimed, else probed, by others maybe (P15).
+
+        Args:
+            namespace: which one.
+            anew: probe although it is known already.
+        """
         if self._claimed is not None:
             return self._claimed
-        if namespace not in self._probed:
+        if anew or namespace not in self._probed:
             async with self._probing:
-                if namespace not in self._probed:
-                    self._probed[namespace] = await self.probe(namespace)
+                if anew or namespace not in self._probed:
+                    self._probed[namespace] = await self._find_out(namespace, anew=anew)
         return self._probed[namespace]
+
+    async def _find_out(self, namespace: str, *, anew: bool) -> Capabilities:
+        digest = hashlib.sha256(f"{self.store_id}\n{namespace}".encode()).hexdigest()
+        name = f"probe:{digest[:32]}"
+        kept = None if anew or self._memory is None else await self._memory.recall(name)
+        if kept is not None:
+            try:
+                return Capabilities(**json.loads(kept))
+            except TypeError:
+                pass  # another version of FennFlow kept it
+        found = await self.probe(namespace)
+        if self._memory is not None:
+            await self._memory.remember(name, json.dumps(asdict(found)))
+        return found
 
     @abstractmethod
     async def open(self) -> None:

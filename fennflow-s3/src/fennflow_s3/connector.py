@@ -60,12 +60,16 @@ class S3Connector(Connector):
         self._stack = AsyncExitStack()
         self._opened: S3Client | None = None
         self._signer: S3Client
-        self._keep_directories: set[str] = set()
 
     @property
     def _client(self) -> S3Client:
         assert self._opened is not None, "the engine opens a connector before it uses it"  # noqa: S101
         return self._opened
+
+    @property
+    @override
+    def store_id(self) -> str:
+        return f"S3 {self._client.meta.endpoint_url}"
 
     @override
     async def open(self) -> None:
@@ -86,10 +90,7 @@ class S3Connector(Connector):
     @override
     async def probe(self, namespace: str) -> Capabilities:
         with translated("probe the bucket", namespace):
-            probed = await probe(self._client, namespace, self._reserved_prefix)
-        if probed.keeps_directories:
-            self._keep_directories.add(namespace)
-        return probed.capabilities
+            return await probe(self._client, namespace, self._reserved_prefix)
 
     @override
     def validate(self, namespace: str, key: str, attributes: ObjectAttributes) -> None:
@@ -258,7 +259,7 @@ class S3Connector(Connector):
             answer = await self._client.delete_objects(
                 Bucket=namespace, Delete={"Objects": objects, "Quiet": True}
             )
-            if namespace in self._keep_directories:
+            if (await self.capabilities(namespace)).keeps_directories:
                 await self._delete_directories(namespace, deletions)
         errors: dict[tuple[str, str | None], BaseConnectorException] = {}
         for error in answer.get("Errors", []):

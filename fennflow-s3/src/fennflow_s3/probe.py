@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 
 import uuid_utils
@@ -22,20 +22,7 @@ if TYPE_CHECKING:
 OTHER_ETAG = '"00000000000000000000000000000000"'
 
 
-class Probed(NamedTuple):
-    """What was found out.
-
-    Args:
-        capabilities: what the bucket enforces.
-        keeps_directories: whether DeleteObjects leaves empty directories behind, which are listed
-            as keys that end in `/` (JuiceFS).
-    """
-
-    capabilities: Capabilities
-    keeps_directories: bool = False
-
-
-async def probe(client: S3Client, bucket: str, reserved_prefix: str) -> Probed:
+async def probe(client: S3Client, bucket: str, reserved_prefix: str) -> Capabilities:
     """Find out what a bucket enforces.
 
     AWS's own endpoints are taken at their documentation: conditional writes, deletes (also in
@@ -43,13 +30,12 @@ async def probe(client: S3Client, bucket: str, reserved_prefix: str) -> Probed:
     """
     versioning = await _versioning(client, bucket)
     if is_aws(client.meta.endpoint_url):
-        documented = Capabilities(
+        return Capabilities(
             conditional_create=True,
             conditional_delete="batch",
             conditional_copy=True,
             versioned=versioning == "Enabled",
         )
-        return Probed(documented)
     key = f"{reserved_prefix}/probe/{uuid_utils.uuid7()}"
     try:
         await client.put_object(Bucket=bucket, Key=key, Body=b"1")
@@ -69,13 +55,13 @@ async def probe(client: S3Client, bucket: str, reserved_prefix: str) -> Probed:
             conditional_delete = "single" if spared else "none"
     finally:
         await _clean_up(client, bucket, key, versions=versioning is not None)
-    capabilities = Capabilities(
+    return Capabilities(
         conditional_create=conditional_create,
         conditional_delete=conditional_delete,
         conditional_copy=conditional_copy,
         versioned=versioning == "Enabled",
+        keeps_directories=keeps_directories,
     )
-    return Probed(capabilities, keeps_directories)
 
 
 def is_aws(endpoint_url: str) -> bool:

@@ -38,7 +38,7 @@ from fennflow.paths import after_prefix
 from fennflow_sqlalchemy.database import ImpatientError, create_tables
 from fennflow_sqlalchemy.join import UserTransaction
 from fennflow_sqlalchemy.recovery import RecoverableBackend
-from fennflow_sqlalchemy.statements import (
+from fennflow_sqlalchemy.rows import (
     intent_rows,
     key_rows,
     of,

@@ -19,16 +19,19 @@ from fennflow.backends import (
     Tombstone,
 )
 from fennflow_sqlalchemy.database import open_databases
-from fennflow_sqlalchemy.statements import (
-    CatalogStatements,
-    SessionStatements,
-    TombstoneStatements,
+from fennflow_sqlalchemy.rows import (
     dumps,
     id_rows,
     intent_of,
     key_rows,
     tombstone_of,
     tombstone_rows,
+)
+from fennflow_sqlalchemy.statements import (
+    CatalogStatements,
+    NoteStatements,
+    SessionStatements,
+    TombstoneStatements,
 )
 from fennflow_sqlalchemy.tables import make_tables
 
@@ -66,6 +69,7 @@ class RecoverableBackend(Backend):
         self._of_tombstones = TombstoneStatements(
             self._tables, self._journal, doubt_period=doubt_period
         )
+        self._of_notes = NoteStatements(self._tables, self._journal)
         self._catalog_id = ""
         self._purge_every = doubt_period / 2
         self._purge_due = 0.0
@@ -85,6 +89,24 @@ class RecoverableBackend(Backend):
         await self._catalog.engine.dispose()
         if not self._together:
             await self._journal.engine.dispose()
+
+    # --- what was probed ----------------------------------------------------------------------
+
+    @override
+    async def recall(self, name: str) -> str | None:
+        async def work(connection: AsyncConnection) -> str | None:
+            kept = await connection.scalar(self._of_notes.recall, {"noted": name})
+            return None if kept is None else str(kept).partition(" ")[2]
+
+        return await self._journal.run(work, write=False)
+
+    @override
+    async def remember(self, name: str, value: str) -> None:
+        async def work(connection: AsyncConnection) -> None:
+            await connection.execute(self._of_notes.remember, {"noted": name, "text": value})
+
+        # In the journal's file: the catalog's may be locked by a user's transaction.
+        await self._journal.run(work)
 
     # --- tombstones --------------------------------------------------------------------------
 

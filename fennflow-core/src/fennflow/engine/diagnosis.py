@@ -49,7 +49,7 @@ async def _look(parts: Parts, namespace: str) -> NamespaceDiagnosis:
     key = f"{parts.config.reserved_prefix}/probe/{stamp.session_id}"
     place = Location(key)
     try:
-        capabilities = await parts.connector.capabilities(namespace)
+        capabilities = await parts.connector.capabilities(namespace, anew=True)
         attributes = ObjectAttributes(
             media_type="text/plain", metadata=stamped({"Wörter": "äöü"}, stamp)
         )

@@ -103,6 +103,7 @@ async def _lifetime(
             backend = await asyncio.to_thread(new_backend, config.backend, config)
             stack.push_async_callback(backend.aclose)
             await backend.open()
+            connector.remember_in(backend)
             leases = Leases(backend, config.lease_ttl)
             stack.push_async_callback(leases.aclose)
             parts = Parts(config, connector, backend, leases)

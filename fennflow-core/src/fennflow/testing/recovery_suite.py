@@ -279,3 +279,17 @@ class RecoverySuite:
             assert (await backend.abort(committed))[0] is Outcome.COMMITTED
 
         run(config, scenario)
+
+    def test_what_was_remembered_is_known_to_others(self, config: BackendConfig) -> None:
+        """P15: or found out again, where nothing outlives the process."""
+
+        async def scenario(backend: Backend) -> None:
+            assert await backend.recall("probe:1") is None
+            await backend.remember("probe:1", "some text")
+            await backend.remember("probe:1", "{'another': 1 }")
+            async with opened(config) as other:
+                kept = "{'another': 1 }" if backend.guarantees.durable else None
+                assert await other.recall("probe:1") == kept
+                assert await other.recall("probe:2") is None
+
+        run(config, scenario)

@@ -1,0 +1,122 @@
+"""Rows: records, intents and tombstones on their way into the database, and back."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Iterable, Mapping
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from fennflow.backends import Intent, ObjectKey, Placement, Record, SessionToken, Tombstone
+from fennflow.connectors import Location
+
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+MICROSECOND = timedelta(microseconds=1)
+
+
+def of(session: SessionToken) -> dict[str, str | int]:
+    """Return the parameters that name a session and its token."""
+    return {"of_session": session.session_id, "held": session.token}
+
+
+def dumps(rows: Iterable[Mapping[str, Any]]) -> str:
+    """Return rows as the parameter of a bulk statement."""
+    return json.dumps(list(rows))
+
+
+def key_rows(keys: Iterable[ObjectKey]) -> str:
+    """Return keys as a parameter, in the order in which they are locked (P3)."""
+    return dumps({"namespace": key.namespace, "key": key.key} for key in sorted(keys))
+
+
+def id_rows(session_ids: Iterable[str]) -> str:
+    """Return session ids as a parameter."""
+    return dumps({"session_id": each} for each in session_ids)
+
+
+def record_rows(records: Iterable[Record]) -> str:
+    """Return records as a parameter, in the order in which they are locked."""
+    return dumps(
+        {
+            "namespace": record.namespace,
+            "key": record.key,
+            "location_key": record.location.key,
+            "version_id": record.location.version_id,
+            "etag": record.etag,
+            "size": record.size,
+            "media_type": record.media_type,
+            "content_type": record.content_type,
+            "sha256": record.sha256,
+            "metadata": json.dumps(dict(record.metadata)),
+            "created_at": (record.created_at - EPOCH) // MICROSECOND,
+            "modified_at": (record.modified_at - EPOCH) // MICROSECOND,
+            "session_id": record.session_id,
+            "seq": record.seq,
+        }
+        for record in sorted(records, key=lambda record: record.object_key)
+    )
+
+
+def record_of(row: Any) -> Record:
+    """Return the record of a row."""
+    return Record(
+        namespace=row.namespace,
+        key=row.key,
+        location=Location(row.location_key, row.version_id),
+        etag=row.etag,
+        size=row.size,
+        media_type=row.media_type,
+        content_type=row.content_type,
+        sha256=row.sha256,
+        metadata=json.loads(row.metadata),
+        created_at=EPOCH + row.created_at * MICROSECOND,
+        modified_at=EPOCH + row.modified_at * MICROSECOND,
+        session_id=row.session_id,
+        seq=row.seq,
+    )
+
+
+def intent_rows(session_id: str, intents: Iterable[Intent]) -> str:
+    """Return intents as a parameter."""
+    return dumps(
+        {
+            "session_id": session_id,
+            "seq": intent.seq,
+            "namespace": intent.namespace,
+            "key": intent.key,
+            "placement": intent.placement.value,
+            "target": intent.target,
+            "upload_id": intent.upload_id,
+        }
+        for intent in intents
+    )
+
+
+def intent_of(row: Any) -> Intent:
+    """Return the intent of a row."""
+    return Intent(
+        seq=row.seq,
+        namespace=row.namespace,
+        key=row.key,
+        placement=Placement(row.placement),
+        target=row.target,
+        upload_id=row.upload_id,
+    )
+
+
+def tombstone_rows(tombstones: Collection[Tombstone]) -> str:
+    """Return tombstones as a parameter."""
+    return dumps(
+        {
+            "namespace": each.namespace,
+            "key": each.key,
+            "session_id": each.session_id,
+            "seq": each.seq,
+        }
+        for each in tombstones
+    )
+
+
+def tombstone_of(row: Any) -> Tombstone:
+    """Return the tombstone of a row."""
+    return Tombstone(namespace=row.namespace, key=row.key, session_id=row.session_id, seq=row.seq)
