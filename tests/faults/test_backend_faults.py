@@ -7,7 +7,6 @@ from collections.abc import Callable
 
 import pytest
 
-import faulty
 from fennflow import plugins
 from fennflow.backends import InMemoryBackendConfig
 from fennflow.exceptions import (
@@ -16,6 +15,7 @@ from fennflow.exceptions import (
     RecordLockedException,
 )
 from fennflow.files import TextContent
+from fennflow.testing import faults
 from stores import FullUOW, Store, make_store, numbers
 
 
@@ -52,8 +52,8 @@ def script() -> Script:
 
 
 async def seeded(store: Store, script: Script) -> type[FullUOW]:
-    backend = faulty.FaultyBackendConfig(
-        inner=InMemoryBackendConfig(name=f"f{next(numbers)}"), script=script
+    backend = faults.FaultyBackendConfig(
+        inner=InMemoryBackendConfig(name=f"f{next(numbers)}"), faults=faults.Scripted(script)
     )
     uow_class = store.uow(backend=backend, lock_timeout=0.0)
     async with uow_class() as uow:
@@ -68,7 +68,7 @@ async def change(uow_class: type[FullUOW]) -> None:
 
 
 async def test_a_pivot_that_fails_is_raised_and_undone(store: Store, script: Script) -> None:
-    with plugins.override(faulty.THIS):
+    with plugins.override(faults):
         uow_class = await seeded(store, script)
         script.fails = lambda phase, operation: (phase, operation) == ("before", "commit")
         with pytest.raises(DatabaseGoneError):
@@ -80,7 +80,7 @@ async def test_a_pivot_that_fails_is_raised_and_undone(store: Store, script: Scr
 
 
 async def test_a_pivot_whose_answer_is_lost_is_a_commit(store: Store, script: Script) -> None:
-    with plugins.override(faulty.THIS):
+    with plugins.override(faults):
         uow_class = await seeded(store, script)
         script.fails = lambda phase, operation: (phase, operation) == ("after", "commit")
         await change(uow_class)
@@ -90,7 +90,7 @@ async def test_a_pivot_whose_answer_is_lost_is_a_commit(store: Store, script: Sc
 async def test_an_outcome_that_cannot_be_learnt_is_told_and_nothing_is_touched(
     store: Store, script: Script
 ) -> None:
-    with plugins.override(faulty.THIS):
+    with plugins.override(faults):
         uow_class = await seeded(store, script)
         script.fails = lambda phase, operation: (
             phase == "before" and operation in {"commit", "abort"}
@@ -110,7 +110,7 @@ async def test_an_outcome_that_cannot_be_learnt_is_told_and_nothing_is_touched(
 async def test_a_backend_that_fails_after_the_pivot_does_not_fail_the_commit(
     store: Store, script: Script, operation: str
 ) -> None:
-    with plugins.override(faulty.THIS):
+    with plugins.override(faults):
         uow_class = await seeded(store, script)
         script.fails = lambda phase, each: (phase, each) == ("before", operation)
         await change(uow_class)
@@ -127,7 +127,7 @@ async def test_a_backend_that_fails_before_anything_is_sent_leaves_the_bucket_al
     store: Store, script: Script
 ) -> None:
     """P2: the intent is durable before the first request."""
-    with plugins.override(faulty.THIS):
+    with plugins.override(faults):
         uow_class = await seeded(store, script)
         for phase in ("before", "after"):
             script.fails = lambda each, operation, phase=phase: (
@@ -174,7 +174,7 @@ async def test_whoever_waits_for_a_lock_has_what_holds_it_settled(
 ) -> None:
     """P9: what was left over is tried again, at once where somebody waits for its keys."""
     store = await make_store("memory", request)
-    with plugins.override(faulty.THIS):
+    with plugins.override(faults):
         uow_class = await seeded(store, script)
         async with uow_class() as uow:
             script.fails = lambda phase, each: (phase, each) == ("before", "settle")
@@ -196,9 +196,9 @@ async def test_a_call_that_is_refused_takes_nothing_from_one_beside_it(
             waiting.set()
             await asyncio.sleep(0.02)
 
-    with plugins.override(faulty.THIS):
-        backend = faulty.FaultyBackendConfig(
-            inner=InMemoryBackendConfig(name=f"f{next(numbers)}"), script=script
+    with plugins.override(faults):
+        backend = faults.FaultyBackendConfig(
+            inner=InMemoryBackendConfig(name=f"f{next(numbers)}"), faults=faults.Scripted(script)
         )
         uow_class = store.uow(backend=backend, lock_timeout=0.0)
         waiting.set()
@@ -223,7 +223,7 @@ async def test_steps_are_undone_when_the_commit_fails(store: Store, script: Scri
     async def undo() -> None:
         undone.append("step")
 
-    with plugins.override(faulty.THIS):
+    with plugins.override(faults):
         uow_class = await seeded(store, script)
         script.fails = lambda phase, operation: (phase, operation) == ("before", "commit")
         with pytest.raises(DatabaseGoneError):

@@ -6,11 +6,11 @@ import asyncio
 
 import pytest
 
-import faulty
 from fennflow import plugins
 from fennflow.backends import InMemoryBackendConfig
 from fennflow.exceptions import AccessDeniedException, ConnectorUnavailableException
 from fennflow.files import TextContent
+from fennflow.testing import faults
 from stores import FullUOW, Store, make_store, numbers
 
 MEMORY = ["memory", "memory-weak", "memory-versioned"]
@@ -41,13 +41,14 @@ class Canceller:
         await asyncio.sleep(0)
 
 
-def faulty_store(store: Store, script: object) -> Store:
+def faulty_store(store: Store, script: faults.Script) -> Store:
     return Store(
-        faulty.FaultyConnectorConfig(inner=store.config, script=script),
+        faults.FaultyConnectorConfig(inner=store.config, faults=faults.Scripted(script)),
         store.namespace,
         settings={
-            "backend": faulty.FaultyBackendConfig(
-                inner=InMemoryBackendConfig(name=f"f{next(numbers)}"), script=script
+            "backend": faults.FaultyBackendConfig(
+                inner=InMemoryBackendConfig(name=f"f{next(numbers)}"),
+                faults=faults.Scripted(script),
             )
         },
     )
@@ -131,7 +132,7 @@ async def run_until_all_awaits_were_cancelled(
 async def test_a_cancellation_at_any_await_leaves_all_or_nothing(
     kind: str, times: int, request: pytest.FixtureRequest
 ) -> None:
-    with plugins.override(faulty.THIS):
+    with plugins.override(faults):
         store = await make_store(kind, request)
         outcomes = await run_until_all_awaits_were_cancelled(store, times)
     assert len(outcomes) > 20
@@ -144,7 +145,7 @@ async def test_a_cancellation_at_any_await_leaves_all_or_nothing(
 async def test_a_timeout_at_any_await_leaves_all_or_nothing(
     kind: str, request: pytest.FixtureRequest
 ) -> None:
-    with plugins.override(faulty.THIS):
+    with plugins.override(faults):
         store = await make_store(kind, request)
         outcomes = await run_until_all_awaits_were_cancelled(store, 1, by_timeout=True)
     assert len(outcomes) > 20
@@ -153,7 +154,7 @@ async def test_a_timeout_at_any_await_leaves_all_or_nothing(
 
 
 async def test_a_cancellation_after_the_pivot_is_delivered_at_the_next_unit_of_work() -> None:
-    with plugins.override(faulty.THIS):
+    with plugins.override(faults):
         script = Canceller()
         store = faulty_store(await make_store("memory", None), script)  # type: ignore[arg-type]
         uow_class = store.uow()
@@ -176,7 +177,7 @@ async def test_a_cancellation_after_the_pivot_is_delivered_at_the_next_unit_of_w
 
 
 async def test_a_timeout_that_the_commit_outran_is_not_raised_later() -> None:
-    with plugins.override(faulty.THIS):
+    with plugins.override(faults):
         finished = asyncio.Event()
 
         async def script(phase: str, operation: str, _key: str) -> None:
@@ -195,7 +196,7 @@ async def test_a_timeout_that_the_commit_outran_is_not_raised_later() -> None:
 
 
 async def test_what_compensation_cannot_finish_in_time_is_left_to_recovery_and_told() -> None:
-    with plugins.override(faulty.THIS):
+    with plugins.override(faults):
 
         async def script(phase: str, operation: str, _key: str) -> None:
             if (phase, operation) == ("before", "delete"):
@@ -256,7 +257,7 @@ async def test_a_cancellation_at_any_time_over_real_sockets_leaves_all_or_nothin
 async def test_a_put_that_fails_while_it_is_cancelled_does_not_swallow_the_cancellation(
     error: type[Exception],
 ) -> None:
-    with plugins.override(faulty.THIS):
+    with plugins.override(faults):
         tasks: list[asyncio.Task[None]] = []
 
         async def script(phase: str, operation: str, _key: str) -> None:
@@ -283,7 +284,7 @@ async def test_a_put_that_fails_while_it_is_cancelled_does_not_swallow_the_cance
 
 async def test_a_put_that_was_never_sent_is_not_in_doubt() -> None:
     """P19: what waits for its turn when the cancellation arrives needs no look at the store."""
-    with plugins.override(faulty.THIS):
+    with plugins.override(faults):
         seen: list[str] = []
         sending = asyncio.Event()
 

@@ -6,10 +6,10 @@ import asyncio
 
 import pytest
 
-import faulty
 from fennflow import plugins
 from fennflow.backends import InMemoryBackendConfig
 from fennflow.files import TextContent
+from fennflow.testing import faults
 from stores import FullUOW, Store, make_store, numbers
 
 BEFORE = {"a": b"old"}
@@ -54,16 +54,16 @@ async def test_put_then_delete_then_failure(store: Store) -> None:
     assert await holds(store, uow_class, BEFORE)
 
 
-def on_faulty_backend(store: Store, script: faulty.Script) -> Store:
-    backend = faulty.FaultyBackendConfig(
-        inner=InMemoryBackendConfig(name=f"l{next(numbers)}"), script=script
+def on_faulty_backend(store: Store, script: faults.Script) -> Store:
+    backend = faults.FaultyBackendConfig(
+        inner=InMemoryBackendConfig(name=f"l{next(numbers)}"), faults=faults.Scripted(script)
     )
     return Store(store.config, store.namespace, store.server, {"backend": backend})
 
 
 @pytest.mark.parametrize("kind", ["memory", "memory-weak", "moto", "moto-versioned", "juicefs"])
 async def test_commit_failing_in_the_backend(kind: str, request: pytest.FixtureRequest) -> None:
-    with plugins.override(faulty.THIS):
+    with plugins.override(faults):
         failing = False
 
         async def script(phase: str, operation: str, _key: str) -> None:
@@ -86,7 +86,7 @@ async def test_commit_failing_in_the_backend(kind: str, request: pytest.FixtureR
 async def test_cancellation_during_the_commit(
     kind: str, phase: str, request: pytest.FixtureRequest
 ) -> None:
-    with plugins.override(faulty.THIS):
+    with plugins.override(faults):
         tasks: list[asyncio.Task[None]] = []
 
         async def script(now: str, operation: str, _key: str) -> None:

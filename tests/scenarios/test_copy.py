@@ -6,7 +6,6 @@ from collections import Counter
 
 import pytest
 
-import faulty
 from fennflow import ConfigDict, plugins
 from fennflow.backends import InMemoryBackendConfig
 from fennflow.connectors import Deletion, Location, ObjectAttributes
@@ -20,6 +19,7 @@ from fennflow.exceptions import (
 )
 from fennflow.files import JsonContent, TextContent
 from fennflow.repositories import RepoField
+from fennflow.testing import faults
 from stores import FullRepository, FullUOW, Store, make_store, new_bucket, numbers, raw_client
 
 
@@ -168,7 +168,7 @@ async def test_a_source_changed_behind_the_catalog_is_not_copied(store: Store) -
 
 async def test_a_source_that_is_replaced_meanwhile_is_copied_whole_or_anew() -> None:
     """P29: the record of a copy describes the bytes that were copied."""
-    with plugins.override(faulty.THIS):
+    with plugins.override(faults):
         replacing: list[str] = []
 
         async def script(phase: str, operation: str, key: str) -> None:
@@ -179,7 +179,7 @@ async def test_a_source_that_is_replaced_meanwhile_is_copied_whole_or_anew() -> 
 
         memory = await make_store("memory", None)  # type: ignore[arg-type]
         store = Store(
-            faulty.FaultyConnectorConfig(inner=memory.config, script=script),
+            faults.FaultyConnectorConfig(inner=memory.config, faults=faults.Scripted(script)),
             memory.namespace,
             settings={"backend": InMemoryBackendConfig(name=f"c{next(numbers)}")},
         )
@@ -196,7 +196,7 @@ async def test_a_source_that_is_replaced_meanwhile_is_copied_whole_or_anew() -> 
 
 async def test_a_move_is_seen_whole_before_it_is_applied() -> None:
     """I2: between pivot and apply the source is gone, and the target is there."""
-    with plugins.override(faulty.THIS):
+    with plugins.override(faults):
         seen: list[dict[str, object]] = []
 
         async def script(phase: str, operation: str, key: str) -> None:
@@ -205,7 +205,7 @@ async def test_a_move_is_seen_whole_before_it_is_applied() -> None:
 
         memory = await make_store("memory", None)  # type: ignore[arg-type]
         store = Store(
-            faulty.FaultyConnectorConfig(inner=memory.config, script=script),
+            faults.FaultyConnectorConfig(inner=memory.config, faults=faults.Scripted(script)),
             memory.namespace,
             settings={"backend": InMemoryBackendConfig(name=f"c{next(numbers)}")},
         )

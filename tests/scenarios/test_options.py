@@ -6,11 +6,10 @@ import asyncio
 
 import pytest
 
-import faulty
 from fennflow import ConfigDict, ReconcileConfig, plugins
 from fennflow.exceptions import ConfigException, KeyException
 from fennflow.files import TextContent
-from fennflow.testing import S3Request
+from fennflow.testing import S3Request, faults
 from stores import Store, make_store
 
 
@@ -67,7 +66,7 @@ def test_a_prefix_that_is_no_key_is_refused(prefix: str) -> None:
 
 @pytest.mark.parametrize("limit", [1, 3])
 async def test_no_more_requests_are_in_flight_than_allowed(limit: int) -> None:
-    with plugins.override(faulty.THIS):
+    with plugins.override(faults):
         now = most = 0
 
         async def script(phase: str, _operation: str, _key: str) -> None:
@@ -77,7 +76,10 @@ async def test_no_more_requests_are_in_flight_than_allowed(limit: int) -> None:
             await asyncio.sleep(0.001)
 
         memory = await make_store("memory", None)  # type: ignore[arg-type]
-        store = Store(faulty.FaultyConnectorConfig(inner=memory.config, script=script), "bucket")
+        store = Store(
+            faults.FaultyConnectorConfig(inner=memory.config, faults=faults.Scripted(script)),
+            "bucket",
+        )
         uow_class = store.uow(max_concurrency=limit)
         names = [f"{number}" for number in range(10)]
         async with uow_class() as uow, asyncio.TaskGroup() as group:

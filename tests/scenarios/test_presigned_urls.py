@@ -8,7 +8,6 @@ from urllib.request import Request, urlopen
 
 import pytest
 
-import faulty
 from fennflow import plugins
 from fennflow.backends import InMemoryBackendConfig
 from fennflow.connectors import PresignMethod
@@ -21,6 +20,7 @@ from fennflow.exceptions import (
     TransactionException,
 )
 from fennflow.files import TextContent
+from fennflow.testing import faults
 from stores import FullUOW, Store, make_store, numbers
 
 
@@ -163,7 +163,7 @@ async def test_a_url_does_not_lead_to_where_bytes_are_for_a_moment(
     request: pytest.FixtureRequest,
 ) -> None:
     """P28: between pivot and apply the record points at a staging key."""
-    with plugins.override(faulty.THIS):
+    with plugins.override(faults):
         applying, go_on = asyncio.Event(), asyncio.Event()
 
         async def script(phase: str, operation: str, _key: str) -> None:
@@ -173,7 +173,7 @@ async def test_a_url_does_not_lead_to_where_bytes_are_for_a_moment(
 
         moto = await make_store("moto", request)
         store = Store(
-            faulty.FaultyConnectorConfig(inner=moto.config, script=script),
+            faults.FaultyConnectorConfig(inner=moto.config, faults=faults.Scripted(script)),
             moto.namespace,
             settings={"backend": InMemoryBackendConfig(name=f"p{next(numbers)}")},
         )

@@ -13,7 +13,6 @@ import pytest
 import uuid_utils
 from typing_extensions import override
 
-import faulty
 from fennflow import ReconcileConfig, plugins
 from fennflow.backends import InMemoryBackendConfig
 from fennflow.connectors import (
@@ -32,7 +31,7 @@ from fennflow.exceptions import (
 )
 from fennflow.files import BinaryContent, JsonContent, TextContent
 from fennflow.reports import Difference, Finding, ReconcileAction, ReconcileReport
-from fennflow.testing import S3Server
+from fennflow.testing import S3Server, faults
 from stores import FullUOW, Store, make_store, numbers, s3_config
 
 NEVER = ReconcileConfig(frequency="never")
@@ -308,7 +307,7 @@ async def test_a_bucket_that_is_missing_is_named_and_why_it_was_looked_at(moto: 
     assert "ReconcileConfig" in caught.value.__notes__[0]
 
 
-class Unordered(faulty.FaultyConnector):
+class Unordered(faults.FaultyConnector):
     """Lists backwards, as some stores list in no order (S3 directory buckets do)."""
 
     @override
@@ -320,13 +319,16 @@ class Unordered(faulty.FaultyConnector):
 
 
 async def test_a_store_that_lists_in_no_order_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    with plugins.override(faulty.THIS):
+    with plugins.override(faults):
 
         async def script(*_: str) -> None: ...
 
-        monkeypatch.setattr(faulty, "FaultyConnector", Unordered)
+        monkeypatch.setattr(faults, "FaultyConnector", Unordered)
         inner = await make_store("memory", None)  # type: ignore[arg-type]
-        store = Store(faulty.FaultyConnectorConfig(inner=inner.config, script=script), "bucket")
+        store = Store(
+            faults.FaultyConnectorConfig(inner=inner.config, faults=faults.Scripted(script)),
+            "bucket",
+        )
         for key in ("a", "b", "c"):
             await put_raw(store, key, b"1")
         with pytest.raises(ReconcileFailedException, match="in the order"):
@@ -335,7 +337,7 @@ async def test_a_store_that_lists_in_no_order_is_refused(monkeypatch: pytest.Mon
 
 async def test_a_cancelled_reconciliation_leaves_no_lock() -> None:
     """P21: it is shielded like a compensation, and can be repeated."""
-    with plugins.override(faulty.THIS):
+    with plugins.override(faults):
         inner = await make_store("memory", None)  # type: ignore[arg-type]
         for key in ("a", "b"):
             await put_raw(inner, key, b"1")
@@ -349,11 +351,15 @@ async def test_a_cancelled_reconciliation_leaves_no_lock() -> None:
                 task.cancel()
             await asyncio.sleep(0)
 
-        store = Store(faulty.FaultyConnectorConfig(inner=inner.config, script=script), "bucket")
+        store = Store(
+            faults.FaultyConnectorConfig(inner=inner.config, faults=faults.Scripted(script)),
+            "bucket",
+        )
         while True:
             at, count = at + 1, 0
-            backend = faulty.FaultyBackendConfig(
-                inner=InMemoryBackendConfig(name=f"q{next(numbers)}"), script=script
+            backend = faults.FaultyBackendConfig(
+                inner=InMemoryBackendConfig(name=f"q{next(numbers)}"),
+                faults=faults.Scripted(script),
             )
             uow_class = store.uow(backend=backend, reconcile=NEVER, lock_timeout=0.0)
             task = asyncio.ensure_future(uow_class.reconcile())
@@ -370,7 +376,7 @@ async def test_a_cancelled_reconciliation_leaves_no_lock() -> None:
 
 async def test_an_orphan_that_is_replaced_while_it_is_judged_is_spared() -> None:
     """P18, I5: what is deleted is what was looked at."""
-    with plugins.override(faulty.THIS):
+    with plugins.override(faults):
         inner = await make_store("memory-weak", None)  # type: ignore[arg-type]
         replacing: list[str] = []
 
@@ -379,7 +385,10 @@ async def test_an_orphan_that_is_replaced_while_it_is_judged_is_spared() -> None
                 replacing.clear()
                 await put_raw(inner, "b", b"foreign")
 
-        store = Store(faulty.FaultyConnectorConfig(inner=inner.config, script=script), "bucket")
+        store = Store(
+            faults.FaultyConnectorConfig(inner=inner.config, faults=faults.Scripted(script)),
+            "bucket",
+        )
         uow_class = fresh(store)
         async with uow_class() as uow:
             await uow.files.put(text("1", "a"))

@@ -17,12 +17,11 @@ from dataclasses import replace
 import pytest
 
 import crashing
-import faulty
 from crashing import Site, make_site, start, text
 from fennflow import plugins
 from fennflow.backends import ObjectKey, Tombstone
 from fennflow.exceptions import SessionLostException, TransactionException
-from fennflow.testing import Boundary, S3Server
+from fennflow.testing import Boundary, S3Server, faults
 from fennflow.testing.recovery_suite import new_session, opened
 from stores import raw_client
 
@@ -104,8 +103,8 @@ async def test_a_lease_that_cannot_be_renewed_ends_by_the_clock_of_its_owner(
         if operation == "heartbeat":
             raise ConnectionError
 
-    backend = faulty.FaultyBackendConfig(inner=site.backend, script=no_heartbeat)
-    with plugins.override(faulty.THIS):
+    backend = faults.FaultyBackendConfig(inner=site.backend, faults=faults.Scripted(no_heartbeat))
+    with plugins.override(faults):
         settings = {**site.settings, "lease_ttl": 0.6, "max_concurrency": 1}
         uow_class = site.store.uow(backend=backend, **settings)
         async with uow_class() as uow:

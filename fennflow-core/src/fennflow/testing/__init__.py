@@ -5,6 +5,7 @@ Install it with `pip install 'fennflow-core[testing]'`.
 
 from __future__ import annotations
 
+from fennflow.testing import faults as faults
 from fennflow.testing.backend_suite import BackendSuite
 from fennflow.testing.boundaries import Boundary, boundaries, killing
 from fennflow.testing.connector_suite import ConnectorSuite, Target
@@ -28,6 +29,7 @@ __all__ = [
     "S3Server",
     "Target",
     "boundaries",
+    "faults",
     "juicefs_gateway",
     "killing",
     "moto_server",

@@ -1,0 +1,331 @@
+"""A connector and a backend that hand every operation to a `Faults`, which decides about it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from typing_extensions import override
+
+from fennflow.backends import (
+    Backend,
+    Commit,
+    Guarantees,
+    JoinedTransaction,
+    JournaledSession,
+    ObjectKey,
+    Outcome,
+    Plan,
+    Record,
+    SessionToken,
+    Step,
+    Tombstone,
+)
+from fennflow.connectors import (
+    Capabilities,
+    Connector,
+    CopySource,
+    Deletion,
+    DeletionReport,
+    Location,
+    ObjectAttributes,
+    PendingUpload,
+    PresignMethod,
+    StoredObject,
+    UploadCallback,
+)
+from fennflow.exceptions import BaseConnectorException
+
+R = TypeVar("R")
+
+Effect = Callable[[], Awaitable[R]]
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """What is about to happen.
+
+    Args:
+        name: the method of the connector or the backend.
+        keys: what it is about, of a connector's.
+        part: `connector` or `backend`.
+    """
+
+    name: str
+    keys: tuple[str, ...] = ()
+    part: str = "connector"
+
+
+class Faults(ABC):
+    """Decides about operations."""
+
+    @abstractmethod
+    async def around(self, operation: Operation, effect: Effect[R]) -> R:
+        """Let an operation take effect, or not, or later; return its answer, or raise.
+
+        Args:
+            operation: what is asked for.
+            effect: call it, once at most, to make it happen.
+        """
+
+    def spare(
+        self, operation: Operation, deletions: Sequence[Deletion]
+    ) -> Mapping[int, BaseConnectorException]:
+        """Return the errors by which a batch of deletions leaves out some of them, by index."""
+        del operation, deletions
+        return {}
+
+
+class FaultyConnector(Connector):
+    """A connector that asks before it acts.
+
+    Args:
+        inner: what does the work.
+        faults: what decides.
+    """
+
+    def __init__(self, inner: Connector, faults: Faults) -> None:
+        super().__init__()
+        self.inner = inner
+        self.faults = faults
+
+    async def _around(self, name: str, key: str, effect: Effect[R]) -> R:
+        return await self.faults.around(Operation(name, (key,)), effect)
+
+    @override
+    async def open(self) -> None:
+        await self.inner.open()
+
+    @override
+    async def aclose(self) -> None:
+        await self.inner.aclose()
+
+    @override
+    async def probe(self, namespace: str) -> Capabilities:
+        return await self.inner.capabilities(namespace)
+
+    @override
+    def validate(self, namespace: str, key: str, attributes: ObjectAttributes) -> None:
+        self.inner.validate(namespace, key, attributes)
+
+    @override
+    async def put(
+        self,
+        namespace: str,
+        key: str,
+        body: bytes,
+        attributes: ObjectAttributes,
+        *,
+        if_none_match: bool = False,
+        on_upload: UploadCallback | None = None,
+    ) -> StoredObject:
+        return await self._around(
+            "put",
+            key,
+            lambda: self.inner.put(
+                namespace,
+                key,
+                body,
+                attributes,
+                if_none_match=if_none_match,
+                on_upload=on_upload,
+            ),
+        )
+
+    @override
+    async def get(
+        self, namespace: str, location: Location, *, if_match: str | None = None
+    ) -> tuple[StoredObject, bytes]:
+        return await self._around(
+            "get", location.key, lambda: self.inner.get(namespace, location, if_match=if_match)
+        )
+
+    @override
+    async def head(self, namespace: str, location: Location) -> StoredObject | None:
+        return await self._around(
+            "head", location.key, lambda: self.inner.head(namespace, location)
+        )
+
+    @override
+    async def copy(
+        self,
+        namespace: str,
+        key: str,
+        source: CopySource,
+        *,
+        attributes: ObjectAttributes | None = None,
+        extra: Mapping[str, Any] | None = None,
+        if_match: str | None = None,
+        if_none_match: bool = False,
+    ) -> StoredObject:
+        return await self._around(
+            "copy",
+            key,
+            lambda: self.inner.copy(
+                namespace,
+                key,
+                source,
+                attributes=attributes,
+                extra=extra,
+                if_match=if_match,
+                if_none_match=if_none_match,
+            ),
+        )
+
+    @override
+    async def delete(self, namespace: str, deletions: Sequence[Deletion]) -> DeletionReport:
+        operation = Operation("delete", tuple(each.location.key for each in deletions))
+        spared = self.faults.spare(operation, deletions)
+        wanted = [each for index, each in enumerate(deletions) if index not in spared]
+        report = await self.faults.around(operation, lambda: self.inner.delete(namespace, wanted))
+        errors = iter(report.errors)
+        merged = [spared[i] if i in spared else next(errors) for i in range(len(deletions))]
+        return DeletionReport(errors=merged, retried=report.retried)
+
+    @override
+    def list(
+        self, namespace: str, prefix: str = "", *, start_after: str = ""
+    ) -> AsyncIterator[StoredObject]:
+        return self.inner.list(namespace, prefix, start_after=start_after)
+
+    @override
+    async def versions(self, namespace: str, key: str) -> Sequence[StoredObject]:
+        return await self._around("versions", key, lambda: self.inner.versions(namespace, key))
+
+    @override
+    async def presign(
+        self, namespace: str, location: Location, *, method: PresignMethod, expires_in: float
+    ) -> str:
+        return await self.inner.presign(namespace, location, method=method, expires_in=expires_in)
+
+    @override
+    def uploads(self, namespace: str, prefix: str) -> AsyncIterator[PendingUpload]:
+        return self.inner.uploads(namespace, prefix)
+
+    @override
+    async def abort_upload(self, namespace: str, key: str, upload_id: str) -> None:
+        await self._around(
+            "abort_upload", key, lambda: self.inner.abort_upload(namespace, key, upload_id)
+        )
+
+
+class FaultyBackend(Backend):
+    """A backend that asks before it acts; like `FaultyConnector`."""
+
+    def __init__(self, inner: Backend, faults: Faults) -> None:
+        self.inner = inner
+        self.faults = faults
+
+    async def _around(self, name: str, effect: Effect[R]) -> R:
+        return await self.faults.around(Operation(name, part="backend"), effect)
+
+    @property
+    @override
+    def catalog_id(self) -> str:
+        return self.inner.catalog_id
+
+    @override
+    async def open(self) -> None:
+        await self.inner.open()
+
+    @override
+    async def aclose(self) -> None:
+        await self.inner.aclose()
+
+    @property
+    @override
+    def guarantees(self) -> Guarantees:
+        return self.inner.guarantees
+
+    @override
+    async def recall(self, name: str) -> str | None:
+        return await self.inner.recall(name)
+
+    @override
+    async def remember(self, name: str, value: str) -> None:
+        await self.inner.remember(name, value)
+
+    @override
+    async def records(self, keys: Collection[ObjectKey]) -> Mapping[ObjectKey, Record]:
+        return await self._around("records", lambda: self.inner.records(keys))
+
+    @override
+    async def scan(
+        self, namespace: str, *, prefix: str, start: str, limit: int
+    ) -> Sequence[Record]:
+        return await self._around(
+            "scan",
+            lambda: self.inner.scan(namespace, prefix=prefix, start=start, limit=limit),
+        )
+
+    @override
+    async def stage(
+        self, session: SessionToken, keys: Collection[ObjectKey], plan: Plan
+    ) -> Mapping[ObjectKey, Record]:
+        return await self._around("stage", lambda: self.inner.stage(session, keys, plan))
+
+    @override
+    async def note_upload(self, session: SessionToken, seq: int, upload_id: str) -> None:
+        await self._around("note_upload", lambda: self.inner.note_upload(session, seq, upload_id))
+
+    @override
+    async def commit(self, session: SessionToken, commit: Commit) -> None:
+        await self._around("commit", lambda: self.inner.commit(session, commit))
+
+    @override
+    async def abort(
+        self, session: SessionToken, *, patience: float | None = None
+    ) -> tuple[Outcome, Sequence[Step]]:
+        return await self._around("abort", lambda: self.inner.abort(session, patience=patience))
+
+    @override
+    async def join(self, transaction: object) -> JoinedTransaction:
+        return await self.inner.join(transaction)
+
+    @override
+    async def relocate(self, session: SessionToken, records: Sequence[Record]) -> None:
+        await self._around("relocate", lambda: self.inner.relocate(session, records))
+
+    @override
+    async def settle(
+        self,
+        session: SessionToken,
+        *,
+        tombstones: Collection[Tombstone] = (),
+        keep_locked: Collection[ObjectKey] = (),
+        buried: Collection[Tombstone] = (),
+    ) -> None:
+        await self._around(
+            "settle",
+            lambda: self.inner.settle(
+                session, tombstones=tombstones, keep_locked=keep_locked, buried=buried
+            ),
+        )
+
+    @override
+    async def tombstones(self, keys: Collection[ObjectKey]) -> Collection[Tombstone]:
+        return await self._around("tombstones", lambda: self.inner.tombstones(keys))
+
+    @override
+    async def due_tombstones(self, *, after: Tombstone | None, limit: int) -> Sequence[Tombstone]:
+        return await self._around(
+            "due_tombstones", lambda: self.inner.due_tombstones(after=after, limit=limit)
+        )
+
+    @override
+    async def heartbeat(self, sessions: Collection[SessionToken]) -> Collection[SessionToken]:
+        return await self._around("heartbeat", lambda: self.inner.heartbeat(sessions))
+
+    @override
+    async def claim(self, limit: int) -> Sequence[JournaledSession]:
+        return await self._around("claim", lambda: self.inner.claim(limit))
+
+    @override
+    async def sessions(self, *, after: str, limit: int) -> Sequence[JournaledSession]:
+        return await self._around("sessions", lambda: self.inner.sessions(after=after, limit=limit))
+
+    @override
+    async def known(self, session_ids: Collection[str]) -> Collection[str]:
+        return await self._around("known", lambda: self.inner.known(session_ids))
