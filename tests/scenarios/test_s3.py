@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fennflow.backends import SqlalchemyBackendConfig
-from fennflow.connectors import Capabilities, Location, S3ConnectorConfig
+from fennflow.connectors import Capabilities, Location, ObjectAttributes, S3ConnectorConfig
 from fennflow.exceptions import (
     AccessDeniedException,
     BaseConnectorException,
@@ -204,6 +204,17 @@ async def test_what_moto_and_juicefs_enforce_is_found_out(
         )
     weak = await make_store("juicefs", request)
     async with weak.connector() as connector:
+        assert await connector.capabilities(weak.namespace) == Capabilities(keeps_directories=True)
+
+
+async def test_processes_that_probe_at_the_same_time_find_the_same(
+    request: pytest.FixtureRequest,
+) -> None:
+    """Whether directories stay cannot be seen in one that others use, and is kept for a day."""
+    weak = await make_store("juicefs", request)
+    attributes = ObjectAttributes(media_type="text/plain", metadata={})
+    async with weak.connector() as connector:
+        await connector.put(weak.namespace, ".fennflow/probe/of-another", b"1", attributes)
         assert await connector.capabilities(weak.namespace) == Capabilities(keeps_directories=True)
 
 

@@ -36,7 +36,8 @@ async def probe(client: S3Client, bucket: str, reserved_prefix: str) -> Capabili
             conditional_copy=True,
             versioned=versioning == "Enabled",
         )
-    key = f"{reserved_prefix}/probe/{uuid_utils.uuid7()}"
+    # In a directory of its own: what other processes try at the same time must not fill it.
+    key = f"{reserved_prefix}/probe/{uuid_utils.uuid7()}/object"
     try:
         await client.put_object(Bucket=bucket, Key=key, Body=b"1")
         conditional_create = await _refused(
