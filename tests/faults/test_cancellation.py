@@ -153,7 +153,11 @@ async def test_a_timeout_at_any_await_leaves_all_or_nothing(
     assert {True, False} <= set(outcomes)
 
 
-async def test_a_cancellation_after_the_pivot_is_delivered_at_the_next_unit_of_work() -> None:
+@pytest.mark.parametrize("explicitly", [False, True])
+async def test_a_cancellation_after_the_pivot_is_delivered_at_the_next_await(
+    *, explicitly: bool
+) -> None:
+    """P21, I8: whatever that await is; a task that only waits from then on must not hang."""
     with plugins.override(faults):
         script = Canceller()
         store = faulty_store(await make_store("memory", None), script)  # type: ignore[arg-type]
@@ -165,9 +169,12 @@ async def test_a_cancellation_after_the_pivot_is_delivered_at_the_next_unit_of_w
             async with uow_class() as uow:
                 await uow.files.put(text("new a", "a"))
                 script.count, script.at = 0, 1  # after the pivot
+                if explicitly:
+                    await uow.commit()
+                    reached.append("committed")
+                    await asyncio.Event().wait()
             reached.append("committed")
-            async with uow_class() as uow:
-                reached.append("went on")
+            await asyncio.Event().wait()
 
         script.task = asyncio.ensure_future(work())
         await asyncio.wait({script.task})
@@ -192,6 +199,15 @@ async def test_a_timeout_that_the_commit_outran_is_not_raised_later() -> None:
             async with uow_class() as uow:
                 await uow.files.put(text("new a", "a"))
                 loop.call_later(0.1, finished.set)
+        await asyncio.sleep(0.05)
+        with pytest.raises(TimeoutError):
+            # An await behind the commit, but inside the block with the limit, is cut off by it.
+            async with asyncio.timeout(0.05):
+                finished.clear()
+                async with uow_class() as uow:
+                    await uow.files.put(text("new a", "a"))
+                    loop.call_later(0.1, finished.set)
+                await asyncio.sleep(10)
         assert (await seen_by_fennflow(uow_class))["a"] == b"new a"
 
 

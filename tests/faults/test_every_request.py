@@ -141,7 +141,7 @@ async def test_a_server_that_stays_away_while_undoing_is_told_and_masks_nothing(
 ) -> None:
     store = await make_store("moto", request, max_attempts=1)
     assert store.server is not None
-    uow_class = store.uow()
+    uow_class = store.uow(doubt_period=0.5)
     await seed(uow_class)
     with pytest.raises(StopError) as caught:
         async with uow_class() as uow:
@@ -154,7 +154,7 @@ async def test_a_server_that_stays_away_while_undoing_is_told_and_masks_nothing(
     async with uow_class() as uow:
         assert await uow.files.list() == list(BEFORE)
         assert (await uow.files.get("a")).one().data == b"old a"
-    # That unit of work has finished the undoing, and the keys are free again.
+    # That unit of work has finished the undoing, and the keys are free when the doubt is over.
     assert await everything(store, uow_class) == BEFORE
     async with uow_class() as uow:
         await uow.files.put(text("newer a", "a"), text("newer d", "d"))

@@ -24,6 +24,7 @@ from fennflow.exceptions import (
     ConnectorUnavailableException,
     PreconditionFailedException,
     RecordAlreadyExistsException,
+    RecordLockedException,
 )
 from fennflow.files import BinaryContent, TextContent
 from fennflow.testing import S3Request, faults
@@ -32,6 +33,8 @@ from stores import FullUOW, Store, make_store, numbers
 
 BACKGROUND = {"claim", "due_tombstones", "scan"}
 PLAIN = ObjectAttributes(media_type="text/plain")
+# A key that a failed deletion may still reach is free when the doubt is over.
+AFTER_DOUBT = {"doubt_period": 0.2, "lock_timeout": 5.0}
 
 
 def text(value: str, name: str) -> TextContent:
@@ -266,8 +269,6 @@ async def test_a_deletion_that_is_refused_for_one_key_is_not_overlooked(
 
 async def test_locks_are_held_until_the_session_is_settled(scene: Scene) -> None:
     """P6: also after the pivot, while apply is under way."""
-    from fennflow.exceptions import RecordLockedException
-
     uow_class = scene.uow()
     async with uow_class() as uow:
         await uow.files.put(text("old", "a"))
@@ -316,7 +317,7 @@ async def test_apply_may_stop_anywhere_and_be_run_again(
     scene: Scene, phase: str, operation: str
 ) -> None:
     """P7."""
-    uow_class = scene.uow()
+    uow_class = scene.uow(**AFTER_DOUBT)
     async with uow_class() as uow:
         await uow.files.put(text("old", "a"), text("old", "b"))
     scene.script.once(phase, operation, fail)
@@ -336,7 +337,7 @@ async def test_compensation_may_stop_anywhere_and_be_run_again(
     scene: Scene, phase: str, operation: str
 ) -> None:
     """P7, and promise 6: the user's exception is not masked."""
-    uow_class = scene.uow()
+    uow_class = scene.uow(**AFTER_DOUBT)
     async with uow_class() as uow:
         await uow.files.put(text("old", "a"), text("old", "b"))
     with pytest.raises(ZeroDivisionError) as caught:
@@ -352,6 +353,27 @@ async def test_compensation_may_stop_anywhere_and_be_run_again(
         assert await uow.files.list() == ["a", "b"]
         await uow.files.put(text("newer", "c"))
     assert await scene.inner.objects() == {"a": b"old", "b": b"old", "c": b"newer"}
+
+
+async def test_doubt_outlives_an_attempt_that_failed(scene: Scene) -> None:
+    """P20 b: a deletion that was not answered can arrive after another attempt has succeeded."""
+
+    async def lose() -> None:
+        scene.script.once("before", "settle", fail)
+        message = "The answer got lost."
+        raise ConnectorUnavailableException(message)
+
+    uow_class = scene.uow()
+    async with uow_class() as uow:
+        await uow.files.put(text("same", "a"), text("same", "b"))
+        scene.script.once("after", "delete", lose)
+        with pytest.warns(CompensationPendingWarning):
+            await uow.rollback()
+    assert (await uow_class.recover()).pending == 0
+    for key in "ab":
+        with pytest.raises(RecordLockedException):
+            async with uow_class() as uow:
+                await uow.files.put(text("same", key))
 
 
 async def test_a_rollback_that_cannot_be_finished_warns(scene: Scene) -> None:

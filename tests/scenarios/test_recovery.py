@@ -20,7 +20,12 @@ import crashing
 from crashing import Site, make_site, start, text
 from fennflow import plugins
 from fennflow.backends import ObjectKey, Tombstone
-from fennflow.exceptions import SessionLostException, TransactionException
+from fennflow.exceptions import (
+    BackendUnavailableException,
+    RecordLockedException,
+    SessionLostException,
+    TransactionException,
+)
 from fennflow.testing import Boundary, S3Server, faults
 from fennflow.testing.recovery_suite import new_session, opened
 from stores import raw_client
@@ -195,6 +200,37 @@ async def test_what_arrives_late_is_buried(site: Site, moto: S3Server) -> None:
     assert (await site.uow_class.recover()).buried == 2
     assert set(await site.store.objects()) == {"b"}
     assert (await site.journal())["tombstones"] == 0
+
+
+async def test_a_burial_that_was_broken_off_may_still_delete(site: Site, moto: S3Server) -> None:
+    """P20 b: its deletion may arrive late, so the key stays locked, whoever finishes the burial."""
+    late = new_session()
+    doubt = Tombstone(namespace=site.namespace, key="a", session_id=late.session_id, seq=1)
+    async with opened(site.backend) as backend:
+        await backend.stage(late, [ObjectKey(site.namespace, "a")], lambda _: ())
+        await backend.abort(late)
+        await backend.settle(late, tombstones=[doubt])
+    stamp = {"fennflow_session": late.session_id, "fennflow_seq": "1"}
+    async with raw_client(moto) as client:
+        await client.put_object(Bucket=site.namespace, Key="a", Body=b"late", Metadata=stamp)
+
+    async def fail(when: str, operation: str, key: str) -> None:
+        del key
+        if (when, operation) == ("before", "settle"):
+            message = "It went away."
+            raise BackendUnavailableException(message)
+
+    faulty = faults.FaultyBackendConfig(inner=site.backend, faults=faults.Scripted(fail))
+    settings = {**site.settings, "lock_timeout": 0.0}
+    await site.expire()
+    with plugins.override(faults), pytest.raises(BackendUnavailableException):
+        await site.store.uow(backend=faulty, **settings).recover()
+    assert await site.store.objects() == {}
+    await site.expire()
+    patient = changed(site, doubt_period=960.0, lock_timeout=0.0)
+    assert (await patient.uow_class.recover()).pending == 0
+    with pytest.raises(RecordLockedException):
+        await put(patient, "a", "mine")
 
 
 async def test_the_sweep_takes_what_nobody_knows_of_and_nothing_else(

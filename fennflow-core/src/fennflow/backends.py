@@ -200,7 +200,12 @@ class Backend(ABC):
 
     @abstractmethod
     async def stage(
-        self, session: SessionToken, keys: Collection[ObjectKey], plan: Plan
+        self,
+        session: SessionToken,
+        keys: Collection[ObjectKey],
+        plan: Plan,
+        *,
+        begins: bool = True,
     ) -> Mapping[ObjectKey, Record]:
         """Lock keys and write intents for them: all or nothing.
 
@@ -212,13 +217,15 @@ class Backend(ABC):
             session: who stages.
             keys: what is locked.
             plan: a pure function. What it raises undoes the transaction and propagates.
+            begins: whether the session may be new. If not, and it has no row, then it was settled
+                by others, so long ago maybe that its outcome is forgotten: it is lost.
 
         Returns:
             the records of the keys. They cannot change until the session is settled (P6).
 
         Raises:
             RecordLockedException: another session holds one of the keys. The engine waits.
-            SessionLostException: the token is no longer the session's.
+            SessionLostException: the token is no longer the session's, or it was decided.
         """
 
     @abstractmethod

@@ -13,7 +13,7 @@ from fennflow import plugins
 from fennflow.config import ConfigDict
 from fennflow.engine.callbacks import Callback, Undo
 from fennflow.engine.runtime import engine_for, engine_lifespan
-from fennflow.engine.session import Session, deliver_late_cancellation
+from fennflow.engine.session import Session
 from fennflow.exceptions import ConfigException, TransactionException
 from fennflow.maintenance import Maintenance
 from fennflow.repositories.fields import fields_of
@@ -117,7 +117,6 @@ class UnitOfWork(Maintenance):
         if self._session is not None:
             message = "This unit of work is open or was used already. Construct a new one."
             raise TransactionException(message)
-        deliver_late_cancellation()
         engine = await engine_for(self.config, self._plugins)
         joined = None if self._join is None else await engine.backend.join(self._join)
         session = Session(engine, joined)

@@ -127,12 +127,17 @@ class InMemoryBackend(Backend):
 
     @override
     async def stage(
-        self, session: SessionToken, keys: Collection[ObjectKey], plan: Plan
+        self,
+        session: SessionToken,
+        keys: Collection[ObjectKey],
+        plan: Plan,
+        *,
+        begins: bool = True,
     ) -> Mapping[ObjectKey, Record]:
         tables = self._tables
         with tables.lock:
             row = tables.sessions.get(session.session_id)
-            if row is None and session.token == 0 and session.session_id not in tables.outcomes:
+            if row is None and begins and session.session_id not in tables.outcomes:
                 row = _Session(token=0, began=time.monotonic())
             if row is None or row.token != session.token or row.outcome is not None:
                 raise _lost(session)

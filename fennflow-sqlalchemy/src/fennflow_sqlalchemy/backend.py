@@ -126,12 +126,18 @@ class SqlalchemyBackend(RecoverableBackend):
 
     @override
     async def stage(
-        self, session: SessionToken, keys: Collection[ObjectKey], plan: Plan
+        self,
+        session: SessionToken,
+        keys: Collection[ObjectKey],
+        plan: Plan,
+        *,
+        begins: bool = True,
     ) -> Mapping[ObjectKey, Record]:
         locking = {"rows": key_rows(keys), "of_session": session.session_id}
+        open_it = self._of_session.open_session if begins else self._of_session.renew
 
         async def work(connection: AsyncConnection) -> Mapping[ObjectKey, Record]:
-            opened = await connection.execute(self._of_session.open_session, of(session))
+            opened = await connection.execute(open_it, of(session))
             if opened.first() is None:
                 raise _lost(session)
             if keys:
@@ -208,8 +214,11 @@ class SqlalchemyBackend(RecoverableBackend):
         if commit.tombstones:
             await self._dig(commit.tombstones)
 
+        # A block without files has no rows of the journal; one with files must have kept them.
+        empty = not (commit.records or commit.removed or commit.steps)
+
         async def check(journal: AsyncConnection) -> None:
-            await self._check_token(journal, session, missing_ok=True)
+            await self._check_token(journal, session, missing_ok=empty)
 
         await self._journal.run(check, write=False)
         await self._pivot(connection, session, commit, joined=True)

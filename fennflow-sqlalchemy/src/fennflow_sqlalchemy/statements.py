@@ -151,9 +151,10 @@ class SessionStatements:
         intents, locks = tables.intents, tables.locks
         session_id = bindparam("of_session", type_=Text())
         token = bindparam("held", type_=Integer())
-        begun = select(session_id, literal(0), now, now + lease_ttl).where(token == 0)
-        if together:
-            begun = begun.where(~exists().where(outcomes.c.session_id == session_id))
+        # Where they lie in another file, the backend looks at the outcomes itself.
+        decided = exists().where(outcomes.c.session_id == session_id)
+        undecided = ~decided if together else true()
+        begun = select(session_id, literal(0), now, now + lease_ttl).where(token == 0, undecided)
         opened = journal.insert(sessions).from_select(
             ["session_id", "token", "began_at", "lease_until"], begun
         )
@@ -162,6 +163,12 @@ class SessionStatements:
             set_={"lease_until": opened.excluded.lease_until},
             where=sessions.c.token == token,
         ).returning(sessions.c.session_id)
+        self.renew = (
+            update(sessions)
+            .where(sessions.c.session_id == session_id, sessions.c.token == token, undecided)
+            .values(lease_until=now + lease_ttl)
+            .returning(sessions.c.session_id)
+        )
         rows = journal.rows("rows", [locks.c.namespace, locks.c.key])
         wanted = (
             select(rows.c.namespace, rows.c.key, session_id)

@@ -48,15 +48,32 @@ async def run_all(
                     raise
                 failures.append(error)
 
-    try:
-        async with asyncio.TaskGroup() as group:
-            for _ in range(min(limit, len(todo))):
-                group.create_task(worker())
-    except BaseExceptionGroup as group_of_failures:
-        raise _first(_leaves(group_of_failures)) from None
+    await _group(worker, min(limit, len(todo)))
     if failures:
         raise _first(failures)
     return [results[index] for index in range(len(todo))]
+
+
+async def _group(worker: Callable[[], Coroutine[Any, Any, None]], count: int) -> None:
+    """Run workers until all have ended, or one has failed and the others are cancelled."""
+
+    async def work() -> None:
+        async with asyncio.TaskGroup() as group:
+            for _ in range(count):
+                group.create_task(worker())
+
+    caller = asyncio.current_task()
+    cancellations = 0 if caller is None else caller.cancelling()
+    try:
+        # In a task of its own: before 3.13 a group that fails leaves a cancellation behind with
+        # the task that waits for it, which `asyncio.timeout` then takes for somebody else's.
+        await asyncio.ensure_future(work())
+    except BaseExceptionGroup as failures:
+        if caller is not None and caller.cancelling() > cancellations:
+            # The failure hides a cancellation that came with it: it is due at the next await.
+            caller.uncancel()
+            caller.cancel()
+        raise _first(_leaves(failures)) from None
 
 
 def _first(failures: Sequence[E]) -> E:

@@ -8,7 +8,16 @@ from functools import partial
 
 import uuid_utils
 
-from fennflow.backends import AbortUpload, Delete, ObjectKey, Record, SessionToken, Step, Tombstone
+from fennflow.backends import (
+    AbortUpload,
+    Commit,
+    Delete,
+    ObjectKey,
+    Record,
+    SessionToken,
+    Step,
+    Tombstone,
+)
 from fennflow.connectors import Location, PendingUpload, StoredObject
 from fennflow.engine.concurrency import run_all
 from fennflow.engine.leases import Lease, Leases
@@ -55,13 +64,17 @@ async def _bury(parts: Parts, due: Sequence[Tombstone]) -> int:
     free = [each for each in due if ObjectKey(each.namespace, each.key) not in set(busy)]
     if not free:
         return 0
-    # If this fails its session is left to be claimed: it has no steps, and the tombstones stay.
+    # If this fails the session is left to be claimed, and the tombstones stay. Its deletions are
+    # journaled before they are sent, so that whoever claims it knows what may still arrive (P20 b).
     try:
-        await parts.backend.abort(lease.token)
         found = await run_all(
             parts.config.max_concurrency, partial(_garbage, parts, lease, records), free
         )
         garbage = [step for steps in found for step in steps]
+        if garbage:
+            await parts.backend.commit(lease.token, Commit(steps=garbage))
+        else:
+            await parts.backend.abort(lease.token)
         await Settler(parts, lease).settle(garbage, buried=free)
     finally:
         parts.leases.release(lease)

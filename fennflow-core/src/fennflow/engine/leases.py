@@ -70,10 +70,12 @@ class Leases:
         lease: Lease,
         keys: Collection[ObjectKey],
         plan: Callable[[Mapping[ObjectKey, Record]], Sequence[Intent]],
+        *,
+        begins: bool = True,
     ) -> Mapping[ObjectKey, Record]:
         """Stage, and hold the lease that the session has from then on."""
         started = asyncio.get_running_loop().time()
-        records = await self.backend.stage(lease.token, keys, plan)
+        records = await self.backend.stage(lease.token, keys, plan, begins=begins)
         self.hold(lease, started)
         return records
 

@@ -101,7 +101,7 @@ async def page(
     delimiter: str | None,
 ) -> Page:
     """Return up to `limit` keys and rolled-up prefixes in key order, from the catalog alone."""
-    await tx.prepare(namespace)
+    await tx.look(namespace)
     keys: list[str] = []
     prefixes: list[str] = []
     cursor: str | None = max(start, prefix)

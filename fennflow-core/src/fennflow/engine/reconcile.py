@@ -253,6 +253,7 @@ class _Run:
         parts = self.reconciler.parts
         lease = Lease(SessionToken(str(uuid_utils.uuid7())))
         busy: list[ObjectKey] = []
+        settler = Settler(parts, lease)
         try:
             records = await lock_free(parts.leases, lease, keys, busy)
             stored = await self._heads([key for key in keys if key not in set(busy)])
@@ -269,10 +270,12 @@ class _Run:
             if len(busy) < len(keys):
                 await parts.backend.commit(lease.token, commit)
             if commit.steps:
-                await Settler(parts, lease).settle(commit.steps)
+                await settler.settle(commit.steps)
             parts.leases.release(lease)
         except BaseException:
-            self.reconciler.recovery.add(Unsettled(lease=lease, undo=(), tombstones=()))
+            self.reconciler.recovery.add(
+                Unsettled(lease=lease, undo=(), tombstones=(), in_doubt=settler.in_doubt)
+            )
             raise
         return [
             *(verdict.finding for verdict in verdicts),

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from fennflow.backends import (
     JoinedTransaction,
     JournaledSession,
+    ObjectKey,
     Outcome,
     Placement,
     Step,
@@ -49,8 +50,8 @@ class Unsettled:
         tombstones: what compensation leaves in doubt.
         callbacks: the user's own saga steps and callbacks, as far as they were not run yet.
         joined: the user's transaction that holds the decision until it ends, if there is one.
-        claimed: whether its owner was another one, which had decided it already, so that requests
-            which settle it may still arrive (P20).
+        claimed: whether its owner was another one, who had begun to settle it.
+        in_doubt: the keys that requests of earlier attempts may still reach (P20).
     """
 
     lease: Lease
@@ -59,6 +60,7 @@ class Unsettled:
     callbacks: Callbacks = field(default_factory=Callbacks)
     joined: JoinedTransaction | None = None
     claimed: bool = False
+    in_doubt: set[ObjectKey] = field(default_factory=set[ObjectKey])
 
     @property
     def waits(self) -> bool:
@@ -223,8 +225,8 @@ class Recovery:
         """Settle a session that was claimed; None if it has to wait."""
         lease, found = claimed
         # An owner that had decided nothing has sent nothing to undo its work, nor to apply it.
-        claimed_late = found.outcome is not None
-        unsettled = Unsettled(lease=lease, undo=(), tombstones=(), claimed=claimed_late)
+        decided = found.outcome is not None
+        unsettled = Unsettled(lease=lease, undo=(), tombstones=(), claimed=decided)
         # Nothing is known of how far the owner got: every write counts as done and as in doubt.
         writes = [
             Write(intent=intent, sent=True, doubtful=True)
@@ -253,7 +255,9 @@ class Recovery:
     async def _settle(self, unsettled: Unsettled) -> Outcome:
         token = unsettled.lease.token
         outcome, steps = await self.parts.backend.abort(token, patience=PATIENCE)
-        settler = Settler(self.parts, unsettled.lease, claimed=unsettled.claimed)
+        settler = Settler(
+            self.parts, unsettled.lease, claimed=unsettled.claimed, in_doubt=unsettled.in_doubt
+        )
         if outcome is Outcome.COMMITTED:
             await settler.settle(steps)
             callbacks = unsettled.callbacks.on_commit

@@ -8,8 +8,7 @@ import warnings
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING, TypeVar
-from weakref import WeakKeyDictionary
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from fennflow.backends import Commit, JoinedTransaction, Outcome, Step, conflict
 from fennflow.engine.callbacks import Callbacks, Undo, run_callbacks, run_undos
@@ -32,23 +31,22 @@ logger = logging.getLogger("fennflow")
 
 T = TypeVar("T")
 
-# Cancellations that arrived when nothing could be undone any more, by the task that was cancelled.
-_late_cancellations: WeakKeyDictionary[asyncio.Task[object], int] = WeakKeyDictionary()
 
+def _cancel_again(task: asyncio.Task[Any]) -> None:
+    """Cancel a task at its next await, since its cancellation could not be minded (P21, I8).
 
-def deliver_late_cancellation() -> None:
-    """Raise the cancellation that arrived during a commit which then succeeded (P21, I8).
-
-    The block that committed must end without an exception, and the cancellation must not be lost:
-    it is raised at the next unit of work of the task, unless who asked for it (`asyncio.timeout`)
-    has taken it back.
-
-    Raises:
-        CancelledError: there was one.
+    It arrived during a commit which then succeeded: the block must end without an exception, and
+    the cancellation must not be lost. By the time the loop gets here, whoever asked for it and has
+    taken it back since (`asyncio.timeout`) has done so.
     """
-    task = asyncio.current_task()
-    if task is not None and task.cancelling() >= _late_cancellations.pop(task, 1 << 30):
-        raise asyncio.CancelledError
+    requests = task.cancelling()
+
+    def cancel() -> None:
+        if not task.done() and requests and task.cancelling() >= requests:
+            task.uncancel()
+            task.cancel()
+
+    asyncio.get_running_loop().call_soon(cancel)
 
 
 class Session:
@@ -172,7 +170,7 @@ class Session:
             current = asyncio.current_task()
             if error is not None or current is None:
                 raise cancellation from error
-            _late_cancellations[current] = current.cancelling()
+            _cancel_again(current)
 
     async def rollback(self, cause: BaseException | None = None) -> None:
         """Undo all changes, whoever is cancelled meanwhile (P21).
@@ -383,6 +381,7 @@ class Session:
             undo=undo(writes, self._tx.capabilities),
             tombstones=tombstones(session_id, writes),
             callbacks=Callbacks(undos=self._tx.callbacks.undos),
+            in_doubt=self._tx.in_doubt,
         )
 
     def _undecided(self, joined: JoinedTransaction) -> Unsettled:
@@ -390,4 +389,4 @@ class Session:
         return replace(self._unsettled(), callbacks=self._tx.callbacks, joined=joined)
 
     def _settler(self) -> Settler:
-        return Settler(self._engine, self._tx.lease)
+        return Settler(self._engine, self._tx.lease, in_doubt=self._tx.in_doubt)

@@ -66,14 +66,15 @@ class Settler:
     Args:
         parts: of the engine.
         lease: whose steps, and the right to perform them.
-        claimed: whether the session was taken over from an owner whose copies and deletions may
-            still arrive: then the keys that they could hurt stay locked for a while (P20 b, c).
+        claimed: whether it was taken over from an owner who had begun to settle it.
+        in_doubt: the keys which copies and deletions of this attempt and earlier ones may still
+            reach; they stay locked for a while (P20 b, c).
     """
 
     parts: Parts
     lease: Lease
     claimed: bool = False
-    _keep_locked: set[ObjectKey] = field(default_factory=set[ObjectKey])
+    in_doubt: set[ObjectKey] = field(default_factory=set[ObjectKey])
 
     async def settle(
         self,
@@ -94,7 +95,7 @@ class Settler:
         """
         await self.perform(steps)
         await self.parts.backend.settle(
-            self.lease.token, tombstones=tombstones, keep_locked=self._keep_locked, buried=buried
+            self.lease.token, tombstones=tombstones, keep_locked=self.in_doubt, buried=buried
         )
         self.parts.leases.release(self.lease)
 
@@ -144,6 +145,9 @@ class Settler:
                 if_none_match=not overwrite and step.expected is None,
             )
 
+        # In doubt until it is answered: nobody else may write there if this is broken off.
+        new = {ObjectKey(step.namespace, step.key)} - self.in_doubt if step.doubtful else set()
+        self.in_doubt |= new
         try:
             stored, doubtful = await self._retry(lambda: send(overwrite=not conditional))
         except (PreconditionFailedException, NoSuchKeyException) as error:
@@ -160,8 +164,8 @@ class Settler:
                     extra={"session": self.lease.token.session_id, "key": step.key, "rule": "P17"},
                 )
                 stored, doubtful = await self._retry(lambda: send(overwrite=True))
-        if step.doubtful and (self.claimed or doubtful or stored.retried):
-            self._keep_locked.add(ObjectKey(step.namespace, step.key))
+        if not (self.claimed or doubtful or stored.retried):
+            self.in_doubt -= new
         return stored
 
     async def _abort_upload(self, step: AbortUpload) -> None:
@@ -175,7 +179,7 @@ class Settler:
             for step in steps:
                 versions = (await self.parts.connector.capabilities(step.namespace)).versioned
                 if step.owner is None or not versions:
-                    self._lock_on(step.namespace, [step.location])
+                    self.in_doubt |= self._users(step.namespace, [step.location])
         batches: list[tuple[str, list[Deletion]]] = []
         by_namespace = sorted(
             ((step.namespace, each) for step, each in zip(steps, found, strict=True)),
@@ -241,7 +245,11 @@ class Settler:
                     raise error
             return report
 
+        new = self._users(namespace, [each.location for each in deletions]) - self.in_doubt
+        self.in_doubt |= new
         report, doubtful = await self._retry(send)
+        if not (doubtful or report.retried):
+            self.in_doubt -= new
         for deletion, error in zip(deletions, report.errors, strict=True):
             if isinstance(error, PreconditionFailedException):
                 logger.warning(
@@ -256,17 +264,15 @@ class Settler:
                 )
             elif error is not None:
                 raise error
-        if doubtful or report.retried:
-            self._lock_on(namespace, [deletion.location for deletion in deletions])
 
-    def _lock_on(self, namespace: str, locations: Iterable[Location]) -> None:
-        """Keep users' keys locked: a deletion of them may still arrive (P20 b)."""
-        self._keep_locked.update(
+    def _users(self, namespace: str, locations: Iterable[Location]) -> set[ObjectKey]:
+        """Return the keys at which a late deletion could hurt what others put there (P20 b)."""
+        return {
             ObjectKey(namespace, location.key)
             for location in locations
             if location.version_id is None
             and not location.key.startswith(self.parts.config.reserved_prefix)
-        )
+        }
 
     async def _retry(self, request: Callable[[], Awaitable[R]]) -> tuple[R, bool]:
         """Send an idempotent request again while the store is unavailable (P9).

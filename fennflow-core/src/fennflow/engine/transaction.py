@@ -16,6 +16,7 @@ from fennflow.engine.callbacks import Callbacks, Undo
 from fennflow.engine.leases import Lease
 from fennflow.engine.plan import Write, staging_key, visible
 from fennflow.exceptions import (
+    BackendUnavailableException,
     FennFlowException,
     NoSuchKeyException,
     RecordLockedException,
@@ -49,7 +50,9 @@ class Transaction:
     Attributes:
         lease: the right to act for the session, which has an id and a fencing token.
         journaled: whether the journal has, or may have, rows of it (P1).
+        staged: whether the journal had rows of it for sure.
         began: when it was first journaled, by the loop's clock.
+        in_doubt: keys which a copy or deletion that settles it may still reach (P20).
         writes: by sequence; `chains` has the sequences of each key.
         capabilities: of the namespaces that it writes to.
         reads: the records that it read, where `validate_reads` asks for them.
@@ -67,7 +70,9 @@ class Transaction:
         self.backend = engine.backend
         self.lease = Lease(SessionToken(str(uuid_utils.uuid7())))
         self.journaled = False
+        self.staged = False
         self.began = 0.0
+        self.in_doubt: set[ObjectKey] = set()
         self.writes: dict[int, Write] = {}
         self.chains: dict[ObjectKey, list[int]] = {}
         self.capabilities: dict[str, Capabilities] = {}
@@ -122,6 +127,16 @@ class Transaction:
         """Reconcile the namespace if that is due; whoever asks the catalog comes here first."""
         await self._reconciler.prepare(namespace, self._reconciled)
 
+    async def look(self, namespace: str) -> None:
+        """Prepare to look at the catalog, and own changes over it.
+
+        Raises:
+            SessionLostException: its own changes may be undone by now (P23).
+        """
+        await self.prepare(namespace)
+        if self.chains:
+            self.lease.check()
+
     async def know(self, namespace: str) -> Capabilities:
         """Return what the namespace enforces; probed before the first write to it (P15)."""
         await self.prepare(namespace)
@@ -136,8 +151,9 @@ class Transaction:
 
         Raises:
             NoSuchKeyException: not `missing_ok`, and some keys have nothing; names them all.
+            SessionLostException: its own changes may be undone by now (P23).
         """
-        await self.prepare(namespace)
+        await self.look(namespace)
         wanted = [ObjectKey(namespace, key) for key in keys]
         committed = await self.backend.records(set(wanted))
         for key in wanted:
@@ -206,7 +222,7 @@ class Transaction:
             self.began = loop.time()
         while True:
             try:
-                records = await self._leases.stage(self.lease, keys, plan)
+                records = await self._leases.stage(self.lease, keys, plan, begins=not self.staged)
             except RecordLockedException as error:
                 if loop.time() >= help_due:
                     if await self.free_locks():
@@ -219,14 +235,14 @@ class Transaction:
                         "s; nothing of this call was sent. Try again, or raise lock_timeout."
                     )
                     raise RecordLockedException(message) from error
-            except FennFlowException:
-                raise
-            except BaseException:
-                # It is open whether the journal has rows of this session.
-                self.journaled = True
+            except BaseException as error:
+                # If the answer was lost, the journal may have rows of this session.
+                answered = isinstance(error, FennFlowException)
+                if not answered or isinstance(error, BackendUnavailableException):
+                    self.journaled = True
                 raise
             else:
-                self.journaled = True
+                self.journaled = self.staged = True
                 return records
             await asyncio.sleep(min(left, pause * random.uniform(0.5, 1.5)))  # noqa: S311
             pause = min(pause * 2, 0.1)

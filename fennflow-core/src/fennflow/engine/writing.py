@@ -169,9 +169,6 @@ async def send(
     write = tx.writes[seq]
     key = write.intent.object_key
     placement = write.intent.placement
-    # Nothing of the catalog's or of this session's lies at the key: what does is somebody else's.
-    fresh = write.before is None and tx.chains[key][0] == seq
-    conditional = tx.capabilities[key.namespace].conditional_create
     if placement is Placement.DIRECT:
         record = await _put_if_free(tx, seq, upload, create=create)
         if record is not None:
@@ -179,14 +176,18 @@ async def send(
         tx.retract([seq])
         [seq] = await tx.stage([key], _staged)
         seqs.append(seq)
-    elif create and fresh and placement is Placement.VERSIONED and conditional:
-        record = await _put_if_free(tx, seq, upload, create=create)
-        if record is not None:
-            return record
-    elif create and fresh:
-        there = await _head(tx, key)
-        if there is not None and not await _is_late_garbage(tx, key, there):
-            raise _already_exists(key)
+    elif create and write.before is None:
+        # The catalog has nothing there; what lies there may be somebody else's, or garbage of ours.
+        earlier = [each for each in tx.chain(key) if each.sent and each.intent.target == key.key]
+        conditional = tx.capabilities[key.namespace].conditional_create
+        if placement is Placement.VERSIONED and conditional and not earlier:
+            record = await _put_if_free(tx, seq, upload, create=create)
+            if record is not None:
+                return record
+        else:
+            there = await _head(tx, key)
+            if there is not None and not await _is_garbage(tx, key, there):
+                raise _already_exists(key)
     return await _put(tx, seq, upload)
 
 
@@ -209,7 +210,7 @@ async def _put_if_free(tx: Transaction, seq: int, upload: Upload, *, create: boo
                 raise
             if there is None:
                 continue  # contended (409), or deleted since
-            if create and not await _is_late_garbage(tx, key, there):
+            if create and not await _is_garbage(tx, key, there):
                 raise _already_exists(key) from error
             logger.info(
                 "%s/%s holds an object that the catalog does not know (P14)",
@@ -321,11 +322,11 @@ async def _head(tx: Transaction, key: ObjectKey) -> StoredObject | None:
         return await tx.connector.head(key.namespace, Location(key.key))
 
 
-async def _is_late_garbage(tx: Transaction, key: ObjectKey, there: StoredObject) -> bool:
-    """Whether a request of a session that is done arrived late and put this here (P14)."""
+async def _is_garbage(tx: Transaction, key: ObjectKey, there: StoredObject) -> bool:
+    """Whether this session put this here, or a late request of one that is done (P14)."""
     stamp = stamp_of(there)
-    if stamp is None:
-        return False
+    if stamp is None or stamp.session_id == tx.session_id:
+        return stamp is not None
     late = Tombstone(
         namespace=key.namespace, key=key.key, session_id=stamp.session_id, seq=stamp.seq
     )

@@ -156,8 +156,9 @@ class BackendSuite(RecoverySuite):
             assert (await backend.abort(aborted))[0] is Outcome.ABORTED
             with pytest.raises(SessionLostException):
                 await backend.commit(aborted, Commit(records=[record(A, aborted)]))
-            with pytest.raises(SessionLostException):
-                await backend.stage(aborted, [B], plan_for(B))
+            for begins in (True, False):
+                with pytest.raises(SessionLostException):
+                    await backend.stage(aborted, [B], plan_for(B), begins=begins)
             assert await backend.records([A]) == {}
             committed = await put(backend, B)
             assert (await backend.abort(committed))[0] is Outcome.COMMITTED

@@ -51,11 +51,13 @@ class Operation:
         name: the method of the connector or the backend.
         keys: what it is about, of a connector's.
         part: `connector` or `backend`.
+        session: the id of the session that the backend is to change, if it is one.
     """
 
     name: str
     keys: tuple[str, ...] = ()
     part: str = "connector"
+    session: str = ""
 
 
 class Faults(ABC):
@@ -218,8 +220,8 @@ class FaultyBackend(Backend):
         self.inner = inner
         self.faults = faults
 
-    async def _around(self, name: str, effect: Effect[R]) -> R:
-        return await self.faults.around(Operation(name, part="backend"), effect)
+    async def _around(self, name: str, effect: Effect[R], session: str = "") -> R:
+        return await self.faults.around(Operation(name, part="backend", session=session), effect)
 
     @property
     @override
@@ -262,23 +264,38 @@ class FaultyBackend(Backend):
 
     @override
     async def stage(
-        self, session: SessionToken, keys: Collection[ObjectKey], plan: Plan
+        self,
+        session: SessionToken,
+        keys: Collection[ObjectKey],
+        plan: Plan,
+        *,
+        begins: bool = True,
     ) -> Mapping[ObjectKey, Record]:
-        return await self._around("stage", lambda: self.inner.stage(session, keys, plan))
+        return await self._around(
+            "stage",
+            lambda: self.inner.stage(session, keys, plan, begins=begins),
+            session.session_id,
+        )
 
     @override
     async def note_upload(self, session: SessionToken, seq: int, upload_id: str) -> None:
-        await self._around("note_upload", lambda: self.inner.note_upload(session, seq, upload_id))
+        await self._around(
+            "note_upload",
+            lambda: self.inner.note_upload(session, seq, upload_id),
+            session.session_id,
+        )
 
     @override
     async def commit(self, session: SessionToken, commit: Commit) -> None:
-        await self._around("commit", lambda: self.inner.commit(session, commit))
+        await self._around("commit", lambda: self.inner.commit(session, commit), session.session_id)
 
     @override
     async def abort(
         self, session: SessionToken, *, patience: float | None = None
     ) -> tuple[Outcome, Sequence[Step]]:
-        return await self._around("abort", lambda: self.inner.abort(session, patience=patience))
+        return await self._around(
+            "abort", lambda: self.inner.abort(session, patience=patience), session.session_id
+        )
 
     @override
     async def join(self, transaction: object) -> JoinedTransaction:
@@ -286,7 +303,9 @@ class FaultyBackend(Backend):
 
     @override
     async def relocate(self, session: SessionToken, records: Sequence[Record]) -> None:
-        await self._around("relocate", lambda: self.inner.relocate(session, records))
+        await self._around(
+            "relocate", lambda: self.inner.relocate(session, records), session.session_id
+        )
 
     @override
     async def settle(
@@ -302,6 +321,7 @@ class FaultyBackend(Backend):
             lambda: self.inner.settle(
                 session, tombstones=tombstones, keep_locked=keep_locked, buried=buried
             ),
+            session.session_id,
         )
 
     @override

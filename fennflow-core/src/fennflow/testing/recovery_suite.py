@@ -280,6 +280,28 @@ class RecoverySuite:
 
         run(config, scenario)
 
+    def test_a_session_that_was_settled_long_ago_is_not_begun_again(
+        self, config: BackendConfig
+    ) -> None:
+        """P5, P25: its owner slept for so long that its outcome is forgotten."""
+
+        async def scenario(backend: Backend) -> None:
+            session = new_session()
+            await backend.stage(session, [A], plan_for(A))
+            await backend.stage(session, [B], plan_for(B), begins=False)
+            await backend.abort(session)
+            await backend.settle(session)
+            for _ in range(3):  # marked as settled, and then purged
+                await asyncio.sleep(0.1)
+                await backend.claim(10)
+            with pytest.raises(SessionLostException):
+                await backend.stage(session, [C], plan_for(C), begins=False)
+            with pytest.raises(SessionLostException):
+                await backend.commit(session, Commit(records=[record(A, session)]))
+            assert await backend.records([A]) == {}
+
+        run(config, scenario, doubt_period=0.05)
+
     def test_what_was_remembered_is_known_to_others(self, config: BackendConfig) -> None:
         """P15: or found out again, where nothing outlives the process."""
 

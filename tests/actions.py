@@ -1,0 +1,223 @@
+"""What a test can do to a simulated world: rules of the state machine, and of the random walk."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from fennflow.connectors import Capabilities
+from simulated import Call, SimulatedSession
+from world import DOUBT, LEASE, Fate, World
+
+KEYS = ("a", "b", "c")
+FATES = (*[Fate.WORKS] * 12, Fate.FAILS, Fate.LOST, Fate.LATE, Fate.CONFLICT, Fate.PARTLY)
+CALLS = ("put", "put", "put", "create", "delete", "copy", "move", "get", "get", "list")
+CONTROLS = ("end", "end", "end", "raise", "commit", "rollback", "savepoint", "release", "fail")
+PAUSES = (0.1, 5.0, LEASE / 2, LEASE + 1, DOUBT + 1)
+KILLED = (Fate.FAILS, Fate.LOST, Fate.LATE)
+MAX_PROCESSES = 4
+MAX_SESSIONS = 6
+
+Steps = Sequence[tuple[int, Fate]]
+
+
+class Actions:
+    """Up to six sessions at a time, in up to four processes, on one store and one database.
+
+    Args:
+        capabilities: of the store.
+        directory: for SQLite; None to have the backend in memory.
+        repeats: whether values repeat, and with them ETags.
+        settings: of the configuration.
+    """
+
+    def __init__(
+        self,
+        capabilities: Capabilities,
+        *,
+        directory: Path | None = None,
+        repeats: bool = False,
+        **settings: Any,
+    ) -> None:
+        self.world = World(
+            capabilities=capabilities,
+            directory=directory,
+            settings={"lock_timeout": 2.0, **settings},
+        )
+        self.repeats = repeats
+        self.values = 0
+        self.sessions: list[SimulatedSession] = []
+        self.processes = [self.world.new_process() for _ in range(2)]
+
+    @property
+    def living(self) -> list[SimulatedSession]:
+        return [each for each in self.sessions if each.lives]
+
+    @property
+    def waiting(self) -> list[SimulatedSession]:
+        return [each for each in self.living if each.waiting]
+
+    # --- what users do -----------------------------------------------------------------------
+
+    def open(self, index: int, *, auto_commit: bool) -> None:
+        if len(self.living) < MAX_SESSIONS:
+            process = self.processes[index % len(self.processes)]
+            number = len(self.sessions) + 1
+            session = SimulatedSession(self.world, process, number, auto_commit=auto_commit)
+            self.sessions.append(session)
+            session.start()
+
+    def call(self, index: int, kind: str, keys: tuple[str, ...]) -> None:
+        if self.waiting:
+            self.values += 1
+            value = b"same" if self.repeats and self.values % 2 else f"v{self.values}".encode()
+            self.waiting[index % len(self.waiting)].do(Call(kind, keys, value))
+
+    def control(self, index: int, kind: str) -> None:
+        if not self.waiting:
+            return
+        session = self.waiting[index % len(self.waiting)]
+        if kind in {"release", "fail"} and not session.depth:
+            kind = "end"
+        elif kind in {"end", "raise", "commit", "rollback"} and session.depth:
+            kind = "fail" if kind == "raise" else "release"
+        session.do(Call(kind))
+
+    def cancel(self, index: int) -> None:
+        if self.living:
+            session = self.living[index % len(self.living)]
+            self.world.note(f"cancel s{session.number}")
+            with self.world.loop.running():
+                session.task.cancel()
+
+    # --- what happens ------------------------------------------------------------------------
+
+    def run(self, steps: Steps) -> None:
+        loop = self.world.loop
+        for which, fate in steps:
+            self.world.fate = fate
+            loop.choose = partial(_at, which)
+            if not loop.step():
+                break
+        self.world.fate = Fate.WORKS
+        loop.choose = partial(_at, 0)
+
+    def wait(self, seconds: float) -> None:
+        self.world.note(f"{seconds} s pass")
+        self.world.loop.pass_time(seconds)
+
+    def arrive(self, index: int) -> None:
+        self.world.arrive(index)
+
+    def kill(self, index: int, fate: Fate) -> None:
+        process = self.processes.pop(index % len(self.processes))
+        self.world.kill(process, arrives=lambda _: fate)
+        self.processes.append(self.world.new_process())
+
+    def stop_or_wake(self, index: int) -> None:
+        process = self.processes[index % len(self.processes)]
+        self.world.note(f"stop or wake {process}")
+        self.world.loop.stopped ^= {process}
+
+    def recover(self) -> None:
+        process = self.world.new_process()
+        self.world.loop.spawn(process, self.world.uow(process).recover())
+        if len(self.processes) < MAX_PROCESSES:
+            self.processes.append(process)
+
+    def somebody_else_puts(self, key: str) -> None:
+        self.values += 1
+        self.world.put_foreign(key, f"foreign {self.values}".encode())
+
+    # --- what must be true -------------------------------------------------------------------
+
+    def check(self) -> None:
+        for session in self.sessions:
+            if session.task.done() and not session.task.cancelled():
+                session.task.result()
+        self.world.check()
+
+    def finish(self) -> None:
+        """End and recover all, check what must be true then, and forget it."""
+        try:
+            self.world.loop.stopped.clear()
+            self.world.quiesce()
+        finally:
+            self.world.close()
+
+
+def _at(index: int, _ready: int) -> int:
+    return index
+
+
+def random_capabilities(choice: random.Random) -> Capabilities:
+    return Capabilities(
+        conditional_create=choice.random() < 0.6,
+        conditional_delete=choice.choice(["batch", "single", "none"]),
+        conditional_copy=choice.random() < 0.5,
+        versioned=choice.random() < 0.3,
+    )
+
+
+def walk(seed: int, *, length: int = 60, directory: Path | None = None) -> list[str]:
+    """Do things at random, and check after each of them; the same for the same seed.
+
+    Returns:
+        what happened.
+
+    Raises:
+        AssertionError: something was not as it must be; with what had happened as notes.
+    """
+    choice = random.Random(seed)
+    random.seed(seed)  # of the pauses between two attempts
+    actions = Actions(
+        random_capabilities(choice),
+        directory=directory,
+        repeats=choice.random() < 0.3,
+        validate_reads=choice.random() < 0.3,
+        hide_pending=choice.random() < 0.2,
+        keep_versions=choice.random() < 0.7,
+    )
+    world = actions.world
+    try:
+        for _ in range(length):
+            _act(actions, choice)
+            actions.check()
+        world.loop.stopped.clear()
+        world.quiesce()
+    except BaseException as error:
+        error.add_note(f"seed {seed}: {world.capabilities}, {world.settings}")
+        error.add_note("\n".join(world.trace))
+        raise
+    finally:
+        world.close()
+    return world.trace
+
+
+def _act(actions: Actions, choice: random.Random) -> None:
+    index = choice.randrange(8)
+    kind = choice.choice(CALLS)
+    keys = tuple(choice.sample(KEYS, 2 if kind in {"copy", "move"} else choice.randrange(1, 4)))
+    auto_commit = choice.random() < 0.8
+    weighted: list[tuple[int, Callable[[], None]]] = [
+        (12, lambda: actions.open(index, auto_commit=auto_commit)),
+        (33, lambda: actions.call(index, kind, keys)),
+        (17, lambda: actions.control(index, choice.choice((*CONTROLS, "step")))),
+        (2, lambda: actions.cancel(index)),
+        (6, lambda: actions.wait(choice.choice(PAUSES))),
+        (3, lambda: actions.arrive(index)),
+        (3, lambda: actions.kill(index, choice.choice(KILLED))),
+        (2, lambda: actions.stop_or_wake(index)),
+        (3, actions.recover),
+        (2, lambda: actions.somebody_else_puts(choice.choice(KEYS))),
+        (17, lambda: None),
+    ]
+    weights = [weight for weight, _ in weighted]
+    [(_, action)] = choice.choices(weighted, weights)
+    action()
+    actions.run(
+        [(choice.randrange(8), choice.choice(FATES)) for _ in range(choice.randrange(1, 25))]
+    )

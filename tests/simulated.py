@@ -1,0 +1,327 @@
+"""Sessions in a simulated world, beside a reference model of what they should do.
+
+The model of a session is a dictionary laid over what is committed: `overlay`. An operation that
+returns changes it, one that raises does not; the pivot merges it into what is committed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from fennflow.backends import ObjectKey
+from fennflow.engine.plan import live
+from fennflow.exceptions import (
+    BaseBackendException,
+    BaseConnectorException,
+    CommitUncertainException,
+    ConflictException,
+    FennFlowException,
+    NoSuchKeyException,
+    ObjectChangedException,
+    PreconditionFailedException,
+    RecordAlreadyExistsException,
+    SessionLostException,
+)
+from fennflow.files import BinaryContent
+from stores import FullUOW
+from world import BUCKET, World
+
+READ_ATTEMPTS = 3
+
+Overlay = dict[str, bytes | None]
+
+
+@dataclass(frozen=True)
+class Call:
+    """What a session is to do next.
+
+    Args:
+        kind: `put`, `create`, `delete`, `copy`, `move`, `get`, `list`, `savepoint`, `release`,
+            `fail`, `step`, `commit`, `rollback`, `end` or `raise`.
+        keys: what it is about.
+        value: what is written.
+    """
+
+    kind: str
+    keys: tuple[str, ...] = ()
+    value: bytes = b""
+
+
+class WantedError(Exception):
+    """Ends a block or a savepoint because the test wants it to."""
+
+
+@dataclass(eq=False)
+class SimulatedSession:
+    """One `async with UOW()` block of a process, which does one call after the other."""
+
+    world: World
+    process: int
+    number: int
+    auto_commit: bool = True
+    overlay: Overlay = field(default_factory=dict[str, "bytes | None"])
+    pivots: int = 0
+    told: int = 0
+    session_id: str = ""
+    ended: str = ""
+    busy: bool = False
+    effects: set[str] = field(default_factory=set[str])
+    touched: set[str] = field(default_factory=set[str])
+    task: asyncio.Task[None] = field(init=False)
+    depth: int = 0
+    _calls: list[Call] = field(default_factory=list[Call])
+    _wake: asyncio.Event = field(default_factory=asyncio.Event)
+    _steps: itertools.count[int] = field(default_factory=lambda: itertools.count(1))
+
+    def start(self) -> None:
+        """Begin, with nothing to do yet."""
+        self.task = self.world.loop.spawn(self.process, self._run())
+
+    @property
+    def waiting(self) -> bool:
+        """Whether it has nothing to do, and can be given a call."""
+        return not self.ended and not self.busy and not self._calls
+
+    @property
+    def lives(self) -> bool:
+        """Whether its process does, and its block has not ended."""
+        return not self.ended and self.process not in self.world.loop.dead
+
+    def do(self, call: Call) -> None:
+        """Give it a call."""
+        self._calls.append(call)
+        with self.world.loop.running():
+            self._wake.set()
+
+    def pivot(self) -> None:
+        """Note that the pivot took effect: the model commits what the session had done."""
+        self.pivots += 1
+        committed = self.world.committed
+        for key, value in self.overlay.items():
+            if value is None:
+                committed.pop(key, None)
+            else:
+                committed[key] = value
+                self.world.foreign.pop(key, None)
+        self.world.history.append(dict(committed))
+        self.world.note(f"pivot of s{self.number}: {sorted(self.overlay)}")
+
+    async def _run(self) -> None:
+        try:
+            async with self.world.uow(self.process)(auto_commit=self.auto_commit) as uow:
+                await self._work(uow)
+                changed = bool(self.overlay)
+                if not self.auto_commit:
+                    self.session_id = ""  # what it cannot undo it tells by a warning
+        except GeneratorExit:
+            raise  # it was killed, and is thrown away
+        except BaseException as error:
+            self._end(repr(error)[:150])
+            if not isinstance(error, (WantedError, FennFlowException, asyncio.CancelledError)):
+                raise
+            if not isinstance(error, CommitUncertainException):
+                assert self.pivots == self.told, "I8: it raised, and was committed"
+                self._check_undone(error)
+            if isinstance(error, asyncio.CancelledError):
+                raise
+        else:
+            self._end("committed" if self.auto_commit else "rolled back")
+            new = self.pivots - self.told
+            assert new >= (self.auto_commit and changed), "I8: it ended, and was not committed"
+            assert new <= self.auto_commit, "I8: it committed more than it was to"
+
+    def _check_undone(self, error: BaseException) -> None:
+        """Check that nothing is left of a session that failed, unless that was said (I3, P21)."""
+        notes = " ".join(note for each in _chain(error) for note in getattr(each, "__notes__", ()))
+        lost = any(isinstance(each, SessionLostException) for each in _chain(error))
+        told = lost or "is not undone completely" in notes
+        if not told:
+            assert not self.effects, "the steps of a failed session were not undone"
+            sessions = self.world.now_do(self.world.observer.sessions(after="", limit=1000))
+            left = {each.session.session_id for each in sessions}
+            assert self.session_id not in left, "a failed session waits, and nobody said so"
+
+    def _end(self, how: str) -> None:
+        self.ended = how
+        self.world.note(f"s{self.number} ends: {how}")
+
+    async def _work(self, uow: FullUOW) -> None:
+        while True:
+            while not self._calls:
+                self._wake.clear()
+                await self._wake.wait()
+            call = self._calls.pop(0)
+            session: Any = uow._session
+            self.session_id = session._tx.session_id
+            self.world.on_pivot[self.session_id] = self.pivot
+            self.world.note(f"s{self.number} {call.kind} {' '.join(call.keys)}")
+            if call.kind in {"end", "release"}:
+                return
+            if call.kind in {"raise", "fail"}:
+                raise WantedError
+            self.busy = True
+            touched = self.touched | set(call.keys)
+            try:
+                await self._perform(uow, call)
+            finally:
+                self.busy = False
+                self.touched = touched
+
+    async def _perform(self, uow: FullUOW, call: Call) -> None:
+        if call.kind == "savepoint":
+            await self._savepoint(uow)
+            return
+        if call.kind in {"commit", "rollback"}:
+            await self._decide(uow, call.kind)
+            return
+        before = len(self.world.history)
+        try:
+            await getattr(self, f"_{call.kind}")(uow, call)
+        except (BaseBackendException, BaseConnectorException) as error:
+            self.world.note(f"s{self.number} {call.kind}: {error!r}"[:150])
+            self._judge(call, error, before)
+
+    def _judge(self, call: Call, error: Exception, before: int) -> None:
+        """Check that a call had a reason to raise this."""
+        views = [self._view(committed) for committed in self.world.history[before - 1 :]]
+        if isinstance(error, RecordAlreadyExistsException):
+            taken = set(call.keys) & (set(self.world.foreign) | {k for v in views for k in v})
+            assert taken, f"{call.keys} were free"
+        elif isinstance(error, NoSuchKeyException):
+            wanted = call.keys[:1] if call.kind in {"copy", "move"} else call.keys
+            assert any(set(wanted) - set(view) for view in views), f"{wanted} were there"
+        elif isinstance(error, ObjectChangedException):
+            # Only others that commit all the time can move what is looked for so often, and only a
+            # store that answers 409 all the time can keep it from being copied.
+            cause = error.__cause__
+            contended = isinstance(cause, PreconditionFailedException) and cause.contended
+            assert contended or len(views) > READ_ATTEMPTS, "nobody had changed anything"
+        elif isinstance(error, ConflictException):
+            pass  # told by the checks of the commit
+
+    def _view(self, committed: Mapping[str, bytes]) -> dict[str, bytes]:
+        laid: Overlay = {**committed, **self.overlay}
+        return {key: value for key, value in laid.items() if value is not None}
+
+    async def _savepoint(self, uow: FullUOW) -> None:
+        before = dict(self.overlay)
+        effects = set(self.effects)
+        self.depth += 1
+        self.busy = False
+        try:
+            async with uow.savepoint():
+                await self._work(uow)
+        except WantedError:
+            self.overlay = before
+            assert self.effects == effects, "the steps of a savepoint were not undone"
+        finally:
+            self.depth -= 1
+
+    async def _decide(self, uow: FullUOW, kind: str) -> None:
+        if self.depth:
+            return
+        changed = bool(self.overlay)
+        if kind == "commit":
+            await uow.commit()
+            assert self.pivots >= self.told + changed, "I8: commit() returned, and did nothing"
+            self.told = self.pivots
+            self.session_id = ""  # committed, whatever is still to be applied
+            self.effects.clear()
+        else:
+            self.session_id = ""  # what it cannot undo it tells by a warning
+            await uow.rollback()
+            assert self.pivots == self.told, "I8: rollback() committed"
+            assert not self.effects, "rollback() did not undo the steps"
+        self.overlay = {}
+
+    # --- the calls ---------------------------------------------------------------------------
+
+    async def _put(self, uow: FullUOW, call: Call) -> None:
+        await uow.files.put(*_files(call))
+        self.overlay.update(dict.fromkeys(call.keys, call.value))
+
+    async def _create(self, uow: FullUOW, call: Call) -> None:
+        taken = set(call.keys) & set(self.world.foreign)
+        await uow.files.create(*_files(call))
+        if self.world.capabilities.versioned:
+            # A version may lie above it, and hide it, since an own call that failed or a late request.
+            taken -= self.touched | self.world.hidden
+        assert not taken, f"{taken} held what somebody else had put there"
+        self.overlay.update(dict.fromkeys(call.keys, call.value))
+
+    async def _delete(self, uow: FullUOW, call: Call) -> None:
+        gone = await uow.files.delete(*call.keys)
+        self.overlay.update(dict.fromkeys(map(str, gone), None))
+
+    async def _copy(self, uow: FullUOW, call: Call) -> None:
+        await self._transfer(uow, call, move=False)
+
+    async def _move(self, uow: FullUOW, call: Call) -> None:
+        await self._transfer(uow, call, move=True)
+
+    async def _transfer(self, uow: FullUOW, call: Call, *, move: bool) -> None:
+        source, target = call.keys[:2]
+        if source == target:
+            return
+        before = len(self.world.history)
+        method = uow.files.move if move else uow.files.copy
+        await method(source, target)
+        sources = [self._view(each).get(source) for each in self.world.history[before - 1 :]]
+        session: Any = uow._session
+        write = live(session._tx.chain(ObjectKey(BUCKET, target)))
+        assert write is not None
+        assert write.record is not None
+        digests = {hashlib.sha256(each).hexdigest(): each for each in sources if each is not None}
+        assert write.record.sha256 in digests, f"{target} is no copy of {source}"
+        self.overlay[target] = digests[write.record.sha256]
+        if move:
+            self.overlay[source] = None
+
+    async def _get(self, uow: FullUOW, call: Call) -> None:
+        before = len(self.world.history)
+        files = await uow.files.get(*call.keys, missing_ok=True)
+        seen: dict[str, bytes | None] = dict.fromkeys(call.keys)
+        seen.update({str(file.path): file.data for file in files})
+        views = [self._view(each) for each in self.world.history[before - 1 :]]
+        fits = [view for view in views if all(view.get(key) == seen[key] for key in call.keys)]
+        assert fits, f"I9: {call.keys} were never {seen}"
+
+    async def _list(self, uow: FullUOW, call: Call) -> None:
+        before = len(self.world.history)
+        seen = set(map(str, await uow.files.list()))
+        views = [set(self._view(each)) for each in self.world.history[before - 1 :]]
+        assert seen in views, f"list() was {sorted(seen)}, and never was that true"
+        del call
+
+    async def _step(self, uow: FullUOW, call: Call) -> None:
+        token = f"s{self.number}.{next(self._steps)}"
+
+        async def do() -> None:
+            await asyncio.sleep(0)
+            self.effects.add(token)
+
+        async def undo() -> None:
+            await asyncio.sleep(0)
+            self.effects.discard(token)
+
+        await uow.step(do, undo)
+        del call
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """Yield an exception, and those that it was raised in the face of."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _files(call: Call) -> Sequence[BinaryContent]:
+    return [
+        BinaryContent(data=call.value, media_type="application/octet-stream", filename=key)
+        for key in call.keys
+    ]

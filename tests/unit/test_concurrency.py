@@ -1,0 +1,64 @@
+"""Structured concurrency of the engine: what fails, and what is cancelled meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from fennflow.engine.concurrency import run_all
+
+
+async def test_results_come_in_the_order_of_the_items() -> None:
+    async def double(number: int) -> int:
+        await asyncio.sleep((5 - number) / 1000)
+        return 2 * number
+
+    assert await run_all(3, double, range(5)) == [0, 2, 4, 6, 8]
+
+
+async def test_the_first_failure_is_raised_and_others_are_its_notes() -> None:
+    async def fail(number: int) -> None:
+        raise ValueError(number)
+
+    with pytest.raises(ValueError, match="0") as caught:
+        await run_all(2, fail, range(4))
+    assert caught.value.__notes__ == ["Also failed: ValueError: 1"]
+
+
+async def test_a_failure_beside_a_cancellation_does_not_lose_the_cancellation() -> None:
+    """Also where the caller catches the failure and goes on: it is cancelled at the next await."""
+    started = asyncio.Event()
+
+    async def fail(_: int) -> None:
+        started.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            raise ConnectionError
+
+    async def work() -> None:
+        with pytest.raises(ConnectionError):
+            await run_all(2, fail, range(2))
+        await asyncio.Event().wait()
+
+    task = asyncio.ensure_future(work())
+    await started.wait()
+    task.cancel()
+    async with asyncio.timeout(5):
+        await asyncio.wait({task})
+    assert task.cancelled()
+
+
+async def test_a_failure_leaves_no_cancellation_behind() -> None:
+    """Else a time limit around it would not be told from somebody else's cancellation."""
+
+    async def fail(_: int) -> None:
+        await asyncio.sleep(0)
+        raise ConnectionError
+
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.01):
+            with pytest.raises(ConnectionError):
+                await run_all(2, fail, range(2))
+            await asyncio.sleep(10)

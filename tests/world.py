@@ -1,0 +1,494 @@
+"""A simulated world: processes that share a store and a database, faults, crashes, and a clock.
+
+Everything runs on a `ControlledLoop`: the real engine, the connector in memory, and the backend in
+memory or on SQLite. The choices of a test decide which task runs next, what happens to each
+operation, and when processes die. The reference model is a dictionary: what is committed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import sqlite3
+import threading
+import warnings
+from collections.abc import Callable, Coroutine, Generator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, tzinfo
+from enum import Enum
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, Self, TypeVar
+from unittest import mock
+from uuid import UUID
+
+import aiosqlite.core
+import sqlalchemy.ext.asyncio.engine
+import uuid_utils
+from sqlalchemy import event
+from sqlalchemy.engine import Engine
+from typing_extensions import override
+
+import fennflow_memory.backend
+import fennflow_memory.connector
+from controlled_loop import START, ControlledLoop
+from fennflow import ConfigDict, ReconcileConfig, plugins
+from fennflow.backends import (
+    Backend,
+    InMemoryBackendConfig,
+    ObjectKey,
+    Record,
+    SqlalchemyBackendConfig,
+)
+from fennflow.config import BackendConfig
+from fennflow.connectors import (
+    Capabilities,
+    Connector,
+    Deletion,
+    InMemoryConnectorConfig,
+    Location,
+    ObjectAttributes,
+    StoredObject,
+)
+from fennflow.engine import garbage, reconcile, runtime
+from fennflow.engine.stamps import stamp_of
+from fennflow.exceptions import (
+    BackendUnavailableException,
+    BaseConnectorException,
+    CompensationPendingWarning,
+    ConnectorUnavailableException,
+    PreconditionFailedException,
+)
+from fennflow.repositories import RepoField
+from fennflow.testing import faults
+from fennflow.testing.faults import Effect, FaultyBackendConfig, FaultyConnectorConfig, Operation
+from stores import FullRepository, FullUOW
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+BUCKET = "bucket"
+DOUBT = 960.0
+SIGNATURE = 900.0
+"""Seconds for which a store takes a signed request (the ground for P20)."""
+LEASE = 60.0
+STAGING = ".fennflow"
+WRITES = {"put", "copy", "delete"}
+
+
+class Fate(Enum):
+    """What becomes of an operation."""
+
+    WORKS = "works"
+    FAILS = "fails, without effect"
+    LOST = "takes effect, and the answer is lost"
+    LATE = "takes effect later, and the answer is lost"
+    CONFLICT = "is answered 409, without effect"
+    PARTLY = "a part of a batch of deletions fails"
+
+
+@dataclass(eq=False)
+class Pending:
+    """An operation that was sent and has not taken effect yet."""
+
+    process: int
+    operation: Operation
+    sent: float
+    effect: Callable[[], Coroutine[Any, Any, Any]]
+
+
+@dataclass(eq=False)
+class SimulatedFaults(faults.Faults):
+    """Hands the operations of one process to the world."""
+
+    world: World
+    process: int
+
+    @override
+    async def around(self, operation: Operation, effect: Effect[R]) -> R:
+        return await self.world.around(self.process, operation, effect)
+
+    @override
+    def spare(
+        self, operation: Operation, deletions: Sequence[Deletion]
+    ) -> Mapping[int, BaseConnectorException]:
+        if len(deletions) > 1 and self.world.fate is Fate.PARTLY:
+            self.world.fate = Fate.WORKS
+            return {0: ConnectorUnavailableException("This one was not deleted.")}
+        return {}
+
+
+@dataclass
+class World:
+    """The store, the database, the processes, and what should be true of them.
+
+    Args:
+        capabilities: of the store.
+        directory: for SQLite; None to have the backend in memory.
+        settings: of the configuration.
+    """
+
+    capabilities: Capabilities
+    directory: Path | None = None
+    settings: dict[str, Any] = field(default_factory=dict[str, Any])
+    loop: ControlledLoop = field(default_factory=ControlledLoop)
+    committed: dict[str, bytes] = field(default_factory=dict[str, bytes])
+    history: list[dict[str, bytes]] = field(default_factory=lambda: [{}])
+    foreign: dict[str, bytes] = field(default_factory=dict[str, bytes])
+    fate: Fate = Fate.WORKS
+    faulty: bool = True
+    over: bool = False
+    late: list[Pending] = field(default_factory=list[Pending])
+    hidden: set[str] = field(default_factory=set[str])
+    pending: list[Pending] = field(default_factory=list[Pending])
+    on_pivot: dict[str, Callable[[], None]] = field(default_factory=dict[str, Callable[[], None]])
+    trace: list[str] = field(default_factory=list[str])
+    _classes: dict[int, type[FullUOW]] = field(default_factory=dict[int, type[FullUOW]])
+    _processes: itertools.count[int] = field(default_factory=lambda: itertools.count(1))
+    _ids: itertools.count[int] = field(default_factory=lambda: itertools.count(1))
+    _patches: ExitStack = field(default_factory=ExitStack)
+
+    def __post_init__(self) -> None:
+        self.name = f"w{next(_worlds)}"
+        self.loop.before_time_passes = self._arrive_by
+        self._patch()
+        self.memory = InMemoryConnectorConfig(name=self.name, capabilities=self.capabilities)
+        self.backend_config: BackendConfig = (
+            InMemoryBackendConfig(name=self.name)
+            if self.directory is None
+            else SqlalchemyBackendConfig(url=f"sqlite:///{self.directory}/{self.name}.db")
+        )
+        settings = ConfigDict(
+            connector=self.memory, backend=self.backend_config, doubt_period=DOUBT, lease_ttl=LEASE
+        )
+        registry = plugins.registry()
+        new_connector = registry.connector_for(self.memory).factory
+        self.store: Connector = new_connector(self.memory, settings)
+        new_backend = registry.backend_for(self.backend_config).factory
+        self.observer: Backend = new_backend(self.backend_config, settings)
+        self.now_do(self.observer.open())
+
+    # --- processes ---------------------------------------------------------------------------
+
+    def new_process(self, **settings: Any) -> int:
+        """Return a process, which opens an engine of its own at first use."""
+        process = next(self._processes)
+        world, fate = self, SimulatedFaults(self, process)
+
+        class UOW(FullUOW):
+            files = RepoField(FullRepository, namespace=BUCKET)
+            config = ConfigDict(
+                **{
+                    "connector": FaultyConnectorConfig(inner=world.memory, faults=fate),
+                    "backend": FaultyBackendConfig(inner=world.backend_config, faults=fate),
+                    "doubt_period": DOUBT,
+                    "lease_ttl": LEASE,
+                    "reconcile": ReconcileConfig(frequency="never"),
+                    **self.settings,
+                    **settings,
+                }
+            )
+
+        self._classes[process] = UOW
+        return process
+
+    def uow(self, process: int) -> type[FullUOW]:
+        """Return the class of units of work of a process."""
+        return self._classes[process]
+
+    def kill(self, process: int, *, arrives: Callable[[Pending], Fate]) -> None:
+        """End a process. What it had sent takes effect now, later, or not at all."""
+        self.note(f"kill {process}")
+        self.loop.dead.add(process)
+        mine = [each for each in self.pending if each.process == process]
+        self.pending = [each for each in self.pending if each.process != process]
+        for each in mine:
+            fate = arrives(each)
+            if each.operation.part == "connector" and self.loop.now - each.sent > SIGNATURE:
+                continue
+            if fate is Fate.LOST:
+                self._take_effect(each)
+            elif fate is Fate.LATE and each.operation.part == "connector":
+                self.late.append(each)
+
+    # --- operations --------------------------------------------------------------------------
+
+    async def around(self, process: int, operation: Operation, effect: Effect[R]) -> R:
+        """Let an operation happen as the fate says that is drawn for it."""
+        if self.over:
+            raise self._lost(operation)
+
+        async def work() -> R:
+            result = await effect()
+            if operation.name == "commit" and operation.session in self.on_pivot:
+                self.on_pivot[operation.session]()
+            return result
+
+        pending = Pending(process, operation, self.loop.now, work)
+        self.pending.append(pending)
+        await asyncio.sleep(0)
+        if pending in self.pending:
+            self.pending.remove(pending)
+        fate = self._fate_of(pending)
+        if fate is not Fate.WORKS:
+            self.note(f"{process} {operation.name} {' '.join(operation.keys)} {fate.value}")
+        if fate is Fate.CONFLICT:
+            message = f"{operation.keys} raced."
+            raise PreconditionFailedException(message, contended=True)
+        if fate is Fate.LATE:
+            self.late.append(pending)
+        if fate in {Fate.FAILS, Fate.LATE}:
+            raise self._lost(operation)
+        result = await work()
+        await asyncio.sleep(0)
+        if fate is Fate.LOST:
+            raise self._lost(operation)
+        return result
+
+    def _fate_of(self, pending: Pending) -> Fate:
+        """Return the fate that was drawn, or what it means for such an operation."""
+        fate, self.fate = self.fate, Fate.WORKS
+        operation = pending.operation
+        if not self.faulty:
+            return Fate.WORKS
+        if operation.part == "connector" and self.loop.now - pending.sent > SIGNATURE:
+            return Fate.FAILS  # a process that was stopped: the store refuses its old signature
+        writes = operation.part == "connector" and operation.name in WRITES
+        if fate is Fate.CONFLICT:
+            return fate if writes else Fate.WORKS
+        if fate is Fate.LATE:
+            return fate if writes else Fate.FAILS
+        return Fate.WORKS if fate is Fate.PARTLY else fate
+
+    def _lost(self, operation: Operation) -> Exception:
+        message = f"{operation.name} {' '.join(operation.keys)} was not answered."
+        if operation.part == "backend":
+            return BackendUnavailableException(message)
+        return ConnectorUnavailableException(message)
+
+    def arrive(self, index: int) -> None:
+        """Let one of the late requests take effect."""
+        if self.late:
+            self._take_effect(self.late.pop(index % len(self.late)))
+
+    def _arrive_by(self, now: float) -> None:
+        due = [each for each in self.late if each.sent + SIGNATURE <= now]
+        self.late = [each for each in self.late if each not in due]
+        for each in due:
+            self._take_effect(each)
+
+    def _take_effect(self, pending: Pending) -> None:
+        self.note(f"late: {pending.operation.name} {' '.join(pending.operation.keys)}")
+        self.hidden.update(pending.operation.keys)
+        try:
+            self.now_do(pending.effect())
+        except Exception as error:  # noqa: BLE001 - nobody hears of it
+            self.note(f"  {error!r}")
+
+    # --- what can be seen --------------------------------------------------------------------
+
+    def now_do(self, work: Coroutine[Any, Any, T]) -> T:
+        """Run what waits for nothing, at once."""
+        with self.loop.running():
+            try:
+                work.send(None)
+            except StopIteration as stop:
+                result: T = stop.value
+                return result
+        message = f"{work} waits for something."
+        raise AssertionError(message)
+
+    def records(self) -> list[Record]:
+        """Return the catalog."""
+        scan = self.observer.scan(BUCKET, prefix="", start="", limit=1000)
+        return list(self.now_do(scan))
+
+    def objects(self) -> dict[str, tuple[StoredObject, bytes]]:
+        """Return the current objects of the bucket."""
+
+        async def look() -> dict[str, tuple[StoredObject, bytes]]:
+            found: dict[str, tuple[StoredObject, bytes]] = {}
+            async for stored in self.store.list(BUCKET):
+                place = Location(stored.location.key)
+                found[stored.location.key] = await self.store.get(BUCKET, place)
+            return found
+
+        return self.now_do(look())
+
+    def put_foreign(self, key: str, body: bytes) -> None:
+        """Put an object that FennFlow knows nothing of, under a key that nobody uses now."""
+        sessions = self.now_do(self.observer.sessions(after="", limit=100))
+        used = {intent.key for each in sessions for intent in each.intents} | set(self.committed)
+        waiting = {name for each in (*self.late, *self.pending) for name in each.operation.keys}
+        if key in used | waiting | set(self.objects()):
+            return
+        self.note(f"foreign {key}")
+        self.foreign[key] = body
+        self.now_do(self.store.put(BUCKET, key, body, ObjectAttributes(media_type="text/plain")))
+
+    def check(self) -> None:
+        """Check what holds at every moment: I1, I2, I5, I6, and P2 from outside."""
+        records = {record.key: record for record in self.records()}
+        assert records.keys() == self.committed.keys(), self._differ(records)
+        for key, record in records.items():
+            stored, body = self.now_do(self.store.get(BUCKET, record.location))
+            assert body == self.committed[key], f"{key} has {body!r}"  # I1, I2
+            stamp = stamp_of(stored)
+            assert stamp is not None
+            assert stamp[:2] == (record.session_id, record.seq)
+        sessions = self.now_do(self.observer.sessions(after="", limit=1000))
+        writers: dict[str, str] = {}
+        for each in sessions:
+            for intent in each.intents:
+                writer = writers.setdefault(intent.key, each.session.session_id)
+                assert writer == each.session.session_id, f"two write {intent.key}"  # I6
+        self._check_objects(records, set(writers))
+
+    def _differ(self, records: Mapping[str, Record]) -> str:
+        return f"catalog {sorted(records)}, model {sorted(self.committed)}"
+
+    def _check_objects(self, records: Mapping[str, Record], in_use: set[str]) -> None:
+        objects = self.objects()
+        for key, (stored, _) in objects.items():
+            stamp = stamp_of(stored)
+            if stamp is None or key in records or key in in_use or key.startswith(STAGING):
+                continue
+            tombstones = self.now_do(self.observer.tombstones([ObjectKey(BUCKET, key)]))
+            known = {(each.session_id, each.seq) for each in tombstones}
+            assert stamp[:2] in known, f"nobody knows of {key}"  # P2
+        for key, body in self.foreign.items():
+            # In a versioned bucket a pending version may lie above it.
+            versioned = self.capabilities.versioned
+            there = self._bodies(key) if versioned else [objects[key][1]]
+            assert body in there, f"{key} was somebody else's"  # I5
+
+    def _bodies(self, key: str) -> list[bytes]:
+        async def look() -> list[bytes]:
+            versions = await self.store.versions(BUCKET, key)
+            return [(await self.store.get(BUCKET, each.location))[1] for each in versions]
+
+        return self.now_do(look())
+
+    def quiesce(self) -> None:
+        """End all, let the doubt pass, recover; then check I3, I4 and I7."""
+        self.faulty = False
+        for process in self._classes:
+            if process not in self.loop.dead:
+                self.kill(process, arrives=lambda _: Fate.LATE)
+        for _ in range(4):
+            self.recover()
+            self.loop.pass_time(DOUBT + LEASE)
+        self.recover()
+        self.check()
+        objects = {key: body for key, (_, body) in self.objects().items()}
+        assert objects == {**self.foreign, **self.committed}, f"{sorted(objects)}"
+        assert self.now_do(self.observer.sessions(after="", limit=10)) == []
+        due = self.observer.due_tombstones(after=None, limit=10)
+        assert list(self.now_do(due)) == []
+        before = self.objects()
+        self.recover()
+        assert self.objects() == before
+
+    def recover(self) -> None:
+        """Recover in a new process."""
+        process = self.new_process()
+        self.loop.run(self.uow(process).recover(), process=process)
+        self.kill(process, arrives=lambda _: Fate.FAILS)
+
+    def note(self, text: str) -> None:
+        """Write down what happened, for whoever reads of a failure."""
+        self.trace.append(f"{self.loop.now - START:8.3f} {text}")
+
+    # --- around it ---------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Forget everything."""
+        self.over = True
+        self.loop.unwind()
+        for slot in runtime._slots.pop(self.loop, {}).values():
+            if slot.lifetime is not None:
+                self.loop.run(slot.lifetime.aclose())
+        self.loop.run(self.observer.aclose())
+        self.loop.close()
+        self._patches.close()
+
+    def _patch(self) -> None:
+        """Take time, ids and threads from the simulation."""
+        loop = self.loop
+
+        class Clock(datetime):
+            @classmethod
+            @override
+            def now(cls, tz: tzinfo | None = None) -> Self:
+                return cls.fromtimestamp(loop.now, tz or UTC)
+
+        def new_id() -> UUID:
+            number = (int(loop.now * 1000) << 80) | (7 << 76) | (2 << 62) | next(self._ids)
+            return UUID(int=number)
+
+        clock = SimpleNamespace(time=lambda: loop.now, monotonic=lambda: loop.now)
+        for target, name, value in (
+            (fennflow_memory.backend, "time", clock),
+            (fennflow_memory.connector, "datetime", Clock),
+            (garbage, "time", clock),
+            (reconcile, "time", clock),
+            (uuid_utils, "uuid7", new_id),
+            (aiosqlite.core, "SimpleQueue", InlineQueue),
+            (aiosqlite.core, "Thread", NoThread),
+            (sqlalchemy.ext.asyncio.engine, "_run_to_completion", run_to_completion),
+        ):
+            self._patches.enter_context(mock.patch.object(target, name, value))
+        self._patches.enter_context(plugins.override(faults))
+        self._patches.enter_context(sqlite_clock(loop))
+        self._patches.enter_context(warnings.catch_warnings())
+        warnings.simplefilter("ignore", CompensationPendingWarning)
+
+
+_worlds = itertools.count(1)
+
+
+class InlineQueue:
+    """Does at once what aiosqlite would hand to a thread."""
+
+    def put_nowait(self, item: Any) -> None:
+        future, function = item
+        try:
+            result = function()
+        except BaseException as error:  # noqa: BLE001 - told through the future
+            if future is not None:
+                future.set_exception(error)
+        else:
+            if future is not None:
+                future.set_result(result)
+
+
+class NoThread(threading.Thread):
+    """Is not there."""
+
+    @override
+    def start(self) -> None:
+        """Do nothing."""
+
+
+async def run_to_completion(work: Coroutine[Any, Any, T]) -> T:
+    """Close a connection at once, where SQLAlchemy would start a task for it."""
+    return await work
+
+
+@contextmanager
+def sqlite_clock(loop: ControlledLoop) -> Generator[None]:
+    """Let SQLite tell simulated time."""
+
+    def julianday(_: str) -> float:
+        return loop.now / 86400.0 + 2440587.5
+
+    def on_connect(connection: Any, _record: object) -> None:
+        raw: sqlite3.Connection = connection.driver_connection._conn
+        raw.create_function("julianday", 1, julianday)
+
+    event.listen(Engine, "connect", on_connect)
+    try:
+        yield
+    finally:
+        event.remove(Engine, "connect", on_connect)
