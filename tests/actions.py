@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,13 @@ from simulated import Call, SimulatedSession
 from world import DOUBT, LEASE, Fate, World
 
 KEYS = ("a", "b", "c")
-FATES = (*[Fate.WORKS] * 12, Fate.FAILS, Fate.LOST, Fate.LATE, Fate.CONFLICT, Fate.PARTLY)
+FAULTS = tuple(each for each in Fate if each is not Fate.WORKS)
+FATES = (*[Fate.WORKS] * 12, *FAULTS)
 CALLS = ("put", "put", "put", "create", "delete", "copy", "move", "get", "get", "list")
 CONTROLS = ("end", "end", "end", "raise", "commit", "rollback", "savepoint", "release", "fail")
 PAUSES = (0.1, 5.0, LEASE / 2, LEASE + 1, DOUBT + 1)
 KILLED = (Fate.FAILS, Fate.LOST, Fate.LATE)
+BURSTS = (1, 2, 4, 8, 16)
 MAX_PROCESSES = 4
 MAX_SESSIONS = 6
 
@@ -71,7 +74,7 @@ class Actions:
             session.start()
 
     def call(self, index: int, kind: str, keys: tuple[str, ...]) -> None:
-        if self.waiting:
+        if self.waiting and (len(keys) > 1 or kind not in {"copy", "move"}):
             self.values += 1
             value = b"same" if self.repeats and self.values % 2 else f"v{self.values}".encode()
             self.waiting[index % len(self.waiting)].do(Call(kind, keys, value))
@@ -107,6 +110,7 @@ class Actions:
 
     def wait(self, seconds: float) -> None:
         self.world.note(f"{seconds} s pass")
+        self.world.trouble.update(self.processes)
         self.world.loop.pass_time(seconds)
 
     def arrive(self, index: int) -> None:
@@ -120,6 +124,7 @@ class Actions:
     def stop_or_wake(self, index: int) -> None:
         process = self.processes[index % len(self.processes)]
         self.world.note(f"stop or wake {process}")
+        self.world.trouble[process] += 1
         self.world.loop.stopped ^= {process}
 
     def recover(self) -> None:
@@ -162,8 +167,18 @@ def random_capabilities(choice: random.Random) -> Capabilities:
     )
 
 
-def walk(seed: int, *, length: int = 60, directory: Path | None = None) -> list[str]:
+def walk(
+    seed: int,
+    *,
+    length: int = 60,
+    directory: Path | None = None,
+    habits: Habits | None = None,
+    capabilities: Capabilities | None = None,
+) -> list[str]:
     """Do things at random, and check after each of them; the same for the same seed.
+
+    Without `habits` each walk does only some kinds of things, which ones is drawn first: what needs many of one kind
+    is found sooner so ("swarm testing", Groce et al., ISSTA 2012).
 
     Returns:
         what happened.
@@ -174,17 +189,18 @@ def walk(seed: int, *, length: int = 60, directory: Path | None = None) -> list[
     choice = random.Random(seed)
     random.seed(seed)  # of the pauses between two attempts
     actions = Actions(
-        random_capabilities(choice),
+        capabilities or random_capabilities(choice),
         directory=directory,
         repeats=choice.random() < 0.3,
         validate_reads=choice.random() < 0.3,
         hide_pending=choice.random() < 0.2,
         keep_versions=choice.random() < 0.7,
     )
+    habits = habits or Habits.drawn(choice)
     world = actions.world
     try:
         for _ in range(length):
-            _act(actions, choice)
+            _act(actions, habits, choice)
             actions.check()
         world.loop.stopped.clear()
         world.quiesce()
@@ -197,27 +213,55 @@ def walk(seed: int, *, length: int = 60, directory: Path | None = None) -> list[
     return world.trace
 
 
-def _act(actions: Actions, choice: random.Random) -> None:
+@dataclass(frozen=True)
+class Habits:
+    """What one walk does: some calls, some ends, faults of one rate, and some happenings."""
+
+    keys: Sequence[str]
+    calls: Sequence[str]
+    controls: Sequence[str]
+    fates: Sequence[Fate]
+    happens: Sequence[str]
+    pauses: Sequence[float] = PAUSES
+
+    @classmethod
+    def drawn(cls, choice: random.Random) -> Habits:
+        faulty = choice.choice((0, 1, 1, 2))
+        return cls(
+            keys=KEYS[: choice.randrange(1, 4)],
+            calls=["put", *choice.sample(CALLS, choice.randrange(1, 6))],
+            controls=["end", *choice.sample(CONTROLS, choice.randrange(1, 6)), "step"],
+            fates=[*[Fate.WORKS] * 12, *FAULTS * faulty],
+            happens=choice.sample(HAPPENINGS, choice.randrange(len(HAPPENINGS) + 1)),
+        )
+
+
+HAPPENINGS = ("cancel", "wait", "arrive", "kill", "stop", "recover", "foreign")
+
+
+def _act(actions: Actions, habits: Habits, choice: random.Random) -> None:
     index = choice.randrange(8)
-    kind = choice.choice(CALLS)
-    keys = tuple(choice.sample(KEYS, 2 if kind in {"copy", "move"} else choice.randrange(1, 4)))
-    auto_commit = choice.random() < 0.8
+    kind = choice.choice(habits.calls)
+    size = min(len(habits.keys), 2 if kind in {"copy", "move"} else choice.randrange(1, 4))
+    keys = tuple(choice.sample(habits.keys, size))
+    happenings: dict[str, Callable[[], None]] = {
+        "cancel": lambda: actions.cancel(index),
+        "wait": lambda: actions.wait(choice.choice(habits.pauses)),
+        "arrive": lambda: actions.arrive(index),
+        "kill": lambda: actions.kill(index, choice.choice(KILLED)),
+        "stop": lambda: actions.stop_or_wake(index),
+        "recover": actions.recover,
+        "foreign": lambda: actions.somebody_else_puts(choice.choice(habits.keys)),
+    }
     weighted: list[tuple[int, Callable[[], None]]] = [
-        (12, lambda: actions.open(index, auto_commit=auto_commit)),
+        (12, lambda: actions.open(index, auto_commit=choice.random() < 0.8)),
         (33, lambda: actions.call(index, kind, keys)),
-        (17, lambda: actions.control(index, choice.choice((*CONTROLS, "step")))),
-        (2, lambda: actions.cancel(index)),
-        (6, lambda: actions.wait(choice.choice(PAUSES))),
-        (3, lambda: actions.arrive(index)),
-        (3, lambda: actions.kill(index, choice.choice(KILLED))),
-        (2, lambda: actions.stop_or_wake(index)),
-        (3, actions.recover),
-        (2, lambda: actions.somebody_else_puts(choice.choice(KEYS))),
+        (17, lambda: actions.control(index, choice.choice(habits.controls))),
         (17, lambda: None),
+        *((4, happenings[each]) for each in habits.happens),
     ]
     weights = [weight for weight, _ in weighted]
     [(_, action)] = choice.choices(weighted, weights)
     action()
-    actions.run(
-        [(choice.randrange(8), choice.choice(FATES)) for _ in range(choice.randrange(1, 25))]
-    )
+    bursts = choice.choice(BURSTS)
+    actions.run([(choice.randrange(8), choice.choice(habits.fates)) for _ in range(bursts)])

@@ -18,8 +18,8 @@ from fennflow.engine.plan import live
 from fennflow.exceptions import (
     BaseBackendException,
     BaseConnectorException,
+    ChecksumMismatchException,
     CommitUncertainException,
-    ConflictException,
     FennFlowException,
     NoSuchKeyException,
     ObjectChangedException,
@@ -74,12 +74,14 @@ class SimulatedSession:
     touched: set[str] = field(default_factory=set[str])
     task: asyncio.Task[None] = field(init=False)
     depth: int = 0
+    _trouble: int = 0
     _calls: list[Call] = field(default_factory=list[Call])
     _wake: asyncio.Event = field(default_factory=asyncio.Event)
     _steps: itertools.count[int] = field(default_factory=lambda: itertools.count(1))
 
     def start(self) -> None:
         """Begin, with nothing to do yet."""
+        self._trouble = self.world.trouble[self.process]
         self.task = self.world.loop.spawn(self.process, self._run())
 
     @property
@@ -91,6 +93,11 @@ class SimulatedSession:
     def lives(self) -> bool:
         """Whether its process does, and its block has not ended."""
         return not self.ended and self.process not in self.world.loop.dead
+
+    @property
+    def troubled(self) -> bool:
+        """Whether anything went wrong in its process since it began, or it had no time."""
+        return self.world.trouble[self.process] > self._trouble
 
     def do(self, call: Call) -> None:
         """Give it a call."""
@@ -124,7 +131,12 @@ class SimulatedSession:
             self._end(repr(error)[:150])
             if not isinstance(error, (WantedError, FennFlowException, asyncio.CancelledError)):
                 raise
-            if not isinstance(error, CommitUncertainException):
+            if isinstance(error, ChecksumMismatchException):
+                error.add_note("Nobody corrupts anything here.")
+                raise
+            if isinstance(error, CommitUncertainException):
+                assert self.troubled, "nothing kept it from learning how the commit ended"
+            else:
                 assert self.pivots == self.told, "I8: it raised, and was committed"
                 self._check_undone(error)
             if isinstance(error, asyncio.CancelledError):
@@ -140,7 +152,9 @@ class SimulatedSession:
         notes = " ".join(note for each in _chain(error) for note in getattr(each, "__notes__", ()))
         lost = any(isinstance(each, SessionLostException) for each in _chain(error))
         told = lost or "is not undone completely" in notes
-        if not told:
+        if told:
+            assert self.troubled, "nothing kept it from undoing all"
+        else:
             assert not self.effects, "the steps of a failed session were not undone"
             sessions = self.world.now_do(self.world.observer.sessions(after="", limit=1000))
             left = {each.session.session_id for each in sessions}
@@ -201,8 +215,6 @@ class SimulatedSession:
             cause = error.__cause__
             contended = isinstance(cause, PreconditionFailedException) and cause.contended
             assert contended or len(views) > READ_ATTEMPTS, "nobody had changed anything"
-        elif isinstance(error, ConflictException):
-            pass  # told by the checks of the commit
 
     def _view(self, committed: Mapping[str, bytes]) -> dict[str, bytes]:
         laid: Overlay = {**committed, **self.overlay}

@@ -9,17 +9,19 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import logging
 import sqlite3
 import threading
 import warnings
+from collections import Counter
 from collections.abc import Callable, Coroutine, Generator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, tzinfo
 from enum import Enum
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, Self, TypeVar
+from typing import Any, Self, TypeVar, cast
 from unittest import mock
 from uuid import UUID
 
@@ -86,6 +88,7 @@ class Fate(Enum):
     LATE = "takes effect later, and the answer is lost"
     CONFLICT = "is answered 409, without effect"
     PARTLY = "a part of a batch of deletions fails"
+    REPEATED = "takes effect twice: the answer to the first attempt was lost"
 
 
 @dataclass(eq=False)
@@ -141,6 +144,9 @@ class World:
     over: bool = False
     late: list[Pending] = field(default_factory=list[Pending])
     hidden: set[str] = field(default_factory=set[str])
+    strange: set[str] = field(default_factory=set[str])
+    told: list[logging.LogRecord] = field(default_factory=list[logging.LogRecord])
+    trouble: Counter[int] = field(default_factory=Counter[int])
     pending: list[Pending] = field(default_factory=list[Pending])
     on_pivot: dict[str, Callable[[], None]] = field(default_factory=dict[str, Callable[[], None]])
     trace: list[str] = field(default_factory=list[str])
@@ -231,8 +237,6 @@ class World:
         if pending in self.pending:
             self.pending.remove(pending)
         fate = self._fate_of(pending)
-        if fate is not Fate.WORKS:
-            self.note(f"{process} {operation.name} {' '.join(operation.keys)} {fate.value}")
         if fate is Fate.CONFLICT:
             message = f"{operation.keys} raced."
             raise PreconditionFailedException(message, contended=True)
@@ -240,13 +244,37 @@ class World:
             self.late.append(pending)
         if fate in {Fate.FAILS, Fate.LATE}:
             raise self._lost(operation)
-        result = await work()
+        result = await (self._repeated(operation, work) if fate is Fate.REPEATED else work())
         await asyncio.sleep(0)
         if fate is Fate.LOST:
             raise self._lost(operation)
         return result
 
+    async def _repeated(self, operation: Operation, work: Effect[R]) -> R:
+        """Do what botocore does when an answer is lost: send it again, and tell that it did."""
+        if self.capabilities.versioned:
+            self.hidden.update(operation.keys)  # by the first version
+        with suppress(BaseConnectorException):
+            await work()
+        await asyncio.sleep(0)
+        try:
+            result = await work()
+        except PreconditionFailedException as error:
+            error.retried = True
+            raise
+        again: Any = replace(cast("Any", result), retried=True)
+        return cast("R", again)
+
     def _fate_of(self, pending: Pending) -> Fate:
+        fate = self._drawn(pending)
+        if fate is not Fate.WORKS:
+            operation = pending.operation
+            self.trouble[pending.process] += 1
+            keys = " ".join(operation.keys)
+            self.note(f"{pending.process} {operation.name} {keys} {fate.value}")
+        return fate
+
+    def _drawn(self, pending: Pending) -> Fate:
         """Return the fate that was drawn, or what it means for such an operation."""
         fate, self.fate = self.fate, Fate.WORKS
         operation = pending.operation
@@ -255,7 +283,7 @@ class World:
         if operation.part == "connector" and self.loop.now - pending.sent > SIGNATURE:
             return Fate.FAILS  # a process that was stopped: the store refuses its old signature
         writes = operation.part == "connector" and operation.name in WRITES
-        if fate is Fate.CONFLICT:
+        if fate in {Fate.CONFLICT, Fate.REPEATED}:
             return fate if writes else Fate.WORKS
         if fate is Fate.LATE:
             return fate if writes else Fate.FAILS
@@ -324,6 +352,7 @@ class World:
         if key in used | waiting | set(self.objects()):
             return
         self.note(f"foreign {key}")
+        self.strange.add(key)
         self.foreign[key] = body
         self.now_do(self.store.put(BUCKET, key, body, ObjectAttributes(media_type="text/plain")))
 
@@ -344,6 +373,9 @@ class World:
                 writer = writers.setdefault(intent.key, each.session.session_id)
                 assert writer == each.session.session_id, f"two write {intent.key}"  # I6
         self._check_objects(records, set(writers))
+        for told in self.told:
+            key = getattr(told, "key", "")
+            assert key in self.strange | self.hidden, f"nobody did that: {told.getMessage()}"
 
     def _differ(self, records: Mapping[str, Record]) -> str:
         return f"catalog {sorted(records)}, model {sorted(self.committed)}"
@@ -439,6 +471,7 @@ class World:
             (sqlalchemy.ext.asyncio.engine, "_run_to_completion", run_to_completion),
         ):
             self._patches.enter_context(mock.patch.object(target, name, value))
+        self._patches.enter_context(listening(self.told))
         self._patches.enter_context(plugins.override(faults))
         self._patches.enter_context(sqlite_clock(loop))
         self._patches.enter_context(warnings.catch_warnings())
@@ -474,6 +507,30 @@ class NoThread(threading.Thread):
 async def run_to_completion(work: Coroutine[Any, Any, T]) -> T:
     """Close a connection at once, where SQLAlchemy would start a task for it."""
     return await work
+
+
+@contextmanager
+def listening(told: list[logging.LogRecord]) -> Generator[None]:
+    """Collect what the engine says of objects that others changed (P14, P17)."""
+    logger = logging.getLogger("fennflow")
+
+    class Handler(logging.Handler):
+        @override
+        def emit(self, record: logging.LogRecord) -> None:
+            if getattr(record, "rule", "") in {"P14", "P17"}:
+                told.append(record)
+
+    handler = Handler()
+    logger.addHandler(handler)
+    level, propagate = logger.level, logger.propagate
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+        logger.propagate = propagate
 
 
 @contextmanager

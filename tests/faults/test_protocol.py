@@ -355,6 +355,25 @@ async def test_compensation_may_stop_anywhere_and_be_run_again(
     assert await scene.inner.objects() == {"a": b"old", "b": b"old", "c": b"newer"}
 
 
+async def test_an_own_write_whose_answer_was_lost_is_nobody_elses(
+    scene: Scene, caplog: pytest.LogCaptureFixture
+) -> None:
+    """P17 warns of what others did, and of nothing else."""
+
+    async def lose() -> None:
+        scene.script.once("before", "head", fail)
+        message = "The answer got lost."
+        raise ConnectorUnavailableException(message)
+
+    async with scene.uow()() as uow:
+        scene.script.once("after", "put", lose)
+        with pytest.raises(AccessDeniedException):
+            await uow.files.put(text("lost", "a"))
+        await uow.files.put(text("new", "a"))
+    assert await scene.inner.objects() == {"a": b"new"}
+    assert "changed behind the catalog" not in caplog.text
+
+
 async def test_doubt_outlives_an_attempt_that_failed(scene: Scene) -> None:
     """P20 b: a deletion that was not answered can arrive after another attempt has succeeded."""
 

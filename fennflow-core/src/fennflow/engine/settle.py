@@ -24,7 +24,7 @@ from fennflow.connectors import (
     StoredObject,
 )
 from fennflow.engine.concurrency import run_all
-from fennflow.engine.stamps import made_by
+from fennflow.engine.stamps import made_by, stamp_of
 from fennflow.exceptions import (
     ConnectorUnavailableException,
     NoSuchKeyException,
@@ -146,8 +146,10 @@ class Settler:
             )
 
         # In doubt until it is answered: nobody else may write there if this is broken off.
-        new = {ObjectKey(step.namespace, step.key)} - self.in_doubt if step.doubtful else set()
-        self.in_doubt |= new
+        key = ObjectKey(step.namespace, step.key)
+        new = step.doubtful and key not in self.in_doubt
+        if new:
+            self.in_doubt.add(key)
         try:
             stored, doubtful = await self._retry(lambda: send(overwrite=not conditional))
         except (PreconditionFailedException, NoSuchKeyException) as error:
@@ -157,15 +159,23 @@ class Settler:
             elif isinstance(error, NoSuchKeyException):
                 raise
             else:
-                logger.warning(
-                    "%s/%s was changed behind the catalog; the committed bytes replace it (P17)",
-                    step.namespace,
-                    step.key,
-                    extra={"session": self.lease.token.session_id, "key": step.key, "rule": "P17"},
-                )
+                stamp = None if there is None else stamp_of(there)
+                # It may be from an earlier write of this session, the answer to which was lost.
+                if stamp is None or stamp.session_id != self.lease.token.session_id:
+                    logger.warning(
+                        "%s/%s was changed behind the catalog; the committed bytes replace it "
+                        "(P17)",
+                        step.namespace,
+                        step.key,
+                        extra={
+                            "session": self.lease.token.session_id,
+                            "key": step.key,
+                            "rule": "P17",
+                        },
+                    )
                 stored, doubtful = await self._retry(lambda: send(overwrite=True))
-        if not (self.claimed or doubtful or stored.retried):
-            self.in_doubt -= new
+        if new and not (self.claimed or doubtful or stored.retried):
+            self.in_doubt.discard(key)
         return stored
 
     async def _abort_upload(self, step: AbortUpload) -> None:

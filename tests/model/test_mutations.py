@@ -1,0 +1,199 @@
+"""Each mechanism of the protocol switched off, one at a time: the random walk finds all of them.
+
+A mechanism whose loss nothing finds would be untested, or not needed. The check of the lease before
+each request (P23) is not among them: the fencing tokens of the journal stop its owner nearly always,
+and what is left has tests of its own in `tests/crashes` and `tests/faults`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine, Generator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from typing import Any
+from unittest import mock
+
+import pytest
+
+from actions import Habits, walk
+from fennflow.backends import JournaledSession, SessionToken
+from fennflow.connectors import Capabilities, Deletion
+from fennflow.engine import session, settle, writing
+from fennflow_memory.backend import InMemoryBackend
+from fennflow_memory.connector import InMemoryConnector
+from world import Fate
+
+WALKS = 2000
+"""How many walks a mutation may survive; each takes about 60 ms."""
+
+Mutation = Callable[[ExitStack], None]
+
+WORKS = [Fate.WORKS] * 12
+PLAIN = Capabilities(conditional_create=True, conditional_delete="single", conditional_copy=True)
+WEAK = Capabilities()
+# What needs many events of few kinds is looked for by walks that do little else.
+NARROW: Mapping[str, Mapping[str, Any]] = {
+    "no_check_of_reads": {
+        "capabilities": PLAIN,
+        "habits": Habits(
+            keys="a", calls=["put", "get", "get"], controls=["end"], fates=WORKS, happens=()
+        ),
+    },
+    "no_kept_locks": {
+        "capabilities": WEAK,
+        "habits": Habits(
+            keys="a",
+            calls=["put", "delete"],
+            controls=["end"],
+            fates=[*WORKS, Fate.LATE, Fate.LATE],
+            happens=["arrive", "arrive"],
+        ),
+    },
+}
+
+
+def changed(stack: ExitStack, target: object, name: str, value: object) -> None:
+    stack.enter_context(mock.patch.object(target, name, value))
+
+
+def no_read_back(stack: ExitStack) -> None:
+    """P14: a 412 means that somebody else's object is there."""
+    changed(stack, writing, "made_by", lambda *_: False)
+
+
+def no_lock(stack: ExitStack) -> None:
+    """P3: whoever comes writes."""
+    original = InMemoryBackend.stage
+
+    async def stage(self: Any, *args: Any, **kwargs: Any) -> Any:
+        self._tables.locks.clear()
+        return await original(self, *args, **kwargs)
+
+    changed(stack, InMemoryBackend, "stage", stage)
+
+
+def no_condition_of_compensation(stack: ExitStack) -> None:
+    """P18: whatever lies at the key is deleted, unseen."""
+
+    async def resolve(_: Any, step: Any) -> Sequence[Deletion]:
+        return [Deletion(location=step.location)]
+
+    changed(stack, settle.Settler, "_resolve", resolve)
+
+
+def no_probe(stack: ExitStack) -> None:
+    """P15: the store is taken to enforce all that it is asked for."""
+
+    async def capabilities(_: Any, namespace: str, *, anew: bool = False) -> Capabilities:
+        del namespace, anew
+        return Capabilities(
+            conditional_create=True, conditional_delete="batch", conditional_copy=True
+        )
+
+    changed(stack, InMemoryConnector, "capabilities", capabilities)
+
+
+def no_fencing(stack: ExitStack) -> None:
+    """P24: a session that is claimed is still its old owner's, too."""
+    original = InMemoryBackend.claim
+
+    async def claim(self: Any, limit: int) -> Sequence[JournaledSession]:
+        found = await original(self, limit)
+        for each in found:
+            self._tables.sessions[each.session.session_id].token = 0
+        return [replace(each, session=SessionToken(each.session.session_id)) for each in found]
+
+    changed(stack, InMemoryBackend, "claim", claim)
+
+
+def no_tombstones(stack: ExitStack) -> None:
+    """P20 a: nobody remembers what may arrive late."""
+    changed(stack, InMemoryBackend, "_bury", lambda *_: None)
+
+
+def no_kept_locks(stack: ExitStack) -> None:
+    """P20 b: a key is free though a deletion of it may still arrive."""
+    original = InMemoryBackend.settle
+
+    async def settle_(self: Any, token: SessionToken, **kwargs: Any) -> None:
+        await original(self, token, **{**kwargs, "keep_locked": ()})
+
+    changed(stack, InMemoryBackend, "settle", settle_)
+
+
+def no_check_of_reads(stack: ExitStack) -> None:
+    """P29: what a location holds is returned, whatever it is."""
+    original = InMemoryConnector.get
+
+    async def get(self: Any, namespace: str, location: Any, *, if_match: Any = None) -> Any:
+        stored, body = await original(self, namespace, location)
+        return replace(stored, etag=if_match or stored.etag), body
+
+    changed(stack, InMemoryConnector, "get", get)
+
+
+def no_write_ahead(stack: ExitStack) -> None:
+    """P2: intents are not journaled before the bytes are sent."""
+    original = InMemoryBackend.stage
+
+    async def stage(self: Any, token: SessionToken, *args: Any, **kwargs: Any) -> Any:
+        records = await original(self, token, *args, **kwargs)
+        self._tables.sessions[token.session_id].intents.clear()
+        return records
+
+    changed(stack, InMemoryBackend, "stage", stage)
+
+
+def no_shield(stack: ExitStack) -> None:
+    """P21: a cancellation cuts off what is under way, compensation too."""
+
+    async def exposed(
+        work: Coroutine[Any, Any, Any], **_: Any
+    ) -> tuple[asyncio.Task[Any], asyncio.CancelledError | None]:
+        task = asyncio.ensure_future(work)
+        cancellation = None
+        try:
+            await asyncio.wait({task})
+        except asyncio.CancelledError as error:
+            cancellation = error
+            task.cancel()
+            await asyncio.wait({task})
+        return task, cancellation
+
+    for module in (session, writing):
+        changed(stack, module, "shielded", exposed)
+
+
+MUTATIONS: Sequence[Mutation] = (
+    no_read_back,
+    no_lock,
+    no_condition_of_compensation,
+    no_probe,
+    no_fencing,
+    no_tombstones,
+    no_kept_locks,
+    no_check_of_reads,
+    no_write_ahead,
+    no_shield,
+)
+
+
+@contextmanager
+def mutated(mutation: Mutation) -> Generator[None]:
+    with ExitStack() as stack:
+        mutation(stack)
+        yield
+
+
+@pytest.mark.once
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda each: each.__name__)
+def test_a_walk_finds_what_is_switched_off(mutation: Mutation) -> None:
+    with mutated(mutation):
+        for seed in range(WALKS):
+            try:
+                walk(seed, **NARROW.get(mutation.__name__, {}))
+            except Exception:  # noqa: BLE001 - whatever is not as it must be
+                return
+    pytest.fail(f"{WALKS} walks did not notice: {mutation.__doc__}")
