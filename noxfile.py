@@ -111,6 +111,15 @@ def crashes(session: nox.Session) -> None:
 
 
 @nox.session(default=False)
+def model(session: nox.Session) -> None:
+    """Search for schedules that break an invariant; `nox -s model -- 120` for 120 minutes each way."""
+    sync(session, "test")
+    minutes, *others = session.posargs or ["15"]
+    env = {"FENNFLOW_MODEL_MINUTES": minutes}
+    session.run("pytest", "-n2", "tests/model/test_model.py", *others, env=env)
+
+
+@nox.session(default=False)
 def all_crashes(session: nox.Session) -> None:
     """Kill processes at every boundary, on every store and database; takes about half an hour."""
     sync(session, "test")

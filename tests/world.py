@@ -146,6 +146,7 @@ class World:
     hidden: set[str] = field(default_factory=set[str])
     strange: set[str] = field(default_factory=set[str])
     told: list[logging.LogRecord] = field(default_factory=list[logging.LogRecord])
+    effects: int = 0
     trouble: Counter[int] = field(default_factory=Counter[int])
     pending: list[Pending] = field(default_factory=list[Pending])
     on_pivot: dict[str, Callable[[], None]] = field(default_factory=dict[str, Callable[[], None]])
@@ -227,6 +228,7 @@ class World:
 
         async def work() -> R:
             result = await effect()
+            self.effects += 1
             if operation.name == "commit" and operation.session in self.on_pivot:
                 self.on_pivot[operation.session]()
             return result
@@ -237,6 +239,8 @@ class World:
         if pending in self.pending:
             self.pending.remove(pending)
         fate = self._fate_of(pending)
+        if self.loop.now > pending.sent:
+            self.hidden.update(operation.keys)  # its process was stopped: it arrives late
         if fate is Fate.CONFLICT:
             message = f"{operation.keys} raced."
             raise PreconditionFailedException(message, contended=True)

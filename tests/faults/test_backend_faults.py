@@ -9,6 +9,7 @@ import pytest
 
 from fennflow import plugins
 from fennflow.backends import InMemoryBackendConfig
+from fennflow.engine import session
 from fennflow.exceptions import (
     CommitUncertainException,
     ConflictException,
@@ -104,6 +105,32 @@ async def test_an_outcome_that_cannot_be_learnt_is_told_and_nothing_is_touched(
             assert (await uow.files.get("a")).one().data == b"old a"
         assert await store.objects() == BEFORE
         await change(uow_class)
+
+
+async def test_a_cancellation_does_not_hide_an_outcome_that_cannot_be_learnt(
+    store: Store, script: Script, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """I8: who is told of the cancellation alone takes the work for undone."""
+    task = asyncio.current_task()
+    assert task is not None
+    compensate = session.Session._compensate
+
+    async def compensate_cancelled(self: session.Session, cause: BaseException | None) -> None:
+        task.cancel()
+        await asyncio.sleep(0)
+        await compensate(self, cause)
+
+    with plugins.override(faults):
+        uow_class = await seeded(store, script)
+        script.fails = lambda phase, operation: (
+            phase == "before" and operation in {"commit", "abort"}
+        )
+        monkeypatch.setattr(session.Session, "_compensate", compensate_cancelled)
+        with pytest.raises(CommitUncertainException):
+            await change(uow_class)
+        with pytest.raises(asyncio.CancelledError):
+            await asyncio.sleep(1)
+        task.uncancel()
 
 
 @pytest.mark.parametrize("operation", ["relocate", "settle"])

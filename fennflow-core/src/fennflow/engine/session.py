@@ -191,7 +191,12 @@ class Session:
             else:
                 work.result()
         self._tx = self._begin()
-        if cancellation is not None and not isinstance(cause, asyncio.CancelledError):
+        current = asyncio.current_task()
+        if cancellation is None or isinstance(cause, asyncio.CancelledError):
+            return
+        if isinstance(cause, CommitUncertainException) and current is not None:
+            _cancel_again(current)  # it must not hide that the work may be committed (I8)
+        else:
             raise cancellation
 
     def check_ends_here(self) -> None:
