@@ -69,7 +69,7 @@ class Faults(ABC):
 
         Args:
             operation: what is asked for.
-            effect: call it, once at most, to make it happen.
+            effect: call it to make it happen; twice, as if a client had sent it again.
         """
 
     def spare(
