@@ -71,6 +71,7 @@ def dependencies(session: nox.Session) -> None:
         "aiobotocore": "aiobotocore|aiohttp|botocore",
         "fennflow-core": "fennflow",
         "moto": "moto|werkzeug",
+        "opentelemetry-api": "opentelemetry",
         "pydantic": "pydantic|pydantic_core",
     }
     named = ",".join(f"{package}={names}" for package, names in modules.items())

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+import logging
+from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -23,6 +24,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from crashing import Site, make_site, text
 from fennflow import UnitOfWork
+from fennflow.engine import recovery
 from fennflow.exceptions import (
     ConfigException,
     ConflictException,
@@ -241,19 +243,44 @@ async def test_callbacks_of_a_block_without_files_know_the_outcome(joint: Joint)
             if fails:
                 raise ZeroDivisionError
 
-    async def told(outcome: str) -> None:
-        for _ in range(100):
-            if outcome in outcomes:
-                return
-            await asyncio.sleep(0.05)
-        pytest.fail(f"{outcome} was not told")
-
     await run(fails=False)
-    await told("committed")
+    await until(lambda: outcomes == ["committed"])
     with pytest.raises(ZeroDivisionError):
         await run(fails=True)
-    await told("rolled back")
-    assert outcomes == ["committed", "rolled back"]
+    await until(lambda: outcomes == ["committed", "rolled back"])
+
+
+async def test_a_decision_that_another_transaction_holds_up_is_looked_for_again_soon(
+    request: pytest.FixtureRequest,
+    moto: S3Server,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """P5, P26: not after `recovery_interval` alone; on SQLite, one writer keeps all others out."""
+    del moto
+    monkeypatch.setattr(recovery, "LOOK_EVERY", 1.0)  # time for the other to be there first
+    caplog.set_level(logging.INFO, "fennflow")
+    outcomes: list[str] = []
+    async with jointly("sqlite", request) as joint, joint.engine.connect() as other:
+        async with joint.session() as session, session.begin():
+            async with joint.uow_class(join=session) as uow:
+                await uow.files.put(text("Dear Ann", "a"))
+                uow.on_commit(lambda: outcomes.append("committed"))
+            session.add(Letter(name="a"))
+        await other.execute(sql("INSERT INTO letters VALUES ('b')"))
+        await until(lambda: "could not be settled yet" in caplog.text)
+        assert outcomes == []
+        await other.rollback()
+        await until(lambda: outcomes == ["committed"])
+        await joint.check("a")
+
+
+async def until(holds: Callable[[], bool]) -> None:
+    for _ in range(200):
+        if holds():
+            return
+        await asyncio.sleep(0.05)
+    pytest.fail("it did not come to that")
 
 
 async def test_a_surrounding_transaction_decides_alone(joint: Joint) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import logging
 from collections.abc import Callable, Generator, Sequence
 from contextlib import AbstractAsyncContextManager, contextmanager
 from http import HTTPStatus
@@ -42,8 +41,6 @@ if TYPE_CHECKING:
     from types_aiobotocore_s3 import S3Client
 
     from fennflow_s3.config import S3ConnectorConfig
-
-logger = logging.getLogger("fennflow")
 
 # What a code of S3, or a status where there is no code, means; and what to do next.
 _MEANINGS: Sequence[tuple[set[str], set[int], type[BaseConnectorException], str]] = (
@@ -193,11 +190,8 @@ def translated(verb: str, name: str) -> Generator[None]:
 
 
 def was_retried(response: Any) -> bool:
-    """Return whether botocore sent a request more than once, and log it if so."""
-    retries = response.get("ResponseMetadata", {}).get("RetryAttempts")
-    if retries:
-        logger.info("S3 answered a request after %d retries", retries)
-    return bool(retries)
+    """Return whether botocore sent a request more than once."""
+    return bool(response.get("ResponseMetadata", {}).get("RetryAttempts"))
 
 
 def from_client_error(error: ClientError, verb: str, name: str) -> BaseConnectorException:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import stamina
 
-logger = logging.getLogger("fennflow")
+from fennflow.engine.telemetry import tell
 
 Callback = Callable[[], Awaitable[object] | object]
 Undo = Callable[[], Awaitable[object]]
@@ -41,8 +41,12 @@ class Callbacks:
         return forgotten
 
 
-async def run_undos(undos: list[Undo]) -> list[str]:
+async def run_undos(undos: list[Undo], session: str) -> list[str]:
     """Undo saga steps in reverse order, each up to three times, and empty the list.
+
+    Args:
+        undos: of the steps, in the order in which they were done.
+        session: whose steps they are.
 
     Returns:
         what could not be undone.
@@ -54,20 +58,22 @@ async def run_undos(undos: list[Undo]) -> list[str]:
             async for attempt in stamina.retry_context(on=Exception, attempts=3, wait_initial=0.1):
                 with attempt:
                     await undo()
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - logged, and told as a note
             name = getattr(undo, "__qualname__", repr(undo))
             notes.append(f"The undo of a step failed: {name}: {type(error).__name__}: {error}")
-            logger.exception("The undo of a step failed: %s", name)
+            message = "The undo of a step failed: %s"
+            tell(logging.ERROR, message, name, rule="P9", session=session, failed=error)
     return notes
 
 
-async def run_callbacks(callbacks: Sequence[Callback]) -> None:
+async def run_callbacks(callbacks: Sequence[Callback], session: str) -> None:
     """Run callbacks in order. The outcome stands: what they raise is logged, not raised (I8)."""
     for callback in callbacks:
         try:
             result = callback()
             if inspect.isawaitable(result):
                 await result
-        except Exception:
+        except Exception as error:  # noqa: BLE001 - logged
             name = getattr(callback, "__qualname__", repr(callback))
-            logger.exception("A callback failed after the outcome was settled: %s", name)
+            message = "A callback failed after the outcome was settled: %s"
+            tell(logging.ERROR, message, name, rule="I8", session=session, failed=error)

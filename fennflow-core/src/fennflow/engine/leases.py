@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING
 
 from fennflow.backends import Intent, ObjectKey, Record, SessionToken
 from fennflow.engine.concurrency import Periodic
+from fennflow.engine.telemetry import tell
 from fennflow.exceptions import SessionLostException
 
 if TYPE_CHECKING:
     from fennflow.backends import Backend
-
-logger = logging.getLogger("fennflow")
 
 MARGIN = 1 / 6
 """Of the lease's length: what a request may take from the check to the wire."""
@@ -105,7 +104,7 @@ class Leases:
             async with asyncio.timeout(self.ttl / 3):
                 kept = set(await self.backend.heartbeat([lease.token for lease in held]))
         except Exception as error:  # noqa: BLE001 - tried again; a lease that runs out is noticed
-            logger.warning("Leases could not be renewed: %r", error, extra={"rule": "P22"})
+            tell(logging.WARNING, "Leases could not be renewed: %r", error, rule="P22")
             return True
         for lease in held:
             if lease.token in kept:

@@ -26,14 +26,13 @@ from fennflow.engine.garbage import lock_free
 from fennflow.engine.leases import Lease
 from fennflow.engine.recovery import Recovery, Unsettled
 from fennflow.engine.settle import Parts, Settler
+from fennflow.engine.telemetry import tell
 from fennflow.exceptions import ReconcileFailedException
 from fennflow.paths import StoragePath, after_key
 from fennflow.reports import Difference, Finding, ReconcileAction, ReconcileReport
 
 if TYPE_CHECKING:
     from fennflow.config import ReconcileConfig
-
-logger = logging.getLogger("fennflow")
 
 KEPT_FINDINGS = 1000
 
@@ -94,8 +93,13 @@ class Reconciler:
         if report.differences:
             found = ", ".join(f"{count} {kind}" for kind, count in report.differences.items())
             done = ", ".join(f"{count} {kind}" for kind, count in report.actions.items())
-            logger.info(
-                "The catalog was reconciled with %s: %s; %s", namespace, found, done or "reported"
+            tell(
+                logging.INFO,
+                "The catalog was reconciled with %s: %s; %s",
+                namespace,
+                found,
+                done or "reported",
+                rule="reconcile",
             )
 
     async def _has_records(self, namespace: str) -> bool:

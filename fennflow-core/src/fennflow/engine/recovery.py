@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 
 from fennflow.backends import (
     JoinedTransaction,
@@ -27,10 +27,9 @@ from fennflow.engine.garbage import bury, sweep
 from fennflow.engine.leases import Lease
 from fennflow.engine.plan import Write, tombstones, undo
 from fennflow.engine.settle import Parts, Settler
+from fennflow.engine.telemetry import count_recovered, tell
 from fennflow.exceptions import CommitUncertainException, SessionLostException
 from fennflow.reports import RecoveryReport
-
-logger = logging.getLogger("fennflow")
 
 CLAIMED_AT_ONCE = 100
 SETTLED_AT_ONCE = 8
@@ -151,15 +150,22 @@ class Recovery:
             async with self._working:
                 await self._run(sweeping=asyncio.get_running_loop().time() >= self._sweep_due)
         except Exception as error:  # noqa: BLE001 - logged, and tried again
-            logger.warning("Recovery failed, and will be tried again: %r", error)
+            tell(
+                logging.WARNING,
+                "Recovery failed, and will be tried again: %r",
+                error,
+                rule="P26",
+            )
         return True
 
     async def _look(self) -> bool:
-        """Settle sessions whose joined transaction has ended; go on while others have not."""
-        joined = [each for each in self._own.values() if each.joined is not None]
-        if not all(each.waits for each in joined):
+        """Settle sessions whose joined transaction has ended; go on while there are such."""
+        if not all(each.waits for each in self._joined()):
             await self.settle()
-        return any(each.waits for each in self._own.values())
+        return bool(self._joined())
+
+    def _joined(self) -> Sequence[Unsettled]:
+        return [each for each in self._own.values() if each.joined is not None]
 
     async def _run(self, *, sweeping: bool) -> RecoveryReport:
         outcomes = [*await self._settle_own(), *await self._settle_claimed()]
@@ -177,7 +183,8 @@ class Recovery:
                     report, swept=report.swept + objects, uploads=report.uploads + uploads
                 )
         if report != RecoveryReport():
-            logger.info("Recovered: %s", report)
+            tell(logging.INFO, "Recovered: %s", report, rule="P24")
+            count_recovered(asdict(report))
         return report
 
     async def _settle_own(self) -> list[Outcome]:
@@ -192,8 +199,10 @@ class Recovery:
                 del self._own[session_id]  # P25: it is somebody else's now
                 self.parts.leases.release(unsettled.lease)
             except Exception as error:  # noqa: BLE001 - logged, and tried again
-                loop = asyncio.get_running_loop()
-                self._own_due = loop.time() + self.parts.config.recovery_interval
+                # What another transaction keeps from a decision is looked at again soon.
+                held = unsettled.joined is not None and isinstance(error, CommitUncertainException)
+                pause = LOOK_EVERY if held else self.parts.config.recovery_interval
+                self._own_due = asyncio.get_running_loop().time() + pause
                 _log_pending(unsettled, error)
             else:
                 del self._own[session_id]
@@ -262,22 +271,23 @@ class Recovery:
             await settler.settle(steps)
             callbacks = unsettled.callbacks.on_commit
         else:
-            await run_undos(unsettled.callbacks.undos)
+            await run_undos(unsettled.callbacks.undos, token.session_id)
             await settler.settle(unsettled.undo, unsettled.tombstones)
             callbacks = unsettled.callbacks.on_rollback
         due = callbacks.copy()
         callbacks.clear()
-        await run_callbacks(due)
+        await run_callbacks(due, token.session_id)
         return outcome
 
 
 def _log_pending(unsettled: Unsettled, error: Exception) -> None:
     session_id = unsettled.lease.token.session_id
     waiting = isinstance(error, CommitUncertainException)
-    logger.log(
+    tell(
         logging.INFO if waiting else logging.WARNING,
         "Session %s could not be settled yet: %r",
         session_id,
         error,
-        extra={"session": session_id, "rule": "P5" if waiting else "P9"},
+        rule="P5" if waiting else "P9",
+        session=session_id,
     )

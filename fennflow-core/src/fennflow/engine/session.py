@@ -11,11 +11,13 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from fennflow.backends import Commit, JoinedTransaction, Outcome, Step, conflict
+from fennflow.engine import telemetry
 from fennflow.engine.callbacks import Callbacks, Undo, run_callbacks, run_undos
 from fennflow.engine.concurrency import shielded
 from fennflow.engine.plan import plan_commit, tombstones, undo
 from fennflow.engine.recovery import PATIENCE, Unsettled
 from fennflow.engine.settle import Settler
+from fennflow.engine.telemetry import tell
 from fennflow.engine.transaction import Transaction
 from fennflow.exceptions import (
     CommitUncertainException,
@@ -26,8 +28,6 @@ from fennflow.exceptions import (
 
 if TYPE_CHECKING:
     from fennflow.engine.runtime import Engine
-
-logger = logging.getLogger("fennflow")
 
 T = TypeVar("T")
 
@@ -73,8 +73,12 @@ class Session:
         return Transaction(self._engine, self._reconciled)
 
     @asynccontextmanager
-    async def call(self) -> AsyncGenerator[Transaction]:
+    async def call(self, operation: str, namespace: str) -> AsyncGenerator[Transaction]:
         """Guard a call: the session is open, and does not end before the call has.
+
+        Args:
+            operation: what it does, for those who watch.
+            namespace: the bucket.
 
         Raises:
             TransactionException: the session has ended, or is ending.
@@ -83,7 +87,8 @@ class Session:
         self._calls += 1
         self._idle.clear()
         try:
-            yield self._tx
+            with telemetry.operation(operation, self._tx.session_id, namespace):
+                yield self._tx
         finally:
             self._calls -= 1
             if not self._calls:
@@ -132,7 +137,9 @@ class Session:
             yield
         except BaseException as cause:
             undos = tx.rewind(mark)
-            work, cancellation = await shielded(run_undos(undos), grace=lambda: self._grace)
+            work, cancellation = await shielded(
+                run_undos(undos, tx.session_id), grace=lambda: self._grace
+            )
             for note in [] if work.cancelled() else work.result():
                 cause.add_note(note)
             tx.callbacks.undos += undos  # what was cut off is left to the session's end
@@ -153,7 +160,9 @@ class Session:
         """
         with self._exclusive():
             await self._idle.wait()
-            work, cancellation = await shielded(self._commit(), grace=lambda: self._grace)
+            work, cancellation = await shielded(
+                self._watched("commit", self._commit()), grace=lambda: self._grace
+            )
         if work.cancelled():
             message = self._leave_over(
                 f"did not end its commit within compensation_timeout={self._grace} s after a "
@@ -181,7 +190,7 @@ class Session:
         """
         with self._exclusive():
             work, cancellation = await shielded(
-                self._compensate(cause),
+                self._watched("rollback", self._compensate(cause)),
                 grace=lambda: self._grace,
                 hurry=isinstance(cause, asyncio.CancelledError),
             )
@@ -236,6 +245,10 @@ class Session:
         finally:
             self._ending = False
 
+    async def _watched(self, operation: str, work: Awaitable[None]) -> None:
+        with telemetry.operation(operation, self._tx.session_id):
+            await work
+
     async def _commit(self) -> None:
         """Pivot and apply; on return nothing can be undone any more."""
         tx, joined = self._tx, self._joined
@@ -249,7 +262,7 @@ class Session:
             except Exception as error:
                 await self._fail(error)
                 raise
-            await run_callbacks(tx.callbacks.on_commit)
+            await run_callbacks(tx.callbacks.on_commit, tx.session_id)
             return
         commit = plan_commit(
             tx.session_id,
@@ -283,7 +296,7 @@ class Session:
                 self._leave_over(f"is committed, and will be applied later: {error}")
         else:
             self._engine.leases.release(tx.lease)
-        await run_callbacks(tx.callbacks.on_commit)
+        await run_callbacks(tx.callbacks.on_commit, tx.session_id)
 
     async def _pivot(self, commit: Commit) -> None:
         if self._joined is None:
@@ -353,12 +366,12 @@ class Session:
 
     async def _fail(self, cause: BaseException | None) -> None:
         """Undo the user's own steps, and call back."""
-        for note in await run_undos(self._tx.callbacks.undos):
+        for note in await run_undos(self._tx.callbacks.undos, self._tx.session_id):
             if cause is None:
                 warnings.warn(CompensationPendingWarning(note), stacklevel=2)
             else:
                 cause.add_note(note)
-        await run_callbacks(self._tx.callbacks.on_rollback)
+        await run_callbacks(self._tx.callbacks.on_rollback, self._tx.session_id)
 
     def _tell_pending(self, cause: BaseException | None, error: Exception) -> None:
         note = self._leave_over(
@@ -374,8 +387,7 @@ class Session:
         """Leave the session to a later attempt (P9), log why, and return what was logged."""
         self._engine.recovery.add(self._unsettled())
         message = f"Session {self._tx.session_id} {text}"
-        extra = {"session": self._tx.session_id, "rule": "P9"}
-        logger.warning("%s", message, extra=extra)
+        tell(logging.WARNING, "%s", message, rule="P9", session=self._tx.session_id)
         return message
 
     def _unsettled(self) -> Unsettled:

@@ -25,6 +25,7 @@ from fennflow.connectors import (
 )
 from fennflow.engine.concurrency import run_all
 from fennflow.engine.stamps import made_by, stamp_of
+from fennflow.engine.telemetry import tell
 from fennflow.exceptions import (
     ConnectorUnavailableException,
     NoSuchKeyException,
@@ -36,8 +37,6 @@ if TYPE_CHECKING:
     from fennflow.config import ConfigDict
     from fennflow.connectors import Connector
     from fennflow.engine.leases import Lease, Leases
-
-logger = logging.getLogger("fennflow")
 
 R = TypeVar("R")
 
@@ -162,16 +161,15 @@ class Settler:
                 stamp = None if there is None else stamp_of(there)
                 # It may be from an earlier write of this session, the answer to which was lost.
                 if stamp is None or stamp.session_id != self.lease.token.session_id:
-                    logger.warning(
+                    tell(
+                        logging.WARNING,
                         "%s/%s was changed behind the catalog; the committed bytes replace it "
                         "(P17)",
                         step.namespace,
                         step.key,
-                        extra={
-                            "session": self.lease.token.session_id,
-                            "key": step.key,
-                            "rule": "P17",
-                        },
+                        rule="P17",
+                        session=self.lease.token.session_id,
+                        key=f"{step.namespace}/{step.key}",
                     )
                 stored, doubtful = await self._retry(lambda: send(overwrite=True))
         if new and not (self.claimed or doubtful or stored.retried):
@@ -262,15 +260,14 @@ class Settler:
             self.in_doubt -= new
         for deletion, error in zip(deletions, report.errors, strict=True):
             if isinstance(error, PreconditionFailedException):
-                logger.warning(
+                tell(
+                    logging.WARNING,
                     "%s/%s holds what this session did not know of; it was left alone (P18)",
                     namespace,
                     deletion.location.key,
-                    extra={
-                        "session": self.lease.token.session_id,
-                        "key": deletion.location.key,
-                        "rule": "P18",
-                    },
+                    rule="P18",
+                    session=self.lease.token.session_id,
+                    key=f"{namespace}/{deletion.location.key}",
                 )
             elif error is not None:
                 raise error

@@ -16,6 +16,7 @@ from fennflow.connectors import CopySource, Location, ObjectAttributes, StoredOb
 from fennflow.engine.concurrency import run_all, shielded
 from fennflow.engine.plan import Write, choose_placement, visible
 from fennflow.engine.stamps import Stamp, made_by, stamp_of, stamped
+from fennflow.engine.telemetry import tell
 from fennflow.engine.transaction import Transaction, no_such_key
 from fennflow.exceptions import (
     BaseConnectorException,
@@ -25,8 +26,6 @@ from fennflow.exceptions import (
     RecordAlreadyExistsException,
 )
 from fennflow.paths import check_key
-
-logger = logging.getLogger("fennflow")
 
 CREATE_ATTEMPTS = 3
 HASH_IN_THREAD = 1 << 20
@@ -212,11 +211,14 @@ async def _put_if_free(tx: Transaction, seq: int, upload: Upload, *, create: boo
                 continue  # contended (409), or deleted since
             if create and not await _is_garbage(tx, key, there):
                 raise _already_exists(key) from error
-            logger.info(
+            tell(
+                logging.INFO,
                 "%s/%s holds an object that the catalog does not know (P14)",
                 key.namespace,
                 key.key,
-                extra={"session": tx.session_id, "key": key.key, "rule": "P14"},
+                rule="P14",
+                session=tx.session_id,
+                key=f"{key.namespace}/{key.key}",
             )
             return None
     return None
@@ -285,6 +287,16 @@ def _written(
 ) -> Record:
     """Note that the store has confirmed the bytes, and return the record to commit."""
     write = tx.writes[seq]
+    if doubtful:
+        tell(
+            logging.INFO,
+            "A write of %s/%s was sent more than once; one may arrive late (P20)",
+            write.intent.namespace,
+            write.intent.key,
+            rule="P20",
+            session=tx.session_id,
+            key=f"{write.intent.namespace}/{write.intent.key}",
+        )
     now = datetime.now(UTC)
     record = Record(
         namespace=write.intent.namespace,

@@ -11,9 +11,11 @@ from fennflow.paths import PathTemplate, StoragePath, check_key, join_key, rende
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Sequence
+    from contextlib import AbstractAsyncContextManager
     from typing import Self
 
     from fennflow.engine.session import Session
+    from fennflow.engine.transaction import Transaction
 
 PAGE = 1000
 """Keys on a page of a listing, and in a batch of what works on prefixes; S3's own number."""
@@ -53,6 +55,9 @@ class Repository:
         """The scope, from the root of the bucket."""
         return StoragePath(self._scope)
 
+    def _call(self, operation: str) -> AbstractAsyncContextManager[Transaction]:
+        return self._session.call(operation, self._namespace)
+
     def _key(self, path: str | PathTemplate) -> str:
         rendered = render_path(path)
         if not isinstance(rendered, StoragePath):
@@ -79,7 +84,7 @@ class Repository:
         """Iterate over the keys with a prefix, up to a thousand at a time."""
         start: str | None = ""
         while start is not None:
-            async with self._session.call() as tx:
+            async with self._call("list") as tx:
                 page = await reading.page(
                     tx,
                     self._namespace,

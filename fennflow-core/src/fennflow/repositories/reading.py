@@ -39,7 +39,7 @@ class GetRepository(Repository):
             ChecksumMismatchException: the bytes are not those that were committed.
         """
         keys = [self._key(path) for path in paths]
-        async with self._session.call() as tx:
+        async with self._call("get") as tx:
             found = await reading.read(tx, self._namespace, keys, missing_ok=missing_ok)
         return MediaResponse([_content(record, body) for record, body in found])
 
@@ -60,7 +60,7 @@ class GetPrefixRepository(Repository):
         """
         files: list[BaseContent] = []
         async for keys in self._pages(prefix):
-            async with self._session.call() as tx:
+            async with self._call("get") as tx:
                 found = await reading.read(tx, self._namespace, keys, missing_ok=True)
             files += [_content(record, body) for record, body in found]
         return MediaResponse(files)
@@ -93,7 +93,7 @@ class ListRepository(Repository):
             message = f"limit={limit} must be at least 1, and a delimiter cannot be empty."
             raise PathException(message)
         start = "" if continuation_token is None else decode_token(continuation_token)
-        async with self._session.call() as tx:
+        async with self._call("list") as tx:
             page = await reading.page(
                 tx,
                 self._namespace,
@@ -129,7 +129,7 @@ class StatRepository(Repository):
             NoSuchKeyException: names every path that does not exist.
         """
         keys = [self._key(path) for path in paths]
-        async with self._session.call() as tx:
+        async with self._call("stat") as tx:
             records = await tx.view(self._namespace, keys, missing_ok=False)
         infos = tuple(_info(record) for record in records if record is not None)
         return infos[0] if len(paths) == 1 else infos
@@ -137,7 +137,7 @@ class StatRepository(Repository):
     async def exists(self, path: str | PathTemplate) -> bool:
         """Return whether a file exists."""
         keys = [self._key(path)]
-        async with self._session.call() as tx:
+        async with self._call("exists") as tx:
             return await tx.view(self._namespace, keys, missing_ok=True) != [None]
 
 
@@ -172,7 +172,7 @@ class GeneratePresignedUrlRepository(Repository):
             ConnectorCapabilityException: the store has no such URLs, or not for so long.
         """
         keys = [self._key(path) for path in paths]
-        async with self._session.call() as tx:
+        async with self._call("presign") as tx:
             urls = await presign(tx, self._namespace, keys, method=method, expires_in=expires_in)
         return PresignedUrlResponse(urls, paths=[StoragePath(key) for key in keys])
 
@@ -196,7 +196,7 @@ class GeneratePresignedUrlPrefixRepository(Repository):
         urls: list[str] = []
         paths: list[StoragePath] = []
         async for keys in self._pages(prefix):
-            async with self._session.call() as tx:
+            async with self._call("presign") as tx:
                 urls += await presign(
                     tx, self._namespace, keys, method="GET", expires_in=expires_in
                 )

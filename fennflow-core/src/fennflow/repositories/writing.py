@@ -23,7 +23,7 @@ class _WritingRepository(Repository):
         self, files: Sequence[BaseContent], extra: Mapping[str, Any] | None, *, create: bool
     ) -> PutResponse:
         uploads = [await self._upload(file, extra or {}) for file in files]
-        async with self._session.call() as tx:
+        async with self._call("create" if create else "put") as tx:
             records = await writing.write(tx, self._namespace, uploads, create=create)
         return PutResponse([StoragePath(record.key) for record in records])
 
@@ -149,7 +149,7 @@ class CopyRepository(Repository):
         move: bool,
     ) -> StoragePath:
         origin, goal = self._object_key(source), self._object_key(target, to)
-        async with self._session.call() as tx:
+        async with self._call("move" if move else "copy") as tx:
             record = await copying.copy(tx, origin, goal, dict(extra or {}), move=move)
         return StoragePath(record.key)
 
@@ -168,7 +168,7 @@ class DeleteRepository(Repository):
             RecordLockedException: another session is writing one of the paths.
         """
         keys = [self._key(path) for path in paths]
-        async with self._session.call() as tx:
+        async with self._call("delete") as tx:
             gone = await writing.delete(tx, self._namespace, keys, missing_ok=missing_ok)
         return DeleteResponse([StoragePath(key) for key in gone])
 
@@ -191,7 +191,7 @@ class DeletePrefixRepository(Repository):
         gone: list[StoragePath] = []
         async with self._session.savepoint():
             async for keys in self._pages(prefix):
-                async with self._session.call() as tx:
+                async with self._call("delete") as tx:
                     deleted = await writing.delete(tx, self._namespace, keys, missing_ok=True)
                 gone += [StoragePath(key) for key in deleted]
         return DeleteResponse(gone)

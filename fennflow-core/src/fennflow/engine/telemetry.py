@@ -1,0 +1,134 @@
+"""What the engine tells those who run it: log records, and spans and metrics of OpenTelemetry.
+
+The names of OpenTelemetry are those of its conventions for database clients, since a unit of work
+is to a bucket what a transaction is to a database. What has no name there begins with `fennflow.`.
+Without `opentelemetry-api`, which the extra `otel` brings, there are the log records alone.
+
+Source: opentelemetry.io, "Semantic conventions for database client spans" and "... metrics".
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from functools import cache
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from opentelemetry.metrics import Counter, Histogram
+    from opentelemetry.trace import Tracer
+
+logger = logging.getLogger("fennflow")
+
+SYSTEM = {"db.system.name": "fennflow"}
+
+
+class _Instruments(NamedTuple):
+    """What OpenTelemetry measures with."""
+
+    tracer: Tracer
+    duration: Histogram
+    events: Counter
+    recovered: Counter
+
+
+@cache
+def _instruments() -> _Instruments | None:
+    """Return the instruments; None where OpenTelemetry's API is not installed."""
+    try:
+        from opentelemetry import metrics, trace
+    except ImportError:
+        return None
+    meter = metrics.get_meter("fennflow")
+    return _Instruments(
+        tracer=trace.get_tracer("fennflow"),
+        duration=meter.create_histogram(
+            "db.client.operation.duration",
+            unit="s",
+            description="Duration of calls of repositories, of commits and of rollbacks.",
+        ),
+        events=meter.create_counter(
+            "fennflow.events",
+            unit="{event}",
+            description="What the log tells, by the rule of the protocol that it comes from.",
+        ),
+        recovered=meter.create_counter(
+            "fennflow.recovered",
+            unit="{item}",
+            description="What recovery did to sessions and objects, by its outcome.",
+        ),
+    )
+
+
+def tell(
+    level: int,
+    message: str,
+    *args: object,
+    rule: str,
+    session: str | None = None,
+    key: str | None = None,
+    failed: BaseException | None = None,
+) -> None:
+    """Log a record, and count it.
+
+    Args:
+        level: of `logging`.
+        message: with places for the arguments, as `logging` has them.
+        args: for the message.
+        rule: of the protocol.
+        session: the id of the one that it is about, if it is about one.
+        key: bucket and key of the object that it is about, if it is about one.
+        failed: an exception whose traceback belongs to it.
+    """
+    extra = {"session": session, "key": key, "rule": rule}
+    logger.log(level, message, *args, extra=extra, exc_info=failed, stacklevel=2)
+    if instruments := _instruments():
+        severity = logging.getLevelName(level).lower()
+        instruments.events.add(1, {"fennflow.rule": rule, "fennflow.severity": severity})
+
+
+def count_recovered(outcomes: Mapping[str, int]) -> None:
+    """Count what a recovery did."""
+    if instruments := _instruments():
+        for outcome, number in outcomes.items():
+            if number:
+                instruments.recovered.add(number, {"fennflow.outcome": outcome})
+
+
+@contextmanager
+def operation(name: str, session: str, namespace: str | None = None) -> Generator[None]:
+    """Trace and time what is done in the block, as one operation of a database client.
+
+    Args:
+        name: of the operation: few different ones, for instance `put`.
+        session: the id of the one that does it.
+        namespace: the bucket, if it is about one.
+    """
+    instruments = _instruments()
+    if instruments is None:
+        yield
+        return
+    from opentelemetry.trace import SpanKind, StatusCode
+
+    attributes = {**SYSTEM, "db.operation.name": name}
+    if namespace is not None:
+        attributes["db.collection.name"] = namespace
+    started = time.perf_counter()
+    with instruments.tracer.start_as_current_span(
+        name if namespace is None else f"{name} {namespace}",
+        kind=SpanKind.CLIENT,
+        attributes={**attributes, "fennflow.session.id": session},
+        record_exception=False,  # who catches it decides whether it is told
+        set_status_on_exception=False,
+    ) as span:
+        try:
+            yield
+        except BaseException as error:
+            attributes["error.type"] = type(error).__qualname__
+            span.set_attribute("error.type", type(error).__qualname__)
+            span.set_status(StatusCode.ERROR)
+            raise
+        finally:
+            instruments.duration.record(time.perf_counter() - started, attributes)

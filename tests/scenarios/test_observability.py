@@ -1,0 +1,190 @@
+"""What those who run FennFlow get to see: log records, spans, metrics."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import re
+import subprocess
+import sys
+from collections.abc import Generator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from opentelemetry import metrics, trace
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+from fennflow import ReconcileConfig, UnitOfWork
+from fennflow.engine import telemetry
+from fennflow.exceptions import NoSuchKeyException
+from fennflow.files import TextContent
+from fennflow.repositories import CrudRepository, RepoField
+from stores import FullUOW, Store, raw_client
+
+ROOT = Path(__file__).parents[2]
+
+
+class UOW(UnitOfWork):
+    notes = RepoField(CrudRepository, namespace="notes")
+
+
+class Telemetry:
+    def __init__(self) -> None:
+        self.spans = InMemorySpanExporter()
+        self._reader = InMemoryMetricReader()
+        tracers = TracerProvider()
+        tracers.add_span_processor(SimpleSpanProcessor(self.spans))
+        self.tracer = tracers.get_tracer("user")
+        meters = MeterProvider([self._reader])
+        self.providers: Mapping[str, Any] = {"trace": tracers, "metrics": meters}
+
+    def points(self, name: str) -> list[tuple[Mapping[str, Any], Any]]:
+        data = self._reader.get_metrics_data()
+        return [
+            (dict(point.attributes or {}), point)
+            for resource in (data.resource_metrics if data else [])
+            for scope in resource.scope_metrics
+            for metric in scope.metrics
+            if metric.name == name
+            for point in metric.data.data_points
+        ]
+
+
+@pytest.fixture
+def told(monkeypatch: pytest.MonkeyPatch) -> Generator[Telemetry]:
+    told = Telemetry()
+    tracers, meters = told.providers["trace"], told.providers["metrics"]
+    monkeypatch.setattr(trace, "get_tracer", tracers.get_tracer)
+    monkeypatch.setattr(metrics, "get_meter", meters.get_meter)
+    telemetry._instruments.cache_clear()
+    yield told
+    telemetry._instruments.cache_clear()
+
+
+async def with_a_strangers_object(store: Store, key: str) -> type[FullUOW]:
+    """Return units of work, the catalog of which does not know an object of somebody else's."""
+    uow_class = store.uow(reconcile=ReconcileConfig(frequency="never"))
+    assert store.server is not None
+    async with raw_client(store.server) as client:
+        await client.put_object(Bucket=store.namespace, Key=key, Body=b"somebody else's")
+    return uow_class
+
+
+async def test_each_operation_is_a_span_and_is_timed(told: Telemetry) -> None:
+    with told.tracer.start_as_current_span("request"):
+        async with UOW() as uow:
+            await uow.notes.put(TextContent.from_content("1", filename="a"))
+            session = uow.notes._session._tx.session_id
+            await uow.notes.get("a")
+    spans = told.spans.get_finished_spans()
+    assert [span.name for span in spans] == ["put notes", "get notes", "commit", "request"]
+    assert all(span.parent == spans[3].context for span in spans[:3])
+    assert dict(spans[0].attributes or {}) == {
+        "db.system.name": "fennflow",
+        "db.operation.name": "put",
+        "db.collection.name": "notes",
+        "fennflow.session.id": session,
+    }
+    assert spans[0].kind is trace.SpanKind.CLIENT
+    timed = {
+        attributes["db.operation.name"]: point.count
+        for attributes, point in told.points("db.client.operation.duration")
+    }
+    assert timed == {"put": 1, "get": 1, "commit": 1}
+
+
+async def test_an_operation_that_fails_names_its_exception(told: Telemetry) -> None:
+    with pytest.raises(NoSuchKeyException):
+        async with UOW() as uow:
+            await uow.notes.get("nothing")
+    get, rollback = told.spans.get_finished_spans()
+    assert (get.attributes or {})["error.type"] == "NoSuchKeyException"
+    assert get.status.status_code is trace.StatusCode.ERROR
+    assert not get.events
+    assert rollback.name == "rollback"
+    assert rollback.status.is_ok
+    errors = {
+        attributes["db.operation.name"]: attributes.get("error.type")
+        for attributes, _ in told.points("db.client.operation.duration")
+    }
+    assert errors == {"get": "NoSuchKeyException", "rollback": None}
+
+
+async def test_what_is_logged_is_counted_by_its_rule(told: Telemetry, moto_store: Store) -> None:
+    uow_class = await with_a_strangers_object(moto_store, "a")
+    async with uow_class() as uow:
+        await uow.files.put(TextContent.from_content("1", filename="a"))
+    counted = [attributes for attributes, _ in told.points("fennflow.events")]
+    assert counted == [{"fennflow.rule": "P14", "fennflow.severity": "info"}]
+
+
+async def test_what_recovery_did_is_counted(told: Telemetry) -> None:
+    telemetry.count_recovered({"compensated": 2, "pending": 0})
+    telemetry.count_recovered({"compensated": 1})
+    [(attributes, point)] = told.points("fennflow.recovered")
+    assert attributes == {"fennflow.outcome": "compensated"}
+    assert point.value == 3
+
+
+async def test_every_record_names_session_key_and_rule(
+    moto_store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "fennflow")
+    uow_class = await with_a_strangers_object(moto_store, "a")
+
+    def fail() -> None:
+        raise ValueError
+
+    async with uow_class() as uow:
+        uow.on_commit(fail)
+        await uow.files.put(TextContent.from_content("1", filename="a"))
+        session = uow.files._session._tx.session_id
+    records: list[Any] = [record for record in caplog.records if record.name == "fennflow"]
+    told = [(record.rule, record.session, record.key) for record in records]
+    assert told == [("P14", session, f"{moto_store.namespace}/a"), ("I8", session, None)]
+    assert records[1].exc_info
+    assert {record.module for record in records} == {"writing", "callbacks"}
+
+
+def test_nothing_is_logged_but_through_what_names_them() -> None:
+    elsewhere = [
+        path.name
+        for path in ROOT.glob("fennflow-*/src/**/*.py")
+        if "getLogger" in path.read_text() and path.name != "telemetry.py"
+    ]
+    assert elsewhere == []
+
+
+def test_every_rule_that_is_told_has_a_line_in_the_docs() -> None:
+    page = (ROOT / "docs" / "observability.md").read_text()
+    told: set[str] = set()
+    for path in ROOT.glob("fennflow-*/src/**/*.py"):
+        for rules in re.findall(r'rule=("[^,\n]+)[,)]', path.read_text()):
+            told |= set(re.findall(r'"(\w+)"', rules))
+    assert {"P9", "P17", "P20"} <= told
+    assert {rule for rule in told if f"| `{rule}` |" not in page} == set()
+
+
+def test_without_opentelemetry_there_is_the_log_alone() -> None:
+    assert importlib.util.find_spec("opentelemetry")
+    program = (
+        "import asyncio, sys; sys.modules['opentelemetry'] = None\n"
+        "from fennflow import UnitOfWork\n"
+        "from fennflow.engine import telemetry\n"
+        "from fennflow.files import TextContent\n"
+        "from fennflow.repositories import CrudRepository, RepoField\n"
+        "class UOW(UnitOfWork):\n    notes = RepoField(CrudRepository, namespace='notes')\n"
+        "async def main():\n    async with UOW() as uow:\n"
+        "        await uow.notes.put(TextContent.from_content('1', filename='a'))\n"
+        "asyncio.run(main())\n"
+        "telemetry.tell(30, 'still %s', 'told', rule='P9')\n"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert ran.stderr == "still told\n"
