@@ -121,6 +121,15 @@ def model(session: nox.Session) -> None:
 
 
 @nox.session(default=False)
+def soak(session: nox.Session) -> None:
+    """Load a server that fails at random; `nox -s soak -- 30` for 30 minutes on each database."""
+    sync(session, "test")
+    minutes, *others = session.posargs or ["10"]
+    env = {"FENNFLOW_SOAK_MINUTES": minutes}
+    session.run("pytest", "tests/faults/test_soak.py", *others, env=env)
+
+
+@nox.session(default=False)
 def all_crashes(session: nox.Session) -> None:
     """Kill processes at every boundary, on every store and database; takes about half an hour."""
     sync(session, "test")

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fennflow.connectors import Capabilities
+from remote import RemoteConnectorConfig
 from simulated import Call, SimulatedSession
 from world import DOUBT, LEASE, Fate, World
 
@@ -33,6 +34,7 @@ class Actions:
     Args:
         capabilities: of the store.
         directory: for SQLite; None to have the backend in memory.
+        server: a bucket on a real server; None to have the store in memory.
         repeats: whether values repeat, and with them ETags.
         settings: of the configuration.
     """
@@ -42,12 +44,14 @@ class Actions:
         capabilities: Capabilities,
         *,
         directory: Path | None = None,
+        server: RemoteConnectorConfig | None = None,
         repeats: bool = False,
         **settings: Any,
     ) -> None:
         self.world = World(
             capabilities=capabilities,
             directory=directory,
+            server=server,
             settings={"lock_timeout": 2.0, **settings},
         )
         self.repeats = repeats
@@ -172,6 +176,7 @@ def walk(
     *,
     length: int = 60,
     directory: Path | None = None,
+    server: RemoteConnectorConfig | None = None,
     habits: Habits | None = None,
     capabilities: Capabilities | None = None,
 ) -> list[str]:
@@ -191,6 +196,7 @@ def walk(
     actions = Actions(
         capabilities or random_capabilities(choice),
         directory=directory,
+        server=server,
         repeats=choice.random() < 0.3,
         validate_reads=choice.random() < 0.3,
         hide_pending=choice.random() < 0.2,

@@ -34,6 +34,7 @@ from typing_extensions import override
 
 import fennflow_memory.backend
 import fennflow_memory.connector
+import remote
 from controlled_loop import START, ControlledLoop
 from fennflow import ConfigDict, ReconcileConfig, plugins
 from fennflow.backends import (
@@ -43,7 +44,7 @@ from fennflow.backends import (
     Record,
     SqlalchemyBackendConfig,
 )
-from fennflow.config import BackendConfig
+from fennflow.config import BackendConfig, ConnectorConfig
 from fennflow.connectors import (
     Capabilities,
     Connector,
@@ -65,6 +66,7 @@ from fennflow.exceptions import (
 from fennflow.repositories import RepoField
 from fennflow.testing import faults
 from fennflow.testing.faults import Effect, FaultyBackendConfig, FaultyConnectorConfig, Operation
+from remote import RemoteConnectorConfig
 from stores import FullRepository, FullUOW
 
 T = TypeVar("T")
@@ -129,11 +131,13 @@ class World:
     Args:
         capabilities: of the store.
         directory: for SQLite; None to have the backend in memory.
+        server: a bucket on a real server; None to have the store in memory.
         settings: of the configuration.
     """
 
     capabilities: Capabilities
     directory: Path | None = None
+    server: RemoteConnectorConfig | None = None
     settings: dict[str, Any] = field(default_factory=dict[str, Any])
     loop: ControlledLoop = field(default_factory=ControlledLoop)
     committed: dict[str, bytes] = field(default_factory=dict[str, bytes])
@@ -160,18 +164,23 @@ class World:
         self.name = f"w{next(_worlds)}"
         self.loop.before_time_passes = self._arrive_by
         self._patch()
-        self.memory = InMemoryConnectorConfig(name=self.name, capabilities=self.capabilities)
+        self.store_config: ConnectorConfig = self.server or InMemoryConnectorConfig(
+            name=self.name, capabilities=self.capabilities
+        )
         self.backend_config: BackendConfig = (
             InMemoryBackendConfig(name=self.name)
             if self.directory is None
             else SqlalchemyBackendConfig(url=f"sqlite:///{self.directory}/{self.name}.db")
         )
         settings = ConfigDict(
-            connector=self.memory, backend=self.backend_config, doubt_period=DOUBT, lease_ttl=LEASE
+            connector=self.store_config,
+            backend=self.backend_config,
+            doubt_period=DOUBT,
+            lease_ttl=LEASE,
         )
         registry = plugins.registry()
-        new_connector = registry.connector_for(self.memory).factory
-        self.store: Connector = new_connector(self.memory, settings)
+        new_connector = registry.connector_for(self.store_config).factory
+        self.store: Connector = new_connector(self.store_config, settings)
         new_backend = registry.backend_for(self.backend_config).factory
         self.observer: Backend = new_backend(self.backend_config, settings)
         self.now_do(self.observer.open())
@@ -187,7 +196,7 @@ class World:
             files = RepoField(FullRepository, namespace=BUCKET)
             config = ConfigDict(
                 **{
-                    "connector": FaultyConnectorConfig(inner=world.memory, faults=fate),
+                    "connector": FaultyConnectorConfig(inner=world.store_config, faults=fate),
                     "backend": FaultyBackendConfig(inner=world.backend_config, faults=fate),
                     "doubt_period": DOUBT,
                     "lease_ttl": LEASE,
@@ -378,7 +387,7 @@ class World:
                 assert writer == each.session.session_id, f"two write {intent.key}"  # I6
         self._check_objects(records, set(writers))
         for told in self.told:
-            key = getattr(told, "key", "")
+            key = getattr(told, "key", "").removeprefix(f"{BUCKET}/")
             assert key in self.strange | self.hidden, f"nobody did that: {told.getMessage()}"
 
     def _differ(self, records: Mapping[str, Record]) -> str:
@@ -476,7 +485,7 @@ class World:
         ):
             self._patches.enter_context(mock.patch.object(target, name, value))
         self._patches.enter_context(listening(self.told))
-        self._patches.enter_context(plugins.override(faults))
+        self._patches.enter_context(plugins.override(faults, remote))
         self._patches.enter_context(sqlite_clock(loop))
         self._patches.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore", CompensationPendingWarning)

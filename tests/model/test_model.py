@@ -3,6 +3,7 @@
 The reference model is a dictionary and the operations of `simulated.py`. After every rule I1, I2, I5
 and I6 are checked, by each call I8 and I9, and at the end, when all has been recovered, I3, I4, I7.
 
+The store is in memory, and moto's server in a shorter profile; the backend in memory or on SQLite.
 Hypothesis searches and shrinks; a random walk over the same actions is ten times as fast, and
 `FENNFLOW_SEED` repeats it. `nox -s model` runs both for as long as one likes.
 """
@@ -12,7 +13,10 @@ from __future__ import annotations
 import os
 import tempfile
 import time
+from collections.abc import Callable, Generator
+from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import pytest
 from hypothesis import HealthCheck, Phase, settings
@@ -29,6 +33,8 @@ from typing_extensions import override
 
 from actions import CALLS, CONTROLS, FATES, KEYS, KILLED, PAUSES, Actions, Steps, walk
 from fennflow.connectors import Capabilities
+from fennflow.testing import S3Server
+from remote import Remote, remote
 from world import Fate
 
 MINUTES = float(os.environ.get("FENNFLOW_MODEL_MINUTES", "0"))
@@ -43,6 +49,7 @@ class Machine(RuleBasedStateMachine):
     """Up to six sessions at a time, in up to four processes."""
 
     directory: Path | None = None
+    far: Remote | None = None
     actions: Actions
 
     @initialize(
@@ -59,7 +66,11 @@ class Machine(RuleBasedStateMachine):
         keep_versions=st.booleans(),
     )
     def begin(self, capabilities: Capabilities, **options: bool) -> None:
-        self.actions = Actions(capabilities, directory=self.directory, **options)
+        there = None if self.far is None else self.far.renew()
+        known = there.capabilities if there else None
+        self.actions = Actions(
+            known or capabilities, directory=self.directory, server=there, **options
+        )
 
     @rule(index=indexes, auto_commit=st.booleans(), steps=steps)
     def open(self, index: int, auto_commit: bool, steps: Steps) -> None:  # noqa: FBT001
@@ -128,13 +139,19 @@ class Machine(RuleBasedStateMachine):
             self.actions.finish()
 
 
-def search(directory: Path | None, examples: int) -> None:
+def search(
+    directory: Path | None,
+    examples: int,
+    *,
+    far: Remote | None = None,
+) -> None:
     """Let hypothesis search for a schedule that breaks an invariant."""
 
     class There(Machine):
         pass
 
     There.directory = directory
+    There.far = far
     checks = [HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large]
     run_state_machine_as_test(
         There,
@@ -150,13 +167,13 @@ def search(directory: Path | None, examples: int) -> None:
     )
 
 
-def walk_about(directory: Path | None, walks: int) -> None:
+def repeat(walk: Callable[[int], object], walks: int) -> None:
     """Walk at random, from the seed of the run on."""
     first = int(os.environ["FENNFLOW_SEED"]) * 1_000_000
     end = time.monotonic() + MINUTES * 60
     number = 0
     while number < walks or time.monotonic() < end:
-        walk(first + number, directory=directory)
+        walk(first + number)
         number += 1
 
 
@@ -174,16 +191,43 @@ def test_a_search_finds_nothing_on_sqlite() -> None:
 
 @pytest.mark.timeout(int(600 + 120 * MINUTES))
 def test_a_walk_finds_nothing_in_memory() -> None:
-    walk_about(None, 400)
+    repeat(walk, 400)
 
 
 @pytest.mark.once
 @pytest.mark.timeout(int(600 + 120 * MINUTES))
 def test_a_walk_finds_nothing_on_sqlite() -> None:
     with tempfile.TemporaryDirectory() as directory:
-        walk_about(Path(directory), 20)
+        repeat(partial(walk, directory=Path(directory)), 20)
 
 
 @pytest.mark.parametrize("seed", range(20))
 def test_a_walk_is_the_same_for_the_same_seed(seed: int) -> None:
     assert walk(seed) == walk(seed)
+
+
+@pytest.fixture(scope="module")
+def far(moto: S3Server) -> Generator[Remote]:
+    with remote(moto) as far:
+        yield far
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("versioning", [None, "Enabled"])
+@pytest.mark.timeout(int(600 + 120 * MINUTES))
+def test_a_walk_finds_nothing_on_a_real_server(
+    far: Remote, versioning: Literal["Enabled"] | None
+) -> None:
+    def walk_there(seed: int) -> None:
+        there = far.renew(versioning)
+        assert there.capabilities is not None
+        assert there.capabilities.versioned == (versioning is not None)
+        walk(seed, server=there, capabilities=there.capabilities)
+
+    repeat(walk_there, 12)
+
+
+@pytest.mark.once
+@pytest.mark.timeout(int(600 + 120 * MINUTES))
+def test_a_search_finds_nothing_on_a_real_server(far: Remote) -> None:
+    search(None, examples=6 + int(20 * MINUTES), far=far)

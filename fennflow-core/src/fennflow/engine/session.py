@@ -8,6 +8,7 @@ import warnings
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from fennflow.backends import Commit, JoinedTransaction, Outcome, Step, conflict
@@ -161,7 +162,7 @@ class Session:
         with self._exclusive():
             await self._idle.wait()
             work, cancellation = await shielded(
-                self._watched("commit", self._commit()), grace=lambda: self._grace
+                self._watched("commit", self._commit), grace=lambda: self._grace
             )
         if work.cancelled():
             message = self._leave_over(
@@ -190,7 +191,7 @@ class Session:
         """
         with self._exclusive():
             work, cancellation = await shielded(
-                self._watched("rollback", self._compensate(cause)),
+                self._watched("rollback", partial(self._compensate, cause)),
                 grace=lambda: self._grace,
                 hurry=isinstance(cause, asyncio.CancelledError),
             )
@@ -245,9 +246,9 @@ class Session:
         finally:
             self._ending = False
 
-    async def _watched(self, operation: str, work: Awaitable[None]) -> None:
+    async def _watched(self, operation: str, work: Callable[[], Awaitable[None]]) -> None:
         with telemetry.operation(operation, self._tx.session_id):
-            await work
+            await work()
 
     async def _commit(self) -> None:
         """Pivot and apply; on return nothing can be undone any more."""
