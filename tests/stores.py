@@ -30,6 +30,7 @@ from fennflow.repositories import (
     GetPrefixRepository,
     RepoField,
     StatRepository,
+    StreamRepository,
 )
 from fennflow.testing import S3Server, Target
 
@@ -69,6 +70,7 @@ class FullRepository(
     CopyRepository,
     GeneratePresignedUrlRepository,
     GeneratePresignedUrlPrefixRepository,
+    StreamRepository,
 ):
     """All that a repository can do."""
 

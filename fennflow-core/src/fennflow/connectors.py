@@ -8,8 +8,8 @@ back, but for `on_upload`. Who calls what, and when:
 | `open`, `aclose` | once each, first and last, on one event loop | |
 | `validate` | before any I/O of a call | |
 | `probe` | before the first write to a namespace | nothing is left of what it tried |
-| `put`, `copy` | in a session before the pivot; `copy` after it | the object is complete and durable |
-| `get`, `head`, `list`, `versions` | at any time | reads see every write that returned before |
+| `put`, `upload`, `copy` | in a session before the pivot; `copy` after it | the object is complete and durable |
+| `get`, `stream`, `head`, `list`, `versions` | at any time | reads see every write that returned before |
 | `delete`, `abort_upload` | after the pivot, or to undo | what was named is gone |
 | `uploads` | by the sweep (P27) | |
 
@@ -23,17 +23,25 @@ import asyncio
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from datetime import datetime
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from fennflow.exceptions import ConnectorCapabilityException
+from fennflow.exceptions import ConnectorCapabilityException, PreconditionFailedException
+from fennflow.objects import (
+    Capabilities,
+    CopySource,
+    Deletion,
+    DeletionReport,
+    Location,
+    ObjectAttributes,
+    PendingUpload,
+    StoredObject,
+)
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from fennflow.exceptions import BaseConnectorException
     from fennflow_memory import InMemoryConnectorConfig as InMemoryConnectorConfig
     from fennflow_s3 import S3ConnectorConfig as S3ConnectorConfig
 else:
@@ -59,31 +67,11 @@ __all__ = [
     "S3ConnectorConfig",
     "StoredObject",
     "UploadCallback",
+    "check_etag",
 ]
 
 PresignMethod = Literal["GET", "PUT"]
 UploadCallback = Callable[[str], Awaitable[None]]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Capabilities:
-    """What a namespace was seen, or is documented, to enforce.
-
-    Args:
-        conditional_create: a PUT with `if_none_match` fails where an object lies.
-        conditional_delete: a deletion with `if_match` spares an object with another ETag, in a
-            batch (which implies a single one), in a single request, or not at all.
-        conditional_copy: a copy with `if_match` or `if_none_match` minds the target.
-        versioned: every write makes a version with an id of its own (S3: versioning `Enabled`).
-        keeps_directories: a batch of deletions leaves empty directories behind, which are listed
-            as keys that end in `/` (JuiceFS).
-    """
-
-    conditional_create: bool = False
-    conditional_delete: Literal["batch", "single", "none"] = "none"
-    conditional_copy: bool = False
-    versioned: bool = False
-    keeps_directories: bool = False
 
 
 class ProbeMemory(Protocol):
@@ -98,113 +86,15 @@ class ProbeMemory(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class Location:
-    """Where bytes lie: a key, and a version id where the store gave one."""
+def check_etag(namespace: str, stored: StoredObject, etag: str) -> None:
+    """Refuse what a store answered that ignores `If-Match`.
 
-    key: str
-    version_id: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class CopySource:
-    """What to copy.
-
-    Args:
-        namespace: it may be another one than the target's.
-        location: its key and version id.
-        if_match: copy only if it has this ETag. A store that cannot check that copies all the
-            same; the engine looks afterwards whether the catalog's record was still the same.
+    Raises:
+        PreconditionFailedException: it has another ETag.
     """
-
-    namespace: str
-    location: Location
-    if_match: str | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ObjectAttributes:
-    """What is stored beside the bytes.
-
-    Args:
-        media_type: for instance `text/plain`.
-        metadata: any Unicode; the connector encodes it, and decodes it on the way back.
-        sha256: hexadecimal, of the body; a connector may have the store verify it.
-        extra: what the user passed as `connector_extra`, in the words of the store.
-    """
-
-    media_type: str
-    metadata: Mapping[str, str] = field(default_factory=dict[str, str])
-    sha256: str | None = None
-    extra: Mapping[str, Any] = field(default_factory=dict[str, Any])
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StoredObject:
-    """What the store says of an object.
-
-    Args:
-        location: its key and version id.
-        etag: an opaque word that changes with the bytes; without quotes.
-        size: in bytes.
-        media_type: as stored.
-        metadata: decoded; as `put` got it.
-        modified_at: by the store's clock, where it tells.
-        retried: whether the request that returned this was sent more than once, so that an
-            earlier attempt may still take effect (protocol P20).
-    """
-
-    location: Location
-    etag: str
-    size: int
-    media_type: str = "application/octet-stream"
-    metadata: Mapping[str, str] = field(default_factory=dict[str, str])
-    modified_at: datetime | None = None
-    retried: bool = False
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PendingUpload:
-    """A multipart upload that was neither completed nor aborted.
-
-    Args:
-        key: of the object that it is to become.
-        upload_id: what `abort_upload` takes.
-        modified_at: when it began, by the store's clock, where it tells.
-    """
-
-    key: str
-    upload_id: str
-    modified_at: datetime | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Deletion:
-    """One object to delete.
-
-    Args:
-        location: its key; with a version id that version alone, for good.
-        if_match: delete only if the object has this ETag. Given only where `Capabilities` says
-            that the store enforces it.
-    """
-
-    location: Location
-    if_match: str | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DeletionReport:
-    """How a batch of deletions went.
-
-    Args:
-        errors: for each deletion, in order, None if the object is gone (or never was), else what
-            prevented that: a PreconditionFailedException where `if_match` did not hold.
-        retried: whether a request was sent more than once, so that an earlier attempt may still
-            take effect (protocol P20).
-    """
-
-    errors: Sequence[BaseConnectorException | None]
-    retried: bool = False
+    if stored.etag != etag:
+        message = f"{namespace}/{stored.location.key} has the ETag {stored.etag}, not {etag}."
+        raise PreconditionFailedException(message)
 
 
 class Connector(ABC):
@@ -216,6 +106,8 @@ class Connector(ABC):
 
     max_deletions: int = 1000
     """How many objects one request of `delete` can take; the engine sends batches of this size."""
+    stream_threshold: int = 16 << 20
+    """Bytes from which on the body of a stream goes to `upload`; a shorter one goes whole to `put`."""
 
     def __init__(self, capabilities: Capabilities | None = None) -> None:
         self._claimed = capabilities
@@ -317,6 +209,39 @@ class Connector(ABC):
             BaseConnectorException: see the module's docstring.
         """
 
+    async def upload(
+        self,
+        namespace: str,
+        key: str,
+        chunks: AsyncIterator[bytes],
+        attributes: ObjectAttributes,
+        *,
+        size: int | None = None,
+        if_none_match: bool = False,
+        on_upload: UploadCallback | None = None,
+    ) -> StoredObject:
+        """Write an object whose bytes arrive in chunks; it appears whole or not at all.
+
+        Not abstract: what collects the bytes and calls `put` does, at the price of the memory.
+
+        Args:
+            namespace: bucket, container or directory.
+            key: where.
+            chunks: the bytes. What they raise is raised as it is, and nothing appears then.
+            attributes: stored with them; without a `sha256`, which nobody knows yet.
+            size: in bytes, where it is known.
+            if_none_match: like that of `put`.
+            on_upload: like that of `put`.
+
+        Raises:
+            Exception: like `put`.
+        """
+        del size
+        body = b"".join([chunk async for chunk in chunks])
+        return await self.put(
+            namespace, key, body, attributes, if_none_match=if_none_match, on_upload=on_upload
+        )
+
     @abstractmethod
     async def get(
         self, namespace: str, location: Location, *, if_match: str | None = None
@@ -327,6 +252,34 @@ class Connector(ABC):
             NoSuchKeyException: nothing lies there.
             PreconditionFailedException: `if_match`, and its ETag is another one.
         """
+
+    async def stream(
+        self,
+        namespace: str,
+        location: Location,
+        *,
+        if_match: str,
+        start: int = 0,
+        end: int | None = None,
+    ) -> AsyncGenerator[bytes]:
+        """Read an object in chunks; the engine goes on where a connection breaks.
+
+        Not abstract: what calls `get` does, at the price of the memory.
+
+        Args:
+            namespace: of the object.
+            location: its key and version id.
+            if_match: its ETag, which is to be compared even where the store does not.
+            start: the first byte to read, counted from 0.
+            end: the byte before which to stop; None for the end of the object.
+
+        Raises:
+            NoSuchKeyException: nothing lies there.
+            PreconditionFailedException: its ETag is another one.
+        """
+        stored, body = await self.get(namespace, location, if_match=if_match)
+        check_etag(namespace, stored, if_match)
+        yield body[start:end]
 
     @abstractmethod
     async def head(self, namespace: str, location: Location) -> StoredObject | None:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from typing_extensions import override
@@ -22,6 +22,7 @@ from fennflow.connectors import (
     PresignMethod,
     StoredObject,
     UploadCallback,
+    check_etag,
 )
 from fennflow.exceptions import (
     ConnectorCapabilityException,
@@ -31,16 +32,16 @@ from fennflow.exceptions import (
 from fennflow_s3 import metadata, options
 from fennflow_s3.client import client_context, from_code, translated, was_retried
 from fennflow_s3.probe import probe
+from fennflow_s3.upload import Upload, size_of_part, split
 
 if TYPE_CHECKING:
     from types_aiobotocore_s3 import S3Client
-    from types_aiobotocore_s3.type_defs import CompletedPartTypeDef
 
     from fennflow.exceptions import BaseConnectorException
     from fennflow_s3.config import S3ConnectorConfig
 
-PARTS_IN_FLIGHT = 4
-MAX_PARTS = 10_000
+CHUNK = 1 << 18
+"""Bytes that a reader gets at a time, at most."""
 MAX_EXPIRES_IN = 7 * 24 * 3600
 """Of a SigV4 URL; S3 API reference, "Authenticating requests: using query parameters"."""
 
@@ -60,6 +61,8 @@ class S3Connector(Connector):
         self._stack = AsyncExitStack()
         self._opened: S3Client | None = None
         self._signer: S3Client
+        # What is kept of a stream until it is clear that it needs an upload in parts.
+        self.stream_threshold = min(config.multipart_threshold, config.multipart_part_size)
 
     @property
     def _client(self) -> S3Client:
@@ -119,61 +122,47 @@ class S3Connector(Connector):
         if_none_match: bool = False,
         on_upload: UploadCallback | None = None,
     ) -> StoredObject:
-        params: dict[str, Any] = {"Bucket": namespace, "Key": key}
-        stored: dict[str, Any] = {
-            "ContentType": attributes.media_type,
-            "Metadata": metadata.encode(attributes.metadata),
-            **attributes.extra,
-        }
-        condition: dict[str, Any] = {"IfNoneMatch": "*"} if if_none_match else {}
+        if len(body) >= self._config.multipart_threshold:
+            return await self.upload(
+                namespace,
+                key,
+                _once(body),
+                attributes,
+                size=len(body),
+                if_none_match=if_none_match,
+                on_upload=on_upload,
+            )
+        params: dict[str, Any] = {"Bucket": namespace, "Key": key, **_described(attributes)}
+        if if_none_match:
+            params["IfNoneMatch"] = "*"
+        if attributes.sha256 is not None:
+            digest = base64.b64encode(bytes.fromhex(attributes.sha256)).decode()
+            params["ChecksumSHA256"] = digest
         with translated("put", f"{namespace}/{key}"):
-            if len(body) >= self._config.multipart_threshold:
-                answer = await self._upload(params, stored, body, condition, on_upload)
-            else:
-                if attributes.sha256 is not None:
-                    digest = base64.b64encode(bytes.fromhex(attributes.sha256)).decode()
-                    stored["ChecksumSHA256"] = digest
-                answer = await self._client.put_object(**params, **stored, **condition, Body=body)
+            answer = await self._client.put_object(**params, Body=body)
         return _stored(key, answer, size=len(body), attributes=attributes)
 
-    async def _upload(
+    @override
+    async def upload(
         self,
-        params: dict[str, Any],
-        stored: dict[str, Any],
-        body: bytes,
-        condition: dict[str, Any],
-        on_upload: UploadCallback | None,
-    ) -> Any:
-        """Send a body in parts, a few at a time; S3 takes at most 10,000 parts."""
-        size = max(self._config.multipart_part_size, -(-len(body) // MAX_PARTS))
-        created = await self._client.create_multipart_upload(**params, **stored)
-        upload_id = created["UploadId"]
-        if on_upload is not None:
-            await on_upload(upload_id)
-        starts = iter(range(0, len(body), size))
-        parts: list[CompletedPartTypeDef] = []
-
-        async def worker() -> None:
-            for start in starts:
-                number = start // size + 1
-                answer = await self._client.upload_part(
-                    **params,
-                    UploadId=upload_id,
-                    PartNumber=number,
-                    Body=body[start : start + size],
-                )
-                parts.append({"PartNumber": number, "ETag": answer["ETag"]})
-
-        try:
-            async with asyncio.TaskGroup() as group:
-                for _ in range(PARTS_IN_FLIGHT):
-                    group.create_task(worker())
-        except BaseExceptionGroup as failures:
-            raise failures.exceptions[0] from None
-        parts.sort(key=lambda part: part.get("PartNumber", 0))
-        return await self._client.complete_multipart_upload(
-            **params, **condition, UploadId=upload_id, MultipartUpload={"Parts": parts}
-        )
+        namespace: str,
+        key: str,
+        chunks: AsyncIterator[bytes],
+        attributes: ObjectAttributes,
+        *,
+        size: int | None = None,
+        if_none_match: bool = False,
+        on_upload: UploadCallback | None = None,
+    ) -> StoredObject:
+        condition: dict[str, Any] = {"IfNoneMatch": "*"} if if_none_match else {}
+        with translated("put", f"{namespace}/{key}"):
+            upload = await Upload.create(self._client, namespace, key, _described(attributes))
+            if on_upload is not None:
+                await on_upload(upload.upload_id)
+            part_size = partial(size_of_part, self._config.multipart_part_size, size)
+            await upload.send(split(chunks, part_size))
+            answer = await upload.complete(condition)
+        return _stored(key, answer, size=upload.size, attributes=attributes)
 
     @override
     async def get(
@@ -187,6 +176,34 @@ class S3Connector(Connector):
             async with answer["Body"] as stream:
                 body = await stream.read()
         return _stored(location.key, answer, size=len(body)), body
+
+    @override
+    async def stream(
+        self,
+        namespace: str,
+        location: Location,
+        *,
+        if_match: str,
+        start: int = 0,
+        end: int | None = None,
+    ) -> AsyncGenerator[bytes]:
+        params: dict[str, Any] = {"IfMatch": f'"{if_match}"'}
+        if start or end is not None:
+            params["Range"] = f"bytes={start}-{'' if end is None else end - 1}"
+        with translated("get", f"{namespace}/{location.key}"):
+            answer = await self._client.get_object(Bucket=namespace, **_params(location), **params)
+            async with answer["Body"] as body:
+                check_etag(namespace, _stored(location.key, answer, size=0), if_match)
+                # A server that ignores Range sends everything, and says so by saying nothing.
+                skip = 0 if answer.get("ContentRange") else start
+                left = answer["ContentLength"] - skip if end is None else end - start
+                async for chunk in body.iter_chunks(CHUNK):
+                    wanted = chunk[skip : skip + left]
+                    skip, left = max(0, skip - len(chunk)), left - len(wanted)
+                    if wanted:
+                        yield wanted
+                    if left <= 0:
+                        break
 
     @override
     async def head(self, namespace: str, location: Location) -> StoredObject | None:
@@ -357,6 +374,19 @@ class S3Connector(Connector):
                 )
         except NoSuchKeyException:
             return  # NoSuchUpload: completed, or aborted before
+
+
+async def _once(body: bytes) -> AsyncGenerator[bytes]:
+    yield body
+
+
+def _described(attributes: ObjectAttributes) -> dict[str, Any]:
+    """Return the parameters that say what is stored beside the bytes."""
+    return {
+        "ContentType": attributes.media_type,
+        "Metadata": metadata.encode(attributes.metadata),
+        **attributes.extra,
+    }
 
 
 def _params(location: Location) -> Any:

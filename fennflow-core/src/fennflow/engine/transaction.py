@@ -30,6 +30,8 @@ FIRST_PAUSE = 0.002
 HELP_EVERY = 1.0
 """Seconds between two looks, of one that waits, whether a lock's holder is dead by now."""
 
+STREAMS_AT_ONCE = 4
+
 Place = Callable[[ObjectKey, Record | None, Sequence[Write]], Placement | None]
 
 
@@ -57,6 +59,7 @@ class Transaction:
         capabilities: of the namespaces that it writes to.
         reads: the records that it read, where `validate_reads` asks for them.
         slots: bounds the object requests in flight.
+        streams: bounds the streams on their way to the store, a part of each of which is in memory.
         callbacks: what the user hung on it.
     """
 
@@ -78,6 +81,7 @@ class Transaction:
         self.capabilities: dict[str, Capabilities] = {}
         self.reads: dict[ObjectKey, Record | None] = {}
         self.slots = asyncio.Semaphore(engine.config.max_concurrency)
+        self.streams = asyncio.Semaphore(STREAMS_AT_ONCE)
         self.callbacks = Callbacks()
         self._next_seq = 1
 

@@ -5,23 +5,32 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
-from fennflow.backends import ObjectKey, Placement, Record, Tombstone
-from fennflow.connectors import CopySource, Location, ObjectAttributes, StoredObject
+from fennflow.backends import Intent, ObjectKey, Placement, Record, Tombstone
+from fennflow.connectors import (
+    CopySource,
+    Location,
+    ObjectAttributes,
+    StoredObject,
+    UploadCallback,
+)
 from fennflow.engine.concurrency import run_all, shielded
 from fennflow.engine.plan import Write, choose_placement, visible
 from fennflow.engine.stamps import Stamp, made_by, stamp_of, stamped
+from fennflow.engine.streaming import Source, SourceError
 from fennflow.engine.telemetry import tell
 from fennflow.engine.transaction import Transaction, no_such_key
 from fennflow.exceptions import (
     BaseConnectorException,
     ConnectorUnavailableException,
     FilepathsCollisionError,
+    ObjectChangedException,
     PreconditionFailedException,
     RecordAlreadyExistsException,
 )
@@ -37,26 +46,36 @@ class Upload:
 
     Args:
         key: the full key.
-        body: the bytes, or the record whose bytes the store is to copy.
-        sha256: hexadecimal, of the bytes; None if that is not known of what is copied.
+        body: the bytes, or what they are read from while they are sent, or the record whose bytes
+            the store is to copy.
+        sha256: hexadecimal, of the bytes; None if that is not known, or not yet.
         media_type: for instance `text/plain`.
         content_type: tag of the content type.
         metadata: the user's.
         extra: the user's `connector_extra`.
+        on_bytes: called with the size of a body that went whole, once it is written.
     """
 
     key: str
-    body: bytes | Record
+    body: bytes | Source | Record
     sha256: str | None
     media_type: str
     content_type: str | None
     metadata: Mapping[str, str]
     extra: Mapping[str, Any]
+    on_bytes: Callable[[int], object] | None = None
 
     @property
     def size(self) -> int:
-        """In bytes."""
+        """In bytes; of a stream, once it is sent."""
+        if isinstance(self.body, Source):
+            return self.body.count
         return self.body.size if isinstance(self.body, Record) else len(self.body)
+
+    @property
+    def checksum(self) -> str | None:
+        """The SHA-256; of a stream, once it is sent."""
+        return self.body.sha256 if isinstance(self.body, Source) else self.sha256
 
 
 async def sha256_of(body: bytes) -> str:
@@ -165,6 +184,44 @@ async def send(
         create: whether an object that lies there is an error.
     """
     seq, upload = numbered
+    if isinstance(upload.body, Source):
+        try:
+            async with tx.streams, aclosing(upload.body):
+                return await _send_stream(tx, seqs, seq, upload, upload.body, create=create)
+        except SourceError as error:
+            failed = error.error
+        raise failed  # as the user raised it
+    record = await _send(tx, seqs, seq, upload, create=create)
+    if upload.on_bytes is not None:
+        upload.on_bytes(upload.size)
+    return record
+
+
+async def _send_stream(
+    tx: Transaction, seqs: list[int], seq: int, upload: Upload, source: Source, *, create: bool
+) -> Record:
+    """Send a stream, in one piece if it is short."""
+    body = await source.whole(tx.connector.stream_threshold)
+    if body is not None:
+        short = replace(upload, body=body, sha256=await sha256_of(body))
+        record = await _send(tx, seqs, seq, short, create=create)
+        source.tell_all()
+        return record
+    write = tx.writes[seq]
+    key = write.intent.object_key
+    if write.intent.placement is Placement.DIRECT:
+        # Who learns at the end of a long upload that the key is taken has sent it in vain.
+        there = await _head(tx, key)
+        if there is not None and create and not await _is_garbage(tx, key, there):
+            raise _already_exists(key)
+        if there is not None:
+            seq = await _stage_instead(tx, seqs, seq)
+    return await _send(tx, seqs, seq, upload, create=create)
+
+
+async def _send(
+    tx: Transaction, seqs: list[int], seq: int, upload: Upload, *, create: bool
+) -> Record:
     write = tx.writes[seq]
     key = write.intent.object_key
     placement = write.intent.placement
@@ -172,9 +229,7 @@ async def send(
         record = await _put_if_free(tx, seq, upload, create=create)
         if record is not None:
             return record
-        tx.retract([seq])
-        [seq] = await tx.stage([key], _staged)
-        seqs.append(seq)
+        seq = await _stage_instead(tx, seqs, seq)
     elif create and write.before is None:
         # The catalog has nothing there; what lies there may be somebody else's, or garbage of ours.
         earlier = [each for each in tx.chain(key) if each.sent and each.intent.target == key.key]
@@ -188,6 +243,14 @@ async def send(
             if there is not None and not await _is_garbage(tx, key, there):
                 raise _already_exists(key)
     return await _put(tx, seq, upload)
+
+
+async def _stage_instead(tx: Transaction, seqs: list[int], seq: int) -> int:
+    """Take a write back, and journal one that replaces what lies at the key at the commit."""
+    tx.retract([seq])
+    [seq] = await tx.stage([tx.writes[seq].intent.object_key], _staged)
+    seqs.append(seq)
+    return seq
 
 
 def _staged(_key: ObjectKey, _before: Record | None, _chain: Sequence[Write]) -> Placement:
@@ -207,10 +270,12 @@ async def _put_if_free(tx: Transaction, seq: int, upload: Upload, *, create: boo
                 return _written(tx, seq, upload, there, doubtful=True)
             if isinstance(error, ConnectorUnavailableException):
                 raise
+            if there is not None and create and not await _is_garbage(tx, key, there):
+                raise _already_exists(key) from error
+            if isinstance(upload.body, Source) and not upload.body.repeatable:
+                raise _cannot_repeat(key) from error
             if there is None:
                 continue  # contended (409), or deleted since
-            if create and not await _is_garbage(tx, key, there):
-                raise _already_exists(key) from error
             tell(
                 logging.INFO,
                 "%s/%s holds an object that the catalog does not know (P14)",
@@ -245,31 +310,12 @@ async def _put(tx: Transaction, seq: int, upload: Upload, *, if_none_match: bool
         tx.update(seq, sent=True, doubtful=True)
         attributes = attributes_of(tx, upload, seq)
 
-        async def send() -> StoredObject:
-            tx.lease.check()  # here, since others may have run after the task was made
-            if isinstance(upload.body, Record):
-                record = upload.body
-                return await tx.connector.copy(
-                    intent.namespace,
-                    intent.target,
-                    CopySource(record.namespace, record.location, record.etag),
-                    attributes=attributes,
-                    if_none_match=if_none_match,
-                )
-            return await tx.connector.put(
-                intent.namespace,
-                intent.target,
-                upload.body,
-                attributes,
-                if_none_match=if_none_match,
-                on_upload=on_upload,
-            )
-
-        put, cancellation = await shielded(send(), grace=grace)
+        transfer = _transfer(tx, intent, upload, attributes, on_upload, if_none_match=if_none_match)
+        put, cancellation = await shielded(transfer, grace=grace)
     try:
         stored = put.result()
     except Exception as error:
-        known = isinstance(error, BaseConnectorException)
+        known = isinstance(error, (BaseConnectorException, SourceError))
         if known and not isinstance(error, ConnectorUnavailableException):
             retried = isinstance(error, PreconditionFailedException) and error.retried
             tx.update(seq, sent=doubtful or retried, doubtful=doubtful or retried)
@@ -280,6 +326,47 @@ async def _put(tx: Transaction, seq: int, upload: Upload, *, if_none_match: bool
     if cancellation is not None:
         raise cancellation
     return record
+
+
+async def _transfer(
+    tx: Transaction,
+    intent: Intent,
+    upload: Upload,
+    attributes: ObjectAttributes,
+    on_upload: UploadCallback,
+    *,
+    if_none_match: bool,
+) -> StoredObject:
+    tx.lease.check()  # here, since others may have run after the task was made
+    body = upload.body
+    if isinstance(body, Record):
+        return await tx.connector.copy(
+            intent.namespace,
+            intent.target,
+            CopySource(body.namespace, body.location, body.etag),
+            attributes=attributes,
+            if_none_match=if_none_match,
+        )
+    if isinstance(body, Source):
+        # No part is sent once the lease may have run out (P23).
+        async with aclosing(body.read(tx.lease.check)) as chunks:
+            return await tx.connector.upload(
+                intent.namespace,
+                intent.target,
+                chunks,
+                attributes,
+                size=body.size,
+                if_none_match=if_none_match,
+                on_upload=on_upload,
+            )
+    return await tx.connector.put(
+        intent.namespace,
+        intent.target,
+        body,
+        attributes,
+        if_none_match=if_none_match,
+        on_upload=on_upload,
+    )
 
 
 def _written(
@@ -306,7 +393,7 @@ def _written(
         size=upload.size,
         media_type=upload.media_type,
         content_type=upload.content_type,
-        sha256=upload.sha256,
+        sha256=upload.checksum,
         metadata=upload.metadata,
         created_at=now if write.before is None else write.before.created_at,
         modified_at=now,
@@ -343,6 +430,14 @@ async def _is_garbage(tx: Transaction, key: ObjectKey, there: StoredObject) -> b
         namespace=key.namespace, key=key.key, session_id=stamp.session_id, seq=stamp.seq
     )
     return late in await tx.backend.tombstones([key])
+
+
+def _cannot_repeat(key: ObjectKey) -> ObjectChangedException:
+    message = (
+        f"Somebody else wrote {key.namespace}/{key.key} while a stream was sent to it, which can "
+        "be read once only; nothing of this call stays. Open the stream again, and repeat the call."
+    )
+    return ObjectChangedException(message)
 
 
 def _already_exists(key: ObjectKey) -> RecordAlreadyExistsException:

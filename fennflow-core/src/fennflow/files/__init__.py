@@ -17,6 +17,7 @@ from fennflow.files.content import (
 )
 from fennflow.files.factory import ContentFactory
 from fennflow.files.model import ModelContent
+from fennflow.files.stream import FileContent, StreamContent
 
 if not TYPE_CHECKING:
 
@@ -32,9 +33,11 @@ __all__ = [
     "BinaryContent",
     "ContentFactory",
     "DocumentContent",
+    "FileContent",
     "ImageContent",
     "JsonContent",
     "ModelContent",
+    "StreamContent",
     "TextContent",
     "UrlContent",
     "VideoContent",

@@ -30,7 +30,7 @@ MAX_METADATA_BYTES = 2048
 _URL = TypeAdapter(AnyUrl)
 
 # A type and a subtype of RFC 6838, and parameters of printable ASCII.
-_MEDIA_TYPE = r"[A-Za-z0-9!#$&^_.+-]+/[A-Za-z0-9!#$&^_.+-]+( *;[\x20-\x7e]*)?"
+MEDIA_TYPE = r"[A-Za-z0-9!#$&^_.+-]+/[A-Za-z0-9!#$&^_.+-]+( *;[\x20-\x7e]*)?"
 
 
 class BaseContent(BaseModel):
@@ -59,7 +59,7 @@ class BaseContent(BaseModel):
 
     data: Annotated[bytes, Field(repr=False)]
     filename: str | None = None
-    media_type: Annotated[str, Field(pattern=f"^{_MEDIA_TYPE}$")] = ""
+    media_type: Annotated[str, Field(pattern=f"^{MEDIA_TYPE}$")] = ""
     metadata: Mapping[str, str] = Field(default_factory=dict[str, str])
     path: Annotated[StoragePath | None, Field(exclude=True)] = None
     info: Annotated[ObjectInfo | None, Field(exclude=True, repr=False)] = None

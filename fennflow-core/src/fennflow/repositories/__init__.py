@@ -16,6 +16,7 @@ from fennflow.repositories.reading import (
     ListRepository,
     StatRepository,
 )
+from fennflow.repositories.streaming import ObjectStream, StreamRepository
 from fennflow.repositories.writing import (
     CopyRepository,
     CreateRepository,
@@ -35,11 +36,13 @@ __all__ = [
     "GetPrefixRepository",
     "GetRepository",
     "ListRepository",
+    "ObjectStream",
     "PutRepository",
     "RepoField",
     "Repository",
     "S3RepoField",
     "StatRepository",
+    "StreamRepository",
 ]
 
 

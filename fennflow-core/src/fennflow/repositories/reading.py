@@ -131,7 +131,7 @@ class StatRepository(Repository):
         keys = [self._key(path) for path in paths]
         async with self._call("stat") as tx:
             records = await tx.view(self._namespace, keys, missing_ok=False)
-        infos = tuple(_info(record) for record in records if record is not None)
+        infos = tuple(info_of(record) for record in records if record is not None)
         return infos[0] if len(paths) == 1 else infos
 
     async def exists(self, path: str | PathTemplate) -> bool:
@@ -204,7 +204,8 @@ class GeneratePresignedUrlPrefixRepository(Repository):
         return PresignedUrlResponse(urls, paths=paths)
 
 
-def _info(record: Record) -> ObjectInfo:
+def info_of(record: Record) -> ObjectInfo:
+    """Return what users are told of a record."""
     return ObjectInfo(
         path=StoragePath(record.key),
         size=record.size,
@@ -219,6 +220,6 @@ def _info(record: Record) -> ObjectInfo:
 
 
 def _content(record: Record, body: bytes) -> BaseContent:
-    info = _info(record)
+    info = info_of(record)
     content = registry().content_class(record.content_type, record.media_type)
     return content.from_stored(body, filename=info.path.name, info=info)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import InitVar, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from fennflow.engine import copying, writing
+from fennflow.engine.streaming import Source
 from fennflow.engine.writing import Upload, sha256_of
 from fennflow.exceptions import FileException
-from fennflow.files import BaseContent
+from fennflow.files import BaseContent, StreamContent
 from fennflow.files.media_types import extension
 from fennflow.paths import PathTemplate, StoragePath
 from fennflow.plugins import registry
@@ -18,16 +21,46 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 
+File = BaseContent | StreamContent
+OnProgress = Callable[[int, int | None], object]
+
+
 class _WritingRepository(Repository):
     async def _write(
-        self, files: Sequence[BaseContent], extra: Mapping[str, Any] | None, *, create: bool
+        self,
+        files: Sequence[File],
+        extra: Mapping[str, Any] | None,
+        on_progress: OnProgress | None,
+        *,
+        create: bool,
     ) -> PutResponse:
-        uploads = [await self._upload(file, extra or {}) for file in files]
+        progress = None if on_progress is None else _Progress(files, on_progress)
+        uploads = [await self._upload(file, extra or {}, progress) for file in files]
         async with self._call("create" if create else "put") as tx:
             records = await writing.write(tx, self._namespace, uploads, create=create)
         return PutResponse([StoragePath(record.key) for record in records])
 
-    async def _upload(self, file: object, extra: Mapping[str, Any]) -> Upload:
+    async def _upload(
+        self, file: object, extra: Mapping[str, Any], progress: _Progress | None
+    ) -> Upload:
+        on_bytes = None if progress is None else progress.add
+        if isinstance(file, StreamContent):
+            source = Source(
+                name=file.filename,
+                chunks=file.chunks,
+                size=file.size,
+                repeatable=file.repeatable,
+                on_bytes=on_bytes,
+            )
+            return Upload(
+                key=self._key(file.filename),
+                body=source,
+                sha256=None,
+                media_type=file.media_type,
+                content_type=None,
+                metadata=dict(file.metadata),
+                extra=dict(extra),
+            )
         if not isinstance(file, BaseContent):
             message = (
                 f"put() and create() take files, and this is a {type(file).__name__}. Wrap it, "
@@ -46,14 +79,36 @@ class _WritingRepository(Repository):
             content_type=registry().content_tag(type(file)),
             metadata=dict(file.metadata),
             extra=dict(extra),
+            on_bytes=on_bytes,
         )
+
+
+@dataclass(slots=True)
+class _Progress:
+    """Adds up what all files of a call tell."""
+
+    files: InitVar[Sequence[File]]
+    on_progress: OnProgress
+    done: int = 0
+    total: int | None = field(init=False)
+
+    def __post_init__(self, files: Sequence[File]) -> None:
+        sizes = [f.size if isinstance(f, StreamContent) else len(f.data) for f in files]
+        self.total = sum(size or 0 for size in sizes) if None not in sizes else None
+
+    def add(self, more: int) -> None:
+        self.done += more
+        self.on_progress(self.done, self.total)
 
 
 class PutRepository(_WritingRepository):
     """Write files."""
 
     async def put(
-        self, *files: BaseContent, connector_extra: Mapping[str, Any] | None = None
+        self,
+        *files: File,
+        connector_extra: Mapping[str, Any] | None = None,
+        on_progress: OnProgress | None = None,
     ) -> PutResponse:
         """Write files, replacing what lies under their paths; all or none of the call.
 
@@ -61,6 +116,8 @@ class PutRepository(_WritingRepository):
             files: what to write.
             connector_extra: options of the store for all of them, on S3 for instance
                 `{"CacheControl": "max-age=3600", "StorageClass": "STANDARD_IA"}`.
+            on_progress: called with the bytes done, of all files of the call, and with their sum,
+                or None where a stream does not tell its size. What it raises fails the call.
 
         Returns:
             their paths, in the order of the files.
@@ -70,16 +127,21 @@ class PutRepository(_WritingRepository):
             MetadataException: metadata that the store cannot hold.
             RecordLockedException: another session is writing one of the paths.
             ConnectorCapabilityException: an option that the store does not know.
+            ObjectChangedException: somebody else wrote where a stream was being sent.
             BaseConnectorException: the store refused or cannot be reached.
+            Exception: what a stream raises.
         """
-        return await self._write(files, connector_extra, create=False)
+        return await self._write(files, connector_extra, on_progress, create=False)
 
 
 class CreateRepository(_WritingRepository):
     """Write files where none are."""
 
     async def create(
-        self, *files: BaseContent, connector_extra: Mapping[str, Any] | None = None
+        self,
+        *files: File,
+        connector_extra: Mapping[str, Any] | None = None,
+        on_progress: OnProgress | None = None,
     ) -> PutResponse:
         """Write files under paths that are free; all or none of the call.
 
@@ -88,7 +150,7 @@ class CreateRepository(_WritingRepository):
                 the catalog does not know.
             Exception: like `put`.
         """
-        return await self._write(files, connector_extra, create=True)
+        return await self._write(files, connector_extra, on_progress, create=True)
 
 
 class CopyRepository(Repository):

@@ -70,6 +70,12 @@ async def keys(connector: Connector, namespace: str, prefix: str = "") -> list[s
     return [stored.location.key async for stored in connector.list(namespace, prefix)]
 
 
+async def chunks_of(body: bytes) -> AsyncGenerator[bytes]:
+    """Hand out a body in pieces of odd sizes."""
+    for start in range(0, len(body), 999_983):
+        yield body[start : start + 999_983]
+
+
 class ConnectorSuite:
     """Tests of the contract in `fennflow.connectors`."""
 
@@ -330,6 +336,67 @@ class ConnectorSuite:
                 stored = await connector.head(target.namespace, Location("a"))
                 assert stored is not None
                 assert stored.metadata == attributes.metadata
+
+        asyncio.run(scenario())
+
+    @pytest.mark.parametrize("size", [0, 1, 40 << 20])
+    def test_what_arrives_in_chunks_is_written_and_read_in_chunks(
+        self, target: Target, size: int
+    ) -> None:
+        async def scenario() -> None:
+            async with opened(target) as connector:
+                attributes = ObjectAttributes(media_type="text/plain", metadata={"a": "ü"})
+                body = bytes(range(251)) * (size // 251) + b"x" * (size % 251)
+                await connector.upload(target.namespace, "a", chunks_of(body), attributes)
+                stored = await connector.head(target.namespace, Location("a"))
+                assert stored is not None
+                assert (stored.size, stored.metadata) == (size, {"a": "ü"})
+                for start, end in ((0, None), (size // 3, None), (size // 4, size // 2 + 1)):
+                    parts = connector.stream(
+                        target.namespace,
+                        Location("a"),
+                        if_match=stored.etag,
+                        start=start,
+                        end=end,
+                    )
+                    if size:
+                        assert b"".join([part async for part in parts]) == body[start:end]
+
+        asyncio.run(scenario())
+
+    def test_a_stream_that_fails_writes_nothing(self, target: Target) -> None:
+        async def scenario() -> None:
+            async with opened(target) as connector:
+                uploads: list[str] = []
+
+                async def fail() -> AsyncGenerator[bytes]:
+                    yield b"x" * (40 << 20)
+                    raise ZeroDivisionError
+
+                async def on_upload(upload_id: str) -> None:
+                    uploads.append(upload_id)
+
+                with pytest.raises(ZeroDivisionError):
+                    await connector.upload(target.namespace, "a", fail(), TEXT, on_upload=on_upload)
+                for upload_id in uploads:
+                    await connector.abort_upload(target.namespace, "a", upload_id)
+                assert await connector.head(target.namespace, Location("a")) is None
+                assert await keys(connector, target.namespace) == []
+
+        asyncio.run(scenario())
+
+    def test_a_stream_of_what_is_missing_or_another_one_is_refused(self, target: Target) -> None:
+        async def scenario() -> None:
+            async with opened(target) as connector:
+                location = Location("a")
+                with pytest.raises(NoSuchKeyException):
+                    await anext(connector.stream(target.namespace, location, if_match="x"))
+                first = await connector.put(target.namespace, "a", b"1", TEXT)
+                second = await connector.put(target.namespace, "a", b"2", TEXT)
+                with pytest.raises(PreconditionFailedException):
+                    await anext(connector.stream(target.namespace, location, if_match=first.etag))
+                parts = connector.stream(target.namespace, location, if_match=second.etag)
+                assert [part async for part in parts] == [b"2"]
 
         asyncio.run(scenario())
 

@@ -3,7 +3,16 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Collection,
+    Mapping,
+    Sequence,
+)
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -36,7 +45,7 @@ from fennflow.connectors import (
     StoredObject,
     UploadCallback,
 )
-from fennflow.exceptions import BaseConnectorException
+from fennflow.exceptions import BaseConnectorException, ConnectorUnavailableException
 
 R = TypeVar("R")
 
@@ -72,6 +81,11 @@ class Faults(ABC):
             effect: call it to make it happen; twice, as if a client had sent it again.
         """
 
+    def cut(self, operation: Operation) -> int | None:
+        """Return after how many bytes the stream of an `upload` or a `stream` breaks off, if so."""
+        del operation
+        return None
+
     def spare(
         self, operation: Operation, deletions: Sequence[Deletion]
     ) -> Mapping[int, BaseConnectorException]:
@@ -91,6 +105,7 @@ class FaultyConnector(Connector):
     def __init__(self, inner: Connector, faults: Faults) -> None:
         super().__init__()
         self.inner = inner
+        self.stream_threshold = inner.stream_threshold
         self.faults = faults
 
     async def _around(self, name: str, key: str, effect: Effect[R]) -> R:
@@ -135,6 +150,52 @@ class FaultyConnector(Connector):
                 on_upload=on_upload,
             ),
         )
+
+    @override
+    async def upload(
+        self,
+        namespace: str,
+        key: str,
+        chunks: AsyncIterator[bytes],
+        attributes: ObjectAttributes,
+        *,
+        size: int | None = None,
+        if_none_match: bool = False,
+        on_upload: UploadCallback | None = None,
+    ) -> StoredObject:
+        operation = Operation("upload", (key,))
+        return await self.faults.around(
+            operation,
+            lambda: self.inner.upload(
+                namespace,
+                key,
+                _cut_off(chunks, self.faults.cut(operation)),
+                attributes,
+                size=size,
+                if_none_match=if_none_match,
+                on_upload=on_upload,
+            ),
+        )
+
+    @override
+    async def stream(
+        self,
+        namespace: str,
+        location: Location,
+        *,
+        if_match: str,
+        start: int = 0,
+        end: int | None = None,
+    ) -> AsyncGenerator[bytes]:
+        async def nothing() -> None:
+            pass
+
+        operation = Operation("stream", (location.key,))
+        await self.faults.around(operation, nothing)
+        chunks = self.inner.stream(namespace, location, if_match=if_match, start=start, end=end)
+        async with aclosing(_cut_off(chunks, self.faults.cut(operation))) as cut:
+            async for chunk in cut:
+                yield chunk
 
     @override
     async def get(
@@ -211,6 +272,21 @@ class FaultyConnector(Connector):
         await self._around(
             "abort_upload", key, lambda: self.inner.abort_upload(namespace, key, upload_id)
         )
+
+
+async def _cut_off(chunks: AsyncIterator[bytes], after: int | None) -> AsyncGenerator[bytes]:
+    """Pass on as many bytes, and break off then."""
+    left = after
+    async for chunk in chunks:
+        if left is None:
+            yield chunk
+            continue
+        if chunk[:left]:
+            yield chunk[:left]
+        left -= len(chunk)
+        if left <= 0:
+            message = f"The connection broke after {after} bytes."
+            raise ConnectorUnavailableException(message)
 
 
 class FaultyBackend(Backend):

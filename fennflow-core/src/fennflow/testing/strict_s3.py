@@ -2,7 +2,8 @@
 
 moto's server ignores the conditions of CopyObject and the ETags in DeleteObjects, and never answers
 409; this one does what the S3 API reference says of them. It knows the requests that a storage
-library needs, and no access control: any credentials will do.
+library needs, and no access control: any credentials will do. It answers a range with everything,
+as HTTP allows it.
 """
 
 from __future__ import annotations

@@ -1,0 +1,273 @@
+"""Bodies that never are in memory as a whole: read while they are sent, and sent while they are read."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import AsyncGenerator, Callable
+from contextlib import AbstractAsyncContextManager, aclosing
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from fennflow.backends import ObjectKey, Record
+from fennflow.connectors import Connector
+from fennflow.engine.transaction import Transaction
+from fennflow.exceptions import (
+    ChecksumMismatchException,
+    ConnectorUnavailableException,
+    FileException,
+    NoSuchKeyException,
+    ObjectChangedException,
+    PreconditionFailedException,
+)
+
+READ_ATTEMPTS = 4
+"""Of a connection that brings nothing, before a reader gives up."""
+FIRST_PAUSE = 0.1
+HASH_IN_THREAD = 1 << 20
+
+
+class SourceError(Exception):
+    """What the user's source of bytes raised, on its way through a connector."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(str(error))
+        self.error = error
+
+
+@dataclass(slots=True)
+class Source:
+    """A body whose bytes come from the user while they are sent.
+
+    Args:
+        name: for errors.
+        chunks: opens it.
+        size: in bytes, if the user says it.
+        repeatable: whether it can be opened again, to be sent again.
+        on_bytes: called with how many bytes more were read.
+
+    Attributes:
+        count: bytes read since it was opened last.
+        sha256: of all of them, hexadecimal, once they are read.
+    """
+
+    name: str
+    chunks: Callable[[], AsyncGenerator[bytes]]
+    size: int | None = None
+    repeatable: bool = False
+    on_bytes: Callable[[int], object] | None = None
+    count: int = 0
+    sha256: str | None = None
+    _told: int = 0
+    _opened: AsyncGenerator[bytes] | None = None
+    _begun: list[bytes] = field(default_factory=list[bytes])
+
+    async def whole(self, limit: int) -> bytes | None:
+        """Return the body if it is shorter than the limit; else keep what was read of it.
+
+        Raises:
+            Exception: what the source raises.
+        """
+        if self.size is not None and self.size >= limit:
+            return None
+        self._opened = self.chunks()
+        size = 0
+        try:
+            async for chunk in self._opened:
+                self._begun.append(self._checked(chunk))
+                size += len(self._begun[-1])
+                if size >= limit:
+                    return None
+        except BaseException:
+            await self._opened.aclose()
+            raise
+        self.check_size(size)
+        return b"".join(self._begun)
+
+    async def read(self, check: Callable[[], None]) -> AsyncGenerator[bytes]:
+        """Iterate over all of it, from its beginning.
+
+        Args:
+            check: called before each chunk is handed on, and at the end.
+
+        Raises:
+            SourceError: the source failed, or has another size than it should.
+        """
+        begun, self._begun = self._begun, []
+        opened, self._opened = self._opened or self.chunks(), None
+        digest = hashlib.sha256()
+        self.count, self.sha256 = 0, None
+        async with aclosing(opened):
+            while True:
+                try:
+                    chunk = begun.pop(0) if begun else await anext(opened, None)
+                    if chunk is None:
+                        self.check_size(self.count)
+                    else:
+                        self._tell(len(self._checked(chunk)))
+                except Exception as error:
+                    raise SourceError(error) from error
+                check()
+                if chunk is None:
+                    break
+                await _update(digest, chunk)
+                yield chunk
+        self.sha256 = digest.hexdigest()
+
+    def check_size(self, size: int) -> None:
+        """Refuse a body that is not as long as was said."""
+        if self.size is not None and self.size != size:
+            message = (
+                f"{self.name} has {size} bytes, and not {self.size} as was said; nothing of this "
+                "call stays. Leave out the size, or read from the beginning."
+            )
+            raise FileException(message)
+
+    async def aclose(self) -> None:
+        """Close what was opened and not read to its end."""
+        if self._opened is not None:
+            await self._opened.aclose()
+
+    def tell_all(self) -> None:
+        """Tell that all of a body was sent that went whole."""
+        self._tell(sum(map(len, self._begun)))
+
+    def _tell(self, more: int) -> None:
+        self.count += more
+        # What is sent again is no progress.
+        news, self._told = self.count - self._told, max(self.count, self._told)
+        if news > 0 and self.on_bytes is not None:
+            self.on_bytes(news)
+
+    def _checked(self, chunk: object) -> bytes:
+        if not isinstance(chunk, bytes):
+            message = f"{self.name} gave a {type(chunk).__name__} where bytes are wanted."
+            raise FileException(message)
+        return chunk
+
+
+async def _update(digest: Any, chunk: bytes) -> None:
+    if len(chunk) < HASH_IN_THREAD:
+        digest.update(chunk)
+    else:
+        await asyncio.to_thread(digest.update, chunk)
+
+
+@dataclass(slots=True)
+class Download:
+    """The bytes of a record on their way to the user, from one version to the end (P29).
+
+    Args:
+        connector: where they lie.
+        call: begins a call of the session, by which it looks at the catalog.
+        key: of the object.
+        start: the first byte wanted.
+        end: the byte before which to stop; None for all.
+
+    Attributes:
+        record: whose bytes they are; known once the download is open.
+        position: of the next byte.
+    """
+
+    connector: Connector
+    call: Callable[[], AbstractAsyncContextManager[Transaction]]
+    key: ObjectKey
+    start: int
+    end: int | None
+    record: Record = field(init=False)
+    position: int = 0
+
+    async def open(self) -> AsyncGenerator[bytes]:
+        """Connect, so that what is missing is missed now, and return what iterates over the bytes.
+
+        Raises:
+            NoSuchKeyException: nothing lies under the key.
+            ObjectChangedException: somebody changed the object behind the catalog's back.
+        """
+        self.record = await self._look()
+        self.position = min(self.start, self.record.size)
+        chunks = self._chunks()
+        try:
+            first = await anext(chunks, b"")
+        except BaseException:
+            await chunks.aclose()
+            raise
+        return _after(first, chunks)
+
+    async def _look(self) -> Record:
+        async with self.call() as tx:
+            [record] = await tx.view(self.key.namespace, [self.key.key], missing_ok=False)
+        assert record is not None  # noqa: S101 - what is missing was raised
+        return record
+
+    def _end(self) -> int:
+        return self.record.size if self.end is None else min(self.end, self.record.size)
+
+    async def _chunks(self) -> AsyncGenerator[bytes]:
+        begin = self.position
+        digest = hashlib.sha256()
+        failures = moves = 0
+        while self.position < self._end():
+            reached = self.position
+            try:
+                async with aclosing(self._request()) as chunks:
+                    async for chunk in chunks:
+                        self.position += len(chunk)
+                        await _update(digest, chunk)
+                        yield chunk
+                self._check_complete()
+            except (NoSuchKeyException, PreconditionFailedException) as error:
+                moves = moves + 1 if self.position == reached else 1
+                await self._follow(error, begin, last=moves == READ_ATTEMPTS)
+            except ConnectorUnavailableException:
+                failures = failures + 1 if self.position == reached else 1
+                if failures == READ_ATTEMPTS:
+                    raise
+                await asyncio.sleep(FIRST_PAUSE * 2**failures)
+        whole = begin == 0 and self.position == self.record.size
+        if whole and self.record.sha256 not in {None, digest.hexdigest()}:
+            message = (
+                f"{self.key.namespace}/{self.key.key} has other bytes than were committed: its "
+                f"SHA-256 is not {self.record.sha256}. Do not use what was read; restore it from "
+                "a backup, or put it again."
+            )
+            raise ChecksumMismatchException(message)
+
+    def _request(self) -> AsyncGenerator[bytes]:
+        end = self._end()
+        return self.connector.stream(
+            self.key.namespace,
+            self.record.location,
+            if_match=self.record.etag,
+            start=self.position,
+            end=None if end == self.record.size else end,
+        )
+
+    def _check_complete(self) -> None:
+        if self.position < self._end():
+            message = f"{self.key.namespace}/{self.key.key} broke off at byte {self.position}."
+            raise ConnectorUnavailableException(message)
+
+    async def _follow(self, error: Exception, begin: int, *, last: bool) -> None:
+        """Go on where the bytes lie now: apply may have moved them meanwhile (P28)."""
+        now = await self._look()
+        same = replace(self.record, location=now.location, etag=now.etag) == now
+        unmoved = now == self.record
+        if last or unmoved or not (same or self.position == begin):
+            message = (
+                f"{self.key.namespace}/{self.key.key} was changed while it was read, at byte "
+                f"{self.position}. Read it again."
+            )
+            raise ObjectChangedException(message) from error
+        self.record = now
+        if self.position == begin:
+            self.position = min(begin, now.size)
+
+
+async def _after(first: bytes, chunks: AsyncGenerator[bytes]) -> AsyncGenerator[bytes]:
+    """Iterate over a first chunk and what follows it."""
+    async with aclosing(chunks):
+        if first:
+            yield first
+        async for chunk in chunks:
+            yield chunk

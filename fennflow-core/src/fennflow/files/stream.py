@@ -1,0 +1,283 @@
+"""Files whose bytes are never in memory as a whole."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable, Iterator, Mapping
+from itertools import islice
+from os import PathLike
+from pathlib import Path
+from typing import Annotated, Any, Protocol, runtime_checkable
+
+from pydantic import BaseModel, Field, PrivateAttr, ValidationError, field_validator
+from pydantic import ConfigDict as PydanticConfigDict
+
+from fennflow.exceptions import FileException, MediaTypeCannotBeGuessedException
+from fennflow.files import media_types
+from fennflow.files.content import MEDIA_TYPE, check_metadata
+
+CHUNK = 1 << 20
+"""Bytes that are read at a time."""
+CHUNKS_AT_ONCE = 64
+"""Of an iterable that is no coroutine: taken in a thread, in which it may wait."""
+
+
+@runtime_checkable
+class Readable(Protocol):
+    """What has `read(size)`, plain or async: an open file, or the upload of a web framework."""
+
+    def read(self, size: int, /) -> Any:
+        """Return the next bytes, or none at the end."""
+        ...
+
+
+Opener = Callable[[], AsyncGenerator[bytes]]
+
+
+class StreamContent(BaseModel):
+    """A file to put whose bytes arrive while they are sent, of any size, in constant memory.
+
+    `get` returns what was put with it as the class of its media type; `open` streams it back.
+
+    Args:
+        filename: path relative to the scope of the `put`.
+        media_type: told by the name where it is not given.
+        metadata: the user's own, any Unicode, at most 2 KB.
+        size: in bytes, where it is known; a body of another size is refused.
+
+    Example:
+        ```python
+        import asyncio
+
+        from fennflow import UnitOfWork
+        from fennflow.files import StreamContent
+        from fennflow.repositories import CrudRepository, RepoField, StreamRepository
+
+
+        class LogRepository(CrudRepository, StreamRepository):
+            pass
+
+
+        class UOW(UnitOfWork):
+            logs = RepoField(LogRepository, namespace="logs")
+
+
+        async def lines():
+            for number in range(3):
+                yield f"line {number}; ".encode()
+
+
+        async def main():
+            async with UOW() as uow:
+                await uow.logs.put(StreamContent.from_iterable(lines(), filename="today.txt"))
+                async with uow.logs.open("today.txt", start=7) as stream:
+                    print(b"".join([chunk async for chunk in stream]))
+                    #> b' line 1; line 2; '
+
+
+        asyncio.run(main())
+        ```
+    """
+
+    model_config = PydanticConfigDict(frozen=True, extra="forbid", strict=True)
+
+    filename: Annotated[str, Field(min_length=1)]
+    media_type: Annotated[str, Field(pattern=f"^{MEDIA_TYPE}$")]
+    metadata: Mapping[str, str] = Field(default_factory=dict[str, str])
+    size: Annotated[int | None, Field(ge=0)] = None
+
+    _open: Opener = PrivateAttr()
+    _repeatable: bool = PrivateAttr(default=False)
+
+    def __init__(self, **values: Any) -> None:
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            reasons = "; ".join(
+                f"{'.'.join(map(str, detail['loc']))}: {detail['msg']}"
+                for detail in error.errors(include_input=False, include_context=False)
+            )
+            message = f"{type(self).__name__} cannot hold this: {reasons}"
+            raise FileException(message) from None
+
+    @field_validator("metadata")
+    @classmethod
+    def _check_metadata(cls, metadata: Mapping[str, str]) -> Mapping[str, str]:
+        check_metadata(metadata)
+        return metadata
+
+    @property
+    def repeatable(self) -> bool:
+        """Whether `chunks` can be called again."""
+        return self._repeatable
+
+    def chunks(self) -> AsyncGenerator[bytes]:
+        """Iterate over the bytes, from the first one.
+
+        Raises:
+            FileException: they were read before, and come once only; or they cannot be read.
+        """
+        return self._open()
+
+    @classmethod
+    def from_iterable(
+        cls,
+        chunks: AsyncIterable[bytes] | Iterable[bytes] | Readable,
+        *,
+        filename: str | None = None,
+        media_type: str = "",
+        size: int | None = None,
+        metadata: Mapping[str, str] | None = None,
+    ) -> StreamContent:
+        """Build it from what gives bytes, once.
+
+        Args:
+            chunks: an iterable of bytes, async or not, or what has `read`, such as an open file
+                or the `UploadFile` of FastAPI. What is not async is called in a thread.
+            filename: path relative to the scope of the `put`; that of an upload by default.
+            media_type: by default the `content_type` of an upload, or what the name tells.
+            size: in bytes, if you know it.
+            metadata: your own.
+
+        Raises:
+            FileException: there is no name, or these are no bytes.
+            MediaTypeCannotBeGuessedException: it was not given, nor does the name tell it.
+        """
+        name: object = filename or getattr(chunks, "filename", None)
+        if not isinstance(name, str):
+            message = "A stream needs a filename: its bytes cannot name it before they are sent."
+            raise FileException(message)
+        if isinstance(chunks, (bytes, bytearray, str)):
+            message = f"{name} is no stream: use BinaryContent or TextContent, or pass a list."
+            raise FileException(message)
+        kind: object = media_type or getattr(chunks, "content_type", None)
+        told: object = getattr(chunks, "size", None) if size is None else size
+        content = cls(
+            filename=name,
+            media_type=kind if isinstance(kind, str) and kind else _guess(name),
+            metadata=metadata or {},
+            size=told if isinstance(told, int) else None,
+        )
+        content._open = _once(name, chunks)
+        return content
+
+
+class FileContent(StreamContent):
+    """A local file to put, which is read while it is sent."""
+
+    @classmethod
+    def from_local_path(
+        cls,
+        path: str | PathLike[str],
+        *,
+        filename: str | None = None,
+        media_type: str = "",
+        metadata: Mapping[str, str] | None = None,
+    ) -> FileContent:
+        """Build it from the path of a file.
+
+        Args:
+            path: of the file; it must keep its size until it is sent.
+            filename: path relative to the scope of the `put`; the file's own name by default.
+            media_type: told by the name where it is not given.
+            metadata: your own.
+
+        Raises:
+            FileException: there is no such file.
+            MediaTypeCannotBeGuessedException: it was not given, nor does the name tell it.
+
+        Example:
+            ```python
+            from pathlib import Path
+
+            from fennflow.files import FileContent
+
+            Path("film.mp4").write_bytes(b"...")
+            film = FileContent.from_local_path("film.mp4", filename="2026/film.mp4")
+            print(film.media_type, film.size)
+            #> video/mp4 3
+            ```
+        """
+        local = Path(path)
+        try:
+            size = local.stat().st_size
+        except OSError as error:
+            raise _unreadable(local, error) from error
+        if not local.is_file():
+            message = f"{local} is no file."
+            raise FileException(message)
+        name = local.name if filename is None else filename
+        content = cls(
+            filename=name,
+            media_type=media_type or _guess(name),
+            metadata=metadata or {},
+            size=size,
+        )
+        content._open = lambda: _read_local(local)
+        content._repeatable = True
+        return content
+
+
+def _guess(name: str) -> str:
+    guess = media_types.from_name(name)
+    if guess is None:
+        message = f"The media type of {name} cannot be told from its name: pass media_type."
+        raise MediaTypeCannotBeGuessedException(message)
+    return guess
+
+
+def _unreadable(path: Path, error: OSError) -> FileException:
+    return FileException(f"{path} cannot be read: {error.strerror or error}")
+
+
+async def _read_local(path: Path) -> AsyncGenerator[bytes]:
+    try:
+        file = await asyncio.to_thread(path.open, "rb")
+        try:
+            while chunk := await asyncio.to_thread(file.read, CHUNK):
+                yield chunk
+        finally:
+            await asyncio.to_thread(file.close)
+    except OSError as error:
+        raise _unreadable(path, error) from error
+
+
+def _once(name: str, chunks: AsyncIterable[bytes] | Iterable[bytes] | Readable) -> Opener:
+    """Return what opens a source for the first time, and refuses to do so again."""
+    opened = False
+
+    def open_() -> AsyncGenerator[bytes]:
+        nonlocal opened
+        if opened:
+            message = f"{name} was read before, and its bytes come once only. Build it anew."
+            raise FileException(message)
+        opened = True
+        # Files are iterables too, of lines.
+        if isinstance(chunks, Readable):
+            return _read(chunks)
+        return _pass_on(chunks) if isinstance(chunks, AsyncIterable) else _take(iter(chunks))
+
+    return open_
+
+
+async def _pass_on(chunks: AsyncIterable[bytes]) -> AsyncGenerator[bytes]:
+    async for chunk in chunks:
+        yield chunk
+
+
+async def _read(file: Readable) -> AsyncGenerator[bytes]:
+    plain = not inspect.iscoroutinefunction(file.read)
+    while True:
+        chunk = await asyncio.to_thread(file.read, CHUNK) if plain else file.read(CHUNK)
+        if inspect.isawaitable(chunk):
+            chunk = await chunk
+        if not chunk:
+            break
+        yield chunk
+
+
+async def _take(chunks: Iterator[bytes]) -> AsyncGenerator[bytes]:
+    while taken := await asyncio.to_thread(lambda: list(islice(chunks, CHUNKS_AT_ONCE))):
+        for chunk in taken:
+            yield chunk

@@ -1,0 +1,155 @@
+"""What connectors speak of: places, conditions, and what a store says of an object.
+
+`fennflow.connectors` exports all of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from fennflow.exceptions import BaseConnectorException
+
+__all__ = [
+    "Capabilities",
+    "CopySource",
+    "Deletion",
+    "DeletionReport",
+    "Location",
+    "ObjectAttributes",
+    "PendingUpload",
+    "StoredObject",
+]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Capabilities:
+    """What a namespace was seen, or is documented, to enforce.
+
+    Args:
+        conditional_create: a PUT with `if_none_match` fails where an object lies.
+        conditional_delete: a deletion with `if_match` spares an object with another ETag, in a
+            batch (which implies a single one), in a single request, or not at all.
+        conditional_copy: a copy with `if_match` or `if_none_match` minds the target.
+        versioned: every write makes a version with an id of its own (S3: versioning `Enabled`).
+        keeps_directories: a batch of deletions leaves empty directories behind, which are listed
+            as keys that end in `/` (JuiceFS).
+    """
+
+    conditional_create: bool = False
+    conditional_delete: Literal["batch", "single", "none"] = "none"
+    conditional_copy: bool = False
+    versioned: bool = False
+    keeps_directories: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Location:
+    """Where bytes lie: a key, and a version id where the store gave one."""
+
+    key: str
+    version_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class CopySource:
+    """What to copy.
+
+    Args:
+        namespace: it may be another one than the target's.
+        location: its key and version id.
+        if_match: copy only if it has this ETag. A store that cannot check that copies all the
+            same; the engine looks afterwards whether the catalog's record was still the same.
+    """
+
+    namespace: str
+    location: Location
+    if_match: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ObjectAttributes:
+    """What is stored beside the bytes.
+
+    Args:
+        media_type: for instance `text/plain`.
+        metadata: any Unicode; the connector encodes it, and decodes it on the way back.
+        sha256: hexadecimal, of the body; a connector may have the store verify it.
+        extra: what the user passed as `connector_extra`, in the words of the store.
+    """
+
+    media_type: str
+    metadata: Mapping[str, str] = field(default_factory=dict[str, str])
+    sha256: str | None = None
+    extra: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredObject:
+    """What the store says of an object.
+
+    Args:
+        location: its key and version id.
+        etag: an opaque word that changes with the bytes; without quotes.
+        size: in bytes.
+        media_type: as stored.
+        metadata: decoded; as `put` got it.
+        modified_at: by the store's clock, where it tells.
+        retried: whether the request that returned this was sent more than once, so that an
+            earlier attempt may still take effect (protocol P20).
+    """
+
+    location: Location
+    etag: str
+    size: int
+    media_type: str = "application/octet-stream"
+    metadata: Mapping[str, str] = field(default_factory=dict[str, str])
+    modified_at: datetime | None = None
+    retried: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PendingUpload:
+    """A multipart upload that was neither completed nor aborted.
+
+    Args:
+        key: of the object that it is to become.
+        upload_id: what `abort_upload` takes.
+        modified_at: when it began, by the store's clock, where it tells.
+    """
+
+    key: str
+    upload_id: str
+    modified_at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Deletion:
+    """One object to delete.
+
+    Args:
+        location: its key; with a version id that version alone, for good.
+        if_match: delete only if the object has this ETag. Given only where `Capabilities` says
+            that the store enforces it.
+    """
+
+    location: Location
+    if_match: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeletionReport:
+    """How a batch of deletions went.
+
+    Args:
+        errors: for each deletion, in order, None if the object is gone (or never was), else what
+            prevented that: a PreconditionFailedException where `if_match` did not hold.
+        retried: whether a request was sent more than once, so that an earlier attempt may still
+            take effect (protocol P20).
+    """
+
+    errors: Sequence[BaseConnectorException | None]
+    retried: bool = False

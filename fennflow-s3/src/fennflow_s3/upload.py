@@ -1,0 +1,132 @@
+"""Uploads in parts: a body of any size, a few parts of which are in memory."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import zlib
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from types_aiobotocore_s3 import S3Client
+    from types_aiobotocore_s3.type_defs import CompletedPartTypeDef
+
+PARTS_IN_FLIGHT = 4
+BYTES_IN_FLIGHT = 64 << 20
+MAX_PARTS = 10_000
+MAX_PART_SIZE = 5 << 30
+GROWS_EVERY = 900
+"""Parts of a body of unknown size, after which they double: so 5 TiB are fewer than 10,000."""
+
+
+def size_of_part(smallest: int, total: int | None, number: int) -> int:
+    """Return how many bytes a part is to have.
+
+    S3 takes at most 10,000 parts, and objects of up to 5 TiB (user guide, "Amazon S3 multipart
+    upload limits").
+
+    Args:
+        smallest: what the configuration says.
+        total: of the body, if that is known.
+        number: of the part, from 1.
+    """
+    if total is not None:
+        return max(smallest, -(-total // MAX_PARTS))
+    return min(smallest << ((number - 1) // GROWS_EVERY), MAX_PART_SIZE)
+
+
+async def split(
+    chunks: AsyncIterator[bytes], size_of: Callable[[int], int]
+) -> AsyncGenerator[bytes]:
+    """Cut a body into parts; of an empty one there is one empty part."""
+    number, wanted = 1, size_of(1)
+    pieces: list[memoryview] = []
+    have = 0
+    async for chunk in chunks:
+        rest = memoryview(chunk)
+        while have + len(rest) >= wanted:
+            pieces.append(rest[: wanted - have])
+            rest = rest[wanted - have :]
+            part, pieces, have = b"".join(pieces), [], 0
+            yield part
+            number += 1
+            wanted = size_of(number)
+        if rest:
+            pieces.append(rest)
+            have += len(rest)
+    if pieces or number == 1:
+        yield b"".join(pieces)
+
+
+@dataclass(slots=True)
+class Upload:
+    """One upload in parts, which S3 keeps until it is completed or aborted.
+
+    Args:
+        client: an open one.
+        target: bucket and key, as parameters.
+        upload_id: that S3 gave it.
+        checksums: whether S3 is to check the CRC32 of each part.
+    """
+
+    client: S3Client
+    target: dict[str, Any]
+    upload_id: str
+    checksums: bool
+    size: int = 0
+    _parts: dict[int, CompletedPartTypeDef] = field(default_factory=dict[int, Any])
+
+    @classmethod
+    async def create(
+        cls, client: S3Client, namespace: str, key: str, described: dict[str, Any]
+    ) -> Upload:
+        """Begin an upload."""
+        target: dict[str, Any] = {"Bucket": namespace, "Key": key}
+        created = await client.create_multipart_upload(
+            **target, **described, ChecksumAlgorithm="CRC32"
+        )
+        # A server that does not know of it says nothing of it, and is sent no checksums.
+        return cls(client, target, created["UploadId"], "ChecksumAlgorithm" in created)
+
+    async def send(self, parts: AsyncIterator[bytes]) -> None:
+        """Send all parts, a few at a time."""
+        under_way: dict[asyncio.Task[None], int] = {}
+        try:
+            async with asyncio.TaskGroup() as group:
+                number = 0
+                async for part in parts:
+                    while under_way and (
+                        len(under_way) == PARTS_IN_FLIGHT
+                        or sum(under_way.values()) + len(part) > BYTES_IN_FLIGHT
+                    ):
+                        done, _ = await asyncio.wait(under_way, return_when=asyncio.FIRST_COMPLETED)
+                        for task in done:
+                            del under_way[task]
+                    number += 1
+                    self.size += len(part)
+                    under_way[group.create_task(self._send(number, part))] = len(part)
+        except BaseExceptionGroup as failures:
+            raise failures.exceptions[0] from None
+
+    async def _send(self, number: int, part: bytes) -> None:
+        checksum: dict[str, Any] = {}
+        if self.checksums:
+            crc = await asyncio.to_thread(zlib.crc32, part)
+            checksum = {"ChecksumCRC32": base64.b64encode(crc.to_bytes(4, "big")).decode()}
+        answer = await self.client.upload_part(
+            **self.target, **checksum, UploadId=self.upload_id, PartNumber=number, Body=part
+        )
+        self._parts[number] = {"PartNumber": number, "ETag": answer["ETag"], **checksum}  # type: ignore[typeddict-item]
+
+    async def complete(self, condition: dict[str, Any]) -> Any:
+        """Make the object of the parts.
+
+        Args:
+            condition: on which it is made, as parameters.
+        """
+        parts = [self._parts[number] for number in sorted(self._parts)]
+        return await self.client.complete_multipart_upload(
+            **self.target, **condition, UploadId=self.upload_id, MultipartUpload={"Parts": parts}
+        )

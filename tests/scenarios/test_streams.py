@@ -1,0 +1,627 @@
+"""Files of any size, sent while they are read and read while they arrive."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import io
+import random
+from collections.abc import AsyncGenerator, Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+from typing_extensions import override
+
+import fennflow_memory.connector
+from fennflow import plugins
+from fennflow.connectors import Location, ObjectAttributes
+from fennflow.exceptions import (
+    ChecksumMismatchException,
+    ConnectorUnavailableException,
+    FileException,
+    MediaTypeCannotBeGuessedException,
+    NoSuchKeyException,
+    ObjectChangedException,
+    PathException,
+    RecordAlreadyExistsException,
+    SessionLostException,
+    TransactionException,
+)
+from fennflow.files import BinaryContent, FileContent, StreamContent, TextContent
+from fennflow.repositories import ObjectStream
+from fennflow.testing import Fault, S3Server, faults
+from soaking import Held
+from stores import FullUOW, Store, make_store, raw_client
+
+MiB = 1 << 20
+LONG = random.Random(1).randbytes(12 * MiB)
+SHORT = LONG[: 3 * MiB]
+STORES = ["memory", "moto", "moto-versioned", "juicefs", "strict"]
+
+
+@pytest.fixture(params=STORES)
+async def store(request: pytest.FixtureRequest) -> Store:
+    return await small_parts(request.param, request)
+
+
+@pytest.fixture
+async def moto_store(request: pytest.FixtureRequest) -> Store:
+    return await small_parts("moto", request)
+
+
+async def small_parts(kind: str, request: pytest.FixtureRequest) -> Store:
+    sizes = {"multipart_threshold": 5 * MiB, "multipart_part_size": 5 * MiB}
+    return await make_store(kind, request, **({} if kind == "memory" else sizes))
+
+
+async def pieces(body: bytes, size: int = 999_983) -> AsyncGenerator[bytes]:
+    for start in range(0, len(body), size):
+        yield body[start : start + size]
+
+
+def stream(body: bytes, name: str = "a.bin", **options: Any) -> StreamContent:
+    return StreamContent.from_iterable(
+        pieces(body), filename=name, media_type="application/x-test", **options
+    )
+
+
+async def read(uow: FullUOW, path: str = "a.bin", **options: Any) -> bytes:
+    async with uow.files.open(path, **options) as opened:
+        return b"".join([chunk async for chunk in opened])
+
+
+async def uploads(store: Store) -> list[Any]:
+    assert store.server is not None
+    async with raw_client(store.server) as client:
+        return (await client.list_multipart_uploads(Bucket=store.namespace)).get("Uploads", [])
+
+
+# --- writing -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("body", [LONG, SHORT, b""], ids=["long", "short", "empty"])
+async def test_a_stream_is_written_overwritten_and_read(store: Store, body: bytes) -> None:
+    uow_class = store.uow()
+    async with uow_class() as uow:
+        assert await uow.files.put(stream(body[::-1])) == ["a.bin"]
+        assert await read(uow) == body[::-1]
+    async with uow_class() as uow:
+        await uow.files.put(stream(body, metadata={"by": "Zoë"}))
+        async with uow_class() as other:
+            assert await read(other) == body[::-1]
+    async with uow_class() as uow:
+        assert await read(uow) == body
+        info = await uow.files.stat("a.bin")
+        assert (info.size, info.sha256) == (len(body), hashlib.sha256(body).hexdigest())
+        assert (info.media_type, info.metadata) == ("application/x-test", {"by": "Zoë"})
+        file = (await uow.files.get("a.bin")).one()
+        assert (type(file), file.data) == (BinaryContent, body)
+    assert await store.objects() == {"a.bin": body}
+
+
+async def test_a_stream_that_is_not_committed_leaves_nothing(store: Store) -> None:
+    uow_class = store.uow()
+    with pytest.raises(ZeroDivisionError):
+        async with uow_class() as uow:
+            await uow.files.put(stream(LONG), stream(SHORT, "b.bin"))
+            raise ZeroDivisionError
+    assert await store.objects() == {}
+
+
+class Readable:
+    """What web frameworks hand out."""
+
+    filename = "up/load.txt"
+    content_type = "text/markdown"
+
+    def __init__(self, body: bytes, size: int | None = None) -> None:
+        self._body = io.BytesIO(body)
+        self.size = size
+
+    async def read(self, size: int = -1) -> bytes:
+        return self._body.read(size)
+
+
+def some(body: bytes) -> Iterator[bytes]:
+    yield body[:5]
+    yield b""
+    yield body[5:]
+
+
+SOURCES: list[tuple[str, Callable[[], Any]]] = [
+    ("an async generator", lambda: pieces(SHORT)),
+    ("a generator", lambda: some(SHORT)),
+    ("a list", lambda: [SHORT[:9], SHORT[9:]]),
+    ("an open file", lambda: io.BytesIO(SHORT)),
+    ("an upload", lambda: Readable(SHORT, len(SHORT))),
+    ("an upload of unknown size", lambda: Readable(SHORT)),
+]
+
+
+@pytest.mark.parametrize("source", [each for _, each in SOURCES], ids=[name for name, _ in SOURCES])
+async def test_many_things_are_sources(source: Callable[[], Any]) -> None:
+    class UOW(FullUOW):
+        pass
+
+    async with UOW() as uow:
+        await uow.files.put(StreamContent.from_iterable(source(), filename="a.txt"))
+        assert await read(uow, "a.txt") == SHORT
+
+
+async def test_an_upload_brings_its_name_type_and_size() -> None:
+    content = StreamContent.from_iterable(Readable(b"1", 1))
+    assert (content.filename, content.media_type, content.size) == (
+        "up/load.txt",
+        "text/markdown",
+        1,
+    )
+
+
+@pytest.mark.parametrize("size", [12 * MiB, 10])
+async def test_a_local_file_is_sent(store: Store, tmp_path: Path, size: int) -> None:
+    (tmp_path / "film.mp4").write_bytes(LONG[:size])
+    content = FileContent.from_local_path(tmp_path / "film.mp4")
+    assert (content.filename, content.media_type, content.size) == ("film.mp4", "video/mp4", size)
+    async with store.uow()() as uow:
+        await uow.files.at("films").put(content)
+        await uow.files.put(content)
+    assert await store.objects() == {"film.mp4": LONG[:size], "films/film.mp4": LONG[:size]}
+
+
+async def test_a_short_stream_is_one_put_and_a_long_one_is_sent_in_parts(
+    moto_store: Store,
+) -> None:
+    server, uow_class = moto_store.server, moto_store.uow()
+    assert server is not None
+    async with uow_class() as uow:
+        await uow.files.put(TextContent.from_content("probes", filename="p"))
+    with server.watched() as seen:
+        async with uow_class() as uow:
+            await uow.files.put(stream(SHORT, "short"))
+    assert [each.operation for each in seen] == ["PUT"]
+    with server.watched() as seen:
+        async with uow_class() as uow:
+            await uow.files.put(stream(LONG, "long"))
+    assert [each.operation for each in seen] == ["HEAD", "POST", "PUT", "PUT", "PUT", "POST"]
+
+
+@pytest.mark.parametrize("body", [LONG, SHORT], ids=["long", "short"])
+async def test_what_a_source_raises_is_raised_and_its_call_is_undone(
+    store: Store, body: bytes
+) -> None:
+    mine = OSError("the disk is gone")
+
+    async def fail() -> AsyncGenerator[bytes]:
+        yield body
+        raise mine
+
+    uow_class = store.uow()
+    async with uow_class() as uow:
+        await uow.files.put(TextContent.from_content("kept", filename="kept"))
+        with pytest.raises(OSError, match="the disk is gone") as caught:
+            await uow.files.put(
+                TextContent.from_content("with it", filename="with it"),
+                StreamContent.from_iterable(fail(), filename="a.txt"),
+            )
+        assert caught.value is mine
+        assert mine.__cause__ is None
+        assert await uow.files.list() == ["kept"]
+    assert await store.objects() == {"kept": b"kept"}
+    if store.server is not None:
+        assert await uploads(store) == []
+
+
+@pytest.mark.parametrize("body", [LONG, SHORT], ids=["long", "short"])
+@pytest.mark.parametrize("off", [-1, 1])
+async def test_a_body_of_another_size_than_was_said_is_refused(
+    moto_store: Store, body: bytes, off: int
+) -> None:
+    with pytest.raises(FileException, match="as was said"):
+        async with moto_store.uow()() as uow:
+            await uow.files.put(stream(body, size=len(body) + off))
+    assert await moto_store.objects() == {}
+    assert await uploads(moto_store) == []
+
+
+async def test_a_cancelled_upload_is_aborted(moto_store: Store) -> None:
+    waits = asyncio.Event()
+    closed = False
+
+    async def hang() -> AsyncGenerator[bytes]:
+        nonlocal closed
+        try:
+            yield LONG
+            waits.set()
+            await asyncio.Event().wait()
+        finally:
+            closed = True
+
+    async def work() -> None:
+        async with moto_store.uow()() as uow:
+            await uow.files.put(StreamContent.from_iterable(hang(), filename="a.txt"))
+
+    task = asyncio.create_task(work())
+    await waits.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert closed
+    assert await moto_store.objects() == {}
+    assert await uploads(moto_store) == []
+
+
+async def test_a_lost_lease_stops_a_stream(moto_store: Store) -> None:
+    """P23: not one more of its parts is sent."""
+    server = moto_store.server
+    assert server is not None
+    uow_class = moto_store.uow()
+    with server.watched() as seen, pytest.raises(SessionLostException):
+        async with uow_class() as uow:
+
+            async def lose() -> AsyncGenerator[bytes]:
+                yield LONG[: 7 * MiB]
+                uow.files._session._tx.lease.until = float("-inf")
+                yield LONG
+
+            await uow.files.put(StreamContent.from_iterable(lose(), filename="a.txt"))
+    parts = [each for each in seen if "partNumber" in each.query]
+    assert len(parts) < 2
+    assert [each for each in seen if each.method == "POST" and "uploadId" in each.query] == []
+
+
+async def test_a_stream_is_read_once() -> None:
+    content = stream(b"1")
+
+    class UOW(FullUOW):
+        pass
+
+    async with UOW() as uow:
+        await uow.files.put(content)
+        with pytest.raises(FileException, match="once only"):
+            await uow.files.put(content)
+        assert await read(uow) == b"1"
+
+
+async def test_progress_is_told_in_bytes(store: Store, tmp_path: Path) -> None:
+    (tmp_path / "a.bin").write_bytes(LONG)
+    told: list[tuple[int, int | None]] = []
+    async with store.uow()() as uow:
+        await uow.files.put(
+            FileContent.from_local_path(tmp_path / "a.bin", media_type="a/b"),
+            stream(SHORT, "b.bin", size=len(SHORT)),
+            TextContent.from_content("12345", filename="c"),
+            on_progress=lambda done, total: told.append((done, total)),
+        )
+    total = len(LONG) + len(SHORT) + 5
+    assert {each for _, each in told} == {total}
+    assert [done for done, _ in told] == sorted(done for done, _ in told)
+    assert told[-1] == (total, total)
+
+
+async def test_progress_without_a_size_has_no_total_and_may_fail_the_call(store: Store) -> None:
+    told: list[int | None] = []
+
+    def stop(done: int, total: int | None) -> None:
+        told.append(total)
+        if done > MiB:
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        async with store.uow()() as uow:
+            await uow.files.put(stream(LONG), on_progress=stop)
+    assert set(told) == {None}
+    assert await store.objects() == {}
+
+
+@pytest.mark.parametrize(
+    ("wrong", "match"),
+    [
+        (lambda: StreamContent.from_iterable([b"1"]), "needs a filename"),
+        (
+            lambda: StreamContent.from_iterable(cast("Any", b"123"), filename="a.txt"),
+            "is no stream",
+        ),
+        (lambda: StreamContent.from_iterable([b"1"], filename="a.txt", size=-1), "size"),
+        (lambda: StreamContent.from_iterable([b"1"], filename="a.txt", media_type="x"), "media"),
+        (lambda: FileContent.from_local_path("/nowhere/a.txt"), "cannot be read"),
+        (lambda: FileContent.from_local_path("/"), "is no file"),
+    ],
+)
+def test_what_is_no_stream_is_refused_at_once(wrong: Callable[[], Any], match: str) -> None:
+    with pytest.raises(FileException, match=match):
+        wrong()
+
+
+def test_a_stream_whose_type_nothing_tells_is_refused() -> None:
+    with pytest.raises(MediaTypeCannotBeGuessedException):
+        StreamContent.from_iterable([b"1"], filename="a")
+
+
+async def test_chunks_that_are_no_bytes_are_refused(store: Store) -> None:
+    texts: Any = ["text"]
+    with pytest.raises(FileException, match="gave a str"):
+        async with store.uow()() as uow:
+            await uow.files.put(StreamContent.from_iterable(texts, filename="a.txt"))
+    assert await store.objects() == {}
+
+
+# --- objects of others ---------------------------------------------------------------------------
+
+
+async def put_foreign(store: Store) -> None:
+    async with store.connector() as connector:
+        attributes = ObjectAttributes(media_type="text/plain")
+        await connector.put(store.namespace, "a.bin", b"somebody else's", attributes)
+
+
+async def test_an_object_of_others_is_found_before_a_long_stream_is_sent(
+    moto_store: Store,
+) -> None:
+    """P14: `create` refuses, `put` replaces it at the commit and not before."""
+    server, uow_class = moto_store.server, moto_store.uow()
+    assert server is not None
+    async with uow_class() as uow:
+        await uow.files.list()
+    await put_foreign(moto_store)
+    with server.watched() as seen, pytest.raises(RecordAlreadyExistsException):
+        async with uow_class() as uow:
+            await uow.files.create(stream(LONG))
+    assert [each for each in seen if "uploads" in each.query and each.method == "POST"] == []
+    async with uow_class() as uow:
+        await uow.files.put(stream(LONG))
+        assert (await moto_store.objects())["a.bin"] == b"somebody else's"
+    assert await moto_store.objects() == {"a.bin": LONG}
+
+
+@pytest.mark.parametrize("repeatable", [True, False])
+async def test_an_object_that_others_write_meanwhile_is_not_lost(
+    moto_store: Store, tmp_path: Path, *, repeatable: bool
+) -> None:
+    """I5, P14: what can be read again is sent again, elsewhere."""
+    uow_class = moto_store.uow()
+    async with uow_class() as uow:
+        await uow.files.list()
+    (tmp_path / "a.bin").write_bytes(LONG)
+
+    async def meanwhile() -> AsyncGenerator[bytes]:
+        yield LONG
+        await put_foreign(moto_store)
+
+    if repeatable:
+        loop = asyncio.get_running_loop()
+        told: list[asyncio.Task[None]] = []
+
+        def once(done: int, _total: int | None) -> None:
+            if not told:
+                told.append(loop.create_task(put_foreign(moto_store)))
+
+        async with uow_class() as uow:
+            content = FileContent.from_local_path(tmp_path / "a.bin", media_type="a/b")
+            await uow.files.put(content, on_progress=once)
+            assert (await moto_store.objects())["a.bin"] == b"somebody else's"
+        await told[0]
+        assert await moto_store.objects() == {"a.bin": LONG}
+        return
+    with pytest.raises(ObjectChangedException, match="once only"):
+        async with uow_class() as uow:
+            await uow.files.put(StreamContent.from_iterable(meanwhile(), filename="a.bin"))
+    assert await moto_store.objects() == {"a.bin": b"somebody else's"}
+    assert await uploads(moto_store) == []
+
+
+# --- reading -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("start", "end"),
+    [
+        (0, None),
+        (1, None),
+        (0, 1),
+        (5 * MiB - 1, 5 * MiB + 1),
+        (7, 7),
+        (0, 1 << 40),
+        (1 << 40, None),
+    ],
+)
+async def test_a_range_is_read_like_a_slice(store: Store, start: int, end: int | None) -> None:
+    uow_class = store.uow()
+    async with uow_class() as uow:
+        await uow.files.put(stream(LONG))
+        assert await read(uow, start=start, end=end) == LONG[start:end]
+
+
+@pytest.mark.parametrize(("start", "end"), [(-1, None), (3, 2), (0, -1)])
+async def test_what_is_no_range_is_refused(store: Store, start: int, end: int | None) -> None:
+    async with store.uow()() as uow:
+        with pytest.raises(PathException, match="no range"):
+            await read(uow, start=start, end=end)
+        with pytest.raises(NoSuchKeyException):
+            await read(uow)
+
+
+async def test_a_stream_can_be_left_and_its_session_goes_on(store: Store) -> None:
+    uow_class = store.uow()
+    async with uow_class() as uow:
+        await uow.files.put(stream(LONG))
+    async with uow_class() as uow:
+        async with uow.files.open("a.bin") as opened:
+            assert opened.info.size == len(LONG)
+            async for chunk in opened:
+                assert LONG.startswith(chunk)
+                break
+            await uow.files.delete("a.bin")
+            await uow.commit()
+        with pytest.raises(TransactionException, match="is closed"):
+            [chunk async for chunk in opened]
+    assert await store.objects() == {}
+
+
+@dataclass(eq=False)
+class Cuts(faults.Faults):
+    """Cuts the next streams after as many bytes, and does something before each goes on."""
+
+    after: list[int]
+    before_request: list[Callable[[], Any]] = field(default_factory=list[Callable[[], Any]])
+    requests: int = 0
+
+    @override
+    async def around(self, operation: faults.Operation, effect: faults.Effect[Any]) -> Any:
+        if operation.name == "stream":
+            self.requests += 1
+            if self.requests > 1 and self.before_request:
+                await self.before_request.pop(0)()
+        return await effect()
+
+    @override
+    def cut(self, operation: faults.Operation) -> int | None:
+        return self.after.pop(0) if self.after and operation.name == "stream" else None
+
+
+def cut(store: Store, cuts: Cuts) -> type[FullUOW]:
+    connector = faults.FaultyConnectorConfig(inner=store.config, faults=cuts)
+    return Store(connector, store.namespace).uow()
+
+
+async def test_a_connection_that_breaks_is_made_anew_at_the_byte_reached(store: Store) -> None:
+    cuts = Cuts([5 * MiB, 1, 6 * MiB])
+    with plugins.override(faults):
+        uow_class = cut(store, cuts)
+        async with uow_class() as uow:
+            await uow.files.put(stream(LONG))
+        async with uow_class() as uow:
+            assert await read(uow) == LONG
+    assert cuts.requests == 4
+
+
+async def test_a_server_that_hangs_up_half_way_is_asked_again(moto_store: Store) -> None:
+    server, uow_class = moto_store.server, moto_store.uow()
+    assert server is not None
+    async with uow_class() as uow:
+        await uow.files.put(stream(LONG))
+    left = [Fault.CUT, Fault.BEFORE]
+    async with uow_class() as uow:
+        with server.failing(lambda each: left.pop() if left and each.method == "GET" else None):
+            assert await read(uow) == LONG
+    assert not left
+
+
+async def test_a_store_that_brings_nothing_any_more_is_given_up(moto_store: Store) -> None:
+    cuts = Cuts([MiB, 0, 0, 0, 0, 0])
+    with plugins.override(faults):
+        uow_class = cut(moto_store, cuts)
+        async with uow_class() as uow:
+            await uow.files.put(stream(LONG))
+        with pytest.raises(ConnectorUnavailableException, match="broke after 0 bytes"):
+            async with uow_class() as uow:
+                await read(uow)
+
+
+async def test_bytes_that_apply_moves_meanwhile_are_read_on(store: Store) -> None:
+    """P28, P29: they lie at the staging key first, at the key in the end."""
+    cuts = Cuts([5 * MiB])
+    with plugins.override(faults):
+        uow_class = cut(store, cuts)
+        async with uow_class() as uow:
+            await uow.files.put(stream(LONG[::-1]))
+        async with uow_class() as uow:
+            await uow.files.put(stream(LONG))
+            cuts.before_request.append(uow.commit)
+            assert await read(uow) == LONG
+    assert cuts.requests >= 2
+
+
+async def test_a_file_that_is_overwritten_meanwhile_is_not_mixed(store: Store) -> None:
+    cuts = Cuts([5 * MiB])
+    with plugins.override(faults):
+        uow_class = cut(store, cuts)
+        async with uow_class() as uow:
+            await uow.files.put(stream(LONG))
+
+        async def overwrite() -> None:
+            async with uow_class() as other:
+                await other.files.put(stream(LONG[::-1]))
+
+        cuts.before_request.append(overwrite)
+        async with uow_class() as uow:
+            try:
+                assert await read(uow) == LONG  # a version stays
+            except ObjectChangedException as error:
+                assert "changed while it was read" in str(error)  # noqa: PT017
+            assert await read(uow) == LONG[::-1]
+
+
+async def test_an_object_that_others_change_is_noticed(store: Store) -> None:
+    uow_class = store.uow()
+    async with uow_class() as uow:
+        await uow.files.put(stream(LONG))
+        versioned = (await uow.files.stat("a.bin")).version_id is not None
+    await put_foreign(store)
+    async with uow_class() as uow:
+        if versioned:
+            assert await read(uow) == LONG
+            return
+        with pytest.raises(ObjectChangedException):
+            await read(uow)
+
+
+async def test_other_bytes_than_were_committed_are_noticed_at_the_end(
+    monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    store = await make_store("memory", request)
+    uow_class = store.uow()
+    async with uow_class() as uow:
+        await uow.files.put(stream(SHORT))
+    get = fennflow_memory.connector.InMemoryConnector.get
+
+    async def rot(self: Any, namespace: str, location: Location, **options: Any) -> Any:
+        stored, body = await get(self, namespace, location, **options)
+        return stored, body[:-1] + b"!"
+
+    monkeypatch.setattr(fennflow_memory.connector.InMemoryConnector, "get", rot)
+    async with uow_class() as uow:
+        with pytest.raises(ChecksumMismatchException, match="Do not use what was read"):
+            await read(uow)
+        assert await read(uow, end=10) == SHORT[:10]
+
+
+# --- memory --------------------------------------------------------------------------------------
+
+
+async def test_memory_stays_flat_whatever_the_size(
+    request: pytest.FixtureRequest, juicefs: S3Server
+) -> None:
+    """384 MiB pass, and are never there at once."""
+    del juicefs
+    store = await make_store("juicefs", request)
+    block = random.Random(2).randbytes(MiB)
+    peak = 0.0
+
+    async def blocks() -> AsyncGenerator[bytes]:
+        nonlocal peak
+        for number in range(384):
+            yield block
+            if number % 16 == 0:
+                peak = max(peak, Held.now().mebibytes)
+
+    uow_class = store.uow()
+    async with uow_class() as uow:
+        await uow.files.put(stream(SHORT, "warm"))
+        await read(uow, "warm")
+    before = Held.now().mebibytes
+    async with uow_class() as uow:
+        content = StreamContent.from_iterable(blocks(), filename="a.bin", media_type="a/b")
+        await uow.files.put(content)
+    up, peak = peak - before, 0.0
+    async with uow_class() as uow, uow.files.open("a.bin") as opened:
+        assert isinstance(opened, ObjectStream)
+        size = 0
+        async for chunk in opened:
+            size += len(chunk)
+            if size % (32 * MiB) < len(chunk):
+                peak = max(peak, Held.now().mebibytes)
+    assert size == 384 * MiB
+    assert up < 128, up
+    assert peak - before < 128, peak - before
