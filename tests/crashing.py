@@ -62,6 +62,7 @@ AFTER = {
 
 UNDONE = 0.2
 SEED = os.environ["FENNFLOW_SEED"]
+FULL = "FENNFLOW_ALL_CRASHES" in os.environ
 
 
 class StopError(Exception):

@@ -147,6 +147,7 @@ class RemoteConnector(Connector):
         extra: Mapping[str, Any] | None = None,
         if_match: str | None = None,
         if_none_match: bool = False,
+        on_upload: UploadCallback | None = None,
     ) -> StoredObject:
         origin = replace(source, namespace=self._remote.bucket)
         copy = self._inner.copy(

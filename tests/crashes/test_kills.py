@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import random
 from collections.abc import Mapping
 
@@ -16,6 +15,7 @@ from crashing import (
     AFTER,
     BEFORE,
     FOREIGN,
+    FULL,
     SEED,
     Site,
     check,
@@ -30,7 +30,6 @@ pytestmark = [pytest.mark.crashes, pytest.mark.timeout(1800)]
 
 STORES = ["moto", "moto-versioned", "juicefs", "strict"]
 SAMPLE = 14
-FULL = "FENNFLOW_ALL_CRASHES" in os.environ
 
 
 async def kill_at(site: Site, scope: str, at: int, *, fails: bool) -> int | None:

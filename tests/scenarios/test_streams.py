@@ -32,6 +32,7 @@ from fennflow.exceptions import (
 from fennflow.files import BinaryContent, FileContent, StreamContent, TextContent
 from fennflow.repositories import ObjectStream
 from fennflow.testing import Fault, S3Server, faults
+from fennflow.testing.servers import S3Request
 from soaking import Held
 from stores import FullUOW, Store, make_store, raw_client
 
@@ -625,3 +626,71 @@ async def test_memory_stays_flat_whatever_the_size(
     assert size == 384 * MiB
     assert up < 128, up
     assert peak - before < 128, peak - before
+
+
+# --- large copies --------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=["moto", "moto-versioned"])
+async def copying_store(request: pytest.FixtureRequest) -> Store:
+    sizes = {"multipart_threshold": 5 * MiB, "multipart_part_size": 5 * MiB}
+    return await make_store(request.param, request, **sizes, multipart_copy_threshold=5 * MiB)
+
+
+async def test_what_is_too_large_for_one_copy_is_copied_in_parts(copying_store: Store) -> None:
+    """Media type, metadata, headers and tags go along, as with one CopyObject."""
+    server, uow_class = copying_store.server, copying_store.uow()
+    assert server is not None
+    extra = {"CacheControl": "no-store", "Tagging": "kind=film&year=2026"}
+    async with uow_class() as uow:
+        await uow.files.put(stream(SHORT))
+    with server.watched() as seen:
+        async with uow_class() as uow:
+            await uow.files.put(stream(LONG, metadata={"by": "Zoë"}), connector_extra=extra)
+        async with uow_class() as uow:
+            await uow.files.copy("a.bin", "copy.bin")
+            await uow.files.move("a.bin", "moved.bin", connector_extra={"CacheControl": "private"})
+    async with uow_class() as uow:
+        assert await read(uow, "copy.bin") == LONG
+        assert await read(uow, "moved.bin") == LONG
+        assert (await uow.files.stat("moved.bin")).metadata == {"by": "Zoë"}
+    assert await copying_store.objects() == {"copy.bin": LONG, "moved.bin": LONG}
+    assert await uploads(copying_store) == []
+    copies = [each for each in seen if each.copy]
+    assert len(copies) == 3 * (len(copies) // 3) >= 6
+    assert all("partNumber" in each.query for each in copies)
+    async with raw_client(server) as client:
+        for key, control in (("copy.bin", "no-store"), ("moved.bin", "private")):
+            there: Any = {"Bucket": copying_store.namespace, "Key": key}
+            head = await client.head_object(**there)
+            assert (head["ContentType"], head["CacheControl"]) == ("application/x-test", control)
+            tags = (await client.get_object_tagging(**there))["TagSet"]
+            assert {tag["Key"]: tag["Value"] for tag in tags} == {"kind": "film", "year": "2026"}
+
+
+async def test_a_copy_in_parts_that_fails_is_aborted_and_tried_again(
+    request: pytest.FixtureRequest,
+) -> None:
+    """P9, P13."""
+    store = await make_store(
+        "moto",
+        request,
+        multipart_copy_threshold=5 * MiB,
+        max_attempts=1,
+        multipart_part_size=5 * MiB,
+    )
+    server, uow_class = store.server, store.uow()
+    assert server is not None
+    async with uow_class() as uow:
+        await uow.files.put(stream(SHORT))
+    left = [Fault.BEFORE, Fault.AFTER]
+
+    def fault(request_: S3Request) -> Fault | None:
+        return left.pop() if left and request_.copy else None
+
+    with server.failing(fault):
+        async with uow_class() as uow:
+            await uow.files.put(stream(LONG))
+    assert not left
+    assert await store.objects() == {"a.bin": LONG}
+    assert await uploads(store) == []

@@ -106,7 +106,7 @@ class Connector(ABC):
 
     max_deletions: int = 1000
     """How many objects one request of `delete` can take; the engine sends batches of this size."""
-    stream_threshold: int = 16 << 20
+    stream_threshold: int = 8 << 20
     """Bytes from which on the body of a stream goes to `upload`; a shorter one goes whole to `put`."""
 
     def __init__(self, capabilities: Capabilities | None = None) -> None:
@@ -296,6 +296,7 @@ class Connector(ABC):
         extra: Mapping[str, Any] | None = None,
         if_match: str | None = None,
         if_none_match: bool = False,
+        on_upload: UploadCallback | None = None,
     ) -> StoredObject:
         """Copy an object inside the store, with all that is stored beside its bytes.
 
@@ -310,6 +311,7 @@ class Connector(ABC):
             if_match: only if the object at the target has this ETag.
             if_none_match: only if no object lies at the target. Both are given only where
                 `Capabilities.conditional_copy` says so.
+            on_upload: like that of `put`, for what is copied in parts. A failed one is aborted.
 
         Returns:
             location, ETag and `retried` of the target; the rest need not be filled.

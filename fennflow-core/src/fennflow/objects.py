@@ -63,11 +63,13 @@ class CopySource:
         location: its key and version id.
         if_match: copy only if it has this ETag. A store that cannot check that copies all the
             same; the engine looks afterwards whether the catalog's record was still the same.
+        size: in bytes, where it is known: stores copy large objects in parts.
     """
 
     namespace: str
     location: Location
     if_match: str | None = None
+    size: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -135,6 +135,7 @@ class InMemoryConnector(Connector):
         extra: Mapping[str, Any] | None = None,
         if_match: str | None = None,
         if_none_match: bool = False,
+        on_upload: UploadCallback | None = None,
     ) -> StoredObject:
         with self._store.lock:
             found = self._found(source.namespace, source.location, if_match=source.if_match)

@@ -32,6 +32,8 @@ class S3ConnectorConfig(ConnectorConfig):
         max_attempts: how often a request is sent in all, by botocore's `standard` retry mode.
         multipart_threshold: bytes from which on a body is sent in parts.
         multipart_part_size: bytes of a part, 5 MiB to 5 GiB.
+        multipart_copy_threshold: bytes above which an object is copied in parts; S3 copies at most
+            5 GiB at once.
         aiobotocore_config: an `aiobotocore.config.AioConfig`; wins over what stands here.
         capabilities: what the bucket enforces, in place of the probe.
 
@@ -57,7 +59,8 @@ class S3ConnectorConfig(ConnectorConfig):
     max_pool_connections: Annotated[int, Field(gt=0)] = 50
     max_attempts: Annotated[int, Field(gt=0)] = 5
     multipart_threshold: Annotated[int, Field(ge=5 * MiB, le=5 * 1024 * MiB)] = 64 * MiB
-    multipart_part_size: Annotated[int, Field(ge=5 * MiB, le=5 * 1024 * MiB)] = 16 * MiB
+    multipart_part_size: Annotated[int, Field(ge=5 * MiB, le=5 * 1024 * MiB)] = 8 * MiB
+    multipart_copy_threshold: Annotated[int, Field(ge=5 * MiB, le=5 * 1024 * MiB)] = 5 * 1024 * MiB
     aiobotocore_config: Annotated[Any, Field(repr=False)] = None
 
     @field_validator("endpoint_url", "presign_endpoint_url")

@@ -31,6 +31,7 @@ from fennflow.exceptions import (
 )
 from fennflow_s3 import metadata, options
 from fennflow_s3.client import client_context, from_code, translated, was_retried
+from fennflow_s3.copying import copy_in_parts, named, taken_along
 from fennflow_s3.probe import probe
 from fennflow_s3.upload import Upload, size_of_part, split
 
@@ -42,6 +43,8 @@ if TYPE_CHECKING:
 
 CHUNK = 1 << 18
 """Bytes that a reader gets at a time, at most."""
+COPIED_AT_ONCE = 512 << 20
+"""Bytes of a part of a copy, which do not pass through here."""
 MAX_EXPIRES_IN = 7 * 24 * 3600
 """Of a SigV4 URL; S3 API reference, "Authenticating requests: using query parameters"."""
 
@@ -132,7 +135,7 @@ class S3Connector(Connector):
                 if_none_match=if_none_match,
                 on_upload=on_upload,
             )
-        params: dict[str, Any] = {"Bucket": namespace, "Key": key, **_described(attributes)}
+        params: dict[str, Any] = {"Bucket": namespace, "Key": key, **metadata.described(attributes)}
         if if_none_match:
             params["IfNoneMatch"] = "*"
         if attributes.sha256 is not None:
@@ -156,7 +159,9 @@ class S3Connector(Connector):
     ) -> StoredObject:
         condition: dict[str, Any] = {"IfNoneMatch": "*"} if if_none_match else {}
         with translated("put", f"{namespace}/{key}"):
-            upload = await Upload.create(self._client, namespace, key, _described(attributes))
+            upload = await Upload.create(
+                self._client, namespace, key, metadata.described(attributes)
+            )
             if on_upload is not None:
                 await on_upload(upload.upload_id)
             part_size = partial(size_of_part, self._config.multipart_part_size, size)
@@ -225,43 +230,42 @@ class S3Connector(Connector):
         extra: Mapping[str, Any] | None = None,
         if_match: str | None = None,
         if_none_match: bool = False,
+        on_upload: UploadCallback | None = None,
     ) -> StoredObject:
         origin: Any = {"Bucket": source.namespace, **_params(source.location)}
-        params: dict[str, Any] = {"Bucket": namespace, "Key": key, "CopySource": origin}
-        if if_none_match:
-            params["IfNoneMatch"] = "*"
+        condition: dict[str, Any] = {"IfNoneMatch": "*"} if if_none_match else {}
         if if_match is not None:
-            params["IfMatch"] = f'"{if_match}"'
+            condition["IfMatch"] = f'"{if_match}"'
         matching: dict[str, Any] = {}
+        origin_condition: dict[str, Any] = {}
         if source.if_match is not None:
-            matching["IfMatch"] = params["CopySourceIfMatch"] = f'"{source.if_match}"'
+            matching["IfMatch"] = origin_condition["CopySourceIfMatch"] = f'"{source.if_match}"'
         name = f"{source.namespace}/{source.location.key} to {namespace}/{key}"
         with translated("copy", name):
-            if attributes is None:
-                named = {
-                    name: (extra or {})[name] for name in options.NOT_COPIED & set(extra or {})
-                }
-            else:
-                # A copy that replaces the metadata replaces all headers: the source's are asked.
-                head: Any = await self._client.head_object(**origin, **matching)
-                kept = {name: head[name] for name in options.HEADERS if head.get(name)}
-                named = self._replaced(attributes, kept)
-            answer: Any = await self._client.copy_object(**params, **named)
+            if source.size is not None and source.size > self._config.multipart_copy_threshold:
+                beside = await taken_along(self._client, origin, matching, attributes, extra or {})
+                answer: Any = await copy_in_parts(
+                    self._client,
+                    namespace,
+                    key,
+                    beside,
+                    origin={"CopySource": origin, **origin_condition},
+                    size=source.size,
+                    part_size=min(COPIED_AT_ONCE, self._config.multipart_copy_threshold),
+                    condition=condition,
+                    on_upload=on_upload,
+                )
+                return _stored(key, answer, size=source.size)
+            names = await named(self._client, origin, matching, attributes, extra or {})
+            answer = await self._client.copy_object(
+                Bucket=namespace,
+                Key=key,
+                CopySource=origin,
+                **origin_condition,
+                **condition,
+                **names,
+            )
         return _stored(key, {**answer, **answer["CopyObjectResult"]}, size=0)
-
-    @staticmethod
-    def _replaced(attributes: ObjectAttributes, kept: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the parameters of CopyObject that give the target attributes of its own."""
-        replaced: dict[str, Any] = {
-            "MetadataDirective": "REPLACE",
-            "ContentType": attributes.media_type,
-            "Metadata": metadata.encode(attributes.metadata),
-            **kept,
-            **attributes.extra,
-        }
-        if "Tagging" in attributes.extra:
-            replaced["TaggingDirective"] = "REPLACE"
-        return replaced
 
     @override
     async def delete(self, namespace: str, deletions: Sequence[Deletion]) -> DeletionReport:
@@ -378,15 +382,6 @@ class S3Connector(Connector):
 
 async def _once(body: bytes) -> AsyncGenerator[bytes]:
     yield body
-
-
-def _described(attributes: ObjectAttributes) -> dict[str, Any]:
-    """Return the parameters that say what is stored beside the bytes."""
-    return {
-        "ContentType": attributes.media_type,
-        "Metadata": metadata.encode(attributes.metadata),
-        **attributes.extra,
-    }
 
 
 def _params(location: Location) -> Any:

@@ -7,8 +7,9 @@ import binascii
 import json
 import re
 from collections.abc import Mapping
-from typing import cast
+from typing import Any, cast
 
+from fennflow.connectors import ObjectAttributes
 from fennflow.exceptions import MetadataException
 
 MAX_BYTES = 2048
@@ -59,3 +60,12 @@ def decode(stored: Mapping[str, str]) -> dict[str, str]:
             pairs = cast("dict[object, object]", other)
             metadata |= {str(name): str(value) for name, value in pairs.items()}
     return metadata
+
+
+def described(attributes: ObjectAttributes) -> dict[str, Any]:
+    """Return the parameters that say what is stored beside the bytes."""
+    return {
+        "ContentType": attributes.media_type,
+        "Metadata": encode(attributes.metadata),
+        **attributes.extra,
+    }

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from types_aiobotocore_s3 import S3Client
     from types_aiobotocore_s3.type_defs import CompletedPartTypeDef
 
+
 PARTS_IN_FLIGHT = 4
 BYTES_IN_FLIGHT = 64 << 20
 MAX_PARTS = 10_000
@@ -80,13 +81,26 @@ class Upload:
 
     @classmethod
     async def create(
-        cls, client: S3Client, namespace: str, key: str, described: dict[str, Any]
+        cls,
+        client: S3Client,
+        namespace: str,
+        key: str,
+        described: dict[str, Any],
+        *,
+        copies: bool = False,
     ) -> Upload:
-        """Begin an upload."""
+        """Begin an upload.
+
+        Args:
+            client: an open one.
+            namespace: the bucket.
+            key: of the object.
+            described: what is stored beside its bytes, as parameters.
+            copies: whether its parts are copied from another object.
+        """
         target: dict[str, Any] = {"Bucket": namespace, "Key": key}
-        created = await client.create_multipart_upload(
-            **target, **described, ChecksumAlgorithm="CRC32"
-        )
+        checked: dict[str, Any] = {} if copies else {"ChecksumAlgorithm": "CRC32"}
+        created: Any = await client.create_multipart_upload(**target, **described, **checked)
         # A server that does not know of it says nothing of it, and is sent no checksums.
         return cls(client, target, created["UploadId"], "ChecksumAlgorithm" in created)
 
@@ -130,3 +144,29 @@ class Upload:
         return await self.client.complete_multipart_upload(
             **self.target, **condition, UploadId=self.upload_id, MultipartUpload={"Parts": parts}
         )
+
+    async def copy(self, origin: dict[str, Any], size: int, part_size: int) -> None:
+        """Copy all parts from another object, a few at a time."""
+        starts = iter(range(0, size, part_size))
+
+        async def worker() -> None:
+            for start in starts:
+                number = start // part_size + 1
+                answer: Any = await self.client.upload_part_copy(
+                    **self.target,
+                    **origin,
+                    UploadId=self.upload_id,
+                    PartNumber=number,
+                    CopySourceRange=f"bytes={start}-{min(start + part_size, size) - 1}",
+                )
+                self._parts[number] = {
+                    "PartNumber": number,
+                    "ETag": answer["CopyPartResult"]["ETag"],
+                }
+
+        try:
+            async with asyncio.TaskGroup() as group:
+                for _ in range(PARTS_IN_FLIGHT):
+                    group.create_task(worker())
+        except BaseExceptionGroup as failures:
+            raise failures.exceptions[0] from None

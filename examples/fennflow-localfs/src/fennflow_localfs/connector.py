@@ -135,6 +135,7 @@ class LocalFsConnector(Connector):
         extra: Mapping[str, Any] | None = None,
         if_match: str | None = None,
         if_none_match: bool = False,
+        on_upload: UploadCallback | None = None,
     ) -> StoredObject:
         def copy() -> StoredObject:
             with _translated("copy", source.namespace, source.location.key):

@@ -13,6 +13,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, field, replace
 
 from fennflow.backends import (
+    AbortUpload,
     JoinedTransaction,
     JournaledSession,
     ObjectKey,
@@ -47,6 +48,7 @@ class Unsettled:
         lease: which one, and the right to act for it.
         undo: the steps of its compensation, for the case that it is not decided `committed`.
         tombstones: what compensation leaves in doubt.
+        copies: uploads to abort that its apply may have begun, to copy large objects in parts.
         callbacks: the user's own saga steps and callbacks, as far as they were not run yet.
         joined: the user's transaction that holds the decision until it ends, if there is one.
         claimed: whether its owner was another one, who had begun to settle it.
@@ -56,6 +58,7 @@ class Unsettled:
     lease: Lease
     undo: Sequence[Step]
     tombstones: Sequence[Tombstone]
+    copies: Sequence[Step] = ()
     callbacks: Callbacks = field(default_factory=Callbacks)
     joined: JoinedTransaction | None = None
     claimed: bool = False
@@ -251,6 +254,12 @@ class Recovery:
                 unsettled,
                 undo=undo(writes, capabilities),
                 tombstones=tombstones(found.session.session_id, writes),
+                # If this was the upload of the bytes themselves there is nothing to abort.
+                copies=[
+                    AbortUpload(namespace=i.namespace, key=i.key, upload_id=i.upload_id)
+                    for i in found.intents
+                    if i.upload_id is not None
+                ],
             )
             return await self._settle(unsettled)
         except SessionLostException:
@@ -268,7 +277,7 @@ class Recovery:
             self.parts, unsettled.lease, claimed=unsettled.claimed, in_doubt=unsettled.in_doubt
         )
         if outcome is Outcome.COMMITTED:
-            await settler.settle(steps)
+            await settler.settle([*unsettled.copies, *steps])
             callbacks = unsettled.callbacks.on_commit
         else:
             await run_undos(unsettled.callbacks.undos, token.session_id)

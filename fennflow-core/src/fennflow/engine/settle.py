@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, TypeGuard, TypeVar
 
 import stamina
 
-from fennflow.backends import AbortUpload, Copy, Delete, ObjectKey, Step, Tombstone
+from fennflow.backends import AbortUpload, Copy, Delete, ObjectKey, Record, Step, Tombstone
 from fennflow.connectors import (
     CopySource,
     Deletion,
@@ -112,36 +112,37 @@ class Settler:
         records = await self.parts.backend.records(keys)
         # A record that names its own key was moved by an earlier run, after all its copies.
         todo = [
-            copy
+            (copy, records[key])
             for copy, key in zip(copies, keys, strict=True)
             if records[key].location.key != copy.key
         ]
         stored = await run_all(self.parts.config.max_concurrency, self._copy, todo)
         moved = [
-            replace(
-                records[ObjectKey(copy.namespace, copy.key)],
-                location=target.location,
-                etag=target.etag,
-            )
-            for copy, target in zip(todo, stored, strict=True)
+            replace(record, location=target.location, etag=target.etag)
+            for (_, record), target in zip(todo, stored, strict=True)
         ]
         if moved:
             await self.parts.backend.relocate(self.lease.token, moved)
 
-    async def _copy(self, step: Copy) -> StoredObject:
+    async def _copy(self, todo: tuple[Copy, Record]) -> StoredObject:
+        step, record = todo
         target = Location(step.key)
         capabilities = await self.parts.connector.capabilities(step.namespace)
         conditional = capabilities.conditional_copy
         doubtful = False
 
+        async def on_upload(upload_id: str) -> None:
+            await self.parts.backend.note_upload(self.lease.token, step.seq, upload_id)
+
         async def send(*, overwrite: bool) -> StoredObject:
             return await self.parts.connector.copy(
                 step.namespace,
                 step.key,
-                CopySource(step.namespace, step.source),
+                CopySource(step.namespace, step.source, size=record.size),
                 extra=step.extra,
                 if_match=None if overwrite else step.expected,
                 if_none_match=not overwrite and step.expected is None,
+                on_upload=on_upload,
             )
 
         # In doubt until it is answered: nobody else may write there if this is broken off.

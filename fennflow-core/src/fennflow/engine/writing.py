@@ -343,9 +343,10 @@ async def _transfer(
         return await tx.connector.copy(
             intent.namespace,
             intent.target,
-            CopySource(body.namespace, body.location, body.etag),
+            CopySource(body.namespace, body.location, body.etag, body.size),
             attributes=attributes,
             if_none_match=if_none_match,
+            on_upload=on_upload,
         )
     if isinstance(body, Source):
         # No part is sent once the lease may have run out (P23).

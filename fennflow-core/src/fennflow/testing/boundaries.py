@@ -13,7 +13,19 @@ from typing import Any, Literal, NamedTuple
 
 from fennflow.connectors import Connector
 
-REQUESTS = ("probe", "put", "get", "head", "copy", "delete", "list", "versions", "uploads")
+REQUESTS = (
+    "probe",
+    "put",
+    "upload",
+    "get",
+    "stream",
+    "head",
+    "copy",
+    "delete",
+    "list",
+    "versions",
+    "uploads",
+)
 COMMITS = ("sqlalchemy.engine.default", "DefaultDialect", "do_commit")
 
 

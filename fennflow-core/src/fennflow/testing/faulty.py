@@ -222,6 +222,7 @@ class FaultyConnector(Connector):
         extra: Mapping[str, Any] | None = None,
         if_match: str | None = None,
         if_none_match: bool = False,
+        on_upload: UploadCallback | None = None,
     ) -> StoredObject:
         return await self._around(
             "copy",
@@ -234,6 +235,7 @@ class FaultyConnector(Connector):
                 extra=extra,
                 if_match=if_match,
                 if_none_match=if_none_match,
+                on_upload=on_upload,
             ),
         )
 

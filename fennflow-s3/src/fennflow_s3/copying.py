@@ -1,0 +1,92 @@
+"""What a copy takes along, and copies of what is too large for one CopyObject."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlencode
+
+from botocore.exceptions import BotoCoreError, ClientError
+
+from fennflow_s3 import metadata, options
+from fennflow_s3.upload import Upload, size_of_part
+
+if TYPE_CHECKING:
+    from types_aiobotocore_s3 import S3Client
+
+    from fennflow.connectors import ObjectAttributes, UploadCallback
+
+
+async def named(
+    client: S3Client,
+    origin: Any,
+    matching: Any,
+    attributes: ObjectAttributes | None,
+    extra: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Return what a CopyObject has to name, since it does not take it over by itself."""
+    if attributes is None:
+        return {name: extra[name] for name in options.NOT_COPIED & set(extra)}
+    # A copy that replaces the metadata replaces all headers: the source's are asked.
+    head: Any = await client.head_object(**origin, **matching)
+    kept = {name: head[name] for name in options.HEADERS if head.get(name)}
+    tagging = {"TaggingDirective": "REPLACE"} if "Tagging" in attributes.extra else {}
+    return {"MetadataDirective": "REPLACE", **tagging, **kept, **metadata.described(attributes)}
+
+
+async def taken_along(
+    client: S3Client,
+    origin: Any,
+    matching: Any,
+    attributes: ObjectAttributes | None,
+    extra: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Return all that stands beside the bytes of a copy in parts, which takes over nothing."""
+    head: Any = await client.head_object(**origin, **matching)
+    found = {name: head[name] for name in options.HEADERS if head.get(name)}
+    if head.get("TagCount"):
+        tags: Any = await client.get_object_tagging(**origin)
+        found["Tagging"] = urlencode([(t["Key"], t["Value"]) for t in tags["TagSet"]])
+    if attributes is not None:
+        return found | metadata.described(attributes)
+    own = {"ContentType": head.get("ContentType"), "Metadata": head.get("Metadata", {})}
+    return found | own | dict(extra)
+
+
+async def copy_in_parts(
+    client: S3Client,
+    namespace: str,
+    key: str,
+    described: dict[str, Any],
+    *,
+    origin: dict[str, Any],
+    size: int,
+    part_size: int,
+    condition: dict[str, Any],
+    on_upload: UploadCallback | None,
+) -> Any:
+    """Copy an object that is too large for one CopyObject.
+
+    Args:
+        client: an open one.
+        namespace: of the target.
+        key: the target.
+        described: what is stored beside its bytes, as parameters.
+        origin: the source and its condition, as parameters.
+        size: of the source, in bytes.
+        part_size: of most parts, in bytes.
+        condition: on which the target is made, as parameters.
+        on_upload: awaited with the id of the upload before its first part.
+    """
+    upload = await Upload.create(client, namespace, key, described, copies=True)
+    try:
+        if on_upload is not None:
+            await on_upload(upload.upload_id)
+        await upload.copy(origin, size, size_of_part(part_size, size, 1))
+        return await upload.complete(condition)
+    except Exception:
+        # Cut off, or if this fails too, the journal knows of it.
+        with suppress(ClientError, BotoCoreError, OSError):
+            await client.abort_multipart_upload(**upload.target, UploadId=upload.upload_id)
+        raise

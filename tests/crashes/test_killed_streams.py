@@ -1,0 +1,118 @@
+"""A process is killed while it streams a large file, or copies one in parts (P13, I1 to I5)."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import signal
+from collections.abc import AsyncGenerator
+from dataclasses import replace
+from multiprocessing.connection import Connection
+from typing import Any
+
+import pytest
+
+from crashing import FULL, SEED, Site, make_site, start
+from fennflow.files import StreamContent
+from fennflow.testing import Fault, S3Server
+from fennflow.testing.servers import S3Request
+from stores import raw_client
+
+pytestmark = [pytest.mark.crashes, pytest.mark.timeout(900)]
+
+MiB = 1 << 20
+SAMPLE = 7
+OLD, NEW = b"old" * (3 * MiB), b"new" * (4 * MiB)
+
+
+def stream(body: bytes, name: str) -> StreamContent:
+    async def pieces() -> AsyncGenerator[bytes]:
+        for start_ in range(0, len(body), MiB):
+            yield body[start_ : start_ + MiB]
+
+    return StreamContent.from_iterable(pieces(), filename=name, media_type="a/b")
+
+
+async def change(site: Site, scope: str) -> None:
+    """Overwrite, create and copy, all in parts."""
+    async with site.uow_class() as uow:
+        files = uow.files.at(scope)
+        await files.put(stream(NEW, "over"))
+        await files.create(stream(NEW, "new"))
+        await files.copy("keep", "copy")
+
+
+def run(site: Site, scope: str, pipe: Connection) -> None:
+    del pipe
+    asyncio.run(change(site, scope))
+
+
+async def left_parts(server: S3Server, bucket: str) -> list[Any]:
+    """Return the parts that lie in uploads; one whose id nobody got has none."""
+    async with raw_client(server) as client:
+        uploads: list[Any] = (await client.list_multipart_uploads(Bucket=bucket)).get("Uploads", [])
+        return [
+            part
+            for each in uploads
+            for part in (
+                await client.list_parts(Bucket=bucket, Key=each["Key"], UploadId=each["UploadId"])
+            ).get("Parts", [])
+        ]
+
+
+@pytest.mark.parametrize("takes_effect", [False, True], ids=["before", "after"])
+@pytest.mark.parametrize("kind", ["moto", "moto-versioned"])
+async def test_killed_at_any_request(
+    kind: str, moto: S3Server, request: pytest.FixtureRequest, *, takes_effect: bool
+) -> None:
+    found = await make_site(kind, "sqlite", request)
+    sizes = {"multipart_threshold": 5 * MiB, "multipart_part_size": 5 * MiB}
+    connector = found.connector.model_copy(update={**sizes, "multipart_copy_threshold": 5 * MiB})
+    site = replace(found, connector=connector)
+    before = {"over": OLD, "keep": OLD}
+    after = {"over": NEW, "new": NEW, "keep": OLD, "copy": OLD}
+
+    async def prepare(scope: str) -> None:
+        async with site.uow_class() as uow:
+            await uow.files.at(scope).put(*(stream(body, name) for name, body in before.items()))
+
+    async def run_until(at: int, scope: str) -> int:
+        """Run a child, and kill it at a request; return how many it sent."""
+        await prepare(scope)
+        sent = 0
+        process, pipe = await asyncio.to_thread(start, run, site, scope)
+
+        def kill(_: S3Request) -> Fault | None:
+            nonlocal sent
+            sent += 1
+            if sent != at or process.pid is None:
+                return None
+            os.kill(process.pid, signal.SIGKILL)
+            return Fault.AFTER if takes_effect else Fault.BEFORE
+
+        with moto.failing(kill):
+            await asyncio.to_thread(process.join)
+        pipe.close()
+        return sent
+
+    total = await run_until(0, "whole")
+    assert total > (20 if kind == "moto" else 10)
+    points = list(range(1, total + 1))
+    if not FULL:
+        points = sorted(random.Random(f"{SEED} {kind} {takes_effect}").sample(points, SAMPLE))
+    for at in points:
+        await run_until(at, f"at{at}")
+    await asyncio.sleep(1.0)  # the sweep spares what is younger than the doubt period
+    await site.recover()
+    assert await left_parts(moto, site.namespace) == []
+    objects = await site.store.objects()
+    assert [key for key in objects if key.startswith(".fennflow")] == []
+    async with site.uow_class() as uow:
+        paths = [str(path) async for path in uow.files.iter()]
+    assert paths == sorted(objects)
+    for at in points:
+        scope = f"at{at}/"
+        left = {k.removeprefix(scope): v for k, v in objects.items() if k.startswith(scope)}
+        assert left in [before, after], f"at {at} of {total}: {sorted(left)}"
+    assert set((await site.journal()).values()) == {0}, await site.journal()
