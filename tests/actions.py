@@ -17,7 +17,20 @@ from world import DOUBT, LEASE, Fate, World
 KEYS = ("a", "b", "c")
 FAULTS = tuple(each for each in Fate if each is not Fate.WORKS)
 FATES = (*[Fate.WORKS] * 12, *FAULTS)
-CALLS = ("put", "put", "put", "create", "delete", "copy", "move", "get", "get", "list")
+CALLS = (
+    "put",
+    "put",
+    "put",
+    "send",
+    "create",
+    "delete",
+    "copy",
+    "move",
+    "get",
+    "get",
+    "read",
+    "list",
+)
 CONTROLS = ("end", "end", "end", "raise", "commit", "rollback", "savepoint", "release", "fail")
 PAUSES = (0.1, 5.0, LEASE / 2, LEASE + 1, DOUBT + 1)
 KILLED = (Fate.FAILS, Fate.LOST, Fate.LATE)

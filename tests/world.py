@@ -78,7 +78,8 @@ SIGNATURE = 900.0
 """Seconds for which a store takes a signed request (the ground for P20)."""
 LEASE = 60.0
 STAGING = ".fennflow"
-WRITES = {"put", "copy", "delete"}
+WRITES = {"put", "upload", "copy", "delete"}
+STREAMS = {"upload", "stream"}
 
 
 class Fate(Enum):
@@ -90,6 +91,7 @@ class Fate(Enum):
     LATE = "takes effect later, and the answer is lost"
     CONFLICT = "is answered 409, without effect"
     PARTLY = "a part of a batch of deletions fails"
+    CUT = "a stream breaks off after its first byte"
     REPEATED = "takes effect twice: the answer to the first attempt was lost"
 
 
@@ -113,6 +115,15 @@ class SimulatedFaults(faults.Faults):
     @override
     async def around(self, operation: Operation, effect: Effect[R]) -> R:
         return await self.world.around(self.process, operation, effect)
+
+    @override
+    def cut(self, operation: Operation) -> int | None:
+        if self.world.fate is not Fate.CUT:
+            return None
+        self.world.fate = Fate.WORKS
+        self.world.trouble[self.process] += 1
+        self.world.note(f"{self.process} {operation.name} {operation.keys[0]} is cut off")
+        return 1
 
     @override
     def spare(
@@ -292,6 +303,10 @@ class World:
         fate, self.fate = self.fate, Fate.WORKS
         operation = pending.operation
         if not self.faulty:
+            return Fate.WORKS
+        if fate is Fate.CUT:
+            if operation.name in STREAMS:
+                self.fate = fate  # for `cut`, which is asked next
             return Fate.WORKS
         if operation.part == "connector" and self.loop.now - pending.sent > SIGNATURE:
             return Fate.FAILS  # a process that was stopped: the store refuses its old signature
@@ -476,6 +491,7 @@ class World:
         for target, name, value in (
             (fennflow_memory.backend, "time", clock),
             (fennflow_memory.connector, "datetime", Clock),
+            (Connector, "stream_threshold", 1),
             (garbage, "time", clock),
             (reconcile, "time", clock),
             (uuid_utils, "uuid7", new_id),

@@ -164,12 +164,14 @@ class FaultyConnector(Connector):
         on_upload: UploadCallback | None = None,
     ) -> StoredObject:
         operation = Operation("upload", (key,))
+        # Collected, so that it can take effect later, or twice.
+        body = [chunk async for chunk in chunks]
         return await self.faults.around(
             operation,
             lambda: self.inner.upload(
                 namespace,
                 key,
-                _cut_off(chunks, self.faults.cut(operation)),
+                _cut_off(_iterate(body), self.faults.cut(operation)),
                 attributes,
                 size=size,
                 if_none_match=if_none_match,
@@ -274,6 +276,11 @@ class FaultyConnector(Connector):
         await self._around(
             "abort_upload", key, lambda: self.inner.abort_upload(namespace, key, upload_id)
         )
+
+
+async def _iterate(chunks: Sequence[bytes]) -> AsyncGenerator[bytes]:
+    for chunk in chunks:
+        yield chunk
 
 
 async def _cut_off(chunks: AsyncIterator[bytes], after: int | None) -> AsyncGenerator[bytes]:
