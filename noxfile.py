@@ -112,6 +112,13 @@ def crashes(session: nox.Session) -> None:
 
 
 @nox.session(default=False)
+def benchmarks(session: nox.Session) -> None:
+    """Measure FennFlow beside raw aiobotocore; `nox -s benchmarks -- --help` tells the options."""
+    sync(session, "test")
+    session.run("python", "benchmarks/run.py", *session.posargs)
+
+
+@nox.session(default=False)
 def model(session: nox.Session) -> None:
     """Search for schedules that break an invariant; `nox -s model -- 120` for 120 minutes each way."""
     sync(session, "test")

@@ -7,7 +7,6 @@ import hashlib
 from collections.abc import AsyncGenerator, Callable
 from contextlib import AbstractAsyncContextManager, aclosing
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 from fennflow.backends import ObjectKey, Record
 from fennflow.connectors import Connector
@@ -24,7 +23,8 @@ from fennflow.exceptions import (
 READ_ATTEMPTS = 4
 """Of a connection that brings nothing, before a reader gives up."""
 FIRST_PAUSE = 0.1
-HASH_IN_THREAD = 1 << 20
+HASH_AT_ONCE = 1 << 20
+"""Bytes for which it pays to go to a thread."""
 
 
 class SourceError(Exception):
@@ -95,7 +95,7 @@ class Source:
         """
         begun, self._begun = self._begun, []
         opened, self._opened = self._opened or self.chunks(), None
-        digest = hashlib.sha256()
+        digest = Digest()
         self.count, self.sha256 = 0, None
         async with aclosing(opened):
             while True:
@@ -110,9 +110,9 @@ class Source:
                 check()
                 if chunk is None:
                     break
-                await _update(digest, chunk)
+                await digest.update(chunk)
                 yield chunk
-        self.sha256 = digest.hexdigest()
+        self.sha256 = await digest.hexdigest()
 
     def check_size(self, size: int) -> None:
         """Refuse a body that is not as long as was said."""
@@ -146,11 +146,36 @@ class Source:
         return chunk
 
 
-async def _update(digest: Any, chunk: bytes) -> None:
-    if len(chunk) < HASH_IN_THREAD:
-        digest.update(chunk)
-    else:
-        await asyncio.to_thread(digest.update, chunk)
+class Digest:
+    """A SHA-256 that is computed in a thread while the next bytes are on their way."""
+
+    def __init__(self) -> None:
+        self._hash = hashlib.sha256()
+        self._chunks: list[bytes] = []
+        self._size = 0
+        self._busy: asyncio.Future[None] | None = None
+
+    async def update(self, chunk: bytes) -> None:
+        """Add bytes, which may wait for those before."""
+        self._chunks.append(chunk)
+        self._size += len(chunk)
+        if self._size >= HASH_AT_ONCE:
+            if self._busy is not None:
+                await self._busy
+            chunks, self._chunks, self._size = self._chunks, [], 0
+            loop = asyncio.get_running_loop()
+            self._busy = loop.run_in_executor(None, self._take, chunks)
+
+    async def hexdigest(self) -> str:
+        """Return it, of all bytes."""
+        if self._busy is not None:
+            await self._busy
+        self._take(self._chunks)
+        return self._hash.hexdigest()
+
+    def _take(self, chunks: list[bytes]) -> None:
+        for chunk in chunks:
+            self._hash.update(chunk)
 
 
 @dataclass(slots=True)
@@ -205,7 +230,7 @@ class Download:
 
     async def _chunks(self) -> AsyncGenerator[bytes]:
         begin = self.position
-        digest = hashlib.sha256()
+        digest = Digest()
         failures = moves = 0
         while self.position < self._end():
             reached = self.position
@@ -213,7 +238,7 @@ class Download:
                 async with aclosing(self._request()) as chunks:
                     async for chunk in chunks:
                         self.position += len(chunk)
-                        await _update(digest, chunk)
+                        await digest.update(chunk)
                         yield chunk
                 self._check_complete()
             except (NoSuchKeyException, PreconditionFailedException) as error:
@@ -225,7 +250,7 @@ class Download:
                     raise
                 await asyncio.sleep(FIRST_PAUSE * 2**failures)
         whole = begin == 0 and self.position == self.record.size
-        if whole and self.record.sha256 not in {None, digest.hexdigest()}:
+        if whole and self.record.sha256 not in {None, await digest.hexdigest()}:
             message = (
                 f"{self.key.namespace}/{self.key.key} has other bytes than were committed: its "
                 f"SHA-256 is not {self.record.sha256}. Do not use what was read; restore it from "

@@ -1,0 +1,272 @@
+"""An S3 that costs next to nothing: in memory, on bare asyncio, with a latency of one's choice.
+
+It knows what a benchmark sends and no more, and verifies nothing. Run in a process of its own, it
+leaves the measured one alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import multiprocessing
+import re
+import sys
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from urllib.parse import parse_qs, unquote
+from xml.sax.saxutils import escape
+
+from typing_extensions import override
+
+XMLNS = 'xmlns="http://s3.amazonaws.com/doc/2006-03-01/"'
+KEPT = (b"content-type", b"x-amz-meta-")
+
+
+@dataclass(slots=True)
+class Stored:
+    """An object: its parts are not joined, since nobody asks."""
+
+    parts: list[bytes]
+    headers: dict[bytes, bytes]
+    etag: bytes
+    version: bytes = b""
+
+    @property
+    def size(self) -> int:
+        return sum(map(len, self.parts))
+
+
+@dataclass(slots=True)
+class Store:
+    """All buckets; every name is one."""
+
+    versioned: bool = False
+    objects: dict[str, dict[str, Stored]] = field(default_factory=dict[str, dict[str, Stored]])
+    uploads: dict[str, dict[int, bytes]] = field(default_factory=dict[str, dict[int, bytes]])
+    described: dict[str, dict[bytes, bytes]] = field(default_factory=dict[str, dict[bytes, bytes]])
+    numbers: itertools.count[int] = field(default_factory=itertools.count)
+
+    def bucket(self, name: str) -> dict[str, Stored]:
+        return self.objects.setdefault(name, {})
+
+    def put(self, bucket: str, key: str, parts: list[bytes], headers: dict[bytes, bytes]) -> Stored:
+        number = next(self.numbers)
+        version = b"v%d" % number if self.versioned else b""
+        stored = Stored(parts, headers, b'"%032x"' % number, version)
+        self.bucket(bucket)[key] = stored
+        return stored
+
+
+Answer = tuple[int, dict[bytes, bytes], list[bytes]]
+
+
+def answer(
+    store: Store, method: str, target: str, headers: Mapping[bytes, bytes], body: bytes
+) -> Answer:
+    """Return status, headers and body for a request."""
+    path, _, query_string = target.partition("?")
+    bucket, _, key = unquote(path.lstrip("/")).partition("/")
+    query = {name: values[0] for name, values in parse_qs(query_string, True).items()}
+    objects = store.bucket(bucket)
+    if not key:
+        return on_bucket(store, objects, method, query, body)
+    if "uploads" in query or "uploadId" in query:
+        return on_upload(store, bucket, key, method, query, headers, body)
+    there = objects.get(key)
+    if method == "PUT":
+        if headers.get(b"if-none-match") == b"*" and there is not None:
+            return error(412, "PreconditionFailed")
+        source = headers.get(b"x-amz-copy-source")
+        if source is not None:
+            other, _, name = unquote(source.decode()).lstrip("/").partition("/")
+            found = store.bucket(other)[name.partition("?versionId=")[0]]
+            stored = store.put(bucket, key, found.parts, found.headers)
+            result = (
+                f"<CopyObjectResult {XMLNS}><ETag>{stored.etag.decode()}</ETag></CopyObjectResult>"
+            )
+            return 200, version_of(stored), [result.encode()]
+        kept = {name: value for name, value in headers.items() if name.startswith(KEPT)}
+        stored = store.put(bucket, key, [body], kept)
+        return 200, {b"ETag": stored.etag, **version_of(stored)}, []
+    if method == "DELETE":
+        if there is not None and headers.get(b"if-match", there.etag) != there.etag:
+            return error(412, "PreconditionFailed")
+        objects.pop(key, None)
+        return 204, {}, []
+    if there is None:
+        return error(404, "NoSuchKey")
+    told = {b"ETag": there.etag, **there.headers, **version_of(there)}
+    if method == "HEAD":
+        return 200, {**told, b"Content-Length": b"%d" % there.size}, []
+    return 200, told, there.parts
+
+
+def version_of(stored: Stored) -> dict[bytes, bytes]:
+    return {b"x-amz-version-id": stored.version} if stored.version else {}
+
+
+def error(status: int, code: str) -> Answer:
+    return status, {}, [f"<Error><Code>{code}</Code></Error>".encode()]
+
+
+def on_bucket(
+    store: Store, objects: dict[str, Stored], method: str, query: Mapping[str, str], body: bytes
+) -> Answer:
+    if method == "POST":
+        for key in re.findall(rb"<Key>([^<]*)</Key>", body):
+            objects.pop(key.decode(), None)
+        return 200, {}, [f"<DeleteResult {XMLNS}></DeleteResult>".encode()]
+    if method == "GET" and "versioning" in query:
+        status = "<Status>Enabled</Status>" if store.versioned else ""
+        text = f"<VersioningConfiguration {XMLNS}>{status}</VersioningConfiguration>"
+        return 200, {}, [text.encode()]
+    if method == "GET":
+        prefix, after = query.get("prefix", ""), query.get("start-after", "")
+        contents = "".join(
+            f"<Contents><Key>{escape(key)}</Key><ETag>{stored.etag.decode()}</ETag>"
+            f"<Size>{stored.size}</Size></Contents>"
+            for key, stored in sorted(objects.items())
+            if key.startswith(prefix) and key > after
+        )
+        text = f"<ListBucketResult {XMLNS}><IsTruncated>false</IsTruncated>{contents}</ListBucketResult>"
+        return 200, {}, [text.encode()]
+    return 200, {}, []
+
+
+def on_upload(
+    store: Store,
+    bucket: str,
+    key: str,
+    method: str,
+    query: Mapping[str, str],
+    headers: Mapping[bytes, bytes],
+    body: bytes,
+) -> Answer:
+    if "uploads" in query:
+        upload_id = f"u{next(store.numbers)}"
+        store.uploads[upload_id] = {}
+        store.described[upload_id] = {n: v for n, v in headers.items() if n.startswith(KEPT)}
+        text = (
+            f"<InitiateMultipartUploadResult {XMLNS}><UploadId>{upload_id}</UploadId>"
+            "</InitiateMultipartUploadResult>"
+        )
+        return 200, {}, [text.encode()]
+    upload_id = query["uploadId"]
+    if method == "PUT":
+        store.uploads[upload_id][int(query["partNumber"])] = body
+        return 200, {b"ETag": b'"%s"' % query["partNumber"].encode()}, []
+    parts = store.uploads.pop(upload_id, {})
+    if method == "DELETE":
+        return 204, {}, []
+    ordered = [parts[number] for number in sorted(parts)]
+    stored = store.put(bucket, key, ordered, store.described.pop(upload_id))
+    text = (
+        f"<CompleteMultipartUploadResult {XMLNS}><ETag>{stored.etag.decode()}</ETag>"
+        "</CompleteMultipartUploadResult>"
+    )
+    return 200, version_of(stored), [text.encode()]
+
+
+class Http(asyncio.Protocol):
+    """Just enough of HTTP/1.1."""
+
+    def __init__(self, store: Store, settings: dict[str, float]) -> None:
+        self.store = store
+        self.settings = settings
+        self.buffer = bytearray()
+        self.wanted = 0
+        self.transport: asyncio.WriteTransport
+
+    @override
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.WriteTransport)
+        self.transport = transport
+
+    @override
+    def data_received(self, data: bytes) -> None:
+        self.buffer += data
+        if len(self.buffer) < self.wanted:
+            return
+        end = self.buffer.find(b"\r\n\r\n")
+        if end < 0:
+            return
+        first, *lines = bytes(self.buffer[:end]).split(b"\r\n")
+        headers = {
+            name.lower(): value.strip()
+            for name, _, value in (line.partition(b":") for line in lines)
+        }
+        length = int(headers.get(b"content-length", 0))
+        self.wanted = end + 4 + length
+        if len(self.buffer) < self.wanted:
+            if headers.get(b"expect") and len(self.buffer) == end + 4:
+                self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            return
+        body = bytes(self.buffer[end + 4 : self.wanted])
+        del self.buffer[: self.wanted]
+        self.wanted = 0
+        method, target, _ = first.decode().split(" ")
+        latency = self.settings["latency"]
+        if latency:
+            loop = asyncio.get_running_loop()
+            loop.call_later(latency, self._answer, method, target, headers, body)
+        else:
+            self._answer(method, target, headers, body)
+
+    def _answer(self, method: str, target: str, headers: dict[bytes, bytes], body: bytes) -> None:
+        status, told, parts = answer(self.store, method, target, headers, body)
+        told = {b"Content-Length": b"%d" % sum(map(len, parts)), **told}
+        head = b"HTTP/1.1 %d OK\r\n" % status
+        lines = b"".join(name + b": " + value + b"\r\n" for name, value in told.items())
+        self.transport.writelines([head + lines + b"\r\n", *([] if method == "HEAD" else parts)])
+
+
+def serve(pipe: Connection, versioned: bool) -> None:  # noqa: FBT001 - of a process
+    """Serve until told to stop; what else is told is the latency in seconds."""
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        settings = {"latency": 0.0}
+        store = Store(versioned)
+        server = await loop.create_server(lambda: Http(store, settings), "127.0.0.1", 0)
+        pipe.send(server.sockets[0].getsockname()[1])
+        while (told := await loop.run_in_executor(None, pipe.recv)) is not None:
+            settings["latency"] = told
+            pipe.send(True)
+        server.close()
+
+    asyncio.run(main())
+
+
+@dataclass(frozen=True)
+class Server:
+    """A running one."""
+
+    url: str
+    pipe: Connection
+
+    def answer_after(self, seconds: float) -> None:
+        """Let each answer take so long from now on."""
+        self.pipe.send(seconds)
+        self.pipe.recv()
+
+
+@contextmanager
+def cheap_server(*, versioned: bool = False) -> Generator[Server]:
+    """Run the server in a process of its own."""
+    context = multiprocessing.get_context("spawn")
+    here, there = context.Pipe()
+    process = context.Process(target=serve, args=(there, versioned), daemon=True)
+    process.start()
+    try:
+        yield Server(f"http://127.0.0.1:{here.recv()}", here)
+        here.send(None)
+        process.join(5)
+    finally:
+        process.kill()
+        process.join()
+
+
+if __name__ == "__main__":
+    sys.exit("It is started by run.py.")
