@@ -227,7 +227,8 @@ class Connector(ABC):
         Args:
             namespace: bucket, container or directory.
             key: where.
-            chunks: the bytes. What they raise is raised as it is, and nothing appears then.
+            chunks: the bytes, to be read until there are no more, whatever the size says. What
+                they raise is raised as it is, and nothing appears then.
             attributes: stored with them; without a `sha256`, which nobody knows yet.
             size: in bytes, where it is known.
             if_none_match: like that of `put`.

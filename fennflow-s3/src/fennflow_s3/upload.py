@@ -7,7 +7,10 @@ import base64
 import zlib
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from dataclasses import dataclass, field
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
+
+from botocore.exceptions import ClientError
 
 if TYPE_CHECKING:
     from types_aiobotocore_s3 import S3Client
@@ -100,7 +103,14 @@ class Upload:
         """
         target: dict[str, Any] = {"Bucket": namespace, "Key": key}
         checked: dict[str, Any] = {} if copies else {"ChecksumAlgorithm": "CRC32"}
-        created: Any = await client.create_multipart_upload(**target, **described, **checked)
+        try:
+            created: Any = await client.create_multipart_upload(**target, **described, **checked)
+        except ClientError as error:
+            status: object = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+            if not checked or status not in {HTTPStatus.BAD_REQUEST, HTTPStatus.NOT_IMPLEMENTED}:
+                raise
+            # Some servers refuse a header that they do not know.
+            created = await client.create_multipart_upload(**target, **described)
         # A server that does not know of it says nothing of it, and is sent no checksums.
         return cls(client, target, created["UploadId"], "ChecksumAlgorithm" in created)
 

@@ -9,8 +9,8 @@ from functools import partial
 from fennflow.backends import Record
 from fennflow.engine.concurrency import run_all
 from fennflow.engine.plan import live
+from fennflow.engine.streaming import sha256_of
 from fennflow.engine.transaction import Transaction
-from fennflow.engine.writing import sha256_of
 from fennflow.exceptions import (
     ChecksumMismatchException,
     NoSuchKeyException,

@@ -146,6 +146,14 @@ class Source:
         return chunk
 
 
+async def sha256_of(body: bytes) -> str:
+    """Return the SHA-256 of bytes, hexadecimal; of large ones in a thread."""
+    if len(body) < HASH_AT_ONCE:
+        return hashlib.sha256(body).hexdigest()
+    digest = await asyncio.to_thread(hashlib.sha256, body)
+    return digest.hexdigest()
+
+
 class Digest:
     """A SHA-256 that is computed in a thread while the next bytes are on their way."""
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import hashlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import aclosing
@@ -23,7 +21,7 @@ from fennflow.connectors import (
 from fennflow.engine.concurrency import run_all, shielded
 from fennflow.engine.plan import Write, choose_placement, visible
 from fennflow.engine.stamps import Stamp, made_by, stamp_of, stamped
-from fennflow.engine.streaming import Source, SourceError
+from fennflow.engine.streaming import Source, SourceError, sha256_of
 from fennflow.engine.telemetry import tell
 from fennflow.engine.transaction import Transaction, no_such_key
 from fennflow.exceptions import (
@@ -37,7 +35,6 @@ from fennflow.exceptions import (
 from fennflow.paths import check_key
 
 CREATE_ATTEMPTS = 3
-HASH_IN_THREAD = 1 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,17 +70,14 @@ class Upload:
         return self.body.size if isinstance(self.body, Record) else len(self.body)
 
     @property
+    def whole(self) -> bool:
+        """Whether all of the body was read, so that size and checksum are its own."""
+        return not isinstance(self.body, Source) or self.body.sha256 is not None
+
+    @property
     def checksum(self) -> str | None:
         """The SHA-256; of a stream, once it is sent."""
         return self.body.sha256 if isinstance(self.body, Source) else self.sha256
-
-
-async def sha256_of(body: bytes) -> str:
-    """Return the SHA-256 of bytes, hexadecimal; of large ones in a thread."""
-    if len(body) < HASH_IN_THREAD:
-        return hashlib.sha256(body).hexdigest()
-    digest = await asyncio.to_thread(hashlib.sha256, body)
-    return digest.hexdigest()
 
 
 def check_uploads(tx: Transaction, namespace: str, uploads: Sequence[Upload]) -> None:
@@ -265,7 +259,7 @@ async def _put_if_free(tx: Transaction, seq: int, upload: Upload, *, create: boo
             return await _put(tx, seq, upload, if_none_match=True)
         except (PreconditionFailedException, ConnectorUnavailableException) as error:
             there = await _head(tx, key)
-            if there is not None and made_by(there, tx.session_id, seq):
+            if there is not None and upload.whole and made_by(there, tx.session_id, seq):
                 # An earlier attempt had succeeded, and its answer was lost.
                 return _written(tx, seq, upload, there, doubtful=True)
             if isinstance(error, ConnectorUnavailableException):

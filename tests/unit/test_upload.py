@@ -1,0 +1,69 @@
+"""Uploads in parts: how bodies are cut, and servers that know no checksums."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from typing import Any
+
+import pytest
+from botocore.exceptions import ClientError
+
+from fennflow_s3.upload import MAX_PART_SIZE, MAX_PARTS, Upload, size_of_part, split
+
+MiB = 1 << 20
+TiB = 1 << 40
+
+
+@pytest.mark.parametrize("smallest", [5 * MiB, 8 * MiB, 512 * MiB])
+def test_five_tebibytes_fit_into_ten_thousand_parts(smallest: int) -> None:
+    known = size_of_part(smallest, 5 * TiB, 1)
+    assert known * MAX_PARTS >= 5 * TiB
+    sizes = [size_of_part(smallest, None, number) for number in range(1, MAX_PARTS + 1)]
+    assert sum(sizes) >= 5 * TiB
+    assert max(*sizes, known) <= MAX_PART_SIZE
+    assert sizes[0] == smallest
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 7, 100])
+@pytest.mark.parametrize("length", [0, 1, 6, 7, 8, 21, 22])
+async def test_a_body_is_cut_into_parts_whatever_its_chunks(length: int, chunk: int) -> None:
+    body = bytes(range(length))
+
+    async def chunks() -> AsyncGenerator[bytes]:
+        for start in range(0, length, chunk):
+            yield body[start : start + chunk]
+
+    parts = [part async for part in split(chunks(), lambda number: 7 if number < 3 else 10)]
+    assert b"".join(parts) == body
+    assert [len(part) for part in parts[:-1]] == [7, 7, 10][: len(parts) - 1]
+    assert all(parts) or parts == [b""]
+
+
+class Client:
+    """Refuses what it does not know, as some servers do."""
+
+    def __init__(self, status: int) -> None:
+        self.status = status
+        self.asked: list[bool] = []
+
+    async def create_multipart_upload(self, **params: Any) -> dict[str, str]:
+        self.asked.append("ChecksumAlgorithm" in params)
+        if self.asked[-1]:
+            answer: Any = {"ResponseMetadata": {"HTTPStatusCode": self.status}}
+            raise ClientError(answer, "CreateMultipartUpload")
+        return {"UploadId": "u"}
+
+
+@pytest.mark.parametrize("status", [400, 501])
+async def test_a_server_that_refuses_checksums_is_sent_none(status: int) -> None:
+    client: Any = Client(status)
+    upload = await Upload.create(client, "bucket", "key", {})
+    assert client.asked == [True, False]
+    assert not upload.checksums
+
+
+async def test_other_refusals_are_raised() -> None:
+    client: Any = Client(403)
+    with pytest.raises(ClientError):
+        await Upload.create(client, "bucket", "key", {})
+    assert client.asked == [True]
