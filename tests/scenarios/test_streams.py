@@ -419,6 +419,7 @@ async def test_an_object_that_others_write_meanwhile_is_not_lost(
     ("start", "end"),
     [
         (0, None),
+        (None, 3),
         (1, None),
         (0, 1),
         (5 * MiB - 1, 5 * MiB + 1),
@@ -427,7 +428,9 @@ async def test_an_object_that_others_write_meanwhile_is_not_lost(
         (1 << 40, None),
     ],
 )
-async def test_a_range_is_read_like_a_slice(store: Store, start: int, end: int | None) -> None:
+async def test_a_range_is_read_like_a_slice(
+    store: Store, start: int | None, end: int | None
+) -> None:
     uow_class = store.uow()
     async with uow_class() as uow:
         await uow.files.put(stream(LONG))

@@ -55,7 +55,7 @@ class StreamRepository(Repository):
 
     @asynccontextmanager
     async def open(
-        self, path: str | PathTemplate, *, start: int = 0, end: int | None = None
+        self, path: str | PathTemplate, *, start: int | None = None, end: int | None = None
     ) -> AsyncGenerator[ObjectStream]:
         """Open a file for reading, of any size; the memory that it takes is constant.
 
@@ -64,7 +64,7 @@ class StreamRepository(Repository):
 
         Args:
             path: of the file.
-            start: the first byte wanted, counted from 0.
+            start: the first byte wanted, counted from 0; the first of all by default.
             end: the byte before which to stop; the end of the file by default.
 
         Raises:
@@ -100,6 +100,7 @@ class StreamRepository(Repository):
             asyncio.run(main())
             ```
         """
+        start = start or 0
         if start < 0 or (end is not None and end < start):
             message = f"start={start} and end={end} are no range of bytes, counted from 0."
             raise PathException(message)
