@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 import traceback
 from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,14 @@ import sqlalchemy
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import Connection
-from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from fennflow.backends import ObjectKey, SqlalchemyBackendConfig
 from fennflow.exceptions import BackendUnavailableException, ConfigException
 from fennflow.testing import PostgresqlServer
 from fennflow.testing.recovery_suite import A, opened, put
 from fennflow_sqlalchemy import metadata_for, tables
+from fennflow_sqlalchemy.database import ImpatientError, open_databases
 from stores import numbers
 
 PREFIXES = ["", "fennflow_", "my_"]
@@ -96,6 +98,50 @@ async def test_whoever_comes_first_creates_the_tables_and_all_use_them(url: str)
     assert len({each.result() for each in uses}) == 1
     async with opened(config) as backend:
         assert len(await backend.scan("bucket", prefix="", start="", limit=99)) == 8
+
+
+async def test_a_file_that_cannot_be_switched_to_wal_now_is_tried_again(tmp_path: Path) -> None:
+    """SQLite refuses one of two who switch a new file at once, however patient they are."""
+    path = tmp_path / "new.db"
+    config = SqlalchemyBackendConfig(url=f"sqlite:///{path}", busy_timeout=0.05)
+    with closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("CREATE TABLE theirs (value TEXT)")
+        other.execute("BEGIN")
+        other.execute("SELECT * FROM theirs").fetchall()
+
+        async def let_go() -> None:
+            await asyncio.sleep(0.3)
+            other.execute("COMMIT")
+
+        async with asyncio.TaskGroup() as group:
+            group.create_task(let_go())
+            async with opened(config) as backend:
+                await put(backend, A)
+
+
+async def test_whoever_is_impatient_does_not_queue_behind_one_who_waits(tmp_path: Path) -> None:
+    """A writer of SQLite waits for other processes; who has less time must not wait for it."""
+    config = SqlalchemyBackendConfig(url=f"sqlite:///{tmp_path}/turns.db")
+    database, _ = open_databases(config, lease_ttl=60)
+    entered, done = asyncio.Event(), asyncio.Event()
+
+    async def hold(connection: AsyncConnection) -> None:
+        entered.set()
+        await done.wait()
+
+    async def never(connection: AsyncConnection) -> None:
+        pytest.fail("it is another's turn")
+
+    try:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(database.run(hold))
+            await entered.wait()
+            with pytest.raises(ImpatientError):
+                await database.run(never, patience=0.01)
+            done.set()
+        await database.run(hold, patience=0.01)
+    finally:
+        await database.engine.dispose()
 
 
 async def test_alembic_finds_nothing_to_do(url: str) -> None:

@@ -121,10 +121,11 @@ class Database:
         raise AssertionError(message)
 
     async def _once(self, work: Work[R], *, write: bool, once: bool, patience: float | None) -> R:
-        committing = False
-        exclusive = self._writing if write and self.dialect == "sqlite" else nullcontext()
+        connected = committing = False
+        exclusive = self._turn(patience) if write and self.dialect == "sqlite" else nullcontext()
         try:
             async with exclusive, self.engine.connect() as connection:
+                connected = True
                 await connection.execution_options(fennflow_write=write)
                 async with self._waiting(connection, patience):
                     transaction = await connection.begin()
@@ -138,6 +139,9 @@ class Database:
         except FennFlowException:
             raise
         except DBAPIError as error:
+            if not connected and _locked_out(error):
+                # Of two who switch a new SQLite file to WAL one is refused, and not made to wait.
+                raise _Again from error
             if patience is not None and _locked_out(error):
                 raise ImpatientError from error
             lost = error.connection_invalidated or sqlstate(error) in _NOT_NOW
@@ -150,6 +154,19 @@ class Database:
             if committing and once:
                 raise self.unavailable(error) from error
             raise _Again from error
+
+    @asynccontextmanager
+    async def _turn(self, patience: float | None) -> AsyncGenerator[None]:
+        """Write when nobody else of this process does, who may be waiting for another process."""
+        try:
+            async with asyncio.timeout(patience):
+                await self._writing.acquire()
+        except TimeoutError as error:
+            raise ImpatientError from error
+        try:
+            yield
+        finally:
+            self._writing.release()
 
     @asynccontextmanager
     async def _waiting(

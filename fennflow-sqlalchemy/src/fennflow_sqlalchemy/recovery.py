@@ -18,7 +18,7 @@ from fennflow.backends import (
     SessionToken,
     Tombstone,
 )
-from fennflow_sqlalchemy.database import open_databases
+from fennflow_sqlalchemy.database import ImpatientError, open_databases
 from fennflow_sqlalchemy.rows import (
     dumps,
     id_rows,
@@ -40,6 +40,9 @@ if TYPE_CHECKING:
 
     from fennflow.backends import ObjectKey
     from fennflow_sqlalchemy.config import SqlalchemyBackendConfig
+
+PURGE_PATIENCE = 0.05
+"""Seconds to wait for the catalog's file on SQLite, which a user's transaction may hold for long."""
 
 
 class RecoverableBackend(Backend):
@@ -242,10 +245,13 @@ class RecoverableBackend(Backend):
 
         await self._journal.run(locks)
         last = ""
-        while old := await self._old_outcomes(last):
-            last = old[-1]
-            await self._mark_settled(old)
-        await self._catalog.run(outcomes)
+        try:
+            while old := await self._old_outcomes(last):
+                last = old[-1]
+                await self._mark_settled(old)
+            await self._catalog.run(outcomes, patience=PURGE_PATIENCE)
+        except ImpatientError:
+            return  # a user's transaction holds SQLite's lock: what is old can become older
 
     async def _old_outcomes(self, after: str) -> list[str]:
         async def work(connection: AsyncConnection) -> list[str]:
@@ -265,4 +271,4 @@ class RecoverableBackend(Backend):
         async def mark(connection: AsyncConnection) -> None:
             await connection.execute(self._of_catalog.settle_outcomes, {"rows": gone})
 
-        await self._catalog.run(mark)
+        await self._catalog.run(mark, patience=PURGE_PATIENCE)
