@@ -10,7 +10,13 @@ import nox
 
 PYTHONS = ["3.11", "3.12", "3.13"]
 ROOT = Path(__file__).parent
-PACKAGES = ["fennflow-core", "fennflow-memory", "fennflow-s3", "fennflow-sqlalchemy"]
+PACKAGES = [
+    "fennflow-core",
+    "fennflow-memory",
+    "fennflow-obstore",
+    "fennflow-s3",
+    "fennflow-sqlalchemy",
+]
 SOURCES = [f"{package}/src" for package in PACKAGES]
 
 # Interpreters are used where they are installed; uv must not download any.

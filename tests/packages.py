@@ -10,7 +10,14 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 UV = Path(sys.executable).with_name("uv")
-PACKAGES = ["fennflow", "fennflow_core", "fennflow_memory", "fennflow_s3", "fennflow_sqlalchemy"]
+PACKAGES = [
+    "fennflow",
+    "fennflow_core",
+    "fennflow_memory",
+    "fennflow_obstore",
+    "fennflow_s3",
+    "fennflow_sqlalchemy",
+]
 
 
 def run(*command: str | Path, **environment: str) -> str:

@@ -18,6 +18,7 @@ from fennflow.connectors import (
     Connector,
     InMemoryConnectorConfig,
     Location,
+    ObstoreConnectorConfig,
     S3ConnectorConfig,
 )
 from fennflow.repositories import (
@@ -59,6 +60,7 @@ ALL_STORES = [
     "strict",
     "strict-versioned",
 ]
+OBSTORES = ["obstore-memory", "obstore-file", "obstore-moto", "obstore-juicefs", "obstore-strict"]
 
 
 class FullRepository(
@@ -150,6 +152,16 @@ def s3_config(server: S3Server, **changes: Any) -> S3ConnectorConfig:
     )
 
 
+def obstore_config(server: S3Server, **changes: Any) -> ObstoreConnectorConfig:
+    options = {
+        "endpoint": server.url,
+        "region": "us-east-1",
+        "access_key_id": server.access_key,
+        "secret_access_key": server.secret_key,
+    }
+    return ObstoreConnectorConfig(**{"url": "s3://", "options": options, **changes})
+
+
 async def new_bucket(
     server: S3Server, *, versioning: Literal["Enabled", "Suspended"] | None = None
 ) -> str:
@@ -168,6 +180,15 @@ async def make_store(kind: str, request: pytest.FixtureRequest, **changes: Any) 
         capabilities = {"memory-weak": WEAK, "memory-versioned": VERSIONED}.get(kind)
         config = InMemoryConnectorConfig(name=f"m{next(numbers)}", capabilities=capabilities)
         return Store(config, "bucket")
-    server: S3Server = request.getfixturevalue(kind.partition("-")[0])
+    server: S3Server
+    if kind == "obstore-memory":
+        return Store(ObstoreConnectorConfig(url=f"memory:///m{next(numbers)}"), "bucket")
+    if kind == "obstore-file":
+        url = f"file://{request.getfixturevalue('tmp_path')}"
+        return Store(ObstoreConnectorConfig(url=url), f"bucket-{next(numbers)}")
+    if kind.startswith("obstore-"):
+        server = request.getfixturevalue(kind.removeprefix("obstore-"))
+        return Store(obstore_config(server, **changes), await new_bucket(server), server)
+    server = request.getfixturevalue(kind.partition("-")[0])
     bucket = await new_bucket(server, versioning=VERSIONING.get(kind))
     return Store(s3_config(server, **changes), bucket, server)

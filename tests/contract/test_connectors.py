@@ -8,11 +8,11 @@ import pytest
 from typing_extensions import override
 
 from fennflow.testing import ConnectorSuite, Target
-from stores import ALL_STORES, make_store
+from stores import ALL_STORES, OBSTORES, make_store
 
 
 class TestConnectors(ConnectorSuite):
-    @pytest.fixture(params=[*ALL_STORES, "moto-suspended", "strict-suspended"])
+    @pytest.fixture(params=[*ALL_STORES, *OBSTORES, "moto-suspended", "strict-suspended"])
     @override
     def target(self, request: pytest.FixtureRequest) -> Target:
         return asyncio.run(make_store(request.param, request)).target

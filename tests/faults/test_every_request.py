@@ -83,7 +83,7 @@ class FaultAt:
 
 
 FAULTS = [Fault.BEFORE, Fault.AFTER, Fault.CUT]
-KINDS = ["moto", "strict", "strict-versioned"]
+KINDS = ["moto", "strict", "strict-versioned", "obstore-moto"]
 
 
 @pytest.mark.parametrize("fault", FAULTS)

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fennflow import metadata
 from fennflow.backends import SqlalchemyBackendConfig
 from fennflow.connectors import Capabilities, Location, ObjectAttributes, S3ConnectorConfig
 from fennflow.exceptions import (
@@ -25,7 +26,7 @@ from fennflow.exceptions import (
 )
 from fennflow.files import BinaryContent, TextContent
 from fennflow.testing import Fault, S3Server
-from fennflow_s3 import metadata, probe
+from fennflow_s3 import probe
 from fennflow_s3.client import from_code
 from fennflow_s3.probe import is_aws
 from stores import Store, make_store, raw_client, s3_config

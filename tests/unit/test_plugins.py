@@ -167,7 +167,9 @@ def test_a_class_with_another_config_is_refused_when_it_is_made() -> None:
             config = {"connector": 1}  # type: ignore[assignment]  # noqa: RUF012
 
 
-@pytest.mark.parametrize("module", ["fennflow_memory", "fennflow_s3", "fennflow.files"])
+@pytest.mark.parametrize(
+    "module", ["fennflow_memory", "fennflow_obstore", "fennflow_s3", "fennflow.files"]
+)
 def test_importing_discovers_nothing_so_that_plugins_may_be_imported_first(module: str) -> None:
     code = f"import {module}, fennflow; from fennflow import plugins; print(plugins._current)"
     done = subprocess.run(

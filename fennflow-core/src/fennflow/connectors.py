@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from fennflow_memory import InMemoryConnectorConfig as InMemoryConnectorConfig
+    from fennflow_obstore import ObstoreConnectorConfig as ObstoreConnectorConfig
     from fennflow_s3 import S3ConnectorConfig as S3ConnectorConfig
 else:
 
@@ -61,6 +62,7 @@ __all__ = [
     "InMemoryConnectorConfig",
     "Location",
     "ObjectAttributes",
+    "ObstoreConnectorConfig",
     "PendingUpload",
     "PresignMethod",
     "ProbeMemory",

@@ -1,4 +1,7 @@
-"""Any Unicode in S3's user metadata, which holds US-ASCII alone."""
+"""Any Unicode in the metadata of stores that keep it in HTTP headers; for connectors of such stores.
+
+All of them encode it in this one way, so that each reads what another wrote.
+"""
 
 from __future__ import annotations
 
@@ -7,24 +10,29 @@ import binascii
 import json
 import re
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import cast
 
-from fennflow.connectors import ObjectAttributes
 from fennflow.exceptions import MetadataException
 
 MAX_BYTES = 2048
-"""Names and values together; S3 user guide, "Working with object metadata"."""
+"""Names and values together; S3 user guide, "Working with object metadata". Others hold more."""
 
 ENCODED = "fennflow_encoded"
 """Holds, as base64 of JSON, what cannot stand in headers of its own."""
 
-# S3 folds names to lower case; values lose outer spaces, and "=?" starts an RFC 2047 word.
+# Servers fold names to lower case; values lose outer spaces, and "=?" starts an RFC 2047 word.
 _PLAIN_NAME = re.compile(r"[a-z0-9_.-]+")
 _PLAIN_VALUE = re.compile(r"(?!=\?)[!-~]+( [!-~]+)*")
 
 
-def encode(metadata: Mapping[str, str]) -> dict[str, str]:
-    """Return metadata as S3 holds it.
+def encode(
+    metadata: Mapping[str, str], *, plain_name: re.Pattern[str] = _PLAIN_NAME
+) -> dict[str, str]:
+    """Return metadata as headers hold it.
+
+    Args:
+        metadata: any Unicode.
+        plain_name: names that the store takes as they are.
 
     Raises:
         MetadataException: it is over 2 KB in that form.
@@ -32,7 +40,7 @@ def encode(metadata: Mapping[str, str]) -> dict[str, str]:
     plain: dict[str, str] = {}
     other: dict[str, str] = {}
     for name, value in metadata.items():
-        fits = _PLAIN_NAME.fullmatch(name) and _PLAIN_VALUE.fullmatch(value)
+        fits = plain_name.fullmatch(name) and _PLAIN_VALUE.fullmatch(value)
         (plain if fits else other)[name] = value
     if other:
         text = json.dumps(other, ensure_ascii=False, separators=(",", ":"))
@@ -40,7 +48,7 @@ def encode(metadata: Mapping[str, str]) -> dict[str, str]:
     size = sum(len(name) + len(value) for name, value in plain.items())
     if size > MAX_BYTES:
         message = (
-            f"Metadata takes {size} bytes with FennFlow's own and encoded for S3, which holds "
+            f"Metadata takes {size} bytes with FennFlow's own and encoded for a header; stores hold "
             f"{MAX_BYTES}. Shorten it, or put it into a file of its own."
         )
         raise MetadataException(message)
@@ -60,12 +68,3 @@ def decode(stored: Mapping[str, str]) -> dict[str, str]:
             pairs = cast("dict[object, object]", other)
             metadata |= {str(name): str(value) for name, value in pairs.items()}
     return metadata
-
-
-def described(attributes: ObjectAttributes) -> dict[str, Any]:
-    """Return the parameters that say what is stored beside the bytes."""
-    return {
-        "ContentType": attributes.media_type,
-        "Metadata": encode(attributes.metadata),
-        **attributes.extra,
-    }

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from typing_extensions import override
 
+from fennflow import metadata
 from fennflow.connectors import (
     Capabilities,
     Connector,
@@ -29,7 +30,7 @@ from fennflow.exceptions import (
     NoSuchKeyException,
     PreconditionFailedException,
 )
-from fennflow_s3 import metadata, options
+from fennflow_s3 import options
 from fennflow_s3.client import client_context, from_code, translated, was_retried
 from fennflow_s3.copying import copy_in_parts, named, taken_along
 from fennflow_s3.probe import probe
@@ -135,7 +136,7 @@ class S3Connector(Connector):
                 if_none_match=if_none_match,
                 on_upload=on_upload,
             )
-        params: dict[str, Any] = {"Bucket": namespace, "Key": key, **metadata.described(attributes)}
+        params: dict[str, Any] = {"Bucket": namespace, "Key": key, **options.described(attributes)}
         if if_none_match:
             params["IfNoneMatch"] = "*"
         if attributes.sha256 is not None:
@@ -160,7 +161,7 @@ class S3Connector(Connector):
         condition: dict[str, Any] = {"IfNoneMatch": "*"} if if_none_match else {}
         with translated("put", f"{namespace}/{key}"):
             upload = await Upload.create(
-                self._client, namespace, key, metadata.described(attributes)
+                self._client, namespace, key, options.described(attributes)
             )
             if on_upload is not None:
                 await on_upload(upload.upload_id)

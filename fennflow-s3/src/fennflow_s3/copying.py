@@ -9,7 +9,7 @@ from urllib.parse import urlencode
 
 from botocore.exceptions import BotoCoreError, ClientError
 
-from fennflow_s3 import metadata, options
+from fennflow_s3 import options
 from fennflow_s3.upload import Upload, size_of_part
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ async def named(
     head: Any = await client.head_object(**origin, **matching)
     kept = {name: head[name] for name in options.HEADERS if head.get(name)}
     tagging = {"TaggingDirective": "REPLACE"} if "Tagging" in attributes.extra else {}
-    return {"MetadataDirective": "REPLACE", **tagging, **kept, **metadata.described(attributes)}
+    return {"MetadataDirective": "REPLACE", **tagging, **kept, **options.described(attributes)}
 
 
 async def taken_along(
@@ -49,7 +49,7 @@ async def taken_along(
         tags: Any = await client.get_object_tagging(**origin)
         found["Tagging"] = urlencode([(t["Key"], t["Value"]) for t in tags["TagSet"]])
     if attributes is not None:
-        return found | metadata.described(attributes)
+        return found | options.described(attributes)
     own = {"ContentType": head.get("ContentType"), "Metadata": head.get("Metadata", {})}
     return found | own | dict(extra)
 

@@ -1,10 +1,17 @@
-"""What a user may pass to S3 as `connector_extra`, in the words of PutObject.
+"""What is stored beside the bytes: what a user may pass as `connector_extra`, too.
+
+It is in the words of PutObject.
 
 Customer keys (SSE-C) are not among them: every read would need them, and the journal would keep
 them.
 """
 
 from __future__ import annotations
+
+from typing import Any
+
+from fennflow import metadata
+from fennflow.connectors import ObjectAttributes
 
 NOT_COPIED = frozenset(
     {
@@ -34,3 +41,12 @@ HEADERS = frozenset(
 """What CopyObject takes over, unless it gives the target metadata of its own."""
 
 FOR_PUT = NOT_COPIED | HEADERS | {"Tagging"}
+
+
+def described(attributes: ObjectAttributes) -> dict[str, Any]:
+    """Return the parameters that say what is stored beside the bytes."""
+    return {
+        "ContentType": attributes.media_type,
+        "Metadata": metadata.encode(attributes.metadata),
+        **attributes.extra,
+    }

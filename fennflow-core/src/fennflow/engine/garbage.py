@@ -28,6 +28,8 @@ from fennflow.exceptions import RecordLockedException
 BURIED_AT_ONCE = 500
 SWEPT_AT_ONCE = 1000
 STAGING_PARTS = 3
+OF_CONNECTORS = {"probe", "incoming"}
+"""Where connectors keep under the reserved prefix what they are about to delete or to move."""
 
 
 async def lock_free(
@@ -155,7 +157,7 @@ async def _swept(
         names = key.removeprefix(f"{config.reserved_prefix}/").split("/")
         own = len(names) == STAGING_PARTS and names[0] == parts.backend.catalog_id
         # Of what is another catalog's nothing is known, but that no session lives that long.
-        brief = own or names[0] == "probe"
+        brief = own or names[0] in OF_CONNECTORS
         age = config.doubt_period if brief else 2 * config.max_session_age
         if each.modified_at is None or now - each.modified_at.timestamp() < age:
             continue

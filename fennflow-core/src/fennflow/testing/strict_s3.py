@@ -232,17 +232,21 @@ class StrictS3:
         bucket = self._bucket(call.bucket)
         if not any(n == "content-md5" or n.startswith("x-amz-checksum-") for n in call.headers):
             raise S3Error(HTTPStatus.BAD_REQUEST, "MissingContentMD5")
-        objects = ET.fromstring(call.body).findall("{*}Object")  # noqa: S314 - a server for tests
+        asked = ET.fromstring(call.body)  # noqa: S314 - a server for tests
+        objects, quiet = asked.findall("{*}Object"), asked.findtext("{*}Quiet") == "true"
         if len(objects) > MAX_KEYS:
             raise S3Error(HTTPStatus.BAD_REQUEST, "MalformedXML")
-        errors = ""
+        deleted = errors = ""
         for each in objects:
             key, version_id = each.findtext("{*}Key") or "", each.findtext("{*}VersionId")
             try:
                 bucket.delete(key, version_id, each.findtext("{*}ETag"))
             except S3Error as error:
                 errors += f"<Error><Key>{escape(key)}</Key><Code>{error.code}</Code></Error>"
-        return _xml(f"<DeleteResult {XMLNS}>{errors}</DeleteResult>")
+            else:
+                if not quiet:
+                    deleted += f"<Deleted><Key>{escape(key)}</Key></Deleted>"
+        return _xml(f"<DeleteResult {XMLNS}>{deleted}{errors}</DeleteResult>")
 
     def _list(self, call: Call) -> Answer:
         bucket, query = self._bucket(call.bucket), call.query

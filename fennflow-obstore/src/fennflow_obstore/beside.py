@@ -1,0 +1,125 @@
+"""What stands beside the bytes, in the words of obstore and in ours, and bytes on their way."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncGenerator, AsyncIterator
+from typing import TYPE_CHECKING
+
+from fennflow import metadata
+from fennflow.connectors import Location, ObjectAttributes, StoredObject
+from fennflow.exceptions import ConnectorCapabilityException
+
+if TYPE_CHECKING:
+    from obstore import Attributes, ObjectMeta
+
+EXTRA = frozenset(
+    {
+        "Cache-Control",
+        "Content-Disposition",
+        "Content-Encoding",
+        "Content-Language",
+        "Storage-Class",
+    }
+)
+"""What a user may pass as `connector_extra`."""
+
+# Azure takes names of C#; with a hyphen obstore would take them for headers, too.
+_PLAIN_NAME = re.compile(r"[a-z_][a-z0-9_]*")
+
+
+def attributes_of(attributes: ObjectAttributes) -> Attributes:
+    """Return what to store beside the bytes.
+
+    Raises:
+        MetadataException: it is too much.
+    """
+    return {
+        "Content-Type": attributes.media_type,
+        **attributes.extra,
+        **metadata.encode(attributes.metadata, plain_name=_PLAIN_NAME),
+    }
+
+
+def written_object(
+    key: str, etag: str | None, size: int, attributes: Attributes, *, retried: bool
+) -> StoredObject:
+    """Return what is known of an object from the answer to its PUT."""
+    media_type, kept = _split(attributes)
+    return StoredObject(
+        location=Location(key),
+        etag=(etag or "").strip('"'),
+        size=size,
+        media_type=media_type,
+        metadata=kept,
+        retried=retried,
+    )
+
+
+def stored_object(key: str, meta: ObjectMeta, attributes: Attributes) -> StoredObject:
+    """Return what the store says of an object."""
+    media_type, kept = _split(attributes)
+    return StoredObject(
+        location=Location(key),
+        etag=(meta["e_tag"] or "").strip('"'),
+        size=meta["size"],
+        media_type=media_type,
+        metadata=kept,
+        modified_at=meta["last_modified"],
+    )
+
+
+def _split(attributes: Attributes) -> tuple[str, dict[str, str]]:
+    """Return media type and metadata of what stands beside the bytes."""
+    beside = {name: value for name, value in attributes.items() if name not in EXTRA}
+    media_type = beside.pop("Content-Type", "application/octet-stream")
+    return media_type, metadata.decode(beside)
+
+
+class Counted:
+    """Chunks on their way to obstore, which neither counts them nor tells what they raise.
+
+    Args:
+        chunks: the bytes.
+    """
+
+    def __init__(self, chunks: AsyncIterator[bytes]) -> None:
+        self._chunks = chunks
+        self.size = 0
+        self.failure: Exception | None = None
+
+    async def chunks(self) -> AsyncGenerator[bytes]:
+        """Hand them on."""
+        try:
+            async for chunk in self._chunks:
+                self.size += len(chunk)
+                yield chunk
+        except Exception as error:
+            self.failure = error
+            raise
+
+    async def collected(self, name: str, limit: int, size: int | None) -> bytes:
+        """Return them all.
+
+        Args:
+            name: of the object, for the message.
+            limit: how many bytes they may be.
+            size: how many they are, where that is known.
+
+        Raises:
+            ConnectorCapabilityException: they are more.
+        """
+        body = bytearray()
+        if size is None or size <= limit:
+            async for chunk in self.chunks():
+                body += chunk
+                if len(body) > limit:
+                    break
+            else:
+                return bytes(body)
+        message = (
+            f"The stream for {name} has more than {limit} bytes (max_collected), and must not "
+            "replace anything: obstore can promise that only of what it sends at once. Use "
+            "hide_pending=True, a larger max_collected, or fennflow-s3."
+        )
+        raise ConnectorCapabilityException(message)

@@ -1,0 +1,89 @@
+"""What a user configures of the connector on obstore."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any
+from urllib.parse import urlsplit
+
+from pydantic import Field, SecretStr, field_validator
+from typing_extensions import override
+
+from fennflow.config import ConnectorConfig
+
+MiB = 1 << 20
+SCHEMES = frozenset({"s3", "s3a", "gs", "az", "adl", "azure", "abfs", "abfss", "file", "memory"})
+
+
+class ObstoreConnectorConfig(ConnectorConfig):
+    """A store that obstore knows, by URL.
+
+    A namespace is what the URL is followed by: with `s3://` a bucket, with `s3://bucket/team` a
+    prefix under `team/` in that bucket, with `file:///srv/files` a directory in that one.
+
+    Args:
+        url: `s3://`, `gs://`, `az://`, `file:///directory` or `memory:///name`, without
+            credentials. What is in memory is shared by all that name it in the process.
+        options: of the store, in the words of obstore (`S3Config`, `GCSConfig`, `AzureConfig`),
+            for instance `region` and `endpoint`; shown nowhere. What is missing comes from the
+            environment (`AWS_ACCESS_KEY_ID`, `GOOGLE_SERVICE_ACCOUNT`, `AZURE_STORAGE_ACCOUNT_NAME` …).
+        client_options: of the HTTP client, in the words of obstore (`ClientConfig`). `allow_http`
+            is set where `endpoint` begins with `http://`.
+        max_attempts: how often a request is sent in all.
+        part_size: bytes of a part of a stream, 5 MiB to 5 GiB.
+        max_collected: bytes that a stream which must not replace anything may have: obstore
+            has conditions only on what is sent at once, so that it is collected in memory.
+        capabilities: what the namespaces enforce, in place of the probe.
+
+    Raises:
+        ConfigException: a URL of another kind or with credentials, or a value out of range.
+
+    Example:
+        ```python
+        from fennflow.connectors import ObstoreConnectorConfig
+
+        config = ObstoreConnectorConfig(
+            url="s3://",
+            options={"region": "us-east-1", "endpoint": "http://localhost:9000"},
+        )
+        ```
+    """
+
+    url: str
+    options: Annotated[Mapping[str, SecretStr], Field(repr=False)] = {}
+    client_options: Annotated[Mapping[str, Any], Field(repr=False)] = {}
+    max_attempts: Annotated[int, Field(gt=0)] = 5
+    part_size: Annotated[int, Field(ge=5 * MiB, le=5 * 1024 * MiB)] = 8 * MiB
+    max_collected: Annotated[int, Field(ge=0)] = 256 * MiB
+
+    @field_validator("url")
+    @classmethod
+    def _known(cls, url: str) -> str:
+        parts = urlsplit(url)
+        if parts.scheme not in SCHEMES or "://" not in url:
+            message = (
+                f"must begin with one of {', '.join(f'{each}://' for each in sorted(SCHEMES))}"
+            )
+            raise ValueError(message)
+        if parts.password is not None or parts.query or parts.fragment:
+            message = "must hold neither credentials nor a query; use options"
+            raise ValueError(message)
+        if parts.scheme == "file" and (parts.netloc or not parts.path.startswith("/")):
+            message = "must name an absolute directory, as in file:///srv/files"
+            raise ValueError(message)
+        return url
+
+    @override
+    def __hash__(self) -> int:
+        """Return the same for equal configs, although dictionaries have no hash."""
+        return hash(self.url)
+
+    @property
+    def scheme(self) -> str:
+        """What the URL begins with."""
+        return urlsplit(self.url).scheme
+
+    @property
+    def speaks_s3(self) -> bool:
+        """Whether the store is S3, or a server that is like it."""
+        return self.scheme in {"s3", "s3a"}

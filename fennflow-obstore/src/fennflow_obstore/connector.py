@@ -1,0 +1,433 @@
+"""Object I/O on what obstore knows."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from dataclasses import replace
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import obstore
+import stamina
+from obstore.exceptions import GenericError, PreconditionError
+from obstore.store import AzureStore, GCSStore, MemoryStore, S3Store
+from typing_extensions import override
+
+from fennflow.connectors import (
+    Capabilities,
+    Connector,
+    CopySource,
+    Deletion,
+    DeletionReport,
+    Location,
+    ObjectAttributes,
+    PresignMethod,
+    StoredObject,
+    UploadCallback,
+    check_etag,
+)
+from fennflow.exceptions import (
+    BaseConnectorException,
+    ConnectorCapabilityException,
+    ConnectorUnavailableException,
+    NoSuchKeyException,
+    PreconditionFailedException,
+)
+from fennflow_obstore.beside import EXTRA, Counted, attributes_of, stored_object, written_object
+from fennflow_obstore.errors import translated
+from fennflow_obstore.probe import probe
+from fennflow_obstore.stores import Stores, listed
+
+if TYPE_CHECKING:
+    from obstore import Attributes, GetOptions, GetResult
+
+    from fennflow_obstore.config import ObstoreConnectorConfig
+
+R = TypeVar("R")
+
+CHUNK = 1 << 18
+"""Bytes that a reader gets at a time, at least."""
+DELETED_AT_ONCE = 10
+"""Requests of a batch, on stores that delete one by one."""
+READ_WHOLE = 8 << 20
+"""Bytes up to which a copy passes through here, which makes it exact."""
+MAX_PARTS = 10_000
+PARTS_AT_ONCE = 4
+MAX_EXPIRES_IN = 7 * 24 * 3600
+
+
+class ObstoreConnector(Connector):
+    """Object I/O on one store of obstore's.
+
+    Args:
+        config: which one.
+        reserved_prefix: where the probe may write.
+    """
+
+    copies_inside = True
+    """Whether the store copies large objects by itself."""
+
+    def __init__(self, config: ObstoreConnectorConfig, *, reserved_prefix: str) -> None:
+        super().__init__(config.capabilities)
+        self._config = config
+        self._reserved_prefix = reserved_prefix
+        self._stores = Stores(config)
+        # Azure deletes as many in a batch, S3 more.
+        self.max_deletions = 256 if not config.speaks_s3 else 1000
+
+    @property
+    @override
+    def store_id(self) -> str:
+        endpoint = self._config.options.get("endpoint")
+        at = "" if endpoint is None else f" at {endpoint.get_secret_value()}"
+        return f"obstore {self._config.url}{at}"
+
+    @override
+    async def open(self) -> None:
+        """Do nothing: stores open when they are first used."""
+
+    @override
+    async def aclose(self) -> None:
+        self._stores.close()
+
+    async def _sent(
+        self,
+        verb: str,
+        name: str,
+        request: Callable[[], Awaitable[R]],
+        *,
+        attempts: int | None = None,
+    ) -> tuple[R, bool]:
+        """Send a request until it is answered, and tell whether that was more than once."""
+        if attempts is None:
+            attempts = 1 if self._config.scheme in {"file", "memory"} else self._config.max_attempts
+        async for attempt in stamina.retry_context(
+            on=_worth_another, attempts=attempts, wait_initial=0.1, wait_max=5.0, timeout=None
+        ):
+            retried = attempt.num > 1
+            with attempt, translated(verb, name, retried=retried):
+                return await request(), retried
+        message = "unreachable: retry_context raises when it gives up"
+        raise AssertionError(message)
+
+    @override
+    async def probe(self, namespace: str) -> Capabilities:
+        return await probe(self, namespace, self._reserved_prefix)
+
+    @override
+    def validate(self, namespace: str, key: str, attributes: ObjectAttributes) -> None:
+        attributes_of(attributes)
+        wrong = [
+            name
+            for name, value in attributes.extra.items()
+            if name not in EXTRA or not isinstance(value, str)
+        ]
+        if wrong:
+            message = (
+                f"connector_extra {', '.join(sorted(wrong))} cannot be used for "
+                f"{namespace}/{key}. obstore takes texts for {', '.join(sorted(EXTRA))}."
+            )
+            raise ConnectorCapabilityException(message)
+
+    @override
+    async def put(
+        self,
+        namespace: str,
+        key: str,
+        body: bytes,
+        attributes: ObjectAttributes,
+        *,
+        if_none_match: bool = False,
+        on_upload: UploadCallback | None = None,
+    ) -> StoredObject:
+        return await self._put(
+            namespace, key, body, attributes_of(attributes), if_none_match=if_none_match
+        )
+
+    async def _put(
+        self,
+        namespace: str,
+        key: str,
+        body: bytes,
+        attributes: Attributes,
+        *,
+        if_none_match: bool,
+    ) -> StoredObject:
+        store = self._stores.of(namespace, "writing")
+
+        async def put() -> Any:
+            return await obstore.put_async(
+                store,
+                key,
+                body,
+                attributes=attributes,
+                mode="create" if if_none_match else "overwrite",
+                use_multipart=False,
+            )
+
+        answer, retried = await self._sent("put", f"{namespace}/{key}", put)
+        return written_object(key, answer["e_tag"], len(body), attributes, retried=retried)
+
+    @override
+    async def upload(
+        self,
+        namespace: str,
+        key: str,
+        chunks: AsyncIterator[bytes],
+        attributes: ObjectAttributes,
+        *,
+        size: int | None = None,
+        if_none_match: bool = False,
+        on_upload: UploadCallback | None = None,
+    ) -> StoredObject:
+        return await self._upload(
+            namespace,
+            key,
+            chunks,
+            attributes_of(attributes),
+            size=size,
+            if_none_match=if_none_match,
+        )
+
+    async def _upload(
+        self,
+        namespace: str,
+        key: str,
+        chunks: AsyncIterator[bytes],
+        attributes: Attributes,
+        *,
+        size: int | None,
+        if_none_match: bool,
+    ) -> StoredObject:
+        source = Counted(chunks)
+        try:
+            if if_none_match:
+                body = await source.collected(
+                    f"{namespace}/{key}", self._config.max_collected, size
+                )
+                return await self._put(namespace, key, body, attributes, if_none_match=True)
+            # What was read cannot be read again, so this is sent once.
+            with translated("put", f"{namespace}/{key}"):
+                answer = await obstore.put_async(
+                    self._stores.of(namespace, "writing"),
+                    key,
+                    source.chunks(),
+                    attributes=attributes,
+                    chunk_size=max(self._config.part_size, -(-(size or 0) // MAX_PARTS)),
+                    max_concurrency=PARTS_AT_ONCE,
+                )
+        except Exception:
+            if source.failure is not None:
+                raise source.failure from None
+            raise
+        return written_object(key, answer["e_tag"], source.size, attributes, retried=False)
+
+    @override
+    async def get(
+        self, namespace: str, location: Location, *, if_match: str | None = None
+    ) -> tuple[StoredObject, bytes]:
+        stored, body, _ = await self._read(namespace, location.key, if_match)
+        return stored, body
+
+    async def _read(
+        self, namespace: str, key: str, if_match: str | None
+    ) -> tuple[StoredObject, bytes, Attributes]:
+        async def read() -> tuple[StoredObject, bytes, Attributes]:
+            options: GetOptions = {} if if_match is None else {"if_match": f'"{if_match}"'}
+            result, attributes = await self._described(namespace, key, options)
+            body = bytes(await result.bytes_async())
+            return stored_object(key, result.meta, attributes), body, attributes
+
+        try:
+            return (await self._sent("get", f"{namespace}/{key}", read))[0]
+        except PreconditionFailedException:
+            await self._look(namespace, key)  # Azure says of what is missing that it changed
+            raise
+
+    async def _described(
+        self, namespace: str, key: str, options: GetOptions
+    ) -> tuple[GetResult, Attributes]:
+        """Begin to read an object, together with what stands beside these very bytes."""
+        result = await obstore.get_async(
+            self._stores.of(namespace, "reading"), key, options=options
+        )
+        return result, result.attributes
+
+    @override
+    async def stream(
+        self,
+        namespace: str,
+        location: Location,
+        *,
+        if_match: str,
+        start: int = 0,
+        end: int | None = None,
+    ) -> AsyncGenerator[bytes]:
+        options: GetOptions = {"if_match": f'"{if_match}"'}
+        if end is not None:
+            options["range"] = (start, end)
+        elif start:
+            options["range"] = {"offset": start}
+        store, key, skip = self._stores.of(namespace, "reading"), location.key, 0
+        with translated("get", f"{namespace}/{key}"):
+            try:
+                result = await obstore.get_async(store, key, options=options)
+            except PreconditionError:
+                await self._look(namespace, key)  # Azure says of what is missing that it changed
+                raise
+            except GenericError as error:
+                if "range" not in options or "non-partial" not in str(error):
+                    raise
+                # The server ignores ranges, and sends everything.
+                skip = start
+                result = await obstore.get_async(store, key, options={"if_match": f'"{if_match}"'})
+            check_etag(namespace, stored_object(key, result.meta, {}), if_match)
+            left = (result.meta["size"] if end is None else end) - start
+            async for chunk in result.stream(min_chunk_size=CHUNK):
+                wanted = bytes(chunk)[skip : skip + left]
+                skip, left = max(0, skip - len(chunk)), left - len(wanted)
+                if wanted:
+                    yield wanted
+                if left <= 0:
+                    break
+
+    @override
+    async def head(self, namespace: str, location: Location) -> StoredObject | None:
+        try:
+            return (await self._look(namespace, location.key))[0]
+        except NoSuchKeyException:
+            return None
+
+    async def _look(self, namespace: str, key: str) -> tuple[StoredObject, Attributes]:
+        async def look() -> tuple[StoredObject, Attributes]:
+            result, attributes = await self._described(namespace, key, {"head": True})
+            return stored_object(key, result.meta, attributes), attributes
+
+        return (await self._sent("head", f"{namespace}/{key}", look))[0]
+
+    @override
+    async def copy(
+        self,
+        namespace: str,
+        key: str,
+        source: CopySource,
+        *,
+        attributes: ObjectAttributes | None = None,
+        extra: Mapping[str, Any] | None = None,
+        if_match: str | None = None,
+        if_none_match: bool = False,
+        on_upload: UploadCallback | None = None,
+    ) -> StoredObject:
+        origin = source.location.key
+        if source.size is None or source.size <= READ_WHOLE:
+            # obstore's copy has no conditions, and does not tell what it made.
+            _, body, found = await self._read(source.namespace, origin, source.if_match)
+            beside = attributes_of(attributes) if attributes else {**found, **(extra or {})}
+            return await self._put(namespace, key, body, beside, if_none_match=if_none_match)
+        before, found = await self._look(source.namespace, origin)
+        if source.if_match is not None:
+            check_etag(source.namespace, before, source.if_match)
+        beside = attributes_of(attributes) if attributes else {**found, **(extra or {})}
+        if not self.copies_inside or source.namespace != namespace or beside != found:
+            chunks = self.stream(source.namespace, source.location, if_match=before.etag)
+            return await self._upload(
+                namespace, key, chunks, beside, size=source.size, if_none_match=if_none_match
+            )
+        store = self._stores.of(namespace, "writing")
+
+        async def copy() -> None:
+            await obstore.copy_async(store, origin, key)
+
+        _, retried = await self._sent("copy", f"{namespace}/{origin} to {namespace}/{key}", copy)
+        after, _ = await self._look(namespace, key)
+        return replace(after, retried=retried)
+
+    @override
+    async def delete(self, namespace: str, deletions: Sequence[Deletion]) -> DeletionReport:
+        keys = [deletion.location.key for deletion in deletions]
+        store = self._stores.of(namespace, "writing")
+        batches = isinstance(store, (S3Store, AzureStore, MemoryStore))
+        if batches and not (await self.capabilities(namespace)).keeps_directories:
+            try:
+                retried = await self.delete_batch(namespace, keys)
+                return DeletionReport(errors=[None] * len(keys), retried=retried)
+            except BaseConnectorException:
+                pass  # it does not tell which: each is asked alone
+        limit = asyncio.Semaphore(DELETED_AT_ONCE)
+
+        async def attempt(key: str) -> tuple[BaseConnectorException | None, bool]:
+            async with limit:
+                try:
+                    return None, await self.delete_one(namespace, key)
+                except BaseConnectorException as error:
+                    return error, True
+
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(attempt(key)) for key in keys]
+        results = [task.result() for task in tasks]
+        return DeletionReport(
+            errors=[error for error, _ in results], retried=any(again for _, again in results)
+        )
+
+    async def delete_batch(
+        self, namespace: str, keys: Sequence[str], *, attempts: int | None = None
+    ) -> bool:
+        """Delete several in one request, where the store has that; tell whether it was sent again."""
+        store = self._stores.of(namespace, "writing")
+
+        async def delete() -> None:
+            await obstore.delete_async(store, keys)
+
+        verb = f"delete {len(keys)} objects of"
+        return (await self._sent(verb, namespace, delete, attempts=attempts))[1]
+
+    async def delete_one(self, namespace: str, key: str) -> bool:
+        """Delete one object; tell whether the request was sent again."""
+        store = self._stores.of(namespace, "deleting singly")
+
+        async def delete() -> None:
+            await obstore.delete_async(store, key)
+
+        try:
+            _, retried = await self._sent("delete", f"{namespace}/{key}", delete)
+        except NoSuchKeyException:
+            return False  # it is gone already
+        return retried
+
+    @override
+    async def list(
+        self, namespace: str, prefix: str = "", *, start_after: str = ""
+    ) -> AsyncIterator[StoredObject]:
+        store = self._stores.of(namespace, "reading")
+        with translated("list", f"{namespace}/{prefix}"):
+            async for key, meta in listed(store, prefix, start_after):
+                yield stored_object(key, meta, {})
+
+    @override
+    async def versions(self, namespace: str, key: str) -> Sequence[StoredObject]:
+        return []  # never called: the capabilities name no versions
+
+    @override
+    async def presign(
+        self, namespace: str, location: Location, *, method: PresignMethod, expires_in: float
+    ) -> str:
+        store = self._stores.of(namespace, "reading")
+        if not isinstance(store, (S3Store, GCSStore, AzureStore)):
+            return await super().presign(namespace, location, method=method, expires_in=expires_in)
+        if not 1 <= expires_in <= MAX_EXPIRES_IN:
+            message = f"URLs are signed for 1 to {MAX_EXPIRES_IN} seconds, not for {expires_in}."
+            raise ConnectorCapabilityException(message)
+        with translated("sign a URL of", f"{namespace}/{location.key}"):
+            return await obstore.sign_async(
+                store, method, location.key, timedelta(seconds=int(expires_in))
+            )
+
+    @override
+    async def abort_upload(self, namespace: str, key: str, upload_id: str) -> None:
+        """Do nothing: obstore tells no ids of uploads, and aborts those that fail."""
+
+
+def _worth_another(error: Exception) -> bool:
+    contended = isinstance(error, PreconditionFailedException) and error.contended
+    return contended or isinstance(error, ConnectorUnavailableException)

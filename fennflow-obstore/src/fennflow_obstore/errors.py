@@ -1,0 +1,85 @@
+"""What obstore raises, in FennFlow's words."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Generator
+from contextlib import contextmanager
+from http import HTTPStatus
+
+from obstore import exceptions as obstore
+
+from fennflow.exceptions import (
+    AccessDeniedException,
+    BaseConnectorException,
+    ConnectorCapabilityException,
+    ConnectorUnavailableException,
+    NoSuchKeyException,
+    NoSuchNamespaceException,
+    PreconditionFailedException,
+)
+
+_STATUS = re.compile(r"status code: (\d{3})")
+_NO_NAMESPACE = re.compile(r"NoSuchBucket|ContainerNotFound|bucket does not exist")
+
+_LATER = frozenset({HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS})
+_MEANINGS: tuple[
+    tuple[tuple[type[Exception], ...], set[int], type[BaseConnectorException], str], ...
+] = (
+    ((FileNotFoundError,), set(), NoSuchKeyException, ""),
+    (
+        (obstore.PermissionDeniedError, obstore.UnauthenticatedError, PermissionError),
+        {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN},
+        AccessDeniedException,
+        "Check the credentials and what they may do.",
+    ),
+    (
+        (obstore.NotSupportedError, NotImplementedError),
+        {HTTPStatus.NOT_IMPLEMENTED},
+        ConnectorCapabilityException,
+        "",
+    ),
+)
+
+
+@contextmanager
+def translated(verb: str, name: str, *, retried: bool = False) -> Generator[None]:
+    """Turn what obstore raises into our exceptions.
+
+    Args:
+        verb: what was tried, for the message.
+        name: on what: namespace and key.
+        retried: whether it was not the first attempt.
+    """
+    try:
+        yield
+    except (obstore.BaseError, OSError, NotImplementedError) as error:
+        raise exception_for(error, verb, name, retried=retried) from error
+
+
+def words_of(error: Exception) -> str:
+    """Return what an error of obstore says, which it says twice: then as a dump of its parts."""
+    return str(error).partition("\n\nDebug source")[0]
+
+
+def exception_for(
+    error: Exception, verb: str, name: str, *, retried: bool
+) -> BaseConnectorException:
+    """Return our exception for one of obstore's."""
+    words = words_of(error)
+    said = f"Could not {verb} {name}: {words}".rstrip(". \n") + "."
+    found = _STATUS.search(words)
+    status = int(found[1]) if found else 0
+    conditions = (obstore.AlreadyExistsError, obstore.PreconditionError)
+    if status == HTTPStatus.CONFLICT or isinstance(error, conditions):
+        contended = status == HTTPStatus.CONFLICT
+        return PreconditionFailedException(said, contended=contended, retried=retried)
+    if _NO_NAMESPACE.search(words):
+        return NoSuchNamespaceException(f"{said} Create it, or correct the namespace.")
+    for kinds, statuses, exception, advice in _MEANINGS:
+        if isinstance(error, kinds) or status in statuses:
+            return exception(f"{said} {advice}".rstrip())
+    refused = HTTPStatus.BAD_REQUEST <= status < HTTPStatus.INTERNAL_SERVER_ERROR
+    if refused and status not in _LATER:
+        return BaseConnectorException(said)
+    return ConnectorUnavailableException(f"{said} Is the store up, and are url and options right?")

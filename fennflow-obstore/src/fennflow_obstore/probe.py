@@ -1,0 +1,58 @@
+"""What a namespace enforces, found out by trying (P15); all is tried on one key."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import uuid_utils
+
+from fennflow.connectors import Capabilities, ObjectAttributes
+from fennflow.exceptions import (
+    BaseConnectorException,
+    ConnectorUnavailableException,
+    PreconditionFailedException,
+)
+
+if TYPE_CHECKING:
+    from fennflow_obstore.connector import ObstoreConnector
+
+TEXT = ObjectAttributes(media_type="text/plain")
+
+
+async def probe(connector: ObstoreConnector, namespace: str, reserved_prefix: str) -> Capabilities:
+    """Find out what a namespace enforces."""
+    # In a directory of its own: what other processes try at the same time must not fill it.
+    key = f"{reserved_prefix}/probe/{uuid_utils.uuid7()}/object"
+    await connector.put(namespace, key, b"1", TEXT)
+    try:
+        conditional_create = await _refuses(connector, namespace, key)
+    finally:
+        keeps_directories = await _delete(connector, namespace, key)
+    return Capabilities(conditional_create=conditional_create, keeps_directories=keeps_directories)
+
+
+async def _refuses(connector: ObstoreConnector, namespace: str, key: str) -> bool:
+    try:
+        await connector.put(namespace, key, b"2", TEXT, if_none_match=True)
+    except PreconditionFailedException:
+        return True
+    except ConnectorUnavailableException:
+        raise
+    except BaseConnectorException:
+        return False  # the server does not know the condition
+    return False
+
+
+async def _delete(connector: ObstoreConnector, namespace: str, key: str) -> bool:
+    """Delete what the probe wrote as a batch, and tell whether a directory is left (JuiceFS)."""
+    parent = key.rpartition("/")[0]
+    try:
+        await connector.delete_batch(namespace, [key], attempts=1)
+        kept = [each async for each in connector.list(namespace, parent)] != []
+    except ConnectorUnavailableException:
+        kept = True  # it has been deleted, and the answer is not what obstore understands
+    if kept:
+        # What is deleted alone takes its directory along.
+        await connector.put(namespace, key, b"3", TEXT)
+        await connector.delete_one(namespace, key)
+    return kept

@@ -1,0 +1,134 @@
+"""The stores of obstore that a connector uses: one for each namespace and use."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Callable, Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+from urllib.parse import unquote, urlsplit
+
+import obstore
+from obstore.exceptions import BaseError
+from obstore.store import AzureStore, LocalStore, MemoryStore, from_url
+
+from fennflow.exceptions import ConfigException
+from fennflow_obstore.errors import words_of
+
+if TYPE_CHECKING:
+    from obstore import ListStream, ObjectMeta
+    from obstore.store import ObjectStore
+
+    from fennflow_obstore.config import ObstoreConnectorConfig
+
+LISTED_AT_ONCE = 1000
+
+Use = Literal["reading", "writing", "deleting singly"]
+"""`reading` sends again by itself; `writing` does not, as it would tell nobody (P20)."""
+
+_memories: dict[tuple[str, str], MemoryStore] = {}
+
+
+async def listed(
+    store: ObjectStore, prefix: str, start_after: str
+) -> AsyncGenerator[tuple[str, ObjectMeta]]:
+    """Iterate over what lies under a prefix and after a key, in the order of UTF-8 bytes."""
+    # obstore takes whole segments for a prefix: the rest is looked at here.
+    directory = prefix.rpartition("/")[0]
+    offset = max(start_after, _before(prefix), key=str.encode)
+    if directory and not offset.startswith(f"{directory}/"):
+        offset = ""  # some servers refuse one that is not under the prefix
+    # Its overloads name types of a package that is not installed.
+    pages: ListStream[Sequence[ObjectMeta]] = obstore.list(  # pyright: ignore[reportUnknownMemberType]
+        store, directory or None, offset=offset or None, chunk_size=LISTED_AT_ONCE
+    )
+    if isinstance(store, (LocalStore, AzureStore)):
+        # A directory is read in no order, and Azure has one of its own.
+        found = await pages.collect_async()
+        for item in sorted(found, key=lambda each: each["path"].encode()):
+            if item["path"].startswith(prefix) and item["path"].encode() > start_after.encode():
+                yield item["path"], item
+        return
+    async for page in pages:
+        for item in page:
+            key = item["path"]
+            if key.startswith(prefix):
+                if key.encode() > start_after.encode():
+                    yield key, item
+            elif key.encode() > prefix.encode():
+                return
+
+
+def _before(prefix: str) -> str:
+    """Return a key that stands before all of a prefix, as closely as one character can."""
+    if not prefix or prefix.endswith("//") or prefix == "/":
+        return ""
+    before = chr(ord(prefix[-1]) - 1)
+    # Neither control characters nor surrogates stand in paths of obstore's.
+    return prefix[:-1] + before if before.isprintable() else ""
+
+
+class Stores:
+    """What is opened when it is first asked for.
+
+    Args:
+        config: of the connector.
+    """
+
+    def __init__(self, config: ObstoreConnectorConfig) -> None:
+        self._config = config
+        self._stores: dict[tuple[str, Use], ObjectStore] = {}
+
+    def of(self, namespace: str, use: Use) -> ObjectStore:
+        """Return the store of a namespace.
+
+        Raises:
+            ConfigException: the config does not make a store, or the namespace is no segment.
+        """
+        if (namespace, use) not in self._stores:
+            self._stores[namespace, use] = self._new(namespace, use)
+        return self._stores[namespace, use]
+
+    def root(self, namespace: str) -> Path:
+        """Return the directory of a namespace of local files."""
+        store = self.of(namespace, "writing")
+        assert isinstance(store, LocalStore)  # noqa: S101 - the scheme says so
+        assert store.prefix is not None  # noqa: S101
+        return store.prefix
+
+    def close(self) -> None:
+        """Let go of all of them; Rust closes their connections."""
+        self._stores.clear()
+
+    def _new(self, namespace: str, use: Use) -> ObjectStore:
+        config = self._config
+        if not namespace or "/" in namespace or namespace in {".", ".."}:
+            message = f"The namespace {namespace!r} cannot follow {config.url}: it is one segment."
+            raise ConfigException(message)
+        url = config.url if config.url.endswith("/") else f"{config.url}/"
+        if config.scheme == "memory":
+            return _memories.setdefault((url, namespace), MemoryStore())
+        # The overloads tell the kinds of stores apart, which the URL does here.
+        make: Callable[..., ObjectStore] = from_url
+        try:
+            if config.scheme == "file":
+                directory = Path(unquote(urlsplit(url).path)) / namespace
+                return LocalStore(directory, automatic_cleanup=True, mkdir=True)
+            options = {name: value.get_secret_value() for name, value in config.options.items()}
+            client_options: dict[str, Any] = {
+                "timeout": timedelta(hours=1),
+                "read_timeout": timedelta(minutes=5),
+                "allow_http": options.get("endpoint", "").startswith("http://"),
+                **config.client_options,
+            }
+            if use == "deleting singly" and config.speaks_s3:
+                options["disable_bulk_delete"] = "true"
+            return make(
+                f"{url}{namespace}",
+                config=options,
+                client_options=client_options,
+                retry_config={"max_retries": config.max_attempts - 1 if use == "reading" else 0},
+            )
+        except (BaseError, ValueError) as error:
+            message = f"ObstoreConnectorConfig makes no store of {url}: {words_of(error)}"
+            raise ConfigException(message) from error

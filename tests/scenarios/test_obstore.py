@@ -1,0 +1,370 @@
+"""What is particular to obstore: URLs, secrets, local files, and what it cannot promise."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import traceback
+from collections.abc import AsyncGenerator
+from pathlib import Path
+from urllib.request import Request, urlopen
+
+import pytest
+
+from fennflow.connectors import (
+    Capabilities,
+    CopySource,
+    Deletion,
+    Location,
+    ObjectAttributes,
+    ObstoreConnectorConfig,
+)
+from fennflow.exceptions import (
+    AccessDeniedException,
+    ConfigException,
+    ConnectorCapabilityException,
+    ConnectorUnavailableException,
+    KeyException,
+    NoSuchNamespaceException,
+    PreconditionFailedException,
+)
+from fennflow.files import StreamContent, TextContent
+from fennflow.testing import Fault, S3Request, S3Server
+from fennflow_obstore import local
+from fennflow_obstore.stores import Stores
+from stores import OBSTORES, Store, make_store, obstore_config, s3_config
+
+TEXT = ObjectAttributes(media_type="text/plain", metadata={"Über": "ü"})
+LARGE = bytes(range(256)) * (9 << 12)  # 9 MiB
+
+
+@pytest.fixture(params=OBSTORES)
+async def store(request: pytest.FixtureRequest) -> Store:
+    return await make_store(request.param, request)
+
+
+@pytest.fixture
+async def files(request: pytest.FixtureRequest) -> Store:
+    return await make_store("obstore-file", request)
+
+
+@pytest.fixture
+async def s3(request: pytest.FixtureRequest) -> Store:
+    return await make_store("obstore-moto", request)
+
+
+def text(value: str, name: str) -> TextContent:
+    return TextContent.from_content(value, filename=name)
+
+
+@pytest.mark.parametrize(
+    ("url", "reason"),
+    [
+        ("ftp://host", "must begin with one of"),
+        ("bucket", "must begin with one of"),
+        ("s3://key:secret@bucket", "neither credentials"),
+        ("s3://bucket?token=secret", "neither credentials"),
+        ("file://relative/path", "absolute directory"),
+    ],
+)
+def test_a_url_of_another_kind_is_refused(url: str, reason: str) -> None:
+    with pytest.raises(ConfigException, match=reason) as caught:
+        ObstoreConnectorConfig(url=url)
+    assert "secret" not in "".join(traceback.format_exception(caught.value))
+
+
+def test_no_secret_is_shown_and_equal_configs_are_one() -> None:
+    config = ObstoreConnectorConfig(
+        url="s3://",
+        options={"secret_access_key": "very secret"},
+        client_options={"default_headers": {"Authorization": "very secret"}},
+    )
+    assert "very secret" not in f"{config!r} {config}"
+    assert config == config.model_copy()
+    assert hash(config) == hash(config.model_copy())
+
+
+async def test_options_that_obstore_does_not_know_are_told_without_their_values() -> None:
+    store = Store(ObstoreConnectorConfig(url="s3://", options={"nonsense": "secret"}), "bucket")
+    with pytest.raises(ConfigException, match="nonsense") as caught:
+        async with store.uow()() as uow:
+            await uow.files.put(text("1", "a"))
+    assert "secret" not in "".join(traceback.format_exception(caught.value))
+
+
+@pytest.mark.parametrize("namespace", ["", ".", "..", "a/b"])
+def test_a_namespace_stays_below_the_url(namespace: str, tmp_path: Path) -> None:
+    stores = Stores(ObstoreConnectorConfig(url=f"file://{tmp_path}"))
+    with pytest.raises(ConfigException, match="one segment"):
+        stores.of(namespace, "reading")
+
+
+async def test_a_prefix_of_a_bucket_is_a_place_for_namespaces(s3: Store) -> None:
+    assert s3.server is not None
+    config = obstore_config(s3.server, url=f"s3://{s3.namespace}/team")
+    async with Store(config, "letters").uow()() as uow:
+        await uow.files.put(text("1", "a/b"))
+    assert set(await s3.objects()) == {"team/letters/a/b"}
+
+
+async def test_both_connectors_read_what_the_other_wrote(s3: Store) -> None:
+    assert s3.server is not None
+    other = Store(s3_config(s3.server), s3.namespace, s3.server)
+    for one, two in ((s3, other), (other, s3)):
+        async with one.connector() as writer, two.connector() as reader:
+            put = await writer.put(s3.namespace, "a", b"1", TEXT)
+            stored, body = await reader.get(s3.namespace, Location("a"), if_match=put.etag)
+            assert (body, stored.media_type, stored.metadata) == (b"1", "text/plain", {"Über": "ü"})
+
+
+# --- requests that fail ------------------------------------------------------------------------
+
+
+async def test_a_request_that_was_sent_again_says_so(s3: Store) -> None:
+    faults = iter([Fault.AFTER, Fault.BEFORE])
+
+    def fault(request: S3Request) -> Fault | None:
+        return next(faults, None) if request.method == "PUT" else None
+
+    assert s3.server is not None
+    async with s3.connector() as connector:
+        with s3.server.failing(fault):
+            assert (await connector.put(s3.namespace, "a", b"1", TEXT)).retried
+        assert not (await connector.put(s3.namespace, "a", b"1", TEXT)).retried
+        with s3.server.failing(lambda _: next(faults, None)):
+            faults = iter([Fault.AFTER])
+            with pytest.raises(PreconditionFailedException) as caught:
+                await connector.put(s3.namespace, "b", b"1", TEXT, if_none_match=True)
+            assert caught.value.retried
+
+
+async def test_requests_give_up(s3: Store) -> None:
+    assert s3.server is not None
+    config = obstore_config(s3.server, max_attempts=2)
+    store = Store(config, s3.namespace, s3.server)
+    with s3.server.failing(lambda _: Fault.BEFORE), s3.server.watched() as requests:
+        async with store.connector() as connector:
+            with pytest.raises(ConnectorUnavailableException, match="503"):
+                await connector.put(s3.namespace, "a", b"1", TEXT)
+    assert len(requests) == 2
+
+
+async def test_a_server_that_is_down_is_told() -> None:
+    server = S3Server("http://127.0.0.1:9", "key", "very secret")
+    store = Store(obstore_config(server, max_attempts=1), "bucket")
+    with pytest.raises(ConnectorUnavailableException, match="url and options") as caught:
+        async with store.uow()() as uow:
+            await uow.files.put(text("1", "a"))
+    assert "very secret" not in "".join(traceback.format_exception(caught.value))
+
+
+async def test_a_bucket_that_is_missing_is_told(s3: Store) -> None:
+    assert s3.server is not None
+    store = Store(obstore_config(s3.server), "no-such-bucket")
+    with pytest.raises(NoSuchNamespaceException, match="no-such-bucket"):
+        async with store.uow()() as uow:
+            await uow.files.put(text("1", "a"))
+
+
+async def test_credentials_that_are_refused_are_told(request: pytest.FixtureRequest) -> None:
+    store = await make_store("obstore-juicefs", request)
+    assert store.server is not None
+    wrong = S3Server(store.server.url, "nobody", "very secret")
+    with pytest.raises(AccessDeniedException) as caught:
+        async with Store(obstore_config(wrong), store.namespace).uow()() as uow:
+            await uow.files.put(text("1", "a"))
+    assert "very secret" not in "".join(traceback.format_exception(caught.value))
+
+
+async def test_of_a_batch_that_fails_each_deletion_is_tried_alone(s3: Store) -> None:
+    assert s3.server is not None
+    async with s3.connector() as connector:
+        for key in ("a", "b"):
+            await connector.put(s3.namespace, key, b"1", TEXT)
+        await connector.capabilities(s3.namespace)
+        deletions = [Deletion(location=Location(key)) for key in ("a", "b", "c")]
+        with s3.server.failing(
+            lambda request: Fault.ERROR_IN_200 if request.method == "POST" else None
+        ):
+            report = await connector.delete(s3.namespace, deletions)
+        assert list(report.errors) == [None, None, None]
+        assert [each async for each in connector.list(s3.namespace)] == []
+
+
+# --- what it cannot promise --------------------------------------------------------------------
+
+
+async def test_a_stream_that_must_not_replace_anything_is_collected_up_to_a_limit(
+    s3: Store,
+) -> None:
+    assert s3.server is not None
+    config = obstore_config(s3.server, max_collected=1 << 20)
+    store = Store(config, s3.namespace, s3.server)
+
+    async def chunks() -> AsyncGenerator[bytes]:
+        for _ in range(40):
+            yield b"x" * (1 << 18)
+
+    def content() -> StreamContent:
+        return StreamContent.from_iterable(chunks(), filename="a.bin")
+
+    with pytest.raises(ConnectorCapabilityException, match="max_collected"):
+        async with store.uow()() as uow:
+            await uow.files.put(content())
+    assert await store.objects() == {}
+    async with store.uow(hide_pending=True)() as uow:
+        await uow.files.put(content())
+    assert await store.objects() == {"a.bin": b"x" * (10 << 20)}
+
+
+async def test_extras_of_other_stores_are_refused(store: Store) -> None:
+    with pytest.raises(ConnectorCapabilityException, match=r"ACL.*Cache-Control"):
+        async with store.uow()() as uow:
+            await uow.files.put(text("1", "a"), connector_extra={"ACL": "public-read"})
+
+
+async def test_extras_are_kept_and_copied(store: Store) -> None:
+    async with store.connector() as connector:
+        extra = {"Cache-Control": "no-store"}
+        attributes = ObjectAttributes(media_type="text/css", extra=extra, metadata={"a": "ü"})
+        await connector.put(store.namespace, "a", b"1", attributes)
+        source = CopySource(store.namespace, Location("a"))
+        await connector.copy(store.namespace, "b", source, extra=extra)
+        copied = await connector.head(store.namespace, Location("b"))
+        assert copied is not None
+        assert (copied.media_type, copied.metadata) == ("text/css", {"a": "ü"})
+
+
+@pytest.mark.parametrize("changed", [False, True])
+async def test_a_large_object_is_copied_whole(store: Store, *, changed: bool) -> None:
+    async with store.connector() as connector:
+        put = await connector.put(store.namespace, "a", LARGE, TEXT)
+        source = CopySource(store.namespace, Location("a"), put.etag, size=len(LARGE))
+        other = ObjectAttributes(media_type="a/b", metadata={"c": "d"})
+        copied = await connector.copy(
+            store.namespace, "dir/b", source, attributes=other if changed else None
+        )
+        stored, body = await connector.get(store.namespace, Location("dir/b"))
+        assert body == LARGE
+        assert (stored.etag, stored.size) == (copied.etag, len(LARGE))
+        expected = other if changed else TEXT
+        assert (stored.media_type, stored.metadata) == (expected.media_type, expected.metadata)
+        wrong = CopySource(store.namespace, Location("a"), "0" * 32, size=len(LARGE))
+        with pytest.raises(PreconditionFailedException):
+            await connector.copy(store.namespace, "c", wrong)
+
+
+async def test_a_prefix_need_not_end_at_a_segment(store: Store) -> None:
+    keys = ["ab/c", "abc", "abd", "b", "aa"]
+    async with store.connector() as connector:
+        await connector.capabilities(store.namespace)
+        for key in keys:
+            await connector.put(store.namespace, key, b"1", TEXT)
+        for prefix in ("", "a", "ab", "ab/", "abc", "b", "c", "!", " "):
+            for after in ("", "ab", "abc", "z"):
+                found = [
+                    each.location.key
+                    async for each in connector.list(store.namespace, prefix, start_after=after)
+                ]
+                wanted = sorted(key for key in keys if key.startswith(prefix) and key > after)
+                assert found == wanted, (prefix, after)
+
+
+async def test_presigned_urls_are_those_of_the_store(s3: Store, files: Store) -> None:
+    async with s3.uow()() as uow:
+        await uow.files.put(text("Dear Ann", "a"))
+    async with s3.uow()() as uow:
+        url = await uow.files.generate_presigned_url("a")
+    body = await asyncio.to_thread(lambda: urlopen(Request(url[0])).read())
+    assert body == b"Dear Ann"
+    async with files.uow()() as uow:
+        await uow.files.put(text("Dear Ann", "a"))
+    async with files.uow()() as uow:
+        with pytest.raises(ConnectorCapabilityException):
+            await uow.files.generate_presigned_url("a")
+
+
+# --- local files -------------------------------------------------------------------------------
+
+
+async def test_local_files_are_plain_files(files: Store, tmp_path: Path) -> None:
+    async with files.uow()() as uow:
+        await uow.files.put(text("Dear Ann", "letters/ann.txt"))
+    path = tmp_path / files.namespace / "letters" / "ann.txt"
+    assert path.read_text() == "Dear Ann"
+    async with files.uow()() as uow:
+        await uow.files.delete("letters/ann.txt")
+    assert not path.parent.exists()
+
+
+async def test_files_of_others_are_read_too(files: Store, tmp_path: Path) -> None:
+    directory = tmp_path / files.namespace
+    directory.mkdir()
+    (directory / "a.txt").write_text("theirs")
+    os.setxattr(directory / "a.txt", local.ATTRIBUTE, b"no JSON")
+    async with files.connector() as connector:
+        stored, body = await connector.get(files.namespace, Location("a.txt"))
+        assert (body, stored.metadata) == (b"theirs", {})
+
+
+async def test_what_a_dead_process_was_writing_is_swept(files: Store, tmp_path: Path) -> None:
+    incoming = tmp_path / files.namespace / ".fennflow" / "incoming"
+    incoming.mkdir(parents=True)
+    for name in ("old", "old#1", "new#1"):
+        (incoming / name).write_text("half")
+        if name.startswith("old"):
+            os.utime(incoming / name, (1, 1))
+    await files.uow().recover()
+    assert [path.name for path in incoming.iterdir()] == ["new#1"]
+    assert await files.objects() == {}
+    async with files.connector() as connector:
+        await connector.abort_upload(files.namespace, ".fennflow/incoming/../../a", "../../a")
+
+
+@pytest.mark.parametrize("key", ["a#1", "a/b#12/c", "x" * 241])
+async def test_names_that_no_local_file_can_have_are_refused(files: Store, key: str) -> None:
+    with pytest.raises(KeyException, match="local"):
+        async with files.uow()() as uow:
+            await uow.files.put(text("1", key))
+
+
+async def test_a_file_system_without_attributes_is_refused(
+    files: Store, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def refuse(*_args: object) -> None:
+        raise OSError(95, "Operation not supported")
+
+    monkeypatch.setattr(os, "setxattr", refuse)
+    with pytest.raises(ConnectorCapabilityException, match="extended attribute"):
+        async with files.uow()() as uow:
+            await uow.files.put(text("1", "a"))
+    assert [path for path in (tmp_path / files.namespace).rglob("*") if path.is_file()] == []
+
+
+async def test_what_a_reader_gets_belongs_together(files: Store) -> None:
+    async with files.connector() as connector:
+        numbers = range(40)
+
+        async def write() -> None:
+            for number in numbers:
+                attributes = ObjectAttributes(media_type="a/b", metadata={"n": str(number)})
+                await connector.put(files.namespace, "a", str(number).encode(), attributes)
+
+        await connector.put(
+            files.namespace, "a", b"0", ObjectAttributes(media_type="a/b", metadata={"n": "0"})
+        )
+        async with asyncio.TaskGroup() as group:
+            writing = group.create_task(write())
+            while not writing.done():
+                stored, body = await connector.get(files.namespace, Location("a"))
+                assert stored.metadata["n"].encode() == body
+
+
+async def test_what_it_enforces_is_found_by_trying(store: Store) -> None:
+    async with store.connector() as connector:
+        found = await connector.capabilities(store.namespace)
+    juicefs = store.server is not None and store.server.access_key == "tester"
+    expected = (
+        Capabilities(keeps_directories=True) if juicefs else Capabilities(conditional_create=True)
+    )
+    assert found == expected
