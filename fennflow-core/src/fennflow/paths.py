@@ -197,13 +197,16 @@ def render_path(path: str | PathTemplate) -> str:
     Raises:
         KeyException: it is neither.
     """
+    # First of all, since asking for a protocol takes longer than all the rest of a path's way.
+    if type(path) is str or isinstance(path, StoragePath):
+        return path
     rendered: object = path if isinstance(path, str) else None
     if isinstance(path, PathTemplate):
         rendered = path.render()
     if not isinstance(rendered, str):
         message = f"A path is a str or has render() -> str, but this is {type(path).__name__}."
         raise KeyException(message)
-    return path if isinstance(path, StoragePath) else rendered
+    return rendered
 
 
 def after_key(key: str) -> str:

@@ -118,6 +118,8 @@ def client_context(config: S3ConnectorConfig) -> AbstractAsyncContextManager[S3C
         retries={"mode": "standard", "total_max_attempts": config.max_attempts},
         max_pool_connections=config.max_pool_connections,
         s3={"addressing_style": config.addressing_style},
+        # What is sent is made here, and `validate` has looked at what users add to it.
+        parameter_validation=False,
         # FennFlow names a SHA-256 with every PUT and checks it on every read.
         request_checksum_calculation="when_required",
         response_checksum_validation="when_required",
