@@ -119,9 +119,12 @@ def crashes(session: nox.Session) -> None:
 
 @nox.session(default=False)
 def benchmarks(session: nox.Session) -> None:
-    """Measure FennFlow beside raw aiobotocore; `nox -s benchmarks -- --help` tells the options."""
-    sync(session, "test")
-    session.run("python", "benchmarks/run.py", *session.posargs)
+    """Measure FennFlow beside others, and draw it; `nox -s benchmarks -- --help` tells the options."""
+    sync(session, "benchmarks")
+    report = f"{session.create_tmp()}/report.json"
+    session.run("python", "benchmarks/run.py", "--json", report, *session.posargs)
+    if not session.posargs:
+        session.run("python", "benchmarks/plots.py", report, "docs/images")
 
 
 @nox.session(default=False)

@@ -1,4 +1,4 @@
-"""FennFlow beside raw aiobotocore, in one run, on one server: `uv run benchmarks/run.py`.
+"""FennFlow beside what one would write without it, in one run: `uv run benchmarks/run.py`.
 
 Each operation is done on N objects by every subject in turn, several times; what is told is the
 median, and its ratio to raw aiobotocore with the same number of requests in flight.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import itertools
 import json
 import os
@@ -16,241 +17,25 @@ import shutil
 import statistics
 import tempfile
 import time
-from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import Awaitable, Generator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from aiobotocore.config import AioConfig
-from aiobotocore.session import AioSession
 from rich.console import Console
 from rich.table import Table
-from server import Server, cheap_server
-from typing_extensions import override
+from server import cheap_server
+from subjects import OPERATIONS, MiB, Raw, Subject, subjects
 
-from fennflow import ConfigDict, ReconcileConfig, UnitOfWork
-from fennflow.backends import InMemoryBackendConfig, SqlalchemyBackendConfig
-from fennflow.config import BackendConfig
-from fennflow.connectors import S3ConnectorConfig
-from fennflow.files import BinaryContent, StreamContent
-from fennflow.repositories import CrudRepository, RepoField, StreamRepository
+from fennflow.testing import S3Server, juicefs_gateway, moto_server, postgresql_server
 
-IN_FLIGHT = 32
-BODY = bytes(range(256)) * 4
-MiB = 1 << 20
-BLOCK = bytes(range(256)) * (MiB // 256)
-PART = 8 * MiB
-CREDENTIALS: dict[str, Any] = {"aws_access_key_id": "test", "aws_secret_access_key": "test"}
-
-OPERATIONS = ("create", "overwrite", "read", "delete", "rollback")
-
-
-class Subject(ABC):
-    """What is measured."""
-
-    name: str
-
-    @abstractmethod
-    async def create(self, keys: Sequence[str]) -> None: ...
-    @abstractmethod
-    async def overwrite(self, keys: Sequence[str]) -> None: ...
-    @abstractmethod
-    async def read(self, keys: Sequence[str]) -> None: ...
-    @abstractmethod
-    async def delete(self, keys: Sequence[str]) -> None: ...
-    @abstractmethod
-    async def rollback(self, keys: Sequence[str]) -> None: ...
-    @abstractmethod
-    async def upload(self, key: str, size: int) -> None: ...
-    @abstractmethod
-    async def download(self, key: str) -> int: ...
-
-
-async def in_flight(
-    items: Iterable[Any], work: Callable[[Any], Awaitable[object]], limit: int = IN_FLIGHT
-) -> None:
-    """Do the work for all, so many at a time."""
-    todo = iter(items)
-
-    async def worker() -> None:
-        for item in todo:
-            await work(item)
-
-    async with asyncio.TaskGroup() as group:
-        for _ in range(limit):
-            group.create_task(worker())
-
-
-class Raw(Subject):
-    """aiobotocore, as one writes it by hand."""
-
-    name = "aiobotocore"
-
-    def __init__(self, client: Any, bucket: str) -> None:
-        self.client = client
-        self.bucket = bucket
-
-    @override
-    async def create(self, keys: Sequence[str]) -> None:
-        await in_flight(
-            keys,
-            lambda key: self.client.put_object(
-                Bucket=self.bucket, Key=key, Body=BODY, IfNoneMatch="*"
-            ),
-        )
-
-    @override
-    async def overwrite(self, keys: Sequence[str]) -> None:
-        await in_flight(
-            keys, lambda key: self.client.put_object(Bucket=self.bucket, Key=key, Body=BODY)
-        )
-
-    @override
-    async def read(self, keys: Sequence[str]) -> None:
-        async def get(key: str) -> None:
-            answer = await self.client.get_object(Bucket=self.bucket, Key=key)
-            async with answer["Body"] as body:
-                assert len(await body.read()) == len(BODY)
-
-        await in_flight(keys, get)
-
-    @override
-    async def delete(self, keys: Sequence[str]) -> None:
-        for start in range(0, len(keys), 1000):
-            objects = [{"Key": key} for key in keys[start : start + 1000]]
-            await self.client.delete_objects(
-                Bucket=self.bucket, Delete={"Objects": objects, "Quiet": True}
-            )
-
-    @override
-    async def rollback(self, keys: Sequence[str]) -> None:
-        await self.create(keys)
-        await self.delete(keys)
-
-    @override
-    async def upload(self, key: str, size: int) -> None:
-        target = {"Bucket": self.bucket, "Key": key}
-        upload = (await self.client.create_multipart_upload(**target))["UploadId"]
-        parts: list[dict[str, Any]] = []
-
-        async def send(number: int) -> None:
-            body = BLOCK * (PART // MiB)
-            answer = await self.client.upload_part(
-                **target, UploadId=upload, PartNumber=number, Body=body
-            )
-            parts.append({"PartNumber": number, "ETag": answer["ETag"]})
-
-        await in_flight(range(1, size // PART + 1), send, limit=4)
-        parts.sort(key=lambda part: part["PartNumber"])
-        await self.client.complete_multipart_upload(
-            **target, UploadId=upload, MultipartUpload={"Parts": parts}
-        )
-
-    @override
-    async def download(self, key: str) -> int:
-        answer = await self.client.get_object(Bucket=self.bucket, Key=key)
-        async with answer["Body"] as body:
-            return sum([len(chunk) async for chunk in body.iter_chunks(1 << 18)])
-
-
-class Files(CrudRepository, StreamRepository):
-    """What a benchmark needs."""
-
-
-class FennFlow(Subject):
-    """One unit of work for all objects of an operation."""
-
-    def __init__(self, name: str, backend: BackendConfig, url: str, bucket: str) -> None:
-        connector = S3ConnectorConfig(
-            endpoint_url=url, region_name="us-east-1", **CREDENTIALS, multipart_part_size=PART
-        )
-
-        class UOW(UnitOfWork):
-            files = RepoField(Files, namespace=bucket)
-            config = ConfigDict(
-                connector=connector,
-                backend=backend,
-                max_concurrency=IN_FLIGHT,
-                reconcile=ReconcileConfig(frequency="never"),
-            )
-
-        self.name = name
-        self.uow = UOW
-
-    @override
-    async def create(self, keys: Sequence[str]) -> None:
-        async with self.uow() as uow:
-            await uow.files.put(*map(content, keys))
-
-    overwrite = create
-
-    @override
-    async def read(self, keys: Sequence[str]) -> None:
-        async with self.uow() as uow:
-            assert len(await uow.files.get(*keys)) == len(keys)
-
-    @override
-    async def delete(self, keys: Sequence[str]) -> None:
-        async with self.uow() as uow:
-            await uow.files.delete(*keys)
-
-    @override
-    async def rollback(self, keys: Sequence[str]) -> None:
-        async with self.uow(auto_commit=False) as uow:
-            await uow.files.put(*map(content, keys))
-
-    @override
-    async def upload(self, key: str, size: int) -> None:
-        async def blocks() -> AsyncGenerator[bytes]:
-            for _ in range(size // MiB):
-                yield BLOCK
-
-        stream = StreamContent.from_iterable(blocks(), filename=key, media_type="a/b", size=size)
-        async with self.uow() as uow:
-            await uow.files.put(stream)
-
-    @override
-    async def download(self, key: str) -> int:
-        async with self.uow() as uow, uow.files.open(key) as stream:
-            return sum([len(chunk) async for chunk in stream])
-
-
-def content(key: str) -> BinaryContent:
-    return BinaryContent(data=BODY, media_type="application/octet-stream", filename=key)
-
-
-@asynccontextmanager
-async def subjects(server: Server, directory: Path) -> AsyncGenerator[list[Subject]]:
-    """Open all that is measured, warm."""
-    numbers = itertools.count(1)
-    async with AsyncExitStack() as stack:
-        config = AioConfig(max_pool_connections=50, s3={"addressing_style": "path"})
-        client = await stack.enter_async_context(
-            AioSession().create_client(
-                "s3",
-                region_name="us-east-1",
-                endpoint_url=server.url,
-                config=config,
-                **CREDENTIALS,
-            )
-        )
-        found: list[Subject] = [Raw(client, f"b{next(numbers)}")]
-        backends: dict[str, BackendConfig] = {
-            "FennFlow, memory": InMemoryBackendConfig(),
-            "FennFlow, SQLite": SqlalchemyBackendConfig(url=f"sqlite:///{directory}/catalog.db"),
-        }
-        for name, backend in backends.items():
-            ours = FennFlow(name, backend, server.url, f"b{next(numbers)}")
-            await stack.enter_async_context(ours.uow.lifespan())
-            found.append(ours)
-        for subject in found:
-            await subject.create(["warm"])
-            await subject.read(["warm"])
-        yield found
+MOST_UNITS = 100
+"""Units of work one by one say enough with so many of them."""
 
 
 async def timed(work: Awaitable[object]) -> float:
+    # Nobody pays for what another has left behind.
+    gc.collect()
     started = time.perf_counter()
     await work
     return time.perf_counter() - started
@@ -264,6 +49,8 @@ async def measure(
     for size, turn in itertools.product(sizes, range(repeats)):
         keys = [f"{label}/{size}/{turn}/{number:05}" for number in range(size)]
         for operation in OPERATIONS:
+            if operation == "units" and size > MOST_UNITS:
+                continue
             # Whoever is first pays for what the machine has to wake up: it takes turns.
             for subject in (*found[turn % len(found) :], *found[: turn % len(found)]):
                 spent = await timed(getattr(subject, operation)(keys))
@@ -314,31 +101,72 @@ def forget_peak() -> float:
     return status("VmRSS")
 
 
+@contextmanager
+def server_named(name: str, directory: Path) -> Generator[tuple[S3Server, Any]]:
+    """Start a server; the cheap ones are followed by what sets their latency."""
+    if name in {"cheap", "cheap, versioned bucket"}:
+        with cheap_server(versioned="versioned" in name) as server:
+            yield S3Server(server.url, "test", "test"), server
+    elif name == "moto":
+        with moto_server() as server:
+            yield server, None
+    else:
+        with juicefs_gateway(directory) as server:
+            yield server, None
+
+
+def sizes_for(name: str, sizes: Sequence[int]) -> list[int]:
+    """Return which of the sizes say something new on a server."""
+    if name == "cheap":
+        return list(sizes)
+    if name == "cheap, versioned bucket":
+        return [sizes[0], sizes[-1]] if len(sizes) > 1 else list(sizes)
+    return [size for size in sizes if size <= MOST_UNITS]
+
+
 async def run(options: argparse.Namespace, console: Console) -> dict[str, Any]:
-    """Measure, and show each table when it is there."""
+    """Measure, show each table when it is there, and keep it."""
     results: dict[str, Any] = {}
     directory = Path(tempfile.mkdtemp())
-    try:
-        for versioned in (False, True):
-            (directory / str(versioned)).mkdir()
-            with cheap_server(versioned=versioned) as server:
-                async with subjects(server, directory / str(versioned)) as found:
-                    for latency in options.latencies:
-                        server.answer_after(latency / 1000)
-                        label = f"{latency} ms{', versioned bucket' if versioned else ''}"
-                        rows = await measure(found, options.sizes, options.repeats, label)
+    with ExitStack() as stack:
+        stack.callback(shutil.rmtree, directory)
+        database = stack.enter_context(postgresql_server()) if options.postgresql else None
+        for name in options.servers:
+            here = directory / name
+            here.mkdir()
+            url = None if database is None else database.new_database()
+            middle = options.latencies[len(options.latencies) // 2]
+            with server_named(name, here) as (server, cheap):
+                latencies = options.latencies if name == "cheap" else [middle if cheap else 0]
+                strong = name != "juicefs"
+                async with subjects(server, here, postgresql=url, strong=strong) as found:
+                    for latency in latencies:
+                        if cheap:
+                            cheap.answer_after(latency / 1000)
+                        label = f"{name}, {latency} ms" if cheap else name
+                        sizes = sizes_for(name, options.sizes)
+                        rows = await measure(found, sizes, options.repeats, label)
                         results[label] = rows
+                        keep(options.json, results)
                         show(label, rows, console)
-                    server.answer_after(0)
-                    if options.large and not versioned:
-                        rows = await measure_large(
-                            found, options.large * MiB, min(3, options.repeats)
-                        )
+                        if len(sizes) > 1:
+                            fitted(rows, console)
+                    if options.large and name == "cheap":
+                        cheap.answer_after(0)
+                        large = [each for each in found if each.name != "s3fs"]
+                        size = options.large * MiB
+                        rows = await measure_large(large, size, min(3, options.repeats))
                         results["large"] = rows
+                        keep(options.json, results)
                         show("large", rows, console)
-    finally:
-        shutil.rmtree(directory)
     return results
+
+
+def keep(path: Path | None, results: dict[str, Any]) -> None:
+    """Write down what was measured so far."""
+    if path is not None:
+        machine = {"python": platform.python_version(), "cpus": len(os.sched_getaffinity(0))}
+        path.write_text(json.dumps({"machine": machine, "seconds": results}, indent=1))
 
 
 def show(label: str, rows: dict[str, dict[str, list[float]]], console: Console) -> None:
@@ -354,6 +182,45 @@ def show(label: str, rows: dict[str, dict[str, list[float]]], console: Console) 
     console.print(table)
 
 
+def fitted(rows: dict[str, dict[str, list[float]]], console: Console) -> None:
+    """Print how the medians grow with N: so much for a unit of work, so much for each object."""
+    table = Table("operation", title="fit: ms for the whole + ms for each object")
+    names = list(next(iter(rows.values())))
+    for name in names:
+        table.add_column(name, justify="right")
+    for operation in OPERATIONS:
+        mine = {
+            int(each.rpartition(" ")[2]): by_name
+            for each, by_name in rows.items()
+            if each.startswith(operation)
+        }
+        if len(mine) == 1:
+            continue
+        cells: list[str] = []
+        for name in names:
+            times = [1000 * statistics.median(by_name[name]) for by_name in mine.values()]
+            # The smallest weigh as much as the largest: what counts is the relative error.
+            weights = [1 / time for time in times]
+            slope, start = _weighted_line(list(mine), times, weights)
+            cells.append(f"{start:.1f} + {slope:.2f}")
+        table.add_row(operation, *cells)
+    console.print(table)
+
+
+def _weighted_line(
+    sizes: Sequence[int], times: Sequence[float], weights: Sequence[float]
+) -> tuple[float, float]:
+    """Return slope and start of the line with the least squares of weighted errors."""
+    squares = [weight * weight for weight in weights]
+    total = sum(squares)
+    size = sum(w * x for w, x in zip(squares, sizes, strict=True)) / total
+    time = sum(w * y for w, y in zip(squares, times, strict=True)) / total
+    spread = sum(w * (x - size) ** 2 for w, x in zip(squares, sizes, strict=True))
+    both = sum(w * (x - size) * (y - time) for w, x, y in zip(squares, sizes, times, strict=True))
+    slope = both / spread
+    return slope, time - slope * size
+
+
 def cell(operation: str, name: str, value: float, base: float) -> str:
     if operation.endswith("memory"):
         return f"{value:.0f} MiB"
@@ -365,14 +232,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--sizes", type=int, nargs="+", default=[1, 10, 100, 1000])
     parser.add_argument("--latencies", type=int, nargs="+", default=[0, 10, 30], help="in ms")
+    parser.add_argument(
+        "--servers",
+        nargs="+",
+        default=["cheap", "cheap, versioned bucket", "moto", "juicefs"],
+        help="to measure on: the versioned one with the middle latency and the extreme sizes, the last "
+        "two with up to 100 objects and without latency",
+    )
+    parser.add_argument("--no-postgresql", dest="postgresql", action="store_false")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--large", type=int, default=512, help="MiB of one object; 0 for none")
     parser.add_argument("--json", type=Path, help="where to write all that was measured")
     options = parser.parse_args()
-    results = asyncio.run(run(options, Console(width=120)))
-    if options.json is not None:
-        machine = {"python": platform.python_version(), "cpus": len(os.sched_getaffinity(0))}
-        options.json.write_text(json.dumps({"machine": machine, "seconds": results}, indent=1))
+    asyncio.run(run(options, Console(width=190)))
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from xml.sax.saxutils import escape
 from typing_extensions import override
 
 XMLNS = 'xmlns="http://s3.amazonaws.com/doc/2006-03-01/"'
+LONG_AGO = b"Thu, 26 Nov 2026 00:00:00 GMT"
 KEPT = (b"content-type", b"x-amz-meta-")
 
 
@@ -97,7 +98,7 @@ def answer(
         return 204, {}, []
     if there is None:
         return error(404, "NoSuchKey")
-    told = {b"ETag": there.etag, **there.headers, **version_of(there)}
+    told = {b"ETag": there.etag, b"Last-Modified": LONG_AGO, **there.headers, **version_of(there)}
     if method == "HEAD":
         return 200, {**told, b"Content-Length": b"%d" % there.size}, []
     return 200, told, there.parts
@@ -115,9 +116,13 @@ def on_bucket(
     store: Store, objects: dict[str, Stored], method: str, query: Mapping[str, str], body: bytes
 ) -> Answer:
     if method == "POST":
-        for key in re.findall(rb"<Key>([^<]*)</Key>", body):
+        keys = re.findall(rb"<Key>([^<]*)</Key>", body)
+        for key in keys:
             objects.pop(key.decode(), None)
-        return 200, {}, [f"<DeleteResult {XMLNS}></DeleteResult>".encode()]
+        told = b"".join(b"<Deleted><Key>%s</Key></Deleted>" % key for key in keys)
+        if b"<Quiet>true</Quiet>" in body:
+            told = b""
+        return 200, {}, [b"<DeleteResult %s>%s</DeleteResult>" % (XMLNS.encode(), told)]
     if method == "GET" and "versioning" in query:
         status = "<Status>Enabled</Status>" if store.versioned else ""
         text = f"<VersioningConfiguration {XMLNS}>{status}</VersioningConfiguration>"
@@ -126,7 +131,7 @@ def on_bucket(
         prefix, after = query.get("prefix", ""), query.get("start-after", "")
         contents = "".join(
             f"<Contents><Key>{escape(key)}</Key><ETag>{stored.etag.decode()}</ETag>"
-            f"<Size>{stored.size}</Size></Contents>"
+            f"<LastModified>2026-11-26T00:00:00.000Z</LastModified><Size>{stored.size}</Size></Contents>"
             for key, stored in sorted(objects.items())
             if key.startswith(prefix) and key > after
         )

@@ -83,7 +83,13 @@ class FaultAt:
 
 
 FAULTS = [Fault.BEFORE, Fault.AFTER, Fault.CUT]
-KINDS = ["moto", "strict", "strict-versioned", "obstore-moto"]
+KINDS = [
+    "moto",
+    *(
+        pytest.param(kind, marks=pytest.mark.once)
+        for kind in ("strict", "strict-versioned", "obstore-moto")
+    ),
+]
 
 
 @pytest.mark.parametrize("fault", FAULTS)

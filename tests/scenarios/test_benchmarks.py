@@ -16,15 +16,18 @@ ROOT = Path(__file__).parents[2]
 def test_the_benchmarks_run(tmp_path: Path) -> None:
     report = tmp_path / "report.json"
     options = ["--sizes", "1", "3", "--latencies", "0", "--repeats", "1", "--large", "16"]
+    options += ["--no-postgresql", "--servers", "cheap", "cheap, versioned bucket"]
     subprocess.run(
         [sys.executable, ROOT / "benchmarks" / "run.py", *options, "--json", report],
         check=True,
         timeout=100,
     )
     measured = json.loads(report.read_text())["seconds"]
-    assert set(measured) == {"0 ms", "large", "0 ms, versioned bucket"}
-    assert set(measured["0 ms"]["create 3"]) == {
+    assert set(measured) == {"cheap, 0 ms", "large", "cheap, versioned bucket, 0 ms"}
+    assert set(measured["cheap, 0 ms"]["create 3"]) >= {
         "aiobotocore",
+        "obstore",
         "FennFlow, memory",
         "FennFlow, SQLite",
+        "FennFlow, obstore",
     }

@@ -594,6 +594,7 @@ async def test_other_bytes_than_were_committed_are_noticed_at_the_end(
 # --- memory --------------------------------------------------------------------------------------
 
 
+@pytest.mark.once
 async def test_memory_stays_flat_whatever_the_size(
     request: pytest.FixtureRequest, juicefs: S3Server
 ) -> None:
