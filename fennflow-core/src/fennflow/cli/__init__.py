@@ -24,7 +24,8 @@ def main() -> None:
         if error.name not in {"rich", "typer"}:
             raise
         sys.exit("The command line is not installed: pip install 'fennflow[cli]'")
-    from fennflow.cli import maintenance
+    from fennflow.cli import files, maintenance, transfer
 
-    maintenance.register(app)
+    for module in (maintenance, files, transfer):
+        module.register(app)
     app()

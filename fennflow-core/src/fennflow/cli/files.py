@@ -1,0 +1,276 @@
+"""Commands about files: what a unit of work keeps, and ways in and out.
+
+A place is `FIELD:PATH`: a repository field of the unit of work, and a path in it, from the root of
+its bucket. Whatever has no field of the unit of work before its first colon is a local path.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Annotated, Any, NoReturn
+
+import typer
+from typing_extensions import override
+
+from fennflow.cli.app import Json, Target, load, run, show_json, show_table, stdout
+from fennflow.exceptions import (
+    NoSuchKeyException,
+)
+from fennflow.paths import StoragePath
+from fennflow.repositories import (
+    CopyRepository,
+    CrudRepository,
+    DeletePrefixRepository,
+    RepoField,
+    StatRepository,
+    StreamRepository,
+)
+from fennflow.repositories.fields import fields_of
+from fennflow.responses import ObjectInfo
+from fennflow.uow import UnitOfWork
+
+STATED_AT_ONCE = 1000
+
+Places = Annotated[list[str], typer.Argument(metavar="FIELD:PATH…", help="Files of the store.")]
+Recursive = Annotated[
+    bool, typer.Option("--recursive", "-r", help="Take directories with all that is in them.")
+]
+
+
+class Files(
+    CrudRepository, StatRepository, CopyRepository, StreamRepository, DeletePrefixRepository
+):
+    """What the commands need, whatever the user's own repositories can do."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """A path in a repository."""
+
+    field: str
+    path: str
+
+    @override
+    def __str__(self) -> str:
+        return f"{self.field}:{self.path}"
+
+
+@dataclass
+class Done:
+    """What a command did, for people and for JSON."""
+
+    files: int = 0
+    bytes: int = 0
+    paths: list[str] = field(default_factory=list[str])
+
+    def add(self, path: object, size: int) -> None:
+        """Count one more."""
+        self.files += 1
+        self.bytes += size
+        self.paths.append(str(path))
+
+
+class Uow:
+    """A unit of work of the user's, with everything that the commands need."""
+
+    def __init__(self, target: str) -> None:
+        uow_class = load(target)
+        found = fields_of(uow_class)
+        self.fields = list(found)
+        fields = {name: RepoField(Files, namespace=each.namespace) for name, each in found.items()}
+        self.uow_class: type[UnitOfWork] = type(uow_class.__name__, (uow_class,), fields)
+
+    def place(self, text: str) -> Place | None:
+        """Return the place that a text names; None for a local path."""
+        name, colon, path = text.partition(":")
+        if not colon:
+            return None
+        if not name and len(self.fields) == 1:
+            return Place(self.fields[0], path.lstrip("/"))
+        return Place(name, path.lstrip("/")) if name in self.fields else None
+
+    def places(self, texts: Sequence[str]) -> list[Place]:
+        """Return the places that texts name.
+
+        Raises:
+            typer.BadParameter: one is none.
+        """
+        return [self.place(text) or self.refuse(text) for text in texts]
+
+    def refuse(self, text: str) -> NoReturn:
+        """Say what a place looks like."""
+        message = f"{text!r} is no place: write FIELD:PATH, with one of {', '.join(self.fields)}."
+        raise typer.BadParameter(message)
+
+    @asynccontextmanager
+    async def open(self) -> AsyncGenerator[Any]:
+        """Open one transaction for all that a command does."""
+        async with self.uow_class() as uow:
+            yield uow
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of this module."""
+    for command in (ls, cat, stat, rm):
+        app.command()(command)
+
+
+def ls(
+    target: Target,
+    place: Annotated[str, typer.Argument(metavar="[FIELD:PATH]", help="Where to look.")] = ":",
+    *,
+    recursive: Recursive = False,
+    long: Annotated[bool, typer.Option("--long", "-l", help="Tell size, time and type.")] = False,
+    as_json: Json = False,
+) -> None:
+    """List files and directories, as the catalog has them; without a place, the fields."""
+    uow = Uow(target)
+    if place == ":" and len(uow.fields) > 1:
+        lines = [f"{name}:" for name in uow.fields]
+        if as_json:
+            show_json([{"path": line} for line in lines])
+        else:
+            for line in lines:
+                stdout.print(line, markup=False)
+        return
+    (where,) = uow.places([place])
+    directories, infos = run(_listed(uow, where, recursive=recursive))
+    if as_json:
+        rows: list[Any] = [{"path": each} for each in directories]
+        show_json(rows + infos)
+    elif long:
+        table = [("", "", "", each) for each in directories]
+        table += [
+            (str(each.size), f"{each.modified_at:%Y-%m-%d %H:%M}", each.media_type, str(each.path))
+            for each in infos
+        ]
+        show_table(("bytes", "written", "type", "path"), table)
+    else:
+        for path in (*directories, *(str(each.path) for each in infos)):
+            stdout.print(path, markup=False)
+
+
+async def _listed(uow: Uow, where: Place, *, recursive: bool) -> tuple[list[str], list[ObjectInfo]]:
+    directories: list[str] = []
+    paths: list[StoragePath] = []
+    async with uow.open() as opened:
+        files: Files = getattr(opened, where.field)
+        token: str | None = None
+        while True:
+            page = await files.list(
+                where.path, continuation_token=token, delimiter=None if recursive else "/"
+            )
+            directories += map(str, page.prefixes)
+            paths += page
+            token = page.continuation_token
+            if token is None:
+                break
+        return directories, await stated(files, paths)
+
+
+async def stated(files: Files, paths: Sequence[StoragePath]) -> list[ObjectInfo]:
+    """Return what the catalog says of files, a thousand at a time."""
+    infos: list[ObjectInfo] = []
+    for start in range(0, len(paths), STATED_AT_ONCE):
+        found: Any = await files.stat(*paths[start : start + STATED_AT_ONCE])
+        infos += [found] if isinstance(found, ObjectInfo) else found
+    return infos
+
+
+def cat(target: Target, places: Places) -> None:
+    """Write the bytes of files to standard output, one after the other."""
+    uow = Uow(target)
+    wanted = uow.places(places)
+
+    async def work() -> None:
+        async with uow.open() as opened:
+            for place in wanted:
+                async with getattr(opened, place.field).open(place.path) as stream:
+                    async for chunk in stream:
+                        sys.stdout.buffer.write(chunk)
+        sys.stdout.buffer.flush()
+
+    try:
+        run(work())
+    except BrokenPipeError:
+        # Whoever reads has had enough, as `head` has.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def stat(target: Target, places: Places, *, as_json: Json = False) -> None:
+    """Tell what the catalog says of files: size, type, checksum, times, metadata."""
+    uow = Uow(target)
+    wanted = uow.places(places)
+
+    async def work() -> list[ObjectInfo]:
+        async with uow.open() as opened:
+            return [await getattr(opened, each.field).stat(each.path) for each in wanted]
+
+    infos = run(work())
+    if as_json:
+        show_json(infos)
+        return
+    for number, info in enumerate(infos):
+        if number:
+            stdout.print()
+        rows = [
+            ("path", info.path),
+            ("size", f"{info.size} bytes"),
+            ("type", info.media_type),
+            ("ETag", info.etag),
+            ("SHA-256", info.sha256 or "not known"),
+            ("created", info.created_at.isoformat()),
+            ("written", info.modified_at.isoformat()),
+            *((f"metadata {name}", value) for name, value in info.metadata.items()),
+        ]
+        show_table(("", ""), rows)
+
+
+def rm(
+    target: Target, places: Places, *, recursive: Recursive = False, as_json: Json = False
+) -> None:
+    """Delete files: all of them, or none. A path that does not exist is an error."""
+    uow = Uow(target)
+    wanted = uow.places(places)
+    done = Done()
+
+    async def work() -> None:
+        async with uow.open() as opened:
+            for place in wanted:
+                files: Files = getattr(opened, place.field)
+                if recursive:
+                    prefix = directory_of(place.path)
+                    gone: Sequence[object] = await files.delete_prefix(prefix)
+                    if not gone:
+                        raise nothing_under(Place(place.field, prefix))
+                else:
+                    gone = await files.delete(place.path, missing_ok=False)
+                for path in gone:
+                    done.add(f"{place.field}:{path}", 0)
+
+    run(work())
+    show_done(done, "Deleted", as_json=as_json)
+
+
+def directory_of(path: str) -> str:
+    """Return a path as the prefix of what is in it."""
+    return f"{path.rstrip('/')}/" if path.strip("/") else ""
+
+
+def show_done(done: Done, verb: str, *, as_json: bool) -> None:
+    """Tell what was done."""
+    if as_json:
+        show_json(done)
+        return
+    size = f", {done.bytes:,} bytes" if done.bytes else ""
+    stdout.print(f"{verb} {done.files:,} {'file' if done.files == 1 else 'files'}{size}.")
+
+
+def nothing_under(place: Place) -> NoSuchKeyException:
+    """Return what to raise where nothing lies."""
+    message = f"Nothing lies under {place}"
+    return NoSuchKeyException(message)

@@ -1,0 +1,90 @@
+"""The program `fennflow`, run as users run it, beside a module of theirs."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from crashing import Site, make_site
+from fennflow.testing import S3Server
+
+PROGRAM = Path(sys.executable).with_name("fennflow")
+MODULE = """
+from fennflow import ConfigDict, UnitOfWork
+from fennflow.backends import SqlalchemyBackendConfig
+from fennflow.connectors import S3ConnectorConfig
+from fennflow.repositories import CrudRepository, S3RepoField
+
+
+class UOW(UnitOfWork):
+    files = S3RepoField(CrudRepository, bucket_name={bucket!r})
+    config = ConfigDict(
+        connector=S3ConnectorConfig(),
+        backend=SqlalchemyBackendConfig(url={url!r}),
+        lock_timeout=0.2,
+    )
+
+
+class Holder:
+    UOW = UOW
+
+
+nothing = 1
+"""
+
+
+@dataclass
+class Done:
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+
+@dataclass
+class Shell:
+    """A working directory with a module `app`, and the environment that reaches its store."""
+
+    directory: Path
+    environment: dict[str, str]
+    site: Site
+
+    async def __call__(self, *arguments: str, **environment: str) -> Done:
+        process = await asyncio.create_subprocess_exec(
+            PROGRAM,
+            *arguments,
+            cwd=self.directory,
+            env={**self.environment, **environment},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        out, err = await process.communicate()
+        assert process.returncode is not None
+        return Done(process.returncode, out.decode(), err.decode())
+
+
+async def make_shell(request: pytest.FixtureRequest, moto: S3Server, tmp_path: Path) -> Shell:
+    site = await make_site("moto", "sqlite", request)
+    url = site.backend.url.get_secret_value()
+    (tmp_path / "app.py").write_text(MODULE.format(bucket=site.namespace, url=url))
+    environment = {
+        "PATH": os.environ["PATH"],
+        "AWS_ENDPOINT_URL": moto.url,
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_ACCESS_KEY_ID": moto.access_key,
+        "AWS_SECRET_ACCESS_KEY": moto.secret_key,
+        "COLUMNS": "120",
+        "PYTHONWARNINGS": "error",
+    }
+    return Shell(tmp_path, environment, site)
