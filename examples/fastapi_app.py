@@ -21,7 +21,7 @@ from typing import Annotated
 
 import uvicorn
 from fastapi import Depends, FastAPI, Form, HTTPException, Request, Response, UploadFile
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, StreamingResponse
 from sqlalchemy import String
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
@@ -33,11 +33,21 @@ from fennflow.exceptions import (
     FennFlowException,
     FileException,
     NoSuchKeyException,
+    ObjectChangedException,
     PathException,
+    RecordAlreadyExistsException,
     RecordLockedException,
 )
 from fennflow.files import BaseContent, ContentFactory
-from fennflow.repositories import CrudRepository, S3RepoField
+from fennflow.repositories import (
+    CrudRepository,
+    GeneratePresignedUrlRepository,
+    S3RepoField,
+    StatRepository,
+    StreamRepository,
+)
+from fennflow.responses import ObjectInfo
+from fennflow.web import Answer, answer_for
 
 DATABASE = SqlalchemyBackendConfig(url=os.environ.get("DATABASE_URL", "sqlite:///letters.db"))
 BUCKET = os.environ.get("BUCKET", "letters")
@@ -55,10 +65,14 @@ class Letter(Base):
     title: Mapped[str] = mapped_column(String(200))
 
 
+class Attachments(CrudRepository, StatRepository, StreamRepository, GeneratePresignedUrlRepository):
+    """What the application does with them."""
+
+
 class UOW(UnitOfWork):
     """The files, with their catalog in the database of the rows."""
 
-    attachments = S3RepoField(CrudRepository, bucket_name=BUCKET)
+    attachments = S3RepoField(Attachments, bucket_name=BUCKET)
     config = ConfigDict(connector=S3ConnectorConfig(), backend=DATABASE)
 
 
@@ -82,6 +96,7 @@ STATUS: dict[type[FennFlowException], int] = {
     FileException: 400,
     NoSuchKeyException: 404,
     RecordLockedException: 409,
+    RecordAlreadyExistsException: 409,
 }
 
 
@@ -145,11 +160,46 @@ async def read(letter_id: int, session: Database) -> dict[str, object]:
 
 
 @app.get("/letters/{letter_id}/{name}")
-async def download(letter_id: int, name: str) -> Response:
-    """Return an attachment."""
+@app.head("/letters/{letter_id}/{name}")
+async def download(letter_id: int, name: str, request: Request) -> Response:
+    """Return an attachment, or a part of it: players seek, browsers ask only for what is new."""
     async with UOW() as uow:
-        [file] = await uow.attachments.at(f"letters/{letter_id}").get(name)
-    return Response(file.data, media_type=file.media_type)
+        info = await uow.attachments.at(f"letters/{letter_id}").stat(name)
+    answer = answer_for(info, request.headers, download_as=name)
+    if request.method == "HEAD" or answer.start == answer.end:
+        return Response(status_code=answer.status, headers=answer.headers)
+    return StreamingResponse(body(info, answer), answer.status, answer.headers)
+
+
+async def body(info: ObjectInfo, answer: Answer) -> AsyncGenerator[bytes]:
+    """Read what was asked for, while it is sent.
+
+    The unit of work is opened here, since a response that nobody reads never comes here.
+    """
+    async with (
+        UOW() as uow,
+        uow.attachments.open(info.path, start=answer.start, end=answer.end) as stream,
+    ):
+        if stream.info.sha256 != info.sha256:
+            message = f"{info.path} was replaced while it was asked for."
+            raise ObjectChangedException(message)
+        async for chunk in stream:
+            yield chunk
+
+
+@app.post("/letters/{letter_id}/{name}/upload-url")
+async def upload_url(letter_id: int, name: str, session: Database) -> dict[str, str]:
+    """Return a URL by which a browser sends a large attachment straight to S3.
+
+    What arrives there is no part of a transaction: `fennflow reconcile` records it.
+    """
+    if await session.get(Letter, letter_id) is None:
+        raise HTTPException(404, "There is no such letter.")
+    async with UOW() as uow:
+        [url] = await uow.attachments.at(f"letters/{letter_id}").generate_presigned_url(
+            name, method="PUT", expires_in=600
+        )
+    return {"url": url}
 
 
 async def contents(files: list[UploadFile]) -> list[BaseContent]:

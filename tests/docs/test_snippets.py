@@ -25,8 +25,9 @@ SOURCES = [
     *sorted(ROOT.glob("fennflow-*/src/**/*.py")),
 ]
 FENCE = re.compile(r"^([ \t]*)```python\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
-# What a suite's subclass looks like is no program: it is run as tests/contract.
-FRAGMENTS = ("class TestMyStore", "class TestMyBackend")
+# What a suite's subclass looks like is no program: it is run as tests/contract. And tests are run
+# by tests/scenarios/test_kit.py.
+FRAGMENTS = ("class TestMyStore", "class TestMyBackend", "# test_letters.py")
 
 
 def snippets() -> Iterator[object]:

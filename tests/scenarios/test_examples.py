@@ -97,6 +97,18 @@ async def test_the_fastapi_example_stores_letters_with_their_files(
         assert answer.content == b"new"
         assert answer.headers["content-type"].startswith("text/plain")
         assert client.get("/letters/1/c.txt").status_code == 404
+        again = {"If-None-Match": answer.headers["etag"]}
+        assert client.get("/letters/1/a.txt", headers=again).status_code == 304
+        part = client.get("/letters/1/a.txt", headers={"Range": "bytes=1-"})
+        assert (part.status_code, part.content) == (206, b"ew")
+        assert part.headers["content-range"] == "bytes 1-2/3"
+        assert client.get("/letters/1/a.txt", headers={"Range": "bytes=9-"}).status_code == 416
+        head = client.head("/letters/1/a.txt")
+        assert (head.content, head.headers["content-length"]) == (b"", "3")
+        url = client.post("/letters/1/large.bin/upload-url").json()["url"]
+        async with httpx.AsyncClient() as browser:
+            assert (await browser.put(url, content=b"straight to the bucket")).is_success
+        assert client.post("/letters/1/a.txt/upload-url").status_code == 409
     with served(moto, bucket, database) as client:
         assert client.get("/letters/1").json() == stored | {"title": "Dear Cleo"}
 

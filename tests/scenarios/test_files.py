@@ -26,7 +26,7 @@ from fennflow.files import (
     JsonContent,
     TextContent,
 )
-from fennflow.paths import StoragePath
+from fennflow.paths import StoragePath, encode_token
 from stores import Store, make_store, raw_client
 
 
@@ -363,6 +363,15 @@ async def test_listing_in_pages_meets_own_changes(store: Store) -> None:
         rolled = await uow.files.list(delimiter="/")
         assert list(rolled) == ["a", "z"]
         assert list(rolled.prefixes) == ["d0/", "d1/", "d2/"]
+
+
+async def test_a_forged_token_opens_no_other_scope(moto_store: Store) -> None:
+    uow_class = moto_store.uow()
+    async with uow_class() as uow:
+        await uow.files.put(text("1", "a/1"), text("1", "b/1"), text("1", "c/1"))
+        for start, found in (("", ["b/1"]), ("a/", ["b/1"]), ("b/1", ["b/1"]), ("c/", [])):
+            page = await uow.files.at("b").list(continuation_token=encode_token(start))
+            assert page == found
 
 
 async def test_prefixes_are_read_and_deleted_whole(store: Store) -> None:

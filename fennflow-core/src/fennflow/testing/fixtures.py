@@ -1,0 +1,118 @@
+"""Fixtures for those who test programs that use FennFlow; a plugin of pytest.
+
+Switch it on in your `conftest.py`: `pytest_plugins = ["fennflow.testing.fixtures"]`.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from typing import Any, Literal, TypeVar
+
+import pytest
+
+from fennflow import ConfigDict, UnitOfWork
+from fennflow.backends import InMemoryBackendConfig
+from fennflow.connectors import InMemoryConnectorConfig
+from fennflow.exceptions import ConnectorUnavailableException
+from fennflow.repositories import ListRepository, RepoField
+from fennflow.repositories.fields import fields_of
+from fennflow.testing.boundaries import Boundary, boundaries
+from fennflow.testing.connector_suite import Target, keys, opened
+from fennflow.testing.databases import PostgresqlServer, postgresql_server
+from fennflow.testing.servers import S3Server, moto_server
+
+__all__ = ["failing", "leftovers"]
+
+U = TypeVar("U", bound=UnitOfWork)
+
+_numbers = itertools.count(1)
+
+
+@pytest.fixture
+def fennflow_memory(monkeypatch: pytest.MonkeyPatch) -> Callable[[type[U]], type[U]]:
+    """Return what lets a unit of work keep its files in memory, empty, until the test ends.
+
+    The class itself is changed, so that the program under test uses it, too. All else of its
+    config stays as it is.
+    """
+
+    def in_memory(uow_class: type[U]) -> type[U]:
+        name = f"test-{next(_numbers)}"
+        settings = {field: getattr(uow_class.config, field) for field in ConfigDict.model_fields}
+        settings["connector"] = InMemoryConnectorConfig(name=name)
+        settings["backend"] = InMemoryBackendConfig(name=name)
+        monkeypatch.setattr(uow_class, "config", ConfigDict(**settings))
+        return uow_class
+
+    return in_memory
+
+
+@pytest.fixture(scope="session")
+def fennflow_s3() -> Generator[S3Server]:
+    """Return an S3 server (moto's) that runs until the last test has ended."""
+    with moto_server() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def fennflow_postgresql() -> Generator[PostgresqlServer]:
+    """Return a PostgreSQL server that runs until the last test has ended."""
+    with postgresql_server() as server:
+        yield server
+
+
+@contextmanager
+def failing(
+    operation: str, *, at: int = 1, when: Literal["before", "after"] = "before"
+) -> Generator[None]:
+    """Let one request to the store fail in this process, as if it could not be reached.
+
+    Args:
+        operation: a method of the connector: `put`, `upload` (long streams), `get`, `stream`,
+            `head`, `copy`, `delete` or `list`.
+        at: the how manyeth request of that kind in the block.
+        when: `before` it has an effect, or `after`: then its answer is lost.
+
+    Example:
+        ```python
+        from fennflow.testing.fixtures import failing
+
+        with failing("put", at=2):  # run a unit of work here, and see what it leaves
+            pass
+        ```
+    """
+    left = at
+
+    def reached(boundary: Boundary) -> None:
+        nonlocal left
+        if boundary == Boundary(when, operation):
+            left -= 1
+            if left == 0:
+                message = f"The store could not be reached {when} {operation} number {at}: a test."
+                raise ConnectorUnavailableException(message)
+
+    with boundaries(reached):
+        yield
+
+
+async def leftovers(uow_class: type[UnitOfWork]) -> list[str]:
+    """Return in words what lies about: nothing, if every unit of work has ended and was settled.
+
+    Sessions that are not settled, objects that the catalog does not know, and files of the catalog
+    that are no longer there.
+
+    Args:
+        uow_class: whose buckets to look at, all of each of them.
+    """
+    found = [f"session {each.session_id} is {each.state}" for each in await uow_class.sessions()]
+    for name, field in fields_of(uow_class).items():
+        listing: dict[str, Any] = {name: RepoField(ListRepository, namespace=field.namespace)}
+        async with type(uow_class.__name__, (uow_class,), listing)() as uow:
+            known = {str(path) async for path in getattr(uow, name).iter()}
+        async with opened(Target(uow_class.config.connector, field.namespace)) as connector:
+            there = set(await keys(connector, field.namespace))
+        found += [f"{field.namespace}/{key} is unknown to the catalog" for key in there - known]
+        found += [f"{field.namespace}/{key} is missing" for key in known - there]
+    return sorted(found)

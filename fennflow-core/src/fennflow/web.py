@@ -1,0 +1,114 @@
+"""What a web application answers when a file is asked for, whatever its framework.
+
+The rules are those of RFC 9110: `If-None-Match` (13.1.2), `Range` and `If-Range` (14.2, 13.1.5).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from email.utils import format_datetime
+from http import HTTPStatus
+from urllib.parse import quote
+
+from fennflow.responses import ObjectInfo
+
+__all__ = ["Answer", "answer_for"]
+
+_RANGE = re.compile(r"bytes=(?:(\d+)-(\d*)|-(\d+))")
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """Status, headers, and which bytes of the file are the body.
+
+    Args:
+        status: 200, 206, 304 or 416.
+        headers: to send; the length of the body is among them.
+        start: the first byte of the body, counted from 0.
+        end: the byte before which it stops; `start` where there is no body.
+    """
+
+    status: int
+    headers: Mapping[str, str]
+    start: int
+    end: int
+
+
+def answer_for(
+    info: ObjectInfo, headers: Mapping[str, str], *, download_as: str | None = None
+) -> Answer:
+    """Return what to answer to a GET or HEAD for a file.
+
+    Only one range is served; a request for several is answered with the whole file, as RFC 9110
+    lets servers do. Files of others, by media types that browsers run, are sent as they were stored:
+    give `download_as` where strangers upload.
+
+    Args:
+        info: what `stat` or `open` told of the file.
+        headers: of the request; names in any case.
+        download_as: a file name, to have browsers save the file and not show it.
+
+    Example:
+        ```python
+        import asyncio
+
+        from fennflow import UnitOfWork
+        from fennflow.files import TextContent
+        from fennflow.repositories import CrudRepository, RepoField, StatRepository
+        from fennflow.web import answer_for
+
+
+        class Letters(CrudRepository, StatRepository):
+            pass
+
+
+        class UOW(UnitOfWork):
+            letters = RepoField(Letters, namespace="letters")
+
+
+        async def main():
+            async with UOW() as uow:
+                await uow.letters.put(TextContent.from_content("Dear Ann", filename="a.txt"))
+                answer = answer_for(await uow.letters.stat("a.txt"), {"Range": "bytes=5-"})
+            print(answer.status, answer.start, answer.end, answer.headers["Content-Range"])
+            #> 206 5 8 bytes 5-7/8
+
+
+        asyncio.run(main())
+        ```
+    """
+    asked = {name.lower(): value for name, value in headers.items()}
+    etag = f'"{info.sha256 or info.etag}"'
+    told = {
+        "Accept-Ranges": "bytes",
+        "ETag": etag,
+        "Last-Modified": format_datetime(info.modified_at, usegmt=True),
+    }
+    known = [each.strip().removeprefix("W/") for each in asked.get("if-none-match", "").split(",")]
+    if etag in known or known == ["*"]:
+        return Answer(HTTPStatus.NOT_MODIFIED, told, 0, 0)
+    if download_as is not None:
+        told["Content-Disposition"] = f"attachment; filename*=UTF-8''{quote(download_as, safe='')}"
+    told |= {"Content-Type": info.media_type, "X-Content-Type-Options": "nosniff"}
+    start, end = 0, info.size
+    found = _RANGE.fullmatch(asked.get("range", "").replace(" ", ""))
+    if found is None or asked.get("if-range", etag) != etag:
+        return Answer(HTTPStatus.OK, told | {"Content-Length": str(end)}, start, end)
+    first, last, suffix = found.groups()
+    if suffix is not None:
+        start = max(0, info.size - int(suffix))
+    else:
+        start, end = int(first), min(info.size, int(last) + 1 if last else info.size)
+        if last and int(last) < start:
+            # Not a valid range at all, which is to be ignored.
+            return Answer(HTTPStatus.OK, told | {"Content-Length": str(info.size)}, 0, info.size)
+    if start >= end:
+        told |= {"Content-Range": f"bytes */{info.size}", "Content-Length": "0"}
+        return Answer(HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE, told, 0, 0)
+    told |= {
+        "Content-Range": f"bytes {start}-{end - 1}/{info.size}",
+        "Content-Length": str(end - start),
+    }
+    return Answer(HTTPStatus.PARTIAL_CONTENT, told, start, end)

@@ -1,0 +1,98 @@
+"""What users test with: fixtures of their own, failures that are injected, and what is left over."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from fennflow import ConfigDict, UnitOfWork
+from fennflow.connectors import InMemoryConnectorConfig, ObjectAttributes
+from fennflow.exceptions import ConnectorUnavailableException
+from fennflow.files import TextContent
+from fennflow.repositories import CrudRepository, RepoField
+from fennflow.testing.connector_suite import Target, opened
+from fennflow.testing.fixtures import failing, fennflow_memory, leftovers
+
+__all__ = ["fennflow_memory"]
+
+DOCS = Path(__file__).parents[2] / "docs" / "testing.md"
+InMemory = Callable[[type[UnitOfWork]], type[UnitOfWork]]
+
+
+class UOW(UnitOfWork):
+    files = RepoField(CrudRepository, namespace="files")
+    config = ConfigDict(connector=InMemoryConnectorConfig(name="production"), max_concurrency=3)
+
+
+def text(value: str, name: str) -> TextContent:
+    return TextContent.from_content(value, filename=name)
+
+
+def test_the_example_of_the_docs_passes(tmp_path: Path) -> None:
+    conftest, program, tests = re.findall(r"```python\n(.*?)```", DOCS.read_text(), re.DOTALL)
+    (tmp_path / "conftest.py").write_text(conftest)
+    (tmp_path / "letters.py").write_text(program)
+    (tmp_path / "test_letters.py").write_text(tests)
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-W", "error", "-p", "no:asyncio", "."],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "2 passed" in done.stdout, done.stdout + done.stderr
+
+
+async def test_a_class_keeps_its_files_in_memory_for_a_test(fennflow_memory: InMemory) -> None:
+    before = UOW.config
+    fennflow_memory(UOW)
+    assert UOW.config.connector != before.connector
+    assert UOW.config.max_concurrency == 3
+    async with UOW() as uow:
+        await uow.files.put(text("1", "a"))
+    fennflow_memory(UOW)
+    async with UOW() as uow:
+        assert await uow.files.list() == []
+
+
+async def test_a_request_fails_where_it_was_said(fennflow_memory: InMemory) -> None:
+    fennflow_memory(UOW)
+    with failing("put", at=2):
+        async with UOW() as uow:
+            await uow.files.put(text("1", "a"))
+        with pytest.raises(ConnectorUnavailableException, match="number 2"):
+            async with UOW() as uow:
+                await uow.files.put(text("2", "b"))
+    async with UOW() as uow:
+        assert await uow.files.list() == ["a"]
+    assert await leftovers(UOW) == []
+
+
+async def test_an_answer_is_lost_where_it_was_said(fennflow_memory: InMemory) -> None:
+    fennflow_memory(UOW)
+    with failing("put", when="after"):
+        # FennFlow looks, and finds what it has written.
+        async with UOW() as uow:
+            await uow.files.put(text("1", "a"))
+    assert await leftovers(UOW) == []
+    with failing("get", when="after"), pytest.raises(ConnectorUnavailableException):
+        async with UOW() as uow:
+            await uow.files.get("a")
+
+
+async def test_what_lies_about_is_told(fennflow_memory: InMemory) -> None:
+    fennflow_memory(UOW)
+    async with UOW() as uow:
+        await uow.files.put(text("1", "a"))
+        [pending] = [line for line in await leftovers(UOW) if "session" in line]
+        assert "files/a is unknown" in " ".join(await leftovers(UOW))
+    assert pending
+    assert await leftovers(UOW) == []
+    async with opened(Target(UOW.config.connector, "files")) as connector:
+        await connector.put("files", "b", b"1", ObjectAttributes(media_type="text/plain"))
+    assert await leftovers(UOW) == ["files/b is unknown to the catalog"]
