@@ -128,6 +128,14 @@ def benchmarks(session: nox.Session) -> None:
 
 
 @nox.session(default=False)
+def audit(session: nox.Session) -> None:
+    """Ask for known weaknesses of all that users install with us; needs the network."""
+    sync(session, "examples")
+    session.install("pip-audit>=2.9")
+    session.run("pip-audit", "--local", "--skip-editable", *session.posargs)
+
+
+@nox.session(default=False)
 def model(session: nox.Session) -> None:
     """Search for schedules that break an invariant; `nox -s model -- 120` for 120 minutes each way."""
     sync(session, "test")

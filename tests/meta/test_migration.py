@@ -40,7 +40,9 @@ def is_here(name: str) -> bool:
 
 
 def replacements() -> dict[str, str]:
-    return dict(re.findall(r"^\| `(fennflow\.[\w.]+)` \| (.*) \|$", TABLE.read_text(), re.MULTILINE))
+    return dict(
+        re.findall(r"^\| `(fennflow\.[\w.]+)` \| (.*) \|$", TABLE.read_text(), re.MULTILINE)
+    )
 
 
 @pytest.mark.parametrize("name", NAMES)

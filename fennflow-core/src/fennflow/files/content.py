@@ -33,7 +33,35 @@ _URL = TypeAdapter(AnyUrl)
 MEDIA_TYPE = r"[A-Za-z0-9!#$&^_.+-]+/[A-Za-z0-9!#$&^_.+-]+( *;[\x20-\x7e]*)?"
 
 
-class BaseContent(BaseModel):
+class Described(BaseModel):
+    """What files in memory and streams have in common: they are checked when they are made.
+
+    Raises:
+        MetadataException: metadata over 2 KB.
+        FileException: a field of the wrong type.
+    """
+
+    model_config = PydanticConfigDict(frozen=True, extra="forbid", strict=True)
+
+    def __init__(self, **values: Any) -> None:
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            reasons = "; ".join(
+                f"{'.'.join(map(str, detail['loc']))}: {detail['msg']}"
+                for detail in error.errors(include_input=False, include_context=False)
+            )
+            message = f"{type(self).__name__} cannot hold this: {reasons}"
+            raise FileException(message) from None
+
+    @field_validator("metadata", check_fields=False)
+    @classmethod
+    def _check_metadata(cls, metadata: Mapping[str, str]) -> Mapping[str, str]:
+        check_metadata(metadata)
+        return metadata
+
+
+class BaseContent(Described):
     """Bytes with a name, a media type and metadata: what every content type extends.
 
     Args:
@@ -52,8 +80,6 @@ class BaseContent(BaseModel):
         FileException: a field of the wrong type.
     """
 
-    model_config = PydanticConfigDict(frozen=True, extra="forbid", strict=True)
-
     default_media_type: ClassVar[str | None] = None
     media_type_families: ClassVar[tuple[str, ...]] = ()
 
@@ -63,17 +89,6 @@ class BaseContent(BaseModel):
     metadata: Mapping[str, str] = Field(default_factory=dict[str, str])
     path: Annotated[StoragePath | None, Field(exclude=True)] = None
     info: Annotated[ObjectInfo | None, Field(exclude=True, repr=False)] = None
-
-    def __init__(self, **values: Any) -> None:
-        try:
-            super().__init__(**values)
-        except ValidationError as error:
-            reasons = "; ".join(
-                f"{'.'.join(map(str, detail['loc']))}: {detail['msg']}"
-                for detail in error.errors(include_input=False, include_context=False)
-            )
-            message = f"{type(self).__name__} cannot hold this: {reasons}"
-            raise FileException(message) from None
 
     @model_validator(mode="before")
     @classmethod
@@ -102,12 +117,6 @@ class BaseContent(BaseModel):
             message = f"{media_type} is not one of {', '.join(f'{each}*' for each in families)}"
             raise ValueError(message)
         return media_type
-
-    @field_validator("metadata")
-    @classmethod
-    def _check_metadata(cls, metadata: Mapping[str, str]) -> Mapping[str, str]:
-        check_metadata(metadata)
-        return metadata
 
     @property
     def content(self) -> Any:

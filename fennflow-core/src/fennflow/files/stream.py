@@ -10,12 +10,11 @@ from os import PathLike
 from pathlib import Path
 from typing import Annotated, Any, Protocol, runtime_checkable
 
-from pydantic import BaseModel, Field, PrivateAttr, ValidationError, field_validator
-from pydantic import ConfigDict as PydanticConfigDict
+from pydantic import Field, PrivateAttr
 
 from fennflow.exceptions import FileException, MediaTypeCannotBeGuessedException
 from fennflow.files import media_types
-from fennflow.files.content import MEDIA_TYPE, check_metadata
+from fennflow.files.content import MEDIA_TYPE, Described
 
 CHUNK = 1 << 20
 """Bytes that are read at a time."""
@@ -35,7 +34,7 @@ class Readable(Protocol):
 Opener = Callable[[], AsyncGenerator[bytes]]
 
 
-class StreamContent(BaseModel):
+class StreamContent(Described):
     """A file to put whose bytes arrive while they are sent, of any size, in constant memory.
 
     `get` returns what was put with it as the class of its media type; `open` streams it back.
@@ -80,8 +79,6 @@ class StreamContent(BaseModel):
         ```
     """
 
-    model_config = PydanticConfigDict(frozen=True, extra="forbid", strict=True)
-
     filename: Annotated[str, Field(min_length=1)]
     media_type: Annotated[str, Field(pattern=f"^{MEDIA_TYPE}$")]
     metadata: Mapping[str, str] = Field(default_factory=dict[str, str])
@@ -89,23 +86,6 @@ class StreamContent(BaseModel):
 
     _open: Opener = PrivateAttr()
     _repeatable: bool = PrivateAttr(default=False)
-
-    def __init__(self, **values: Any) -> None:
-        try:
-            super().__init__(**values)
-        except ValidationError as error:
-            reasons = "; ".join(
-                f"{'.'.join(map(str, detail['loc']))}: {detail['msg']}"
-                for detail in error.errors(include_input=False, include_context=False)
-            )
-            message = f"{type(self).__name__} cannot hold this: {reasons}"
-            raise FileException(message) from None
-
-    @field_validator("metadata")
-    @classmethod
-    def _check_metadata(cls, metadata: Mapping[str, str]) -> Mapping[str, str]:
-        check_metadata(metadata)
-        return metadata
 
     @property
     def repeatable(self) -> bool:
