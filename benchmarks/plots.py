@@ -36,6 +36,8 @@ def plot_ratios(rows: Mapping[str, Mapping[str, float]], label: str, path: Path)
         axes.bar(places, ratios, width, label=subject)
     axes.axhline(1, color="black", linewidth=1)
     axes.set_yscale("log")
+    for which in ("major", "minor"):
+        getattr(axes.yaxis, f"set_{which}_formatter")("{x:g}")
     axes.set_xticks([place + 0.4 for place in range(len(shown))], list(shown))
     axes.set_ylabel("time, raw aiobotocore = 1")
     axes.set_title(f"{most} objects at {label}")

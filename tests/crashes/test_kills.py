@@ -29,7 +29,7 @@ from stores import raw_client
 pytestmark = [pytest.mark.crashes, pytest.mark.timeout(1800)]
 
 STORES = ["moto", "moto-versioned", "juicefs", "strict", "obstore-file"]
-SAMPLE = 14
+SAMPLE = 12
 
 
 async def kill_at(site: Site, scope: str, at: int, *, fails: bool) -> int | None:
