@@ -158,8 +158,10 @@ class Database:
     @asynccontextmanager
     async def _turn(self, patience: float | None) -> AsyncGenerator[None]:
         """Write when nobody else of this process does, who may be waiting for another process."""
+        # What runs in no task, as in the model, cannot be timed, and has nobody beside it.
+        timed = patience is not None and asyncio.current_task() is not None
         try:
-            async with asyncio.timeout(patience):
+            async with asyncio.timeout(patience) if timed else nullcontext():
                 await self._writing.acquire()
         except TimeoutError as error:
             raise ImpatientError from error
