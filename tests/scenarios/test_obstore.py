@@ -158,6 +158,13 @@ async def test_a_server_that_is_down_is_told() -> None:
     assert "very secret" not in "".join(traceback.format_exception(caught.value))
 
 
+async def test_a_deletion_in_a_bucket_that_is_missing_is_told(s3: Store) -> None:
+    assert s3.server is not None
+    async with Store(obstore_config(s3.server), "no-such-bucket").connector() as connector:
+        with pytest.raises(NoSuchNamespaceException):
+            await connector.capabilities("no-such-bucket")
+
+
 async def test_a_bucket_that_is_missing_is_told(s3: Store) -> None:
     assert s3.server is not None
     store = Store(obstore_config(s3.server), "no-such-bucket")
@@ -188,6 +195,7 @@ async def test_of_a_batch_that_fails_each_deletion_is_tried_alone(s3: Store) -> 
         ):
             report = await connector.delete(s3.namespace, deletions)
         assert list(report.errors) == [None, None, None]
+        assert report.retried
         assert [each async for each in connector.list(s3.namespace)] == []
 
 

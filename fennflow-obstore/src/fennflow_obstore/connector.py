@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -347,13 +348,13 @@ class ObstoreConnector(Connector):
     async def delete(self, namespace: str, deletions: Sequence[Deletion]) -> DeletionReport:
         keys = [deletion.location.key for deletion in deletions]
         store = self._stores.of(namespace, "writing")
-        batches = isinstance(store, (S3Store, AzureStore, MemoryStore))
+        batches, in_doubt = isinstance(store, (S3Store, AzureStore, MemoryStore)), False
         if batches and not (await self.capabilities(namespace)).keeps_directories:
             try:
                 retried = await self.delete_batch(namespace, keys)
                 return DeletionReport(errors=[None] * len(keys), retried=retried)
             except BaseConnectorException:
-                pass  # it does not tell which: each is asked alone
+                in_doubt = True  # it does not tell which it did, or will do: each is asked alone
         limit = asyncio.Semaphore(DELETED_AT_ONCE)
 
         async def attempt(key: str) -> tuple[BaseConnectorException | None, bool]:
@@ -367,7 +368,8 @@ class ObstoreConnector(Connector):
             tasks = [group.create_task(attempt(key)) for key in keys]
         results = [task.result() for task in tasks]
         return DeletionReport(
-            errors=[error for error, _ in results], retried=any(again for _, again in results)
+            errors=[error for error, _ in results],
+            retried=in_doubt or any(again for _, again in results),
         )
 
     async def delete_batch(
@@ -387,13 +389,11 @@ class ObstoreConnector(Connector):
         store = self._stores.of(namespace, "deleting singly")
 
         async def delete() -> None:
-            await obstore.delete_async(store, key)
+            # Some stores say that there was nothing, which is as good.
+            with suppress(FileNotFoundError):
+                await obstore.delete_async(store, key)
 
-        try:
-            _, retried = await self._sent("delete", f"{namespace}/{key}", delete)
-        except NoSuchKeyException:
-            return False  # it is gone already
-        return retried
+        return (await self._sent("delete", f"{namespace}/{key}", delete))[1]
 
     @override
     async def list(
