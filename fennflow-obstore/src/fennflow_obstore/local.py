@@ -106,8 +106,7 @@ class LocalConnector(ObstoreConnector):
         with translated("put", f"{namespace}/{key}"):
             answer = await obstore.put_async(store, incoming, body)
             try:
-                await asyncio.to_thread(describe, root / incoming, attributes)
-                size = (root / incoming).stat().st_size
+                size = await asyncio.to_thread(describe, root / incoming, attributes)
                 await obstore.rename_async(store, incoming, key, overwrite=not if_none_match)
             except BaseException:
                 (root / incoming).unlink(missing_ok=True)
@@ -167,8 +166,8 @@ class LocalConnector(ObstoreConnector):
         return f"{self._reserved_prefix}/incoming"
 
 
-def describe(path: Path, attributes: Mapping[str, str]) -> None:
-    """Write what stands beside the bytes, and make both durable.
+def describe(path: Path, attributes: Mapping[str, str]) -> int:
+    """Write what stands beside the bytes, make both durable, and return the size of the file.
 
     Raises:
         ConnectorCapabilityException: the file system has no extended attributes.
@@ -185,6 +184,7 @@ def describe(path: Path, attributes: Mapping[str, str]) -> None:
             )
             raise ConnectorCapabilityException(message) from error
         os.fsync(file.fileno())
+        return os.fstat(file.fileno()).st_size
 
 
 def described(path: Path) -> dict[str, str]:
