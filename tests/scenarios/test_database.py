@@ -123,6 +123,7 @@ async def test_whoever_is_impatient_does_not_queue_behind_one_who_waits(tmp_path
     """A writer of SQLite waits for other processes; who has less time must not wait for it."""
     config = SqlalchemyBackendConfig(url=f"sqlite:///{tmp_path}/turns.db")
     database, _ = open_databases(config, lease_ttl=60)
+    database.turn_patience = 0.01
     entered, done = asyncio.Event(), asyncio.Event()
 
     async def hold(connection: AsyncConnection) -> None:

@@ -55,6 +55,10 @@ ROLLED_BACK = {"40001", "40P01"}
 _NOT_NOW = {"57P01", "57P02", "57P03", "53300", "25P03"}
 _LOCK_NOT_AVAILABLE = "55P03"
 
+TURN_PATIENCE = 5.0
+"""Long for those who write, of whom each takes milliseconds; short beside `busy_timeout`, for which
+one of them may be waiting for another process."""
+
 
 class ImpatientError(Exception):
     """Another transaction held a lock for longer than one was ready to wait; nothing happened."""
@@ -78,12 +82,14 @@ class Database:
         engine: its pool, of one event loop.
         dialect: which of the two.
         busy_timeout: seconds to wait for another process to release a SQLite file.
+        turn_patience: seconds that one who is impatient waits for writers of this process.
     """
 
     name: str
     engine: AsyncEngine
     dialect: Dialect
     busy_timeout: float = 30.0
+    turn_patience: float = TURN_PATIENCE
     # SQLite has one writer at a time; who waits here waits in order, and without polling.
     _writing: asyncio.Lock = field(default_factory=asyncio.Lock)
 
@@ -161,7 +167,7 @@ class Database:
         # What runs in no task, as in the model, cannot be timed, and has nobody beside it.
         timed = patience is not None and asyncio.current_task() is not None
         try:
-            async with asyncio.timeout(patience) if timed else nullcontext():
+            async with asyncio.timeout(self.turn_patience) if timed else nullcontext():
                 await self._writing.acquire()
         except TimeoutError as error:
             raise ImpatientError from error
