@@ -7,6 +7,10 @@ import os
 import pty
 from pathlib import Path
 
+import pytest
+
+from fennflow.cli.transfer import below
+from fennflow.exceptions import PathException
 from fennflow.files import TextContent
 from fennflow.testing import Fault, S3Server
 from shells import PROGRAM, Shell
@@ -118,6 +122,31 @@ async def test_what_fails_half_way_leaves_nothing(shell: Shell, moto: S3Server) 
     assert set(tree(shell.directory / "in")) == {"a.txt", "b.txt", "c.txt"}
     assert tree(shell.directory / "out") == {}
     assert set(await shell.site.store.objects()) == {"x.txt", "y.txt"}
+
+
+@pytest.mark.parametrize("name", ["../a", "b/../../a", "/etc/a"])
+def test_no_name_leads_out_of_the_destination(name: str) -> None:
+    with pytest.raises(PathException, match="outside"):
+        below(Path("out"), name, into=True)
+    assert below(Path("out"), "b/a", into=True) == Path("out/b/a")
+
+
+async def test_no_file_of_a_command_replaces_another_one_of_it(shell: Shell) -> None:
+    for name in ("one", "two"):
+        (shell.directory / name).mkdir()
+        (shell.directory / name / "x.txt").write_text(name)
+    await fill(shell, a__b="1", a__c__b="2")
+    before = await shell.site.store.objects()
+    for arguments in (
+        ("mv", "app:UOW", "one/x.txt", "two/x.txt", "files:dir/"),
+        ("mv", "-r", "app:UOW", "files:a", "files:a/c"),
+    ):
+        done = await shell(*arguments)
+        assert done.code == 1, arguments
+        assert "FilepathsCollisionError" in done.err
+    assert await shell.site.store.objects() == before
+    assert (shell.directory / "one" / "x.txt").read_text() == "one"
+    assert (shell.directory / "two" / "x.txt").read_text() == "two"
 
 
 async def test_what_is_no_place_is_used_wrongly(shell: Shell) -> None:

@@ -45,6 +45,7 @@ def info_of(size: int) -> ObjectInfo:
         ({"Range": "bytes=5-4"}, 200, 0, 10),
         ({"Range": "bytes=0-1,3-4"}, 200, 0, 10),
         ({"Range": "lines=0-1"}, 200, 0, 10),
+        ({"Range": f"bytes={'9' * 5000}-"}, 200, 0, 10),
         ({"Range": "bytes=0-1", "If-Range": ETAG}, 206, 0, 2),
         ({"Range": "bytes=0-1", "If-Range": '"other"'}, 200, 0, 10),
         ({"Range": "bytes=0-1", "If-Range": f"W/{ETAG}"}, 200, 0, 10),

@@ -16,7 +16,8 @@ from fennflow.responses import ObjectInfo
 
 __all__ = ["Answer", "answer_for"]
 
-_RANGE = re.compile(r"bytes=(?:(\d+)-(\d*)|-(\d+))")
+# No object has more bytes than 18 digits tell, and Python refuses to read numbers of thousands.
+_RANGE = re.compile(r"bytes=(?:([0-9]{1,18})-([0-9]{0,18})|-([0-9]{1,18}))")
 
 
 @dataclass(frozen=True, slots=True)

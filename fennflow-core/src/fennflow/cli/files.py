@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import AsyncGenerator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, NoReturn
 
@@ -106,11 +105,9 @@ class Uow:
         message = f"{text!r} is no place: write FIELD:PATH, with one of {', '.join(self.fields)}."
         raise typer.BadParameter(message)
 
-    @asynccontextmanager
-    async def open(self) -> AsyncGenerator[Any]:
-        """Open one transaction for all that a command does."""
-        async with self.uow_class() as uow:
-            yield uow
+    def open(self) -> UnitOfWork:
+        """Return one transaction for all that a command does."""
+        return self.uow_class()
 
 
 def register(app: typer.Typer) -> None:

@@ -26,7 +26,12 @@ from fennflow.cli.files import (
     show_done,
     stated,
 )
-from fennflow.exceptions import FileException, MediaTypeCannotBeGuessedException, PathException
+from fennflow.exceptions import (
+    FileException,
+    FilepathsCollisionError,
+    MediaTypeCannotBeGuessedException,
+    PathException,
+)
 from fennflow.files import FileContent
 from fennflow.repositories.streaming import ObjectStream
 
@@ -112,8 +117,9 @@ def _transfer(
                 for each in await _remote(opened, origin, recursive=recursive)
             ]
             tasks = [
-                Task(source, _below(goal, name, into=into), size) for source, name, size in found
+                Task(source, below(goal, name, into=into), size) for source, name, size in found
             ]
+            _check(tasks)
             shown.begin(tasks)
             for task in tasks:
                 await _one(opened, task, shown, arriving, move=move)
@@ -161,7 +167,22 @@ async def _remote(opened: Any, origin: Place, *, recursive: bool) -> list[tuple[
     ]
 
 
-def _below(goal: Place | Path, name: str, *, into: bool) -> Place | Path:
+def _check(tasks: Sequence[Task]) -> None:
+    """Refuse what would replace one file of the command by another one of it: a move loses one."""
+    sources = {task.source for task in tasks}
+    taken: set[Place | Path] = set()
+    for task in tasks:
+        if task.destination in taken or task.destination in sources:
+            message = (
+                f"{task.destination} is the destination of {task.source} and of another file, or "
+                "is to be copied or moved itself. Use one command for each; nothing was done."
+            )
+            raise FilepathsCollisionError(message)
+        taken.add(task.destination)
+
+
+def below(goal: Place | Path, name: str, *, into: bool) -> Place | Path:
+    """Return where a file goes, which is not outside of the destination."""
     if isinstance(goal, Place):
         return Place(goal.field, directory_of(goal.path) + name) if into else goal
     path = goal / name if into else goal
