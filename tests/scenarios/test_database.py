@@ -145,6 +145,30 @@ async def test_whoever_is_impatient_does_not_queue_behind_one_who_waits(tmp_path
         await database.engine.dispose()
 
 
+async def test_a_loop_that_ends_loses_no_connection(url: str) -> None:
+    """It cancels all tasks, those too that were made for cleaning up and have not begun."""
+
+    def stillborn(loop: Any, work: Any, **options: Any) -> asyncio.Task[Any]:
+        task = asyncio.Task(work, loop=loop, **options)
+        task.cancel()
+        return task
+
+    async def work(connection: AsyncConnection) -> None:
+        await connection.execute(sqlalchemy.text("SELECT 1"))
+
+    database = open_databases(SqlalchemyBackendConfig(url=url), lease_ttl=1.0)[0]
+    await database.run(work)
+    loop = asyncio.get_running_loop()
+    loop.set_task_factory(stillborn)
+    try:
+        await database.run(work)
+    finally:
+        loop.set_task_factory(None)
+    pool: Any = database.engine.pool
+    assert pool.checkedout() == 0
+    await database.engine.dispose()
+
+
 async def test_alembic_finds_nothing_to_do(url: str) -> None:
     """`metadata` says what is created, so that its users can leave that to migrations."""
     config = SqlalchemyBackendConfig(url=url)

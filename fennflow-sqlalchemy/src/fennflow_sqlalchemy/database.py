@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager, nullcontext
+from contextlib import aclosing, asynccontextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
@@ -130,7 +130,9 @@ class Database:
         connected = committing = False
         exclusive = self._turn(patience) if write and self.dialect == "sqlite" else nullcontext()
         try:
-            async with exclusive, self.engine.connect() as connection:
+            # SQLAlchemy's own block closes in a new task. A loop that ends cancels that before it
+            # began, and the connection is lost.
+            async with exclusive, aclosing(await self.engine.connect()) as connection:
                 connected = True
                 await connection.execution_options(fennflow_write=write)
                 async with self._waiting(connection, patience):
