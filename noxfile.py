@@ -125,6 +125,7 @@ def benchmarks(session: nox.Session) -> None:
     session.run("python", "benchmarks/run.py", "--json", report, *session.posargs)
     if not session.posargs:
         session.run("python", "benchmarks/plots.py", report, "docs/images")
+        session.run("python", "benchmarks/scale.py")
 
 
 @nox.session(default=False)

@@ -25,10 +25,12 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 from server import cheap_server
-from subjects import OPERATIONS, MiB, Raw, Subject, subjects
+from subjects import OPERATIONS, MiB, Raw, Released, Subject, subjects
 
 from fennflow.testing import S3Server, juicefs_gateway, moto_server, postgresql_server
 
+WHOLE_ONLY = {"s3fs", Released.name}
+"""Of whom streams are not measured."""
 MOST_UNITS = 100
 """Units of work one by one say enough with so many of them."""
 
@@ -139,7 +141,9 @@ async def run(options: argparse.Namespace, console: Console) -> dict[str, Any]:
             with server_named(name, here) as (server, cheap):
                 latencies = options.latencies if name == "cheap" else [middle if cheap else 0]
                 strong = name != "juicefs"
-                async with subjects(server, here, postgresql=url, strong=strong) as found:
+                async with subjects(
+                    server, here, postgresql=url, strong=strong, peer=options.peer
+                ) as found:
                     for latency in latencies:
                         if cheap:
                             cheap.answer_after(latency / 1000)
@@ -153,7 +157,7 @@ async def run(options: argparse.Namespace, console: Console) -> dict[str, Any]:
                             fitted(rows, console)
                     if options.large and name == "cheap":
                         cheap.answer_after(0)
-                        large = [each for each in found if each.name != "s3fs"]
+                        large = [each for each in found if each.name not in WHOLE_ONLY]
                         size = options.large * MiB
                         rows = await measure_large(large, size, min(3, options.repeats))
                         results["large"] = rows
@@ -240,6 +244,9 @@ def main() -> None:
         "two with up to 100 objects and without latency",
     )
     parser.add_argument("--no-postgresql", dest="postgresql", action="store_false")
+    parser.add_argument(
+        "--no-peer", dest="peer", action="store_false", help="without fennflow 0.8.1"
+    )
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--large", type=int, default=512, help="MiB of one object; 0 for none")
     parser.add_argument("--json", type=Path, help="where to write all that was measured")

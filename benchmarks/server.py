@@ -11,6 +11,7 @@ import itertools
 import multiprocessing
 import re
 import sys
+from bisect import bisect_left, bisect_right
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -23,6 +24,8 @@ from typing_extensions import override
 XMLNS = 'xmlns="http://s3.amazonaws.com/doc/2006-03-01/"'
 LONG_AGO = b"Thu, 26 Nov 2026 00:00:00 GMT"
 KEPT = (b"content-type", b"x-amz-meta-")
+PAGE = 1000
+SORTED_AT_ONCE = 20_000
 
 
 @dataclass(slots=True)
@@ -48,6 +51,22 @@ class Store:
     uploads: dict[str, dict[int, bytes]] = field(default_factory=dict[str, dict[int, bytes]])
     described: dict[str, dict[bytes, bytes]] = field(default_factory=dict[str, dict[bytes, bytes]])
     numbers: itertools.count[int] = field(default_factory=itertools.count)
+    ordered: tuple[int, int, list[str]] = (0, 0, [])
+
+    def fill(self, bucket: str, count: int) -> None:
+        """Make objects that are alike, all with the ETag that their number makes."""
+        headers = {b"content-type": b"text/plain"}
+        for number in range(1, count + 1):
+            stored = Stored([b"body"], headers, b'"%032x"' % number)
+            self.bucket(bucket)[f"{number % 10}/{number:07}"] = stored
+
+    def in_order(self, objects: dict[str, Stored]) -> list[str]:
+        """Return the keys of a bucket; of a large one, which `fill` made, sorted once."""
+        bucket, count, keys = self.ordered
+        if len(objects) < SORTED_AT_ONCE or (bucket, count) != (id(objects), len(objects)):
+            keys = sorted(objects)
+            self.ordered = id(objects), len(objects), keys
+        return keys
 
     def bucket(self, name: str) -> dict[str, Stored]:
         return self.objects.setdefault(name, {})
@@ -81,13 +100,7 @@ def answer(
             return error(412, "PreconditionFailed")
         source = headers.get(b"x-amz-copy-source")
         if source is not None:
-            other, _, name = unquote(source.decode()).lstrip("/").partition("/")
-            found = store.bucket(other)[name.partition("?versionId=")[0]]
-            stored = store.put(bucket, key, found.parts, found.headers)
-            result = (
-                f"<CopyObjectResult {XMLNS}><ETag>{stored.etag.decode()}</ETag></CopyObjectResult>"
-            )
-            return 200, version_of(stored), [result.encode()]
+            return on_copy(store, bucket, key, unquote(source.decode()))
         kept = {name: value for name, value in headers.items() if name.startswith(KEPT)}
         stored = store.put(bucket, key, [body], kept)
         return 200, {b"ETag": stored.etag, **version_of(stored)}, []
@@ -102,6 +115,16 @@ def answer(
     if method == "HEAD":
         return 200, {**told, b"Content-Length": b"%d" % there.size}, []
     return 200, told, there.parts
+
+
+def on_copy(store: Store, bucket: str, key: str, source: str) -> Answer:
+    other, _, name = source.lstrip("/").partition("/")
+    found = store.bucket(other).get(name.partition("?versionId=")[0])
+    if found is None:
+        return error(404, "NoSuchKey")
+    stored = store.put(bucket, key, found.parts, found.headers)
+    result = f"<CopyObjectResult {XMLNS}><ETag>{stored.etag.decode()}</ETag></CopyObjectResult>"
+    return 200, version_of(stored), [result.encode()]
 
 
 def version_of(stored: Stored) -> dict[bytes, bytes]:
@@ -128,16 +151,27 @@ def on_bucket(
         text = f"<VersioningConfiguration {XMLNS}>{status}</VersioningConfiguration>"
         return 200, {}, [text.encode()]
     if method == "GET":
-        prefix, after = query.get("prefix", ""), query.get("start-after", "")
-        contents = "".join(
-            f"<Contents><Key>{escape(key)}</Key><ETag>{stored.etag.decode()}</ETag>"
-            f"<LastModified>2026-11-26T00:00:00.000Z</LastModified><Size>{stored.size}</Size></Contents>"
-            for key, stored in sorted(objects.items())
-            if key.startswith(prefix) and key > after
-        )
-        text = f"<ListBucketResult {XMLNS}><IsTruncated>false</IsTruncated>{contents}</ListBucketResult>"
-        return 200, {}, [text.encode()]
+        return 200, {}, [on_list(store, objects, query).encode()]
     return 200, {}, []
+
+
+def on_list(store: Store, objects: dict[str, Stored], query: Mapping[str, str]) -> str:
+    prefix = query.get("prefix", "")
+    after = query.get("continuation-token") or query.get("start-after", "")
+    keys = store.in_order(objects)
+    start = max(bisect_left(keys, prefix), bisect_right(keys, after))
+    page = [key for key in keys[start : start + PAGE + 1] if key.startswith(prefix)]
+    more = ""
+    if len(page) > PAGE:
+        page.pop()
+        more = f"<NextContinuationToken>{escape(page[-1])}</NextContinuationToken>"
+    contents = "".join(
+        f"<Contents><Key>{escape(key)}</Key><ETag>{objects[key].etag.decode()}</ETag>"
+        f"<LastModified>2026-11-26T00:00:00.000Z</LastModified><Size>{objects[key].size}</Size></Contents>"
+        for key in page
+    )
+    truncated = f"<IsTruncated>{'true' if more else 'false'}</IsTruncated>"
+    return f"<ListBucketResult {XMLNS}>{truncated}{more}{contents}</ListBucketResult>"
 
 
 def on_upload(
@@ -228,7 +262,7 @@ class Http(asyncio.Protocol):
 
 
 def serve(pipe: Connection, versioned: bool) -> None:  # noqa: FBT001 - of a process
-    """Serve until told to stop; what else is told is the latency in seconds."""
+    """Serve until told to stop; what else is told is the latency in seconds, or what to fill."""
 
     async def main() -> None:
         loop = asyncio.get_running_loop()
@@ -237,7 +271,10 @@ def serve(pipe: Connection, versioned: bool) -> None:  # noqa: FBT001 - of a pro
         server = await loop.create_server(lambda: Http(store, settings), "127.0.0.1", 0)
         pipe.send(server.sockets[0].getsockname()[1])
         while (told := await loop.run_in_executor(None, pipe.recv)) is not None:
-            settings["latency"] = told
+            if isinstance(told, tuple):
+                store.fill(*told)
+            else:
+                settings["latency"] = told
             pipe.send(True)
         server.close()
 
@@ -254,6 +291,11 @@ class Server:
     def answer_after(self, seconds: float) -> None:
         """Let each answer take so long from now on."""
         self.pipe.send(seconds)
+        self.pipe.recv()
+
+    def fill(self, bucket: str, count: int) -> None:
+        """Make so many objects at once."""
+        self.pipe.send((bucket, count))
         self.pipe.recv()
 
 

@@ -7,7 +7,11 @@ import base64
 import hashlib
 import io
 import itertools
+import json
+import shutil
+import sys
 from abc import ABC, abstractmethod
+from asyncio.subprocess import DEVNULL, PIPE
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -30,6 +34,7 @@ from fennflow.repositories import CrudRepository, RepoField, StreamRepository
 from fennflow.testing import S3Server
 
 IN_FLIGHT = 32
+RELEASED = "0.8.1"
 BODY = bytes(range(256)) * 4
 MiB = 1 << 20
 BLOCK = bytes(range(256)) * (MiB // 256)
@@ -298,6 +303,87 @@ class S3fs(Raw):
         await self.files._bulk_delete([self.path(key) for key in keys])
 
 
+class Released(Subject):
+    """fennflow 0.8.1 with its catalog in memory: `released.py`."""
+
+    name = f"fennflow {RELEASED}"
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self.process = process
+
+    async def _do(self, operation: str, keys: Sequence[str]) -> None:
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write(json.dumps([operation, keys]).encode() + b"\n")
+        assert await self.process.stdout.readline() == b"done\n"
+
+    @override
+    async def create(self, keys: Sequence[str]) -> None:
+        await self._do("create", keys)
+
+    @override
+    async def overwrite(self, keys: Sequence[str]) -> None:
+        await self._do("overwrite", keys)
+
+    @override
+    async def read(self, keys: Sequence[str]) -> None:
+        await self._do("read", keys)
+
+    @override
+    async def delete(self, keys: Sequence[str]) -> None:
+        await self._do("delete", keys)
+
+    @override
+    async def rollback(self, keys: Sequence[str]) -> None:
+        await self._do("rollback", keys)
+
+    @override
+    async def units(self, keys: Sequence[str]) -> None:
+        await self._do("units", keys)
+
+    @override
+    async def upload(self, key: str, size: int) -> None:
+        raise NotImplementedError
+
+    @override
+    async def download(self, key: str) -> int:
+        raise NotImplementedError
+
+
+@asynccontextmanager
+async def released(server: S3Server, bucket: str, directory: Path) -> AsyncGenerator[Released]:
+    """Run it; uv makes its environment, and it makes a file in the directory."""
+    options = {
+        "endpoint": server.url,
+        "access_key": server.access_key,
+        "secret_key": server.secret_key,
+        "bucket": bucket,
+        "in_flight": IN_FLIGHT,
+        "size": len(BODY),
+    }
+    command = ["uv", "run", "--quiet", "--no-project", "--python", sys.executable]
+    command += ["--with", f"fennflow=={RELEASED}", "python"]
+    script = str(Path(__file__).with_name("released.py"))
+    process = await asyncio.create_subprocess_exec(
+        *command,
+        script,
+        json.dumps(options),
+        stdin=PIPE,
+        stdout=PIPE,
+        stderr=DEVNULL,
+        cwd=directory,
+    )
+    try:
+        yield Released(process)
+        assert process.stdin is not None
+        process.stdin.close()
+        await process.wait()
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+
+
 class Files(CrudRepository, StreamRepository):
     """What a benchmark needs."""
 
@@ -374,7 +460,12 @@ def content(key: str) -> BinaryContent:
 
 @asynccontextmanager
 async def subjects(
-    server: S3Server, directory: Path, *, postgresql: str | None = None, strong: bool = True
+    server: S3Server,
+    directory: Path,
+    *,
+    postgresql: str | None = None,
+    strong: bool = True,
+    peer: bool = True,
 ) -> AsyncGenerator[list[Subject]]:
     """Open all that is measured, warm; s3fs where it is installed.
 
@@ -384,6 +475,7 @@ async def subjects(
         postgresql: URL of a database.
         strong: whether the server does what S3 does. On a weak one obstore deletes one by one, and
             s3fs not at all.
+        peer: whether the released fennflow is measured, too, where uv is installed.
     """
     buckets = (f"bucket-{number}" for number in itertools.count(1))
     async with AsyncExitStack() as stack:
@@ -444,6 +536,10 @@ async def subjects(
             made = boto3.client("s3", config=pool, **credentials)
             made.meta.events.register("before-sign.s3.DeleteObjects", add_content_md5)
             found.append(Boto3(made, await bucket(), threads))
+        if shutil.which("uv") and peer:
+            found.append(
+                await stack.enter_async_context(released(server, await bucket(), directory))
+            )
         if find_spec("s3fs") and strong:
             from s3fs import S3FileSystem
 

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 def test_the_benchmarks_run(tmp_path: Path) -> None:
     report = tmp_path / "report.json"
     options = ["--sizes", "1", "3", "--latencies", "0", "--repeats", "1", "--large", "16"]
-    options += ["--no-postgresql", "--servers", "cheap", "cheap, versioned bucket"]
+    options += ["--no-postgresql", "--no-peer", "--servers", "cheap", "cheap, versioned bucket"]
     subprocess.run(
         [sys.executable, ROOT / "benchmarks" / "run.py", *options, "--json", report],
         check=True,
@@ -30,4 +30,16 @@ def test_the_benchmarks_run(tmp_path: Path) -> None:
         "FennFlow, memory",
         "FennFlow, SQLite",
         "FennFlow, obstore",
+    }
+
+
+@pytest.mark.once
+def test_the_benchmarks_of_large_catalogs_run(tmp_path: Path) -> None:
+    report = tmp_path / "report.json"
+    options = ["--records", "2000", "--sessions", "20", "--objects", "50", "--json", str(report)]
+    subprocess.run(
+        [sys.executable, ROOT / "benchmarks" / "scale.py", *options], check=True, timeout=100
+    )
+    assert {tuple(row) for row in json.loads(report.read_text()).values()} == {
+        ("SQLite", "PostgreSQL")
     }

@@ -26,6 +26,7 @@ from botocore.exceptions import (
 from botocore.exceptions import (
     ConnectionError as BotoConnectionError,
 )
+from typing_extensions import override
 
 from fennflow.exceptions import (
     AccessDeniedException,
@@ -36,6 +37,7 @@ from fennflow.exceptions import (
     NoSuchNamespaceException,
     PreconditionFailedException,
 )
+from fennflow_s3.window import Window
 
 if TYPE_CHECKING:
     from types_aiobotocore_s3 import S3Client
@@ -89,13 +91,27 @@ _MEANINGS: Sequence[tuple[set[str], set[int], type[BaseConnectorException], str]
 )
 
 
-class _CountedRetriesSession(AIOHTTPSession):
-    """Leaves every repetition of a request to botocore, which counts it.
+class _Session(AIOHTTPSession):
+    """Sends what a server takes at once, and leaves every repetition to botocore, which counts it.
 
     aiohttp sends a PUT or DELETE once more, without a word, when a reused connection breaks (its
     issue 10790). The first one may have taken effect: in a versioned bucket as a version that
     nobody knows of. Botocore repeats it too, but says so (protocol P20).
     """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self._window = Window(options["max_pool_connections"])
+
+    @override
+    async def send(self, request: Any) -> Any:
+        entered, status = await self._window.enter(), None
+        try:
+            answer: Any = await super().send(request)
+            status = answer.status_code
+            return answer
+        finally:
+            self._window.leave(entered, status)
 
     async def _get_session(self, proxy_url: str | None) -> aiohttp.ClientSession:
         # The stubs hide this method, and aiohttp has no public switch.
@@ -114,7 +130,7 @@ def client_context(config: S3ConnectorConfig) -> AbstractAsyncContextManager[S3C
     """
     options = AioConfig(
         signature_version="s3v4",
-        http_session_cls=_CountedRetriesSession,
+        http_session_cls=_Session,
         retries={"mode": "standard", "total_max_attempts": config.max_attempts},
         max_pool_connections=config.max_pool_connections,
         s3={"addressing_style": config.addressing_style},

@@ -1,0 +1,227 @@
+"""What grows with the catalog, the journal and the bucket: `uv run benchmarks/scale.py`.
+
+Pages of large catalogs, recovery of many sessions whose process died, and reconciliation of a
+catalog with a large bucket.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import shutil
+import statistics
+import tempfile
+import time
+from collections.abc import AsyncGenerator, Awaitable, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy
+from rich.console import Console
+from rich.table import Table
+from server import Server, cheap_server
+from sqlalchemy.ext.asyncio import create_async_engine
+from subjects import Files, in_flight
+
+from fennflow import ConfigDict, ReconcileConfig, UnitOfWork
+from fennflow.backends import ObjectKey, SqlalchemyBackendConfig
+from fennflow.connectors import S3ConnectorConfig
+from fennflow.files import TextContent
+from fennflow.repositories import RepoField
+from fennflow.testing import postgresql_server
+from fennflow.testing.recovery_suite import new_session, opened, plan_for
+
+BUCKET = "bucket"
+LOOKS = 21
+ROWS = {
+    "SQLite": (
+        "printf('%d/%07d', i % 10, i), printf('%d/%07d', i % 10, i), printf('%032x', i)",
+        (
+            "(WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {count})"
+            " SELECT i FROM n) AS n"
+        ),
+    ),
+    "PostgreSQL": (
+        (
+            "(i % 10) || '/' || lpad(i::text, 7, '0'), (i % 10) || '/' || lpad(i::text, 7, '0'),"
+            " lpad(to_hex(i), 32, '0')"
+        ),
+        "generate_series(1, {count}) AS n(i)",
+    ),
+}
+SAME = (
+    "version_id, size, media_type, content_type, sha256, metadata, created_at, modified_at, "
+    "session_id, seq"
+)
+Rows = dict[str, dict[str, float]]
+
+
+def unit_of_work(server: Server, backend: SqlalchemyBackendConfig) -> type[Any]:
+    """Return a unit of work whose bucket is reconciled by nobody but us."""
+
+    class UOW(UnitOfWork):
+        files = RepoField(Files, namespace=BUCKET)
+        config = ConfigDict(
+            connector=S3ConnectorConfig(
+                endpoint_url=server.url,
+                region_name="us-east-1",
+                aws_access_key_id="test",
+                aws_secret_access_key="test",
+            ),
+            backend=backend,
+            reconcile=ReconcileConfig(frequency="never"),
+        )
+
+    return UOW
+
+
+async def timed(work: Awaitable[object]) -> float:
+    started = time.perf_counter()
+    await work
+    return time.perf_counter() - started
+
+
+@asynccontextmanager
+async def filled(
+    uow_class: type[Any], backend: SqlalchemyBackendConfig, name: str, count: int
+) -> AsyncGenerator[None]:
+    """Give the catalog so many records, which are what `Server.fill` makes."""
+    async with uow_class.lifespan():
+        async with uow_class() as uow:
+            await uow.files.put(TextContent.from_content("body", filename="model"))
+        engine = create_async_engine(backend.url.get_secret_value())
+        table = f"{backend.table_prefix}records"
+        each, numbers = ROWS[name]
+        async with engine.begin() as connection:
+            for statement in (
+                (
+                    f"INSERT INTO {table} (namespace, key, location_key, etag, {SAME}) SELECT namespace, {each},"
+                    f" {SAME} FROM {numbers.format(count=count)}, {table} WHERE key = 'model'"
+                ),
+                f"ANALYZE {table}",
+            ):
+                await connection.execute(sqlalchemy.text(statement.replace(":", r"\:")))
+        await engine.dispose()
+        yield
+
+
+async def pages(uow_class: type[Any], count: int) -> dict[str, float]:
+    """Return what a page of 100 takes, at the beginning and in the middle of a prefix."""
+    half = f"{count // 2:07}"
+
+    async def page(prefix: str) -> None:
+        async with uow_class() as uow:
+            assert len(await uow.files.at("4").list(prefix, limit=100)) > 0
+
+    return {
+        "first page": statistics.median([await timed(page("")) for _ in range(LOOKS)]),
+        "page in the middle": statistics.median(
+            [await timed(page(half[:4])) for _ in range(LOOKS)]
+        ),
+    }
+
+
+async def recovery(
+    uow_class: type[Any], backend: SqlalchemyBackendConfig, count: int
+) -> dict[str, float]:
+    """Return what it takes to settle sessions that a dead process began and sent nothing of."""
+    async with opened(backend, lease_ttl=0.5) as dead:
+        keys = [ObjectKey(BUCKET, f"left/{number:07}") for number in range(count)]
+        await in_flight(keys, lambda key: dead.stage(new_session(), [key], plan_for(key)))
+    await asyncio.sleep(1.0)
+    seconds = await timed(uow_class.recover())
+    assert list(await uow_class.sessions()) == []
+    return {"recover": seconds}
+
+
+async def reconciliation(uow_class: type[Any], count: int) -> dict[str, float]:
+    """Return what it takes to compare a catalog with a bucket that holds the same."""
+
+    async def compare() -> None:
+        (report,) = (await uow_class.reconcile()).values()
+        assert report.objects >= count
+        assert report.findings == (), report.findings[:3]
+
+    return {"compare": await timed(compare())}
+
+
+async def taking_in(uow_class: type[Any], count: int) -> dict[str, float]:
+    """Return what it takes to fill an empty catalog from a bucket."""
+
+    async def fill() -> None:
+        (report,) = (await uow_class.reconcile()).values()
+        assert report.actions == {"inserted": count}, report.actions
+
+    return {"fill": await timed(fill())}
+
+
+async def run(options: argparse.Namespace, console: Console) -> Rows:
+    """Measure all, and show each row when it is there."""
+    rows: Rows = {}
+    directory = Path(tempfile.mkdtemp())
+    async with AsyncExitStack() as stack:
+        stack.callback(shutil.rmtree, directory)
+        postgresql = stack.enter_context(postgresql_server())
+
+        def backend(name: str, number: int) -> SqlalchemyBackendConfig:
+            sqlite = f"sqlite:///{directory}/{number}.db"
+            url = sqlite if name == "SQLite" else postgresql.new_database()
+            return SqlalchemyBackendConfig(url=url)
+
+        def tell(what: str, count: int, name: str, seconds: Mapping[str, float]) -> None:
+            for kind, value in seconds.items():
+                row = f"{kind}, {count:,} {what}"
+                rows.setdefault(row, {})[name] = value
+                console.print(f"{row}: {name} {1000 * value:,.1f} ms")
+            if options.json is not None:
+                options.json.write_text(json.dumps(rows, indent=1))
+
+        number = 0
+        for name in ROWS:
+            for count in options.records:
+                number += 1
+                config = backend(name, number)
+                with cheap_server() as server:
+                    uow_class = unit_of_work(server, config)
+                    async with filled(uow_class, config, name, count):
+                        tell("records", count, name, await pages(uow_class, count))
+                        if count == max(options.records):
+                            server.fill(BUCKET, count)
+                            tell("objects", count, name, await reconciliation(uow_class, count))
+            for what, count in (("sessions", options.sessions), ("objects", options.objects)):
+                number += 1
+                config = backend(name, number)
+                with cheap_server() as server:
+                    uow_class = unit_of_work(server, config)
+                    async with uow_class.lifespan():
+                        if what == "sessions":
+                            found = await recovery(uow_class, config, count)
+                        else:
+                            server.fill(BUCKET, count)
+                            found = await taking_in(uow_class, count)
+                    tell(what, count, name, found)
+    return rows
+
+
+def show(rows: Rows, console: Console) -> None:
+    table = Table("", *ROWS, title="medians, or one run of what is long")
+    for row, by_name in rows.items():
+        table.add_row(row, *(f"{1000 * by_name[name]:,.1f} ms" for name in ROWS))
+    console.print(table)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--records", type=int, nargs="+", default=[10_000, 100_000, 1_000_000])
+    parser.add_argument("--sessions", type=int, default=10_000, help="left by a dead process")
+    parser.add_argument("--objects", type=int, default=100_000, help="to fill a catalog with")
+    parser.add_argument("--json", type=Path, help="where to write what was measured")
+    options = parser.parse_args(arguments)
+    console = Console(width=120)
+    show(asyncio.run(run(options, console)), console)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,75 @@
+"""How many requests are under way at once, and fewer of them while a server asks to slow down."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from http import HTTPStatus
+
+_log = logging.getLogger(__name__)
+
+SLOW_DOWN = {HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE}
+
+
+class Window:
+    """Lets requests pass, at most so many at once as the server lately took.
+
+    Half as many as were under way when one is refused, and one more after each round that went well: additive
+    increase and multiplicative decrease, as TCP avoids congestion (RFC 5681, section 3.1). S3
+    answers 503 `SlowDown` while it makes room for a new rate, and takes more within minutes
+    (Amazon S3 User Guide, "Best practices design patterns: optimizing Amazon S3 performance").
+
+    Unlike a limit of requests per second, it does not slow down who sends one now and then.
+
+    Args:
+        most: requests at once, however well it goes.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._width = float(most)
+        self._under_way = 0
+        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._narrowed = 0
+
+    async def enter(self) -> int:
+        """Wait for a turn, first come first served; return what `leave` is to be told."""
+        if self._under_way < int(self._width) and not self._waiting:
+            self._under_way += 1
+            return self._narrowed
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append(turn)
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if not turn.cancelled():  # it came at the same moment
+                self._under_way -= 1
+                self._admit()
+            raise
+        return self._narrowed
+
+    def leave(self, entered: int, status: int | None) -> None:
+        """Give a turn back.
+
+        Args:
+            entered: what `enter` returned.
+            status: of the answer; None if there was none, which says nothing about the server.
+        """
+        self._under_way -= 1
+        if status in SLOW_DOWN:
+            # Those that were under way with it are refused for the same reason: they count once.
+            if entered == self._narrowed:
+                self._narrowed += 1
+                self._width = max(1.0, min(self._width, self._under_way + 1) / 2)
+                _log.info("The server asks to slow down: %d requests at once", self._width)
+        elif status is not None:
+            self._width = min(float(self._most), self._width + 1 / self._width)
+        self._admit()
+
+    def _admit(self) -> None:
+        while self._waiting and self._under_way < int(self._width):
+            turn = self._waiting.popleft()
+            if not turn.done():
+                self._under_way += 1
+                turn.set_result(None)
