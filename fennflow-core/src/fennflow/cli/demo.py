@@ -1,0 +1,250 @@
+"""`fennflow demo`: the main job on an S3 server of its own, a crash, and the recovery from it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.request import Request, urlopen
+from xml.etree import ElementTree as ET
+
+import typer
+from pydantic import SecretStr
+
+from fennflow import ConfigDict, UnitOfWork, backends, connectors
+from fennflow.cli.app import FAILED, Json, run, show_json, stderr, stdout
+from fennflow.exceptions import PluginException
+from fennflow.files import TextContent
+from fennflow.repositories import CrudRepository, RepoField
+
+if TYPE_CHECKING:
+    from fennflow.testing import Fault, S3Request, S3Server
+
+BUCKET = "letters"
+NAMES = ("anna.txt", "bert.txt", "carl.txt")
+LEASE_TTL = 1.0
+WAITED_FOR = 30.0
+KILL = 9
+"""SIGKILL; for Windows any number is as final."""
+XMLNS = "{http://s3.amazonaws.com/doc/2006-03-01/}"
+
+Texts = dict[str, str]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command of this module."""
+    app.command()(demo)
+
+
+def demo(*, as_json: Json = False) -> None:
+    """Start an S3 server, run the main job, kill a process while it commits, and recover.
+
+    It needs no account and no network, and leaves nothing behind.
+    """
+    try:
+        from fennflow.testing import strict_s3_server
+    except ImportError as error:
+        stderr.print(f"{error}. The demo needs: pip install 'fennflow[demo]'", markup=False)
+        raise typer.Exit(FAILED) from error
+    with (
+        strict_s3_server() as server,
+        tempfile.TemporaryDirectory(prefix="fennflow-demo-") as directory,
+    ):
+        _http("PUT", f"{server.url}/{BUCKET}")
+        told = run(_Demo(server, Path(directory), quiet=as_json).tell())
+    if as_json:
+        show_json(told)
+
+
+def unit_of_work(url: str, directory: Path) -> type[Any]:
+    """Return the unit of work that the demo and the process that it kills share."""
+    try:
+        s3, sqlalchemy = connectors.S3ConnectorConfig, backends.SqlalchemyBackendConfig
+    except PluginException as error:
+        stderr.print(f"{error} The demo needs: pip install 'fennflow[demo]'", markup=False)
+        raise typer.Exit(FAILED) from error
+
+    class UOW(UnitOfWork):
+        letters = RepoField(CrudRepository, namespace=BUCKET)
+        config = ConfigDict(
+            connector=s3(
+                endpoint_url=url,
+                region_name="us-east-1",
+                aws_access_key_id="demo",
+                aws_secret_access_key=SecretStr("demo"),
+            ),
+            backend=sqlalchemy(url=SecretStr(f"sqlite:///{directory}/catalog.db")),
+            lease_ttl=LEASE_TTL,
+        )
+
+    return UOW
+
+
+async def write(uow_class: type[Any], text: str) -> None:
+    """Write every letter, in one transaction: what the process does that is killed."""
+    async with uow_class() as uow:
+        await uow.letters.put(*(TextContent.from_content(text, filename=name) for name in NAMES))
+
+
+class _Demo:
+    """The story, told on standard output.
+
+    Args:
+        server: where the bucket is.
+        directory: where the catalog is.
+        quiet: whether only the facts are wanted.
+    """
+
+    def __init__(self, server: S3Server, directory: Path, *, quiet: bool) -> None:
+        self._server = server
+        self._directory = directory
+        self._quiet = quiet
+        self._uow = unit_of_work(server.url, directory)
+
+    async def tell(self) -> dict[str, Texts]:
+        """Run it all, and return what was seen at each step."""
+        told: dict[str, Texts] = {}
+        self._say(
+            "An S3 server in this process",
+            f"It listens on {self._server.url}, keeps its objects in memory, and has the bucket "
+            f"{BUCKET!r}. The catalog is a SQLite file in {self._directory}.",
+        )
+        async with self._uow.lifespan():
+            self._say(
+                "One unit of work writes three letters",
+                "async with UOW() as uow: await uow.letters.put(anna, bert, carl)",
+            )
+            await write(self._uow, "first version")
+            told["committed"] = self._show("the bucket, as any S3 client sees it", self._raw())
+
+            self._say(
+                "An exception inside the block",
+                "Another one overwrites all three, then something raises: nobody sees a change.",
+            )
+            try:
+                async with self._uow() as uow:
+                    changed = [TextContent.from_content("oops", filename=name) for name in NAMES]
+                    await uow.letters.put(*changed)
+                    raise LookupError  # noqa: TRY301 - that is the point
+            except LookupError:
+                told["after_exception"] = self._show("the bucket", self._raw())
+
+            self._say(
+                "A process is killed before it commits",
+                "It overwrites all three, and dies (SIGKILL) while it sends the second one.",
+            )
+            await self._killed("PUT", 2, "never to be seen")
+            told["killed_before_commit"] = self._show("the bucket", self._raw())
+            report = await self._recovered()
+            self._say(
+                "Recovery finds what it left",
+                f"UOW.recover() undid {report.compensated} session: its bytes lay beside the "
+                "letters, under .fennflow/, and are deleted.",
+            )
+            told["compensated"] = self._show("the bucket", self._raw())
+
+            self._say(
+                "A process is killed while it commits",
+                "All three were sent and the catalog says 'committed', in one transaction. It dies "
+                "while the bytes are copied to their places: one is there, two are not.",
+            )
+            await self._killed("COPY", 2, "second version")
+            told["killed_while_committing"] = self._show("the bucket", self._raw())
+            told["read_meanwhile"] = self._show(
+                "the same moment through FennFlow, which knows where the bytes lie",
+                await self._read(),
+            )
+            report = await self._recovered()
+            self._say(
+                "Recovery finishes what was decided",
+                f"UOW.recover() rolled {report.rolled_forward} session forward. No program has to "
+                "call it: whoever next uses the unit of work does that, and a living one at "
+                "intervals.",
+            )
+            told["rolled_forward"] = self._show("the bucket", self._raw())
+        if not self._quiet:
+            stdout.print(
+                "\nAll or nothing, whenever it dies. Now yours: the quick start in the README."
+            )
+        return told
+
+    async def _killed(self, operation: str, number: int, text: str) -> None:
+        """Let a process write the letters, and kill it at its n-th request of a kind."""
+        from fennflow.testing import Fault
+
+        arguments = json.dumps([self._server.url, str(self._directory), text])
+        process = await asyncio.create_subprocess_exec(sys.executable, "-m", __name__, arguments)
+        left = number
+
+        def kill(request: S3Request) -> Fault | None:
+            nonlocal left
+            if request.operation != operation or request.key.startswith(".fennflow/probe"):
+                return None
+            left -= 1
+            if left > 0:
+                return None
+            os.kill(process.pid, KILL)
+            return Fault.BEFORE
+
+        with self._server.failing(kill):
+            await process.wait()
+
+    async def _recovered(self) -> Any:
+        """Recover as soon as the lease of the dead process has run out."""
+        deadline = asyncio.get_running_loop().time() + WAITED_FOR
+        while True:
+            report = await self._uow.recover()
+            if report.compensated or report.rolled_forward:
+                return report
+            if asyncio.get_running_loop().time() > deadline:
+                message = "The process that was killed left nothing to recover."
+                raise TimeoutError(message)
+            await asyncio.sleep(0.1)
+
+    async def _read(self) -> Texts:
+        async with self._uow() as uow:
+            return {str(file.path): file.content for file in await uow.letters.get(*NAMES)}
+
+    def _raw(self) -> Texts:
+        listed = ET.fromstring(_http("GET", f"{self._server.url}/{BUCKET}?list-type=2"))  # noqa: S314 - of our server
+        keys = [str(key.text) for key in listed.iter(f"{XMLNS}Key")]
+        return {key: _http("GET", f"{self._server.url}/{BUCKET}/{key}").decode() for key in keys}
+
+    def _say(self, title: str, text: str) -> None:
+        if not self._quiet:
+            stdout.print(f"\n[bold]{title}[/]")
+            stdout.print(text, markup=False, soft_wrap=False)
+
+    def _show(self, what: str, texts: Texts) -> Texts:
+        if not self._quiet:
+            stdout.print(f"  {what}:", style="dim")
+            for key, text in texts.items():
+                stdout.print(f"    {_shortened(key)}: {text}", markup=False)
+        return texts
+
+
+def _shortened(key: str) -> str:
+    """Leave of a key under the reserved prefix what a reader can take in."""
+    first, *others = key.split("/")
+    return f"{first}/…/{others[-1]}" if others else key
+
+
+def _http(method: str, url: str) -> bytes:
+    with urlopen(Request(url, method=method), timeout=WAITED_FOR) as answer:  # noqa: S310 - of our server
+        body: bytes = answer.read()
+        return body
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Be the process that is killed."""
+    url, directory, text = json.loads(arguments[0])
+    asyncio.run(write(unit_of_work(url, Path(directory)), text))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
