@@ -161,7 +161,8 @@ async def test_a_loop_that_ends_loses_no_connection(url: str) -> None:
     loop = asyncio.get_running_loop()
     loop.set_task_factory(stillborn)
     try:
-        await database.run(work)
+        with pytest.raises(asyncio.CancelledError):
+            await database.run(work)
     finally:
         loop.set_task_factory(None)
     pool: Any = database.engine.pool

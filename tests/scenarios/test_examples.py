@@ -22,15 +22,15 @@ ROOT = Path(__file__).parents[2]
 
 
 @contextmanager
-def served(server: S3Server, bucket: str, database: str) -> Generator[httpx.Client]:
-    """Run the FastAPI example as a program, as its users do."""
+def served(app: str, server: S3Server, bucket: str, database: str) -> Generator[httpx.Client]:
+    """Run an example as a program, as its users do."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     process = subprocess.Popen(
         [
             *(sys.executable, "-W", "error", "-m", "uvicorn", "--app-dir", "examples"),
-            *("--port", str(port), "--log-level", "warning", "fastapi_app:app"),
+            *("--port", str(port), "--log-level", "warning", f"{app}:app"),
         ],
         cwd=ROOT,
         env=os.environ
@@ -63,9 +63,10 @@ def served(server: S3Server, bucket: str, database: str) -> Generator[httpx.Clie
     assert errors == ""
 
 
+@pytest.mark.parametrize("app", ["fastapi_app", "litestar_app"])
 @pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
-async def test_the_fastapi_example_stores_letters_with_their_files(
-    kind: str, moto: S3Server, tmp_path: Path, request: pytest.FixtureRequest
+async def test_the_web_examples_store_letters_with_their_files(
+    app: str, kind: str, moto: S3Server, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     database = f"sqlite:///{tmp_path}/letters.db"
     if kind == "postgresql":
@@ -73,7 +74,7 @@ async def test_the_fastapi_example_stores_letters_with_their_files(
         database = server.new_database()
     bucket = await new_bucket(moto)
     first = ("a.txt", b"one", "text/plain")
-    with served(moto, bucket, database) as client:
+    with served(app, moto, bucket, database) as client:
         both = [("files", first), ("files", ("b.bin", b"two", "application/octet-stream"))]
         answer = client.post("/letters", data={"title": "Dear Ann"}, files=both)
         assert (answer.status_code, answer.json()) == (
@@ -109,7 +110,7 @@ async def test_the_fastapi_example_stores_letters_with_their_files(
         async with httpx.AsyncClient() as browser:
             assert (await browser.put(url, content=b"straight to the bucket")).is_success
         assert client.post("/letters/1/a.txt/upload-url").status_code == 409
-    with served(moto, bucket, database) as client:
+    with served(app, moto, bucket, database) as client:
         assert client.get("/letters/1").json() == stored | {"title": "Dear Cleo"}
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
-from contextlib import aclosing, asynccontextmanager, nullcontext
+from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
@@ -130,9 +130,7 @@ class Database:
         connected = committing = False
         exclusive = self._turn(patience) if write and self.dialect == "sqlite" else nullcontext()
         try:
-            # SQLAlchemy's own block closes in a new task. A loop that ends cancels that before it
-            # began, and the connection is lost.
-            async with exclusive, aclosing(await self.engine.connect()) as connection:
+            async with exclusive, self._connection() as connection:
                 connected = True
                 await connection.execution_options(fennflow_write=write)
                 async with self._waiting(connection, patience):
@@ -162,6 +160,18 @@ class Database:
             if committing and once:
                 raise self.unavailable(error) from error
             raise _Again from error
+
+    @asynccontextmanager
+    async def _connection(self) -> AsyncGenerator[AsyncConnection]:
+        connection = self.engine.connect()
+        try:
+            async with connection:
+                yield connection
+        finally:
+            # SQLAlchemy closes it in a task of its own, so that a cancellation does not cut that
+            # off. A loop that ends cancels this one, too, maybe before it has begun.
+            if connection.sync_connection is not None and not connection.closed:
+                await connection.close()
 
     @asynccontextmanager
     async def _turn(self, patience: float | None) -> AsyncGenerator[None]:

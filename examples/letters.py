@@ -1,0 +1,144 @@
+"""Letters with attachments, whatever the web framework: rows, files, and what both need.
+
+`fastapi_app.py` and `litestar_app.py` serve them. S3 comes from the environment, as for all programs
+on AWS, and so do `BUCKET` and `DATABASE_URL`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import asynccontextmanager
+from typing import Protocol
+
+from sqlalchemy import String
+from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+from fennflow import ConfigDict, UnitOfWork
+from fennflow.backends import SqlalchemyBackendConfig
+from fennflow.connectors import S3ConnectorConfig
+from fennflow.exceptions import (
+    FennFlowException,
+    FileException,
+    NoSuchKeyException,
+    ObjectChangedException,
+    PathException,
+    RecordAlreadyExistsException,
+    RecordLockedException,
+)
+from fennflow.files import BaseContent, ContentFactory
+from fennflow.repositories import (
+    CrudRepository,
+    GeneratePresignedUrlRepository,
+    S3RepoField,
+    StatRepository,
+    StreamRepository,
+)
+from fennflow.responses import ObjectInfo
+from fennflow.web import Answer
+
+DATABASE = SqlalchemyBackendConfig(url=os.environ.get("DATABASE_URL", "sqlite:///letters.db"))
+BUCKET = os.environ.get("BUCKET", "letters")
+
+
+class Base(DeclarativeBase):
+    """Of the application's own tables."""
+
+
+class Letter(Base):
+    """What is known of a letter; its attachments are files under its id."""
+
+    __tablename__ = "letters"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    title: Mapped[str] = mapped_column(String(200))
+
+
+class Attachments(CrudRepository, StatRepository, StreamRepository, GeneratePresignedUrlRepository):
+    """What the application does with them."""
+
+
+class UOW(UnitOfWork):
+    """The files, with their catalog in the database of the rows."""
+
+    attachments = S3RepoField(Attachments, bucket_name=BUCKET)
+    config = ConfigDict(connector=S3ConnectorConfig(), backend=DATABASE)
+
+
+engine = create_async_engine(DATABASE.url.get_secret_value())
+sessions = async_sessionmaker(engine, expire_on_commit=False)
+
+
+@asynccontextmanager
+async def running() -> AsyncGenerator[None]:
+    """Make the tables, and hold FennFlow's connections open while the application runs."""
+    async with engine.begin() as connection:
+        await connection.run_sync(Base.metadata.create_all)
+    async with UOW.lifespan():
+        yield
+    await engine.dispose()
+
+
+async def database() -> AsyncGenerator[AsyncSession]:
+    """Yield a session, which is rolled back unless somebody committed it."""
+    async with sessions() as session:
+        yield session
+
+
+STATUS: dict[type[FennFlowException], int] = {
+    PathException: 400,
+    FileException: 400,
+    NoSuchKeyException: 404,
+    RecordLockedException: 409,
+    RecordAlreadyExistsException: 409,
+}
+
+
+def refusal(error: FennFlowException) -> tuple[int, str]:
+    """Return status and text for an error: what is the client's fault is told, all else is ours."""
+    status = next((code for kind, code in STATUS.items() if isinstance(error, kind)), 500)
+    return status, str(error) if status < 500 else "Internal Server Error"  # noqa: PLR2004
+
+
+class Upload(Protocol):
+    """A file of a form, which the frameworks hand over in much the same way."""
+
+    @property
+    def content_type(self) -> str | None:
+        """Its media type, as the client told it."""
+
+    @property
+    def filename(self) -> str | None:
+        """Its name, as the client told it."""
+
+    async def read(self) -> bytes:
+        """Return all of it."""
+        ...
+
+
+async def contents(files: Sequence[Upload]) -> list[BaseContent]:
+    """Return uploads as files of the classes that their media types ask for."""
+    return [
+        ContentFactory.from_bytes(
+            file.content_type or "application/octet-stream",
+            await file.read(),
+            filename=file.filename,
+        )
+        for file in files
+    ]
+
+
+async def body(info: ObjectInfo, answer: Answer) -> AsyncGenerator[bytes]:
+    """Read what was asked for, while it is sent.
+
+    The unit of work is opened here, since a response that nobody reads never comes here.
+    """
+    async with (
+        UOW() as uow,
+        uow.attachments.open(info.path, start=answer.start, end=answer.end) as stream,
+    ):
+        if stream.info.sha256 != info.sha256:
+            message = f"{info.path} was replaced while it was asked for."
+            raise ObjectChangedException(message)
+        async for chunk in stream:
+            yield chunk
