@@ -236,7 +236,7 @@ def test_amazons_endpoints_are_taken_at_their_documentation() -> None:
         {"aws_secret_access_key": 7},
     ],
 )
-def test_a_config_that_cannot_work_is_refused_without_showing_it(values: dict[str, object]) -> None:
+def test_a_config_that_cannot_work_is_refused_without_showing_it(values: dict[str, Any]) -> None:
     with pytest.raises(ConfigException) as caught:
         S3ConnectorConfig(**values)
     assert "password@" not in f"{caught.value} {caught.value.__cause__}"

@@ -2,30 +2,43 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import assert_type
 
-from pydantic import BaseModel
+from pydantic import BaseModel, SecretStr
+from sqlalchemy.ext.asyncio import AsyncSession
 
 from fennflow import ConfigDict, UnitOfWork
-from fennflow.backends import InMemoryBackendConfig
-from fennflow.connectors import InMemoryConnectorConfig, S3ConnectorConfig
+from fennflow.backends import InMemoryBackendConfig, SqlalchemyBackendConfig
+from fennflow.connectors import (
+    InMemoryConnectorConfig,
+    ObstoreConnectorConfig,
+    S3ConnectorConfig,
+)
 from fennflow.files import (
     BaseContent,
     ContentFactory,
+    FileContent,
     JsonContent,
     ModelContent,
+    StreamContent,
     TextContent,
     UrlContent,
 )
 from fennflow.paths import StoragePath
+from fennflow.reports import Diagnosis, ReconcileReport, RecoveryReport, SessionInfo
 from fennflow.repositories import (
     CopyRepository,
     CrudRepository,
+    DeletePrefixRepository,
     GeneratePresignedUrlRepository,
+    GetPrefixRepository,
     GetRepository,
+    ObjectStream,
     RepoField,
     S3RepoField,
     StatRepository,
+    StreamRepository,
 )
 from fennflow.responses import (
     DeleteResponse,
@@ -35,6 +48,7 @@ from fennflow.responses import (
     PresignedUrlResponse,
     PutResponse,
 )
+from fennflow.web import Answer, answer_for
 
 
 class Files(CrudRepository, StatRepository, CopyRepository, GeneratePresignedUrlRepository):
@@ -111,3 +125,53 @@ async def steps() -> None:
 
     async with UOW() as uow:
         assert_type(await uow.step(do, undo), int)
+
+
+class Films(StreamRepository, GetPrefixRepository, DeletePrefixRepository):
+    """What is too large for memory."""
+
+
+class JoinedUOW(UnitOfWork):
+    films = RepoField(Films, namespace="films")
+    config = ConfigDict(
+        connector=ObstoreConnectorConfig(url="s3://"),
+        backend=SqlalchemyBackendConfig(url="sqlite:///a.db"),
+    )
+
+
+# A secret is given as a str, and shown to nobody.
+assert_type(SqlalchemyBackendConfig(url="postgresql://db.internal/app").url, SecretStr)
+assert_type(ObstoreConnectorConfig(url="s3://", options={"region": "eu-central-1"}).part_size, int)
+assert_type(S3ConnectorConfig(aws_secret_access_key="s").aws_secret_access_key, "SecretStr | None")
+
+
+async def streams(session: AsyncSession) -> None:
+    async def blocks() -> AsyncGenerator[bytes]:
+        yield b""
+
+    assert_type(StreamContent.from_iterable(blocks(), filename="a.bin"), StreamContent)
+    assert_type(FileContent.from_local_path("a.bin"), FileContent)
+    async with JoinedUOW(join=session) as uow:
+        assert_type(uow, JoinedUOW)
+        async with uow.films.open("a.bin", start=1) as stream:
+            assert_type(stream, ObjectStream)
+            assert_type(stream.info, ObjectInfo)
+            async for chunk in stream:
+                assert_type(chunk, bytes)
+        assert_type(await uow.films.at("a").get_prefix(), MediaResponse)
+        assert_type(await uow.films.at("a").delete_prefix(), DeleteResponse)
+        async with uow.savepoint() as nothing:
+            assert_type(nothing, None)
+
+
+async def maintenance() -> None:
+    assert_type(await UOW.recover(), RecoveryReport)
+    assert_type(await UOW.reconcile(), Mapping[str, ReconcileReport])
+    assert_type(await UOW.sessions(), Sequence[SessionInfo])
+    assert_type(await UOW.diagnose(), Diagnosis)
+
+
+def web(info: ObjectInfo) -> None:
+    answer = answer_for(info, {})
+    assert_type(answer, Answer)
+    assert_type(answer.headers, Mapping[str, str])

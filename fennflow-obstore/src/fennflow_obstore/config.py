@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, field_validator
 from typing_extensions import override
 
 from fennflow.config import ConnectorConfig
+
+if TYPE_CHECKING:
+    from fennflow.connectors import Capabilities
 
 MiB = 1 << 20
 SCHEMES = frozenset({"s3", "s3a", "gs", "az", "adl", "azure", "abfs", "abfss", "file", "memory"})
@@ -55,6 +58,20 @@ class ObstoreConnectorConfig(ConnectorConfig):
     max_attempts: Annotated[int, Field(gt=0)] = 5
     part_size: Annotated[int, Field(ge=5 * MiB, le=5 * 1024 * MiB)] = 8 * MiB
     max_collected: Annotated[int, Field(ge=0)] = 256 * MiB
+
+    if TYPE_CHECKING:
+        # Checkers take the types of the fields for those of the arguments, and a secret may be a str.
+        def __init__(
+            self,
+            *,
+            url: str,
+            options: Mapping[str, str | SecretStr] | Mapping[str, str] = ...,
+            client_options: Mapping[str, Any] = ...,
+            max_attempts: int = ...,
+            part_size: int = ...,
+            max_collected: int = ...,
+            capabilities: Capabilities | None = ...,
+        ) -> None: ...
 
     @field_validator("url")
     @classmethod

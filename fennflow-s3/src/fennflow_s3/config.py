@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, field_validator
 
 from fennflow.config import ConnectorConfig
+
+if TYPE_CHECKING:
+    from aiobotocore.config import AioConfig
+
+    from fennflow.connectors import Capabilities
 
 MiB = 1 << 20
 
@@ -62,6 +67,28 @@ class S3ConnectorConfig(ConnectorConfig):
     multipart_part_size: Annotated[int, Field(ge=5 * MiB, le=5 * 1024 * MiB)] = 8 * MiB
     multipart_copy_threshold: Annotated[int, Field(ge=5 * MiB, le=5 * 1024 * MiB)] = 5 * 1024 * MiB
     aiobotocore_config: Annotated[Any, Field(repr=False)] = None
+
+    if TYPE_CHECKING:
+        # Checkers take the types of the fields for those of the arguments, and a secret may be a str.
+        def __init__(
+            self,
+            *,
+            aws_access_key_id: str | None = ...,
+            aws_secret_access_key: str | SecretStr | None = ...,
+            aws_session_token: str | SecretStr | None = ...,
+            region_name: str | None = ...,
+            endpoint_url: str | None = ...,
+            presign_endpoint_url: str | None = ...,
+            profile_name: str | None = ...,
+            addressing_style: Literal["auto", "path", "virtual"] = ...,
+            max_pool_connections: int = ...,
+            max_attempts: int = ...,
+            multipart_threshold: int = ...,
+            multipart_part_size: int = ...,
+            multipart_copy_threshold: int = ...,
+            aiobotocore_config: AioConfig | None = ...,
+            capabilities: Capabilities | None = ...,
+        ) -> None: ...
 
     @field_validator("endpoint_url", "presign_endpoint_url")
     @classmethod

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field, SecretStr, field_validator
 
@@ -58,6 +58,20 @@ class SqlalchemyBackendConfig(BackendConfig):
     journal: Path | None = None
     pool_size: Annotated[int, Field(gt=0)] = 10
     busy_timeout: Annotated[float, Field(gt=0)] = 30.0
+
+    if TYPE_CHECKING:
+        # Checkers take the types of the fields for those of the arguments, and a secret may be a str.
+        def __init__(
+            self,
+            *,
+            url: str | SecretStr = ...,
+            table_prefix: str = ...,
+            schema_name: str | None = ...,
+            create_tables: bool = ...,
+            journal: str | Path | None = ...,
+            pool_size: int = ...,
+            busy_timeout: float = ...,
+        ) -> None: ...
 
     @field_validator("url")
     @classmethod

@@ -14,7 +14,6 @@ from urllib.request import Request, urlopen
 from xml.etree import ElementTree as ET
 
 import typer
-from pydantic import SecretStr
 
 from fennflow import ConfigDict, UnitOfWork, backends, connectors
 from fennflow.cli.app import FAILED, Json, run, show_json, stderr, stdout
@@ -76,9 +75,9 @@ def unit_of_work(url: str, directory: Path) -> type[Any]:
                 endpoint_url=url,
                 region_name="us-east-1",
                 aws_access_key_id="demo",
-                aws_secret_access_key=SecretStr("demo"),
+                aws_secret_access_key="demo",  # noqa: S106 - no secret
             ),
-            backend=sqlalchemy(url=SecretStr(f"sqlite:///{directory}/catalog.db")),
+            backend=sqlalchemy(url=f"sqlite:///{directory}/catalog.db"),
             lease_ttl=LEASE_TTL,
         )
 
