@@ -105,8 +105,8 @@ def packaging(session: nox.Session) -> None:
 
 @nox.session
 def docs(session: nox.Session) -> None:
-    """Run every snippet of README, docs and docstrings."""
-    sync(session, "test")
+    """Run every snippet of README, docs and docstrings, build the site, and follow its links."""
+    sync(session, "site")
     session.run("pytest", "-n2", "-m", "docs", *session.posargs)
 
 
@@ -115,6 +115,14 @@ def crashes(session: nox.Session) -> None:
     """Kill processes at a sample of all boundaries; FENNFLOW_SEED repeats one."""
     sync(session, "test")
     session.run("pytest", "-n2", "-m", "crashes", *session.posargs)
+
+
+@nox.session(default=False)
+def site(session: nox.Session) -> None:
+    """Build the documentation into build/site; `nox -s site -- serve` shows it while you write."""
+    sync(session, "site")
+    arguments = session.posargs or ["build", "--strict", "--site-dir", "build/site"]
+    session.run("mkdocs", *arguments, env={"NO_MKDOCS_2_WARNING": "1"})
 
 
 @nox.session(default=False)

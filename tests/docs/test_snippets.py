@@ -24,7 +24,13 @@ SOURCES = [
     *sorted(ROOT.glob("fennflow-*/README.md")),
     *sorted(ROOT.glob("fennflow-*/src/**/*.py")),
 ]
-FENCE = re.compile(r"^([ \t]*)```python\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
+FENCE = re.compile(r"^([ \t]*)```(i?)python\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
+# How a notebook runs a cell that awaits.
+CELL = """
+import ast, asyncio, sys
+code = compile(sys.argv[1], "cell", "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+asyncio.run(eval(code, {"__name__": "__main__"}))
+"""
 # What a suite's subclass looks like is no program: it is run as tests/contract. And tests are run
 # by tests/scenarios/test_kit.py.
 FRAGMENTS = ("class TestMyStore", "class TestMyBackend", "# test_letters.py")
@@ -34,10 +40,11 @@ def snippets() -> Iterator[object]:
     for source in SOURCES:
         text = source.read_text()
         for fence in FENCE.finditer(text):
-            code = textwrap.dedent(fence[2])
+            code = textwrap.dedent(fence[3])
             if not code.startswith(FRAGMENTS):
                 line = text.count("\n", 0, fence.start()) + 1
-                yield pytest.param(code, id=f"{source.relative_to(ROOT)}:{line}")
+                program = [CELL, code] if fence[2] else [code]
+                yield pytest.param(program, id=f"{source.relative_to(ROOT)}:{line}")
 
 
 async def provide_bucket(server: S3Server, name: str) -> None:
@@ -52,11 +59,11 @@ async def provide_bucket(server: S3Server, name: str) -> None:
 
 
 @pytest.mark.docs
-@pytest.mark.parametrize("code", list(snippets()))
-def test_a_snippet_runs_as_it_says(code: str, moto: S3Server, tmp_path: Path) -> None:
+@pytest.mark.parametrize("program", list(snippets()))
+def test_a_snippet_runs_as_it_says(program: list[str], moto: S3Server, tmp_path: Path) -> None:
     asyncio.run(provide_bucket(moto, "my_files"))
     done = subprocess.run(
-        [sys.executable, "-W", "default", "-c", code],
+        [sys.executable, "-W", "default", "-c", *program],
         cwd=tmp_path,
         env=os.environ
         | {
@@ -70,6 +77,6 @@ def test_a_snippet_runs_as_it_says(code: str, moto: S3Server, tmp_path: Path) ->
         check=False,
     )
     assert (done.returncode, done.stderr) == (0, "")
-    expected = re.findall(r"^[ \t]*#> ?(.*)$", code, re.MULTILINE)
+    expected = re.findall(r"^[ \t]*#> ?(.*)$", program[-1], re.MULTILINE)
     if expected:
         assert done.stdout.splitlines() == expected

@@ -79,6 +79,7 @@ def unit_of_work(url: str, directory: Path) -> type[Any]:
             ),
             backend=sqlalchemy(url=f"sqlite:///{directory}/catalog.db"),
             lease_ttl=LEASE_TTL,
+            recovery_interval=3600.0,  # no background work takes the surprise away
         )
 
     return UOW
