@@ -62,7 +62,8 @@ def environment(wheels: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     python = folder / "bin" / "python"
     [core] = wheels.glob("fennflow_core-*.whl")
     [memory] = wheels.glob("fennflow_memory-*.whl")
-    run(UV, "pip", "install", "--quiet", "--python", python, core, memory, "pytest>=9.0")
+    with_commands = f"fennflow-core[cli] @ {core.as_uri()}"
+    run(UV, "pip", "install", "--quiet", "--python", python, with_commands, memory, "pytest>=9.0")
     return python
 
 
@@ -114,6 +115,32 @@ def test_the_main_job_runs_on_it(installed: Path, tmp_path: Path) -> None:
     # The next process fills its memory catalog from the directory.
     again = run(installed, "-W", "error", tmp_path / "main.py").splitlines()
     assert again[0] == paths
+
+
+@pytest.mark.parametrize("name", ["fennflow-acme", "acme-cold-store"])
+def test_what_new_plugin_makes_is_found_and_passes_the_suite(
+    name: str, environment: Path, tmp_path: Path
+) -> None:
+    program = environment.parent / "fennflow"
+    run(program, "new-plugin", name, "--directory", tmp_path)
+    again = subprocess.run(
+        [program, "new-plugin", name, "--directory", tmp_path], capture_output=True, check=False
+    )
+    assert again.returncode == 2
+    install(environment, tmp_path / name)
+    try:
+        output = run(
+            *(environment, "-m", "pytest", "-q", "-p", "no:cacheprovider"),
+            *("--rootdir", tmp_path, tmp_path / name / "tests"),
+        )
+        assert re.search(r"\d{2} passed", output)
+        assert "failed" not in output
+        readme = (tmp_path / name / "README.md").read_text()
+        example = re.search(r"```python\n(.*?)```", readme, re.DOTALL)
+        assert example is not None
+        run(environment, "-W", "error", "-c", example[1] + "\nUOW()")
+    finally:
+        run(UV, "pip", "uninstall", "--quiet", "--python", environment, name)
 
 
 PLUGIN = """

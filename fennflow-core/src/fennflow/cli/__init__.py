@@ -24,8 +24,8 @@ def main() -> None:
         if error.name not in {"rich", "typer"}:
             raise
         sys.exit("The command line is not installed: pip install 'fennflow[cli]'")
-    from fennflow.cli import demo, files, maintenance, transfer
+    from fennflow.cli import demo, files, maintenance, template, transfer
 
-    for module in (maintenance, files, transfer, demo):
+    for module in (maintenance, files, transfer, demo, template):
         module.register(app)
     app()

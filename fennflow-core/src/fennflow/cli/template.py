@@ -1,0 +1,73 @@
+"""`fennflow new-plugin`: a package with a connector that works, to be replaced by one's own."""
+
+from __future__ import annotations
+
+import re
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fennflow.cli.app import Json, show_json, stdout
+
+NAME = re.compile(r"[a-z][a-z0-9]*(?:-[a-z0-9]+)*")
+PLACES = {
+    "pyproject.toml": "pyproject.toml",
+    "README.md": "README.md",
+    "__init__.py": "src/{{module}}/__init__.py",
+    "config.py": "src/{{module}}/config.py",
+    "plugin.py": "src/{{module}}/plugin.py",
+    "connector.py": "src/{{module}}/connector.py",
+    "test_conformance.py": "tests/test_conformance.py",
+}
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command of this module."""
+    app.command()(new_plugin)
+
+
+def new_plugin(
+    distribution: Annotated[
+        str, typer.Argument(metavar="NAME", help="Of the package to be: fennflow-acme.")
+    ],
+    directory: Annotated[Path, typer.Option(help="Where to make its folder.")] = Path(),
+    *,
+    as_json: Json = False,
+) -> None:
+    """Write a plugin package: a connector that works, its tests, and what pip needs."""
+    if not NAME.fullmatch(distribution):
+        message = f"{distribution!r} is no name of a package, such as fennflow-acme."
+        raise typer.BadParameter(message)
+    folder = directory / distribution
+    if folder.exists():
+        message = f"{folder} is there already."
+        raise typer.BadParameter(message)
+    name = distribution.removeprefix("fennflow-").replace("-", "_")
+    names = {
+        "{{distribution}}": distribution,
+        "{{module}}": distribution.replace("-", "_"),
+        "{{name}}": name,
+        "{{Name}}": "".join(part.capitalize() for part in name.split("_")),
+    }
+
+    def named(text: str) -> str:
+        for placeholder, value in names.items():
+            text = text.replace(placeholder, value)
+        return text
+
+    template = files("fennflow.cli") / "plugin_template"
+    written = {
+        folder / named(place): (template / f"{source}.tmpl") for source, place in PLACES.items()
+    }
+    for path, source in written.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(named(source.read_text()))
+    (folder / "src" / names["{{module}}"] / "py.typed").touch()
+    if as_json:
+        show_json([str(path) for path in written])
+        return
+    stdout.print(f"{folder} is a package with a connector on a dictionary. Next:", markup=False)
+    stdout.print(f"  cd {folder} && pip install -e . --group dev && pytest", markup=False)
+    stdout.print("  then replace the dictionary in connector.py by your store, method by method.")
