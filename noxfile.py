@@ -118,6 +118,17 @@ def crashes(session: nox.Session) -> None:
 
 
 @nox.session(default=False)
+def fuzz(session: nox.Session) -> None:
+    """Search by coverage for input that breaks its reader; `nox -s fuzz -- 10` for ten minutes each."""
+    sync(session, "test")
+    session.install("atheris>=3.0")
+    seconds = 60 * int(session.posargs[0]) if session.posargs else 60
+    for target in ("keys", "tokens", "metadata", "ranges", "contents", "variants", "configs"):
+        artifacts = f"-artifact_prefix={session.create_tmp()}/"
+        session.run("python", "tests/fuzz/fuzz.py", target, f"-max_total_time={seconds}", artifacts)
+
+
+@nox.session(default=False)
 def site(session: nox.Session) -> None:
     """Build the documentation into build/site; `nox -s site -- serve` shows it while you write."""
     sync(session, "site")

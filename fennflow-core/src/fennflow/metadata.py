@@ -6,7 +6,6 @@ All of them encode it in this one way, so that each reads what another wrote.
 from __future__ import annotations
 
 import base64
-import binascii
 import json
 import re
 from collections.abc import Mapping
@@ -59,12 +58,17 @@ def decode(stored: Mapping[str, str]) -> dict[str, str]:
     """Return metadata as it was before `encode`; what others wrote is returned as it is."""
     metadata = {name.lower(): value for name, value in stored.items()}
     text = metadata.pop(ENCODED, None)
-    if text is not None:
-        try:
-            other: object = json.loads(base64.urlsafe_b64decode(text))
-        except (ValueError, binascii.Error):
-            other = None
-        if isinstance(other, dict):
-            pairs = cast("dict[object, object]", other)
-            metadata |= {str(name): str(value) for name, value in pairs.items()}
-    return metadata
+    return metadata if text is None else metadata | _other(text)
+
+
+def _other(text: str) -> dict[str, str]:
+    """Return what stands in `ENCODED`: nothing, if it is not FennFlow's; anybody may write it."""
+    try:
+        found: object = json.loads(base64.urlsafe_b64decode(text))
+        pairs = cast("dict[object, object]", found) if isinstance(found, dict) else {}
+        other = {str(name): str(value) for name, value in pairs.items()}
+        # JSON can name half a character, which no backend and no header holds.
+        "".join([*other, *other.values()]).encode()
+    except (ValueError, RecursionError):
+        return {}
+    return other

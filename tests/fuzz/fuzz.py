@@ -1,0 +1,117 @@
+"""Coverage-guided search for input that breaks what reads it: `nox -s fuzz -- 10` for ten minutes each.
+
+Each target takes what strangers can choose, and lets only our own exceptions out.
+"""
+
+from __future__ import annotations
+
+import base64
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from datetime import UTC, datetime
+
+import atheris
+
+with atheris.instrument_imports(include=["fennflow"]):
+    from fennflow.config import ConfigDict
+    from fennflow.exceptions import FennFlowException
+    from fennflow.files import ContentFactory, JsonContent, TextContent, UrlContent
+    from fennflow.metadata import decode, encode
+    from fennflow.paths import StoragePath, check_key, decode_token, encode_token, join_key
+    from fennflow.plugins import registry
+    from fennflow.responses import ObjectInfo
+    from fennflow.web import answer_for
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+def keys(data: atheris.FuzzedDataProvider) -> None:
+    scope, path = data.ConsumeUnicode(40), data.ConsumeUnicode(1100)
+    with suppress(FennFlowException):
+        check_key(scope)
+        key = check_key(join_key(scope, check_key(path)))
+        assert key.startswith(f"{scope}/")
+        assert 0 < len(key.encode()) <= 1024
+        assert not {"", ".", ".."} & set(key.split("/"))
+
+
+def tokens(data: atheris.FuzzedDataProvider) -> None:
+    text = data.ConsumeUnicode(200)
+    with suppress(FennFlowException):
+        start = decode_token(text)
+        assert decode_token(encode_token(start)) == start
+
+
+def metadata(data: atheris.FuzzedDataProvider) -> None:
+    json = base64.urlsafe_b64encode(data.ConsumeBytes(1500)).decode()
+    text = data.PickValueInList([json, data.ConsumeUnicodeNoSurrogates(300)])
+    found = decode({"fennflow_encoded": text, data.ConsumeUnicodeNoSurrogates(9): "other"})
+    for name, value in found.items():
+        (name + value).encode()
+    with suppress(FennFlowException):
+        given = {data.ConsumeUnicodeNoSurrogates(9).lower(): data.ConsumeUnicodeNoSurrogates(40)}
+        assert decode(encode(given)) == given
+
+
+def ranges(data: atheris.FuzzedDataProvider) -> None:
+    info = ObjectInfo(
+        path=StoragePath("a"),
+        size=data.ConsumeIntInRange(0, 1 << 50),
+        media_type="text/plain",
+        etag="e",
+        sha256=None,
+        metadata={},
+        created_at=NOW,
+        modified_at=NOW,
+    )
+    headers = {
+        "Range": "bytes=" * data.ConsumeBool() + data.ConsumeUnicode(60),
+        "If-Range": data.ConsumeUnicode(9),
+        "If-None-Match": data.ConsumeUnicode(40),
+    }
+    answer = answer_for(info, headers, download_as=data.ConsumeUnicodeNoSurrogates(20))
+    assert 0 <= answer.start <= answer.end <= info.size
+    for value in answer.headers.values():
+        value.encode("latin-1")
+        assert "\n" not in value
+
+
+def contents(data: atheris.FuzzedDataProvider) -> None:
+    media_type = data.PickValueInList(
+        ["application/json", "text/plain", "text/x-uri", "", data.ConsumeUnicode(30)]
+    )
+    body = data.ConsumeBytes(4000)
+    with suppress(FennFlowException):
+        file = ContentFactory.from_bytes(media_type, body, filename=data.ConsumeUnicode(30) or None)
+        assert file.data == body
+        repr(file)
+        if isinstance(file, (JsonContent, TextContent, UrlContent)):
+            _ = file.content
+
+
+def variants(data: atheris.FuzzedDataProvider) -> None:
+    """What an object's metadata says of its class is as foreign as its bytes."""
+    with suppress(FennFlowException):
+        registry().content_class(data.ConsumeUnicode(40), data.ConsumeUnicode(40))
+
+
+def configs(data: atheris.FuzzedDataProvider) -> None:
+    names = list(ConfigDict.model_fields)
+    with suppress(FennFlowException):
+        ConfigDict(**{data.PickValueInList(names): data.ConsumeUnicode(30)})
+
+
+TARGETS: dict[str, Callable[[atheris.FuzzedDataProvider], None]] = {
+    each.__name__: each for each in (keys, tokens, metadata, ranges, contents, variants, configs)
+}
+
+
+def main() -> None:
+    target = TARGETS[sys.argv.pop(1)]
+    atheris.Setup(sys.argv, lambda data: target(atheris.FuzzedDataProvider(data)))
+    atheris.Fuzz()
+
+
+if __name__ == "__main__":
+    main()
