@@ -17,7 +17,7 @@ import shutil
 import statistics
 import tempfile
 import time
-from collections.abc import Awaitable, Generator, Sequence
+from collections.abc import Awaitable, Callable, Generator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -44,10 +44,15 @@ async def timed(work: Awaitable[object]) -> float:
 
 
 async def measure(
-    found: Sequence[Subject], sizes: Sequence[int], repeats: int, label: str
-) -> dict[str, dict[str, list[float]]]:
-    """Return the seconds of each operation, by subject."""
+    found: Sequence[Subject],
+    sizes: Sequence[int],
+    repeats: int,
+    label: str,
+    count: Callable[[], int] = lambda: 0,
+) -> tuple[dict[str, dict[str, list[float]]], dict[str, dict[str, int]]]:
+    """Return the seconds of each operation, by subject, and the requests that it was."""
     seconds: dict[str, dict[str, list[float]]] = {}
+    requests: dict[str, dict[str, int]] = {}
     for size, turn in itertools.product(sizes, range(repeats)):
         keys = [f"{label}/{size}/{turn}/{number:05}" for number in range(size)]
         for operation in OPERATIONS:
@@ -55,10 +60,12 @@ async def measure(
                 continue
             # Whoever is first pays for what the machine has to wake up: it takes turns.
             for subject in (*found[turn % len(found) :], *found[: turn % len(found)]):
+                before = count()
                 spent = await timed(getattr(subject, operation)(keys))
-                row = seconds.setdefault(f"{operation} {size}", {})
-                row.setdefault(subject.name, []).append(spent)
-    return seconds
+                name = f"{operation} {size}"
+                requests.setdefault(name, {})[subject.name] = count() - before
+                seconds.setdefault(name, {}).setdefault(subject.name, []).append(spent)
+    return seconds, requests
 
 
 async def measure_large(
@@ -149,10 +156,13 @@ async def run(options: argparse.Namespace, console: Console) -> dict[str, Any]:
                             cheap.answer_after(latency / 1000)
                         label = f"{name}, {latency} ms" if cheap else name
                         sizes = sizes_for(name, options.sizes)
-                        rows = await measure(found, sizes, options.repeats, label)
+                        count = cheap.requests if cheap else (lambda: 0)
+                        rows, requests = await measure(found, sizes, options.repeats, label, count)
                         results[label] = rows
                         keep(options.json, results)
                         show(label, rows, console)
+                        if cheap:
+                            show_requests(label, requests, console)
                         if len(sizes) > 1:
                             fitted(rows, console)
                     if options.large and name == "cheap":
@@ -183,6 +193,15 @@ def show(label: str, rows: dict[str, dict[str, list[float]]], console: Console) 
         medians = {name: statistics.median(values) for name, values in by_name.items()}
         cells = [cell(operation, name, value, medians[Raw.name]) for name, value in medians.items()]
         table.add_row(operation, *cells)
+    console.print(table)
+
+
+def show_requests(label: str, rows: dict[str, dict[str, int]], console: Console) -> None:
+    """Print how many requests each operation was, the last time."""
+    names = list(next(iter(rows.values())))
+    table = Table("operation", *names, title=f"{label}: requests")
+    for operation, by_name in rows.items():
+        table.add_row(operation, *(str(by_name[name]) for name in names))
     console.print(table)
 
 

@@ -25,6 +25,7 @@ XMLNS = 'xmlns="http://s3.amazonaws.com/doc/2006-03-01/"'
 LONG_AGO = b"Thu, 26 Nov 2026 00:00:00 GMT"
 KEPT = (b"content-type", b"x-amz-meta-")
 PAGE = 1000
+COUNT = "count"
 SORTED_AT_ONCE = 20_000
 
 
@@ -47,6 +48,7 @@ class Store:
     """All buckets; every name is one."""
 
     versioned: bool = False
+    requests: int = 0
     objects: dict[str, dict[str, Stored]] = field(default_factory=dict[str, dict[str, Stored]])
     uploads: dict[str, dict[int, bytes]] = field(default_factory=dict[str, dict[int, bytes]])
     described: dict[str, dict[bytes, bytes]] = field(default_factory=dict[str, dict[bytes, bytes]])
@@ -254,6 +256,7 @@ class Http(asyncio.Protocol):
             self._answer(method, target, headers, body)
 
     def _answer(self, method: str, target: str, headers: dict[bytes, bytes], body: bytes) -> None:
+        self.store.requests += 1
         status, told, parts = answer(self.store, method, target, headers, body)
         told = {b"Content-Length": b"%d" % sum(map(len, parts)), **told}
         head = b"HTTP/1.1 %d OK\r\n" % status
@@ -262,7 +265,10 @@ class Http(asyncio.Protocol):
 
 
 def serve(pipe: Connection, versioned: bool) -> None:  # noqa: FBT001 - of a process
-    """Serve until told to stop; what else is told is the latency in seconds, or what to fill."""
+    """Serve until told to stop; what else is told is the latency in seconds, or what to fill.
+
+    The answer is how many requests there were.
+    """
 
     async def main() -> None:
         loop = asyncio.get_running_loop()
@@ -273,9 +279,9 @@ def serve(pipe: Connection, versioned: bool) -> None:  # noqa: FBT001 - of a pro
         while (told := await loop.run_in_executor(None, pipe.recv)) is not None:
             if isinstance(told, tuple):
                 store.fill(*told)
-            else:
+            elif told != COUNT:
                 settings["latency"] = told
-            pipe.send(True)
+            pipe.send(store.requests)
         server.close()
 
     asyncio.run(main())
@@ -292,6 +298,11 @@ class Server:
         """Let each answer take so long from now on."""
         self.pipe.send(seconds)
         self.pipe.recv()
+
+    def requests(self) -> int:
+        """Return how many there were."""
+        self.pipe.send(COUNT)
+        return int(self.pipe.recv())
 
     def fill(self, bucket: str, count: int) -> None:
         """Make so many objects at once."""

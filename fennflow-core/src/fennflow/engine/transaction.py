@@ -236,7 +236,9 @@ class Transaction:
                 if left <= 0:
                     message = (
                         f"{error} It was still so after lock_timeout={self.config.lock_timeout} "
-                        "s; nothing of this call was sent. Try again, or raise lock_timeout."
+                        "s; nothing of this call was sent. Try again, or raise lock_timeout. If the "
+                        "process that holds it has died, it is free at most lease_ttl="
+                        f"{self.config.lease_ttl} s after its last sign of life."
                     )
                     raise RecordLockedException(message) from error
             except BaseException as error:
