@@ -143,6 +143,15 @@ def test_what_new_plugin_makes_is_found_and_passes_the_suite(
         run(UV, "pip", "uninstall", "--quiet", "--python", environment, name)
 
 
+def test_the_demo_says_what_it_needs(environment: Path) -> None:
+    done = subprocess.run(
+        [environment.parent / "fennflow", "demo"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert "pip install 'fennflow[demo]'" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 PLUGIN = """
 from fennflow.config import ConnectorConfig
 from fennflow.hookspecs import ConnectorPlugin, hookimpl

@@ -15,9 +15,8 @@ from xml.etree import ElementTree as ET
 
 import typer
 
-from fennflow import ConfigDict, UnitOfWork, backends, connectors
+from fennflow import ConfigDict, UnitOfWork
 from fennflow.cli.app import FAILED, Json, run, show_json, stderr, stdout
-from fennflow.exceptions import PluginException
 from fennflow.files import TextContent
 from fennflow.repositories import CrudRepository, RepoField
 
@@ -47,8 +46,10 @@ def demo(*, as_json: Json = False) -> None:
     """
     try:
         from fennflow.testing import strict_s3_server
+
+        unit_of_work("http://127.0.0.1", Path())  # whether connector and backend are installed
     except ImportError as error:
-        stderr.print(f"{error}. The demo needs: pip install 'fennflow[demo]'", markup=False)
+        stderr.print(f"{error}\nThe demo needs: pip install 'fennflow[demo]'", markup=False)
         raise typer.Exit(FAILED) from error
     with (
         strict_s3_server() as server,
@@ -61,23 +62,24 @@ def demo(*, as_json: Json = False) -> None:
 
 
 def unit_of_work(url: str, directory: Path) -> type[Any]:
-    """Return the unit of work that the demo and the process that it kills share."""
-    try:
-        s3, sqlalchemy = connectors.S3ConnectorConfig, backends.SqlalchemyBackendConfig
-    except PluginException as error:
-        stderr.print(f"{error} The demo needs: pip install 'fennflow[demo]'", markup=False)
-        raise typer.Exit(FAILED) from error
+    """Return the unit of work that the demo and the process that it kills share.
+
+    Raises:
+        ImportError: the connector or the backend is not installed.
+    """
+    from fennflow.backends import SqlalchemyBackendConfig
+    from fennflow.connectors import S3ConnectorConfig
 
     class UOW(UnitOfWork):
         letters = RepoField(CrudRepository, namespace=BUCKET)
         config = ConfigDict(
-            connector=s3(
+            connector=S3ConnectorConfig(
                 endpoint_url=url,
                 region_name="us-east-1",
                 aws_access_key_id="demo",
                 aws_secret_access_key="demo",  # noqa: S106 - no secret
             ),
-            backend=sqlalchemy(url=f"sqlite:///{directory}/catalog.db"),
+            backend=SqlalchemyBackendConfig(url=f"sqlite:///{directory}/catalog.db"),
             lease_ttl=LEASE_TTL,
             recovery_interval=3600.0,  # no background work takes the surprise away
         )
