@@ -7,6 +7,7 @@ import json
 import os
 import sys
 import tempfile
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -122,7 +123,9 @@ class _Demo:
                 "async with UOW() as uow: await uow.letters.put(anna, bert, carl)",
             )
             await write(self._uow, "first version")
-            told["committed"] = self._show("the bucket, as any S3 client sees it", self._raw())
+            told["committed"] = self._show(
+                "the bucket, as any S3 client sees it", await self._raw()
+            )
 
             self._say(
                 "An exception inside the block",
@@ -134,21 +137,21 @@ class _Demo:
                     await uow.letters.put(*changed)
                     raise LookupError  # noqa: TRY301 - that is the point
             except LookupError:
-                told["after_exception"] = self._show("the bucket", self._raw())
+                told["after_exception"] = self._show("the bucket", await self._raw())
 
             self._say(
                 "A process is killed before it commits",
                 "It overwrites all three, and dies (SIGKILL) while it sends the second one.",
             )
             await self._killed("PUT", 2, "never to be seen")
-            told["killed_before_commit"] = self._show("the bucket", self._raw())
+            told["killed_before_commit"] = self._show("the bucket", await self._raw())
             report = await self._recovered()
             self._say(
                 "Recovery finds what it left",
                 f"UOW.recover() undid {report.compensated} session: its bytes lay beside the "
                 "letters, under .fennflow/, and are deleted.",
             )
-            told["compensated"] = self._show("the bucket", self._raw())
+            told["compensated"] = self._show("the bucket", await self._raw())
 
             self._say(
                 "A process is killed while it commits",
@@ -156,7 +159,7 @@ class _Demo:
                 "while the bytes are copied to their places: one is there, two are not.",
             )
             await self._killed("COPY", 2, "second version")
-            told["killed_while_committing"] = self._show("the bucket", self._raw())
+            told["killed_while_committing"] = self._show("the bucket", await self._raw())
             told["read_meanwhile"] = self._show(
                 "the same moment through FennFlow, which knows where the bytes lie",
                 await self._read(),
@@ -168,7 +171,7 @@ class _Demo:
                 "call it: whoever next uses the unit of work does that, and a living one at "
                 "intervals.",
             )
-            told["rolled_forward"] = self._show("the bucket", self._raw())
+            told["rolled_forward"] = self._show("the bucket", await self._raw())
         if not self._quiet:
             stdout.print(
                 "\nAll or nothing, whenever it dies. Now yours: the quick start in the README."
@@ -181,16 +184,19 @@ class _Demo:
 
         arguments = json.dumps([self._server.url, str(self._directory), text])
         process = await asyncio.create_subprocess_exec(sys.executable, "-m", __name__, arguments)
+        counted = threading.Lock()  # the server has a thread for each connection
         left = number
 
         def kill(request: S3Request) -> Fault | None:
             nonlocal left
             if request.operation != operation or request.key.startswith(".fennflow/probe"):
                 return None
-            left -= 1
-            if left > 0:
-                return None
-            os.kill(process.pid, KILL)
+            with counted:
+                left -= 1
+                if left > 0:
+                    return None
+                if left == 0:
+                    os.kill(process.pid, KILL)
             return Fault.BEFORE
 
         with self._server.failing(kill):
@@ -212,7 +218,10 @@ class _Demo:
         async with self._uow() as uow:
             return {str(file.path): file.content for file in await uow.letters.get(*NAMES)}
 
-    def _raw(self) -> Texts:
+    async def _raw(self) -> Texts:
+        return await asyncio.to_thread(self._listed)
+
+    def _listed(self) -> Texts:
         listed = ET.fromstring(_http("GET", f"{self._server.url}/{BUCKET}?list-type=2"))  # noqa: S314 - of our server
         keys = [str(key.text) for key in listed.iter(f"{XMLNS}Key")]
         return {key: _http("GET", f"{self._server.url}/{BUCKET}/{key}").decode() for key in keys}
