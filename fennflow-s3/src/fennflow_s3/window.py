@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections import deque
 from http import HTTPStatus
-
-_log = logging.getLogger(__name__)
 
 SLOW_DOWN = {HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE}
 
@@ -62,7 +59,6 @@ class Window:
             if entered == self._narrowed:
                 self._narrowed += 1
                 self._width = max(1.0, min(self._width, self._under_way + 1) / 2)
-                _log.info("The server asks to slow down: %d requests at once", self._width)
         elif status is not None:
             self._width = min(float(self._most), self._width + 1 / self._width)
         self._admit()
