@@ -25,12 +25,10 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 from server import cheap_server
-from subjects import OPERATIONS, MiB, Raw, Released, Subject, subjects
+from subjects import OPERATIONS, MiB, Raw, StreamSubject, Subject, subjects
 
 from fennflow.testing import S3Server, juicefs_gateway, moto_server, postgresql_server
 
-WHOLE_ONLY = {"s3fs", Released.name}
-"""Of whom streams are not measured."""
 MOST_UNITS = 100
 """Units of work one by one say enough with so many of them."""
 
@@ -71,7 +69,7 @@ async def measure(
 
 
 async def measure_large(
-    found: Sequence[Subject], size: int, repeats: int
+    found: Sequence[StreamSubject], size: int, repeats: int
 ) -> dict[str, dict[str, list[float]]]:
     """Return seconds, and MiB of memory that it took, of one large object each way."""
     results: dict[str, dict[str, list[float]]] = {}
@@ -169,7 +167,11 @@ async def run(options: argparse.Namespace, console: Console) -> dict[str, Any]:
                             fitted(rows, console)
                     if options.large and name == "cheap":
                         cheap.answer_after(0)
-                        large = [each for each in found if each.name not in WHOLE_ONLY]
+                        large = [
+                            each
+                            for each in found
+                            if isinstance(each, StreamSubject) and each.name != "s3fs"
+                        ]
                         size = options.large * MiB
                         rows = await measure_large(large, size, min(3, options.repeats))
                         results["large"] = rows

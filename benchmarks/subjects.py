@@ -61,6 +61,11 @@ class Subject(ABC):
     async def rollback(self, keys: Sequence[str]) -> None: ...
     @abstractmethod
     async def units(self, keys: Sequence[str]) -> None: ...
+
+
+class StreamSubject(Subject):
+    """One whose streams are measured, too."""
+
     @abstractmethod
     async def upload(self, key: str, size: int) -> None: ...
     @abstractmethod
@@ -82,7 +87,7 @@ async def in_flight(
             group.create_task(worker())
 
 
-class Raw(Subject):
+class Raw(StreamSubject):
     """aiobotocore, as one writes it by hand."""
 
     name = "aiobotocore"
@@ -341,14 +346,6 @@ class Released(Subject):
     async def units(self, keys: Sequence[str]) -> None:
         await self._do("units", keys)
 
-    @override
-    async def upload(self, key: str, size: int) -> None:
-        raise NotImplementedError
-
-    @override
-    async def download(self, key: str) -> int:
-        raise NotImplementedError
-
 
 @asynccontextmanager
 async def released(server: S3Server, bucket: str, directory: Path) -> AsyncGenerator[Released]:
@@ -388,7 +385,7 @@ class Files(CrudRepository, StreamRepository):
     """What a benchmark needs."""
 
 
-class FennFlow(Subject):
+class FennFlow(StreamSubject):
     """One unit of work for all objects of an operation."""
 
     def __init__(
