@@ -9,32 +9,35 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 import shutil
 import statistics
 import tempfile
 import time
 from collections.abc import AsyncGenerator, Awaitable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import sqlalchemy
 from rich.console import Console
 from rich.table import Table
-from server import Server, cheap_server
+from server import cheap_server
 from sqlalchemy.ext.asyncio import create_async_engine
-from subjects import Files, in_flight
+from subjects import IN_FLIGHT, Files
 
 from fennflow import ConfigDict, ReconcileConfig, UnitOfWork
-from fennflow.backends import ObjectKey, SqlalchemyBackendConfig
+from fennflow.backends import SqlalchemyBackendConfig
 from fennflow.connectors import S3ConnectorConfig
 from fennflow.files import TextContent
 from fennflow.repositories import RepoField
 from fennflow.testing import postgresql_server
-from fennflow.testing.recovery_suite import new_session, opened, plan_for
 
 BUCKET = "bucket"
 LOOKS = 21
+LEASE = 30.0
+DEAD = 9
 ROWS = {
     "SQLite": (
         "printf('%d/%07d', i % 10, i), printf('%d/%07d', i % 10, i), printf('%032x', i)",
@@ -58,20 +61,23 @@ SAME = (
 Rows = dict[str, dict[str, float]]
 
 
-def unit_of_work(server: Server, backend: SqlalchemyBackendConfig) -> type[Any]:
+def unit_of_work(
+    url: str, backend: SqlalchemyBackendConfig, *, lease_ttl: float = 60.0
+) -> type[Any]:
     """Return a unit of work whose bucket is reconciled by nobody but us."""
 
     class UOW(UnitOfWork):
         files = RepoField(Files, namespace=BUCKET)
         config = ConfigDict(
             connector=S3ConnectorConfig(
-                endpoint_url=server.url,
+                endpoint_url=url,
                 region_name="us-east-1",
                 aws_access_key_id="test",
                 aws_secret_access_key="test",
             ),
             backend=backend,
             reconcile=ReconcileConfig(frequency="never"),
+            lease_ttl=lease_ttl,
         )
 
     return UOW
@@ -124,16 +130,41 @@ async def pages(uow_class: type[Any], count: int) -> dict[str, float]:
 
 
 async def recovery(
-    uow_class: type[Any], backend: SqlalchemyBackendConfig, count: int
+    uow_class: type[Any], url: str, backend: SqlalchemyBackendConfig, count: int
 ) -> dict[str, float]:
-    """Return what it takes to settle sessions that a dead process began and sent nothing of."""
-    async with opened(backend, lease_ttl=0.5) as dead:
-        keys = [ObjectKey(BUCKET, f"left/{number:07}") for number in range(count)]
-        await in_flight(keys, lambda key: dead.stage(new_session(), [key], plan_for(key)))
-    await asyncio.sleep(1.0)
+    """Return what it takes to settle sessions whose process died when each had put a file."""
+    dying = get_context("spawn").Process(target=die, args=(url, backend, count))
+    dying.start()
+    await asyncio.to_thread(dying.join)
+    assert dying.exitcode == DEAD
+    await asyncio.sleep(LEASE + 1.0)
     seconds = await timed(uow_class.recover())
     assert list(await uow_class.sessions()) == []
     return {"recover": seconds}
+
+
+def die(url: str, backend: SqlalchemyBackendConfig, count: int) -> None:
+    """Put a file in each of so many units of work, and die before any of them ends."""
+    uow_class = unit_of_work(url, backend, lease_ttl=LEASE)
+    free, left = asyncio.Semaphore(IN_FLIGHT), count
+
+    async def put(number: int) -> None:
+        nonlocal left
+        async with uow_class() as uow:
+            async with free:
+                file = TextContent.from_content("body", filename=f"left/{number:07}")
+                await uow.files.put(file)
+            left -= 1
+            if left == 0:
+                os._exit(DEAD)
+            await asyncio.Event().wait()
+
+    async def all_of_them() -> None:
+        async with uow_class.lifespan(), asyncio.TaskGroup() as group:
+            for number in range(count):
+                group.create_task(put(number))
+
+    asyncio.run(all_of_them())
 
 
 async def reconciliation(uow_class: type[Any], count: int) -> dict[str, float]:
@@ -184,7 +215,7 @@ async def run(options: argparse.Namespace, console: Console) -> Rows:
                 number += 1
                 config = backend(name, number)
                 with cheap_server() as server:
-                    uow_class = unit_of_work(server, config)
+                    uow_class = unit_of_work(server.url, config)
                     async with filled(uow_class, config, name, count):
                         tell("records", count, name, await pages(uow_class, count))
                         if count == max(options.records):
@@ -194,10 +225,10 @@ async def run(options: argparse.Namespace, console: Console) -> Rows:
                 number += 1
                 config = backend(name, number)
                 with cheap_server() as server:
-                    uow_class = unit_of_work(server, config)
+                    uow_class = unit_of_work(server.url, config)
                     async with uow_class.lifespan():
                         if what == "sessions":
-                            found = await recovery(uow_class, config, count)
+                            found = await recovery(uow_class, server.url, config, count)
                         else:
                             server.fill(BUCKET, count)
                             found = await taking_in(uow_class, count)

@@ -41,7 +41,7 @@ from fennflow.exceptions import (
 )
 from fennflow.files import TextContent
 from fennflow.testing import Boundary, boundaries, killing
-from fennflow_sqlalchemy.database import open_databases
+from fennflow_sqlalchemy.engines import open_databases
 from stores import FullUOW, Store, make_store, numbers
 
 # Imported once, in the server that forks.
@@ -115,17 +115,22 @@ class Site:
 
     async def sql(self, *statements: str) -> list[Any]:
         """Run statements, `{}` being the prefix of the tables; return the first column of each."""
+
+        def work(connection: sqlalchemy.Connection) -> list[Any]:
+            found: list[Any] = []
+            for statement in statements:
+                named = statement.replace("{}", self.backend.table_prefix)
+                with suppress(OperationalError):  # SQLite: a table of the other file
+                    result = connection.execute(sqlalchemy.text(named))
+                    found += result.scalars() if result.returns_rows else []
+            return found
+
         found: list[Any] = []
         for database in open_databases(self.backend, lease_ttl=30.0):
             try:
-                async with database.engine.begin() as connection:
-                    for statement in statements:
-                        named = statement.replace("{}", self.backend.table_prefix)
-                        with suppress(OperationalError):  # SQLite: a table of the other file
-                            result = await connection.execute(sqlalchemy.text(named))
-                            found += result.scalars() if result.returns_rows else []
+                found += await database.run(work)
             finally:
-                await database.engine.dispose()
+                await database.aclose()
             if database.dialect == "postgresql":
                 break
         return found

@@ -11,7 +11,6 @@ import asyncio
 import itertools
 import logging
 import sqlite3
-import threading
 import warnings
 from collections import Counter
 from collections.abc import Callable, Coroutine, Generator, Mapping, Sequence
@@ -25,8 +24,6 @@ from typing import Any, Self, TypeVar, cast
 from unittest import mock
 from uuid import UUID
 
-import aiosqlite.core
-import sqlalchemy.ext.asyncio.engine
 import uuid_utils
 from sqlalchemy import event
 from sqlalchemy.engine import Engine
@@ -495,9 +492,6 @@ class World:
             (garbage, "time", clock),
             (reconcile, "time", clock),
             (uuid_utils, "uuid7", new_id),
-            (aiosqlite.core, "SimpleQueue", InlineQueue),
-            (aiosqlite.core, "Thread", NoThread),
-            (sqlalchemy.ext.asyncio.engine, "_run_to_completion", run_to_completion),
         ):
             self._patches.enter_context(mock.patch.object(target, name, value))
         self._patches.enter_context(listening(self.told))
@@ -508,34 +502,6 @@ class World:
 
 
 _worlds = itertools.count(1)
-
-
-class InlineQueue:
-    """Does at once what aiosqlite would hand to a thread."""
-
-    def put_nowait(self, item: Any) -> None:
-        future, function = item
-        try:
-            result = function()
-        except BaseException as error:  # noqa: BLE001 - told through the future
-            if future is not None:
-                future.set_exception(error)
-        else:
-            if future is not None:
-                future.set_result(result)
-
-
-class NoThread(threading.Thread):
-    """Is not there."""
-
-    @override
-    def start(self) -> None:
-        """Do nothing."""
-
-
-async def run_to_completion(work: Coroutine[Any, Any, T]) -> T:
-    """Close a connection at once, where SQLAlchemy would start a task for it."""
-    return await work
 
 
 @contextmanager
@@ -569,9 +535,8 @@ def sqlite_clock(loop: ControlledLoop) -> Generator[None]:
     def julianday(_: str) -> float:
         return loop.now / 86400.0 + 2440587.5
 
-    def on_connect(connection: Any, _record: object) -> None:
-        raw: sqlite3.Connection = connection.driver_connection._conn
-        raw.create_function("julianday", 1, julianday)
+    def on_connect(connection: sqlite3.Connection, _record: object) -> None:
+        connection.create_function("julianday", 1, julianday)
 
     event.listen(Engine, "connect", on_connect)
     try:

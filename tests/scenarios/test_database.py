@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+import threading
 import traceback
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager, closing
@@ -15,14 +16,15 @@ import sqlalchemy
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import Connection
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from fennflow.backends import ObjectKey, SqlalchemyBackendConfig
 from fennflow.exceptions import BackendUnavailableException, ConfigException
 from fennflow.testing import PostgresqlServer
 from fennflow.testing.recovery_suite import A, opened, put
 from fennflow_sqlalchemy import metadata_for, tables
-from fennflow_sqlalchemy.database import ImpatientError, open_databases
+from fennflow_sqlalchemy.database import Database, ImpatientError
+from fennflow_sqlalchemy.engines import Postgresql, Sqlite, open_databases
 from stores import numbers
 
 PREFIXES = ["", "fennflow_", "my_"]
@@ -123,29 +125,97 @@ async def test_whoever_is_impatient_does_not_queue_behind_one_who_waits(tmp_path
     """A writer of SQLite waits for other processes; who has less time must not wait for it."""
     config = SqlalchemyBackendConfig(url=f"sqlite:///{tmp_path}/turns.db")
     database, _ = open_databases(config, lease_ttl=60)
+    assert isinstance(database, Sqlite)
     database.turn_patience = 0.01
-    entered, done = asyncio.Event(), asyncio.Event()
+    entered, done = threading.Event(), threading.Event()
 
-    async def hold(connection: AsyncConnection) -> None:
+    def hold(connection: Connection) -> None:
         entered.set()
-        await done.wait()
+        done.wait(10)
 
-    async def never(connection: AsyncConnection) -> None:
+    def never(connection: Connection) -> None:
         pytest.fail("it is another's turn")
 
     try:
         async with asyncio.TaskGroup() as group:
             group.create_task(database.run(hold))
-            await entered.wait()
+            await asyncio.to_thread(entered.wait)
             with pytest.raises(ImpatientError):
                 await database.run(never, patience=0.01)
             done.set()
         await database.run(hold, patience=0.01)
     finally:
-        await database.engine.dispose()
+        await database.aclose()
 
 
-async def test_a_loop_that_ends_loses_no_connection(url: str) -> None:
+async def test_who_is_cancelled_waits_no_longer_for_another_process(tmp_path: Path) -> None:
+    config = SqlalchemyBackendConfig(url=f"sqlite:///{tmp_path}/held.db")
+    database, _ = open_databases(config, lease_ttl=60)
+    done: list[int] = []
+    with closing(sqlite3.connect(tmp_path / "held.db", isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.1):
+                await database.run(lambda _: done.append(1))
+        other.execute("COMMIT")
+    assert isinstance(database, Sqlite)
+    pool: Any = database.engine.pool
+    assert pool.checkedout() == 0
+    await database.run(lambda _: done.append(2))
+    assert done == [2]
+    await database.aclose()
+
+
+async def test_what_is_under_way_when_it_is_cancelled_is_ended_first(tmp_path: Path) -> None:
+    """Nothing of it goes on behind the back of whoever learns of the cancellation."""
+    config = SqlalchemyBackendConfig(url=f"sqlite:///{tmp_path}/ended.db")
+    database, _ = open_databases(config, lease_ttl=60)
+    entered, done = threading.Event(), threading.Event()
+
+    def work(connection: Connection) -> None:
+        entered.set()
+        done.wait(10)
+        connection.execute(sqlalchemy.text("CREATE TABLE made (value TEXT)"))
+
+    task = asyncio.create_task(database.run(work))
+    await asyncio.to_thread(entered.wait)
+    for _ in range(3):
+        task.cancel()
+        await asyncio.sleep(0)
+    assert not task.done()
+    done.set()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    made = sqlalchemy.text("SELECT count(*) FROM made")
+    assert await database.run(lambda connection: connection.scalar(made), write=False) == 0
+    await database.aclose()
+
+
+async def test_writers_of_both_files_do_not_wait_for_each_others_connections(
+    tmp_path: Path,
+) -> None:
+    """Each looks into the other's file in the midst of its own transaction."""
+    config = SqlalchemyBackendConfig(url=f"sqlite:///{tmp_path}/both.db", pool_size=1)
+    databases = open_databases(config, lease_ttl=60)
+    both = threading.Barrier(2)
+    one = sqlalchemy.text("SELECT 1")
+
+    async def write(first: Database, second: Database) -> None:
+        def work(connection: Connection) -> None:
+            both.wait(10)
+            with second.beside(connection) as beside:
+                assert beside.scalar(one) == 1
+
+        await first.run(work)
+
+    async with asyncio.timeout(10), asyncio.TaskGroup() as group:
+        group.create_task(write(*databases))
+        group.create_task(write(*reversed(databases)))
+    for each in databases:
+        await each.aclose()
+
+
+async def test_a_loop_that_ends_loses_no_connection(request: pytest.FixtureRequest) -> None:
     """It cancels all tasks, those too that were made for cleaning up and have not begun."""
 
     def stillborn(loop: Any, work: Any, **options: Any) -> asyncio.Task[Any]:
@@ -153,10 +223,12 @@ async def test_a_loop_that_ends_loses_no_connection(url: str) -> None:
         task.cancel()
         return task
 
-    async def work(connection: AsyncConnection) -> None:
-        await connection.execute(sqlalchemy.text("SELECT 1"))
+    def work(connection: Connection) -> None:
+        connection.execute(sqlalchemy.text("SELECT 1"))
 
-    database = open_databases(SqlalchemyBackendConfig(url=url), lease_ttl=1.0)[0]
+    config = SqlalchemyBackendConfig(url=url_of("postgresql", request))
+    database = open_databases(config, lease_ttl=1.0)[0]
+    assert isinstance(database, Postgresql)
     await database.run(work)
     loop = asyncio.get_running_loop()
     loop.set_task_factory(stillborn)
@@ -167,7 +239,7 @@ async def test_a_loop_that_ends_loses_no_connection(url: str) -> None:
         loop.set_task_factory(None)
     pool: Any = database.engine.pool
     assert pool.checkedout() == 0
-    await database.engine.dispose()
+    await database.aclose()
 
 
 async def test_alembic_finds_nothing_to_do(url: str) -> None:

@@ -22,7 +22,7 @@ from fennflow.connectors import InMemoryConnectorConfig, Location, StoredObject
 from fennflow.reports import ReconcileReport
 from fennflow.testing import S3Request, S3Server
 from fennflow_memory.connector import InMemoryConnector
-from fennflow_sqlalchemy.database import open_databases
+from fennflow_sqlalchemy.engines import open_databases
 from stores import Store, numbers
 
 DATABASES = ["sqlite", "postgresql"]
@@ -171,10 +171,13 @@ async def test_a_page_of_a_million_records_is_found_by_the_index(
         await uow.files.put(text("model", "model"))
     catalog, journal = open_databases(config, lease_ttl=60.0)
     table = f"{config.table_prefix}records"
-    async with catalog.engine.begin() as connection:
-        fill = FILL[database].format(table=table, rest=REST, count=MILLION)
-        await connection.execute(sqlalchemy.text(fill))
-        await connection.execute(sqlalchemy.text(f"ANALYZE {table}"))
+
+    def fill(connection: sqlalchemy.Connection) -> None:
+        statement = FILL[database].format(table=table, rest=REST, count=MILLION)
+        connection.execute(sqlalchemy.text(statement))
+        connection.execute(sqlalchemy.text(f"ANALYZE {table}"))
+
+    await catalog.run(fill)
 
     with explained(database) as plans:
         async with uow_class() as uow:
@@ -193,8 +196,8 @@ async def test_a_page_of_a_million_records_is_found_by_the_index(
         assert "SCAN" not in plan.replace("SCAN rows_each", "").replace("SCAN json_each", "")
         assert "Seq Scan" not in plan
         assert "USING PRIMARY KEY" in plan or "Index Scan" in plan
-    await catalog.engine.dispose()
-    await journal.engine.dispose()
+    await catalog.aclose()
+    await journal.aclose()
 
 
 @contextmanager

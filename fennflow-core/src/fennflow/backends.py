@@ -216,7 +216,8 @@ class Backend(ABC):
         Args:
             session: who stages.
             keys: what is locked.
-            plan: a pure function. What it raises undoes the transaction and propagates.
+            plan: a pure function, which may be called in another thread, and again. What it raises
+                undoes the transaction and propagates.
             begins: whether the session may be new. If not, and it has no row, then it was settled
                 by others, so long ago maybe that its outcome is forgotten: it is lost.
 

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from fennflow.connectors import Location
 from fennflow.exceptions import ConflictException
-
-if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
 
 __all__ = [
     "AbortUpload",
@@ -260,8 +257,8 @@ def dump_steps(steps: Sequence[Step]) -> str:
     )
 
 
-def _values(item: DataclassInstance) -> dict[str, Any]:
-    return {each.name: getattr(item, each.name) for each in fields(item)}
+def _values(item: Any) -> dict[str, Any]:
+    return {name: getattr(item, name) for name in item.__slots__}
 
 
 def load_steps(text: str) -> list[Step]:

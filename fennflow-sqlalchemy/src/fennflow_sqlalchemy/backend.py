@@ -48,6 +48,7 @@ from fennflow_sqlalchemy.rows import (
 )
 
 if TYPE_CHECKING:
+    from sqlalchemy import Connection
     from sqlalchemy.ext.asyncio import AsyncConnection
 
 
@@ -94,15 +95,17 @@ class SqlalchemyBackend(RecoverableBackend):
         if not keys:
             return {}
 
-        async def work(connection: AsyncConnection) -> dict[ObjectKey, Record]:
-            return await self._records(connection, keys)
+        def work(connection: Connection) -> dict[ObjectKey, Record]:
+            return self._records(connection, keys)
 
         return await self._catalog.run(work, write=False)
 
-    async def _records(
-        self, connection: AsyncConnection, keys: Collection[ObjectKey]
+    def _records(
+        self, connection: Connection, keys: Collection[ObjectKey]
     ) -> dict[ObjectKey, Record]:
-        rows = await connection.execute(self._of_catalog.records, {"rows": key_rows(keys)})
+        if not keys:
+            return {}
+        rows = connection.execute(self._of_catalog.records, {"rows": key_rows(keys)}).all()
         return {record.object_key: record for record in map(record_of, rows)}
 
     @override
@@ -117,8 +120,8 @@ class SqlalchemyBackend(RecoverableBackend):
         if stop is not None:
             parameters["stop"] = stop
 
-        async def work(connection: AsyncConnection) -> list[Record]:
-            return [record_of(row) for row in await connection.execute(statement, parameters)]
+        def work(connection: Connection) -> list[Record]:
+            return [record_of(row) for row in connection.execute(statement, parameters).all()]
 
         return await self._catalog.run(work, write=False)
 
@@ -136,44 +139,41 @@ class SqlalchemyBackend(RecoverableBackend):
         locking = {"rows": key_rows(keys), "of_session": session.session_id}
         open_it = self._of_session.open_session if begins else self._of_session.renew
 
-        async def work(connection: AsyncConnection) -> Mapping[ObjectKey, Record]:
-            opened = await connection.execute(open_it, of(session))
+        def work(connection: Connection) -> Mapping[ObjectKey, Record]:
+            opened = connection.execute(open_it, of(session))
             if opened.first() is None:
                 raise _lost(session)
             if keys:
-                locked = (await connection.execute(self._of_session.lock, locking)).all()
+                locked = connection.execute(self._of_session.lock, locking).all()
                 if len(locked) < len(set(keys)):
-                    holders = await connection.execute(self._of_session.holders, locking)
+                    holders = connection.execute(self._of_session.holders, locking)
                     raise _locked(holders.first())
-            records = await self._see(connection, session, keys)
+            records = self._see(connection, session, keys)
             if intents := plan(records):
                 rows = intent_rows(session.session_id, intents)
-                await connection.execute(self._of_session.write_intents, {"rows": rows})
+                connection.execute(self._of_session.write_intents, {"rows": rows})
             return records
 
         return await self._journal.run(work)
 
-    async def _see(
-        self, connection: AsyncConnection, session: SessionToken, keys: Collection[ObjectKey]
+    def _see(
+        self, connection: Connection, session: SessionToken, keys: Collection[ObjectKey]
     ) -> Mapping[ObjectKey, Record]:
         """Return the records of keys that were just locked, so that nobody changes them."""
-        if self._together:
-            return await self._records(connection, keys) if keys else {}
-
-        async def work(catalog: AsyncConnection) -> Mapping[ObjectKey, Record]:
-            decided = await catalog.execute(self._of_catalog.outcome, of(session))
-            if decided.first() is not None:
-                raise _lost(session)
-            return await self._records(catalog, keys) if keys else {}
-
-        return await self._catalog.run(work, write=False)
+        with self._catalog.beside(connection) as catalog:
+            # In one database the statement that renewed the lease has looked for it.
+            if not self._together:
+                decided = catalog.execute(self._of_catalog.outcome, of(session))
+                if decided.first() is not None:
+                    raise _lost(session)
+            return self._records(catalog, keys)
 
     @override
     async def note_upload(self, session: SessionToken, seq: int, upload_id: str) -> None:
-        async def work(connection: AsyncConnection) -> None:
-            await self._check_token(connection, session)
+        def work(connection: Connection) -> None:
+            self._check_token(connection, session)
             parameters = {"of_session": session.session_id, "number": seq, "upload": upload_id}
-            await connection.execute(self._of_session.note_upload, parameters)
+            connection.execute(self._of_session.note_upload, parameters)
 
         await self._journal.run(work)
 
@@ -182,23 +182,18 @@ class SqlalchemyBackend(RecoverableBackend):
         if commit.tombstones:
             # They name what is garbage if the session aborts, and are spared if it commits.
             await self._dig(commit.tombstones)
-        if self._together:
+        done = not commit.steps
 
-            async def whole(connection: AsyncConnection) -> None:
-                await self._check_token(connection, session)
-                await self._pivot(connection, session, commit)
-                if not commit.steps:
-                    await self._drop(connection, session)
+        def pivot(connection: Connection) -> None:
+            with self._journal.beside(connection) as journal:
+                self._check_token(journal, session)
+            self._lock_out_others(connection, commit)
+            self._pivot(connection, session, commit, self._records(connection, commit.reads))
+            if done and self._together:
+                self._drop(connection, session)
 
-            await self._catalog.run(whole, once=True)
-            return
-
-        async def pivot(connection: AsyncConnection) -> None:
-            await self._pivot(connection, session, commit)
-
-        await self._journal.run(lambda each: self._check_token(each, session), write=False)
         await self._catalog.run(pivot, once=True)
-        if not commit.steps:
+        if done and not self._together:
             await self._journal.run(lambda each: self._drop(each, session))
 
     @override
@@ -217,74 +212,70 @@ class SqlalchemyBackend(RecoverableBackend):
         # A block without files has no rows of the journal; one with files must have kept them.
         empty = not (commit.records or commit.removed or commit.steps)
 
-        async def check(journal: AsyncConnection) -> None:
-            await self._check_token(journal, session, missing_ok=empty)
+        def check(journal: Connection) -> None:
+            self._check_token(journal, session, missing_ok=empty)
 
         await self._journal.run(check, write=False)
-        await self._pivot(connection, session, commit, joined=True)
+        await connection.run_sync(self._lock_out_others, commit)
+        # The user's transaction may have a snapshot from before what others committed since.
+        now = await self.records(commit.reads)
+        await connection.run_sync(self._pivot, session, commit, now)
 
-    async def _pivot(
+    def _lock_out_others(self, connection: Connection, commit: Commit) -> None:
+        """Let nobody else's pivot come between the check of what was read and the end of this."""
+        if commit.reads and self._catalog.dialect == "postgresql":
+            records = self._tables.records.fullname
+            connection.execute(text(f"LOCK TABLE {records} IN SHARE ROW EXCLUSIVE MODE"))
+
+    def _pivot(
         self,
-        connection: AsyncConnection,
+        connection: Connection,
         session: SessionToken,
         commit: Commit,
-        *,
-        joined: bool = False,
+        now: Mapping[ObjectKey, Record],
     ) -> None:
         """Decide `committed`, and write the records; inserts alone decide (P5)."""
-        if commit.reads:
-            if self._catalog.dialect == "postgresql":
-                # Nobody else's pivot may come between the check and the end of this one.
-                records = self._tables.records.fullname
-                await connection.execute(text(f"LOCK TABLE {records} IN SHARE ROW EXCLUSIVE MODE"))
-            # A user's transaction may have a snapshot from before what others committed since.
-            now = await (
-                self.records(commit.reads) if joined else self._records(connection, commit.reads)
-            )
-            changed = [key for key, record in commit.reads.items() if now.get(key) != record]
-            if changed:
-                raise conflict(changed)
+        changed = [key for key, record in commit.reads.items() if now.get(key) != record]
+        if changed:
+            raise conflict(changed)
         decision = {
             "of_session": session.session_id,
             "decided": Outcome.COMMITTED.value,
             "apply": dump_steps(commit.steps),
         }
-        if (await connection.execute(self._of_catalog.decide, decision)).first() is None:
+        if connection.execute(self._of_catalog.decide, decision).first() is None:
             raise _lost(session)
         if commit.records:
             rows = record_rows(commit.records)
-            await connection.execute(self._of_catalog.upsert_records, {"rows": rows})
+            connection.execute(self._of_catalog.upsert_records, {"rows": rows})
         if commit.removed:
             rows = key_rows(commit.removed)
-            await connection.execute(self._of_catalog.remove_records, {"rows": rows})
+            connection.execute(self._of_catalog.remove_records, {"rows": rows})
 
     @override
     async def abort(
         self, session: SessionToken, *, patience: float | None = None
     ) -> tuple[Outcome, Sequence[Step]]:
-        async def decide(connection: AsyncConnection) -> tuple[Outcome, Sequence[Step]]:
-            if self._together:
-                await self._check_token(connection, session, missing_ok=True)
+        def check(journal: Connection) -> None:
+            self._check_token(journal, session, missing_ok=True)
+
+        def decide(connection: Connection) -> tuple[Outcome, Sequence[Step]]:
+            with self._journal.beside(connection) as journal:
+                check(journal)
             decision = {
                 "of_session": session.session_id,
                 "decided": Outcome.ABORTED.value,
                 "apply": "[]",
             }
-            if (await connection.execute(self._of_catalog.decide, decision)).first() is not None:
+            if connection.execute(self._of_catalog.decide, decision).first() is not None:
                 return Outcome.ABORTED, ()
-            stands = await connection.execute(self._of_catalog.outcome, of(session))
+            stands = connection.execute(self._of_catalog.outcome, of(session))
             outcome, steps = stands.one()
             return Outcome(outcome), load_steps(steps)
-
-        def check(connection: AsyncConnection) -> Any:
-            return self._check_token(connection, session, missing_ok=True)
 
         if patience is None and self._together:
             patience = PATIENCE  # on SQLite the file's own suffices
         try:
-            if self._together:
-                return await self._catalog.run(decide, patience=patience)
-            await self._journal.run(check, write=False)
             decision = await self._catalog.run(decide, patience=patience)
         except ImpatientError as error:
             # A pivot inside a user's transaction may hold the decision for long (P5).
@@ -293,19 +284,18 @@ class SqlalchemyBackend(RecoverableBackend):
                 "not ended yet."
             )
             raise CommitUncertainException(message) from error
-        # Who claimed the session meanwhile did not see this decision: it is theirs to act on.
-        await self._journal.run(check, write=False)
+        if not self._together:
+            # Who claimed the session meanwhile did not see this decision: it is theirs to act on.
+            await self._journal.run(check, write=False)
         return decision
 
     @override
     async def relocate(self, session: SessionToken, records: Sequence[Record]) -> None:
-        async def work(connection: AsyncConnection) -> None:
-            if self._together:
-                await self._check_token(connection, session)
-            await connection.execute(self._of_catalog.relocate, {"rows": record_rows(records)})
+        def work(connection: Connection) -> None:
+            with self._journal.beside(connection) as journal:
+                self._check_token(journal, session)
+            connection.execute(self._of_catalog.relocate, {"rows": record_rows(records)})
 
-        if not self._together:
-            await self._journal.run(lambda each: self._check_token(each, session), write=False)
         await self._catalog.run(work)
 
     @override
@@ -317,41 +307,37 @@ class SqlalchemyBackend(RecoverableBackend):
         keep_locked: Collection[ObjectKey] = (),
         buried: Collection[Tombstone] = (),
     ) -> None:
-        async def work(connection: AsyncConnection) -> None:
-            if not await self._check_token(connection, session, missing_ok=True):
+        def work(connection: Connection) -> None:
+            if not self._check_token(connection, session, missing_ok=True):
                 return
             if buried:
-                await connection.execute(
-                    self._of_tombstones.fill_in, {"rows": tombstone_rows(buried)}
-                )
+                connection.execute(self._of_tombstones.fill_in, {"rows": tombstone_rows(buried)})
             if tombstones:
-                await connection.execute(
-                    self._of_tombstones.dig, {"rows": tombstone_rows(tombstones)}
-                )
+                connection.execute(self._of_tombstones.dig, {"rows": tombstone_rows(tombstones)})
             if keep_locked:
                 kept = {"rows": key_rows(keep_locked), "of_session": session.session_id}
-                await connection.execute(self._of_session.keep_locks, kept)
-            await self._drop(connection, session)
+                connection.execute(self._of_session.keep_locks, kept)
+            self._drop(connection, session)
 
         await self._journal.run(work)
 
-    async def _drop(self, connection: AsyncConnection, session: SessionToken) -> None:
+    def _drop(self, connection: Connection, session: SessionToken) -> None:
         for statement in (
             self._of_session.drop_locks,
             self._of_session.drop_intents,
             self._of_session.drop_session,
         ):
-            await connection.execute(statement, of(session))
+            connection.execute(statement, of(session))
 
-    async def _check_token(
-        self, connection: AsyncConnection, session: SessionToken, *, missing_ok: bool = False
+    def _check_token(
+        self, connection: Connection, session: SessionToken, *, missing_ok: bool = False
     ) -> bool:
         """Return whether the journal has the session, which nobody claims until the end of this.
 
         Raises:
             SessionLostException: it is somebody else's, or gone and that is not `missing_ok`.
         """
-        found = await connection.execute(self._of_session.hold_token, of(session))
+        found = connection.execute(self._of_session.hold_token, of(session))
         token = found.scalar()
         if token == session.token:
             return True

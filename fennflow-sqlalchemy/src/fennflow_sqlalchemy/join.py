@@ -18,7 +18,8 @@ from typing_extensions import override
 
 from fennflow.backends import Commit, JoinedTransaction, SessionToken
 from fennflow.exceptions import ConfigException, ConflictException, TransactionException
-from fennflow_sqlalchemy.database import ROLLED_BACK, Database, sqlstate
+from fennflow_sqlalchemy.database import Database
+from fennflow_sqlalchemy.engines import ROLLED_BACK, sqlstate
 from fennflow_sqlalchemy.tables import catalog_id_of
 
 if TYPE_CHECKING:

@@ -18,7 +18,8 @@ from fennflow.backends import (
     SessionToken,
     Tombstone,
 )
-from fennflow_sqlalchemy.database import ImpatientError, open_databases
+from fennflow_sqlalchemy.database import ImpatientError
+from fennflow_sqlalchemy.engines import open_databases
 from fennflow_sqlalchemy.rows import (
     dumps,
     id_rows,
@@ -36,7 +37,7 @@ from fennflow_sqlalchemy.statements import (
 from fennflow_sqlalchemy.tables import make_tables
 
 if TYPE_CHECKING:
-    from sqlalchemy.ext.asyncio import AsyncConnection
+    from sqlalchemy import Connection
 
     from fennflow.backends import ObjectKey
     from fennflow_sqlalchemy.config import SqlalchemyBackendConfig
@@ -89,24 +90,24 @@ class RecoverableBackend(Backend):
 
     @override
     async def aclose(self) -> None:
-        await self._catalog.engine.dispose()
+        await self._catalog.aclose()
         if not self._together:
-            await self._journal.engine.dispose()
+            await self._journal.aclose()
 
     # --- what was probed ----------------------------------------------------------------------
 
     @override
     async def recall(self, name: str) -> str | None:
-        async def work(connection: AsyncConnection) -> str | None:
-            kept = await connection.scalar(self._of_notes.recall, {"noted": name})
+        def work(connection: Connection) -> str | None:
+            kept = connection.scalar(self._of_notes.recall, {"noted": name})
             return None if kept is None else str(kept).partition(" ")[2]
 
         return await self._journal.run(work, write=False)
 
     @override
     async def remember(self, name: str, value: str) -> None:
-        async def work(connection: AsyncConnection) -> None:
-            await connection.execute(self._of_notes.remember, {"noted": name, "text": value})
+        def work(connection: Connection) -> None:
+            connection.execute(self._of_notes.remember, {"noted": name, "text": value})
 
         # In the journal's file: the catalog's may be locked by a user's transaction.
         await self._journal.run(work)
@@ -114,17 +115,15 @@ class RecoverableBackend(Backend):
     # --- tombstones --------------------------------------------------------------------------
 
     async def _dig(self, tombstones: Collection[Tombstone]) -> None:
-        async def work(connection: AsyncConnection) -> None:
-            await connection.execute(self._of_tombstones.dig, {"rows": tombstone_rows(tombstones)})
+        def work(connection: Connection) -> None:
+            connection.execute(self._of_tombstones.dig, {"rows": tombstone_rows(tombstones)})
 
         await self._journal.run(work)
 
     @override
     async def tombstones(self, keys: Collection[ObjectKey]) -> Collection[Tombstone]:
-        async def work(connection: AsyncConnection) -> list[Tombstone]:
-            rows = await connection.execute(
-                self._of_tombstones.tombstones, {"rows": key_rows(keys)}
-            )
+        def work(connection: Connection) -> list[Tombstone]:
+            rows = connection.execute(self._of_tombstones.tombstones, {"rows": key_rows(keys)})
             return [tombstone_of(row) for row in rows]
 
         return await self._journal.run(work, write=False)
@@ -139,8 +138,8 @@ class RecoverableBackend(Backend):
             "limit": limit,
         }
 
-        async def work(connection: AsyncConnection) -> list[Tombstone]:
-            rows = await connection.execute(self._of_tombstones.due_tombstones, parameters)
+        def work(connection: Connection) -> list[Tombstone]:
+            rows = connection.execute(self._of_tombstones.due_tombstones, parameters)
             return [tombstone_of(row) for row in rows]
 
         return await self._journal.run(work, write=False)
@@ -149,9 +148,9 @@ class RecoverableBackend(Backend):
 
     @override
     async def heartbeat(self, sessions: Collection[SessionToken]) -> Collection[SessionToken]:
-        async def work(connection: AsyncConnection) -> list[SessionToken]:
+        def work(connection: Connection) -> list[SessionToken]:
             rows = dumps(session._asdict() for session in sorted(sessions))
-            kept = await connection.execute(self._of_session.beat, {"rows": rows})
+            kept = connection.execute(self._of_session.beat, {"rows": rows})
             return [SessionToken(*row) for row in kept]
 
         return await self._journal.run(work)
@@ -160,28 +159,26 @@ class RecoverableBackend(Backend):
     async def claim(self, limit: int) -> Sequence[JournaledSession]:
         await self._purge()
 
-        async def work(connection: AsyncConnection) -> list[JournaledSession]:
-            rows = (await connection.execute(self._of_session.claim, {"limit": limit})).all()
-            return await self._journaled(connection, rows)
+        def work(connection: Connection) -> list[JournaledSession]:
+            rows = connection.execute(self._of_session.claim, {"limit": limit}).all()
+            return self._journaled(connection, rows)
 
         return await self._with_outcomes(await self._journal.run(work))
 
     @override
     async def sessions(self, *, after: str, limit: int) -> Sequence[JournaledSession]:
-        async def work(connection: AsyncConnection) -> list[JournaledSession]:
+        def work(connection: Connection) -> list[JournaledSession]:
             parameters = {"after": after, "limit": limit}
-            rows = (await connection.execute(self._of_session.sessions, parameters)).all()
-            return await self._journaled(connection, rows)
+            rows = connection.execute(self._of_session.sessions, parameters).all()
+            return self._journaled(connection, rows)
 
         return await self._with_outcomes(await self._journal.run(work, write=False))
 
-    async def _journaled(
-        self, connection: AsyncConnection, rows: Sequence[Any]
-    ) -> list[JournaledSession]:
+    def _journaled(self, connection: Connection, rows: Sequence[Any]) -> list[JournaledSession]:
         if not rows:
             return []
         intents: dict[str, list[Intent]] = {row.session_id: [] for row in rows}
-        for row in await connection.execute(self._of_session.intents, {"rows": id_rows(intents)}):
+        for row in connection.execute(self._of_session.intents, {"rows": id_rows(intents)}):
             intents[row.session_id].append(intent_of(row))
         return [
             JournaledSession(
@@ -202,8 +199,8 @@ class RecoverableBackend(Backend):
             return sessions
         ids = id_rows(each.session.session_id for each in sessions)
 
-        async def work(connection: AsyncConnection) -> dict[str, Outcome]:
-            rows = await connection.execute(self._of_catalog.outcomes, {"rows": ids})
+        def work(connection: Connection) -> dict[str, Outcome]:
+            rows = connection.execute(self._of_catalog.outcomes, {"rows": ids})
             return {row.session_id: Outcome(row.outcome) for row in rows}
 
         outcomes = await self._catalog.run(work, write=False)
@@ -215,13 +212,11 @@ class RecoverableBackend(Backend):
             return []
         parameters = {"rows": id_rows(session_ids)}
 
-        async def journaled(connection: AsyncConnection) -> set[str]:
-            return set((await connection.execute(self._of_session.known, parameters)).scalars())
+        def journaled(connection: Connection) -> set[str]:
+            return set(connection.execute(self._of_session.known, parameters).scalars())
 
-        async def staged(connection: AsyncConnection) -> set[str]:
-            return set(
-                (await connection.execute(self._of_catalog.staged_sessions, parameters)).scalars()
-            )
+        def staged(connection: Connection) -> set[str]:
+            return set(connection.execute(self._of_catalog.staged_sessions, parameters).scalars())
 
         # What was lost of the journal must not cost the bytes that records still point at.
         found = await self._journal.run(journaled, write=False)
@@ -237,11 +232,11 @@ class RecoverableBackend(Backend):
             return
         self._purge_due = loop.time() + self._purge_every
 
-        async def locks(connection: AsyncConnection) -> None:
-            await connection.execute(self._of_session.drop_kept_locks)
+        def locks(connection: Connection) -> None:
+            connection.execute(self._of_session.drop_kept_locks)
 
-        async def outcomes(connection: AsyncConnection) -> None:
-            await connection.execute(self._of_catalog.purge_outcomes)
+        def outcomes(connection: Connection) -> None:
+            connection.execute(self._of_catalog.purge_outcomes)
 
         await self._journal.run(locks)
         last = ""
@@ -254,21 +249,21 @@ class RecoverableBackend(Backend):
             return  # a user's transaction holds SQLite's lock: what is old can become older
 
     async def _old_outcomes(self, after: str) -> list[str]:
-        async def work(connection: AsyncConnection) -> list[str]:
-            found = await connection.execute(self._of_catalog.old_outcomes, {"after": after})
+        def work(connection: Connection) -> list[str]:
+            found = connection.execute(self._of_catalog.old_outcomes, {"after": after})
             return list(found.scalars())
 
         return await self._catalog.run(work, write=False)
 
     async def _mark_settled(self, session_ids: Sequence[str]) -> None:
-        async def known(connection: AsyncConnection) -> set[str]:
-            found = await connection.execute(self._of_session.known, {"rows": id_rows(session_ids)})
+        def known(connection: Connection) -> set[str]:
+            found = connection.execute(self._of_session.known, {"rows": id_rows(session_ids)})
             return set(found.scalars())
 
         alive = await self._journal.run(known, write=False)
         gone = id_rows(each for each in session_ids if each not in alive)
 
-        async def mark(connection: AsyncConnection) -> None:
-            await connection.execute(self._of_catalog.settle_outcomes, {"rows": gone})
+        def mark(connection: Connection) -> None:
+            connection.execute(self._of_catalog.settle_outcomes, {"rows": gone})
 
         await self._catalog.run(mark, patience=PURGE_PATIENCE)

@@ -68,9 +68,10 @@ def record_of(row: Any) -> Record:
         media_type=row.media_type,
         content_type=row.content_type,
         sha256=row.sha256,
-        metadata=json.loads(row.metadata),
-        created_at=EPOCH + row.created_at * MICROSECOND,
-        modified_at=EPOCH + row.modified_at * MICROSECOND,
+        # Most have none, and a thousand records are waited for.
+        metadata={} if row.metadata == "{}" else json.loads(row.metadata),
+        created_at=EPOCH + timedelta(microseconds=row.created_at),
+        modified_at=EPOCH + timedelta(microseconds=row.modified_at),
         session_id=row.session_id,
         seq=row.seq,
     )

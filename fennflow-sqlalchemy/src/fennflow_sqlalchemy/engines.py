@@ -1,0 +1,306 @@
+"""The two kinds of databases: PostgreSQL on asyncpg, and SQLite in threads."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from collections.abc import AsyncGenerator, Callable, Generator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, asynccontextmanager, contextmanager, nullcontext
+from pathlib import Path
+from threading import Event
+from time import monotonic
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from sqlalchemy import Connection, create_engine, event
+from sqlalchemy.engine import URL, Engine, make_url
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+from typing_extensions import override
+
+from fennflow.exceptions import FennFlowException
+from fennflow_sqlalchemy.database import AgainError, Database, ImpatientError, Work
+
+if TYPE_CHECKING:
+    from fennflow_sqlalchemy.config import SqlalchemyBackendConfig
+
+R = TypeVar("R")
+
+# Rolled back by the database for sure: serialization failure and deadlock.
+ROLLED_BACK = {"40001", "40P01"}
+# The server is going away, starting, full, or was kept waiting: what was not committed did not
+# happen.
+_NOT_NOW = {"57P01", "57P02", "57P03", "53300", "25P03"}
+_LOCK_NOT_AVAILABLE = "55P03"
+
+SLICE = 0.1
+"""Seconds for which a thread waits for SQLite's write lock without asking whether it still should."""
+
+TURN_PATIENCE = 5.0
+"""Long for those who write, of whom each takes milliseconds; short beside `busy_timeout`, for which
+one of them may be waiting for another process."""
+
+
+def sqlstate(error: BaseException) -> str | None:
+    """Return PostgreSQL's code of an error."""
+    return getattr(getattr(error, "orig", None), "sqlstate", None)
+
+
+def _milliseconds(seconds: float) -> int:
+    return max(1, int(seconds * 1000))
+
+
+def _locked_out(error: DBAPIError) -> bool:
+    # The higher bits tell why.
+    return getattr(error.orig, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_BUSY
+
+
+class Postgresql(Database):
+    """A database of PostgreSQL's.
+
+    Args:
+        name: for errors, without credentials.
+        engine: its pool, of one event loop.
+    """
+
+    dialect = "postgresql"
+
+    def __init__(self, name: str, engine: AsyncEngine) -> None:
+        super().__init__(name)
+        self.engine = engine
+
+    @override
+    async def _once(self, work: Work[R], *, write: bool, once: bool, patience: float | None) -> R:
+        committing = False
+        try:
+            async with self._connection() as connection:
+                transaction = await connection.begin()
+                if patience is not None:
+                    limit = f"SET LOCAL lock_timeout = {_milliseconds(patience)}"
+                    await connection.exec_driver_sql(limit)
+                result = await connection.run_sync(work)
+                committing = True
+                await transaction.commit()
+                return result
+        except FennFlowException:
+            raise
+        except DBAPIError as error:
+            if patience is not None and sqlstate(error) == _LOCK_NOT_AVAILABLE:
+                raise ImpatientError from error
+            lost = error.connection_invalidated or sqlstate(error) in _NOT_NOW
+            if sqlstate(error) in ROLLED_BACK or (lost and not (committing and once)):
+                raise AgainError from error
+            raise self.unavailable(error) from error
+        except PoolTimeoutError as error:
+            raise self.unavailable(error) from error
+        except (OSError, TimeoutError) as error:
+            if committing and once:
+                raise self.unavailable(error) from error
+            raise AgainError from error
+
+    @asynccontextmanager
+    async def _connection(self) -> AsyncGenerator[AsyncConnection]:
+        connection = self.engine.connect()
+        try:
+            async with connection:
+                yield connection
+        finally:
+            # SQLAlchemy closes it in a task of its own, so that a cancellation does not cut that
+            # off. A loop that ends cancels this one, too, maybe before it has begun.
+            if connection.sync_connection is not None and not connection.closed:
+                await connection.close()
+
+    @override
+    def beside(self, connection: Connection) -> AbstractContextManager[Connection]:
+        return nullcontext(connection)
+
+    @override
+    async def aclose(self) -> None:
+        await self.engine.dispose()
+
+
+class Sqlite(Database):
+    """One file of SQLite's. Each transaction is one visit to a thread.
+
+    Args:
+        name: its path.
+        engine: its pool, of one connection for each thread and one for `beside`.
+        threads: in which all is done.
+        busy_timeout: seconds to wait for another process to release the file.
+    """
+
+    dialect = "sqlite"
+
+    def __init__(
+        self, name: str, engine: Engine, threads: ThreadPoolExecutor, busy_timeout: float
+    ) -> None:
+        super().__init__(name)
+        self.engine = engine
+        self.turn_patience = TURN_PATIENCE
+        self._threads = threads
+        self._busy_timeout = busy_timeout
+        # There is one writer at a time; who waits here waits in order, and keeps no thread.
+        self._writing = asyncio.Lock()
+
+    @override
+    async def _once(self, work: Work[R], *, write: bool, once: bool, patience: float | None) -> R:
+        if not write:
+            return await self._in_thread(lambda _: self._read(work))
+        async with self._turn(patience):
+            return await self._in_thread(lambda given_up: self._write(work, patience, given_up))
+
+    async def _in_thread(self, work: Callable[[Event], R]) -> R:
+        """Do it in a thread, to its end though the caller is cancelled: it is told, and hurries."""
+        given_up = Event()
+        done = asyncio.get_running_loop().run_in_executor(self._threads, work, given_up)
+        cancellation: asyncio.CancelledError | None = None
+        while not done.done():
+            try:
+                await asyncio.wait({done})
+            except asyncio.CancelledError as error:
+                cancellation = error
+                given_up.set()
+        if cancellation is not None:
+            raise cancellation from done.exception()
+        return done.result()
+
+    def _read(self, work: Work[R]) -> R:
+        with self._translated(None), self._connection() as connection, connection.begin():
+            connection.exec_driver_sql("BEGIN")
+            return work(connection)
+
+    def _write(self, work: Work[R], patience: float | None, given_up: Event) -> R:
+        with self._translated(patience), self._connection() as connection, connection.begin():
+            self._begin_to_write(connection, patience, given_up)
+            return work(connection)
+
+    @contextmanager
+    def _connection(self) -> Generator[Connection]:
+        try:
+            connection = self.engine.connect()
+        except DBAPIError as error:
+            if _locked_out(error):
+                # Of two who switch a new file to WAL one is refused, and not made to wait.
+                raise AgainError from error
+            raise
+        with connection:
+            yield connection
+
+    def _begin_to_write(
+        self, connection: Connection, patience: float | None, given_up: Event
+    ) -> None:
+        """Wait for the one write lock; asked for later on, it could be refused."""
+        deadline = monotonic() + (self._busy_timeout if patience is None else patience)
+        driver: Any = connection.connection.driver_connection
+        driver.execute(f"PRAGMA busy_timeout = {_milliseconds(min(SLICE, patience or SLICE))}")
+        try:
+            while True:
+                try:
+                    connection.exec_driver_sql("BEGIN IMMEDIATE")
+                except DBAPIError as error:
+                    if not _locked_out(error) or monotonic() >= deadline or given_up.is_set():
+                        raise
+                else:
+                    return
+        finally:
+            driver.execute(f"PRAGMA busy_timeout = {_milliseconds(self._busy_timeout)}")
+
+    @contextmanager
+    def _translated(self, patience: float | None) -> Generator[None]:
+        try:
+            yield
+        except DBAPIError as error:
+            if patience is not None and _locked_out(error):
+                raise ImpatientError from error
+            raise self.unavailable(error) from error
+        except PoolTimeoutError as error:
+            raise self.unavailable(error) from error
+
+    @asynccontextmanager
+    async def _turn(self, patience: float | None) -> AsyncGenerator[None]:
+        """Write when nobody else of this process does, who may be waiting for another process."""
+        # What runs in no task, as in the model, cannot be timed, and has nobody beside it.
+        timed = patience is not None and asyncio.current_task() is not None
+        try:
+            async with asyncio.timeout(self.turn_patience) if timed else nullcontext():
+                await self._writing.acquire()
+        except TimeoutError as error:
+            raise ImpatientError from error
+        try:
+            yield
+        finally:
+            self._writing.release()
+
+    @override
+    @contextmanager
+    def beside(self, connection: Connection) -> Generator[Connection]:
+        with self._translated(None), self._connection() as own, own.begin():
+            own.exec_driver_sql("BEGIN")
+            yield own
+
+    @override
+    async def aclose(self) -> None:
+        # The last one who closes a file moves what is in its WAL.
+        await self._in_thread(lambda _: self.engine.dispose())
+        self._threads.shutdown(wait=False)
+
+
+def open_databases(
+    config: SqlalchemyBackendConfig, *, lease_ttl: float
+) -> tuple[Database, Database]:
+    """Return the databases of catalog and journal; one and the same on PostgreSQL.
+
+    Args:
+        config: which ones.
+        lease_ttl: seconds for which PostgreSQL keeps the locks of a client that fell silent.
+    """
+    url = make_url(config.url.get_secret_value())
+    if url.get_backend_name() == "postgresql":
+        name = f"{url.host or 'local'}/{url.database}"
+        database = Postgresql(name, _postgresql_engine(url, config, lease_ttl))
+        return database, database
+    # The pool opens files whenever it needs one more: in the directory of this moment.
+    path = Path(url.database or "").absolute()
+    journal = config.journal or path.with_name(f"{path.stem}.journal{path.suffix}")
+    # The driver that the URL names is for users' own transactions.
+    url = url.set(drivername="sqlite")
+    catalog, journals = (_sqlite(url.set(database=str(each)), config) for each in (path, journal))
+    return catalog, journals
+
+
+def _postgresql_engine(url: URL, config: SqlalchemyBackendConfig, lease_ttl: float) -> AsyncEngine:
+    engine = create_async_engine(
+        url,
+        pool_size=config.pool_size,
+        max_overflow=0,
+        isolation_level="READ COMMITTED",
+        hide_parameters=True,
+    )
+
+    def on_connect(connection: Any, _record: object) -> None:
+        # Who is stopped in the middle of a transaction must not stop recovery, too.
+        cursor = connection.cursor()
+        patience = int(lease_ttl * 1000)
+        cursor.execute(f"SET idle_in_transaction_session_timeout = {patience}")
+        cursor.close()
+        connection.commit()
+
+    event.listen(engine.sync_engine, "connect", on_connect)
+    return engine
+
+
+def _sqlite(url: URL, config: SqlalchemyBackendConfig) -> Sqlite:
+    # One more than there are threads: that of the other file's writer, who looks here.
+    engine = create_engine(url, pool_size=config.pool_size, max_overflow=1, hide_parameters=True)
+
+    def on_connect(connection: sqlite3.Connection, _record: object) -> None:
+        # The driver must not begin transactions by itself.
+        connection.isolation_level = None
+        connection.execute(f"PRAGMA busy_timeout = {_milliseconds(config.busy_timeout)}")
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA synchronous = FULL")
+
+    event.listen(engine, "connect", on_connect)
+    threads = ThreadPoolExecutor(config.pool_size, thread_name_prefix="fennflow-sqlite")
+    return Sqlite(str(url.database), engine, threads, config.busy_timeout)
