@@ -391,18 +391,21 @@ async def test_an_object_that_others_write_meanwhile_is_not_lost(
         await put_foreign(moto_store)
 
     if repeatable:
-        loop = asyncio.get_running_loop()
-        told: list[asyncio.Task[None]] = []
+        server, loop = moto_store.server, asyncio.get_running_loop()
+        assert server is not None
+        told: list[str] = []
 
-        def once(done: int, _total: int | None) -> None:
-            if not told:
-                told.append(loop.create_task(put_foreign(moto_store)))
+        def before_the_end(request: S3Request) -> None:
+            if request.method == "POST" and "uploadId" in request.query and not told:
+                told.append(request.key)
+                asyncio.run_coroutine_threadsafe(put_foreign(moto_store), loop).result(30)
 
-        async with uow_class() as uow:
-            content = FileContent.from_local_path(tmp_path / "a.bin", media_type="a/b")
-            await uow.files.put(content, on_progress=once)
-            assert (await moto_store.objects())["a.bin"] == b"somebody else's"
-        await told[0]
+        with server.failing(before_the_end):
+            async with uow_class() as uow:
+                content = FileContent.from_local_path(tmp_path / "a.bin", media_type="a/b")
+                await uow.files.put(content)
+                assert (await moto_store.objects())["a.bin"] == b"somebody else's"
+        assert told == ["a.bin"]
         assert await moto_store.objects() == {"a.bin": LONG}
         return
     with pytest.raises(ObjectChangedException, match="once only"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator
 from typing import Any
 
@@ -67,3 +68,71 @@ async def test_other_refusals_are_raised() -> None:
     with pytest.raises(ClientError):
         await Upload.create(client, "bucket", "key", {})
     assert client.asked == [True]
+
+
+class Parts:
+    """Fails with every part but the first, which takes until it is let go."""
+
+    def __init__(self) -> None:
+        self.begun: list[int] = []
+        self.let_go = asyncio.Event()
+
+    async def upload_part(self, **params: Any) -> dict[str, Any]:
+        number = params["PartNumber"]
+        self.begun.append(number)
+        if number > 1:
+            message = f"part {number}"
+            raise OSError(message)
+        await self.let_go.wait()
+        return {"ETag": "e", "CopyPartResult": {"ETag": "e"}}
+
+    upload_part_copy = upload_part
+
+
+@pytest.mark.parametrize("copies", [False, True], ids=["sent", "copied"])
+async def test_what_is_under_way_when_a_part_fails_is_ended_before_the_failure_is_told(
+    copies: bool,  # noqa: FBT001 - a parameter
+) -> None:
+    """S3 may keep what it receives while an upload is aborted."""
+    client: Any = Parts()
+    upload = Upload(client, {}, "u", checksums=False)
+
+    async def parts() -> AsyncGenerator[bytes]:
+        for _ in range(9):
+            yield b"part"
+
+    work = upload.copy({}, 900, 100) if copies else upload.send(parts())
+    task = asyncio.create_task(work)
+    for _ in range(20):
+        await asyncio.sleep(0)
+    begun = list(client.begun)
+    assert begun[:2] == [1, 2]
+    assert len(begun) <= 4
+    assert not task.done()
+    client.let_go.set()
+    with pytest.raises(OSError, match="part 2"):
+        await task
+    assert client.begun == begun
+
+
+async def test_a_body_that_fails_lets_its_parts_end_and_is_closed() -> None:
+    client: Any = Parts()
+    upload = Upload(client, {}, "u", checksums=False)
+    closed: list[bool] = []
+
+    async def parts() -> AsyncGenerator[bytes]:
+        try:
+            yield b"part"
+            message = "the body"
+            raise LookupError(message)
+        finally:
+            closed.append(True)
+
+    task = asyncio.create_task(upload.send(parts()))
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert closed
+    assert not task.done()
+    client.let_go.set()
+    with pytest.raises(LookupError, match="the body"):
+        await task

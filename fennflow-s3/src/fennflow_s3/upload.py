@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import base64
 import zlib
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Sequence
+from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
@@ -114,12 +115,22 @@ class Upload:
         # A server that does not know of it says nothing of it, and is sent no checksums.
         return cls(client, target, created["UploadId"], "ChecksumAlgorithm" in created)
 
-    async def send(self, parts: AsyncIterator[bytes]) -> None:
-        """Send all parts, a few at a time."""
+    async def send(self, parts: AsyncGenerator[bytes]) -> None:
+        """Send all parts, a few at a time; after a failure those under way come to their end.
+
+        S3 may keep what it is receiving while the upload is aborted (API reference,
+        AbortMultipartUpload).
+        """
+        failures: list[Exception] = []
         under_way: dict[asyncio.Task[None], int] = {}
-        try:
-            async with asyncio.TaskGroup() as group:
-                number = 0
+
+        async def send(number: int, part: bytes) -> None:
+            with _collected(failures):
+                await self._send(number, part)
+
+        async with asyncio.TaskGroup() as group, aclosing(parts):
+            number = 0
+            with _collected(failures):
                 async for part in parts:
                     while under_way and (
                         len(under_way) == PARTS_IN_FLIGHT
@@ -128,11 +139,12 @@ class Upload:
                         done, _ = await asyncio.wait(under_way, return_when=asyncio.FIRST_COMPLETED)
                         for task in done:
                             del under_way[task]
+                    if failures:
+                        break
                     number += 1
                     self.size += len(part)
-                    under_way[group.create_task(self._send(number, part))] = len(part)
-        except BaseExceptionGroup as failures:
-            raise failures.exceptions[0] from None
+                    under_way[group.create_task(send(number, part))] = len(part)
+        _raise_first(failures)
 
     async def _send(self, number: int, part: bytes) -> None:
         checksum: dict[str, Any] = {}
@@ -156,27 +168,44 @@ class Upload:
         )
 
     async def copy(self, origin: dict[str, Any], size: int, part_size: int) -> None:
-        """Copy all parts from another object, a few at a time."""
+        """Copy all parts from another object, a few at a time; failures are as in `send`."""
+        failures: list[Exception] = []
         starts = iter(range(0, size, part_size))
 
         async def worker() -> None:
-            for start in starts:
-                number = start // part_size + 1
-                answer: Any = await self.client.upload_part_copy(
-                    **self.target,
-                    **origin,
-                    UploadId=self.upload_id,
-                    PartNumber=number,
-                    CopySourceRange=f"bytes={start}-{min(start + part_size, size) - 1}",
-                )
-                self._parts[number] = {
-                    "PartNumber": number,
-                    "ETag": answer["CopyPartResult"]["ETag"],
-                }
+            with _collected(failures):
+                while not failures and (start := next(starts, None)) is not None:
+                    await copy(start)
 
-        try:
-            async with asyncio.TaskGroup() as group:
-                for _ in range(PARTS_IN_FLIGHT):
-                    group.create_task(worker())
-        except BaseExceptionGroup as failures:
-            raise failures.exceptions[0] from None
+        async def copy(start: int) -> None:
+            number = start // part_size + 1
+            answer: Any = await self.client.upload_part_copy(
+                **self.target,
+                **origin,
+                UploadId=self.upload_id,
+                PartNumber=number,
+                CopySourceRange=f"bytes={start}-{min(start + part_size, size) - 1}",
+            )
+            self._parts[number] = {"PartNumber": number, "ETag": answer["CopyPartResult"]["ETag"]}
+
+        async with asyncio.TaskGroup() as group:
+            for _ in range(PARTS_IN_FLIGHT):
+                group.create_task(worker())
+        _raise_first(failures)
+
+
+@contextmanager
+def _collected(failures: list[Exception]) -> Generator[None]:
+    """Collect a failure, where it must not cancel those beside it."""
+    try:
+        yield
+    except Exception as error:  # noqa: BLE001 - `_raise_first` raises it
+        failures.append(error)
+
+
+def _raise_first(failures: Sequence[Exception]) -> None:
+    if failures:
+        first, *others = failures
+        for other in others:
+            first.add_note(f"Also failed: {type(other).__name__}: {other}")
+        raise first

@@ -83,7 +83,7 @@ class SqlalchemyBackendConfig(BackendConfig):
         dialect = "sqlite" if found["dialect"] == "sqlite" else "postgresql"
         driver = _DRIVERS[dialect]
         if found["driver"] not in {None, driver}:
-            message = f"{dialect} is spoken to through {driver}; leave the driver out"
+            message = f"names a driver that is not {driver}; leave the driver out"
             raise ValueError(message)
         path = found["rest"].partition("?")[0].removeprefix("/")
         if dialect == "sqlite" and (path in {"", ":memory:"} or path.startswith("file:")):
