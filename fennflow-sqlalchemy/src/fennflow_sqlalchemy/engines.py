@@ -166,9 +166,14 @@ class Sqlite(Database):
         return done.result()
 
     def _read(self, work: Work[R]) -> R:
+        with self._reading() as connection:
+            return work(connection)
+
+    @contextmanager
+    def _reading(self) -> Generator[Connection]:
         with self._translated(None), self._connection() as connection, connection.begin():
             connection.exec_driver_sql("BEGIN")
-            return work(connection)
+            yield connection
 
     def _write(self, work: Work[R], patience: float | None, given_up: Event) -> R:
         with self._translated(patience), self._connection() as connection, connection.begin():
@@ -191,9 +196,10 @@ class Sqlite(Database):
         self, connection: Connection, patience: float | None, given_up: Event
     ) -> None:
         """Wait for the one write lock; asked for later on, it could be refused."""
-        deadline = monotonic() + (self._busy_timeout if patience is None else patience)
+        left = self._busy_timeout if patience is None else patience
+        deadline = monotonic() + left
         driver: Any = connection.connection.driver_connection
-        driver.execute(f"PRAGMA busy_timeout = {_milliseconds(min(SLICE, patience or SLICE))}")
+        driver.execute(f"PRAGMA busy_timeout = {_milliseconds(min(SLICE, left))}")
         try:
             while True:
                 try:
@@ -233,11 +239,8 @@ class Sqlite(Database):
             self._writing.release()
 
     @override
-    @contextmanager
-    def beside(self, connection: Connection) -> Generator[Connection]:
-        with self._translated(None), self._connection() as own, own.begin():
-            own.exec_driver_sql("BEGIN")
-            yield own
+    def beside(self, connection: Connection) -> AbstractContextManager[Connection]:
+        return self._reading()
 
     @override
     async def aclose(self) -> None:
