@@ -136,3 +136,41 @@ async def test_a_body_that_fails_lets_its_parts_end_and_is_closed() -> None:
     client.let_go.set()
     with pytest.raises(LookupError, match="the body"):
         await task
+
+
+async def test_a_failure_does_not_wait_for_a_body_that_takes_its_time() -> None:
+    client: Any = Parts()
+    client.let_go.set()
+    upload = Upload(client, {}, "u", checksums=False)
+    closed: list[bool] = []
+
+    async def parts() -> AsyncGenerator[bytes]:
+        try:
+            yield b"part"
+            yield b"part"
+            await asyncio.Event().wait()
+        finally:
+            closed.append(True)
+
+    async with asyncio.timeout(10):
+        with pytest.raises(OSError, match="part 2"):
+            await upload.send(parts())
+    assert closed
+
+
+async def test_a_cancelled_upload_ends_all_of_its_parts() -> None:
+    client: Any = Parts()
+    upload = Upload(client, {}, "u", checksums=False)
+
+    async def parts() -> AsyncGenerator[bytes]:
+        yield b"part"
+        await asyncio.Event().wait()
+
+    before = asyncio.all_tasks()
+    task = asyncio.create_task(upload.send(parts()))
+    for _ in range(20):
+        await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert asyncio.all_tasks() == before

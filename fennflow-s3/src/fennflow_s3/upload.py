@@ -124,26 +124,33 @@ class Upload:
         failures: list[Exception] = []
         under_way: dict[asyncio.Task[None], int] = {}
 
+        async def read() -> None:
+            with _collected(failures):
+                async with aclosing(parts):
+                    number = 0
+                    async for part in parts:
+                        while under_way and (
+                            len(under_way) == PARTS_IN_FLIGHT
+                            or sum(under_way.values()) + len(part) > BYTES_IN_FLIGHT
+                        ):
+                            done, _ = await asyncio.wait(
+                                under_way, return_when=asyncio.FIRST_COMPLETED
+                            )
+                            for task in done:
+                                del under_way[task]
+                        number += 1
+                        self.size += len(part)
+                        under_way[group.create_task(send(number, part))] = len(part)
+
         async def send(number: int, part: bytes) -> None:
             with _collected(failures):
                 await self._send(number, part)
+            if failures:
+                # The body may take its time until the next part, which nobody wants any more.
+                reading.cancel()
 
-        async with asyncio.TaskGroup() as group, aclosing(parts):
-            number = 0
-            with _collected(failures):
-                async for part in parts:
-                    while under_way and (
-                        len(under_way) == PARTS_IN_FLIGHT
-                        or sum(under_way.values()) + len(part) > BYTES_IN_FLIGHT
-                    ):
-                        done, _ = await asyncio.wait(under_way, return_when=asyncio.FIRST_COMPLETED)
-                        for task in done:
-                            del under_way[task]
-                    if failures:
-                        break
-                    number += 1
-                    self.size += len(part)
-                    under_way[group.create_task(send(number, part))] = len(part)
+        async with asyncio.TaskGroup() as group:
+            reading = group.create_task(read())
         _raise_first(failures)
 
     async def _send(self, number: int, part: bytes) -> None:
