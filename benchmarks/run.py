@@ -164,14 +164,14 @@ async def run(options: argparse.Namespace, console: Console) -> dict[str, Any]:
                         if len(sizes) > 1:
                             fitted(rows, console)
                     if options.large and name == "cheap":
-                        cheap.answer_after(0)
+                        cheap.answer_after(middle / 1000)
                         large = [
                             each
                             for each in found
                             if isinstance(each, StreamSubject) and each.name != "s3fs"
                         ]
                         size = options.large * MiB
-                        rows = await measure_large(large, size, min(3, options.repeats))
+                        rows = await measure_large(large, size, options.repeats)
                         results["large"] = rows
                         keep(options.json, results)
                         show("large", rows, console)
