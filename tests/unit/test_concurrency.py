@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+from contextvars import ContextVar
 
 import pytest
 
-from fennflow.engine.concurrency import run_all
+from fennflow.engine.concurrency import Periodic, run_all
+from fennflow_memory.connector import InMemoryConnector
+from stores import make_store
+
+asked_by: ContextVar[str | None] = ContextVar("asked_by", default=None)
 
 
 async def test_results_come_in_the_order_of_the_items() -> None:
@@ -62,3 +67,38 @@ async def test_a_failure_leaves_no_cancellation_behind() -> None:
             with pytest.raises(ConnectionError):
                 await run_all(2, fail, range(2))
             await asyncio.sleep(10)
+
+
+async def test_background_work_carries_no_context_of_the_request_that_started_it() -> None:
+    seen: list[str | None] = []
+    twice = asyncio.Event()
+
+    async def work() -> bool:
+        seen.append(asked_by.get())
+        if len(seen) == 2:
+            twice.set()
+        return not twice.is_set()
+
+    asked_by.set("the first request")
+    turns = Periodic(0.001, work)
+    turns.start()
+    async with asyncio.timeout(5):
+        await twice.wait()
+    await turns.aclose()
+    assert seen == [None, None]
+
+
+async def test_an_engine_opens_without_the_context_of_the_request_that_needs_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen: list[str | None] = []
+
+    async def open_(_: InMemoryConnector) -> None:
+        seen.append(asked_by.get())
+
+    monkeypatch.setattr(InMemoryConnector, "open", open_)
+    store = await make_store("memory", None)  # type: ignore[arg-type]
+    asked_by.set("the first request")
+    async with store.uow()() as uow:
+        await uow.files.list()
+    assert seen == [None]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
+from contextvars import Context
 from typing import Any, TypeVar, cast
 
 T = TypeVar("T")
@@ -127,6 +128,9 @@ class Periodic:
     A timer makes the task when work is due. So a loop that ends without closing the engine finds
     no task between two turns, and drops the timer without a word.
 
+    Turns run in an empty context: they outlive the request that starts them, and must not carry
+    its context variables.
+
     Args:
         interval: seconds between the end of one turn and the next.
         work: one turn; returns whether there is to be a next one.
@@ -144,7 +148,7 @@ class Periodic:
         if self._timer is None and self._task is None and not self._closed:
             loop = asyncio.get_running_loop()
             delay = self._interval if delay is None else delay
-            self._timer = loop.call_later(delay, self._turn, loop)
+            self._timer = loop.call_later(delay, self._turn, loop, context=Context())
 
     async def aclose(self) -> None:
         """Cancel a turn under way, and have no other."""

@@ -6,6 +6,7 @@ import asyncio
 import threading
 from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, asynccontextmanager
+from contextvars import Context
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
@@ -69,7 +70,8 @@ async def engine_for(config: ConfigDict, plugins: PluginRegistry) -> Engine:
     async with slot.opening:
         if slot.engine is None:
             slot.lifetime = _lifetime(config, plugins, slot)
-            slot.engine = await anext(slot.lifetime)
+            # In an empty context: connections and their tasks outlive the request that opens them.
+            slot.engine = await loop.create_task(_first(slot.lifetime), context=Context())
         engine = slot.engine
     await engine.recovery.settle()
     return engine
@@ -87,6 +89,10 @@ async def engine_lifespan(config: ConfigDict, plugins: PluginRegistry) -> AsyncG
         slot.lifespans -= 1
         if not slot.lifespans and slot.lifetime is not None:
             await slot.lifetime.aclose()
+
+
+async def _first(lifetime: AsyncGenerator[Engine]) -> Engine:
+    return await anext(lifetime)
 
 
 async def _lifetime(
