@@ -96,3 +96,39 @@ def test_no_module_outgrows_what_can_be_read_in_one_sitting() -> None:
         if (lines := path.read_text().count("\n")) > 450
     }
     assert long == {}
+
+
+def requirements() -> list[tuple[str, str]]:
+    """Return what pages, messages, examples and templates tell users to install, and where."""
+    patterns = (
+        "*.md",
+        "docs/**/*.md",
+        "fennflow-*/*.md",
+        "fennflow-*/src/**/*.*",
+        "examples/**/*.*",
+    )
+    files = [path for pattern in patterns for path in ROOT.glob(pattern)]
+    return [
+        (str(path.relative_to(ROOT)), name)
+        for path in files
+        if path.suffix in {".md", ".py", ".tmpl"}
+        for name in re.findall(r"pip install (?:-\S+ )*'?(fennflow[^'`\s]*)", path.read_text())
+    ]
+
+
+def test_users_are_told_to_install_one_published_name_and_its_minimum_version() -> None:
+    """The index has an older project under this name, and the names of the parts may be taken."""
+    found = requirements()
+    assert len(found) > 15
+    assert [
+        each for each in found if not re.fullmatch(r"fennflow(\[[\w,{}]+\])?>=1\.0", each[1])
+    ] == []
+
+
+def test_the_template_of_a_plugin_depends_on_a_published_name_alone() -> None:
+    template = ROOT / "fennflow-core/src/fennflow/cli/plugin_template/pyproject.toml.tmpl"
+    for file in (template, ROOT / "examples/fennflow-localfs/pyproject.toml"):
+        lines = "".join(re.findall(r"^(?:dependencies|dev) = .*$", file.read_text(), re.MULTILINE))
+        named = re.findall(r'"(fennflow[^"]*)"', lines)
+        assert named
+        assert all(re.fullmatch(r"fennflow(\[\w+\])?>=1\.0,<2", name) for name in named)

@@ -148,7 +148,7 @@ def test_the_demo_says_what_it_needs(environment: Path) -> None:
         [environment.parent / "fennflow", "demo"], capture_output=True, text=True, check=False
     )
     assert done.returncode == 1
-    assert "pip install 'fennflow[demo]'" in done.stderr
+    assert "pip install 'fennflow[demo]>=1.0'" in done.stderr
     assert "Traceback" not in done.stderr
 
 

@@ -103,7 +103,7 @@ def test_without_the_s3_package_the_import_says_what_to_install(
     done = subprocess.run([python, "-c", script], capture_output=True, text=True, check=False)
     assert done.stderr.splitlines()[-1] == (
         "ImportError: fennflow.connectors.S3ConnectorConfig is not installed: "
-        "pip install 'fennflow[s3]'"
+        "pip install 'fennflow[s3]>=1.0'"
     )
     assert "TypeError" not in run(python, "-c", "from fennflow import UnitOfWork; UnitOfWork()")
 

@@ -259,7 +259,8 @@ class Backend(ABC):
         message = (
             f"{type(self).__name__} cannot commit in the transaction of {type(transaction)}. "
             "UOW(join=...) takes an AsyncSession or AsyncConnection of SQLAlchemy, on the database "
-            "of a SqlalchemyBackendConfig: pip install 'fennflow[sqlite]' or 'fennflow[postgresql]'."
+            "of a SqlalchemyBackendConfig: pip install 'fennflow[sqlite]>=1.0' or "
+            "'fennflow[postgresql]>=1.0'."
         )
         raise ConfigException(message)
 

@@ -35,7 +35,11 @@ DISABLE_VARIABLE = "FENNFLOW_DISABLE_PLUGINS"
 HOOK_PREFIX = "fennflow_"
 
 # Which extra of `fennflow` brings a class that may be asked for without being installed.
-_KNOWN_EXTRAS = {"S3ConnectorConfig": "s3"}
+_KNOWN_EXTRAS = {
+    "ObstoreConnectorConfig": "obstore",
+    "S3ConnectorConfig": "s3",
+    "SqlalchemyBackendConfig": "sqlite",
+}
 
 _Config = TypeVar("_Config", "ConnectorConfig", "BackendConfig")
 _Plugin = TypeVar("_Plugin", "ConnectorPlugin", "BackendPlugin")
@@ -234,7 +238,7 @@ def _named(classes: Callable[[PluginRegistry], list[type]], name: str, module: s
         raise found.missing(wanted)
     extra = _KNOWN_EXTRAS.get(name)
     if extra is not None:
-        message = f"{wanted} is not installed: pip install 'fennflow[{extra}]'"
+        message = f"{wanted} is not installed: pip install 'fennflow[{extra}]>=1.0'"
     else:
         near = difflib.get_close_matches(name, by_name, n=1)
         hint = f"Did you mean {near[0]}?" if near else f"There are: {', '.join(sorted(by_name))}."

@@ -1,6 +1,6 @@
 """The program `fennflow`: what is installed, what a configuration guarantees, maintenance, files.
 
-Install it with `pip install 'fennflow[cli]'`. Exit codes, for scripts:
+Install it with `pip install 'fennflow[cli]>=1.0'`. Exit codes, for scripts:
 
 | code | meaning |
 | --- | --- |
@@ -23,7 +23,7 @@ def main() -> None:
     except ModuleNotFoundError as error:
         if error.name not in {"rich", "typer"}:
             raise
-        sys.exit("The command line is not installed: pip install 'fennflow[cli]'")
+        sys.exit("The command line is not installed: pip install 'fennflow[cli]>=1.0'")
     from fennflow.cli import demo, files, maintenance, template, transfer
 
     for module in (maintenance, files, transfer, demo, template):

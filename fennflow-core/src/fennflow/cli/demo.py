@@ -50,7 +50,7 @@ def demo(*, as_json: Json = False) -> None:
 
         unit_of_work("http://127.0.0.1", Path())  # whether connector and backend are installed
     except ImportError as error:
-        stderr.print(f"{error}\nThe demo needs: pip install 'fennflow[demo]'", markup=False)
+        stderr.print(f"{error}\nThe demo needs: pip install 'fennflow[demo]>=1.0'", markup=False)
         raise typer.Exit(FAILED) from error
     with (
         strict_s3_server() as server,

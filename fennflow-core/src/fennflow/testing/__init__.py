@@ -1,6 +1,6 @@
 """What plugin authors and users test with: conformance suites, and S3 servers that start at once.
 
-Install it with `pip install 'fennflow-core[testing]'`.
+Install it with `pip install 'fennflow[testing]>=1.0'`.
 """
 
 from __future__ import annotations
