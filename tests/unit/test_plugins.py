@@ -5,14 +5,20 @@ from __future__ import annotations
 import subprocess
 import sys
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import pytest
 
 from fennflow import ConfigDict, UnitOfWork, plugins
+from fennflow.backends import InMemoryBackendConfig
+from fennflow.config import ConnectorConfig
+from fennflow.connectors import InMemoryConnectorConfig
 from fennflow.exceptions import ConfigException, PluginException
 from fennflow.files import TextContent
+from fennflow.hookspecs import BackendPlugin, ConnectorPlugin, ContentTypePlugin, hookimpl
 
 Install = Callable[..., None]
 
@@ -103,6 +109,79 @@ def test_two_plugins_of_one_name_are_an_error_that_names_both(install: Install) 
         assert len([each for each in plugins.installed() if each.name == "mystore"]) == 2
     with plugins.override(disable=["mystore"]):
         UnitOfWork()
+
+
+class _Connector(ConnectorConfig):
+    pass
+
+
+_SameName = type("InMemoryConnectorConfig", (ConnectorConfig,), {})
+
+
+class _Text(TextContent):
+    pass
+
+
+class _Other(TextContent):
+    pass
+
+
+def _module(
+    name: str,
+    *,
+    connectors: Sequence[tuple[str, type]] = (),
+    backends: Sequence[tuple[str, type]] = (),
+    content_types: Sequence[tuple[Any, ...]] = (),
+) -> ModuleType:
+    """Return what a plugin's module is, with the hooks of what it brings."""
+
+    def fennflow_connectors() -> list[ConnectorPlugin]:
+        return [ConnectorPlugin(*each, lambda *_: None) for each in connectors]  # type: ignore[arg-type]
+
+    def fennflow_backends() -> list[BackendPlugin]:
+        return [BackendPlugin(*each, lambda *_: None) for each in backends]  # type: ignore[arg-type]
+
+    def fennflow_content_types() -> list[ContentTypePlugin]:
+        return [ContentTypePlugin(*each) for each in content_types]
+
+    hooks = (fennflow_connectors, fennflow_backends, fennflow_content_types)
+    module = ModuleType(name)
+    vars(module).update({hook.__name__: hookimpl(hook) for hook in hooks})
+    return module
+
+
+@pytest.mark.parametrize(
+    ("brought", "said"),
+    [
+        ({"connectors": [("acme", InMemoryConnectorConfig)]}, "config InMemoryConnectorConfig"),
+        ({"connectors": [("memory", _Connector)]}, "connector name 'memory'"),
+        ({"connectors": [("acme", _SameName)]}, "connector config InMemoryConnectorConfig"),
+        ({"backends": [("acme", InMemoryBackendConfig)]}, "backend config InMemoryBackendConfig"),
+        ({"content_types": [("acme", TextContent)]}, "content class TextContent"),
+        ({"content_types": [("text", _Text)]}, "content type tag 'text'"),
+        ({"content_types": [("acme", _Text, ("text/*",))]}, "media type 'text/\\*'"),
+        (
+            {"content_types": [("a", _Text, ("x/y",)), ("b", _Other, ("x/y",))]},
+            "media type 'x/y'",
+        ),
+    ],
+)
+def test_what_two_plugins_bring_is_an_error_that_names_both(
+    brought: dict[str, list[Any]], said: str
+) -> None:
+    """Else one of them would be used, and which one is chance."""
+    with (
+        plugins.override(_module("fennflow_acme", **brought)),
+        pytest.raises(PluginException, match=rf"Brought twice: .*{said} by .*fennflow_acme"),
+    ):
+        UnitOfWork()
+
+
+@pytest.mark.parametrize("media_type", ["Text/CSV", "csv", "text/", "*/*", "text/csv; charset=x"])
+def test_a_media_type_that_would_never_match_is_reported(media_type: str) -> None:
+    module = _module("fennflow_acme", content_types=[("acme", _Text, (media_type,))])
+    with plugins.override(module):
+        assert "lower case" in error_of("fennflow_acme")
 
 
 def test_plugins_can_be_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:

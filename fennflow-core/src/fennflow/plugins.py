@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Collection, Generator, Iterable, Sequence
@@ -33,6 +34,7 @@ __all__ = ["InstalledPlugin", "PluginRegistry", "installed", "override", "regist
 GROUP = "fennflow"
 DISABLE_VARIABLE = "FENNFLOW_DISABLE_PLUGINS"
 HOOK_PREFIX = "fennflow_"
+_MEDIA_TYPES = re.compile(r"[a-z0-9!#$&^_.+-]+/(?:\*|[a-z0-9!#$&^_.+-]+)")
 
 # Which extra of `fennflow` brings a class that may be asked for without being installed.
 _KNOWN_EXTRAS = {
@@ -154,7 +156,8 @@ def registry() -> PluginRegistry:
     """Return what the plugins bring, discovering them at the first call.
 
     Raises:
-        PluginException: two plugins share a name, a config class or a tag.
+        PluginException: two plugins share a name, a config class, a content class, a tag or a
+            media type.
     """
     found = _discovered()
     if found.conflict is not None:
@@ -261,7 +264,7 @@ def _discover(modules: Iterable[object], disable: Collection[str]) -> PluginRegi
     manager.add_hookspecs(hookspecs)
     off = {name.strip() for name in os.environ.get(DISABLE_VARIABLE, "").split(",")} | set(disable)
     found = PluginRegistry()
-    owners: dict[str, list[str]] = defaultdict(list)
+    owners: defaultdict[str, list[str]] = defaultdict(list)
     # The backport is not typed for pyright; what it returns is that of the standard library.
     points = cast("Iterable[EntryPoint]", importlib_metadata.entry_points(group=GROUP))  # pyright: ignore[reportUnknownMemberType]
     for point in points:
@@ -275,18 +278,13 @@ def _discover(modules: Iterable[object], disable: Collection[str]) -> PluginRegi
         )
         if not plugin.disabled:
             owners[f"plugin name {plugin.name!r}"].append(plugin.distribution)
-            plugin = _register(manager, found, plugin, point.load)
+            plugin = _register(manager, found, owners, plugin, point.load)
         found.plugins.append(plugin)
     for module in modules:
         name = getattr(module, "__name__", type(module).__name__)
         plugin = InstalledPlugin(name=name, distribution="override()", version="none", module=name)
-        found.plugins.append(_register(manager, found, plugin, partial(_identity, module)))
-    for connector in found.connectors:
-        owners[f"connector name {connector.name!r}"].append(connector.config.__module__)
-    for backend in found.backends:
-        owners[f"backend name {backend.name!r}"].append(backend.config.__module__)
-    for content_type in found.content_types:
-        owners[f"content type tag {content_type.tag!r}"].append(content_type.content.__module__)
+        plugin = _register(manager, found, owners, plugin, partial(_identity, module))
+        found.plugins.append(plugin)
     doubled = [f"{what} by {' and '.join(by)}" for what, by in owners.items() if len(by) > 1]
     if doubled:
         found.conflict = PluginException(
@@ -303,6 +301,7 @@ def _identity(module: object) -> object:
 def _register(
     manager: pluggy.PluginManager,
     found: PluginRegistry,
+    owners: defaultdict[str, list[str]],
     plugin: InstalledPlugin,
     load: Callable[[], object],
 ) -> InstalledPlugin:
@@ -323,7 +322,24 @@ def _register(
     found.connectors.extend(brought.connectors)
     found.backends.extend(brought.backends)
     found.content_types.extend(brought.content_types)
+    for claim in _claims(brought):
+        owners[claim].append(f"{plugin.distribution} ({plugin.name})")
     return plugin
+
+
+def _claims(brought: PluginRegistry) -> Generator[str]:
+    """Iterate over what one plugin alone may bring: names by which something is looked up."""
+    for connector in brought.connectors:
+        yield f"connector name {connector.name!r}"
+        yield f"connector config {connector.config.__name__}"
+    for backend in brought.backends:
+        yield f"backend name {backend.name!r}"
+        yield f"backend config {backend.config.__name__}"
+    for content_type in brought.content_types:
+        yield f"content type tag {content_type.tag!r}"
+        yield f"content class {content_type.content.__name__}"
+        for media_type in sorted(set(content_type.media_types)):
+            yield f"media type {media_type!r}"
 
 
 def _check_version(module: object) -> None:
@@ -378,10 +394,19 @@ def _collect(manager: pluggy.PluginManager, module: object) -> PluginRegistry:
                 raise PluginException(message)
         return [item for item in items if isinstance(item, kind)]
 
+    content_types = call("fennflow_content_types", ContentTypePlugin)
+    for content_type in content_types:
+        for media_type in content_type.media_types:
+            if not _MEDIA_TYPES.fullmatch(media_type):
+                message = (
+                    f"the media type {media_type!r} of {content_type.tag!r} is not a type and a "
+                    "subtype in lower case, such as text/csv or text/*"
+                )
+                raise PluginException(message)
     return PluginRegistry(
         connectors=call("fennflow_connectors", ConnectorPlugin),
         backends=call("fennflow_backends", BackendPlugin),
-        content_types=call("fennflow_content_types", ContentTypePlugin),
+        content_types=content_types,
     )
 
 
