@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
 
+import anyio
 import pytest
 
 from fennflow import plugins
-from fennflow.backends import InMemoryBackendConfig
+from fennflow.backends import InMemoryBackendConfig, SqlalchemyBackendConfig
+from fennflow.config import BackendConfig
 from fennflow.exceptions import AccessDeniedException, ConnectorUnavailableException
 from fennflow.files import TextContent
 from fennflow.testing import faults
@@ -27,27 +32,25 @@ class Canceller:
         self.at = -1
         self.times = 1
         self.count = 0
-        self.task: asyncio.Task[None] | None = None
-        self.timeout: asyncio.Timeout | None = None
+        self.cancel: Callable[[], object] | None = None
 
     async def __call__(self, _phase: str, _operation: str, _key: str) -> None:
         reached = self.count
         self.count += 1
-        if self.task is not None and self.at <= reached < self.at + self.times:
-            if self.timeout is None:
-                self.task.cancel()
-            else:
-                self.timeout.reschedule(0)
+        if self.cancel is not None and self.at <= reached < self.at + self.times:
+            self.cancel()
         await asyncio.sleep(0)
 
 
-def faulty_store(store: Store, script: faults.Script) -> Store:
+def faulty_store(
+    store: Store, script: faults.Script, backend: BackendConfig | None = None
+) -> Store:
     return Store(
         faults.FaultyConnectorConfig(inner=store.config, faults=faults.Scripted(script)),
         store.namespace,
         settings={
             "backend": faults.FaultyBackendConfig(
-                inner=InMemoryBackendConfig(name=f"f{next(numbers)}"),
+                inner=backend or InMemoryBackendConfig(name=f"f{next(numbers)}"),
                 faults=faults.Scripted(script),
             )
         },
@@ -89,35 +92,55 @@ async def seen_by_fennflow(uow_class: type[FullUOW]) -> dict[str, bytes]:
         return {file.path or "": file.data for file in await uow.files.get(*await uow.files.list())}
 
 
-async def change_in_time(uow_class: type[FullUOW], script: Canceller) -> None:
-    async with asyncio.timeout(None) as script.timeout:
+How = Literal["task", "timeout", "scope"]
+
+
+async def change_unless_cancelled(uow_class: type[FullUOW], script: Canceller, how: How) -> None:
+    """Change, and let the script cancel it; a block with a limit ends with a TimeoutError."""
+    if how == "task":
+        task = asyncio.current_task()
+        assert task is not None
+        script.cancel = task.cancel
         await change(uow_class)
+    elif how == "timeout":
+        async with asyncio.timeout(None) as timeout:
+            script.cancel = lambda: timeout.reschedule(0)
+            await change(uow_class)
+    else:
+        with anyio.CancelScope() as scope:
+            script.cancel = scope.cancel
+            await change(uow_class)
+        if scope.cancelled_caught:
+            raise TimeoutError
 
 
 async def run_until_all_awaits_were_cancelled(
-    store: Store, times: int, *, by_timeout: bool = False
+    store: Store,
+    times: int,
+    how: How = "task",
+    *,
+    backend: BackendConfig | None = None,
+    stride: int = 1,
 ) -> list[bool]:
     """Return, for every cancelled await in turn, whether the session committed."""
     outcomes: list[bool] = []
     while True:
         script = Canceller()
-        attempt = faulty_store(Store(store.config, f"n{next(numbers)}"), script)
+        attempt = faulty_store(Store(store.config, f"n{next(numbers)}"), script, backend)
         uow_class = attempt.uow(lock_timeout=0.0)
         await seed(uow_class)
-        script.count, script.at, script.times = 0, len(outcomes), times
+        script.count, script.at, script.times = 0, stride * len(outcomes), times
         others = asyncio.all_tasks()
-        script.task = asyncio.ensure_future(
-            change_in_time(uow_class, script) if by_timeout else change(uow_class)
-        )
-        await asyncio.wait({script.task})
+        task = asyncio.ensure_future(change_unless_cancelled(uow_class, script, how))
+        await asyncio.wait({task})
         assert asyncio.all_tasks() == others
-        cancelled = script.task.cancelled() or script.task.exception() is not None
-        if not script.task.cancelled():
-            assert isinstance(script.task.exception(), (TimeoutError, type(None)))
+        cancelled = task.cancelled() or task.exception() is not None
+        if not task.cancelled():
+            assert isinstance(task.exception(), (TimeoutError, type(None)))
         reached = script.count > script.at
-        script.at = 1 << 30
+        at, script.at = script.at, 1 << 30
         expected = BEFORE if cancelled else AFTER
-        assert await attempt.objects() == expected, f"cancelled at await {len(outcomes)}"
+        assert await attempt.objects() == expected, f"cancelled at await {at}"
         assert await seen_by_fennflow(uow_class) == expected
         # No lock is left: the next session need not wait.
         async with uow_class() as uow:
@@ -141,14 +164,28 @@ async def test_a_cancellation_at_any_await_leaves_all_or_nothing(
     assert {True, False} <= set(outcomes)
 
 
+@pytest.mark.parametrize("how", ["timeout", "scope"])
 @pytest.mark.parametrize("kind", MEMORY)
-async def test_a_timeout_at_any_await_leaves_all_or_nothing(
-    kind: str, request: pytest.FixtureRequest
+async def test_a_limit_of_time_at_any_await_leaves_all_or_nothing(
+    kind: str, how: How, request: pytest.FixtureRequest
 ) -> None:
     with plugins.override(faults):
         store = await make_store(kind, request)
-        outcomes = await run_until_all_awaits_were_cancelled(store, 1, by_timeout=True)
+        outcomes = await run_until_all_awaits_were_cancelled(store, 1, how)
     assert len(outcomes) > 20
+    assert outcomes == sorted(outcomes)
+    assert {True, False} <= set(outcomes)
+
+
+async def test_a_cancelled_scope_leaves_all_or_nothing_in_a_database(
+    tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    with plugins.override(faults):
+        store = await make_store("memory", request)
+        backend = SqlalchemyBackendConfig(url=f"sqlite:///{tmp_path}/c.db")
+        outcomes = await run_until_all_awaits_were_cancelled(
+            store, 1, "scope", backend=backend, stride=19
+        )
     assert outcomes == sorted(outcomes)
     assert {True, False} <= set(outcomes)
 
@@ -176,9 +213,10 @@ async def test_a_cancellation_after_the_pivot_is_delivered_at_the_next_await(
             reached.append("committed")
             await asyncio.Event().wait()
 
-        script.task = asyncio.ensure_future(work())
-        await asyncio.wait({script.task})
-        assert script.task.cancelled()
+        task = asyncio.ensure_future(work())
+        script.cancel = task.cancel
+        await asyncio.wait({task})
+        assert task.cancelled()
         assert reached == ["committed"]
         assert (await store.objects())["a"] == b"new a"
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 from contextvars import ContextVar
 
+import anyio
 import pytest
 
-from fennflow.engine.concurrency import Periodic, run_all
+from fennflow.engine.concurrency import Periodic, run_all, shielded
 from fennflow_memory.connector import InMemoryConnector
 from stores import make_store
 
@@ -102,3 +103,48 @@ async def test_an_engine_opens_without_the_context_of_the_request_that_needs_it(
     async with store.uow()() as uow:
         await uow.files.list()
     assert seen == [None]
+
+
+def cancellations() -> int:
+    task = asyncio.current_task()
+    assert task is not None
+    return task.cancelling()
+
+
+@pytest.mark.parametrize("hurry", [False, True])
+async def test_a_scope_of_anyio_that_is_cancelled_does_not_wake_what_is_shielded(
+    *, hurry: bool
+) -> None:
+    """P21: such a scope cancels at every turn of the loop, which would keep a CPU busy."""
+    with anyio.CancelScope() as scope:
+        scope.cancel()
+        work, cancellation = await shielded(asyncio.sleep(0.05, 1), grace=lambda: 5, hurry=hurry)
+        assert work.result() == 1
+        assert (cancellation is None) == hurry
+        assert cancellations() < 3
+        await asyncio.sleep(10)
+    assert scope.cancelled_caught
+    assert cancellations() == 0
+
+
+async def test_a_cancellation_from_outside_still_ends_what_is_shielded_in_a_scope() -> None:
+    """P21: its time is counted from the first cancellation, whatever asked for it."""
+    with anyio.CancelScope() as scope:
+        scope.cancel()
+        work, _ = await shielded(asyncio.Event().wait(), grace=lambda: 0.02)
+    assert work.cancelled()
+
+
+async def test_calls_that_end_slowly_do_not_keep_a_cancelled_scope_busy() -> None:
+    async def end_slowly(_: int) -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await asyncio.sleep(0.05)
+
+    with anyio.move_on_after(0.01) as scope:
+        try:
+            await run_all(2, end_slowly, range(2), finish=True)
+        finally:
+            assert cancellations() < 3
+    assert scope.cancelled_caught

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from contextvars import Context
 from typing import Any, TypeVar, cast
 
@@ -63,18 +65,21 @@ async def _group(worker: Callable[[], Coroutine[Any, Any, None]], count: int) ->
             for _ in range(count):
                 group.create_task(worker())
 
+    # In a task of its own: before 3.13 a group that fails leaves a cancellation behind with the task
+    # that waits for it, which `asyncio.timeout` then takes for somebody else's.
+    group, cancellation = await shielded(work(), grace=lambda: 0.0)
+    failures = None if group.cancelled() else group.exception()
+    if failures is None:
+        if cancellation is not None:
+            raise cancellation
+        group.result()
+        return
     caller = asyncio.current_task()
-    cancellations = 0 if caller is None else caller.cancelling()
-    try:
-        # In a task of its own: before 3.13 a group that fails leaves a cancellation behind with
-        # the task that waits for it, which `asyncio.timeout` then takes for somebody else's.
-        await asyncio.ensure_future(work())
-    except BaseExceptionGroup as failures:
-        if caller is not None and caller.cancelling() > cancellations:
-            # The failure hides a cancellation that came with it: it is due at the next await.
-            caller.uncancel()
-            caller.cancel()
-        raise _first(_leaves(failures)) from None
+    if cancellation is not None and caller is not None:
+        # The failure hides a cancellation that came with it: it is due at the next await.
+        caller.uncancel()
+        caller.cancel(*cancellation.args)
+    raise _first(_leaves(failures)) from None
 
 
 def _first(failures: Sequence[E]) -> E:
@@ -109,17 +114,35 @@ async def shielded(
     loop = asyncio.get_running_loop()
     deadline = loop.time() + grace() if hurry else None
     cancellation: asyncio.CancelledError | None = None
-    while not task.done():
-        left = None if deadline is None else deadline - loop.time()
-        if left is not None and left <= 0:
-            task.cancel()
-            left = None
-        try:
-            await asyncio.wait({task}, timeout=left)
-        except asyncio.CancelledError as error:
-            cancellation = error
-            deadline = deadline or loop.time() + grace()
+    with ExitStack() as quiet:
+        if hurry:
+            quiet.enter_context(_cancelled_once())
+        while not task.done():
+            left = None if deadline is None else deadline - loop.time()
+            if left is not None and left <= 0:
+                task.cancel()
+                left = None
+            try:
+                await asyncio.wait({task}, timeout=left)
+            except asyncio.CancelledError as error:
+                if deadline is None:
+                    deadline = loop.time() + grace()
+                    quiet.enter_context(_cancelled_once())
+                cancellation = error
     return task, cancellation
+
+
+def _cancelled_once() -> AbstractContextManager[object]:
+    """Return a block in which a scope of anyio's that is cancelled does not cancel the task again.
+
+    Such a scope cancels the tasks in it at every turn of the event loop until they have left it.
+    What goes on waiting after the first time would keep a CPU busy. When the block is left, the
+    scope goes on.
+    """
+    scope: Callable[..., AbstractContextManager[object]] | None = getattr(
+        sys.modules.get("anyio"), "CancelScope", None
+    )
+    return nullcontext() if scope is None else scope(shield=True)
 
 
 class Periodic:

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-def _cancel_again(task: asyncio.Task[Any]) -> None:
+def _cancel_again(task: asyncio.Task[Any], cancellation: asyncio.CancelledError) -> None:
     """Cancel a task at its next await, since its cancellation could not be minded (P21, I8).
 
     It arrived during a commit which then succeeded: the block must end without an exception, and
@@ -45,7 +45,7 @@ def _cancel_again(task: asyncio.Task[Any]) -> None:
     def cancel() -> None:
         if not task.done() and requests and task.cancelling() >= requests:
             task.uncancel()
-            task.cancel()
+            task.cancel(*cancellation.args)  # by which a scope of anyio's knows it again
 
     asyncio.get_running_loop().call_soon(cancel)
 
@@ -180,7 +180,7 @@ class Session:
             current = asyncio.current_task()
             if error is not None or current is None:
                 raise cancellation from error
-            _cancel_again(current)
+            _cancel_again(current, cancellation)
 
     async def rollback(self, cause: BaseException | None = None) -> None:
         """Undo all changes, whoever is cancelled meanwhile (P21).
@@ -205,7 +205,9 @@ class Session:
         if cancellation is None or isinstance(cause, asyncio.CancelledError):
             return
         if isinstance(cause, CommitUncertainException) and current is not None:
-            _cancel_again(current)  # it must not hide that the work may be committed (I8)
+            _cancel_again(
+                current, cancellation
+            )  # it must not hide that the work may be committed (I8)
         else:
             raise cancellation
 
