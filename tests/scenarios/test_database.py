@@ -19,12 +19,16 @@ from sqlalchemy import Connection
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from fennflow.backends import ObjectKey, SqlalchemyBackendConfig
-from fennflow.exceptions import BackendUnavailableException, ConfigException
+from fennflow.exceptions import (
+    BackendUnavailableException,
+    ConfigException,
+    RecordLockedException,
+)
 from fennflow.testing import PostgresqlServer
-from fennflow.testing.recovery_suite import A, opened, put
+from fennflow.testing.recovery_suite import A, new_session, opened, put
 from fennflow_sqlalchemy import metadata_for, tables
 from fennflow_sqlalchemy.database import Database, ImpatientError
-from fennflow_sqlalchemy.engines import Postgresql, Sqlite, open_databases
+from fennflow_sqlalchemy.engines import Postgresql, Sqlite, open_databases, shown
 from stores import numbers
 
 PREFIXES = ["", "fennflow_", "my_"]
@@ -341,6 +345,12 @@ async def test_a_journal_of_another_catalog_is_refused(tmp_path: Path) -> None:
     [
         {"url": "mysql://app:secret@host/database"},
         {"url": "postgresql+psycopg2://app:secret@host/database"},
+        {"url": "postgresql://app:p@secret@host/database"},
+        {"url": "postgresql://app:p@ss/secret@host/database"},
+        {"url": "postgresql://app:p@ss?secret@host/database"},
+        {"url": "postgresql://us/er:secret@host/database"},
+        {"url": "postgresql://app:password@host:secret/database"},
+        {"url": "sqlite://app:secret@host/database"},
         {"url": "sqlite://"},
         {"url": "sqlite:///:memory:"},
         {"url": "secret"},
@@ -355,11 +365,34 @@ def test_a_config_that_cannot_work_is_refused_without_showing_it(values: dict[st
     assert "secret" not in str(caught.value)
 
 
-async def test_a_database_that_is_away_is_told_without_its_password() -> None:
-    url = "postgresql://app:secret@127.0.0.1:9/database"
+@pytest.mark.parametrize("password", ["secret", "p%40secret", "secret/secret", "p:secret"])
+async def test_a_database_that_is_away_is_told_without_its_password(password: str) -> None:
+    url = f"postgresql://app:{password}@127.0.0.1:9/database"
     config = SqlalchemyBackendConfig(url=url)
     with pytest.raises(BackendUnavailableException, match=r"127\.0\.0\.1/database") as caught:
         async with opened(config):
             pytest.fail("it must not open")
     assert "secret" not in repr(config)
     assert "secret" not in "".join(traceback.format_exception(caught.value))
+
+
+def test_what_sqlalchemy_takes_for_the_host_is_not_shown_if_it_may_be_a_password() -> None:
+    for password in ("p@secret", "p@secret/secret", "secret"):
+        url = sqlalchemy.make_url(f"postgresql+asyncpg://app:{password}@host/database")
+        assert "secret" not in shown(url)
+
+
+@pytest.mark.parametrize("database", ["sqlite", "postgresql"])
+async def test_the_time_of_a_statement_grows_with_its_rows_and_not_with_their_square(
+    database: str, request: pytest.FixtureRequest
+) -> None:
+    """The planner must not compare all rows of a table with all rows of a parameter."""
+    config = SqlalchemyBackendConfig(url=url_of(database, request))
+    keys = [ObjectKey("bucket", f"{number:06}") for number in range(3000)]
+    async with opened(config) as backend:
+        session = new_session()
+        await backend.stage(session, keys, lambda _: ())
+        async with asyncio.timeout(3):
+            await backend.settle(session, keep_locked=keys)
+        with pytest.raises(RecordLockedException):
+            await backend.stage(new_session(), keys[-1:], lambda _: ())

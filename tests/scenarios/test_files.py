@@ -5,10 +5,14 @@ from __future__ import annotations
 import struct
 import zlib
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
+from typing_extensions import override
 
-from fennflow import ReconcileConfig
+from fennflow import ConfigDict, ReconcileConfig, plugins
+from fennflow.backends import InMemoryBackendConfig
+from fennflow.connectors import InMemoryConnectorConfig
 from fennflow.exceptions import (
     FileException,
     MediaTypeCannotBeGuessedException,
@@ -27,7 +31,10 @@ from fennflow.files import (
     TextContent,
 )
 from fennflow.paths import StoragePath, encode_token
-from stores import Store, make_store, raw_client
+from fennflow.testing import faults
+from stores import FullUOW, Store, make_store, raw_client
+
+R = TypeVar("R")
 
 
 def text(value: str, name: str) -> TextContent:
@@ -363,6 +370,38 @@ async def test_listing_in_pages_meets_own_changes(store: Store) -> None:
         rolled = await uow.files.list(delimiter="/")
         assert list(rolled) == ["a", "z"]
         assert list(rolled.prefixes) == ["d0/", "d1/", "d2/"]
+
+
+class CountedScans(faults.Faults):
+    """Counts the records that are read."""
+
+    records = 0
+
+    @override
+    async def around(self, operation: faults.Operation, effect: faults.Effect[R]) -> R:
+        answer = await effect()
+        if operation.name == "scan" and isinstance(answer, list):
+            self.records += len(answer)
+        return answer
+
+
+async def test_folders_are_listed_without_reading_what_they_hold() -> None:
+    counted = CountedScans()
+    backend = faults.FaultyBackendConfig(inner=InMemoryBackendConfig(), faults=counted)
+    names = [f"d{folder}/{number:03}" for folder in range(5) for number in range(300)]
+
+    class Uow(FullUOW):
+        config = ConfigDict(connector=InMemoryConnectorConfig(name="rolled"), backend=backend)
+
+    with plugins.override(faults):
+        async with Uow() as uow:
+            await uow.files.put(*(text("x", name) for name in names))
+        async with Uow() as uow:
+            counted.records = 0
+            rolled = await uow.files.list(delimiter="/")
+            assert list(rolled.prefixes) == ["d0/", "d1/", "d2/", "d3/", "d4/"]
+            assert counted.records < 500
+            assert len(await uow.files.list(limit=2000)) == len(names)
 
 
 async def test_a_forged_token_opens_no_other_scope(moto_store: Store) -> None:

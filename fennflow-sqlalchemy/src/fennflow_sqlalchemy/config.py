@@ -11,6 +11,12 @@ from pydantic import Field, SecretStr, field_validator
 from fennflow.config import BackendConfig
 
 _URL = re.compile(r"(?P<dialect>sqlite|postgresql|postgres)(?:\+(?P<driver>\w+))?://(?P<rest>.*)")
+_SERVER = re.compile(
+    r"([^:/?@]*(:[^@]*)?@)?"  # user and password
+    r"(\[[^]/?@]+\]|[^]\[:/?@]*)(:\d{1,5})?"  # host and port
+    r"(/[^?@]*)?(\?[^@]*)?"  # database and options
+)
+"""What follows `postgresql://`. With another `@`, a part of the password would pass for a host."""
 _DRIVERS = {"sqlite": "aiosqlite", "postgresql": "asyncpg"}
 
 
@@ -39,7 +45,8 @@ class SqlalchemyBackendConfig(BackendConfig):
         busy_timeout: seconds to wait for another process to release a SQLite file.
 
     Raises:
-        ConfigException: another database, one in memory, or a prefix that is no identifier.
+        ConfigException: another database, one in memory, a URL in which `@` is not escaped, or a
+            prefix that is not an identifier.
 
     Example:
         ```python
@@ -85,8 +92,18 @@ class SqlalchemyBackendConfig(BackendConfig):
         if found["driver"] not in {None, driver}:
             message = f"names a driver that is not {driver}; leave the driver out"
             raise ValueError(message)
-        path = found["rest"].partition("?")[0].removeprefix("/")
+        rest = found["rest"]
+        if dialect == "postgresql" and not _SERVER.fullmatch(rest):
+            message = (
+                "must be postgresql://user:password@host:port/database; inside user name, password "
+                "and options write @ as %40, and in a user name / as %2F and : as %3A"
+            )
+            raise ValueError(message)
+        if dialect == "sqlite" and not rest.startswith("/"):
+            message = "needs three slashes before a relative path, and four before an absolute one"
+            raise ValueError(message)
+        path = rest.partition("?")[0].removeprefix("/")
         if dialect == "sqlite" and (path in {"", ":memory:"} or path.startswith("file:")):
             message = "names no path; for a catalog in memory use InMemoryBackendConfig"
             raise ValueError(message)
-        return SecretStr(f"{dialect}+{driver}://{found['rest']}")
+        return SecretStr(f"{dialect}+{driver}://{rest}")

@@ -47,6 +47,16 @@ def sqlstate(error: BaseException) -> str | None:
     return getattr(getattr(error, "orig", None), "sqlstate", None)
 
 
+def shown(url: URL) -> str:
+    """Return host and database of a URL, to be shown: what may be a part of a password is left out.
+
+    SQLAlchemy ends a password at its first `@`, so what is before the last one is not shown.
+    """
+    if url.get_backend_name() == "sqlite":
+        return url.database or ""
+    return f"{url.host or 'local'}/{url.database or ''}".rpartition("@")[2]
+
+
 def _milliseconds(seconds: float) -> int:
     return max(1, int(seconds * 1000))
 
@@ -260,8 +270,7 @@ def open_databases(
     """
     url = make_url(config.url.get_secret_value())
     if url.get_backend_name() == "postgresql":
-        name = f"{url.host or 'local'}/{url.database}"
-        database = Postgresql(name, _postgresql_engine(url, config, lease_ttl))
+        database = Postgresql(shown(url), _postgresql_engine(url, config, lease_ttl))
         return database, database
     # The pool opens files whenever it needs one more: in the directory of this moment.
     path = Path(url.database or "").absolute()

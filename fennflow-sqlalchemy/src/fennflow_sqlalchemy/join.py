@@ -19,7 +19,7 @@ from typing_extensions import override
 from fennflow.backends import Commit, JoinedTransaction, SessionToken
 from fennflow.exceptions import ConfigException, ConflictException, TransactionException
 from fennflow_sqlalchemy.database import Database
-from fennflow_sqlalchemy.engines import ROLLED_BACK, sqlstate
+from fennflow_sqlalchemy.engines import ROLLED_BACK, shown, sqlstate
 from fennflow_sqlalchemy.tables import catalog_id_of
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ class UserTransaction(JoinedTransaction):
             found = await connection.run_sync(lambda sync: catalog_id_of(sync, self._meta))
         if found != catalog_id:
             message = (
-                f"The joined transaction is on {connection.engine.url!r}, and the catalog is in "
+                f"The joined transaction is on {shown(connection.engine.url)}, and the catalog is in "
                 f"{self._catalog.name}: one transaction cannot commit in two databases. Give "
                 "SqlalchemyBackendConfig and your engine the same url (and schema)."
             )

@@ -198,11 +198,16 @@ class SessionStatements:
         self.hold_token = self.token.with_for_update() if together else self.token
         self.drop_intents = delete(intents).where(intents.c.session_id == session_id)
         self.drop_session = delete(sessions).where(sessions.c.session_id == session_id)
-        rows, same = _keys_in(journal, locks)
-        self.keep_locks = (
-            update(locks)
-            .where(same, locks.c.session_id == session_id)
-            .values(kept_until=now + doubt_period)
+        # An upsert finds each lock by its key. An update that joins the two may compare all with all.
+        rows = journal.rows("rows", [locks.c.namespace, locks.c.key])
+        kept = journal.insert(locks).from_select(
+            ["namespace", "key", "session_id", "kept_until"],
+            select(rows.c.namespace, rows.c.key, session_id, now + doubt_period).where(true()),
+        )
+        self.keep_locks = kept.on_conflict_do_update(
+            index_elements=["namespace", "key"],
+            set_={"kept_until": kept.excluded.kept_until},
+            where=locks.c.session_id == kept.excluded.session_id,
         )
         self.drop_locks = delete(locks).where(
             locks.c.session_id == session_id, locks.c.kept_until.is_(None)

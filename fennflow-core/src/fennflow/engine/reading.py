@@ -20,6 +20,8 @@ from fennflow.exceptions import (
 from fennflow.paths import after_key, after_prefix
 
 READ_ATTEMPTS = 3
+FIRST_CHUNK = 64
+"""Records to read at first where a delimiter may roll up most of them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,8 +107,10 @@ async def page(
     keys: list[str] = []
     prefixes: list[str] = []
     cursor: str | None = max(start, prefix)
+    size = limit + 1 if delimiter is None else min(FIRST_CHUNK, limit + 1)
     while cursor is not None:
-        chunk, cursor = await _chunk(tx, namespace, prefix, cursor, limit + 1)
+        found = len(keys) + len(prefixes)
+        chunk, cursor = await _chunk(tx, namespace, prefix, cursor, size)
         skip_until = ""
         for key in chunk:
             if key < skip_until:
@@ -126,6 +130,9 @@ async def page(
         if cursor is not None:
             # What the last prefix rolls up is not read.
             cursor = max(cursor, skip_until)
+            # Many names in this chunk promise as many in the next one.
+            names = len(keys) + len(prefixes) - found
+            size = min(max(size, 2 * names), limit + 1)
     return Page(keys=keys, prefixes=prefixes, start=None)
 
 
