@@ -18,6 +18,11 @@ PACKAGES = [
     "fennflow-sqlalchemy",
 ]
 SOURCES = [f"{package}/src" for package in PACKAGES]
+# What is asked of every Python but the first, which runs everything.
+PORTABLE = "not (packaging or docs or crashes or thorough or once)"
+PORTABLE_STORES = (
+    "not (juicefs or seaweedfs or strict or versioned or suspended or weak or obstore)"
+)
 
 # Interpreters are used where they are installed; uv must not download any.
 os.environ["UV_PYTHON_DOWNLOADS"] = "never"
@@ -47,31 +52,11 @@ def sync(session: nox.Session, group: str) -> None:
 
 @nox.session
 def lint(session: nox.Session) -> None:
-    """Check style and format with ruff."""
+    """Check style and format, which module imports which, and what every package declares."""
     sync(session, "lint")
     session.run("ruff", "check")
     session.run("ruff", "format", "--check", "--diff")
-
-
-@nox.session
-def types(session: nox.Session) -> None:
-    """Check types with mypy and pyright, both strict."""
-    sync(session, "dev")
-    session.run("mypy")
-    session.run("pyright", "--pythonpath", f"{session.virtualenv.bin}/python")
-
-
-@nox.session
-def imports(session: nox.Session) -> None:
-    """Check which module may import which."""
-    sync(session, "dev")
     session.run("lint-imports")
-
-
-@nox.session
-def dependencies(session: nox.Session) -> None:
-    """Check that every package declares what it imports, and imports what it declares."""
-    sync(session, "lint")
     # Modules that are not named like what brings them.
     modules = {
         "aiobotocore": "aiobotocore|aiohttp|botocore",
@@ -86,35 +71,55 @@ def dependencies(session: nox.Session) -> None:
             session.run("deptry", "src", "--package-module-name-map", named)
 
 
-@nox.session(python=PYTHONS)
+@nox.session
+def types(session: nox.Session) -> None:
+    """Check types with mypy and pyright, both strict."""
+    sync(session, "dev")
+    session.run("mypy")
+    session.run("pyright", "--pythonpath", f"{session.virtualenv.bin}/python")
+
+
+@nox.session
 def tests(session: nox.Session) -> None:
-    """Run the tests, with real servers; `nox -s tests -- -k name` picks some."""
+    """Run what the README's test command runs; `nox -s tests -- -k name` picks some."""
     sync(session, "test")
-    chosen = "not packaging and not docs and not crashes"
-    if session.python != PYTHONS[0]:
-        chosen += " and not once"
-    session.run("pytest", "-n2", "-m", chosen, *session.posargs)
+    session.run("pytest", *session.posargs)
+
+
+@nox.session(python=PYTHONS[1:])
+def pythons(session: nox.Session) -> None:
+    """Run on each other Python what can differ between them: in memory, on SQLite, and on moto."""
+    sync(session, "test")
+    session.run("pytest", "-m", PORTABLE, "-k", PORTABLE_STORES, *session.posargs)
 
 
 @nox.session
 def packaging(session: nox.Session) -> None:
     """Build the wheels, install them into empty environments, and use them there."""
     sync(session, "test")
-    session.run("pytest", "-m", "packaging", *session.posargs)
+    session.run("pytest", "-n0", "-m", "packaging", *session.posargs)
 
 
 @nox.session
 def docs(session: nox.Session) -> None:
     """Run every snippet of README, docs and docstrings, build the site, and follow its links."""
     sync(session, "site")
-    session.run("pytest", "-n2", "-m", "docs", *session.posargs)
+    session.run("pytest", "-m", "docs", *session.posargs)
 
 
 @nox.session
 def crashes(session: nox.Session) -> None:
     """Kill processes at a sample of all boundaries; FENNFLOW_SEED repeats one."""
     sync(session, "test")
-    session.run("pytest", "-n2", "-m", "crashes", *session.posargs)
+    session.run("pytest", "-m", "crashes", *session.posargs)
+
+
+@nox.session(default=False)
+def thorough(session: nox.Session) -> None:
+    """Run what is too long for every change: every boundary, fault and store, and long searches."""
+    sync(session, "test")
+    env = {"FENNFLOW_THOROUGH": "yes", "FENNFLOW_MODEL_MINUTES": "5", "FENNFLOW_SOAK_MINUTES": "5"}
+    session.run("pytest", "-m", "not (packaging or docs)", *session.posargs, env=env)
 
 
 @nox.session(default=False)
@@ -161,21 +166,4 @@ def model(session: nox.Session) -> None:
     sync(session, "test")
     minutes, *others = session.posargs or ["15"]
     env = {"FENNFLOW_MODEL_MINUTES": minutes}
-    session.run("pytest", "-n2", "tests/model/test_model.py", *others, env=env)
-
-
-@nox.session(default=False)
-def soak(session: nox.Session) -> None:
-    """Load a server that fails at random; `nox -s soak -- 30` for 30 minutes on each database."""
-    sync(session, "test")
-    minutes, *others = session.posargs or ["10"]
-    env = {"FENNFLOW_SOAK_MINUTES": minutes}
-    session.run("pytest", "tests/faults/test_soak.py", *others, env=env)
-
-
-@nox.session(default=False)
-def all_crashes(session: nox.Session) -> None:
-    """Kill processes at every boundary, on every store and database; takes about half an hour."""
-    sync(session, "test")
-    env = {"FENNFLOW_ALL_CRASHES": "yes"}
-    session.run("pytest", "-n2", "-m", "crashes", *session.posargs, env=env)
+    session.run("pytest", "tests/model/test_model.py", *others, env=env)

@@ -1,6 +1,6 @@
 """The main job on embedded defaults: in memory, then over HTTP on an S3 server started here.
 
-Run it with `uv run examples/quickstart.py`.
+Run it with `uv run --group quickstart examples/quickstart.py`.
 """
 
 from __future__ import annotations

@@ -62,7 +62,7 @@ AFTER = {
 
 UNDONE = 0.2
 SEED = os.environ["FENNFLOW_SEED"]
-FULL = "FENNFLOW_ALL_CRASHES" in os.environ
+FULL = "FENNFLOW_THOROUGH" in os.environ
 
 
 class StopError(Exception):

@@ -20,7 +20,7 @@ from fennflow.testing import Boundary, S3Server
 pytestmark = [pytest.mark.crashes, pytest.mark.timeout(1800)]
 
 SAMPLE = 10
-FULL = "FENNFLOW_ALL_CRASHES" in os.environ
+FULL = "FENNFLOW_THOROUGH" in os.environ
 
 
 async def kill_at(site: Site, scope: str, at: int, *, surrounds: bool) -> int | None:

@@ -1,6 +1,6 @@
 """A process is killed at every boundary in turn, and another recovers (I1 to I8, P2, P4, P5, P24).
 
-`nox -s crashes` takes all boundaries; else it is a fair sample, of which the seed is printed.
+`nox -s thorough` takes all boundaries; else it is a fair sample, of which the seed is printed.
 """
 
 from __future__ import annotations

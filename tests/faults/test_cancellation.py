@@ -57,22 +57,23 @@ def faulty_store(
     )
 
 
-async def seed(uow_class: type[FullUOW]) -> None:
+async def seed(uow_class: type[FullUOW], folder: str = "") -> None:
     async with uow_class() as uow:
-        await uow.files.put(text("old a", "a"), text("old b", "b"), text("old c", "c"))
-        await uow.files.put(text("old m", "m"), text("old n", "n"))
+        files = uow.files.at(folder)
+        await files.put(*(text(body.decode(), key) for key, body in BEFORE.items()))
 
 
-async def change(uow_class: type[FullUOW]) -> None:
+async def change(uow_class: type[FullUOW], folder: str = "") -> None:
     async with uow_class() as uow:
-        await uow.files.put(text("new a", "a"), text("new d", "d"), text("new e", "e"))
-        await uow.files.delete("b")
-        await uow.files.put(text("newer d", "d"), text("new b", "b"))
-        await uow.files.delete("c", "e")
-        await uow.files.create(text("new f", "f"))
-        await uow.files.copy("m", "g")
-        await uow.files.copy("f", "n")
-        await uow.files.move("m", "h")
+        files = uow.files.at(folder)
+        await files.put(text("new a", "a"), text("new d", "d"), text("new e", "e"))
+        await files.delete("b")
+        await files.put(text("newer d", "d"), text("new b", "b"))
+        await files.delete("c", "e")
+        await files.create(text("new f", "f"))
+        await files.copy("m", "g")
+        await files.copy("f", "n")
+        await files.move("m", "h")
 
 
 BEFORE = {"a": b"old a", "b": b"old b", "c": b"old c", "m": b"old m", "n": b"old n"}
@@ -87,9 +88,10 @@ AFTER = {
 }
 
 
-async def seen_by_fennflow(uow_class: type[FullUOW]) -> dict[str, bytes]:
+async def seen_by_fennflow(uow_class: type[FullUOW], folder: str = "") -> dict[str, bytes]:
     async with uow_class() as uow:
-        return {file.path or "": file.data for file in await uow.files.get(*await uow.files.list())}
+        paths = await uow.files.at(folder).list()
+        return {file.path or "": file.data for file in await uow.files.get(*paths)}
 
 
 How = Literal["task", "timeout", "scope"]
@@ -288,20 +290,23 @@ async def test_a_cancellation_at_any_time_over_real_sockets_leaves_all_or_nothin
 ) -> None:
     """P21: the requests that are under way when it arrives are real ones."""
     loop = asyncio.get_running_loop()
+    store = await make_store(kind, request)
+    uow_class = store.uow(lock_timeout=0.0)
     delay, committed = 0.0, False
     while not committed:
-        store = await make_store(kind, request)
-        uow_class = store.uow(lock_timeout=0.0)
-        await seed(uow_class)
+        folder = f"{delay:.2f}"
+        await seed(uow_class, folder)
         others = asyncio.all_tasks()
-        task = asyncio.ensure_future(change(uow_class))
+        task = asyncio.ensure_future(change(uow_class, folder))
         loop.call_later(delay, task.cancel)
         await asyncio.wait({task})
         assert asyncio.all_tasks() == others
         committed = not task.cancelled()
-        expected = AFTER if committed else BEFORE
-        assert await store.objects() == expected, f"cancelled after {delay:.3f} s"
-        assert await seen_by_fennflow(uow_class) == expected
+        found = AFTER if committed else BEFORE
+        expected = {f"{folder}/{key}": body for key, body in found.items()}
+        assert await store.objects(f"{folder}/") == expected, f"cancelled after {delay:.2f} s"
+        assert await store.objects(".fennflow/") == {}
+        assert await seen_by_fennflow(uow_class, folder) == expected
         delay += 0.02
 
 

@@ -31,43 +31,47 @@ def text(value: str, name: str) -> TextContent:
     return TextContent.from_content(value, filename=name)
 
 
-async def seed(uow_class: type[FullUOW]) -> None:
+async def seed(uow_class: type[FullUOW], folder: str = "") -> None:
     async with uow_class() as uow:
-        await uow.files.put(text("old a", "a"), text("old b", "b"), text("old c", "c"))
-        await uow.files.put(text("old m", "m"), text("old n", "n"))
+        files = uow.files.at(folder)
+        await files.put(*(text(body.decode(), key) for key, body in BEFORE.items()))
 
 
-async def change(uow_class: type[FullUOW]) -> None:
+async def change(uow_class: type[FullUOW], folder: str) -> None:
     async with uow_class() as uow:
-        await uow.files.put(text("new a", "a"), text("new d", "d"))
-        await uow.files.delete("b", "c")
-        await uow.files.put(text("new b", "b"))
-        await uow.files.create(text("new f", "f"))
-        await uow.files.copy("m", "g")
-        await uow.files.move("m", "n")
+        files = uow.files.at(folder)
+        await files.put(text("new a", "a"), text("new d", "d"))
+        await files.delete("b", "c")
+        await files.put(text("new b", "b"))
+        await files.create(text("new f", "f"))
+        await files.copy("m", "g")
+        await files.move("m", "n")
 
 
 class StopError(Exception):
     """Ends a block."""
 
 
-async def give_up(uow_class: type[FullUOW]) -> None:
+async def give_up(uow_class: type[FullUOW], folder: str) -> None:
     async with uow_class() as uow:
-        await uow.files.put(text("new a", "a"), text("new d", "d"))
-        await uow.files.delete("b", "c")
-        await uow.files.create(text("new f", "f"))
-        await uow.files.copy("m", "g")
-        await uow.files.move("m", "n")
+        files = uow.files.at(folder)
+        await files.put(text("new a", "a"), text("new d", "d"))
+        await files.delete("b", "c")
+        await files.create(text("new f", "f"))
+        await files.copy("m", "g")
+        await files.move("m", "n")
         raise StopError
 
 
-async def everything(store: Store, uow_class: type[FullUOW]) -> dict[str, bytes]:
-    """Return what lies in the bucket, which is what the catalog says."""
-    objects = await store.objects()
+async def everything(store: Store, uow_class: type[FullUOW], folder: str = "") -> dict[str, bytes]:
+    """Return the objects of a folder, and of the reserved prefix; the catalog lists the same."""
+    objects = await store.objects(folder and f"{folder}/")
+    if folder:
+        objects |= await store.objects(".fennflow/")
     async with uow_class() as uow:
-        paths = await uow.files.list()
+        paths = await uow.files.at(folder).list()
         assert {file.path: file.data for file in await uow.files.get(*paths)} == objects
-    return objects
+    return {key.removeprefix(f"{folder}/"): body for key, body in objects.items()}
 
 
 class FaultAt:
@@ -97,23 +101,25 @@ KINDS = [
 async def test_a_fault_at_any_request_of_a_session_leaves_all_or_nothing(
     kind: str, fault: Fault, request: pytest.FixtureRequest
 ) -> None:
+    # One bucket, client and probe for all faults; each has a folder of its own.
+    store = await make_store(kind, request, max_attempts=1)
+    assert store.server is not None
+    uow_class = store.uow(lock_timeout=0.0)
     committed = undone = 0
     for number in itertools.count():
-        store = await make_store(kind, request, max_attempts=1)
-        assert store.server is not None
-        uow_class = store.uow(lock_timeout=0.0)
-        await seed(uow_class)
+        folder = str(number)
+        await seed(uow_class, folder)
         script = FaultAt(number, fault)
         with store.server.failing(script):
             try:
-                await change(uow_class)
+                await change(uow_class, folder)
             except ConnectorUnavailableException:
                 undone += 1
                 expected = BEFORE
             else:
                 committed += 1
                 expected = AFTER
-        assert await everything(store, uow_class) == expected, f"fault at request {number}"
+        assert await everything(store, uow_class, folder) == expected, f"at request {number}"
         if script.left >= 0:
             break
     assert undone >= (3 if fault is Fault.BEFORE else 1 if kind == "moto" else 3)
@@ -125,19 +131,20 @@ async def test_a_fault_at_any_request_of_a_session_leaves_all_or_nothing(
 async def test_a_fault_while_undoing_is_overcome(
     kind: str, fault: Fault, request: pytest.FixtureRequest
 ) -> None:
+    store = await make_store(kind, request, max_attempts=1)
+    assert store.server is not None
+    uow_class = store.uow(lock_timeout=0.0)
     for number in itertools.count():
-        store = await make_store(kind, request, max_attempts=1)
-        assert store.server is not None
-        uow_class = store.uow(lock_timeout=0.0)
-        await seed(uow_class)
+        folder = str(number)
+        await seed(uow_class, folder)
         script = FaultAt(number, fault)
         with (
             store.server.failing(script),
             pytest.raises((StopError, ConnectorUnavailableException)) as caught,
         ):
-            await give_up(uow_class)
+            await give_up(uow_class, folder)
         assert not getattr(caught.value, "__notes__", [])
-        assert await everything(store, uow_class) == BEFORE, f"fault at request {number}"
+        assert await everything(store, uow_class, folder) == BEFORE, f"at request {number}"
         if script.left >= 0:
             break
 

@@ -1,6 +1,6 @@
 """64 sessions at once on a server that fails at random: nothing is lost, nothing stays, all is flat.
 
-The quick profile takes some seconds; `nox -s soak -- 30` goes on for 30 minutes with each database.
+The quick profile takes some seconds; `nox -s thorough` goes on for minutes with each database.
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ import base64
 import hashlib
 from collections.abc import Callable, Generator, Sequence
 from contextlib import AbstractAsyncContextManager, contextmanager
+from functools import cache
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, cast
 
@@ -26,6 +27,7 @@ from botocore.exceptions import (
 from botocore.exceptions import (
     ConnectionError as BotoConnectionError,
 )
+from botocore.loaders import Loader, create_loader
 from typing_extensions import override
 
 from fennflow.exceptions import (
@@ -144,6 +146,8 @@ def client_context(config: S3ConnectorConfig) -> AbstractAsyncContextManager[S3C
         options = options.merge(config.aiobotocore_config)
     secret, token = config.aws_secret_access_key, config.aws_session_token
     session = AioSession(profile=config.profile_name)
+    # Parsing botocore's model of S3 takes most of the time that a new client takes.
+    session.register_component("data_loader", _loader(session.get_config_variable("data_path")))
     session.register("before-sign.s3.DeleteObjects", _add_content_md5)
     with translated("open a client for", "S3"):
         # Its overloads name the stubs of every service of AWS.
@@ -158,6 +162,12 @@ def client_context(config: S3ConnectorConfig) -> AbstractAsyncContextManager[S3C
             config=options,
         )
     return context
+
+
+@cache
+def _loader(search_path: str | None) -> Loader:
+    """Return the loader of botocore's data files, shared by all clients of the process."""
+    return create_loader(search_path)
 
 
 def _add_content_md5(request: Any, **_kwargs: Any) -> None:
