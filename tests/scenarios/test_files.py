@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import struct
 import zlib
+from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import pytest
 from typing_extensions import override
@@ -15,9 +16,11 @@ from fennflow.backends import InMemoryBackendConfig
 from fennflow.connectors import InMemoryConnectorConfig
 from fennflow.exceptions import (
     FileException,
+    KeyException,
     MediaTypeCannotBeGuessedException,
     NoSuchKeyException,
     ObjectChangedException,
+    PathException,
     RecordAlreadyExistsException,
     RecordLockedException,
     TransactionException,
@@ -32,7 +35,7 @@ from fennflow.files import (
 )
 from fennflow.paths import StoragePath, encode_token
 from fennflow.testing import faults
-from stores import FullUOW, Store, make_store, raw_client
+from stores import FullRepository, FullUOW, Store, make_store, raw_client
 
 R = TypeVar("R")
 
@@ -402,6 +405,71 @@ async def test_folders_are_listed_without_reading_what_they_hold() -> None:
             assert list(rolled.prefixes) == ["d0/", "d1/", "d2/", "d3/", "d4/"]
             assert counted.records < 500
             assert len(await uow.files.list(limit=2000)) == len(names)
+
+
+@pytest.mark.parametrize("prefix", ["\ud800", "a\0b", "a\0", "../", "a//b", "x" * 1025])
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda files, prefix: files.list(prefix),
+        lambda files, prefix: anext(aiter(files.iter(prefix))),
+        lambda files, prefix: files.get_prefix(prefix),
+        lambda files, prefix: files.delete_prefix(prefix),
+        lambda files, prefix: files.generate_presigned_url_prefix(prefix),
+    ],
+    ids=["list", "iter", "get_prefix", "delete_prefix", "presign"],
+)
+async def test_a_prefix_that_no_key_can_have_is_refused_before_anything_is_asked(
+    prefix: str, call: Callable[[FullRepository, str], Awaitable[object]]
+) -> None:
+    with plugins.override(faults):
+        asked: list[str] = []
+
+        async def script(_phase: str, operation: str, _key: str) -> None:
+            asked.append(operation)
+
+        backend = faults.FaultyBackendConfig(
+            inner=InMemoryBackendConfig(), faults=faults.Scripted(script)
+        )
+        store = await make_store("memory", None)  # type: ignore[arg-type]
+        uow_class = store.uow(backend=backend)
+        async with uow_class() as uow:
+            await uow.files.list()
+            assert "scan" in asked
+            asked.clear()
+            for files in (uow.files, uow.files.at("in")):
+                with pytest.raises(KeyException, match="Prefix"):
+                    await call(files, prefix)
+            assert not {"records", "scan", "stage"} & set(asked)  # recovery runs beside
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        *({"limit": limit} for limit in (0, -1, 1_000_001, 1 << 40, 1 << 63, "1", 1.5, None)),
+        *({"delimiter": delimiter} for delimiter in ("", 7, b"/")),
+        {"continuation_token": "AGE"},
+        {"prefix": None},
+    ],
+)
+async def test_a_page_that_cannot_be_is_refused(arguments: dict[str, Any]) -> None:
+    store = await make_store("memory", None)  # type: ignore[arg-type]
+    async with store.uow()() as uow:
+        with pytest.raises(PathException):
+            await uow.files.list(**arguments)
+        assert await uow.files.list(limit=1_000_000) == []
+
+
+@pytest.mark.parametrize(
+    ("start", "end"), [(-1, None), (3, 2), ("0", None), (0, "1"), (0, -1), (1.5, None)]
+)
+async def test_a_range_that_cannot_be_is_refused(start: Any, end: Any) -> None:
+    store = await make_store("memory", None)  # type: ignore[arg-type]
+    async with store.uow()() as uow:
+        await uow.files.put(text("1", "a"))
+        with pytest.raises(PathException, match="Invalid byte range"):
+            async with uow.files.open("a", start=start, end=end):
+                pass
 
 
 async def test_a_forged_token_opens_no_other_scope(moto_store: Store) -> None:

@@ -8,6 +8,7 @@ from typing import ClassVar
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from fennflow.exceptions import ContinuationTokenException, KeyException
 from fennflow.paths import (
@@ -17,6 +18,7 @@ from fennflow.paths import (
     after_key,
     after_prefix,
     check_key,
+    check_prefix,
     decode_token,
     encode_token,
     join_key,
@@ -102,7 +104,74 @@ def test_what_follows_a_prefix_skips_all_that_have_it(prefix: str, rest: str, ot
 
 @given(st.text(characters))
 def test_a_token_tells_where_the_next_page_starts(start: str) -> None:
-    assert decode_token(encode_token(start)) == start
+    try:
+        check_prefix(start)
+    except KeyException:
+        with pytest.raises(ContinuationTokenException):
+            decode_token(encode_token(start))
+    else:
+        assert decode_token(encode_token(start)) == start
+
+
+@pytest.mark.parametrize("token", ["é", "!", "YQBi", "AA", 7, b"YQ"])
+def test_a_token_that_list_cannot_have_returned_is_refused(token: str) -> None:
+    with pytest.raises(ContinuationTokenException):
+        decode_token(token)
+
+
+@pytest.mark.parametrize(
+    ("prefix", "reason"),
+    [
+        ("a" * 1025, "1025 bytes"),
+        ("a\x00b", "control character"),
+        ("a\x00", "control character"),
+        ("\n", "control character"),
+        ("\ud800b", "lone surrogate"),
+        ("../", "'..' segment"),
+        ("a/../b", "'..' segment"),
+        ("./x", "'.' segment"),
+        ("/a", "starts with"),
+        ("a//b", "starts with"),
+    ],
+)
+def test_a_prefix_with_which_no_key_can_begin_is_refused(prefix: str, reason: str) -> None:
+    with pytest.raises(KeyException, match=rf"Prefix .*{reason}") as caught:
+        check_prefix(prefix)
+    assert str(caught.value).isascii()
+
+
+@given(st.text(characters), st.integers(0, 40))
+def test_whatever_a_key_begins_with_is_a_prefix(key: str, length: int) -> None:
+    try:
+        check_key(key)
+    except KeyException:
+        return
+    assert check_prefix(key[:length]) == key[:length]
+
+
+class Body(BaseModel):
+    path: StoragePath
+    others: list[StoragePath] | None = None
+
+
+def test_a_field_of_a_model_takes_only_paths_that_fennflow_returned() -> None:
+    """A string of a client's would become absolute, and leave the scope."""
+    path = StoragePath("tenants/a/n.txt")
+    kept = Body(path=path, others=[path])
+    assert isinstance(kept.path, StoragePath)
+    assert kept.model_dump_json() == '{"path":"tenants/a/n.txt","others":["tenants/a/n.txt"]}'
+    assert Body.model_validate(kept.model_dump()) == kept
+    assert Body.model_json_schema()["properties"]["path"]["type"] == "string"
+    for validate in (
+        lambda: Body.model_validate_json('{"path": "tenants/b/n.txt"}'),
+        lambda: Body.model_validate({"path": "tenants/b/n.txt"}),
+        lambda: Body.model_validate_strings({"path": "tenants/b/n.txt"}),
+        lambda: Body.model_validate({"path": path, "others": ["x"]}),
+        lambda: TypeAdapter(StoragePath).validate_python("x", strict=True),
+        lambda: TypeAdapter(dict[StoragePath, int]).validate_json('{"x": 1}'),
+    ):
+        with pytest.raises(ValidationError, match="that FennFlow returned"):
+            validate()
 
 
 @given(st.text(st.characters()))

@@ -113,6 +113,10 @@ _CONVERSIONS: Mapping[str | None, Callable[[object], object]] = {
 class StoragePath(str):
     """A full path from the root of a bucket; every method takes it as absolute.
 
+    What methods return is one. As a field of a pydantic model it takes no other strings: what a
+    client sends would become an absolute path, which leaves the scope of `at()`. Declare such a
+    field as `str`. To use a path that your own program has stored, write `StoragePath(text)`.
+
     Example:
         ```python
         from fennflow.paths import StoragePath
@@ -139,10 +143,22 @@ class StoragePath(str):
     def __get_pydantic_core_schema__(
         cls, source: object, handler: GetCoreSchemaHandler
     ) -> CoreSchema:
-        """Let models hold a `StoragePath`: any string becomes one."""
+        """Let models hold a `StoragePath`, but make none of other strings."""
         from pydantic_core import core_schema
 
-        return core_schema.no_info_after_validator_function(cls, core_schema.str_schema())
+        return core_schema.no_info_wrap_validator_function(
+            _only_made_here, core_schema.str_schema()
+        )
+
+
+def _only_made_here(value: object, _handler: object) -> StoragePath:
+    if not isinstance(value, StoragePath):
+        message = (
+            "only a StoragePath that FennFlow returned is taken here, since it is absolute; declare "
+            "what clients send as str, and write StoragePath(text) for a path of your own"
+        )
+        raise ValueError(message)  # noqa: TRY004 - pydantic turns ValueErrors into its own
+    return value
 
 
 def check_key(key: str, *, reserved_prefix: str | None = None) -> str:
@@ -159,15 +175,7 @@ def check_key(key: str, *, reserved_prefix: str | None = None) -> str:
     """
     if not key:
         _refuse(key, "is empty")
-    try:
-        size = len(key.encode())
-    except UnicodeEncodeError:
-        _refuse(key, "has a lone surrogate, which UTF-8 cannot hold")
-    if size > MAX_KEY_BYTES:
-        _refuse(key, f"has {size} bytes of UTF-8; S3 takes at most {MAX_KEY_BYTES}")
-    # Cc, the control characters, are the only category below U+0020 and at U+007F to U+009F.
-    if not key.isprintable() and any(unicodedata.category(char) == "Cc" for char in key):
-        _refuse(key, "has a control character")
+    _check_characters(key)
     for segment in key.split("/"):
         if segment in {".", ".."}:
             _refuse(key, f"has a {segment!r} segment")
@@ -178,9 +186,39 @@ def check_key(key: str, *, reserved_prefix: str | None = None) -> str:
     return key
 
 
-def _refuse(key: str, reason: str) -> NoReturn:
+def check_prefix(prefix: str) -> str:
+    """Return the prefix if keys can begin so.
+
+    Args:
+        prefix: from the root of the bucket; empty for all keys. It may end within a segment.
+
+    Raises:
+        KeyException: the rules of `check_key` allow no key that begins so.
+    """
+    _check_characters(prefix, "Prefix")
+    for segment in prefix.split("/")[:-1]:
+        if segment in {".", ".."}:
+            _refuse(prefix, f"has a {segment!r} segment", "Prefix")
+        if not segment:
+            _refuse(prefix, "starts with '/', or has '//'", "Prefix")
+    return prefix
+
+
+def _check_characters(key: str, what: str = "Key") -> None:
+    try:
+        size = len(key.encode())
+    except UnicodeEncodeError:
+        _refuse(key, "has a lone surrogate, which UTF-8 cannot hold", what)
+    if size > MAX_KEY_BYTES:
+        _refuse(key, f"has {size} bytes of UTF-8; S3 takes at most {MAX_KEY_BYTES}", what)
+    # Cc, the control characters, are the only category below U+0020 and at U+007F to U+009F.
+    if not key.isprintable() and any(unicodedata.category(char) == "Cc" for char in key):
+        _refuse(key, "has a control character", what)
+
+
+def _refuse(key: str, reason: str, what: str = "Key") -> NoReturn:
     shown = key if len(key) <= 80 else f"{key[:77]}..."  # noqa: PLR2004 - a line's length
-    message = f"Key {shown!a} {reason}. Choose another key; nothing was sent."
+    message = f"{what} {shown!a} {reason}. Choose another {what.lower()}; nothing was sent."
     raise KeyException(message)
 
 
@@ -243,7 +281,7 @@ def decode_token(token: str) -> str:
     """
     try:
         padded = token.encode("ascii") + b"=" * (-len(token) % 4)
-        return base64.b64decode(padded, altchars=b"-_", validate=True).decode()
-    except (UnicodeError, binascii.Error, AttributeError):
+        return check_prefix(base64.b64decode(padded, altchars=b"-_", validate=True).decode())
+    except (UnicodeError, binascii.Error, AttributeError, KeyException):
         message = "The continuation token is not one that list() returned; pass it unchanged."
         raise ContinuationTokenException(message) from None

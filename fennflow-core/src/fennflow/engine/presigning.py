@@ -41,6 +41,7 @@ async def presign(
     if method not in get_args(PresignMethod):
         message = f"There are presigned URLs for GET and PUT, not for {method}."
         raise ConnectorCapabilityException(message)
+    _check_seconds(expires_in)
     for key in keys:
         check_key(key, reserved_prefix=tx.config.reserved_prefix)
         if live(tx.chain(ObjectKey(namespace, key))) is not None:
@@ -66,6 +67,12 @@ async def presign(
         await tx.connector.presign(namespace, location, method=method, expires_in=expires_in)
         for location in locations
     ]
+
+
+def _check_seconds(expires_in: object) -> None:
+    if not isinstance(expires_in, (int, float)) or not 0 < expires_in < float("inf"):
+        message = f"expires_in={expires_in!a} is not a number of seconds over 0."
+        raise ConnectorCapabilityException(message)
 
 
 async def _settled(tx: Transaction, namespace: str, keys: Sequence[str]) -> Sequence[Location]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from fennflow.backends import ObjectKey
 from fennflow.engine import reading
 from fennflow.exceptions import TransactionException
-from fennflow.paths import PathTemplate, StoragePath, check_key, join_key, render_path
+from fennflow.paths import PathTemplate, StoragePath, check_key, check_prefix, join_key, render_path
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Sequence
@@ -76,19 +76,20 @@ class Repository:
 
     def _prefix(self, prefix: str) -> str:
         rendered = render_path(prefix)
-        if isinstance(rendered, StoragePath) or not self._scope:
-            return str(rendered)
-        return f"{self._scope}/{rendered}"
+        if not isinstance(rendered, StoragePath):
+            check_prefix(rendered)
+        return check_prefix(join_key(self._scope, rendered))
 
     async def _pages(self, prefix: str) -> AsyncGenerator[Sequence[str]]:
         """Iterate over the keys with a prefix, up to a thousand at a time."""
+        whole = self._prefix(prefix)
         start: str | None = ""
         while start is not None:
             async with self._call("list") as tx:
                 page = await reading.page(
                     tx,
                     self._namespace,
-                    prefix=self._prefix(prefix),
+                    prefix=whole,
                     start=start,
                     limit=PAGE,
                     delimiter=None,

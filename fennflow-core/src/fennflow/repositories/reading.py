@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 EXPIRES_IN = 3600.0
 """Seconds."""
+MAX_LIMIT = 1_000_000
+"""Paths on a page, which is held in memory."""
 
 
 class GetRepository(Repository):
@@ -56,6 +58,7 @@ class GetPrefixRepository(Repository):
             prefix: relative to the scope; it need not end at a `/`.
 
         Raises:
+            KeyException: no key can begin with the prefix.
             ObjectChangedException: an object was changed without FennFlow.
         """
         files: list[BaseContent] = []
@@ -81,23 +84,23 @@ class ListRepository(Repository):
 
         Args:
             prefix: relative to the scope; it need not end at a `/`.
-            limit: paths and rolled-up prefixes on the page, at least 1.
+            limit: paths and rolled-up prefixes on the page, 1 to 1,000,000.
             continuation_token: of the page before.
             delimiter: roll up what has it beyond the prefix, for instance `/`.
 
         Raises:
             ContinuationTokenException: the token is not one of `list`.
-            PathException: a limit below 1, or an empty delimiter.
+            KeyException: no key can begin with the prefix, for instance one with a NUL.
+            PathException: a limit out of range, or an empty delimiter.
         """
-        if limit < 1 or delimiter == "":
-            message = f"limit={limit} must be at least 1, and a delimiter cannot be empty."
-            raise PathException(message)
+        whole = self._prefix(prefix)
+        _check_page(limit, delimiter)
         start = "" if continuation_token is None else decode_token(continuation_token)
         async with self._call("list") as tx:
             page = await reading.page(
                 tx,
                 self._namespace,
-                prefix=self._prefix(prefix),
+                prefix=whole,
                 start=start,
                 limit=limit,
                 delimiter=delimiter,
@@ -109,7 +112,11 @@ class ListRepository(Repository):
         )
 
     async def iter(self, prefix: str = "") -> AsyncIterator[StoragePath]:
-        """Iterate over all paths with a prefix, a page at a time."""
+        """Iterate over all paths with a prefix, a page at a time.
+
+        Raises:
+            KeyException: no key can begin with the prefix.
+        """
         async for keys in self._pages(prefix):
             for key in keys:
                 yield StoragePath(key)
@@ -190,6 +197,7 @@ class GeneratePresignedUrlPrefixRepository(Repository):
             expires_in: like that of `generate_presigned_url`.
 
         Raises:
+            KeyException: no key can begin with the prefix.
             TransactionException: this unit of work has uncommitted changes under the prefix.
             ConnectorCapabilityException: the store has no such URLs, or not for so long.
         """
@@ -202,6 +210,15 @@ class GeneratePresignedUrlPrefixRepository(Repository):
                 )
             paths += map(StoragePath, keys)
         return PresignedUrlResponse(urls, paths=paths)
+
+
+def _check_page(limit: object, delimiter: object) -> None:
+    if not isinstance(limit, int) or not 1 <= limit <= MAX_LIMIT:
+        message = f"limit={limit!a} is not a number from 1 to {MAX_LIMIT}."
+        raise PathException(message)
+    if delimiter is not None and not (isinstance(delimiter, str) and delimiter):
+        message = f"delimiter={delimiter!a} is not a text of at least one character."
+        raise PathException(message)
 
 
 def info_of(record: Record) -> ObjectInfo:

@@ -100,17 +100,25 @@ class StreamRepository(Repository):
             asyncio.run(main())
             ```
         """
-        start = start or 0
-        if start < 0 or (end is not None and end < start):
-            message = f"start={start} and end={end} are no range of bytes, counted from 0."
-            raise PathException(message)
+        first, last = _range(start, end)
         key = self._object_key(path)
         async with self._call("open") as tx:
             connector = tx.connector
-        download = Download(connector, partial(self._call, "open"), key, start, end)
+        download = Download(connector, partial(self._call, "open"), key, first, last)
         async with aclosing(await download.open()) as chunks:
             stream = ObjectStream(info_of(download.record), chunks)
             try:
                 yield stream
             finally:
                 stream.close()
+
+
+def _range(start: object, end: object) -> tuple[int, int | None]:
+    first = 0 if start is None else start
+    if isinstance(first, int) and first >= 0:
+        if end is None:
+            return first, None
+        if isinstance(end, int) and end >= first:
+            return first, end
+    message = f"Invalid byte range: start={start!a}, end={end!a} (counted from 0, end exclusive)."
+    raise PathException(message)

@@ -248,6 +248,7 @@ class DeletePrefixRepository(Repository):
             the paths that were deleted.
 
         Raises:
+            KeyException: no key can begin with the prefix.
             RecordLockedException: another session is writing one of the paths.
         """
         gone: list[StoragePath] = []
