@@ -14,17 +14,37 @@ import fennflow
 from fennflow import exceptions, hookspecs, repositories
 
 ROOT = Path(__file__).parents[2]
-RULES = range(1, 32)
-INVARIANTS = range(1, 10)
+PROTOCOL = ROOT / "docs" / "protocol.md"
+RULE = re.compile(r"\b(?:P[1-9]\d?|I[1-9])\b")
 
 
-def test_every_rule_is_named_by_a_test() -> None:
-    text = "\n".join(
-        path.read_text() for path in (ROOT / "tests").rglob("*.py") if path != Path(__file__)
-    ) + "\n".join(path.read_text() for path in (ROOT / "fennflow-core").rglob("*_suite.py"))
-    named = set(re.findall(r"\b[PI]\d+\b", text))
-    wanted = {f"P{rule}" for rule in RULES} | {f"I{invariant}" for invariant in INVARIANTS}
-    assert wanted - named == set()
+def rules() -> set[str]:
+    """Return the rules and invariants of the protocol page, each of which has an anchor."""
+    return {each.upper() for each in re.findall(r'<a id="([pi]\d+)">', PROTOCOL.read_text())}
+
+
+def cited(*patterns: str) -> dict[str, set[Path]]:
+    """Return the rules that files cite, and where."""
+    found: dict[str, set[Path]] = {}
+    for path in (path for pattern in patterns for path in ROOT.glob(pattern)):
+        for rule in RULE.findall(path.read_text()):
+            found.setdefault(rule, set()).add(path.relative_to(ROOT))
+    return found
+
+
+def test_every_rule_has_one_anchor_and_begins_with_its_number() -> None:
+    text = PROTOCOL.read_text()
+    assert len(rules()) == len(re.findall("<a id=", text)) == 40
+    assert set(re.findall(r"</a>\*\*([PI]\d+)\.", text)) == rules()
+
+
+def test_every_rule_that_is_cited_is_on_the_protocol_page() -> None:
+    found = cited("fennflow-*/src/**/*.py", "docs/**/*.md", "tests/**/*.py", "*.md")
+    assert {rule: where for rule, where in found.items() if rule not in rules()} == {}
+
+
+def test_every_rule_is_cited_by_a_test() -> None:
+    assert rules() - set(cited("tests/**/*.py", "fennflow-core/**/*_suite.py")) == set()
 
 
 def test_every_hook_is_documented_with_its_signature() -> None:
