@@ -11,24 +11,44 @@ import pickle
 import subprocess
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator
+from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
+from datetime import datetime
+from types import SimpleNamespace
 
 import pytest
+import uuid_utils
+from typing_extensions import override
 
 import crashing
+import fennflow_memory.connector
 from crashing import Site, make_site, start, text
 from fennflow import plugins
-from fennflow.backends import ObjectKey, Tombstone
+from fennflow.backends import Backend, InMemoryBackendConfig, ObjectKey, SessionToken, Tombstone
+from fennflow.connectors import (
+    Capabilities,
+    InMemoryConnectorConfig,
+    Location,
+    ObjectAttributes,
+    PendingUpload,
+    StoredObject,
+)
+from fennflow.engine import garbage
+from fennflow.engine.stamps import Stamp, stamped
 from fennflow.exceptions import (
+    AccessDeniedException,
     BackendUnavailableException,
+    ConnectorUnavailableException,
+    NoSuchNamespaceException,
     RecordLockedException,
     SessionLostException,
     TransactionException,
 )
+from fennflow.repositories import CrudRepository, RepoField
 from fennflow.testing import Boundary, S3Server, faults
 from fennflow.testing.recovery_suite import new_session, opened
-from stores import raw_client
+from stores import Store, make_store, numbers, raw_client
 
 UNCOMMITTED = Boundary("after", "put")
 COMMITTED = Boundary("before", "copy")
@@ -254,6 +274,155 @@ async def test_the_sweep_takes_what_nobody_knows_of_and_nothing_else(
         report = await changed(site, lock_timeout=1.0).uow_class.recover()
         assert (report.swept, report.uploads) == (1, 1)
     assert await site.store.objects() == {"a": b"new", foreign: b"left"}
+
+
+class Refusing(faults.FaultyConnector):
+    """Has no bucket named gone, lists no uploads, and lets nobody look at `denied`."""
+
+    @override
+    async def probe(self, namespace: str) -> Capabilities:
+        if namespace == "gone":
+            message = "There is no such bucket."
+            raise NoSuchNamespaceException(message)
+        return await super().probe(namespace)
+
+    @override
+    async def head(self, namespace: str, location: Location) -> StoredObject | None:
+        if location.key == "denied":
+            message = "Not for you."
+            raise AccessDeniedException(message)
+        return await super().head(namespace, location)
+
+    @override
+    async def uploads(self, namespace: str, prefix: str) -> AsyncIterator[PendingUpload]:
+        nothing: tuple[PendingUpload, ...] = ()
+        for upload in nothing:
+            yield upload
+        message = "Not for you."
+        raise AccessDeniedException(message)
+
+
+@pytest.fixture
+def refusing(monkeypatch: pytest.MonkeyPatch) -> Generator[Store]:
+    """Return a store that refuses, with a catalog; the next day begins at once."""
+
+    async def script(*_: str) -> None: ...
+
+    monkeypatch.setattr(faults, "FaultyConnector", Refusing)
+    later = SimpleNamespace(time=lambda: time.time() + 86400)
+    monkeypatch.setattr(garbage, "time", later)
+    inner = InMemoryConnectorConfig(name=f"r{next(numbers)}")
+    connector = faults.FaultyConnectorConfig(inner=inner, faults=faults.Scripted(script))
+    backend = InMemoryBackendConfig(name=f"r{next(numbers)}")
+    with plugins.override(faults):
+        yield Store(connector, "bucket", settings={"backend": backend, "doubt_period": 0.001})
+
+
+def catalog_of(store: Store) -> AbstractAsyncContextManager[Backend]:
+    settings = dict(store.settings)
+    return opened(settings.pop("backend"), connector=store.config, **settings)
+
+
+async def leave_late_writes(store: Store, backend: Backend, *places: ObjectKey) -> None:
+    """Leave objects that late requests made, and what the journal holds of them."""
+    late = SessionToken(str(uuid_utils.uuid7()))
+    doubts = [Tombstone(namespace=n, key=k, session_id=late.session_id, seq=1) for n, k in places]
+    async with store.connector() as connector:
+        await backend.stage(late, places, lambda _: ())
+        await backend.abort(late)
+        await backend.settle(late, tombstones=doubts)
+        attributes = ObjectAttributes(
+            media_type="text/plain", metadata=stamped({}, Stamp(late.session_id, 1))
+        )
+        for namespace, key in places:
+            await connector.put(namespace, key, b"late", attributes)
+
+
+async def test_one_refusal_does_not_stop_the_clean_up_of_the_rest(
+    refusing: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    """P26, P27: not of a bucket, of a listing, nor of an object."""
+
+    class Two(refusing.uow()):  # type: ignore[misc]  # a class made at run time
+        gone = RepoField(CrudRepository, namespace="gone")
+
+    places = [ObjectKey("bucket", "denied"), ObjectKey("bucket", "z"), ObjectKey("gone", "a")]
+    async with catalog_of(refusing) as backend:
+        await leave_late_writes(refusing, backend, *places)
+        staged = f".fennflow/{backend.catalog_id}/{uuid_utils.uuid7()}/1"
+        async with refusing.connector() as connector:
+            attributes = ObjectAttributes(media_type="text/plain")
+            await connector.put("bucket", staged, b"left", attributes)
+        report = await Two.recover()
+    assert (report.buried, report.swept) == (1, 1)
+    assert set(await refusing.objects()) == {"denied"}
+    for what in ("1 late writes to bucket", "Late writes to gone", "Leftovers in bucket"):
+        assert sum(what in problem for problem in report.problems) == 1
+        assert what in caplog.text
+    # No lock is left behind by those that could not be looked for.
+    async with Two() as uow:
+        await uow.files.put(text("mine", "z"))
+
+
+async def test_what_another_catalog_staged_is_never_swept(refusing: Store) -> None:
+    """P27: whatever its age, it may be the only copy of what was committed."""
+    staged = [
+        f".fennflow/{uuid_utils.uuid7()}/{uuid_utils.uuid7()}/1",
+        ".fennflow/b7/01890000-0000-7000-8000-000000000000/1",
+        ".fennflow/something",
+    ]
+    async with refusing.connector() as connector:
+        for key in staged:
+            await connector.put("bucket", key, b"1", ObjectAttributes(media_type="text/plain"))
+    assert (await refusing.uow().recover()).swept == 0
+    assert set(await refusing.objects()) == set(staged)
+
+
+@pytest.mark.parametrize("name", ["dead/1", "0/1", "x\0y/1", f"{'9' * 40}/{'9' * 40}", "a/b/c", ""])
+async def test_names_that_no_transaction_has_do_not_stop_the_sweep(
+    refusing: Store, name: str
+) -> None:
+    async with catalog_of(refusing) as backend, refusing.connector() as connector:
+        key = f".fennflow/{backend.catalog_id}/{name}"
+        await connector.put("bucket", key, b"1", ObjectAttributes(media_type="text/plain"))
+        assert (await refusing.uow().recover()).swept == 1
+    assert await refusing.objects() == {}
+
+
+async def test_undoing_looks_only_at_versions_that_the_transaction_may_have_written(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """P18: however many older ones there are."""
+    looked: list[str] = []
+
+    async def script(when: str, operation: str, key: str) -> None:
+        if (when, operation) == ("before", "head"):
+            looked.append(key)
+        if (when, operation) == ("after", "put"):
+            message = "The answer got lost."
+            raise ConnectorUnavailableException(message)
+
+    inner = await make_store("memory-versioned", None)  # type: ignore[arg-type]
+    old = SimpleNamespace(now=lambda zone: datetime(2020, 1, 1, tzinfo=zone))
+    async with inner.connector() as connector:
+        with monkeypatch.context() as patched:
+            patched.setattr(fennflow_memory.connector, "datetime", old)
+            for _ in range(20):
+                await connector.put(
+                    "bucket", "a", b"old", ObjectAttributes(media_type="text/plain")
+                )
+    with plugins.override(faults):
+        connector_config = faults.FaultyConnectorConfig(
+            inner=inner.config, faults=faults.Scripted(script)
+        )
+        store = Store(connector_config, "bucket")
+        backend = InMemoryBackendConfig(name=f"r{next(numbers)}")
+        with pytest.raises(ConnectorUnavailableException):
+            async with store.uow(backend=backend)() as uow:
+                await uow.files.put(text("new", "a"))
+    async with inner.connector() as connector:
+        assert len(await connector.versions("bucket", "a")) == 20
+    assert len(looked) < 5
 
 
 PROGRAM = """

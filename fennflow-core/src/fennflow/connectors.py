@@ -9,7 +9,7 @@ back, but for `on_upload`. Who calls what, and when:
 | `validate` | before any I/O of a call | |
 | `probe` | before the first write to a namespace | nothing is left of what it tried |
 | `put`, `upload`, `copy` | in a session before the pivot; `copy` after it | the object is complete and durable |
-| `get`, `stream`, `head`, `list`, `versions` | at any time | reads see every write that returned before |
+| `get`, `stream`, `head`, `list`, `versions`, `recent_versions` | at any time | reads see every write that returned before |
 | `delete`, `abort_upload` | after the pivot, or to undo | what was named is gone |
 | `uploads` | by the sweep (P27) | |
 
@@ -41,6 +41,7 @@ from fennflow.objects import (
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
+    from datetime import datetime
 
     from fennflow_memory import InMemoryConnectorConfig as InMemoryConnectorConfig
     from fennflow_obstore import ObstoreConnectorConfig as ObstoreConnectorConfig
@@ -347,6 +348,21 @@ class Connector(ABC):
 
         Called only where `Capabilities.versioned`. Metadata need not be filled.
         """
+
+    async def recent_versions(
+        self, namespace: str, key: str, *, since: datetime
+    ) -> Sequence[StoredObject]:
+        """Return the versions of one key that are not older than a time, newest first.
+
+        Not abstract: a store that lists the newest versions first can stop listing early.
+
+        Args:
+            namespace: of the object.
+            key: the key.
+            since: by the store's clock. A version without a time counts as new.
+        """
+        found = await self.versions(namespace, key)
+        return [each for each in found if each.modified_at is None or each.modified_at >= since]
 
     async def uploads(self, namespace: str, prefix: str) -> AsyncIterator[PendingUpload]:
         """Iterate over unfinished multipart uploads under a prefix.

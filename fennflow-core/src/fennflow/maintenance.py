@@ -103,10 +103,11 @@ class Maintenance:
         is taken over when its lease has run out, `lease_ttl` after the last sign of life.
 
         Returns:
-            what was done. What is `pending` is tried again by the next recovery.
+            what was done. What is `pending`, and what is named under `problems` because the store
+            refused it or could not be reached, is tried again by the next recovery.
 
         Raises:
-            BaseConnectorException: the store refused or cannot be reached.
+            BaseBackendException: the catalog cannot be reached.
 
         Example:
             ```python

@@ -102,6 +102,7 @@ class RecoveryReport:
         buried: places where a late request could have left something, and that are clean now.
         swept: objects under the reserved prefix that no session knew of, deleted.
         uploads: unfinished multipart uploads there, aborted.
+        problems: what was refused or could not be reached, and was passed over.
     """
 
     rolled_forward: int = 0
@@ -110,6 +111,7 @@ class RecoveryReport:
     buried: int = 0
     swept: int = 0
     uploads: int = 0
+    problems: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -37,6 +37,8 @@ from fennflow_s3.probe import probe
 from fennflow_s3.upload import Upload, size_of_part, split
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from types_aiobotocore_s3 import S3Client
 
     from fennflow.exceptions import BaseConnectorException
@@ -325,6 +327,17 @@ class S3Connector(Connector):
 
     @override
     async def versions(self, namespace: str, key: str) -> Sequence[StoredObject]:
+        return await self._versions(namespace, key, since=None)
+
+    @override
+    async def recent_versions(
+        self, namespace: str, key: str, *, since: datetime
+    ) -> Sequence[StoredObject]:
+        return await self._versions(namespace, key, since=since)
+
+    async def _versions(
+        self, namespace: str, key: str, *, since: datetime | None
+    ) -> Sequence[StoredObject]:
         pages = self._client.get_paginator("list_object_versions").paginate(
             Bucket=namespace, Prefix=key
         )
@@ -332,12 +345,16 @@ class S3Connector(Connector):
         with translated("list versions of", f"{namespace}/{key}"):
             async for page in pages:
                 items = page.get("Versions", [])
-                found += [
+                own = [
                     _stored(key, item, size=item.get("Size", 0))
                     for item in items
                     if item.get("Key") == key
                 ]
-                if items and items[-1].get("Key", "") > key:
+                recent = [each for each in own if since is None or _is_recent(each, since)]
+                found += recent
+                # A version uploaded in parts bears the time at which its upload began, so only
+                # a page without any recent version shows that the rest is older.
+                if (items and items[-1].get("Key", "") > key) or (own and not recent):
                     break
         return found
 
@@ -389,6 +406,10 @@ def _params(location: Location) -> Any:
     if location.version_id is None:
         return {"Key": location.key}
     return {"Key": location.key, "VersionId": location.version_id}
+
+
+def _is_recent(version: StoredObject, since: datetime) -> bool:
+    return version.modified_at is None or version.modified_at >= since
 
 
 def _gone(error: BaseConnectorException | None) -> BaseConnectorException | None:

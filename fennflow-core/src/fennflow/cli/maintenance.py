@@ -173,7 +173,8 @@ def sessions(target: Target, *, as_json: Json = False) -> None:
 def recover(target: Target, *, as_json: Json = False) -> None:
     """Settle what dead processes left, bury late writes, sweep the reserved prefix.
 
-    Exit code 3 says that sessions had to be left for later: the store or the database was away.
+    Exit code 3 says that something was left for later: the store or the database was away, or
+    refused.
     """
     report = run(load(target).recover())
     if as_json:
@@ -184,7 +185,9 @@ def recover(target: Target, *, as_json: Json = False) -> None:
             f"pending {report.pending}; buried {report.buried}, swept {report.swept} objects "
             f"and {report.uploads} uploads."
         )
-    if report.pending:
+        for problem in report.problems:
+            stdout.print(f"- {escape(problem)}")
+    if report.pending or report.problems:
         raise typer.Exit(NEEDS_ATTENTION)
 
 

@@ -7,11 +7,9 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-import uuid_utils
-
 from fennflow.backends import Delete, ObjectKey, Record, Tombstone
 from fennflow.connectors import StoredObject
-from fennflow.engine.stamps import Stamp, stamp_of, unstamped
+from fennflow.engine.stamps import Stamp, began, stamp_of, unstamped
 from fennflow.exceptions import KeyException
 from fennflow.paths import StoragePath, check_key
 from fennflow.reports import Difference, Finding, ReconcileAction
@@ -122,7 +120,9 @@ def _judge_unrecorded(
 def _judge_orphan(
     key: ObjectKey, stored: StoredObject, stamp: Stamp, adopted: Record, policy: Policy
 ) -> Verdict:
-    orphans = policy.settings.orphans if _began(stamp) < policy.dead_before else "report"
+    started = began(stamp.session_id)
+    dead = started is not None and started.timestamp() < policy.dead_before
+    orphans = policy.settings.orphans if dead else "report"
     if policy.filling or orphans == "adopt":
         return Verdict(_finding(key, Difference.ORPHAN, ReconcileAction.INSERTED), adopted)
     if orphans == "report":
@@ -138,14 +138,6 @@ def _judge_orphan(
     )
     finding = _finding(key, Difference.ORPHAN, ReconcileAction.DELETED)
     return Verdict(finding, deletion=deletion)
-
-
-def _began(stamp: Stamp) -> float:
-    """Return when a session began, as its UUIDv7 tells; of another id, that it never is old."""
-    try:
-        return uuid_utils.UUID(stamp.session_id).timestamp / 1000
-    except ValueError:
-        return float("inf")
 
 
 def _finding(

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Mapping, Sequence
-from functools import partial
+from collections.abc import AsyncIterator, Mapping, Sequence
+from itertools import groupby
 
 import uuid_utils
 
@@ -21,13 +22,18 @@ from fennflow.backends import (
 from fennflow.connectors import Location, PendingUpload, StoredObject
 from fennflow.engine.concurrency import run_all
 from fennflow.engine.leases import Lease, Leases
-from fennflow.engine.settle import Parts, Settler
-from fennflow.engine.stamps import made_by
-from fennflow.exceptions import RecordLockedException
+from fennflow.engine.settle import Parts, Settler, versions_since
+from fennflow.engine.stamps import checked_write, made_by
+from fennflow.engine.telemetry import tell
+from fennflow.exceptions import (
+    BaseConnectorException,
+    ConnectorCapabilityException,
+    ConnectorUnavailableException,
+    RecordLockedException,
+)
 
 BURIED_AT_ONCE = 500
 SWEPT_AT_ONCE = 1000
-STAGING_PARTS = 3
 OF_CONNECTORS = {"probe", "incoming"}
 """Where connectors keep under the reserved prefix what they are about to delete or to move."""
 
@@ -47,17 +53,27 @@ async def lock_free(
         return first | await lock_free(leases, lease, keys[half:], busy)
 
 
-async def bury(parts: Parts) -> int:
-    """Delete what late requests left, now that no more can arrive, and return how many (P20 a)."""
+async def bury(parts: Parts, problems: list[str]) -> int:
+    """Delete what late requests left, now that no more can arrive, and return how many (P20 a).
+
+    Args:
+        parts: of the engine.
+        problems: gets a line for what could not be cleaned up; the rest does not depend on it.
+    """
     buried = 0
     last: Tombstone | None = None
     while due := await parts.backend.due_tombstones(after=last, limit=BURIED_AT_ONCE):
         last = due[-1]
-        buried += await _bury(parts, due)
+        for namespace, group in groupby(due, key=lambda each: each.namespace):
+            try:
+                await parts.connector.capabilities(namespace)
+                buried += await _bury(parts, list(group), problems)
+            except BaseConnectorException as error:
+                _report(problems, f"Late writes to {namespace} were not deleted", error, "P20")
     return buried
 
 
-async def _bury(parts: Parts, due: Sequence[Tombstone]) -> int:
+async def _bury(parts: Parts, due: Sequence[Tombstone], problems: list[str]) -> int:
     """Bury tombstones under the locks of their keys; those of keys in use have to wait."""
     lease = Lease(SessionToken(str(uuid_utils.uuid7())))
     busy: list[ObjectKey] = []
@@ -66,21 +82,36 @@ async def _bury(parts: Parts, due: Sequence[Tombstone]) -> int:
     free = [each for each in due if ObjectKey(each.namespace, each.key) not in set(busy)]
     if not free:
         return 0
+
+    unknown: list[BaseConnectorException] = []
+
+    async def look(tombstone: Tombstone) -> Sequence[Delete] | None:
+        if any(isinstance(error, ConnectorUnavailableException) for error in unknown):
+            return None
+        try:
+            return await _garbage(parts, lease, records, tombstone)
+        except BaseConnectorException as error:
+            unknown.append(error)
+            return None
+
     # If this fails the session is left to be claimed, and the tombstones stay. Its deletions are
     # journaled before they are sent, so that whoever claims it knows what may still arrive (P20 b).
     try:
-        found = await run_all(
-            parts.config.max_concurrency, partial(_garbage, parts, lease, records), free
-        )
-        garbage = [step for steps in found for step in steps]
+        found = await run_all(parts.config.max_concurrency, look, free)
+        garbage = [step for steps in found for step in steps or ()]
         if garbage:
             await parts.backend.commit(lease.token, Commit(steps=garbage))
         else:
             await parts.backend.abort(lease.token)
-        await Settler(parts, lease).settle(garbage, buried=free)
+        seen_to = [each for each, steps in zip(free, found, strict=True) if steps is not None]
+        if unknown:
+            left = len(free) - len(seen_to)
+            what = f"{left} late writes to {free[0].namespace} were not looked for"
+            _report(problems, what, unknown[0], "P20")
+        await Settler(parts, lease).settle(garbage, buried=seen_to)
     finally:
         parts.leases.release(lease)
-    return len(free)
+    return len(seen_to)
 
 
 async def _garbage(
@@ -92,7 +123,8 @@ async def _garbage(
     versioned = (await parts.connector.capabilities(namespace)).versioned
     lease.check()
     if versioned:
-        places = [each.location for each in await parts.connector.versions(namespace, key)]
+        found = await versions_since(parts, namespace, key, tombstone.session_id)
+        places = [each.location for each in found]
     else:
         places = [Location(key)]
     garbage: list[Delete] = []
@@ -113,35 +145,64 @@ async def _garbage(
     return garbage
 
 
-async def sweep(parts: Parts, namespace: str) -> tuple[int, int]:
-    """Delete what lies under the reserved prefix and no session knows of (P27).
+async def sweep(parts: Parts, namespace: str, problems: list[str]) -> tuple[int, int]:
+    """Delete what this catalog has left under the reserved prefix and no transaction knows (P27).
+
+    What another catalog has put there stays: a committed transaction whose process died before
+    apply has its only bytes in staging, for as long as its application is down.
+
+    Args:
+        parts: of the engine.
+        namespace: which bucket.
+        problems: gets a line for what was refused; the rest does not depend on it.
 
     Returns:
         how many objects were deleted and how many uploads aborted.
     """
     prefix = f"{parts.config.reserved_prefix}/"
-    found: list[StoredObject | PendingUpload] = []
-    objects = uploads = 0
+    objects = await _sweep(parts, namespace, parts.connector.list(namespace, prefix), problems)
+    uploads = await _sweep(parts, namespace, parts.connector.uploads(namespace, prefix), problems)
+    return objects, uploads
 
-    async def flush() -> None:
-        nonlocal objects, uploads
+
+async def _sweep(
+    parts: Parts,
+    namespace: str,
+    listing: AsyncIterator[StoredObject | PendingUpload],
+    problems: list[str],
+) -> int:
+    """Sweep what a listing names, as far as it comes, and return how many steps were performed."""
+    swept = 0
+    batch: list[StoredObject | PendingUpload] = []
+    try:
+        async for each in listing:
+            batch.append(each)
+            if len(batch) == SWEPT_AT_ONCE:
+                swept += await _delete(parts, namespace, batch, problems)
+                batch.clear()
+    except ConnectorCapabilityException as error:
+        tell(logging.INFO, "Leftovers in %s are not all listed: %s", namespace, error, rule="P27")
+    except BaseConnectorException as error:
+        _report(problems, f"Leftovers in {namespace} were not all listed", error, "P27")
+    return swept + await _delete(parts, namespace, batch, problems)
+
+
+async def _delete(
+    parts: Parts,
+    namespace: str,
+    found: Sequence[StoredObject | PendingUpload],
+    problems: list[str],
+) -> int:
+    if not found:
+        return 0
+    try:
         steps = await _swept(parts, namespace, found)
         # No lease guards this: what is deleted is named by its session, and nobody else's.
         await Settler(parts, Lease(SessionToken(""))).perform(steps)
-        objects += sum(isinstance(step, Delete) for step in steps)
-        uploads += sum(isinstance(step, AbortUpload) for step in steps)
-        found.clear()
-
-    for listing in (
-        parts.connector.list(namespace, prefix),
-        parts.connector.uploads(namespace, prefix),
-    ):
-        async for each in listing:
-            found.append(each)
-            if len(found) == SWEPT_AT_ONCE:
-                await flush()
-    await flush()
-    return objects, uploads
+    except BaseConnectorException as error:
+        _report(problems, f"Leftovers in {namespace} were not all deleted", error, "P27")
+        return 0
+    return len(steps)
 
 
 async def _swept(
@@ -150,29 +211,40 @@ async def _swept(
     """Return what of a batch is garbage: it is old enough, and its session is gone."""
     config = parts.config
     now = time.time()
-    versioned = (await parts.connector.capabilities(namespace)).versioned if found else False
+    versioned = (await parts.connector.capabilities(namespace)).versioned
     candidates: list[tuple[str, Step]] = []
     for each in found:
         key = each.location.key if isinstance(each, StoredObject) else each.key
         names = key.removeprefix(f"{config.reserved_prefix}/").split("/")
-        own = len(names) == STAGING_PARTS and names[0] == parts.backend.catalog_id
-        # Of what is another catalog's nothing is known, but that no session lives that long.
-        brief = own or names[0] in OF_CONNECTORS
-        age = config.doubt_period if brief else 2 * config.max_session_age
-        if each.modified_at is None or now - each.modified_at.timestamp() < age:
+        if names[0] not in {parts.backend.catalog_id, *OF_CONNECTORS}:
             continue
+        if each.modified_at is None or now - each.modified_at.timestamp() < config.doubt_period:
+            continue
+        write = _write_of(names[1:]) if names[0] == parts.backend.catalog_id else None
         step: Step
         if isinstance(each, PendingUpload):
             step = AbortUpload(namespace=namespace, key=key, upload_id=each.upload_id)
         else:
-            seq = int(names[2]) if own and versioned and names[2].isdecimal() else None
-            owner_session = names[1] if seq is not None else None
             step = Delete(
                 namespace=namespace,
                 location=each.location,
-                owner=seq,
-                owner_session=owner_session,
+                owner=write[1] if write and versioned else None,
+                owner_session=write[0] if write and versioned else None,
             )
-        candidates.append((names[1] if own else "", step))
+        candidates.append((write[0] if write else "", step))
     known = set(await parts.backend.known({session for session, _ in candidates if session}))
     return [step for session, step in candidates if session not in known]
+
+
+def _write_of(names: Sequence[str]) -> tuple[str, int] | None:
+    """Return the transaction and the sequence that a staging key names, if it is one (P10)."""
+    match names:
+        case [session_id, seq]:
+            return checked_write(session_id, seq)
+        case _:
+            return None
+
+
+def _report(problems: list[str], what: str, error: BaseConnectorException, rule: str) -> None:
+    tell(logging.WARNING, "%s: %s", what, error, rule=rule)
+    problems.append(f"{what}: {error}")

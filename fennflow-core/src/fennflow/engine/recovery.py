@@ -172,22 +172,24 @@ class Recovery:
 
     async def _run(self, *, sweeping: bool) -> RecoveryReport:
         outcomes = [*await self._settle_own(), *await self._settle_claimed()]
+        problems: list[str] = []
         report = RecoveryReport(
             rolled_forward=outcomes.count(Outcome.COMMITTED),
             compensated=outcomes.count(Outcome.ABORTED),
             pending=outcomes.count(None) + len(self._own),
-            buried=await bury(self.parts),
+            buried=await bury(self.parts, problems),
         )
         if sweeping:
             self._sweep_due = asyncio.get_running_loop().time() + self.parts.config.doubt_period
             for namespace in sorted(self.namespaces):
-                objects, uploads = await sweep(self.parts, namespace)
+                objects, uploads = await sweep(self.parts, namespace, problems)
                 report = replace(
                     report, swept=report.swept + objects, uploads=report.uploads + uploads
                 )
+        report = replace(report, problems=tuple(problems))
         if report != RecoveryReport():
             tell(logging.INFO, "Recovered: %s", report, rule="P24")
-            count_recovered(asdict(report))
+            count_recovered({**asdict(report), "problems": len(problems)})
         return report
 
     async def _settle_own(self) -> list[Outcome]:

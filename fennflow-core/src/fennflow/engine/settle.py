@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import timedelta
 from functools import partial
 from itertools import groupby
 from typing import TYPE_CHECKING, TypeGuard, TypeVar
@@ -24,7 +25,7 @@ from fennflow.connectors import (
     StoredObject,
 )
 from fennflow.engine.concurrency import run_all
-from fennflow.engine.stamps import made_by, stamp_of
+from fennflow.engine.stamps import began, made_by, stamp_of
 from fennflow.engine.telemetry import tell
 from fennflow.exceptions import (
     ConnectorUnavailableException,
@@ -39,6 +40,9 @@ if TYPE_CHECKING:
     from fennflow.engine.leases import Lease, Leases
 
 R = TypeVar("R")
+
+CLOCK_SKEW = 960.0
+"""Seconds that two clocks may differ: S3 refuses requests that are 15 minutes off."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,8 +238,9 @@ class Settler:
         return step.owner is not None and made_by(there, session_id, step.owner)
 
     async def _own_versions(self, step: Delete) -> Sequence[Deletion]:
+        session_id = step.owner_session or self.lease.token.session_id
         versions, _ = await self._retry(
-            lambda: self.parts.connector.versions(step.namespace, step.location.key)
+            lambda: versions_since(self.parts, step.namespace, step.location.key, session_id)
         )
         own: list[Deletion] = []
         for version in versions:
@@ -296,6 +301,20 @@ class Settler:
                 return await request(), attempt.num > 1
         message = "unreachable: retry_context raises when it gives up"
         raise AssertionError(message)
+
+
+async def versions_since(
+    parts: Parts, namespace: str, key: str, session_id: str
+) -> Sequence[StoredObject]:
+    """Return the versions of a key that a transaction may have written: none is older than it.
+
+    Its id bears the time of its process, a version that of the store.
+    """
+    started = began(session_id)
+    if started is None:
+        return await parts.connector.versions(namespace, key)
+    margin = timedelta(seconds=max(CLOCK_SKEW, parts.config.doubt_period))
+    return await parts.connector.recent_versions(namespace, key, since=started - margin)
 
 
 def _may_pass(error: Exception) -> bool:

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from typing import NamedTuple
+from uuid import UUID
 
 from fennflow.connectors import StoredObject
 
 PREFIX = "fennflow_"
+MAX_SEQ = 2**63 - 1
+"""What a database holds as an integer."""
+
+_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+_SEQ = re.compile(r"[1-9][0-9]{0,18}")
+_TIME_ORDERED = 7
+"""The version of UUIDs that begin with the time at which they were made."""
 
 
 class Stamp(NamedTuple):
@@ -35,17 +45,40 @@ def unstamped(metadata: Mapping[str, str]) -> dict[str, str]:
 
 
 def stamp_of(stored: StoredObject) -> Stamp | None:
-    """Return the stamp of an object; None if FennFlow did not write it."""
-    session_id = stored.metadata.get(PREFIX + "session")
-    seq = stored.metadata.get(PREFIX + "seq", "")
-    if session_id is None or not seq.isdecimal():
+    """Return the stamp of an object; None if FennFlow did not write it.
+
+    Anybody who may write to the bucket can write such metadata, so what is not exactly as FennFlow
+    writes it is not a stamp, and what is one proves nothing.
+    """
+    write = checked_write(
+        stored.metadata.get(PREFIX + "session", ""), stored.metadata.get(PREFIX + "seq", "")
+    )
+    if write is None:
         return None
     return Stamp(
-        session_id,
-        int(seq),
-        stored.metadata.get(PREFIX + "type"),
-        stored.metadata.get(PREFIX + "sha256"),
+        *write, stored.metadata.get(PREFIX + "type"), stored.metadata.get(PREFIX + "sha256")
     )
+
+
+def checked_write(session_id: str, seq: str) -> tuple[str, int] | None:
+    """Return a transaction's id and the sequence of a write; None if texts cannot be these."""
+    if not _ID.fullmatch(session_id) or not _SEQ.fullmatch(seq) or int(seq) > MAX_SEQ:
+        return None
+    return session_id, int(seq)
+
+
+def began(session_id: str) -> datetime | None:
+    """Return when a transaction began, by the clock of its process; None if its id does not say."""
+    try:
+        found = UUID(session_id)
+    except ValueError:
+        return None
+    if found.version != _TIME_ORDERED:
+        return None
+    try:
+        return datetime.fromtimestamp((found.int >> 80) / 1000, UTC)
+    except (OverflowError, ValueError):
+        return None  # a year that no calendar has
 
 
 def made_by(stored: StoredObject | None, session_id: str, seq: int) -> bool:
