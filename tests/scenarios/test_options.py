@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
+from pathlib import Path
 
 import pytest
 
 from fennflow import ConfigDict, ReconcileConfig, plugins
+from fennflow.backends import SqlalchemyBackendConfig
 from fennflow.exceptions import ConfigException, KeyException
-from fennflow.files import TextContent
+from fennflow.files import BinaryContent, TextContent
 from fennflow.testing import S3Request, faults
+from fennflow.web import answer_for
 from stores import Store, make_store
 
 
@@ -114,3 +118,45 @@ async def test_requests_of_one_call_are_in_flight_together(request: pytest.Fixtu
         await uow.files.put(text("1", "a"))
         with store.server.failing(hold):
             await uow.files.put(*[text("1", f"many/{number}") for number in range(8)])
+
+
+@pytest.mark.parametrize(
+    "kind", ["memory", "moto", "strict-versioned", "obstore-file", "obstore-moto"]
+)
+async def test_headers_that_a_user_stores_come_back_with_the_file(
+    kind: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    """From the catalog in memory, from one in a database, and from the store itself."""
+    store = await make_store(kind, request)
+    headers = {"Content-Encoding": "gzip", "Cache-Control": "no-store", "Content-Language": "de"}
+    obstore = kind.startswith("obstore")
+    extra = headers if obstore else {name.replace("-", ""): v for name, v in headers.items()}
+    body = gzip.compress(b"Hello")
+    file = BinaryContent(data=body, media_type="text/plain", filename="a")
+    durable = store.uow(backend=SqlalchemyBackendConfig(url=f"sqlite:///{tmp_path}/catalog.db"))
+    for uow_class in (store.uow(), durable):
+        async with uow_class() as uow:
+            await uow.files.delete("a", "b", "c")
+        for _ in range(2):  # a new file, and one that is replaced
+            async with uow_class() as uow:
+                await uow.files.put(file, connector_extra=extra)
+                assert (await uow.files.stat("a")).headers == headers
+        async with uow_class() as uow:
+            await uow.files.copy("a", "b")
+            changed = {"Cache-Control" if obstore else "CacheControl": "max-age=1"}
+            await uow.files.copy("a", "c", connector_extra=changed)
+        async with uow_class() as uow:
+            assert (await uow.files.stat("b")).headers == headers
+            assert (await uow.files.stat("c")).headers == {**headers, "Cache-Control": "max-age=1"}
+            [read] = await uow.files.get("a")
+            assert read.data == body
+            assert read.info is not None
+            assert read.info.headers == headers
+            async with uow.files.open("a") as stream:
+                assert stream.info.headers == headers
+                assert b"".join([chunk async for chunk in stream]) == body
+            assert answer_for(read.info, {}).headers["Content-Encoding"] == "gzip"
+    # Another catalog learns of them from the store.
+    other = store.uow(backend=SqlalchemyBackendConfig(url=f"sqlite:///{tmp_path}/other.db"))
+    async with other() as uow:
+        assert (await uow.files.stat("b")).headers == headers

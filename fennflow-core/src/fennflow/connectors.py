@@ -37,6 +37,7 @@ from fennflow.objects import (
     ObjectAttributes,
     PendingUpload,
     StoredObject,
+    headers_of,
 )
 
 if TYPE_CHECKING:
@@ -71,6 +72,7 @@ __all__ = [
     "StoredObject",
     "UploadCallback",
     "check_etag",
+    "headers_of",
 ]
 
 PresignMethod = Literal["GET", "PUT"]

@@ -5,9 +5,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
@@ -22,7 +23,45 @@ __all__ = [
     "ObjectAttributes",
     "PendingUpload",
     "StoredObject",
+    "headers_of",
 ]
+
+_HEADERS = {
+    name.replace("-", "").lower(): name
+    for name in (
+        "Cache-Control",
+        "Content-Disposition",
+        "Content-Encoding",
+        "Content-Language",
+        "Expires",
+    )
+}
+_HEADER_VALUE = re.compile(r"[\x21-\x7e](?:[\x20-\x7e]*[\x21-\x7e])?")
+
+
+def headers_of(options: Mapping[str, Any]) -> dict[str, str]:
+    """Return the HTTP headers among options of a store, or among what a store says of an object.
+
+    Args:
+        options: by the names of S3's interface (`ContentEncoding`) or of HTTP (`Content-Encoding`).
+            A value that cannot stand in a header is left out: anybody may have stored it.
+    """
+    headers = {
+        _HEADERS[plain]: value
+        for name, value in options.items()
+        if (plain := name.replace("-", "").lower()) in _HEADERS
+        and isinstance(value, str)
+        and _HEADER_VALUE.fullmatch(value)
+    }
+    # Some servers store how a body was sent in chunks, as if it were how it is encoded.
+    codings = [each.strip() for each in headers.pop("Content-Encoding", "").split(",")]
+    codings = [each for each in codings if each and each.lower() != "aws-chunked"]
+    return {**headers, "Content-Encoding": ", ".join(codings)} if codings else headers
+
+
+def utc(moment: datetime) -> datetime:
+    """Return a moment in Python's own UTC; one without a time zone is taken for UTC."""
+    return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,6 +138,7 @@ class StoredObject:
         size: in bytes.
         media_type: as stored.
         metadata: decoded; as `put` got it.
+        headers: HTTP headers that are stored with it, such as Content-Encoding; see `headers_of`.
         modified_at: by the store's clock, where it tells.
         retried: whether the request that returned this was sent more than once, so that an
             earlier attempt may still take effect (protocol P20).
@@ -109,6 +149,7 @@ class StoredObject:
     size: int
     media_type: str = "application/octet-stream"
     metadata: Mapping[str, str] = field(default_factory=dict[str, str])
+    headers: Mapping[str, str] = field(default_factory=dict[str, str])
     modified_at: datetime | None = None
     retried: bool = False
 

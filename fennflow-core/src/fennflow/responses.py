@@ -50,6 +50,8 @@ class ObjectInfo:
         modified_at: when this content was written, UTC.
         metadata: the user's.
         version_id: of a versioned bucket.
+        headers: HTTP headers that are stored with the object: what `connector_extra` named, such as
+            Content-Encoding.
     """
 
     path: StoragePath
@@ -61,6 +63,7 @@ class ObjectInfo:
     modified_at: datetime
     metadata: Mapping[str, str] = field(default_factory=dict[str, str])
     version_id: str | None = None
+    headers: Mapping[str, str] = field(default_factory=dict[str, str])
 
 
 class Response(Sequence[T], Generic[T]):

@@ -92,6 +92,7 @@ class Record:
         content_type: tag of the content type that wrote it; None if FennFlow did not.
         sha256: hexadecimal, of the bytes; None if FennFlow did not write them.
         metadata: the user's.
+        headers: HTTP headers that are stored with the object, such as Content-Encoding.
         created_at: when the key was first committed, UTC.
         modified_at: when this content was written, UTC.
         session_id: of the session that wrote it; with `seq` its identity.
@@ -107,6 +108,7 @@ class Record:
     content_type: str | None = None
     sha256: str | None = None
     metadata: Mapping[str, str] = field(default_factory=dict[str, str])
+    headers: Mapping[str, str] = field(default_factory=dict[str, str])
     created_at: datetime
     modified_at: datetime
     session_id: str

@@ -12,12 +12,24 @@ from email.utils import format_datetime
 from http import HTTPStatus
 from urllib.parse import quote
 
+from fennflow.exceptions import FileException
+from fennflow.files.content import MEDIA_TYPE
+from fennflow.objects import headers_of, utc
 from fennflow.responses import ObjectInfo
 
 __all__ = ["Answer", "answer_for"]
 
 # No object has more bytes than 18 digits tell, and Python refuses to read numbers of thousands.
 _RANGE = re.compile(r"bytes=(?:([0-9]{1,18})-([0-9]{0,18})|-([0-9]{1,18}))")
+
+_VISIBLE = re.compile(r"[\x20-\x7e]+")
+_MEDIA_TYPE = re.compile(MEDIA_TYPE)
+_UNKNOWN = "application/octet-stream"
+_ON_EVERY_ANSWER = frozenset({"Cache-Control", "Expires"})
+_PASSIVE = frozenset(
+    {"application/json", "application/pdf", "text/csv", "text/markdown", "text/plain"}
+)
+_PASSIVE_FAMILIES = frozenset({"audio", "font", "image", "video"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,18 +50,29 @@ class Answer:
 
 
 def answer_for(
-    info: ObjectInfo, headers: Mapping[str, str], *, download_as: str | None = None
+    info: ObjectInfo,
+    headers: Mapping[str, str],
+    *,
+    download_as: str | None = None,
+    inline: bool = False,
 ) -> Answer:
     """Return what to answer to a GET or HEAD for a file.
 
     Only one range is served; a request for several is answered with the whole file, as RFC 9110
-    lets servers do. Files of others, by media types that browsers run, are sent as they were stored:
-    give `download_as` where strangers upload.
+    lets servers do. Headers that were stored with the file, such as Content-Encoding, are sent.
+
+    A file that a browser could run or render with the rights of your site (HTML, SVG, XML, scripts, and
+    whatever is not known to be passive) is sent as an attachment, which browsers save and do not
+    open. Send all headers, `X-Content-Type-Options` too: it keeps browsers from guessing a type.
 
     Args:
         info: what `stat` or `open` told of the file.
         headers: of the request; names in any case.
         download_as: a file name, to have browsers save the file and not show it.
+        inline: show files of any type: only where no stranger chooses their bytes or their type.
+
+    Raises:
+        FileException: the file's ETag cannot stand in a header.
 
     Example:
         ```python
@@ -82,17 +105,28 @@ def answer_for(
     """
     asked = {name.lower(): value for name, value in headers.items()}
     etag = f'"{info.sha256 or info.etag}"'
+    if not _VISIBLE.fullmatch(etag):
+        message = f"The ETag of {info.path!a} cannot stand in a header. Reconcile the catalog."
+        raise FileException(message)
     told = {
         "Accept-Ranges": "bytes",
         "ETag": etag,
-        "Last-Modified": format_datetime(info.modified_at, usegmt=True),
+        "Last-Modified": format_datetime(utc(info.modified_at), usegmt=True),
+        "X-Content-Type-Options": "nosniff",
     }
+    stored = headers_of(info.headers)
+    disposition = stored.pop("Content-Disposition", None)
+    told |= {name: value for name, value in stored.items() if name in _ON_EVERY_ANSWER}
     known = [each.strip().removeprefix("W/") for each in asked.get("if-none-match", "").split(",")]
     if etag in known or known == ["*"]:
         return Answer(HTTPStatus.NOT_MODIFIED, told, 0, 0)
-    if download_as is not None:
-        told["Content-Disposition"] = f"attachment; filename*=UTF-8''{quote(download_as, safe='')}"
-    told |= {"Content-Type": info.media_type, "X-Content-Type-Options": "nosniff"}
+    media_type = info.media_type if _MEDIA_TYPE.fullmatch(info.media_type) else _UNKNOWN
+    saved = (disposition or "").lower().startswith("attachment")
+    if download_as is not None or not (inline or saved or is_passive(media_type)):
+        disposition = _attachment(info.path.name if download_as is None else download_as)
+    if disposition is not None:
+        told["Content-Disposition"] = disposition
+    told |= {"Content-Type": media_type, **stored}
     start, end = 0, info.size
     found = _RANGE.fullmatch(asked.get("range", "").replace(" ", ""))
     if found is None or asked.get("if-range", etag) != etag:
@@ -113,3 +147,19 @@ def answer_for(
         "Content-Length": str(end - start),
     }
     return Answer(HTTPStatus.PARTIAL_CONTENT, told, start, end)
+
+
+def is_passive(media_type: str) -> bool:
+    """Return whether browsers show a media type without running or rendering what is in it."""
+    if "," in media_type:
+        return False  # browsers take what follows a comma for another type, and the last one counts
+    essence = media_type.partition(";")[0].strip().lower()
+    if essence in _PASSIVE:
+        return True
+    family, _, kind = essence.partition("/")
+    return family in _PASSIVE_FAMILIES and not kind.startswith("svg") and "xml" not in kind
+
+
+def _attachment(name: str) -> str:
+    # Half a character, which UTF-8 cannot hold, becomes a question mark.
+    return f"attachment; filename*=UTF-8''{quote(name.encode(errors='replace'), safe='')}"

@@ -22,6 +22,7 @@ from fennflow.connectors import (
     ObjectAttributes,
     StoredObject,
     UploadCallback,
+    headers_of,
 )
 from fennflow.exceptions import NoSuchKeyException, PreconditionFailedException
 
@@ -141,10 +142,13 @@ class InMemoryConnector(Connector):
             found = self._found(source.namespace, source.location, if_match=source.if_match)
             if self._enforced.conditional_copy and (if_none_match or if_match is not None):
                 self._check(namespace, key, if_match=if_match)
+            taken_over = found.stored
             attributes = attributes or ObjectAttributes(
-                media_type=found.stored.media_type, metadata=found.stored.metadata
+                media_type=taken_over.media_type, metadata=taken_over.metadata, extra=extra or {}
             )
-            return self._add(namespace, key, found.body or b"", attributes)
+            return self._add(
+                namespace, key, found.body or b"", attributes, headers=taken_over.headers
+            )
 
     @override
     async def delete(self, namespace: str, deletions: Sequence[Deletion]) -> DeletionReport:
@@ -218,7 +222,13 @@ class InMemoryConnector(Connector):
         raise PreconditionFailedException(message)
 
     def _add(
-        self, namespace: str, key: str, body: bytes, attributes: ObjectAttributes
+        self,
+        namespace: str,
+        key: str,
+        body: bytes,
+        attributes: ObjectAttributes,
+        *,
+        headers: Mapping[str, str] | None = None,
     ) -> StoredObject:
         versioned = self._enforced.versioned
         version_id = f"v{next(self._store.numbers)}" if versioned else None
@@ -228,6 +238,7 @@ class InMemoryConnector(Connector):
             size=len(body),
             media_type=attributes.media_type,
             metadata=dict(attributes.metadata),
+            headers={**(headers or {}), **headers_of(attributes.extra)},
             modified_at=datetime.now(UTC),
         )
         versions = self._store.objects.setdefault((namespace, key), [])

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncGenerator, AsyncIterator
-from typing import TYPE_CHECKING
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from typing import TYPE_CHECKING, Any
 
 from fennflow import metadata
-from fennflow.connectors import Location, ObjectAttributes, StoredObject
+from fennflow.connectors import Location, ObjectAttributes, StoredObject, headers_of
 from fennflow.exceptions import ConnectorCapabilityException
 
 if TYPE_CHECKING:
@@ -41,6 +41,15 @@ def attributes_of(attributes: ObjectAttributes) -> Attributes:
     }
 
 
+def taken_along(
+    found: Attributes, attributes: ObjectAttributes | None, extra: Mapping[str, Any] | None
+) -> Attributes:
+    """Return what to store beside a copy: headers of its source go along, as S3 copies them."""
+    if attributes is None:
+        return {**found, **(extra or {})}
+    return {**headers_of(found), **attributes_of(attributes)}
+
+
 def written_object(
     key: str, etag: str | None, size: int, attributes: Attributes, *, retried: bool
 ) -> StoredObject:
@@ -65,6 +74,7 @@ def stored_object(key: str, meta: ObjectMeta, attributes: Attributes) -> StoredO
         size=meta["size"],
         media_type=media_type,
         metadata=kept,
+        headers=headers_of(attributes),
         modified_at=meta["last_modified"],
     )
 

@@ -35,7 +35,14 @@ from fennflow.exceptions import (
     NoSuchKeyException,
     PreconditionFailedException,
 )
-from fennflow_obstore.beside import EXTRA, Counted, attributes_of, stored_object, written_object
+from fennflow_obstore.beside import (
+    EXTRA,
+    Counted,
+    attributes_of,
+    stored_object,
+    taken_along,
+    written_object,
+)
 from fennflow_obstore.errors import translated
 from fennflow_obstore.probe import probe
 from fennflow_obstore.stores import Stores, listed
@@ -324,12 +331,12 @@ class ObstoreConnector(Connector):
         if source.size is None or source.size <= READ_WHOLE:
             # obstore's copy has no conditions, and does not tell what it made.
             _, body, found = await self._read(source.namespace, origin, source.if_match)
-            beside = attributes_of(attributes) if attributes else {**found, **(extra or {})}
+            beside = taken_along(found, attributes, extra)
             return await self._put(namespace, key, body, beside, if_none_match=if_none_match)
         before, found = await self._look(source.namespace, origin)
         if source.if_match is not None:
             check_etag(source.namespace, before, source.if_match)
-        beside = attributes_of(attributes) if attributes else {**found, **(extra or {})}
+        beside = taken_along(found, attributes, extra)
         if not self.copies_inside or source.namespace != namespace or beside != found:
             chunks = self.stream(source.namespace, source.location, if_match=before.etag)
             return await self._upload(

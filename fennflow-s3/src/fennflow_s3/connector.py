@@ -24,6 +24,7 @@ from fennflow.connectors import (
     StoredObject,
     UploadCallback,
     check_etag,
+    headers_of,
 )
 from fennflow.exceptions import (
     ConnectorCapabilityException,
@@ -434,6 +435,7 @@ def _stored(
         size=size,
         media_type=attributes.media_type,
         metadata=attributes.metadata,
+        headers=headers_of(answer),
         modified_at=answer.get("LastModified"),
         retried=was_retried(answer),
     )

@@ -11,6 +11,7 @@ from fennflow.backends import Intent, ObjectKey, Placement, Record, SessionToken
 from fennflow.connectors import Location
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+HEADERS = "fennflow_headers"
 MICROSECOND = timedelta(microseconds=1)
 
 
@@ -47,7 +48,7 @@ def record_rows(records: Iterable[Record]) -> str:
             "media_type": record.media_type,
             "content_type": record.content_type,
             "sha256": record.sha256,
-            "metadata": json.dumps(dict(record.metadata)),
+            "metadata": json.dumps(_beside(record)),
             "created_at": (record.created_at - EPOCH) // MICROSECOND,
             "modified_at": (record.modified_at - EPOCH) // MICROSECOND,
             "session_id": record.session_id,
@@ -57,8 +58,17 @@ def record_rows(records: Iterable[Record]) -> str:
     )
 
 
+def _beside(record: Record) -> dict[str, Any]:
+    """Return what is kept as JSON: metadata, and headers under a name that users cannot give."""
+    headers = {HEADERS: dict(record.headers)} if record.headers else {}
+    return {**record.metadata, **headers}
+
+
 def record_of(row: Any) -> Record:
     """Return the record of a row."""
+    # Most have none, and a thousand records are waited for.
+    beside: dict[str, Any] = {} if row.metadata == "{}" else json.loads(row.metadata)
+    headers: Mapping[str, str] = beside.pop(HEADERS, {})
     return Record(
         namespace=row.namespace,
         key=row.key,
@@ -68,8 +78,8 @@ def record_of(row: Any) -> Record:
         media_type=row.media_type,
         content_type=row.content_type,
         sha256=row.sha256,
-        # Most have none, and a thousand records are waited for.
-        metadata={} if row.metadata == "{}" else json.loads(row.metadata),
+        metadata=beside,
+        headers=headers,
         created_at=EPOCH + timedelta(microseconds=row.created_at),
         modified_at=EPOCH + timedelta(microseconds=row.modified_at),
         session_id=row.session_id,

@@ -11,6 +11,7 @@ from fennflow.backends import Delete, ObjectKey, Record, Tombstone
 from fennflow.connectors import StoredObject
 from fennflow.engine.stamps import Stamp, began, stamp_of, unstamped
 from fennflow.exceptions import KeyException
+from fennflow.objects import utc
 from fennflow.paths import StoragePath, check_key
 from fennflow.reports import Difference, Finding, ReconcileAction
 
@@ -148,7 +149,7 @@ def _finding(
 
 def _adopted(key: ObjectKey, stored: StoredObject, stamp: Stamp) -> Record:
     """Return the record of an object as it lies there."""
-    modified_at = stored.modified_at or datetime.now(UTC)
+    modified_at = utc(stored.modified_at or datetime.now(UTC))
     return Record(
         namespace=key.namespace,
         key=key.key,
@@ -159,6 +160,7 @@ def _adopted(key: ObjectKey, stored: StoredObject, stamp: Stamp) -> Record:
         content_type=stamp.content_type,
         sha256=stamp.sha256,
         metadata=unstamped(stored.metadata),
+        headers=stored.headers,
         created_at=modified_at,
         modified_at=modified_at,
         session_id=stamp.session_id,

@@ -17,6 +17,7 @@ from fennflow.connectors import (
     ObjectAttributes,
     StoredObject,
     UploadCallback,
+    headers_of,
 )
 from fennflow.engine.concurrency import run_all, shielded
 from fennflow.engine.plan import Write, choose_placement, visible
@@ -380,6 +381,8 @@ def _written(
             key=f"{write.intent.namespace}/{write.intent.key}",
         )
     now = datetime.now(UTC)
+    # What a copy is not given it takes over from its source.
+    taken_over = upload.body.headers if isinstance(upload.body, Record) else {}
     record = Record(
         namespace=write.intent.namespace,
         key=write.intent.key,
@@ -390,6 +393,7 @@ def _written(
         content_type=upload.content_type,
         sha256=upload.checksum,
         metadata=upload.metadata,
+        headers={**taken_over, **headers_of(upload.extra)},
         created_at=now if write.before is None else write.before.created_at,
         modified_at=now,
         session_id=tx.session_id,

@@ -233,6 +233,7 @@ def info_of(record: Record) -> ObjectInfo:
         modified_at=record.modified_at,
         metadata=record.metadata,
         version_id=record.location.version_id,
+        headers=record.headers,
     )
 
 
