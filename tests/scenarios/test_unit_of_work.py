@@ -6,12 +6,20 @@ import asyncio
 import gc
 import logging
 import threading
+from collections.abc import AsyncGenerator
 
 import pytest
 
-from fennflow.exceptions import CompensationPendingWarning, TransactionException
-from fennflow.files import TextContent
-from stores import Store, make_store
+from fennflow import plugins
+from fennflow.backends import InMemoryBackendConfig
+from fennflow.exceptions import (
+    CompensationPendingWarning,
+    RecordLockedException,
+    TransactionException,
+)
+from fennflow.files import StreamContent, TextContent
+from fennflow.testing import faults
+from stores import FullUOW, Store, make_store
 
 
 def text(value: str, name: str) -> TextContent:
@@ -21,6 +29,11 @@ def text(value: str, name: str) -> TextContent:
 @pytest.fixture
 async def memory(request: pytest.FixtureRequest) -> Store:
     return await make_store("memory", request)
+
+
+@pytest.fixture
+def memory_in_no_loop(request: pytest.FixtureRequest) -> Store:
+    return asyncio.run(make_store("memory", request))
 
 
 class Service:
@@ -140,6 +153,209 @@ async def test_a_savepoint_in_a_savepoint_may_fail_alone(store: Store) -> None:
                 raise ZeroDivisionError
         await uow.files.put(text("3", "c"))
     assert await store.objects() == {"a": b"1", "c": b"3"}
+
+
+async def test_a_savepoint_takes_back_what_its_tasks_did_and_nothing_beside_it(
+    memory: Store,
+) -> None:
+    service = Service()
+    log: list[str] = []
+    inside, beside = asyncio.Event(), asyncio.Event()
+
+    async def fail(uow: FullUOW) -> None:
+        with pytest.raises(ZeroDivisionError):
+            async with uow.savepoint():
+                await uow.files.put(text("inside", "a"), text("inside", "b"))
+                async with asyncio.TaskGroup() as group:
+                    group.create_task(uow.files.put(text("of its task", "c")))
+                inside.set()
+                await beside.wait()
+                uow.on_commit(lambda: log.append("inside"))
+                await uow.step(lambda: service.do("1"), lambda: service.undo("1"))
+                raise ZeroDivisionError
+
+    async def go_on(uow: FullUOW) -> None:
+        await inside.wait()
+        await uow.files.put(text("beside", "b"), text("beside", "d"))
+        uow.on_commit(lambda: log.append("beside"))
+        await uow.step(lambda: service.do("2"), lambda: service.undo("2"))
+        beside.set()
+
+    async with memory.uow()() as uow, asyncio.TaskGroup() as group:
+        group.create_task(fail(uow))
+        group.create_task(go_on(uow))
+    assert await memory.objects() == {"b": b"beside", "d": b"beside"}
+    assert log == ["beside"]
+    assert service.log == ["do 2", "do 1", "undo 1"]
+
+
+async def test_what_a_savepoint_left_running_ends_with_it(memory: Store) -> None:
+    """Neither a step that is under way stays, nor can its tasks do anything later."""
+    service = Service()
+    stepping, left = asyncio.Event(), asyncio.Event()
+
+    async def do() -> None:
+        await service.do("1")
+        stepping.set()
+        await asyncio.Event().wait()
+
+    async def step(uow: FullUOW) -> None:
+        with pytest.raises(TransactionException, match="rolled back"):
+            await uow.step(do, lambda: service.undo("1"))
+        await left.wait()
+        with pytest.raises(TransactionException, match="has been undone"):
+            await uow.files.put(text("too late", "a"))
+
+    async with memory.uow()() as uow:
+        with pytest.raises(ZeroDivisionError):
+            async with uow.savepoint():
+                task = asyncio.create_task(step(uow))
+                await stepping.wait()
+                raise ZeroDivisionError
+        assert service.log == ["do 1", "undo 1"]
+        left.set()
+        await task
+    assert await memory.objects() == {}
+
+
+async def test_a_call_of_several_steps_takes_back_nothing_of_calls_beside_it(
+    memory: Store,
+) -> None:
+    service = Service()
+    uow_class = memory.uow(lock_timeout=0.1)
+    log: list[str] = []
+    async with uow_class() as uow:
+        await uow.files.put(text("old", "old/a"), text("old", "old/b"))
+    async with uow_class() as other, uow_class() as uow:
+        await other.files.put(text("busy", "old/b"))
+        deleting = asyncio.create_task(uow.files.delete_prefix("old/"))
+        await uow.files.put(text("new", "a"))
+        uow.on_commit(lambda: log.append("called"))
+        await uow.step(lambda: service.do("1"), lambda: service.undo("1"))
+        with pytest.raises(RecordLockedException):
+            await deleting
+    assert await memory.objects() == {"a": b"new", "old/a": b"old", "old/b": b"busy"}
+    assert (log, service.log) == (["called"], ["do 1"])
+
+
+async def test_a_prefix_is_deleted_whole_though_the_block_ends_meanwhile(memory: Store) -> None:
+    uow_class = memory.uow()
+    async with uow_class() as uow:
+        await uow.files.put(*[text("1", f"p/{number:04}") for number in range(1100)])
+    async with uow_class() as uow:
+        deleting = asyncio.create_task(uow.files.delete_prefix("p/"))
+        await asyncio.sleep(0)
+    assert len(await deleting) == 1100
+    assert await memory.objects() == {}
+
+
+async def test_the_end_of_a_block_that_fails_breaks_off_the_calls_of_other_tasks(
+    memory: Store,
+) -> None:
+    """Though what they wait for never comes; what they did counts as done."""
+    service = Service()
+    reading, stepping = asyncio.Event(), asyncio.Event()
+
+    async def chunks() -> AsyncGenerator[bytes]:
+        yield b"begun"
+        reading.set()
+        await asyncio.Event().wait()
+
+    async def do() -> None:
+        await service.do("1")
+        stepping.set()
+        await asyncio.Event().wait()
+
+    tasks: list[asyncio.Task[object]] = []
+    with pytest.raises(ZeroDivisionError):
+        async with asyncio.timeout(5), memory.uow()() as uow:
+            stream = StreamContent.from_iterable(chunks(), filename="a.bin")
+            tasks.append(asyncio.create_task(uow.files.put(stream)))
+            tasks.append(asyncio.create_task(uow.step(do, lambda: service.undo("1"))))
+            await reading.wait()
+            await stepping.wait()
+            raise ZeroDivisionError
+    for task in tasks:
+        with pytest.raises(TransactionException, match="rolled back"):
+            await task
+    assert service.log == ["do 1", "undo 1"]
+    assert await memory.objects() == {}
+    async with memory.uow(lock_timeout=0.0)() as uow:
+        await uow.files.put(text("free", "a"))
+
+
+async def test_a_block_does_not_commit_half_of_a_savepoint_of_another_task(memory: Store) -> None:
+    """It is undone instead, and no lock is left."""
+    inside, leave = asyncio.Event(), asyncio.Event()
+    uow_class = memory.uow(lock_timeout=0.0)
+
+    async def fill(uow: FullUOW) -> None:
+        async with uow.savepoint():
+            await uow.files.put(text("1", "a"))
+            inside.set()
+            await leave.wait()
+            await uow.files.put(text("1", "b"))
+
+    with pytest.raises(TransactionException, match="savepoint is open"):
+        async with uow_class() as uow:
+            task = asyncio.create_task(fill(uow))
+            await inside.wait()
+    leave.set()
+    with pytest.raises(TransactionException, match="has ended"):
+        await task
+    assert await memory.objects() == {}
+    async with uow_class() as uow:
+        await uow.files.put(text("free", "a"))
+
+
+async def test_a_block_ends_after_the_commit_of_another_task(memory: Store) -> None:
+    with plugins.override(faults):
+        committing, go_on = asyncio.Event(), asyncio.Event()
+
+        async def script(phase: str, operation: str, _key: str) -> None:
+            if (phase, operation) == ("before", "commit"):
+                committing.set()
+                await go_on.wait()
+
+        faulty = faults.FaultyBackendConfig(
+            inner=InMemoryBackendConfig(name="slow"), faults=faults.Scripted(script)
+        )
+        async with memory.uow(backend=faulty)() as uow:
+            await uow.files.put(text("1", "a"))
+            task = asyncio.create_task(uow.commit())
+            await committing.wait()
+            with pytest.raises(TransactionException, match="being committed"):
+                await uow.files.put(text("1", "b"))
+            asyncio.get_running_loop().call_soon(go_on.set)
+        await task
+    assert await memory.objects() == {"a": b"1"}
+
+
+async def test_there_is_no_commit_inside_a_step(memory: Store) -> None:
+    """It would wait for the step, which waits for it."""
+    async with memory.uow()() as uow:
+        with pytest.raises(TransactionException, match="step"):
+            await uow.step(uow.commit, uow.rollback)
+
+
+def test_a_unit_of_work_belongs_to_the_loop_that_opened_it(memory_in_no_loop: Store) -> None:
+    uow = memory_in_no_loop.uow()()
+    loop = asyncio.new_event_loop()
+    try:
+        loop.run_until_complete(uow.__aenter__())
+
+        async def use() -> None:
+            for call in (uow.files.list(), uow.commit(), uow.__aexit__(None, None, None)):
+                with pytest.raises(TransactionException, match="another event loop"):
+                    await call
+
+        asyncio.run(use())
+        with pytest.raises(TransactionException, match="another event loop"):
+            uow.on_commit(print)
+        loop.run_until_complete(uow.__aexit__(None, None, None))
+    finally:
+        loop.run_until_complete(loop.shutdown_asyncgens())
+        loop.close()
 
 
 async def test_there_is_no_commit_inside_a_savepoint(memory: Store) -> None:

@@ -8,7 +8,7 @@ from contextvars import ContextVar
 import anyio
 import pytest
 
-from fennflow.engine.concurrency import Periodic, run_all, shielded
+from fennflow.engine.concurrency import Calls, Periodic, run_all, shielded
 from fennflow_memory.connector import InMemoryConnector
 from stores import make_store
 
@@ -148,3 +148,43 @@ async def test_calls_that_end_slowly_do_not_keep_a_cancelled_scope_busy() -> Non
         finally:
             assert cancellations() < 3
     assert scope.cancelled_caught
+
+
+async def test_a_call_that_is_broken_off_and_cancelled_is_cancelled() -> None:
+    """What others asked for is not hidden by what the unit of work asked for."""
+    calls, owner = Calls(), object()
+
+    async def call() -> None:
+        with calls.call([owner], ConnectionError):
+            await asyncio.Event().wait()
+
+    broken, cancelled = asyncio.create_task(call()), asyncio.create_task(call())
+    await asyncio.sleep(0)
+    cancelled.cancel()
+    await calls.break_off(owner)
+    await asyncio.wait({broken, cancelled})
+    assert isinstance(broken.exception(), ConnectionError)
+    assert broken.cancelling() == 0
+    assert cancelled.cancelled()
+
+
+async def test_a_call_that_fails_as_it_is_broken_off_raises_what_it_failed_with() -> None:
+    calls, owner = Calls(), object()
+
+    async def call(*, fail: bool) -> int:
+        with calls.call([owner], ConnectionError):
+            try:
+                await asyncio.Event().wait()
+            except asyncio.CancelledError:
+                if fail:
+                    raise ZeroDivisionError from None
+        task = asyncio.current_task()
+        assert task is not None
+        return task.cancelling()
+
+    failing, ending = asyncio.create_task(call(fail=True)), asyncio.create_task(call(fail=False))
+    await asyncio.sleep(0)
+    await calls.break_off(owner)
+    await asyncio.wait({failing, ending})
+    assert isinstance(failing.exception(), ZeroDivisionError)
+    assert ending.result() == 0

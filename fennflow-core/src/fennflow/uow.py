@@ -136,14 +136,16 @@ class UnitOfWork(Maintenance):
     ) -> None:
         """Commit, or undo what was done since the last `commit()`."""
         session = self._opened()
+        session.check_loop()
         try:
             if exc is not None or not self._auto_commit:
-                await session.rollback(exc)
+                await session.rollback(exc, last=True)
                 return
             try:
+                await session.free()
                 await session.commit()
             except BaseException as error:
-                await session.rollback(error)
+                await session.rollback(error, last=True)
                 raise
         finally:
             session.close()
@@ -177,11 +179,13 @@ class UnitOfWork(Maintenance):
             callback: without arguments, plain or async. The commit stands whatever it does: what
                 it raises is logged.
         """
-        self._opened().callbacks.on_commit.append(callback)
+        for each in self._opened().register():
+            each.on_commit.append(callback)
 
     def on_rollback(self, callback: Callback) -> None:
         """Call back after the transaction that is open was undone; like `on_commit`."""
-        self._opened().callbacks.on_rollback.append(callback)
+        for each in self._opened().register():
+            each.on_rollback.append(callback)
 
     async def step(self, do: Callable[[], Awaitable[T]], undo: Undo) -> T:
         """Do a saga step of your own, which is undone if the transaction fails.
@@ -231,6 +235,8 @@ class UnitOfWork(Maintenance):
 
         Its files, steps and callbacks are forgotten, an earlier write of the same session to the
         same path counts again, and the exception propagates to where you catch it.
+        What tasks do that were started in the block is undone with it. What other tasks do in the
+        same unit of work meanwhile is not.
 
         Example:
             ```python

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import inspect
 import logging
+from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import stamina
 
@@ -13,6 +15,7 @@ from fennflow.engine.telemetry import tell
 
 Callback = Callable[[], Awaitable[object] | object]
 Undo = Callable[[], Awaitable[object]]
+T = TypeVar("T")
 
 
 @dataclass(slots=True)
@@ -27,18 +30,24 @@ class Callbacks:
         """Whether there is any."""
         return bool(self.undos or self.on_commit or self.on_rollback)
 
-    def mark(self) -> tuple[int, int, int]:
-        """Return a point to which `rewind` goes back."""
-        return len(self.undos), len(self.on_commit), len(self.on_rollback)
+    def forget(self, others: Callbacks) -> list[Undo]:
+        """Remove others, as far as they are here, and return the undos that were."""
+        _remove(self.on_commit, others.on_commit)
+        _remove(self.on_rollback, others.on_rollback)
+        return _remove(self.undos, others.undos)
 
-    def rewind(self, mark: tuple[int, int, int]) -> list[Undo]:
-        """Forget what came after a mark, and return the undos among it."""
-        undos, commits, rollbacks = mark
-        forgotten = self.undos[undos:]
-        del self.undos[undos:]
-        del self.on_commit[commits:]
-        del self.on_rollback[rollbacks:]
-        return forgotten
+
+def _remove(callbacks: list[T], others: list[T]) -> list[T]:
+    """Remove each of the others once, the last of equal ones first; return those that were found."""
+    wanted = Counter(map(id, others))
+    kept: list[T] = []
+    removed: list[T] = []
+    for each in reversed(callbacks):
+        found = wanted[id(each)] > 0
+        wanted[id(each)] -= found
+        (removed if found else kept).append(each)
+    callbacks[:] = reversed(kept)
+    return removed[::-1]
 
 
 async def run_undos(undos: list[Undo], session: str) -> list[str]:

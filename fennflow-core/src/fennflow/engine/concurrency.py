@@ -4,9 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from collections.abc import (
+    Awaitable,
+    Callable,
+    Collection,
+    Coroutine,
+    Generator,
+    Iterable,
+    Sequence,
+)
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from contextvars import Context
+from dataclasses import dataclass, field
 from typing import Any, TypeVar, cast
 
 T = TypeVar("T")
@@ -143,6 +152,73 @@ def _cancelled_once() -> AbstractContextManager[object]:
         sys.modules.get("anyio"), "CancelScope", None
     )
     return nullcontext() if scope is None else scope(shield=True)
+
+
+class Calls:
+    """Calls that tasks have under way: they can be waited for, and broken off."""
+
+    def __init__(self) -> None:
+        self._under_way: set[_Call] = set()
+
+    @contextmanager
+    def call(
+        self, owners: Collection[object], broken_off: Callable[[], Exception]
+    ) -> Generator[None]:
+        """Let the block be a call that is under way.
+
+        Args:
+            owners: by any of which it can be found.
+            broken_off: what is raised if it is broken off.
+        """
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101 - calls are made by tasks
+        call = _Call(task, owners, task.cancelling())
+        self._under_way.add(call)
+        try:
+            yield
+        except asyncio.CancelledError as error:
+            # Like asyncio.timeout: a cancellation that others asked for goes on.
+            if call.broken_off and task.uncancel() <= call.cancelling:
+                raise broken_off() from error
+            raise
+        except BaseException:
+            if call.broken_off:
+                task.uncancel()
+            raise
+        else:
+            if call.broken_off:
+                task.uncancel()
+        finally:
+            self._under_way.discard(call)
+            call.ended.set()
+
+    def inside(self) -> bool:
+        """Return whether the running task has a call under way."""
+        current = asyncio.current_task()
+        return any(call.task is current for call in self._under_way)
+
+    async def wait(self) -> None:
+        """Wait until no call is under way."""
+        while self._under_way:
+            await next(iter(self._under_way)).ended.wait()
+
+    async def break_off(self, owner: object) -> None:
+        """Break off the calls of an owner, and wait until they have ended."""
+        calls = [call for call in self._under_way if owner in call.owners]
+        for call in calls:
+            call.broken_off = True
+            call.task.cancel()
+        for call in calls:
+            await call.ended.wait()
+
+
+@dataclass(slots=True, eq=False)
+class _Call:
+    task: asyncio.Task[Any]
+    owners: Collection[object]
+    cancelling: int
+    broken_off: bool = False
+    ended: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 class Periodic:

@@ -5,21 +5,21 @@ from __future__ import annotations
 import asyncio
 import logging
 import warnings
-from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Awaitable, Callable, Generator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from fennflow.backends import Commit, JoinedTransaction, Outcome, Step, conflict
 from fennflow.engine import telemetry
-from fennflow.engine.callbacks import Callbacks, Undo, run_callbacks, run_undos
+from fennflow.engine.block import Block
+from fennflow.engine.callbacks import Callbacks, run_callbacks, run_undos
 from fennflow.engine.concurrency import shielded
 from fennflow.engine.plan import plan_commit, tombstones, undo
 from fennflow.engine.recovery import PATIENCE, Unsettled
 from fennflow.engine.settle import Settler
 from fennflow.engine.telemetry import tell
-from fennflow.engine.transaction import Transaction
 from fennflow.exceptions import (
     CommitUncertainException,
     CompensationPendingWarning,
@@ -29,8 +29,6 @@ from fennflow.exceptions import (
 
 if TYPE_CHECKING:
     from fennflow.engine.runtime import Engine
-
-T = TypeVar("T")
 
 
 def _cancel_again(task: asyncio.Task[Any], cancellation: asyncio.CancelledError) -> None:
@@ -50,7 +48,7 @@ def _cancel_again(task: asyncio.Task[Any], cancellation: asyncio.CancelledError)
     asyncio.get_running_loop().call_soon(cancel)
 
 
-class Session:
+class Session(Block):
     """What one `async with` block does; `commit` and `rollback` begin a new transaction.
 
     Args:
@@ -59,96 +57,8 @@ class Session:
     """
 
     def __init__(self, engine: Engine, joined: JoinedTransaction | None = None) -> None:
-        self._engine = engine
+        super().__init__(engine)
         self._joined = joined
-        self._reconciled: set[str] = set()
-        self._tx = self._begin()
-        self._closed = False
-        self._ending = False
-        self._calls = 0
-        self._savepoints = 0
-        self._idle = asyncio.Event()
-        self._idle.set()
-
-    def _begin(self) -> Transaction:
-        return Transaction(self._engine, self._reconciled)
-
-    @asynccontextmanager
-    async def call(self, operation: str, namespace: str) -> AsyncGenerator[Transaction]:
-        """Guard a call: the session is open, and does not end before the call has.
-
-        Args:
-            operation: what it does, for those who watch.
-            namespace: the bucket.
-
-        Raises:
-            TransactionException: the session has ended, or is ending.
-        """
-        self._check_open()
-        self._calls += 1
-        self._idle.clear()
-        try:
-            with telemetry.operation(operation, self._tx.session_id, namespace):
-                yield self._tx
-        finally:
-            self._calls -= 1
-            if not self._calls:
-                self._idle.set()
-
-    def _check_open(self) -> None:
-        if self._closed or self._ending:
-            state = "has ended" if self._closed else "is being committed or rolled back"
-            message = f"This unit of work {state}. Use it inside its own async with block."
-            raise TransactionException(message)
-
-    @property
-    def callbacks(self) -> Callbacks:
-        """What the user hung on the transaction that is open.
-
-        Raises:
-            TransactionException: the session has ended, or is ending.
-        """
-        self._check_open()
-        return self._tx.callbacks
-
-    async def step(self, do: Callable[[], Awaitable[T]], undo: Undo) -> T:
-        """Do a saga step of the user's own, and remember how it is undone."""
-        self._check_open()
-        callbacks = self._tx.callbacks
-        try:
-            result = await do()
-        except asyncio.CancelledError:
-            # Cut off, it may have taken effect: like a write in doubt it counts as done (P19).
-            callbacks.undos.append(undo)
-            raise
-        callbacks.undos.append(undo)
-        return result
-
-    @asynccontextmanager
-    async def savepoint(self) -> AsyncGenerator[None]:
-        """Undo what the block did, and nothing else, if an exception leaves it.
-
-        Raises:
-            TransactionException: the session has ended, or is ending.
-        """
-        self._check_open()
-        tx, mark = self._tx, self._tx.mark()
-        self._savepoints += 1
-        try:
-            yield
-        except BaseException as cause:
-            undos = tx.rewind(mark)
-            work, cancellation = await shielded(
-                run_undos(undos, tx.session_id), grace=lambda: self._grace
-            )
-            for note in [] if work.cancelled() else work.result():
-                cause.add_note(note)
-            tx.callbacks.undos += undos  # what was cut off is left to the session's end
-            if cancellation is not None and not isinstance(cause, asyncio.CancelledError):
-                raise cancellation from cause
-            raise
-        finally:
-            self._savepoints -= 1
 
     async def commit(self) -> None:
         """Make all changes visible in one instant, or undo them and raise.
@@ -160,7 +70,7 @@ class Session:
             Exception: what the backend raised; the session is undone.
         """
         with self._exclusive():
-            await self._idle.wait()
+            await self._calls.wait()
             work, cancellation = await shielded(
                 self._watched("commit", self._commit), grace=lambda: self._grace
             )
@@ -182,14 +92,30 @@ class Session:
                 raise cancellation from error
             _cancel_again(current, cancellation)
 
-    async def rollback(self, cause: BaseException | None = None) -> None:
+    async def free(self) -> None:
+        """Wait until no other task commits or rolls back."""
+        await self._free.wait()
+
+    async def rollback(self, cause: BaseException | None = None, *, last: bool = False) -> None:
         """Undo all changes, whoever is cancelled meanwhile (P21).
+
+        Calls that other tasks have under way are broken off.
 
         Args:
             cause: the exception that ended the block; what goes wrong is added to it as a note,
                 else it is a CompensationPendingWarning.
+            last: whether the block ends with it, whatever other tasks do.
         """
-        with self._exclusive():
+        if last and not self._free.is_set():
+            free, _ = await shielded(
+                self.free(),
+                grace=lambda: self._grace,
+                hurry=isinstance(cause, asyncio.CancelledError),
+            )
+            if free.cancelled():
+                return  # what is under way ends the transaction
+        with self._exclusive(last=last):
+            self._tx.ended = True
             work, cancellation = await shielded(
                 self._watched("rollback", partial(self._compensate, cause)),
                 grace=lambda: self._grace,
@@ -225,28 +151,27 @@ class Session:
             )
             raise TransactionException(message)
 
-    def close(self) -> None:
-        """Refuse all further calls."""
-        self._closed = True
-
-    @property
-    def _grace(self) -> float:
-        return self._engine.config.compensation_timeout
-
     @contextmanager
-    def _exclusive(self) -> Generator[None]:
+    def _exclusive(self, *, last: bool = False) -> Generator[None]:
         """Refuse calls while the session ends."""
-        if self._ending:
+        self.check_loop()
+        message = None
+        if not self._free.is_set():
             message = "This unit of work is being committed or rolled back already."
+        elif self._calls.inside():
+            message = "Inside step() there is no commit() or rollback()."
+        elif self._savepoints and not last:
+            message = (
+                "While a savepoint is open, in this task or in another one, there is no commit() "
+                "or rollback(). Leave it first."
+            )
+        if message is not None:
             raise TransactionException(message)
-        if self._savepoints:
-            message = "Inside a savepoint there is no commit() or rollback(); leave it first."
-            raise TransactionException(message)
-        self._ending = True
+        self._free.clear()
         try:
             yield
         finally:
-            self._ending = False
+            self._free.set()
 
     async def _watched(self, operation: str, work: Callable[[], Awaitable[None]]) -> None:
         with telemetry.operation(operation, self._tx.session_id):
@@ -328,7 +253,7 @@ class Session:
             raise CommitUncertainException(message) from error
 
     async def _compensate(self, cause: BaseException | None) -> None:
-        await self._idle.wait()
+        await self._calls.break_off(self._tx)
         if self._joined is not None:
             # First, since on SQLite it may hold the lock that the decision needs.
             try:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
 import uuid_utils
 
@@ -35,11 +37,29 @@ STREAMS_AT_ONCE = 4
 Place = Callable[[ObjectKey, Record | None, Sequence[Write]], Placement | None]
 
 
-class Mark(NamedTuple):
-    """A point in a transaction."""
+@dataclass(slots=True, eq=False)
+class Scope:
+    """What can be taken back alone: what a savepoint did, or a call of several steps.
 
-    seq: int
-    callbacks: tuple[int, int, int]
+    What is done in its context belongs to it, by the tasks that were started there too; what runs
+    beside it does not.
+
+    Args:
+        tx: the transaction.
+        outer: the scope in which it was opened, of whatever transaction.
+        seqs: of its writes.
+        callbacks: that were registered in it.
+        undone: whether it was taken back, so that nothing more can be done in it.
+    """
+
+    tx: Transaction
+    outer: Scope | None
+    seqs: list[int] = field(default_factory=list[int])
+    callbacks: Callbacks = field(default_factory=Callbacks)
+    undone: bool = False
+
+
+_scope: ContextVar[Scope | None] = ContextVar("fennflow_scope", default=None)
 
 
 class Transaction:
@@ -61,6 +81,7 @@ class Transaction:
         slots: bounds the object requests in flight.
         streams: bounds the streams on their way to the store, a part of each of which is in memory.
         callbacks: what the user hung on it.
+        ended: whether it is being rolled back, or was, so that calls send nothing more for it.
     """
 
     def __init__(self, engine: Engine, reconciled: set[str]) -> None:
@@ -83,6 +104,7 @@ class Transaction:
         self.slots = asyncio.Semaphore(engine.config.max_concurrency)
         self.streams = asyncio.Semaphore(STREAMS_AT_ONCE)
         self.callbacks = Callbacks()
+        self.ended = False
         self._next_seq = 1
 
     @property
@@ -118,14 +140,67 @@ class Transaction:
         for seq in seqs:
             self.update(seq, retracted=True)
 
-    def mark(self) -> Mark:
-        """Return a point to which `rewind` goes back."""
-        return Mark(self._next_seq, self.callbacks.mark())
+    @contextmanager
+    def scope(self) -> Generator[Scope]:
+        """Let what is done in the block belong to a scope of its own."""
+        outer = _scope.get()
+        scope = Scope(self, outer)
+        _scope.set(scope)
+        try:
+            yield scope
+        finally:
+            _scope.set(outer)
 
-    def rewind(self, mark: Mark) -> list[Undo]:
-        """Take back all writes since a mark, and return the undos registered since."""
-        self.retract([seq for seq in self.writes if seq >= mark.seq])
-        return self.callbacks.rewind(mark.callbacks)
+    def scopes(self) -> list[Scope]:
+        """Return the scopes of the transaction in which the caller runs.
+
+        Raises:
+            TransactionException: one of them was taken back.
+        """
+        found: list[Scope] = []
+        scope = _scope.get()
+        while scope is not None:
+            if scope.tx is self:
+                found.append(scope)
+            scope = scope.outer
+        if any(each.undone for each in found):
+            message = (
+                "The savepoint in which this was started has been undone. Await what you start in "
+                "a savepoint before you leave it."
+            )
+            raise TransactionException(message)
+        return found
+
+    def register(self) -> list[Callbacks]:
+        """Return where a callback of the caller's belongs: to the transaction, and to its scopes."""
+        return [*(scope.callbacks for scope in self.scopes()), self.callbacks]
+
+    def rewind(self, scope: Scope) -> list[Undo]:
+        """Take back all that a scope did, and return the undos registered in it."""
+        scope.undone = True
+        self.retract(scope.seqs)
+        return self.callbacks.forget(scope.callbacks)
+
+    @contextmanager
+    def whole(self) -> Generator[None]:
+        """Take back what the block did if it fails: a call of several steps is one call (P8)."""
+        with self.scope() as scope:
+            try:
+                yield
+            except BaseException:
+                self.rewind(scope)
+                raise
+
+    def check(self) -> None:
+        """Refuse to send anything for a transaction that is not this process's to go on with.
+
+        Raises:
+            TransactionException: it is being rolled back.
+            SessionLostException: its lease may have run out (P23).
+        """
+        if self.ended:
+            raise rolled_back()
+        self.lease.check()
 
     async def prepare(self, namespace: str) -> None:
         """Reconcile the namespace if that is due; whoever asks the catalog comes here first."""
@@ -193,7 +268,9 @@ class Transaction:
         Raises:
             RecordLockedException: another session holds one of the keys for `lock_timeout`.
             SessionLostException: the session is recovery's.
+            TransactionException: it is being rolled back, or the savepoint of the caller was.
         """
+        scopes = self.scopes()
         first = self._next_seq
         self._next_seq += len(keys)
         intents: list[Intent] = []
@@ -211,6 +288,14 @@ class Transaction:
         for intent in intents:
             self.writes[intent.seq] = Write(intent=intent, before=before.get(intent.object_key))
             self.chains.setdefault(intent.object_key, []).append(intent.seq)
+            for scope in scopes:
+                scope.seqs.append(intent.seq)
+        try:
+            self.check()
+            self.scopes()
+        except BaseException:
+            self.retract([intent.seq for intent in intents])
+            raise
         return [intent.seq for intent in intents]
 
     async def _lock(
@@ -272,6 +357,14 @@ class Transaction:
         return Intent(
             seq=seq, namespace=key.namespace, key=key.key, placement=placement, target=target
         )
+
+
+def rolled_back() -> TransactionException:
+    """Return the error of a call whose unit of work is rolled back meanwhile."""
+    message = (
+        "The unit of work was rolled back while this call was under way; nothing of the call stays."
+    )
+    return TransactionException(message)
 
 
 def no_such_key(namespace: str, keys: Sequence[str]) -> NoSuchKeyException:

@@ -332,7 +332,7 @@ async def _transfer(
     *,
     if_none_match: bool,
 ) -> StoredObject:
-    tx.lease.check()  # here, since others may have run after the task was made
+    tx.check()  # here, since others may have run after the task was made
     body = upload.body
     if isinstance(body, Record):
         return await tx.connector.copy(
@@ -345,7 +345,7 @@ async def _transfer(
         )
     if isinstance(body, Source):
         # No part is sent once the lease may have run out (P23).
-        async with aclosing(body.read(tx.lease.check)) as chunks:
+        async with aclosing(body.read(tx.check)) as chunks:
             return await tx.connector.upload(
                 intent.namespace,
                 intent.target,
@@ -416,7 +416,7 @@ def attributes_of(tx: Transaction, upload: Upload, seq: int) -> ObjectAttributes
 
 async def _head(tx: Transaction, key: ObjectKey) -> StoredObject | None:
     async with tx.slots:
-        tx.lease.check()
+        tx.check()
         return await tx.connector.head(key.namespace, Location(key.key))
 
 

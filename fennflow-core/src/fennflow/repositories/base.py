@@ -80,19 +80,20 @@ class Repository:
             check_prefix(rendered)
         return check_prefix(join_key(self._scope, rendered))
 
-    async def _pages(self, prefix: str) -> AsyncGenerator[Sequence[str]]:
-        """Iterate over the keys with a prefix, up to a thousand at a time."""
-        whole = self._prefix(prefix)
+    async def _pages(self, tx: Transaction, prefix: str) -> AsyncGenerator[Sequence[str]]:
+        """Iterate over the keys with a prefix, up to a thousand at a time, inside one call."""
         start: str | None = ""
         while start is not None:
-            async with self._call("list") as tx:
-                page = await reading.page(
-                    tx,
-                    self._namespace,
-                    prefix=whole,
-                    start=start,
-                    limit=PAGE,
-                    delimiter=None,
-                )
+            page = await self._page(tx, prefix, start)
             yield page.keys
             start = page.start
+
+    async def _page(self, tx: Transaction, prefix: str, start: str) -> reading.Page:
+        return await reading.page(
+            tx,
+            self._namespace,
+            prefix=self._prefix(prefix),
+            start=start,
+            limit=PAGE,
+            delimiter=None,
+        )

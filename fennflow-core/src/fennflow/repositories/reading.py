@@ -62,10 +62,10 @@ class GetPrefixRepository(Repository):
             ObjectChangedException: an object was changed without FennFlow.
         """
         files: list[BaseContent] = []
-        async for keys in self._pages(prefix):
-            async with self._call("get") as tx:
+        async with self._call("get") as tx:
+            async for keys in self._pages(tx, prefix):
                 found = await reading.read(tx, self._namespace, keys, missing_ok=True)
-            files += [_content(record, body) for record, body in found]
+                files += [_content(record, body) for record, body in found]
         return MediaResponse(files)
 
 
@@ -117,9 +117,13 @@ class ListRepository(Repository):
         Raises:
             KeyException: no key can begin with the prefix.
         """
-        async for keys in self._pages(prefix):
-            for key in keys:
+        start: str | None = ""
+        while start is not None:
+            async with self._call("list") as tx:
+                page = await self._page(tx, prefix, start)
+            for key in page.keys:
                 yield StoragePath(key)
+            start = page.start
 
 
 class StatRepository(Repository):
@@ -203,12 +207,12 @@ class GeneratePresignedUrlPrefixRepository(Repository):
         """
         urls: list[str] = []
         paths: list[StoragePath] = []
-        async for keys in self._pages(prefix):
-            async with self._call("presign") as tx:
+        async with self._call("presign") as tx:
+            async for keys in self._pages(tx, prefix):
                 urls += await presign(
                     tx, self._namespace, keys, method="GET", expires_in=expires_in
                 )
-            paths += map(StoragePath, keys)
+                paths += map(StoragePath, keys)
         return PresignedUrlResponse(urls, paths=paths)
 
 

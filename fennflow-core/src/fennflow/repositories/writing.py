@@ -252,9 +252,9 @@ class DeletePrefixRepository(Repository):
             RecordLockedException: another session is writing one of the paths.
         """
         gone: list[StoragePath] = []
-        async with self._session.savepoint():
-            async for keys in self._pages(prefix):
-                async with self._call("delete") as tx:
+        async with self._call("delete") as tx:
+            with tx.whole():
+                async for keys in self._pages(tx, prefix):
                     deleted = await writing.delete(tx, self._namespace, keys, missing_ok=True)
-                gone += [StoragePath(key) for key in deleted]
+                    gone += map(StoragePath, deleted)
         return DeleteResponse(gone)

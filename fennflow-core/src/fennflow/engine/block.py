@@ -1,0 +1,162 @@
+"""What happens inside a block: calls, steps of the user's own, savepoints, in one task or several."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, TypeVar
+
+from fennflow.engine import telemetry
+from fennflow.engine.callbacks import Callbacks, Undo, run_undos
+from fennflow.engine.concurrency import Calls, shielded
+from fennflow.engine.transaction import Scope, Transaction, rolled_back
+from fennflow.exceptions import TransactionException
+
+if TYPE_CHECKING:
+    from fennflow.engine.runtime import Engine
+
+T = TypeVar("T")
+
+
+class Block:
+    """What one `async with` block does until it is committed or rolled back.
+
+    Args:
+        engine: connector, backend and configuration.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._reconciled: set[str] = set()
+        self._tx = self._begin()
+        self._loop = asyncio.get_running_loop()
+        self._calls = Calls()
+        self._savepoints = 0
+        self._closed = False
+        self._free = asyncio.Event()
+        self._free.set()
+
+    def _begin(self) -> Transaction:
+        return Transaction(self._engine, self._reconciled)
+
+    @asynccontextmanager
+    async def call(self, operation: str, namespace: str) -> AsyncGenerator[Transaction]:
+        """Guard a call: the session is open, and does not end before the call has.
+
+        Args:
+            operation: what it does, for those who watch.
+            namespace: the bucket.
+
+        Raises:
+            TransactionException: the session has ended, or is ending.
+        """
+        tx = self._open()
+        with (
+            self._calls.call([tx, *tx.scopes()], rolled_back),
+            telemetry.operation(operation, tx.session_id, namespace),
+        ):
+            yield tx
+
+    def _open(self) -> Transaction:
+        """Return the transaction that is open.
+
+        Raises:
+            TransactionException: the session has ended, or is ending, or is another loop's.
+        """
+        self.check_loop()
+        if self._closed or not self._free.is_set():
+            state = "has ended" if self._closed else "is being committed or rolled back"
+            message = f"This unit of work {state}. Use it inside its own async with block."
+            raise TransactionException(message)
+        return self._tx
+
+    def check_loop(self) -> None:
+        """Refuse to be used by another event loop than the one that opened it.
+
+        Raises:
+            TransactionException: the running loop is another one.
+        """
+        try:
+            running = asyncio.get_running_loop()
+        except RuntimeError:
+            running = None
+        if running is not self._loop:
+            message = (
+                "This unit of work was opened in another event loop. Open one in each loop, and "
+                "use it there only."
+            )
+            raise TransactionException(message)
+
+    def register(self) -> list[Callbacks]:
+        """Return where a callback of the caller's belongs.
+
+        Raises:
+            TransactionException: the session has ended, or is ending.
+        """
+        return self._open().register()
+
+    async def step(self, do: Callable[[], Awaitable[T]], undo: Undo) -> T:
+        """Do a saga step of the user's own, and remember how it is undone."""
+        tx = self._open()
+        places = tx.register()
+        with self._calls.call([tx, *tx.scopes()], rolled_back):
+            try:
+                result = await do()
+            except asyncio.CancelledError:
+                # Cut off, it may have taken effect: like a write in doubt it counts as done (P19).
+                for each in places:
+                    each.undos.append(undo)
+                raise
+            for each in places:
+                each.undos.append(undo)
+            return result
+
+    @asynccontextmanager
+    async def savepoint(self) -> AsyncGenerator[None]:
+        """Undo what the block did, and nothing else, if an exception leaves it.
+
+        Raises:
+            TransactionException: the session has ended, or is ending.
+        """
+        tx = self._open()
+        around = tx.register()
+        self._savepoints += 1
+        with tx.scope() as scope:
+            try:
+                yield
+            except BaseException as cause:
+                cancellation = await self._undo_scope(tx, scope, around, cause)
+                if cancellation is not None and not isinstance(cause, asyncio.CancelledError):
+                    raise cancellation from cause
+                raise
+            finally:
+                self._savepoints -= 1
+
+    async def _undo_scope(
+        self, tx: Transaction, scope: Scope, around: Sequence[Callbacks], cause: BaseException
+    ) -> asyncio.CancelledError | None:
+        """Take back what a savepoint did, and return the cancellation that arrived meanwhile."""
+        scope.undone = True
+        _, cancellation = await shielded(self._calls.break_off(scope), grace=lambda: self._grace)
+        if tx.ended:
+            return cancellation  # all of it is taken back
+        undos = tx.rewind(scope)
+        work, again = await shielded(
+            run_undos(undos, tx.session_id),
+            grace=lambda: self._grace,
+            hurry=cancellation is not None,
+        )
+        for note in [] if work.cancelled() else work.result():
+            cause.add_note(note)
+        for each in around:
+            each.undos += undos  # what was cut off is left to the session's end
+        return again or cancellation
+
+    def close(self) -> None:
+        """Refuse all further calls."""
+        self._closed = True
+
+    @property
+    def _grace(self) -> float:
+        return self._engine.config.compensation_timeout
