@@ -281,7 +281,7 @@ class World:
         try:
             result = await work()
         except PreconditionFailedException as error:
-            error.retried = True
+            error.retried = error.ambiguous = True
             raise
         again: Any = replace(cast("Any", result), retried=True)
         return cast("R", again)

@@ -27,7 +27,7 @@ from fennflow.exceptions import (
 from fennflow.files import BinaryContent, TextContent
 from fennflow.testing import Fault, S3Server
 from fennflow_s3 import probe
-from fennflow_s3.client import from_code
+from fennflow_s3.client import from_code, is_refusal
 from fennflow_s3.probe import is_aws
 from stores import Store, make_store, raw_client, s3_config
 
@@ -275,6 +275,30 @@ def test_codes_of_s3_become_our_exceptions(
     code: str, status: int, expected: type[BaseConnectorException]
 ) -> None:
     assert type(from_code(code, "", status, "put", "bucket/key")) is expected
+
+
+@pytest.mark.parametrize(
+    ("code", "status", "refused"),
+    [
+        ("SlowDown", 503, True),
+        ("503", 503, False),  # a proxy's
+        ("SlowDownWrite", 503, False),  # MinIO's, which may have written it on some of its disks
+        ("InternalError", 500, False),
+        ("502", 502, False),
+        ("504", 504, False),
+        ("NotImplemented", 501, True),
+        ("OperationAborted", 409, True),
+        ("TooManyRequests", 429, True),
+        ("NoSuchUpload", 404, True),
+        ("AccessDenied", 0, True),
+        ("InternalError", 0, False),
+    ],
+)
+def test_an_answer_is_a_refusal_or_leaves_open_what_happened(
+    code: str, status: int, *, refused: bool
+) -> None:
+    """P20."""
+    assert is_refusal(code, status) is refused
 
 
 @pytest.mark.parametrize("kind", ["moto", "moto-versioned"])

@@ -77,6 +77,9 @@ from fennflow.rows import (
 from fennflow.rows import (
     load_steps as load_steps,
 )
+from fennflow.rows import (
+    locked as locked,
+)
 
 if TYPE_CHECKING:
     from fennflow_memory import InMemoryBackendConfig as InMemoryBackendConfig
@@ -112,6 +115,7 @@ __all__ = [
     "conflict",
     "dump_steps",
     "load_steps",
+    "locked",
 ]
 
 

@@ -13,8 +13,8 @@ back, but for `on_upload`. Who calls what, and when:
 | `delete`, `abort_upload` | after the pivot, or to undo | what was named is gone |
 | `uploads` | by the sweep (P27) | |
 
-What an exception means: a `BaseConnectorException` says that the request had no effect, save
-`ConnectorUnavailableException`, which like any other exception leaves that open (protocol P19).
+What an exception means: the `ambiguous` of a `BaseConnectorException` says whether the request may
+have taken effect, or still may; any other exception leaves that open, too (protocol P19).
 """
 
 from __future__ import annotations

@@ -123,7 +123,17 @@ class RecordAlreadyExistsException(BaseBackendException):
 
 
 class RecordLockedException(BaseBackendException):
-    """Another session is writing the key and did not end within `lock_timeout`."""
+    """A key is locked, and was not free within `lock_timeout`.
+
+    Args:
+        message: which key, and why it is locked.
+        free_in: seconds until a key is free that is locked because a request may still reach it
+            (protocol P20); None if another transaction is writing the key.
+    """
+
+    def __init__(self, message: str = "", *, free_in: float | None = None) -> None:
+        super().__init__(message)
+        self.free_in = free_in
 
 
 class ConflictException(BaseBackendException):
@@ -143,12 +153,26 @@ class BackendUnavailableException(BaseBackendException):
 
 
 class BaseConnectorException(FennFlowException):
-    """The object store refused or could not be reached.
+    """The object store refused a request or could not be reached.
 
-    Any of this tree but `ConnectorUnavailableException` means that the request certainly had no
-    effect. `ConnectorUnavailableException`, and any exception that is not FennFlow's, means that
-    the effect of the request is not known (protocol P19).
+    `ambiguous` says whether the request may have taken effect all the same, or still may
+    (protocol P19). A refusal of a request that was sent once is definite. An exception that is not
+    FennFlow's is always ambiguous.
+
+    Args:
+        message: what happened, to which object.
+        ambiguous: whether the answer was lost (a time-out, a connection that broke after bytes
+            were sent, 500, 502, 504).
+        retried: whether the request was sent before, and the answer to that attempt was lost. Then
+            the outcome is ambiguous, whatever the last attempt was answered (protocol P20).
     """
+
+    def __init__(
+        self, message: str = "", *, ambiguous: bool = False, retried: bool = False
+    ) -> None:
+        super().__init__(message)
+        self.retried = retried
+        self.ambiguous = ambiguous or retried
 
 
 class NoSuchKeyException(BaseConnectorException):
@@ -171,14 +195,13 @@ class PreconditionFailedException(BaseConnectorException):
         contended: whether the store could not decide because another request was under way
             (S3's 409 ConditionalRequestConflict): then the key may well be free, and the request
             may be sent again.
-        retried: whether the request was sent more than once, so that an earlier attempt, whose
-            answer was lost, may have taken effect or still may (protocol P20).
+        retried: whether an earlier attempt, whose answer was lost, may have taken effect or still
+            may (protocol P20).
     """
 
     def __init__(self, message: str, *, contended: bool = False, retried: bool = False) -> None:
-        super().__init__(message)
+        super().__init__(message, retried=retried)
         self.contended = contended
-        self.retried = retried
 
 
 class ObjectChangedException(BaseConnectorException):
@@ -190,7 +213,17 @@ class ConnectorCapabilityException(BaseConnectorException):
 
 
 class ConnectorUnavailableException(BaseConnectorException):
-    """The store did not answer, or answered that it cannot serve now; retries are used up."""
+    """The store did not answer, or answered that it cannot serve now; retries are used up.
+
+    Args:
+        message: what happened, to which object.
+        ambiguous: False only if it is certain that no attempt had an effect or still can: nothing
+            was sent, or the store refused all of them, as with 503 `SlowDown`.
+        retried: like that of `BaseConnectorException`.
+    """
+
+    def __init__(self, message: str = "", *, ambiguous: bool = True, retried: bool = False) -> None:
+        super().__init__(message, ambiguous=ambiguous, retried=retried)
 
 
 class ReconcileFailedException(FennFlowException):

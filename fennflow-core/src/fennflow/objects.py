@@ -140,8 +140,9 @@ class StoredObject:
         metadata: decoded; as `put` got it.
         headers: HTTP headers that are stored with it, such as Content-Encoding; see `headers_of`.
         modified_at: by the store's clock, where it tells.
-        retried: whether the request that returned this was sent more than once, so that an
-            earlier attempt may still take effect (protocol P20).
+        retried: whether the answer to an earlier attempt of the request that returned this was
+            lost, so that it may still take effect (protocol P20). An attempt that was certainly
+            refused, as with 503 `SlowDown`, does not count.
     """
 
     location: Location
@@ -190,8 +191,8 @@ class DeletionReport:
     Args:
         errors: for each deletion, in order, None if the object is gone (or never was), else what
             prevented that: a PreconditionFailedException where `if_match` did not hold.
-        retried: whether a request was sent more than once, so that an earlier attempt may still
-            take effect (protocol P20).
+        retried: whether the answer to an earlier attempt of a request was lost, so that it may
+            still take effect (protocol P20).
     """
 
     errors: Sequence[BaseConnectorException | None]

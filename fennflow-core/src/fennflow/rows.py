@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import Any, Literal, NamedTuple
 
 from fennflow.connectors import Location
-from fennflow.exceptions import ConflictException
+from fennflow.exceptions import ConflictException, RecordLockedException
 
 __all__ = [
     "AbortUpload",
@@ -30,6 +30,7 @@ __all__ = [
     "conflict",
     "dump_steps",
     "load_steps",
+    "locked",
 ]
 
 
@@ -241,6 +242,25 @@ def conflict(keys: Collection[ObjectKey]) -> ConflictException:
         "committed; run the unit of work again."
     )
     return ConflictException(message)
+
+
+def locked(key: ObjectKey | None, free_in: float | None = None) -> RecordLockedException:
+    """Return the error for a key that another session holds, or a request of it may still reach.
+
+    Args:
+        key: which one; None if it was freed before it could be named.
+        free_in: seconds until it is free, if its session has ended (protocol P20).
+    """
+    name = "A key of this call" if key is None else f"{key.namespace}/{key.key}"
+    if free_in is None:
+        return RecordLockedException(f"{name} is being written by another session.")
+    until = datetime.now(UTC) + timedelta(seconds=free_in)
+    message = (
+        f"{name} is locked until {until:%Y-%m-%d %H:%M:%S} UTC, {free_in:.0f} s from now "
+        "(doubt_period): the answer to a request of an earlier session was lost, and that request "
+        "may still change the object."
+    )
+    return RecordLockedException(message, free_in=free_in)
 
 
 _STEPS: Mapping[str, type[Copy | Delete | AbortUpload]] = {

@@ -29,8 +29,9 @@ from fennflow.backends import (
     Step,
     Tombstone,
     conflict,
+    locked,
 )
-from fennflow.exceptions import RecordLockedException, SessionLostException
+from fennflow.exceptions import SessionLostException
 
 if TYPE_CHECKING:
     from fennflow.config import ConfigDict, ConnectorConfig
@@ -143,10 +144,9 @@ class InMemoryBackend(Backend):
                 raise _lost(session)
             for key in sorted(keys):
                 holder, until = tables.locks.get(key, (session.session_id, None))
-                expired = until is not None and until <= time.monotonic()
-                if holder != session.session_id and not expired:
-                    message = f"{key.namespace}/{key.key} is being written by another session."
-                    raise RecordLockedException(message)
+                free_in = None if until is None else until - time.monotonic()
+                if holder != session.session_id and (free_in is None or free_in > 0):
+                    raise locked(key, free_in)
             records = self._records(keys)
             intents = plan(records)
             tables.sessions[session.session_id] = row

@@ -105,17 +105,28 @@ class ObstoreConnector(Connector):
         name: str,
         request: Callable[[], Awaitable[R]],
         *,
+        writes: bool = False,
         attempts: int | None = None,
     ) -> tuple[R, bool]:
-        """Send a request until it is answered, and tell whether that was more than once."""
+        """Send a request until it is answered.
+
+        Returns:
+            the answer, and whether that to an earlier attempt was lost, so that it may still take
+            effect.
+        """
         if attempts is None:
             attempts = 1 if self._config.scheme in {"file", "memory"} else self._config.max_attempts
+        lost = False
         async for attempt in stamina.retry_context(
             on=_worth_another, attempts=attempts, wait_initial=0.1, wait_max=5.0, timeout=None
         ):
-            retried = attempt.num > 1
-            with attempt, translated(verb, name, retried=retried):
-                return await request(), retried
+            with attempt:
+                try:
+                    with translated(verb, name, writes=writes, retried=lost):
+                        return await request(), lost
+                except BaseConnectorException as error:
+                    lost = error.ambiguous
+                    raise
         message = "unreachable: retry_context raises when it gives up"
         raise AssertionError(message)
 
@@ -174,7 +185,7 @@ class ObstoreConnector(Connector):
                 use_multipart=False,
             )
 
-        answer, retried = await self._sent("put", f"{namespace}/{key}", put)
+        answer, retried = await self._sent("put", f"{namespace}/{key}", put, writes=True)
         return written_object(key, answer["e_tag"], len(body), attributes, retried=retried)
 
     @override
@@ -216,7 +227,7 @@ class ObstoreConnector(Connector):
                 )
                 return await self._put(namespace, key, body, attributes, if_none_match=True)
             # What was read cannot be read again, so this is sent once.
-            with translated("put", f"{namespace}/{key}"):
+            with translated("put", f"{namespace}/{key}", writes=True):
                 answer = await obstore.put_async(
                     self._stores.of(namespace, "writing"),
                     key,
@@ -347,7 +358,8 @@ class ObstoreConnector(Connector):
         async def copy() -> None:
             await obstore.copy_async(store, origin, key)
 
-        _, retried = await self._sent("copy", f"{namespace}/{origin} to {namespace}/{key}", copy)
+        name = f"{namespace}/{origin} to {namespace}/{key}"
+        _, retried = await self._sent("copy", name, copy, writes=True)
         after, _ = await self._look(namespace, key)
         return replace(after, retried=retried)
 
@@ -355,13 +367,13 @@ class ObstoreConnector(Connector):
     async def delete(self, namespace: str, deletions: Sequence[Deletion]) -> DeletionReport:
         keys = [deletion.location.key for deletion in deletions]
         store = self._stores.of(namespace, "writing")
-        batches, in_doubt = isinstance(store, (S3Store, AzureStore, MemoryStore)), False
+        batches, lost = isinstance(store, (S3Store, AzureStore, MemoryStore)), False
         if batches and not (await self.capabilities(namespace)).keeps_directories:
             try:
                 retried = await self.delete_batch(namespace, keys)
                 return DeletionReport(errors=[None] * len(keys), retried=retried)
-            except BaseConnectorException:
-                in_doubt = True  # it does not tell which it did, or will do: each is asked alone
+            except BaseConnectorException as error:
+                lost = error.ambiguous  # it does not tell which it did: each is asked alone
         limit = asyncio.Semaphore(DELETED_AT_ONCE)
 
         async def attempt(key: str) -> tuple[BaseConnectorException | None, bool]:
@@ -369,30 +381,30 @@ class ObstoreConnector(Connector):
                 try:
                     return None, await self.delete_one(namespace, key)
                 except BaseConnectorException as error:
-                    return error, True
+                    return error, error.ambiguous
 
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(attempt(key)) for key in keys]
         results = [task.result() for task in tasks]
         return DeletionReport(
             errors=[error for error, _ in results],
-            retried=in_doubt or any(again for _, again in results),
+            retried=lost or any(again for _, again in results),
         )
 
     async def delete_batch(
         self, namespace: str, keys: Sequence[str], *, attempts: int | None = None
     ) -> bool:
-        """Delete several in one request, where the store has that; tell whether it was sent again."""
+        """Delete several in one request, where the store has that; return as `delete_one` does."""
         store = self._stores.of(namespace, "writing")
 
         async def delete() -> None:
             await obstore.delete_async(store, keys)
 
         verb = f"delete {len(keys)} objects of"
-        return (await self._sent(verb, namespace, delete, attempts=attempts))[1]
+        return (await self._sent(verb, namespace, delete, writes=True, attempts=attempts))[1]
 
     async def delete_one(self, namespace: str, key: str) -> bool:
-        """Delete one object; tell whether the request was sent again."""
+        """Delete one object; return whether the answer to an attempt was lost."""
         store = self._stores.of(namespace, "deleting singly")
 
         async def delete() -> None:
@@ -400,7 +412,7 @@ class ObstoreConnector(Connector):
             with suppress(FileNotFoundError):
                 await obstore.delete_async(store, key)
 
-        return (await self._sent("delete", f"{namespace}/{key}", delete))[1]
+        return (await self._sent("delete", f"{namespace}/{key}", delete, writes=True))[1]
 
     @override
     async def list(

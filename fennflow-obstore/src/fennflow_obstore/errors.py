@@ -42,28 +42,48 @@ _MEANINGS: tuple[
 )
 
 
+# What Rust raises through Python when obstore has a bug, or an option that it cannot use.
+_PANICS = frozenset({"PanicException", "RustPanic"})
+
+
 @contextmanager
-def translated(verb: str, name: str, *, retried: bool = False) -> Generator[None]:
+def translated(
+    verb: str, name: str, *, writes: bool = False, retried: bool = False
+) -> Generator[None]:
     """Turn what obstore raises into our exceptions.
 
     Args:
         verb: what was tried, for the message.
         name: on what: namespace and key.
-        retried: whether it was not the first attempt.
+        writes: whether the request changes the store.
+        retried: whether the answer to an earlier attempt of it was lost.
     """
     try:
         yield
     except (obstore.BaseError, OSError, NotImplementedError) as error:
-        raise exception_for(error, verb, name, retried=retried) from error
+        raise exception_for(error, verb, name, writes=writes, retried=retried) from error
+    except BaseException as error:
+        if not is_panic(error):
+            raise
+        message = (
+            f"Could not {verb} {name}: obstore failed inside ({error}). Look at its options: it "
+            "takes some of them, such as an endpoint that is not a URL, and fails at a request."
+        )
+        raise ConnectorUnavailableException(message, ambiguous=writes, retried=retried) from error
 
 
-def words_of(error: Exception) -> str:
+def is_panic(error: BaseException) -> bool:
+    """Return whether Rust panicked; its exception is not always an `Exception`."""
+    return type(error).__name__ in _PANICS
+
+
+def words_of(error: BaseException) -> str:
     """Return what an error of obstore says, which it says twice: then as a dump of its parts."""
     return str(error).partition("\n\nDebug source")[0]
 
 
 def exception_for(
-    error: Exception, verb: str, name: str, *, retried: bool
+    error: Exception, verb: str, name: str, *, writes: bool, retried: bool
 ) -> BaseConnectorException:
     """Return our exception for one of obstore's."""
     words = words_of(error)
@@ -75,11 +95,18 @@ def exception_for(
         contended = status == HTTPStatus.CONFLICT
         return PreconditionFailedException(said, contended=contended, retried=retried)
     if _NO_NAMESPACE.search(words):
-        return NoSuchNamespaceException(f"{said} Create it, or correct the namespace.")
+        said = f"{said} Create it, or correct the namespace."
+        return NoSuchNamespaceException(said, retried=retried)
     for kinds, statuses, exception, advice in _MEANINGS:
         if isinstance(error, kinds) or status in statuses:
-            return exception(f"{said} {advice}".rstrip())
+            return exception(f"{said} {advice}".rstrip(), retried=retried)
     refused = HTTPStatus.BAD_REQUEST <= status < HTTPStatus.INTERNAL_SERVER_ERROR
     if refused and status not in _LATER:
-        return BaseConnectorException(said)
-    return ConnectorUnavailableException(f"{said} Is the store up, and are url and options right?")
+        return BaseConnectorException(said, retried=retried)
+    slow_down = status == HTTPStatus.SERVICE_UNAVAILABLE and "<Code>SlowDown</Code>" in words
+    unsent = not status and "kind: Connect," in str(error)
+    return ConnectorUnavailableException(
+        f"{said} Is the store up, and are url and options right?",
+        ambiguous=writes and not (refused or slow_down or unsent),
+        retried=retried,
+    )

@@ -103,7 +103,7 @@ class LocalConnector(ObstoreConnector):
         """Write a local file beside its place, describe it, and move it there."""
         store, root = self._stores.of(namespace, "writing"), self._stores.root(namespace)
         incoming = f"{self._incoming}/{uuid_utils.uuid7()}"
-        with translated("put", f"{namespace}/{key}"):
+        with translated("put", f"{namespace}/{key}", writes=True):
             answer = await obstore.put_async(store, incoming, body)
             try:
                 size = await asyncio.to_thread(describe, root / incoming, attributes)

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import socket
 from collections.abc import Callable, Generator, Sequence
 from contextlib import AbstractAsyncContextManager, contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
 from functools import cache
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, cast
@@ -17,6 +20,7 @@ from aiobotocore.session import AioSession
 from botocore.exceptions import (
     BotoCoreError,
     ClientError,
+    ConnectTimeoutError,
     CredentialRetrievalError,
     HTTPClientError,
     NoCredentialsError,
@@ -28,6 +32,7 @@ from botocore.exceptions import (
     ConnectionError as BotoConnectionError,
 )
 from botocore.loaders import Loader, create_loader
+from botocore.parsers import ResponseParserError
 from typing_extensions import override
 
 from fennflow.exceptions import (
@@ -92,13 +97,30 @@ _MEANINGS: Sequence[tuple[set[str], set[int], type[BaseConnectorException], str]
     ),
 )
 
+_REFUSALS = frozenset(
+    {
+        "AccessDenied",
+        "InvalidArgument",
+        "InvalidRequest",
+        "KeyTooLongError",
+        "MalformedXML",
+        "MethodNotAllowed",
+        "NoSuchKey",
+        "NoSuchVersion",
+        "NotImplemented",
+        "PreconditionFailed",
+        "SlowDown",
+    }
+)
+"""Codes of a key of DeleteObjects which say that it was certainly not deleted."""
+
 
 class _Session(AIOHTTPSession):
     """Sends what a server takes at once, and leaves every repetition to botocore, which counts it.
 
     aiohttp sends a PUT or DELETE once more, without a word, when a reused connection breaks (its
     issue 10790). The first one may have taken effect: in a versioned bucket as a version that
-    nobody knows of. Botocore repeats it too, but says so (protocol P20).
+    nobody knows of. Botocore repeats it too, but `_note_attempt` sees it (protocol P20).
     """
 
     def __init__(self, **options: Any) -> None:
@@ -149,6 +171,7 @@ def client_context(config: S3ConnectorConfig) -> AbstractAsyncContextManager[S3C
     # Parsing botocore's model of S3 takes most of the time that a new client takes.
     session.register_component("data_loader", _loader(session.get_config_variable("data_path")))
     session.register("before-sign.s3.DeleteObjects", _add_content_md5)
+    session.register("response-received.s3", _note_attempt)
     with translated("open a client for", "S3"):
         # Its overloads name the stubs of every service of AWS.
         create = cast("Callable[..., Any]", session.create_client)  # pyright: ignore[reportUnknownMemberType]
@@ -176,18 +199,68 @@ def _add_content_md5(request: Any, **_kwargs: Any) -> None:
     request.headers["Content-MD5"] = base64.b64encode(digest).decode()
 
 
+@dataclass(slots=True)
+class Attempts:
+    """What became of the attempts of a request so far.
+
+    Args:
+        lost: whether the answer to one of them was lost, so that it may still take effect.
+    """
+
+    lost: bool = False
+
+
+_attempts: ContextVar[Attempts | None] = ContextVar("_attempts", default=None)
+
+
+def _note_attempt(
+    parsed_response: Any = None, exception: Exception | None = None, **_kwargs: Any
+) -> None:
+    """Note an attempt whose answer was lost; botocore's count has the refused ones, too."""
+    attempts = _attempts.get()
+    if attempts is None:
+        return
+    if exception is not None:
+        attempts.lost = attempts.lost or not _unsent(exception)
+    elif parsed_response is not None:
+        status = _status(parsed_response)
+        if status >= HTTPStatus.MULTIPLE_CHOICES:
+            code = str(parsed_response.get("Error", {}).get("Code", ""))
+            attempts.lost = attempts.lost or not is_refusal(code, status)
+
+
 @contextmanager
-def translated(verb: str, name: str) -> Generator[None]:
+def translated(verb: str, name: str, *, writes: bool = False) -> Generator[Attempts]:
     """Turn what aiobotocore raises into our exceptions.
 
     Args:
         verb: what was tried, for the message.
         name: on what: bucket and key.
+        writes: whether the block sends a request that changes the bucket. Not to be used in a
+            generator, which runs in the context of its caller.
+
+    Yields:
+        what is to be asked, once the request was answered, whether an attempt was lost.
     """
+    attempts = Attempts()
+    if not writes:
+        with _translated(verb, name, attempts, writes=False):
+            yield attempts
+        return
+    token = _attempts.set(attempts)
+    try:
+        with _translated(verb, name, attempts, writes=True):
+            yield attempts
+    finally:
+        _attempts.reset(token)
+
+
+@contextmanager
+def _translated(verb: str, name: str, attempts: Attempts, *, writes: bool) -> Generator[None]:
     try:
         yield
     except ClientError as error:
-        raise from_client_error(error, verb, name) from error
+        raise from_client_error(error, verb, name, attempts, writes=writes) from error
     except (
         NoCredentialsError,
         PartialCredentialsError,
@@ -199,11 +272,12 @@ def translated(verb: str, name: str) -> Generator[None]:
             f"Could not {verb} {name}: {error}. Give aws_access_key_id and "
             "aws_secret_access_key, or set up the AWS chain."
         )
-        raise AccessDeniedException(message) from error
+        raise AccessDeniedException(message, retried=attempts.lost) from error
     except (
         TimeoutError,
         BotoConnectionError,
         HTTPClientError,
+        ResponseParserError,
         aiohttp.ClientError,
         OSError,
     ) as error:
@@ -211,32 +285,72 @@ def translated(verb: str, name: str) -> Generator[None]:
             f"Could not {verb} {name}: {type(error).__name__}: {error}. "
             "Is the server up, and is endpoint_url right?"
         )
-        raise ConnectorUnavailableException(message) from error
+        ambiguous = writes and not _unsent(error)
+        raise ConnectorUnavailableException(
+            message, ambiguous=ambiguous, retried=attempts.lost
+        ) from error
     except BotoCoreError as error:
         message = f"Could not {verb} {name}: {error}"
-        raise BaseConnectorException(message) from error
+        raise BaseConnectorException(message, retried=attempts.lost) from error
 
 
-def was_retried(response: Any) -> bool:
-    """Return whether botocore sent a request more than once."""
-    return bool(response.get("ResponseMetadata", {}).get("RetryAttempts"))
+def _unsent(error: Exception) -> bool:
+    """Return whether a request failed before any byte of it was sent."""
+    if isinstance(error, ConnectTimeoutError):
+        return True
+    # botocore's EndpointConnectionError stands for connections that broke later, too.
+    cause: object = error.kwargs.get("error") if isinstance(error, BotoCoreError) else error
+    return isinstance(
+        cause, (aiohttp.ClientConnectorError, aiohttp.ClientHttpProxyError, socket.gaierror)
+    )
 
 
-def from_client_error(error: ClientError, verb: str, name: str) -> BaseConnectorException:
+def is_refusal(code: str, status: int) -> bool:
+    """Return whether an error means that the server certainly did not do what it was asked.
+
+    Other answers may come from a proxy, which does not know what became of the request behind it.
+
+    Args:
+        code: of S3; of an answer without one, the status.
+        status: of HTTP; 0 for a key of DeleteObjects, which has a code alone.
+    """
+    if not status:
+        return code in _REFUSALS
+    if status < HTTPStatus.INTERNAL_SERVER_ERROR or status == HTTPStatus.NOT_IMPLEMENTED:
+        return True
+    return status == HTTPStatus.SERVICE_UNAVAILABLE and code == "SlowDown"
+
+
+def _status(response: Any) -> int:
+    return int(response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+
+
+def from_client_error(
+    error: ClientError, verb: str, name: str, attempts: Attempts, *, writes: bool
+) -> BaseConnectorException:
     """Return our exception for an answer of the server that is an error."""
-    metadata: Any = error.response.get("ResponseMetadata", {})
+    code = str(error.response.get("Error", {}).get("Code", ""))
+    status = _status(error.response)
     return from_code(
-        str(error.response.get("Error", {}).get("Code", "")),
+        code,
         str(error.response.get("Error", {}).get("Message", "")),
-        int(metadata.get("HTTPStatusCode", 0)),
+        status,
         verb,
         name,
-        retried=was_retried(error.response),
+        ambiguous=writes and not is_refusal(code, status),
+        retried=attempts.lost,
     )
 
 
 def from_code(
-    code: str, text: str, status: int, verb: str, name: str, *, retried: bool = False
+    code: str,
+    text: str,
+    status: int,
+    verb: str,
+    name: str,
+    *,
+    ambiguous: bool = False,
+    retried: bool = False,
 ) -> BaseConnectorException:
     """Return our exception for an error code of S3.
 
@@ -246,7 +360,8 @@ def from_code(
         status: of HTTP; 0 for a key of DeleteObjects.
         verb: what was tried.
         name: on what.
-        retried: whether the request was sent more than once.
+        ambiguous: whether the request may have taken effect all the same.
+        retried: whether the answer to an earlier attempt was lost.
     """
     said = f"Could not {verb} {name}: {code} (HTTP {status}) {text}".rstrip(". ") + "."
     if code in {"ConditionalRequestConflict", "PreconditionFailed"} or (
@@ -256,7 +371,9 @@ def from_code(
         return PreconditionFailedException(said, contended=contended, retried=retried)
     for codes, statuses, exception, advice in _MEANINGS:
         if code in codes or status in statuses:
-            return exception(f"{said} {advice}".rstrip())
+            said = f"{said} {advice}".rstrip()
+            return exception(said, ambiguous=ambiguous, retried=retried)
     if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
-        return ConnectorUnavailableException(f"{said} The server failed; try again later.")
-    return BaseConnectorException(said)
+        said = f"{said} The server failed; try again later."
+        return ConnectorUnavailableException(said, ambiguous=ambiguous, retried=retried)
+    return BaseConnectorException(said, ambiguous=ambiguous, retried=retried)

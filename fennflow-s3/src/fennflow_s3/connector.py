@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -32,8 +33,8 @@ from fennflow.exceptions import (
     PreconditionFailedException,
 )
 from fennflow_s3 import options
-from fennflow_s3.client import client_context, from_code, translated, was_retried
-from fennflow_s3.copying import copy_in_parts, named, taken_along
+from fennflow_s3.client import client_context, from_code, is_refusal, translated
+from fennflow_s3.copying import complete_copy, copy_parts, named, taken_along
 from fennflow_s3.probe import probe
 from fennflow_s3.upload import Upload, size_of_part, split
 
@@ -145,9 +146,10 @@ class S3Connector(Connector):
         if attributes.sha256 is not None:
             digest = base64.b64encode(bytes.fromhex(attributes.sha256)).decode()
             params["ChecksumSHA256"] = digest
-        with translated("put", f"{namespace}/{key}"):
+        with translated("put", f"{namespace}/{key}", writes=True) as attempts:
             answer = await self._client.put_object(**params, Body=body)
-        return _stored(key, answer, size=len(body), attributes=attributes)
+        stored = _stored(key, answer, size=len(body), attributes=attributes)
+        return replace(stored, retried=attempts.lost)
 
     @override
     async def upload(
@@ -170,8 +172,11 @@ class S3Connector(Connector):
                 await on_upload(upload.upload_id)
             part_size = partial(size_of_part, self._config.multipart_part_size, size)
             await upload.send(split(chunks, part_size))
+        # Before this nothing can appear at the key.
+        with translated("put", f"{namespace}/{key}", writes=True) as attempts:
             answer = await upload.complete(condition)
-        return _stored(key, answer, size=upload.size, attributes=attributes)
+        stored = _stored(key, answer, size=upload.size, attributes=attributes)
+        return replace(stored, retried=attempts.lost)
 
     @override
     async def get(
@@ -245,10 +250,10 @@ class S3Connector(Connector):
         if source.if_match is not None:
             matching["IfMatch"] = origin_condition["CopySourceIfMatch"] = f'"{source.if_match}"'
         name = f"{source.namespace}/{source.location.key} to {namespace}/{key}"
-        with translated("copy", name):
-            if source.size is not None and source.size > self._config.multipart_copy_threshold:
+        if source.size is not None and source.size > self._config.multipart_copy_threshold:
+            with translated("copy", name):
                 beside = await taken_along(self._client, origin, matching, attributes, extra or {})
-                answer: Any = await copy_in_parts(
+                parts = await copy_parts(
                     self._client,
                     namespace,
                     key,
@@ -256,11 +261,15 @@ class S3Connector(Connector):
                     origin={"CopySource": origin, **origin_condition},
                     size=source.size,
                     part_size=min(COPIED_AT_ONCE, self._config.multipart_copy_threshold),
-                    condition=condition,
                     on_upload=on_upload,
                 )
-                return _stored(key, answer, size=source.size)
+            with translated("copy", name, writes=True) as attempts:
+                answer: Any = await complete_copy(parts, condition)
+            stored = _stored(key, answer, size=source.size)
+            return replace(stored, retried=attempts.lost)
+        with translated("copy", name):
             names = await named(self._client, origin, matching, attributes, extra or {})
+        with translated("copy", name, writes=True) as attempts:
             answer = await self._client.copy_object(
                 Bucket=namespace,
                 Key=key,
@@ -269,7 +278,8 @@ class S3Connector(Connector):
                 **condition,
                 **names,
             )
-        return _stored(key, {**answer, **answer["CopyObjectResult"]}, size=0)
+        stored = _stored(key, {**answer, **answer["CopyObjectResult"]}, size=0)
+        return replace(stored, retried=attempts.lost)
 
     @override
     async def delete(self, namespace: str, deletions: Sequence[Deletion]) -> DeletionReport:
@@ -280,21 +290,28 @@ class S3Connector(Connector):
             | ({} if deletion.if_match is None else {"ETag": f'"{deletion.if_match}"'})
             for deletion in deletions
         ]
-        with translated(f"delete {len(deletions)} objects of", namespace):
+        with translated(f"delete {len(deletions)} objects of", namespace, writes=True) as attempts:
             answer = await self._client.delete_objects(
                 Bucket=namespace, Delete={"Objects": objects, "Quiet": True}
             )
-            if (await self.capabilities(namespace)).keeps_directories:
+        if (await self.capabilities(namespace)).keeps_directories:
+            with translated("delete empty directories of", namespace):
                 await self._delete_directories(namespace, deletions)
         errors: dict[tuple[str, str | None], BaseConnectorException] = {}
         for error in answer.get("Errors", []):
-            key = error.get("Key", "")
+            key, code = error.get("Key", ""), error.get("Code", "")
             errors[key, error.get("VersionId") or None] = from_code(
-                error.get("Code", ""), error.get("Message", ""), 0, "delete", f"{namespace}/{key}"
+                code,
+                error.get("Message", ""),
+                0,
+                "delete",
+                f"{namespace}/{key}",
+                ambiguous=not is_refusal(code, 0),
+                retried=attempts.lost,
             )
         return DeletionReport(
             errors=[_gone(errors.get((d.location.key, d.location.version_id))) for d in deletions],
-            retried=was_retried(answer),
+            retried=attempts.lost,
         )
 
     async def _delete_directories(self, namespace: str, deletions: Sequence[Deletion]) -> None:
@@ -306,13 +323,14 @@ class S3Connector(Connector):
     async def _delete_if(self, namespace: str, deletion: Deletion) -> DeletionReport:
         """Delete one object by ETag, as servers enforce it that do not in a batch."""
         try:
-            with translated("delete", f"{namespace}/{deletion.location.key}"):
-                answer = await self._client.delete_object(
+            name = f"{namespace}/{deletion.location.key}"
+            with translated("delete", name, writes=True) as attempts:
+                await self._client.delete_object(
                     Bucket=namespace, **_params(deletion.location), IfMatch=f'"{deletion.if_match}"'
                 )
         except (NoSuchKeyException, PreconditionFailedException) as error:
-            return DeletionReport(errors=[_gone(error)])
-        return DeletionReport(errors=[None], retried=was_retried(answer))
+            return DeletionReport(errors=[_gone(error)], retried=error.retried)
+        return DeletionReport(errors=[None], retried=attempts.lost)
 
     @override
     async def list(
@@ -437,5 +455,4 @@ def _stored(
         metadata=attributes.metadata,
         headers=headers_of(answer),
         modified_at=answer.get("LastModified"),
-        retried=was_retried(answer),
     )

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
@@ -54,7 +54,7 @@ async def taken_along(
     return found | own | dict(extra)
 
 
-async def copy_in_parts(
+async def copy_parts(
     client: S3Client,
     namespace: str,
     key: str,
@@ -63,10 +63,9 @@ async def copy_in_parts(
     origin: dict[str, Any],
     size: int,
     part_size: int,
-    condition: dict[str, Any],
     on_upload: UploadCallback | None,
-) -> Any:
-    """Copy an object that is too large for one CopyObject.
+) -> Upload:
+    """Copy the parts of an object that is too large for one CopyObject.
 
     Args:
         client: an open one.
@@ -76,17 +75,34 @@ async def copy_in_parts(
         origin: the source and its condition, as parameters.
         size: of the source, in bytes.
         part_size: of most parts, in bytes.
-        condition: on which the target is made, as parameters.
         on_upload: awaited with the id of the upload before its first part.
     """
     upload = await Upload.create(client, namespace, key, described, copies=True)
-    try:
+    async with _aborted(upload):
         if on_upload is not None:
             await on_upload(upload.upload_id)
         await upload.copy(origin, size, size_of_part(part_size, size, 1))
+    return upload
+
+
+async def complete_copy(upload: Upload, condition: dict[str, Any]) -> Any:
+    """Make the target of the copied parts.
+
+    Args:
+        upload: what `copy_parts` returned.
+        condition: on which the target is made, as parameters.
+    """
+    async with _aborted(upload):
         return await upload.complete(condition)
+
+
+@asynccontextmanager
+async def _aborted(upload: Upload) -> AsyncGenerator[None]:
+    """Abort the upload if the block fails."""
+    try:
+        yield
     except Exception:
         # Cut off, or if this fails too, the journal knows of it.
         with suppress(ClientError, BotoCoreError, OSError):
-            await client.abort_multipart_upload(**upload.target, UploadId=upload.upload_id)
+            await upload.client.abort_multipart_upload(**upload.target, UploadId=upload.upload_id)
         raise

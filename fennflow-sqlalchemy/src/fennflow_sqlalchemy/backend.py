@@ -8,7 +8,7 @@ recovery brings to its end: the insert of the outcome, in the catalog's, decides
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import uuid_utils
 from sqlalchemy import text
@@ -27,11 +27,11 @@ from fennflow.backends import (
     conflict,
     dump_steps,
     load_steps,
+    locked,
 )
 from fennflow.exceptions import (
     CommitUncertainException,
     ConfigException,
-    RecordLockedException,
     SessionLostException,
 )
 from fennflow.paths import after_prefix
@@ -144,10 +144,13 @@ class SqlalchemyBackend(RecoverableBackend):
             if opened.first() is None:
                 raise _lost(session)
             if keys:
-                locked = connection.execute(self._of_session.lock, locking).all()
-                if len(locked) < len(set(keys)):
+                taken = connection.execute(self._of_session.lock, locking).all()
+                if len(taken) < len(set(keys)):
                     holders = connection.execute(self._of_session.holders, locking)
-                    raise _locked(holders.first())
+                    holder = holders.first()
+                    if holder is None:
+                        raise locked(None)
+                    raise locked(ObjectKey(holder.namespace, holder.key), holder.free_in)
             records = self._see(connection, session, keys)
             if intents := plan(records):
                 rows = intent_rows(session.session_id, intents)
@@ -352,9 +355,3 @@ def _lost(session: SessionToken) -> SessionLostException:
         "decided otherwise. Nothing of it was committed here; run the unit of work again."
     )
     return SessionLostException(message)
-
-
-def _locked(holder: Any) -> RecordLockedException:
-    name = "A key of this call" if holder is None else f"{holder.namespace}/{holder.key}"
-    message = f"{name} is being written by another session."
-    return RecordLockedException(message)

@@ -183,9 +183,14 @@ class SessionStatements:
         ).returning(locks.c.key)
         rows, same = _keys_in(journal, locks)
         self.holders = (
-            select(locks.c.namespace, locks.c.key)
+            select(locks.c.namespace, locks.c.key, (locks.c.kept_until - now).label("free_in"))
             .join(rows, same)
-            .where(locks.c.session_id != session_id)
+            .where(
+                locks.c.session_id != session_id,
+                or_(locks.c.kept_until.is_(None), locks.c.kept_until > now),
+            )
+            # The one that is free last is what the caller waits for.
+            .order_by(locks.c.kept_until.is_(None), locks.c.kept_until.desc())
             .limit(1)
         )
         self.write_intents = _upsert(journal, intents, list(intents.columns))

@@ -9,7 +9,8 @@ from typing import Any
 from fennflow.backends import ObjectKey, Placement, Record
 from fennflow.engine.plan import Write, choose_placement, visible
 from fennflow.engine.transaction import Transaction, no_such_key
-from fennflow.engine.writing import Upload, attributes_of, send
+from fennflow.engine.uploads import Upload, attributes_of
+from fennflow.engine.writing import send
 from fennflow.exceptions import (
     BaseConnectorException,
     FilepathsCollisionError,

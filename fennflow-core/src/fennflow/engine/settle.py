@@ -28,6 +28,7 @@ from fennflow.engine.concurrency import run_all
 from fennflow.engine.stamps import began, made_by, stamp_of
 from fennflow.engine.telemetry import tell
 from fennflow.exceptions import (
+    BaseConnectorException,
     ConnectorUnavailableException,
     NoSuchKeyException,
     PreconditionFailedException,
@@ -293,12 +294,17 @@ class Settler:
         Returns:
             its result, and whether the answer of an earlier attempt was lost.
         """
+        lost = False
         async for attempt in stamina.retry_context(
             on=_may_pass, attempts=4, wait_initial=0.1, wait_max=2.0
         ):
             with attempt:
                 self.lease.check()
-                return await request(), attempt.num > 1
+                try:
+                    return await request(), lost
+                except BaseConnectorException as error:
+                    lost = lost or error.ambiguous
+                    raise
         message = "unreachable: retry_context raises when it gives up"
         raise AssertionError(message)
 

@@ -319,13 +319,7 @@ class Transaction:
                     help_due = loop.time() + HELP_EVERY
                 left = deadline - loop.time()
                 if left <= 0:
-                    message = (
-                        f"{error} It was still so after lock_timeout={self.config.lock_timeout} "
-                        "s; nothing of this call was sent. Try again, or raise lock_timeout. If the "
-                        "process that holds it has died, it is free at most lease_ttl="
-                        f"{self.config.lease_ttl} s after its last sign of life."
-                    )
-                    raise RecordLockedException(message) from error
+                    raise self._still_locked(error) from error
             except BaseException as error:
                 # If the answer was lost, the journal may have rows of this session.
                 answered = isinstance(error, FennFlowException)
@@ -337,6 +331,18 @@ class Transaction:
                 return records
             await asyncio.sleep(min(left, pause * random.uniform(0.5, 1.5)))  # noqa: S311
             pause = min(pause * 2, 0.1)
+
+    def _still_locked(self, error: RecordLockedException) -> RecordLockedException:
+        waited = f"lock_timeout={self.config.lock_timeout} s; nothing of this call was sent."
+        if error.free_in is not None:
+            message = f"{error} It was still so after {waited} Try again then."
+        else:
+            message = (
+                f"{error} It was still so after {waited} Try again, or raise lock_timeout. If the "
+                "process that holds it has died, it is free at most lease_ttl="
+                f"{self.config.lease_ttl} s after its last sign of life."
+            )
+        return RecordLockedException(message, free_in=error.free_in)
 
     async def free_locks(self) -> bool:
         """Settle sessions that only wait for it, and return whether there were any."""

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
-from typing import Any
 
 from fennflow.backends import Intent, ObjectKey, Placement, Record, Tombstone
 from fennflow.connectors import (
@@ -21,14 +20,14 @@ from fennflow.connectors import (
 )
 from fennflow.engine.concurrency import run_all, shielded
 from fennflow.engine.plan import Write, choose_placement, visible
-from fennflow.engine.stamps import Stamp, made_by, stamp_of, stamped
+from fennflow.engine.stamps import made_by, stamp_of
 from fennflow.engine.streaming import Source, SourceError, sha256_of
 from fennflow.engine.telemetry import tell
 from fennflow.engine.transaction import Transaction, no_such_key
+from fennflow.engine.uploads import Upload, attributes_of, check_uploads
 from fennflow.exceptions import (
     BaseConnectorException,
     ConnectorUnavailableException,
-    FilepathsCollisionError,
     ObjectChangedException,
     PreconditionFailedException,
     RecordAlreadyExistsException,
@@ -36,69 +35,6 @@ from fennflow.exceptions import (
 from fennflow.paths import check_key
 
 CREATE_ATTEMPTS = 3
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Upload:
-    """A file on its way to a key.
-
-    Args:
-        key: the full key.
-        body: the bytes, or what they are read from while they are sent, or the record whose bytes
-            the store is to copy.
-        sha256: hexadecimal, of the bytes; None if that is not known, or not yet.
-        media_type: for instance `text/plain`.
-        content_type: tag of the content type.
-        metadata: the user's.
-        extra: the user's `connector_extra`.
-        on_bytes: called with the size of a body that went whole, once it is written.
-    """
-
-    key: str
-    body: bytes | Source | Record
-    sha256: str | None
-    media_type: str
-    content_type: str | None
-    metadata: Mapping[str, str]
-    extra: Mapping[str, Any]
-    on_bytes: Callable[[int], object] | None = None
-
-    @property
-    def size(self) -> int:
-        """In bytes; of a stream, once it is sent."""
-        if isinstance(self.body, Source):
-            return self.body.count
-        return self.body.size if isinstance(self.body, Record) else len(self.body)
-
-    @property
-    def whole(self) -> bool:
-        """Whether all of the body was read, so that size and checksum are its own."""
-        return not isinstance(self.body, Source) or self.body.sha256 is not None
-
-    @property
-    def checksum(self) -> str | None:
-        """The SHA-256; of a stream, once it is sent."""
-        return self.body.sha256 if isinstance(self.body, Source) else self.sha256
-
-
-def check_uploads(tx: Transaction, namespace: str, uploads: Sequence[Upload]) -> None:
-    """Refuse what cannot be written, before any I/O.
-
-    Raises:
-        KeyException, MetadataException: what the key rules or the store do not allow.
-        FilepathsCollisionError: two files have one key.
-    """
-    by_key = {upload.key: upload for upload in uploads}
-    for upload in uploads:
-        check_key(upload.key, reserved_prefix=tx.config.reserved_prefix)
-        if by_key[upload.key] is not upload:
-            message = (
-                f"Two files of this call are named {upload.key}; nothing was sent. "
-                "Give them different filenames."
-            )
-            raise FilepathsCollisionError(message)
-        # The sequence is not known yet; no session gets to one with more digits.
-        tx.connector.validate(namespace, upload.key, attributes_of(tx, upload, seq=10**9))
 
 
 async def write(
@@ -258,13 +194,11 @@ async def _put_if_free(tx: Transaction, seq: int, upload: Upload, *, create: boo
     for _ in range(CREATE_ATTEMPTS):
         try:
             return await _put(tx, seq, upload, if_none_match=True)
-        except (PreconditionFailedException, ConnectorUnavailableException) as error:
+        except PreconditionFailedException as error:
             there = await _head(tx, key)
             if there is not None and upload.whole and made_by(there, tx.session_id, seq):
                 # An earlier attempt had succeeded, and its answer was lost.
                 return _written(tx, seq, upload, there, doubtful=True)
-            if isinstance(error, ConnectorUnavailableException):
-                raise
             if there is not None and create and not await _is_garbage(tx, key, there):
                 raise _already_exists(key) from error
             if isinstance(upload.body, Source) and not upload.body.repeatable:
@@ -310,17 +244,42 @@ async def _put(tx: Transaction, seq: int, upload: Upload, *, if_none_match: bool
     try:
         stored = put.result()
     except Exception as error:
-        known = isinstance(error, (BaseConnectorException, SourceError))
-        if known and not isinstance(error, ConnectorUnavailableException):
-            retried = isinstance(error, PreconditionFailedException) and error.retried
-            tx.update(seq, sent=doubtful or retried, doubtful=doubtful or retried)
+        if isinstance(error, SourceError) or (
+            isinstance(error, BaseConnectorException) and not error.ambiguous
+        ):
+            tx.update(seq, sent=doubtful, doubtful=doubtful)
         if cancellation is not None:
             raise cancellation from error
-        raise
+        landed = await _landed(tx, seq, upload, error, if_none_match=if_none_match)
+        if landed is None:
+            raise
+        return _written(tx, seq, upload, landed, doubtful=True)
     record = _written(tx, seq, upload, stored, doubtful=doubtful or stored.retried)
     if cancellation is not None:
         raise cancellation
     return record
+
+
+async def _landed(
+    tx: Transaction, seq: int, upload: Upload, error: Exception, *, if_none_match: bool
+) -> StoredObject | None:
+    """Return what a write has made that was answered with an error all the same (P14).
+
+    An upload in parts whose completion is sent twice is unknown the second time. What a failed
+    condition means is looked up by who set it.
+    """
+    ambiguous = isinstance(error, BaseConnectorException) and error.ambiguous
+    if not ambiguous or isinstance(error, PreconditionFailedException) or not upload.whole:
+        return None
+    if isinstance(error, ConnectorUnavailableException) and not if_none_match:
+        return None  # a store that is away is asked no more: the write is undone by its name
+    intent = tx.writes[seq].intent
+    try:
+        there = await _head(tx, ObjectKey(intent.namespace, intent.target))
+    except BaseConnectorException as unknown:
+        error.add_note(f"Whether it was written is not known: {unknown}")
+        return None
+    return there if made_by(there, tx.session_id, seq) else None
 
 
 async def _transfer(
@@ -401,17 +360,6 @@ def _written(
     )
     tx.update(seq, sent=True, doubtful=doubtful, record=record, extra=upload.extra)
     return record
-
-
-def attributes_of(tx: Transaction, upload: Upload, seq: int) -> ObjectAttributes:
-    """Return what is stored beside the bytes of a write: the user's, and the stamp (P11)."""
-    stamp = Stamp(tx.session_id, seq, upload.content_type, upload.sha256)
-    return ObjectAttributes(
-        media_type=upload.media_type,
-        metadata=stamped(upload.metadata, stamp),
-        sha256=upload.sha256,
-        extra=upload.extra,
-    )
 
 
 async def _head(tx: Transaction, key: ObjectKey) -> StoredObject | None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from fennflow.engine import copying, writing
 from fennflow.engine.streaming import Source, sha256_of
-from fennflow.engine.writing import Upload
+from fennflow.engine.uploads import Upload
 from fennflow.exceptions import FileException
 from fennflow.files import BaseContent, StreamContent
 from fennflow.files.media_types import extension

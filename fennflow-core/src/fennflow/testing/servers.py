@@ -35,6 +35,8 @@ class Fault(Enum):
     AFTER = "take effect, then fail with 503: the answer is lost"
     CUT = "take effect, then cut the connection"
     CONFLICT = "fail with 409 ConditionalRequestConflict, without effect"
+    SLOW_DOWN = "refuse with 503 SlowDown, without effect"
+    DENIED = "refuse with 403 AccessDenied, without effect"
     ERROR_IN_200 = "answer 200 with an error in the body, without effect"
 
     @property
@@ -47,6 +49,10 @@ class Fault(Enum):
         """What is sent."""
         if self is Fault.CONFLICT:
             return refusal(S3Error(HTTPStatus.CONFLICT, "ConditionalRequestConflict"))
+        if self is Fault.SLOW_DOWN:
+            return refusal(S3Error(HTTPStatus.SERVICE_UNAVAILABLE, "SlowDown"))
+        if self is Fault.DENIED:
+            return refusal(S3Error(HTTPStatus.FORBIDDEN, "AccessDenied"))
         if self is Fault.ERROR_IN_200:
             return refusal(S3Error(HTTPStatus.OK, "InternalError"))
         return Answer(HTTPStatus.SERVICE_UNAVAILABLE, {"Connection": "close"})

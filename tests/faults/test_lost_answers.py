@@ -1,0 +1,194 @@
+"""Which outcomes of a request are ambiguous, and what is kept for those alone (P14, P19, P20)."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable
+
+import pytest
+
+from fennflow.connectors import Deletion, Location, ObjectAttributes
+from fennflow.exceptions import (
+    AccessDeniedException,
+    BaseConnectorException,
+    ConnectorUnavailableException,
+    RecordLockedException,
+)
+from fennflow.files import BinaryContent, TextContent
+from fennflow.testing import Fault, S3Request, S3Server
+from stores import Store, make_store, obstore_config, s3_config
+
+PLAIN = ObjectAttributes(media_type="text/plain")
+KINDS = ["strict", "obstore-strict"]
+DOUBT = 0.3
+
+
+def text(value: str, name: str) -> TextContent:
+    return TextContent.from_content(value, filename=name)
+
+
+def in_turn(
+    faults: Iterable[Fault | None], fits: Callable[[S3Request], object]
+) -> Callable[[S3Request], Fault | None]:
+    """Answer the requests that fit with faults, until there are no more."""
+    left = iter(faults)
+    return lambda request: next(left, None) if fits(request) else None
+
+
+def changes(request: S3Request) -> bool:
+    return request.operation in {"PUT", "DELETE", "BATCH DELETE", "COPY"}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("fault", "lost"),
+    [(Fault.SLOW_DOWN, False), (Fault.BEFORE, True), (Fault.AFTER, True), (Fault.CUT, True)],
+)
+async def test_an_answer_says_whether_an_earlier_attempt_was_lost(
+    fault: Fault, kind: str, *, lost: bool, request: pytest.FixtureRequest
+) -> None:
+    store = await make_store(kind, request)
+    assert store.server is not None
+    deletion = Deletion(location=Location("a"))
+    async with store.connector() as connector:
+        await connector.capabilities(store.namespace)
+        with store.server.failing(in_turn([fault], changes)):
+            assert (await connector.put(store.namespace, "a", b"1", PLAIN)).retried is lost
+        with store.server.failing(in_turn([fault], changes)):
+            assert (await connector.delete(store.namespace, [deletion])).retried is lost
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("faults", "expected", "ambiguous"),
+    [
+        ([Fault.DENIED], AccessDeniedException, False),
+        ([Fault.SLOW_DOWN, Fault.DENIED], AccessDeniedException, False),
+        ([Fault.AFTER, Fault.DENIED], AccessDeniedException, True),
+        ([Fault.CUT, Fault.DENIED], AccessDeniedException, True),
+        ([Fault.SLOW_DOWN, Fault.SLOW_DOWN], ConnectorUnavailableException, False),
+        ([Fault.BEFORE, Fault.SLOW_DOWN], ConnectorUnavailableException, True),
+    ],
+)
+async def test_an_exception_says_whether_the_outcome_is_ambiguous(
+    faults: list[Fault],
+    expected: type[BaseConnectorException],
+    kind: str,
+    *,
+    ambiguous: bool,
+    request: pytest.FixtureRequest,
+) -> None:
+    store = await make_store(kind, request, max_attempts=2)
+    assert store.server is not None
+    async with store.connector() as connector:
+        with store.server.failing(in_turn(faults, changes)), pytest.raises(expected) as caught:
+            await connector.put(store.namespace, "a", b"1", PLAIN)
+    assert caught.value.ambiguous is ambiguous
+    assert caught.value.retried is (ambiguous and len(faults) > 1)
+
+
+@pytest.mark.parametrize("config", [s3_config, obstore_config])
+async def test_a_server_that_was_never_reached_did_nothing(
+    config: Callable[..., object],
+) -> None:
+    store = Store(config(S3Server("http://127.0.0.1:9"), max_attempts=2), "bucket")  # type: ignore[arg-type]
+    async with store.connector() as connector:
+        with pytest.raises(ConnectorUnavailableException) as caught:
+            await connector.put("bucket", "a", b"1", PLAIN)
+    assert not caught.value.ambiguous
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_what_was_certainly_refused_keeps_nothing_locked(
+    kind: str, request: pytest.FixtureRequest
+) -> None:
+    """P20 b: one 503 must not lock a path for the doubt period."""
+    store = await make_store(kind, request)
+    assert store.server is not None
+    uow_class = store.uow(lock_timeout=0.0)
+    async with uow_class() as uow:
+        await uow.files.put(text("old a", "a"))
+    with store.server.failing(in_turn([Fault.SLOW_DOWN] * 2, changes)):
+        async with uow_class() as uow:
+            await uow.files.delete("a")
+    async with uow_class() as uow:
+        await uow.files.put(text("new a", "a"))
+    assert await store.objects() == {"a": b"new a"}
+
+
+async def test_the_error_of_a_kept_lock_says_why_and_until_when(
+    request: pytest.FixtureRequest,
+) -> None:
+    store = await make_store("strict", request)
+    assert store.server is not None
+    uow_class = store.uow(lock_timeout=0.0, doubt_period=100.0)
+    async with uow_class() as uow:
+        await uow.files.put(text("old a", "a"), text("old b", "b"))
+    with store.server.failing(in_turn([Fault.AFTER], changes)):
+        async with uow_class() as uow:
+            await uow.files.delete("a")
+    with pytest.raises(RecordLockedException, match=r"locked until .* UTC, 100 s .*lost") as kept:
+        async with uow_class() as uow:
+            await uow.files.put(text("new a", "a"))
+    assert kept.value.free_in == pytest.approx(100, abs=5)
+    assert "lease_ttl" not in str(kept.value)
+    async with uow_class() as first:
+        await first.files.put(text("1", "b"))
+        with pytest.raises(RecordLockedException, match="being written") as held:
+            async with uow_class() as second:
+                await second.files.put(text("2", "b"))
+    assert held.value.free_in is None
+
+
+@pytest.mark.parametrize("create", [True, False])
+@pytest.mark.parametrize("before", [True, False])
+async def test_an_upload_whose_completion_was_repeated_and_refused_has_succeeded(
+    *, create: bool, before: bool, request: pytest.FixtureRequest
+) -> None:
+    """P14: the server knows the upload no more, since it is complete."""
+    store = await make_store(
+        "strict", request, multipart_threshold=5 << 20, multipart_part_size=5 << 20
+    )
+    assert store.server is not None
+    uow_class = store.uow()
+    large = BinaryContent(data=b"x" * (6 << 20), media_type="a/b", filename="a")
+    if before and not create:
+        async with uow_class() as uow:
+            await uow.files.put(text("old a", "a"))
+    completes = in_turn([Fault.AFTER], lambda each: each.query.startswith("uploadId"))
+    with store.server.failing(completes):
+        async with uow_class() as uow:
+            await (uow.files.create if create else uow.files.put)(large)
+    assert await store.objects() == {"a": large.data}
+
+
+@pytest.mark.parametrize("kind", ["strict", "strict-versioned", "obstore-strict"])
+@pytest.mark.parametrize("before", [True, False])
+async def test_what_a_refused_repetition_left_is_removed(
+    kind: str, *, before: bool, request: pytest.FixtureRequest
+) -> None:
+    """P19: the first attempt took effect, and the second one was refused."""
+    store = await make_store(kind, request)
+    assert store.server is not None
+    uow_class = store.uow(doubt_period=DOUBT)
+    if before:
+        async with uow_class() as uow:
+            await uow.files.put(text("old a", "a"))
+    taken: list[S3Request] = []
+
+    def denied(each: S3Request) -> Fault | None:
+        # So is the look at what is there, and the undoing.
+        if not each.key or each.key.startswith(".fennflow/probe"):
+            return None
+        taken.append(each)
+        return Fault.AFTER if len(taken) == 1 else Fault.DENIED
+
+    with store.server.failing(denied), pytest.raises(AccessDeniedException):
+        async with uow_class() as uow:
+            await uow.files.put(text("new a", "a"))
+    await asyncio.sleep(DOUBT)
+    await uow_class.recover()
+    assert await store.objects() == ({"a": b"old a"} if before else {})
+    async with uow_class() as uow:
+        await uow.files.put(text("newer a", "a"))
+    assert await store.objects() == {"a": b"newer a"}
