@@ -31,7 +31,6 @@ from fennflow.connectors import (
 from fennflow.exceptions import (
     BaseConnectorException,
     ConnectorCapabilityException,
-    ConnectorUnavailableException,
     NoSuchKeyException,
     PreconditionFailedException,
 )
@@ -43,7 +42,7 @@ from fennflow_obstore.beside import (
     taken_along,
     written_object,
 )
-from fennflow_obstore.errors import translated
+from fennflow_obstore.errors import translated, worth_another
 from fennflow_obstore.probe import probe
 from fennflow_obstore.stores import Stores, listed
 
@@ -118,7 +117,7 @@ class ObstoreConnector(Connector):
             attempts = 1 if self._config.scheme in {"file", "memory"} else self._config.max_attempts
         lost = False
         async for attempt in stamina.retry_context(
-            on=_worth_another, attempts=attempts, wait_initial=0.1, wait_max=5.0, timeout=None
+            on=worth_another, attempts=attempts, wait_initial=0.1, wait_max=5.0, timeout=None
         ):
             with attempt:
                 try:
@@ -445,8 +444,3 @@ class ObstoreConnector(Connector):
     @override
     async def abort_upload(self, namespace: str, key: str, upload_id: str) -> None:
         """Do nothing: obstore tells no ids of uploads, and aborts those that fail."""
-
-
-def _worth_another(error: Exception) -> bool:
-    contended = isinstance(error, PreconditionFailedException) and error.contended
-    return contended or isinstance(error, ConnectorUnavailableException)

@@ -110,3 +110,9 @@ def exception_for(
         ambiguous=writes and not (refused or slow_down or unsent),
         retried=retried,
     )
+
+
+def worth_another(error: Exception) -> bool:
+    """Return whether a request may succeed if it is sent again."""
+    contended = isinstance(error, PreconditionFailedException) and error.contended
+    return contended or isinstance(error, ConnectorUnavailableException)

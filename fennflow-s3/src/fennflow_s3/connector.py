@@ -30,11 +30,11 @@ from fennflow.connectors import (
 from fennflow.exceptions import (
     ConnectorCapabilityException,
     NoSuchKeyException,
-    PreconditionFailedException,
 )
 from fennflow_s3 import options
-from fennflow_s3.client import client_context, from_code, is_refusal, translated
+from fennflow_s3.client import client_context, translated
 from fennflow_s3.copying import complete_copy, copy_parts, named, taken_along
+from fennflow_s3.deleting import delete_batch, delete_directories, delete_one, named_by
 from fennflow_s3.probe import probe
 from fennflow_s3.upload import Upload, size_of_part, split
 
@@ -43,7 +43,6 @@ if TYPE_CHECKING:
 
     from types_aiobotocore_s3 import S3Client
 
-    from fennflow.exceptions import BaseConnectorException
     from fennflow_s3.config import S3ConnectorConfig
 
 CHUNK = 1 << 18
@@ -185,7 +184,7 @@ class S3Connector(Connector):
         condition: dict[str, Any] = {} if if_match is None else {"IfMatch": f'"{if_match}"'}
         with translated("get", f"{namespace}/{location.key}"):
             answer = await self._client.get_object(
-                Bucket=namespace, **_params(location), **condition
+                Bucket=namespace, **named_by(location), **condition
             )
             async with answer["Body"] as stream:
                 body = await stream.read()
@@ -205,7 +204,7 @@ class S3Connector(Connector):
         if start or end is not None:
             params["Range"] = f"bytes={start}-{'' if end is None else end - 1}"
         with translated("get", f"{namespace}/{location.key}"):
-            answer = await self._client.get_object(Bucket=namespace, **_params(location), **params)
+            answer = await self._client.get_object(Bucket=namespace, **named_by(location), **params)
             async with answer["Body"] as body:
                 check_etag(namespace, _stored(location.key, answer, size=0), if_match)
                 # A server that ignores Range sends everything, and says so by saying nothing.
@@ -223,7 +222,7 @@ class S3Connector(Connector):
     async def head(self, namespace: str, location: Location) -> StoredObject | None:
         try:
             with translated("head", f"{namespace}/{location.key}"):
-                answer = await self._client.head_object(Bucket=namespace, **_params(location))
+                answer = await self._client.head_object(Bucket=namespace, **named_by(location))
         except NoSuchKeyException:
             return None
         return _stored(location.key, answer, size=answer["ContentLength"])
@@ -241,7 +240,7 @@ class S3Connector(Connector):
         if_none_match: bool = False,
         on_upload: UploadCallback | None = None,
     ) -> StoredObject:
-        origin: Any = {"Bucket": source.namespace, **_params(source.location)}
+        origin: Any = {"Bucket": source.namespace, **named_by(source.location)}
         condition: dict[str, Any] = {"IfNoneMatch": "*"} if if_none_match else {}
         if if_match is not None:
             condition["IfMatch"] = f'"{if_match}"'
@@ -284,53 +283,11 @@ class S3Connector(Connector):
     @override
     async def delete(self, namespace: str, deletions: Sequence[Deletion]) -> DeletionReport:
         if len(deletions) == 1 and deletions[0].if_match is not None:
-            return await self._delete_if(namespace, deletions[0])
-        objects: Any = [
-            _params(deletion.location)
-            | ({} if deletion.if_match is None else {"ETag": f'"{deletion.if_match}"'})
-            for deletion in deletions
-        ]
-        with translated(f"delete {len(deletions)} objects of", namespace, writes=True) as attempts:
-            answer = await self._client.delete_objects(
-                Bucket=namespace, Delete={"Objects": objects, "Quiet": True}
-            )
+            return await delete_one(self._client, namespace, deletions[0])
+        report = await delete_batch(self._client, namespace, deletions)
         if (await self.capabilities(namespace)).keeps_directories:
-            with translated("delete empty directories of", namespace):
-                await self._delete_directories(namespace, deletions)
-        errors: dict[tuple[str, str | None], BaseConnectorException] = {}
-        for error in answer.get("Errors", []):
-            key, code = error.get("Key", ""), error.get("Code", "")
-            errors[key, error.get("VersionId") or None] = from_code(
-                code,
-                error.get("Message", ""),
-                0,
-                "delete",
-                f"{namespace}/{key}",
-                ambiguous=not is_refusal(code, 0),
-                retried=attempts.lost,
-            )
-        return DeletionReport(
-            errors=[_gone(errors.get((d.location.key, d.location.version_id))) for d in deletions],
-            retried=attempts.lost,
-        )
-
-    async def _delete_directories(self, namespace: str, deletions: Sequence[Deletion]) -> None:
-        """Delete directories that are empty now; such servers ignore it where they are not."""
-        parents = {deletion.location.key.rpartition("/")[0] for deletion in deletions}
-        for parent in sorted(parents - {""}):
-            await self._client.delete_object(Bucket=namespace, Key=f"{parent}/")
-
-    async def _delete_if(self, namespace: str, deletion: Deletion) -> DeletionReport:
-        """Delete one object by ETag, as servers enforce it that do not in a batch."""
-        try:
-            name = f"{namespace}/{deletion.location.key}"
-            with translated("delete", name, writes=True) as attempts:
-                await self._client.delete_object(
-                    Bucket=namespace, **_params(deletion.location), IfMatch=f'"{deletion.if_match}"'
-                )
-        except (NoSuchKeyException, PreconditionFailedException) as error:
-            return DeletionReport(errors=[_gone(error)], retried=error.retried)
-        return DeletionReport(errors=[None], retried=attempts.lost)
+            await delete_directories(self._client, namespace, deletions)
+        return report
 
     @override
     async def list(
@@ -402,7 +359,7 @@ class S3Connector(Connector):
         with translated("sign a URL of", f"{namespace}/{location.key}"):
             return await self._signer.generate_presigned_url(
                 operation,
-                Params={"Bucket": namespace, **_params(location)},
+                Params={"Bucket": namespace, **named_by(location)},
                 ExpiresIn=int(expires_in),
             )
 
@@ -421,19 +378,8 @@ async def _once(body: bytes) -> AsyncGenerator[bytes]:
     yield body
 
 
-def _params(location: Location) -> Any:
-    if location.version_id is None:
-        return {"Key": location.key}
-    return {"Key": location.key, "VersionId": location.version_id}
-
-
 def _is_recent(version: StoredObject, since: datetime) -> bool:
     return version.modified_at is None or version.modified_at >= since
-
-
-def _gone(error: BaseConnectorException | None) -> BaseConnectorException | None:
-    """Return what prevented a deletion: not that the object is gone already."""
-    return None if isinstance(error, NoSuchKeyException) else error
 
 
 def _stored(

@@ -1,0 +1,144 @@
+"""Deletions: in batches, and one by one where a server does not take a batch."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from botocore.exceptions import ClientError
+
+from fennflow.connectors import Deletion, DeletionReport, Location
+from fennflow.exceptions import (
+    AccessDeniedException,
+    BaseConnectorException,
+    ConnectorCapabilityException,
+    ConnectorUnavailableException,
+    NoSuchKeyException,
+    NoSuchNamespaceException,
+)
+from fennflow_s3.client import from_code, is_refusal, translated
+
+if TYPE_CHECKING:
+    from types_aiobotocore_s3 import S3Client
+
+AT_ONCE = 10
+"""Requests, where a server has no DeleteObjects."""
+
+
+def named_by(location: Location) -> Any:
+    """Return the parameters that name an object or a version of it."""
+    if location.version_id is None:
+        return {"Key": location.key}
+    return {"Key": location.key, "VersionId": location.version_id}
+
+
+async def delete_batch(
+    client: S3Client, namespace: str, deletions: Sequence[Deletion]
+) -> DeletionReport:
+    """Delete in one request; in several if the server refuses that one as a whole.
+
+    One key that it does not take, for instance as XML cannot hold it, must not keep the others.
+    """
+    try:
+        return await _delete_objects(client, namespace, deletions)
+    except ConnectorCapabilityException:
+        limit = asyncio.Semaphore(AT_ONCE)
+
+        async def alone(deletion: Deletion) -> DeletionReport:
+            async with limit:
+                return await delete_one(client, namespace, deletion)
+
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(alone(each)) for each in deletions]
+        return _together([task.result() for task in tasks])
+    except BaseConnectorException as error:
+        if not _may_be_of_one_key(error):
+            raise
+    if len(deletions) == 1:
+        return await delete_one(client, namespace, deletions[0])
+    half = len(deletions) // 2
+    first = await delete_batch(client, namespace, deletions[:half])
+    return _together([first, await delete_batch(client, namespace, deletions[half:])])
+
+
+async def _delete_objects(
+    client: S3Client, namespace: str, deletions: Sequence[Deletion]
+) -> DeletionReport:
+    objects: Any = [
+        named_by(deletion.location)
+        | ({} if deletion.if_match is None else {"ETag": f'"{deletion.if_match}"'})
+        for deletion in deletions
+    ]
+    with translated(f"delete {len(deletions)} objects of", namespace, writes=True) as attempts:
+        answer = await client.delete_objects(
+            Bucket=namespace, Delete={"Objects": objects, "Quiet": True}
+        )
+    errors: dict[tuple[str, str | None], BaseConnectorException] = {}
+    for error in answer.get("Errors", []):
+        key, code = error.get("Key", ""), error.get("Code", "")
+        errors[key, error.get("VersionId") or None] = from_code(
+            code,
+            error.get("Message", ""),
+            0,
+            "delete",
+            f"{namespace}/{key}",
+            ambiguous=not is_refusal(code, 0),
+            retried=attempts.lost,
+        )
+    return DeletionReport(
+        errors=[_gone(errors.get((d.location.key, d.location.version_id))) for d in deletions],
+        retried=attempts.lost,
+    )
+
+
+async def delete_one(client: S3Client, namespace: str, deletion: Deletion) -> DeletionReport:
+    """Delete one object; by ETag, as servers enforce it that do not in a batch."""
+    condition: Any = {} if deletion.if_match is None else {"IfMatch": f'"{deletion.if_match}"'}
+    try:
+        name = f"{namespace}/{deletion.location.key}"
+        with translated("delete", name, writes=True) as attempts:
+            await client.delete_object(Bucket=namespace, **named_by(deletion.location), **condition)
+    except (ConnectorUnavailableException, NoSuchNamespaceException):
+        raise
+    except BaseConnectorException as error:
+        return DeletionReport(errors=[_gone(error)], retried=error.retried)
+    return DeletionReport(errors=[None], retried=attempts.lost)
+
+
+async def delete_directories(
+    client: S3Client, namespace: str, deletions: Sequence[Deletion]
+) -> None:
+    """Delete directories that are empty now; such servers ignore it where they are not."""
+    parents = {deletion.location.key.rpartition("/")[0] for deletion in deletions}
+    with translated("delete empty directories of", namespace):
+        for parent in sorted(parents - {""}):
+            await client.delete_object(Bucket=namespace, Key=f"{parent}/")
+
+
+def _may_be_of_one_key(error: BaseConnectorException) -> bool:
+    """Return whether a batch may have been refused because of one of its keys."""
+    if error.ambiguous or isinstance(
+        error, (ConnectorUnavailableException, NoSuchNamespaceException)
+    ):
+        return False
+    cause = error.__cause__
+    if isinstance(error, AccessDeniedException):
+        # Not where the credentials are refused, as those of all keys are the same.
+        return (
+            isinstance(cause, ClientError)
+            and cause.response.get("Error", {}).get("Code") == "AccessDenied"
+        )
+    return True
+
+
+def _together(reports: Sequence[DeletionReport]) -> DeletionReport:
+    return DeletionReport(
+        errors=[error for report in reports for error in report.errors],
+        retried=any(report.retried for report in reports),
+    )
+
+
+def _gone(error: BaseConnectorException | None) -> BaseConnectorException | None:
+    """Return what prevented a deletion: not that the object is gone already."""
+    return None if isinstance(error, NoSuchKeyException) else error
