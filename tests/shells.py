@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from crashing import Site, make_site
+from fennflow.cli import main
 from fennflow.testing import S3Server
 
 PROGRAM = Path(sys.executable).with_name("fennflow")
@@ -50,6 +51,56 @@ class Done:
     @property
     def json(self) -> Any:
         return json.loads(self.out)
+
+
+LOCAL_MODULE = """
+from fennflow import ConfigDict, UnitOfWork
+from fennflow.backends import SqlalchemyBackendConfig
+from fennflow.connectors import ObstoreConnectorConfig
+from fennflow.repositories import CrudRepository, RepoField
+
+
+class UOW(UnitOfWork):
+    files = RepoField(CrudRepository, namespace="bucket")
+    config = ConfigDict(
+        connector=ObstoreConnectorConfig(url="memory:///{name}"),
+        backend=SqlalchemyBackendConfig(url="sqlite:///{directory}/catalog.db"),
+        reconcile={{"frequency": "never"}},
+    )
+"""
+
+
+class Program:
+    """The program, run in this process: its store is in memory, its catalog in a SQLite file."""
+
+    def __init__(
+        self,
+        directory: Path,
+        module: str,
+        monkeypatch: pytest.MonkeyPatch,
+        capture: pytest.CaptureFixture[bytes],
+    ) -> None:
+        self.directory = directory
+        self.target = f"{module}:UOW"
+        self._patch = monkeypatch
+        self._capture = capture
+        source = LOCAL_MODULE.format(name=module, directory=directory)
+        (directory / f"{module}.py").write_text(source)
+
+    def __call__(self, command: str, *arguments: str, target: bool = True) -> Done:
+        named = [self.target] if target else []
+        self._patch.setattr(sys, "argv", ["fennflow", command, *named, *arguments])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        sys.stdout.flush()
+        out, err = self._capture.readouterr()
+        assert isinstance(ended.value.code, int)
+        return Done(ended.value.code, out.decode(), err.decode())
+
+    def files(self) -> list[str]:
+        """Return the paths of all files in the store."""
+        rows = self("ls", "-r", "files:", "--json").json
+        return [row["path"] for row in rows]
 
 
 @dataclass

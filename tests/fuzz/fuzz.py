@@ -8,12 +8,16 @@ from __future__ import annotations
 import base64
 import sys
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import redirect_stdout, suppress
 from datetime import UTC, datetime
+from io import StringIO
+from pathlib import PurePosixPath, PureWindowsPath
 
 import atheris
 
 with atheris.instrument_imports(include=["fennflow"]):
+    from fennflow.cli.arriving import check_local_name
+    from fennflow.cli.terminal import Terminal
     from fennflow.config import ConfigDict
     from fennflow.exceptions import FennFlowException
     from fennflow.files import ContentFactory, JsonContent, TextContent, UrlContent
@@ -102,8 +106,31 @@ def configs(data: atheris.FuzzedDataProvider) -> None:
         ConfigDict(**{data.PickValueInList(names): data.ConsumeUnicode(30)})
 
 
+def local_paths(data: atheris.FuzzedDataProvider) -> None:
+    """What a file of the store is called must not lead out of a local directory."""
+    name, windows = data.ConsumeUnicode(200), data.ConsumeBool()
+    with suppress(FennFlowException):
+        check_local_name(name, windows=windows)
+        path = PureWindowsPath("C:/out", name) if windows else PurePosixPath("/out", name)
+        assert path.parts[2:] == tuple(name.split("/"))
+        assert path.is_relative_to("C:/out" if windows else "/out")
+        assert ".." not in path.parts
+
+
+def terminal(data: atheris.FuzzedDataProvider) -> None:
+    """What is printed has no character that a terminal acts on."""
+    texts = [data.ConsumeUnicode(60) for _ in range(3)]
+    out = StringIO()
+    with redirect_stdout(out):
+        Terminal().line(texts[0])
+        Terminal().message(texts[1], title=texts[2])
+        Terminal().table((texts[0],), [(texts[1],), (texts[2],)])
+    assert all(line.isprintable() for line in out.getvalue().split("\n"))
+
+
 TARGETS: dict[str, Callable[[atheris.FuzzedDataProvider], None]] = {
-    each.__name__: each for each in (keys, tokens, metadata, ranges, contents, variants, configs)
+    each.__name__: each
+    for each in (keys, tokens, metadata, ranges, contents, variants, configs, local_paths, terminal)
 }
 
 

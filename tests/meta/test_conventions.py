@@ -109,6 +109,21 @@ def test_what_a_module_exports_exists_and_is_documented(name: str) -> None:
             assert value.__doc__, each
 
 
+def test_the_command_line_prints_in_one_place() -> None:
+    printing = re.compile(
+        r"\bprint\(|Console\(|\becho\(|\bsecho\(|\bconfirm\(|std(out|err)\.(write|buffer)"
+    )
+    printed = [
+        f"{path.name}: {line.strip()}"
+        for path in (ROOT / "fennflow-core/src/fennflow/cli").glob("*.py")
+        if path.name != "terminal.py"
+        for line in path.read_text().splitlines()
+        if printing.search(line)
+    ]
+    # It flushes what was written through the terminal.
+    assert printed == ["files.py: sys.stdout.buffer.flush()"]
+
+
 def test_no_module_outgrows_what_can_be_read_in_one_sitting() -> None:
     long = {
         str(path.relative_to(ROOT)): lines

@@ -14,18 +14,24 @@ Install it with `pip install 'fennflow[cli]>=1.0'`. Exit codes, for scripts:
 from __future__ import annotations
 
 import sys
+from functools import cache
 
 
 def main() -> None:
     """Run the program; what `pip` installs as `fennflow`."""
     try:
-        from fennflow.cli.app import app
+        from fennflow.cli import app
     except ModuleNotFoundError as error:
         if error.name not in {"rich", "typer"}:
             raise
         sys.exit("The command line is not installed: pip install 'fennflow[cli]>=1.0'")
-    from fennflow.cli import demo, files, maintenance, template, transfer
+    _register_commands()
+    sys.exit(app.main())
+
+
+@cache
+def _register_commands() -> None:
+    from fennflow.cli import app, demo, files, maintenance, template, transfer
 
     for module in (maintenance, files, transfer, demo, template):
-        module.register(app)
-    app()
+        module.register(app.app)

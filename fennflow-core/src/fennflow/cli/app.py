@@ -1,27 +1,24 @@
-"""What all commands share: the target that they work on, how they print, how they end."""
+"""What all commands share: how they run, what JSON says, how they end."""
 
 from __future__ import annotations
 
 import asyncio
-import importlib
-import json
-import sys
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from datetime import datetime
-from pathlib import Path
+from importlib.metadata import version
 from typing import Annotated, Any, NoReturn, TypeVar, cast
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
+from fennflow.cli import terminal
+from fennflow.cli.terminal import stderr, stdout
 from fennflow.exceptions import FennFlowException
-from fennflow.uow import UnitOfWork
 
 T = TypeVar("T")
 
 FAILED = 1
+USED_WRONGLY = 2
 NEEDS_ATTENTION = 3
 INTERRUPTED = 130
 
@@ -32,47 +29,52 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-stdout = Console(highlight=False, soft_wrap=True)
-stderr = Console(stderr=True, highlight=False, soft_wrap=True)
+UsageError = cast("type[Exception]", typer.BadParameter.__base__)
+"""Of click, which typer brings along under a name that changes."""
 
-Target = Annotated[
-    str,
-    typer.Argument(
-        metavar="MODULE:CLASS",
-        help="The unit of work, as it is imported: app.storage:UOW. The working directory is on "
-        "the path.",
-    ),
-]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else.")]
 
 
-def load(target: str) -> type[UnitOfWork]:
-    """Import a unit of work by its name.
+def _show_version(wanted: bool) -> None:  # noqa: FBT001 - as typer calls it
+    if wanted:
+        stdout.line(f"fennflow {version('fennflow-core')}")
+        raise typer.Exit
 
-    Raises:
-        typer.BadParameter: there is none of that name.
-    """
-    module_name, colon, name = target.partition(":")
-    if not colon or not name:
-        message = f"{target!r} is not MODULE:CLASS, for instance app.storage:UOW."
-        raise typer.BadParameter(message)
-    here = str(Path.cwd())
-    if here not in sys.path:
-        sys.path.insert(0, here)
+
+@app.callback()
+def _program(
+    *,
+    _version: Annotated[
+        bool,
+        typer.Option(
+            "--version", "-V", callback=_show_version, is_eager=True, help="Print the version."
+        ),
+    ] = False,
+) -> None:
+    """Transactions over object storage: what is installed, what it guarantees, and its files."""
+
+
+def main() -> int:
+    """Run the program as the command line says, and return its exit code."""
+    terminal.guard()
     try:
-        module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
-            raise  # the module is there, and something that it imports is not
-        message = f"There is no module {module_name!r} here or among what is installed."
-        raise typer.BadParameter(message) from None
-    found: object = module
-    for part in name.split("."):
-        found = getattr(found, part, None)
-    if not isinstance(found, type) or not issubclass(found, UnitOfWork):
-        message = f"{module_name} has no unit of work {name!r}."
-        raise typer.BadParameter(message)
-    return found
+        # Typer would print what is wrong with an argument as it is.
+        result = app(standalone_mode=False)
+    except UsageError as error:
+        message = str(getattr(error, "format_message", error.__str__)())
+        context = getattr(error, "ctx", None)
+        if message and context is not None:
+            stderr.message(f"{context.get_usage()}\nTry '{context.command_path} --help' for help.")
+        if message:  # none where the help was printed, as no command was given
+            stderr.message(message, title="Error")
+        return USED_WRONGLY
+    except (typer.Abort, KeyboardInterrupt):
+        stderr.line("Interrupted.")
+        return INTERRUPTED
+    except Exception as error:  # noqa: BLE001 - the program ends here
+        terminal.show_traceback(error)
+        return FAILED
+    return result if isinstance(result, int) else 0
 
 
 def run(work: Coroutine[Any, Any, T]) -> T:
@@ -83,7 +85,7 @@ def run(work: Coroutine[Any, Any, T]) -> T:
     except FennFlowException as error:
         fail(error)
     except KeyboardInterrupt:
-        stderr.print("Interrupted; what was under way is undone.")
+        stderr.line("Interrupted; what was under way is undone.")
         raise typer.Exit(INTERRUPTED) from None
 
 
@@ -98,16 +100,14 @@ def _faster_loop() -> Callable[[], asyncio.AbstractEventLoop] | None:
 
 def fail(error: Exception) -> NoReturn:
     """Tell an error, with its notes, and end the program."""
-    stderr.print(f"[bold red]{type(error).__name__}[/]: ", end="")
-    stderr.print(str(error), markup=False)
-    for note in getattr(error, "__notes__", ()):
-        stderr.print(f"  {note}", markup=False)
+    text = "\n".join((str(error), *getattr(error, "__notes__", ())))
+    stderr.message(text, title=type(error).__name__)
     raise typer.Exit(FAILED) from error
 
 
 def show_json(value: object) -> None:
     """Print a value as one line of JSON."""
-    print(json.dumps(plain(value), ensure_ascii=False))  # noqa: T201 - rich would wrap it
+    terminal.show_json(plain(value))
 
 
 def plain(value: object) -> Any:
@@ -124,11 +124,3 @@ def plain(value: object) -> Any:
     if value is None or isinstance(value, (bool, int, float)):
         return value
     return str(value)
-
-
-def show_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """Print a table; what does not fit is wrapped, not cut."""
-    table = Table(*columns, box=None, pad_edge=False, header_style="bold")
-    for row in rows:
-        table.add_row(*(str(cell) for cell in row))
-    stdout.print(table, soft_wrap=False)

@@ -17,7 +17,8 @@ from xml.etree import ElementTree as ET
 import typer
 
 from fennflow import ConfigDict, UnitOfWork
-from fennflow.cli.app import FAILED, Json, run, show_json, stderr, stdout
+from fennflow.cli.app import FAILED, Json, run, show_json
+from fennflow.cli.terminal import stderr, stdout
 from fennflow.files import TextContent
 from fennflow.repositories import CrudRepository, RepoField
 
@@ -50,7 +51,7 @@ def demo(*, as_json: Json = False) -> None:
 
         unit_of_work("http://127.0.0.1", Path())  # whether connector and backend are installed
     except ImportError as error:
-        stderr.print(f"{error}\nThe demo needs: pip install 'fennflow[demo]>=1.0'", markup=False)
+        stderr.message(f"{error}\nThe demo needs: pip install 'fennflow[demo]>=1.0'")
         raise typer.Exit(FAILED) from error
     with (
         strict_s3_server() as server,
@@ -173,8 +174,9 @@ class _Demo:
             )
             told["rolled_forward"] = self._show("the bucket", await self._raw())
         if not self._quiet:
-            stdout.print(
-                "\nAll or nothing, whenever it dies. Now yours: the quick start in the README."
+            stdout.line()
+            stdout.line(
+                "All or nothing, whenever it dies. Now yours: the quick start in the README."
             )
         return told
 
@@ -228,14 +230,15 @@ class _Demo:
 
     def _say(self, title: str, text: str) -> None:
         if not self._quiet:
-            stdout.print(f"\n[bold]{title}[/]")
-            stdout.print(text, markup=False, soft_wrap=False)
+            stdout.line()
+            stdout.line(title, style="bold")
+            stdout.line(text, wrap=True)
 
     def _show(self, what: str, texts: Texts) -> Texts:
         if not self._quiet:
-            stdout.print(f"  {what}:", style="dim")
+            stdout.line(f"  {what}:", style="dim")
             for key, text in texts.items():
-                stdout.print(f"    {_shortened(key)}: {text}", markup=False)
+                stdout.line(f"    {_shortened(key)}: {text}")
         return texts
 
 

@@ -15,15 +15,14 @@ from typing import Annotated, Any, NoReturn
 import typer
 from typing_extensions import override
 
-from fennflow.cli.app import Json, Target, load, run, show_json, show_table, stdout
-from fennflow.exceptions import (
-    NoSuchKeyException,
-)
+from fennflow.cli.app import FAILED, Json, run, show_json
+from fennflow.cli.target import Target, load
+from fennflow.cli.terminal import stderr, stdout, write_bytes
+from fennflow.exceptions import NoSuchKeyException
 from fennflow.paths import StoragePath
 from fennflow.repositories import (
     CopyRepository,
     CrudRepository,
-    DeletePrefixRepository,
     RepoField,
     StatRepository,
     StreamRepository,
@@ -40,9 +39,7 @@ Recursive = Annotated[
 ]
 
 
-class Files(
-    CrudRepository, StatRepository, CopyRepository, StreamRepository, DeletePrefixRepository
-):
+class Files(CrudRepository, StatRepository, CopyRepository, StreamRepository):
     """What the commands need, whatever the user's own repositories can do."""
 
 
@@ -132,7 +129,7 @@ def ls(
             show_json([{"path": line} for line in lines])
         else:
             for line in lines:
-                stdout.print(line, markup=False)
+                stdout.line(line)
         return
     (where,) = uow.places([place])
     directories, infos = run(_listed(uow, where, recursive=recursive))
@@ -145,10 +142,10 @@ def ls(
             (str(each.size), f"{each.modified_at:%Y-%m-%d %H:%M}", each.media_type, str(each.path))
             for each in infos
         ]
-        show_table(("bytes", "written", "type", "path"), table)
+        stdout.table(("bytes", "written", "type", "path"), table)
     else:
         for path in (*directories, *(str(each.path) for each in infos)):
-            stdout.print(path, markup=False)
+            stdout.line(path)
 
 
 async def _listed(uow: Uow, where: Place, *, recursive: bool) -> tuple[list[str], list[ObjectInfo]]:
@@ -181,14 +178,18 @@ async def stated(files: Files, paths: Sequence[StoragePath]) -> list[ObjectInfo]
 def cat(target: Target, places: Places) -> None:
     """Write the bytes of files to standard output, one after the other."""
     uow = Uow(target)
-    wanted = uow.places(places)
+    write_out(uow, uow.places(places))
+
+
+def write_out(uow: Uow, wanted: Sequence[Place]) -> None:
+    """Write the bytes of files to standard output."""
 
     async def work() -> None:
         async with uow.open() as opened:
             for place in wanted:
                 async with getattr(opened, place.field).open(place.path) as stream:
                     async for chunk in stream:
-                        sys.stdout.buffer.write(chunk)
+                        write_bytes(chunk)
         sys.stdout.buffer.flush()
 
     try:
@@ -213,7 +214,7 @@ def stat(target: Target, places: Places, *, as_json: Json = False) -> None:
         return
     for number, info in enumerate(infos):
         if number:
-            stdout.print()
+            stdout.line()
         rows = [
             ("path", info.path),
             ("size", f"{info.size} bytes"),
@@ -224,33 +225,85 @@ def stat(target: Target, places: Places, *, as_json: Json = False) -> None:
             ("written", info.modified_at.isoformat()),
             *((f"metadata {name}", value) for name, value in info.metadata.items()),
         ]
-        show_table(("", ""), rows)
+        stdout.table(("", ""), rows)
 
 
 def rm(
-    target: Target, places: Places, *, recursive: Recursive = False, as_json: Json = False
+    target: Target,
+    places: Places,
+    *,
+    recursive: Recursive = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", "-n", help="Print what would be deleted; delete nothing.")
+    ] = False,
+    yes: Annotated[
+        bool, typer.Option("--yes", "-y", help="Delete directories without asking.")
+    ] = False,
+    as_json: Json = False,
 ) -> None:
-    """Delete files: all of them, or none. A path that does not exist is an error."""
+    """Delete files: all of them, or none. A path that does not exist is an error.
+
+    With --recursive it says how many files there are, and asks. Scripts say --yes.
+    """
     uow = Uow(target)
     wanted = uow.places(places)
-    done = Done()
+    found = run(_found(uow, wanted, recursive=recursive))
+    if dry_run:
+        if as_json:
+            show_json(_done(found))
+        else:
+            for each in found:
+                stdout.line(str(each))
+        return
+    if recursive and not yes:
+        _confirm(len(found), wanted)
 
-    async def work() -> None:
+    async def work() -> list[Place]:
+        gone: list[Place] = []
         async with uow.open() as opened:
-            for place in wanted:
-                files: Files = getattr(opened, place.field)
-                if recursive:
-                    prefix = directory_of(place.path)
-                    gone: Sequence[object] = await files.delete_prefix(prefix)
-                    if not gone:
-                        raise nothing_under(Place(place.field, prefix))
-                else:
-                    gone = await files.delete(place.path, missing_ok=False)
-                for path in gone:
-                    done.add(f"{place.field}:{path}", 0)
+            for field_name in dict.fromkeys(each.field for each in found):
+                files: Files = getattr(opened, field_name)
+                paths = [StoragePath(each.path) for each in found if each.field == field_name]
+                # Of a directory, another program may have deleted some meanwhile.
+                deleted = await files.delete(*paths, missing_ok=recursive)
+                gone += [Place(field_name, str(path)) for path in deleted]
+        return gone
 
-    run(work())
-    show_done(done, "Deleted", as_json=as_json)
+    show_done(_done(run(work())), "Deleted", as_json=as_json)
+
+
+async def _found(uow: Uow, wanted: Sequence[Place], *, recursive: bool) -> list[Place]:
+    """Return the files that places stand for, each once."""
+    found: list[Place] = []
+    async with uow.open() as opened:
+        for place in wanted:
+            files: Files = getattr(opened, place.field)
+            if not recursive:
+                await files.stat(place.path)
+                found.append(place)
+                continue
+            prefix = directory_of(place.path)
+            below = [Place(place.field, str(path)) async for path in files.iter(prefix)]
+            if not below:
+                raise nothing_under(Place(place.field, prefix))
+            found += below
+    return list(dict.fromkeys(found))
+
+
+def _confirm(count: int, wanted: Sequence[Place]) -> None:
+    """Ask whether to delete; the program ends where the answer is not yes."""
+    where = ", ".join(map(str, wanted))
+    stderr.line(f"Delete {count:,} {'file' if count == 1 else 'files'} of {where}? [y/N]")
+    if sys.stdin.readline().strip().lower() not in {"y", "yes"}:
+        stderr.line("Nothing was deleted. Add --yes to delete without being asked.")
+        raise typer.Exit(FAILED)
+
+
+def _done(places: Sequence[Place]) -> Done:
+    done = Done()
+    for place in places:
+        done.add(place, 0)
+    return done
 
 
 def directory_of(path: str) -> str:
@@ -264,7 +317,7 @@ def show_done(done: Done, verb: str, *, as_json: bool) -> None:
         show_json(done)
         return
     size = f", {done.bytes:,} bytes" if done.bytes else ""
-    stdout.print(f"{verb} {done.files:,} {'file' if done.files == 1 else 'files'}{size}.")
+    stdout.line(f"{verb} {done.files:,} {'file' if done.files == 1 else 'files'}{size}.")
 
 
 def nothing_under(place: Place) -> NoSuchKeyException:

@@ -7,22 +7,13 @@ from contextlib import contextmanager
 from typing import Annotated, Literal
 
 import typer
-from rich.markup import escape
-from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from fennflow import plugins as installed_plugins
 from fennflow.backends import Guarantees
-from fennflow.cli.app import (
-    NEEDS_ATTENTION,
-    Json,
-    Target,
-    load,
-    run,
-    show_json,
-    show_table,
-    stderr,
-    stdout,
-)
+from fennflow.cli.app import NEEDS_ATTENTION, Json, run, show_json
+from fennflow.cli.target import Target, load
+from fennflow.cli.terminal import stderr, stdout
 from fennflow.connectors import Capabilities
 from fennflow.exceptions import PluginException
 from fennflow.reports import Diagnosis, ReconcileReport
@@ -61,12 +52,13 @@ def plugins(*, as_json: Json = False) -> None:
             (plugin.name, plugin.distribution, plugin.version, plugin.module, _state(plugin))
             for plugin in found
         ]
-        show_table(("plugin", "distribution", "version", "module", "state"), rows)
+        stdout.table(("plugin", "distribution", "version", "module", "state"), rows)
         for plugin in broken:
-            stdout.print(f"\n{plugin.error}", markup=False)
+            stdout.line()
+            stdout.message(str(plugin.error))
     conflict = _conflict()
     if conflict is not None:
-        stderr.print(conflict, markup=False)
+        stderr.message(conflict)
     if broken or conflict:
         raise typer.Exit(NEEDS_ATTENTION)
 
@@ -101,25 +93,29 @@ def doctor(target: Target, *, as_json: Json = False) -> None:
 
 def _show_diagnosis(diagnosis: Diagnosis) -> None:
     if diagnosis.guarantees is not None:
-        stdout.print("[bold]What is guaranteed[/]")
-        show_table(("", ""), _promises(diagnosis.guarantees))
-        stdout.print(
-            f"\nThe backend answers in {diagnosis.latency * 1000:.1f} ms; the journal holds "
+        stdout.line("What is guaranteed", style="bold")
+        stdout.table(("", ""), _promises(diagnosis.guarantees))
+        stdout.line()
+        stdout.line(
+            f"The backend answers in {diagnosis.latency * 1000:.1f} ms; the journal holds "
             f"{diagnosis.sessions} sessions."
         )
     reached = {name: each for name, each in diagnosis.namespaces.items() if each.capabilities}
     if reached:
-        stdout.print("\n[bold]What the buckets enforce[/]")
+        stdout.line()
+        stdout.line("What the buckets enforce", style="bold")
         rows = [_enforced(each.capabilities or Capabilities()) for each in reached.values()]
         names = [f"{name} ({each.latency * 1000:.0f} ms)" for name, each in reached.items()]
-        show_table(("", *names), _transposed(rows))
+        stdout.table(("", *names), _transposed(rows))
     for title, lines in (("Wrong", diagnosis.problems), ("Could be better", diagnosis.advice)):
         if lines:
-            stdout.print(f"\n[bold]{title}[/]")
+            stdout.line()
+            stdout.line(title, style="bold")
             for line in lines:
-                stdout.print(f"- {escape(line)}")
+                stdout.message(f"- {line}")
     if not diagnosis.problems:
-        stdout.print("\nAll is well.")
+        stdout.line()
+        stdout.line("All is well.")
 
 
 def _promises(guarantees: Guarantees) -> list[tuple[str, str]]:
@@ -155,7 +151,7 @@ def sessions(target: Target, *, as_json: Json = False) -> None:
         show_json(found)
         return
     if not found:
-        stdout.print("No session is under way.")
+        stdout.line("No session is under way.")
         return
     rows = [
         (
@@ -167,7 +163,7 @@ def sessions(target: Target, *, as_json: Json = False) -> None:
         )
         for each in found
     ]
-    show_table(("session", "state", "age", "lease left", "paths"), rows)
+    stdout.table(("session", "state", "age", "lease left", "paths"), rows)
 
 
 def recover(target: Target, *, as_json: Json = False) -> None:
@@ -180,13 +176,13 @@ def recover(target: Target, *, as_json: Json = False) -> None:
     if as_json:
         show_json(report)
     else:
-        stdout.print(
+        stdout.line(
             f"Rolled forward {report.rolled_forward}, compensated {report.compensated}, "
             f"pending {report.pending}; buried {report.buried}, swept {report.swept} objects "
             f"and {report.uploads} uploads."
         )
         for problem in report.problems:
-            stdout.print(f"- {escape(problem)}")
+            stdout.message(f"- {problem}")
     if report.pending or report.problems:
         raise typer.Exit(NEEDS_ATTENTION)
 
@@ -232,24 +228,22 @@ def _differs(report: ReconcileReport) -> bool:
 
 
 def _show_report(namespace: str, report: ReconcileReport) -> None:
-    stdout.print(
-        f"[bold]{escape(namespace)}[/]: {report.objects} objects, {report.records} records"
-    )
+    stdout.line(f"{namespace}: {report.objects} objects, {report.records} records")
     for counts in (report.differences, report.actions):
         if counts:
-            stdout.print("  " + ", ".join(f"{count} {kind}" for kind, count in counts.items()))
+            stdout.line("  " + ", ".join(f"{count} {kind}" for kind, count in counts.items()))
     for finding in report.findings[:SHOWN_FINDINGS]:
         done = f", {finding.action}" if finding.action else ""
-        stdout.print(f"  {finding.path}: {finding.difference}{done}", markup=False)
+        stdout.line(f"  {finding.path}: {finding.difference}{done}")
     more = sum(report.differences.values()) - SHOWN_FINDINGS
     if more > 0:
-        stdout.print(f"  … and {more} more; --json shows a thousand")
+        stdout.line(f"  … and {more} more; --json shows a thousand")
 
 
 @contextmanager
 def _walking(buckets: int, *, quiet: bool) -> Generator[Callable[[ReconcileReport], None]]:
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-    with Progress(*columns, console=stderr, transient=True, disable=quiet) as progress:
+    columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn())
+    with stderr.progress(*columns, quiet=quiet) as progress:
         task = progress.add_task(f"Walking {buckets} buckets")
 
         def on_progress(report: ReconcileReport) -> None:

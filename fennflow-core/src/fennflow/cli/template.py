@@ -9,7 +9,8 @@ from typing import Annotated
 
 import typer
 
-from fennflow.cli.app import Json, show_json, stdout
+from fennflow.cli.app import Json, show_json
+from fennflow.cli.terminal import stdout
 
 NAME = re.compile(r"[a-z][a-z0-9]*(?:-[a-z0-9]+)*")
 PLACES = {
@@ -68,6 +69,6 @@ def new_plugin(
     if as_json:
         show_json([str(path) for path in written])
         return
-    stdout.print(f"{folder} is a package with a connector on a dictionary. Next:", markup=False)
-    stdout.print(f"  cd {folder} && pip install -e . --group dev && pytest", markup=False)
-    stdout.print("  then replace the dictionary in connector.py by your store, method by method.")
+    stdout.line(f"{folder} is a package with a connector on a dictionary. Next:")
+    stdout.line(f"  cd {folder} && pip install -e . --group dev && pytest")
+    stdout.line("  then replace the dictionary in connector.py by your store, method by method.")

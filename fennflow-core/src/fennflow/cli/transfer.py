@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import os
-import uuid
-from collections.abc import Generator, Sequence
-from contextlib import contextmanager
+import sys
+import threading
+from collections.abc import AsyncGenerator, Generator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any
 
 import typer
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
-from fennflow.cli.app import Json, Target, fail, run, stderr
+from fennflow.cli.app import NEEDS_ATTENTION, Json, fail, run
+from fennflow.cli.arriving import Arriving
 from fennflow.cli.files import (
     Done,
     Files,
@@ -25,17 +27,29 @@ from fennflow.cli.files import (
     nothing_under,
     show_done,
     stated,
+    write_out,
 )
+from fennflow.cli.target import Target
+from fennflow.cli.terminal import stderr
 from fennflow.exceptions import (
     FileException,
     FilepathsCollisionError,
-    MediaTypeCannotBeGuessedException,
-    PathException,
 )
-from fennflow.files import FileContent
-from fennflow.repositories.streaming import ObjectStream
+from fennflow.files import FileContent, StreamContent, media_types
 
 UNKNOWN_TYPE = "application/octet-stream"
+STANDARD = "-"
+"""Standard input as a source, standard output as a destination."""
+CHUNK = 1 << 20
+
+FollowLinks = Annotated[
+    bool,
+    typer.Option(
+        "--follow-links",
+        "-L",
+        help="Copy what symbolic links in local directories point to; else a link is an error.",
+    ),
+]
 
 
 def register(app: typer.Typer) -> None:
@@ -50,13 +64,20 @@ def cp(
     destination: Annotated[str, typer.Argument(metavar="DESTINATION")],
     *,
     recursive: Recursive = False,
+    follow_links: FollowLinks = False,
     as_json: Json = False,
 ) -> None:
     """Copy files in, out, or inside the store: all of them, or none.
 
-    A destination that ends in / is a directory, and so is one for several sources.
+    A destination that ends in / is a directory, and so is one for several sources. The source -
+    is standard input, the destination - standard output.
     """
-    _transfer(target, sources, destination, recursive=recursive, move=False, as_json=as_json)
+    uow = Uow(target)
+    if STANDARD in {*sources, destination}:
+        _standard(uow, sources, destination, recursive=recursive, as_json=as_json)
+        return
+    transfer = _Transfer(uow, sources, destination, recursive, follow_links, move=False)
+    show_done(transfer.run(quiet=as_json), "Copied", as_json=as_json)
 
 
 def mv(
@@ -65,13 +86,24 @@ def mv(
     destination: Annotated[str, typer.Argument(metavar="DESTINATION")],
     *,
     recursive: Recursive = False,
+    follow_links: FollowLinks = False,
     as_json: Json = False,
 ) -> None:
     """Move files in, out, or inside the store: all of them, or none.
 
     A local source goes when the transaction has committed; a file of the store, with it.
     """
-    _transfer(target, sources, destination, recursive=recursive, move=True, as_json=as_json)
+    if STANDARD in {*sources, destination}:
+        message = "Standard input and output cannot be moved: use cp. A file of this name is ./-"
+        raise typer.BadParameter(message)
+    transfer = _Transfer(Uow(target), sources, destination, recursive, follow_links, move=True)
+    done = transfer.run(quiet=as_json)
+    kept = transfer.delete_sources()
+    show_done(done, "Moved", as_json=as_json)
+    for line in kept:
+        stderr.message(line)
+    if kept:
+        raise typer.Exit(NEEDS_ATTENTION)
 
 
 @dataclass(frozen=True)
@@ -83,72 +115,169 @@ class Task:
     size: int
 
 
-def _transfer(
-    target: str,
-    sources: Sequence[str],
-    destination: str,
-    *,
-    recursive: bool,
-    move: bool,
-    as_json: bool,
-) -> None:
-    uow = Uow(target)
-    origins = [uow.place(text) or Path(text) for text in sources]
-    goal = uow.place(destination) or Path(destination)
-    if isinstance(goal, Path) and any(isinstance(each, Path) for each in origins):
-        message = f"Neither {sources[0]!r} nor {destination!r} is a place, FIELD:PATH, of {target}."
-        raise typer.BadParameter(message)
-    into = destination.endswith(("/", ":")) or len(sources) > 1 or recursive
-    into = into or (isinstance(goal, Path) and goal.is_dir())
-    done = Done()
-    local = [
-        each
-        for origin in origins
-        if isinstance(origin, Path)
-        for each in _local(origin, recursive=recursive)
-    ]
+class _Transfer:
+    """What `cp` and `mv` do, in one transaction."""
 
-    async def work(shown: Shown, arriving: Arriving) -> None:
-        async with uow.open() as opened:
-            found = local + [
+    def __init__(
+        self,
+        uow: Uow,
+        sources: Sequence[str],
+        destination: str,
+        recursive: bool,  # noqa: FBT001 - of one caller
+        follow_links: bool,  # noqa: FBT001 - likewise
+        *,
+        move: bool,
+    ) -> None:
+        self._uow = uow
+        self._recursive = recursive
+        self._move = move
+        self._goal = goal = uow.place(destination) or Path(destination)
+        origins = [uow.place(text) or Path(text) for text in sources]
+        if isinstance(goal, Path) and any(isinstance(each, Path) for each in origins):
+            message = f"Neither {sources[0]!r} nor {destination!r} is a place, FIELD:PATH."
+            raise typer.BadParameter(message)
+        into = destination.endswith(("/", ":")) or len(sources) > 1 or recursive
+        self._into = into or (isinstance(goal, Path) and goal.is_dir())
+        self._places = [each for each in origins if isinstance(each, Place)]
+        self._local = [
+            each
+            for origin in origins
+            if isinstance(origin, Path)
+            for each in _local(origin, recursive=recursive, follow_links=follow_links)
+        ]
+        self._before = {path: _state(path) for path, _, _ in self._local} if move else {}
+
+    def run(self, *, quiet: bool) -> Done:
+        """Do it."""
+        goal = self._goal
+        base = Path() if isinstance(goal, Place) else goal if self._into else goal.parent
+        with (
+            _progress(quiet=quiet) as shown,
+            Arriving(base, durable=self._move) as arriving,
+        ):
+            return run(self._all(shown, arriving))
+
+    async def _all(self, shown: Shown, arriving: Arriving) -> Done:
+        done = Done()
+        async with self._uow.open() as opened:
+            found = self._local + [
                 each
-                for origin in origins
-                if isinstance(origin, Place)
-                for each in await _remote(opened, origin, recursive=recursive)
+                for place in self._places
+                for each in await _remote(opened, place, recursive=self._recursive)
             ]
-            tasks = [
-                Task(source, below(goal, name, into=into), size) for source, name, size in found
-            ]
+            tasks = [Task(source, self._place(name), size) for source, name, size in found]
             _check(tasks)
+            names = [self._name(name) for _, name, _ in found]
+            if isinstance(self._goal, Path):
+                await asyncio.to_thread(arriving.reserve, names)
             shown.begin(tasks)
-            for task in tasks:
-                await _one(opened, task, shown, arriving, move=move)
+            for task, name in zip(tasks, names, strict=True):
+                await self._one(opened, task, name, shown, arriving)
                 done.add(task.destination, task.size)
                 shown.file()
-            # Before the commit: what a move deletes must lie here by then.
-            arriving.place()
+            if isinstance(self._goal, Path):
+                # Before the commit: what a move deletes must be here by then.
+                await opened.step(arriving.place, arriving.restore)
+        return done
 
-    with _progress(quiet=as_json) as shown, Arriving() as arriving:
-        run(work(shown, arriving))
-    if move:
-        for source, _, _ in local:
-            source.unlink()
-    show_done(done, "Moved" if move else "Copied", as_json=as_json)
+    def _place(self, name: str) -> Place | Path:
+        """Return where a file goes."""
+        goal = self._goal
+        if isinstance(goal, Path):
+            return goal / name if self._into else goal
+        return Place(goal.field, directory_of(goal.path) + name) if self._into else goal
+
+    def _name(self, name: str) -> str:
+        """Return the path of a local file below the directory that the command writes to."""
+        return name if self._into or isinstance(self._goal, Place) else self._goal.name
+
+    async def _one(
+        self, opened: Any, task: Task, name: str, shown: Shown, arriving: Arriving
+    ) -> None:
+        source, destination = task.source, task.destination
+        if isinstance(source, Path):
+            assert isinstance(destination, Place)  # noqa: S101 - one of both is
+            files: Files = getattr(opened, destination.field)
+            content = await asyncio.to_thread(_content, source, destination.path)
+            await files.put(content, on_progress=shown.sent)
+        elif isinstance(destination, Place):
+            files = getattr(opened, source.field)
+            other: Files = getattr(opened, destination.field)
+            copy = files.move if self._move else files.copy
+            await copy(source.path, destination.path, to=other)
+            shown.sent(task.size, task.size)
+        else:
+            files = getattr(opened, source.field)
+            async with files.open(source.path) as stream:
+                await arriving.receive(stream, name, shown.sent)
+            if self._move:
+                await files.delete(source.path, missing_ok=False)
+
+    def delete_sources(self) -> list[str]:
+        """Delete the local files that are in the store now; return what was kept, and why."""
+        kept: list[str] = []
+        for path, before in self._before.items():
+            try:
+                if _state(path) != before:
+                    kept.append(f"{path} was changed after it was read, and is kept.")
+                else:
+                    path.unlink()
+            except FileNotFoundError:
+                pass  # it was named twice, or somebody else deleted it
+            except OSError as error:
+                kept.append(f"{path} is in the store, and could not be deleted here: {error}")
+        return kept
 
 
-def _local(origin: Path, *, recursive: bool) -> list[tuple[Path, str, int]]:
+def _state(path: Path) -> Mapping[str, int]:
+    """Return what changes when a file is written."""
+    found = path.stat()
+    return {"inode": found.st_ino, "size": found.st_size, "time": found.st_mtime_ns}
+
+
+def _local(origin: Path, *, recursive: bool, follow_links: bool) -> list[tuple[Path, str, int]]:
     """Return the files that a local path stands for, each with its name below it."""
-    if recursive and origin.is_dir():
-        return [
-            (path, path.relative_to(origin).as_posix(), path.stat().st_size)
-            for path in sorted(origin.rglob("*"))
-            if path.is_file() and not path.is_symlink()
-        ]
-    if origin.is_file():
-        return [(origin, origin.name, origin.stat().st_size)]
+    try:
+        if recursive and origin.is_dir():
+            return [
+                (path, path.relative_to(origin).as_posix(), path.stat().st_size)
+                for path in _walked(origin, follow_links=follow_links)
+            ]
+        if origin.is_file():
+            return [(origin, origin.name, origin.stat().st_size)]
+    except OSError as error:
+        fail(FileException(f"{origin} cannot be read: {error}. Nothing was done."))
+    except FileException as error:
+        fail(error)
     hint = " It is a directory: add --recursive." if origin.is_dir() else ""
     message = f"There is no file {origin}.{hint}"
     return fail(FileException(message))
+
+
+def _walked(origin: Path, *, follow_links: bool) -> Generator[Path]:
+    """Iterate over the files of a directory; what is neither file nor directory is an error."""
+
+    def stop(error: OSError) -> None:
+        raise error
+
+    for folder, directories, files in os.walk(origin, onerror=stop, followlinks=follow_links):
+        directories.sort()
+        for name in (*directories, *sorted(files)):
+            path = Path(folder, name)
+            if path.is_symlink():
+                if not follow_links:
+                    hint = "Add --follow-links to copy what links point to"
+                    raise _not_copied(path, "is a symbolic link", hint)
+                if Path(folder).resolve().is_relative_to(path.resolve()):
+                    raise _not_copied(path, "is a link to a directory above it", "Remove it")
+            if name in files:
+                if not path.is_file():
+                    raise _not_copied(path, "is not a file, or a broken link", "Remove it")
+                yield path
+
+
+def _not_copied(path: Path, what: str, hint: str) -> FileException:
+    return FileException(f"{path} {what}. {hint}, or copy without it. Nothing was done.")
 
 
 async def _remote(opened: Any, origin: Place, *, recursive: bool) -> list[tuple[Place, str, int]]:
@@ -181,74 +310,80 @@ def _check(tasks: Sequence[Task]) -> None:
         taken.add(task.destination)
 
 
-def below(goal: Place | Path, name: str, *, into: bool) -> Place | Path:
-    """Return where a file goes, which is not outside of the destination."""
-    if isinstance(goal, Place):
-        return Place(goal.field, directory_of(goal.path) + name) if into else goal
-    path = goal / name if into else goal
-    if into and not Path(os.path.normpath(path)).is_relative_to(os.path.normpath(goal)):
-        message = f"{name!r} would lie outside of {goal}."
-        raise PathException(message)
-    return path
-
-
-async def _one(opened: Any, task: Task, shown: Shown, arriving: Arriving, *, move: bool) -> None:
-    source, destination = task.source, task.destination
-    if isinstance(source, Path):
-        assert isinstance(destination, Place)  # noqa: S101 - one of both is
-        files: Files = getattr(opened, destination.field)
-        content = await asyncio.to_thread(_content, source, destination.path)
-        await files.put(content, on_progress=shown.sent)
-    elif isinstance(destination, Place):
-        files = getattr(opened, source.field)
-        other: Files = getattr(opened, destination.field)
-        copy = files.move if move else files.copy
-        await copy(source.path, destination.path, to=other)
-        shown.sent(task.size, task.size)
+def _standard(
+    uow: Uow, sources: Sequence[str], destination: str, *, recursive: bool, as_json: bool
+) -> None:
+    """Copy a file to standard output, or from standard input."""
+    message = ""
+    if len(sources) > 1 or recursive:
+        message = "Standard input and output (-) are one file: name one other, without --recursive."
+    elif destination == STANDARD:
+        if as_json:
+            message = "--json and the bytes of a file cannot both go to standard output."
+        else:
+            write_out(uow, uow.places(sources))
     else:
-        files = getattr(opened, source.field)
-        async with files.open(source.path) as stream:
-            await arriving.receive(stream, destination, shown)
-        if move:
-            await files.delete(source.path, missing_ok=False)
+        [place] = uow.places([destination])
+        if not place.path or place.path.endswith("/"):
+            message = "Standard input (-) has no name: write FIELD:PATH with the name of a file."
+        else:
+            show_done(run(_from_input(uow, place)), "Copied", as_json=as_json)
+    if message:
+        message += " A local file of this name is ./-"
+        raise typer.BadParameter(message)
+
+
+async def _from_input(uow: Uow, place: Place) -> Done:
+    """Write what is read from standard input to a file, in one transaction."""
+    done = Done()
+
+    async def chunks() -> AsyncGenerator[bytes]:
+        while chunk := await _read_input():
+            done.bytes += len(chunk)
+            yield chunk
+
+    async with uow.open() as opened:
+        files: Files = getattr(opened, place.field)
+        content = StreamContent.from_iterable(
+            chunks(), filename=place.path, media_type=_media_type(place.path)
+        )
+        await files.put(content)
+        done.add(place, 0)
+    return done
+
+
+async def _read_input() -> bytes:
+    """Read from standard input in a thread that an interrupt need not wait for."""
+    loop = asyncio.get_running_loop()
+    answer: asyncio.Future[bytes] = loop.create_future()
+
+    def settle(chunk: bytes, error: OSError | None) -> None:
+        if answer.done():
+            return
+        if error is None:
+            answer.set_result(chunk)
+        else:
+            answer.set_exception(FileException(f"Standard input cannot be read: {error}"))
+
+    def read() -> None:
+        error, chunk = None, b""
+        try:
+            chunk = os.read(sys.stdin.fileno(), CHUNK)
+        except OSError as raised:
+            error = raised
+        with suppress(RuntimeError):  # the loop was closed meanwhile
+            loop.call_soon_threadsafe(settle, chunk, error)
+
+    threading.Thread(target=read, daemon=True).start()
+    return await answer
 
 
 def _content(source: Path, path: str) -> FileContent:
-    try:
-        return FileContent.from_local_path(source, filename=path)
-    except MediaTypeCannotBeGuessedException:
-        return FileContent.from_local_path(source, filename=path, media_type=UNKNOWN_TYPE)
+    return FileContent.from_local_path(source, filename=path, media_type=_media_type(path))
 
 
-class Arriving:
-    """Local files beside their places, until all of them are whole and their sums are right."""
-
-    def __init__(self) -> None:
-        self._parts: dict[Path, Path] = {}
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_exc: object) -> None:
-        for part in self._parts:
-            part.unlink(missing_ok=True)
-
-    async def receive(self, stream: ObjectStream, destination: Path, shown: Shown) -> None:
-        """Write a file beside its place."""
-        part = destination.with_name(f"{destination.name}.{uuid.uuid4().hex[:8]}.part")
-        await asyncio.to_thread(destination.parent.mkdir, parents=True, exist_ok=True)
-        self._parts[part] = destination
-        with await asyncio.to_thread(part.open, "xb") as file:
-            sent = 0
-            async for chunk in stream:
-                await asyncio.to_thread(file.write, chunk)
-                sent += len(chunk)
-                shown.sent(sent, stream.info.size)
-
-    def place(self) -> None:
-        """Let all of them take their places."""
-        for part, destination in self._parts.items():
-            part.replace(destination)
+def _media_type(path: str) -> str:
+    return media_types.from_name(path) or UNKNOWN_TYPE
 
 
 class Shown:
@@ -279,10 +414,10 @@ class Shown:
 @contextmanager
 def _progress(*, quiet: bool) -> Generator[Shown]:
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         DownloadColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=stderr, transient=True, disable=quiet) as progress:
+    with stderr.progress(*columns, quiet=quiet) as progress:
         yield Shown(progress)

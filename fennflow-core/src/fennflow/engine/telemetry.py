@@ -16,6 +16,8 @@ from contextlib import contextmanager
 from functools import cache
 from typing import TYPE_CHECKING, NamedTuple
 
+from fennflow.printable import printable
+
 if TYPE_CHECKING:
     from opentelemetry.metrics import Counter, Histogram
     from opentelemetry.trace import Tracer
@@ -83,7 +85,9 @@ def tell(
         failed: an exception whose traceback belongs to it.
     """
     extra = {"session": session, "key": key, "rule": rule}
-    logger.log(level, message, *args, extra=extra, exc_info=failed, stacklevel=2)
+    # Keys are chosen by others: no line break in one makes a record of its own.
+    shown = [printable(arg) if isinstance(arg, str) else arg for arg in args]
+    logger.log(level, message, *shown, extra=extra, exc_info=failed, stacklevel=2)
     if instruments := _instruments():
         severity = logging.getLevelName(level).lower()
         instruments.events.add(1, {"fennflow.rule": rule, "fennflow.severity": severity})

@@ -1,0 +1,103 @@
+"""The unit of work that a command works on, and what is imported for it."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec, PathFinder
+from pathlib import Path
+from types import FrameType, ModuleType
+from typing import Annotated
+
+import typer
+from typing_extensions import override
+
+from fennflow.uow import UnitOfWork
+
+Target = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODULE:CLASS",
+        help="The unit of work, as it is imported: app.storage:UOW. The module is looked for in "
+        "the working directory first.",
+    ),
+]
+
+
+def load(target: str) -> type[UnitOfWork]:
+    """Import a unit of work by its name.
+
+    Raises:
+        typer.BadParameter: there is none of that name.
+    """
+    module_name, colon, name = target.partition(":")
+    if not colon or not name or not all(map(str.isidentifier, module_name.split("."))):
+        message = f"{target!r} is not MODULE:CLASS, for instance app.storage:UOW."
+        raise typer.BadParameter(message)
+    sys.meta_path.insert(0, _WorkingDirectory(Path.cwd(), module_name.partition(".")[0]))
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
+            raise  # the module is there, and something that it imports is not
+        message = f"There is no module {module_name!r} here or among what is installed."
+        raise typer.BadParameter(message) from None
+    found: object = module
+    for part in name.split("."):
+        found = getattr(found, part, None)
+    if not isinstance(found, type) or not issubclass(found, UnitOfWork):
+        message = f"{module_name} has no unit of work {name!r}."
+        raise typer.BadParameter(message)
+    return found
+
+
+class _WorkingDirectory(MetaPathFinder):
+    """Finds the user's modules in the working directory, and for the user's modules alone.
+
+    The directory is not on `sys.path`: it may hold files that others have named, and libraries
+    try to import what is not installed. The module that the command names is looked for here
+    first. What the user's modules import is looked for here last.
+
+    Args:
+        directory: the working directory.
+        named: the top-level package or module that the command names.
+    """
+
+    def __init__(self, directory: Path, named: str) -> None:
+        self._directory = str(directory)
+        self._named = named
+        self._users = {named}
+
+    @override
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        if path is not None:
+            return None
+        found = PathFinder.find_spec(fullname, [self._directory])
+        if found is None or fullname == self._named:
+            return found
+        if not self._asked_by_user(sys._getframe(1)):  # noqa: SLF001 - the finders' way to know
+            return None
+        others = (each for each in sys.meta_path if each is not self)
+        if any(each.find_spec(fullname, None) is not None for each in others):
+            return None
+        self._users.add(fullname)
+        return found
+
+    def _asked_by_user(self, frame: FrameType | None) -> bool:
+        """Return whether a module of the user's imports, or calls what imports by name."""
+        by_name = False
+        while frame is not None:
+            module = str(frame.f_globals.get("__name__", "")).partition(".")[0]
+            if module == "importlib":
+                # `importlib.import_module`, as frameworks import what settings name.
+                by_name = by_name or frame.f_globals["__name__"] == "importlib"
+            elif module in self._users:
+                return True
+            elif not by_name:
+                return False
+            frame = frame.f_back
+        return False

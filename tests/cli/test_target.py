@@ -1,0 +1,81 @@
+"""What is imported from the working directory: the user's modules, and for them alone."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from shells import PROGRAM, Program
+
+MARKER = """
+from pathlib import Path
+Path(__file__).with_suffix(".ran").touch()
+raise ImportError("no such package")
+"""
+
+
+def ran(directory: Path) -> list[str]:
+    return sorted(path.stem for path in directory.glob("*.ran"))
+
+
+@pytest.mark.parametrize("command", [[str(PROGRAM)], [sys.executable, "-m", "fennflow"]])
+def test_files_in_the_working_directory_are_not_run(tmp_path: Path, command: list[str]) -> None:
+    for name in ("uvloop", "opentelemetry", "aiosqlite", "greenlet"):
+        (tmp_path / f"{name}.py").write_text(MARKER)
+    (tmp_path / "app.py").write_text(
+        "from fennflow import UnitOfWork\n\n\nclass UOW(UnitOfWork): ...\n"
+    )
+    done = subprocess.run(
+        [*command, "sessions", "app:UOW"],
+        cwd=tmp_path,
+        capture_output=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert ran(tmp_path) == []
+
+
+def test_modules_of_the_user_find_each_other(program: Program) -> None:
+    directory, module = program.directory, program.target.partition(":")[0]
+    package = f"package_{module}"
+    (directory / package).mkdir()
+    (directory / package / "__init__.py").touch()
+    (directory / package / "settings.py").write_text(
+        "import importlib\n"
+        f"import {module} as one\n"
+        f"two = importlib.import_module('other_{module}')\n"
+        "def later():\n"
+        f"    import later_{module} as three\n"
+        "    return three\n"
+    )
+    (directory / f"other_{module}.py").write_text(f"import {module}")
+    (directory / f"later_{module}.py").write_text("")
+    (directory / package / "storage.py").write_text(
+        "from .settings import later, one\nlater()\nUOW = one.UOW\n"
+    )
+    program.target = f"{package}.storage:UOW"
+    assert program("sessions").out == "No session is under way.\n"
+
+
+def test_what_is_installed_goes_before_what_lies_in_the_working_directory(
+    program: Program,
+) -> None:
+    module = program.target.partition(":")[0]
+    source = program.directory / f"{module}.py"
+    source.write_text(f"import colorsys\n{source.read_text()}")  # of the standard library
+    sys.modules.pop("colorsys", None)
+    (program.directory / "colorsys.py").write_text(MARKER)
+    assert program("sessions").code == 0
+    assert ran(program.directory) == []
+
+
+def test_nothing_else_finds_the_working_directory(program: Program) -> None:
+    (program.directory / "unknown_library.py").write_text(MARKER)
+    assert program("sessions").code == 0
+    with pytest.raises(ModuleNotFoundError):
+        import unknown_library  # type: ignore[import-not-found]  # noqa: F401
+    assert ran(program.directory) == []

@@ -1,0 +1,115 @@
+"""What the program prints is what is there: nothing from outside takes effect on a terminal."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import warnings
+
+import pytest
+
+from fennflow.cli import maintenance, terminal
+from fennflow.cli.app import show_json
+from fennflow.cli.terminal import stderr, stdout
+from fennflow.paths import StoragePath
+from fennflow.reports import Difference, Finding, ReconcileReport
+from shells import Program
+
+NASTY = "x\x1b[2J\x9b2J\u202e[bold]y[/] :smile:\nAll is well."
+SHOWN = "x\\x1b[2J\\x9b2J\\u202e[bold]y[/] :smile:\\nAll is well."
+NAMES = ("plan[bold].txt", "due[red]x[/red].txt", "see[link=elsewhere]x[/link].txt", "[/].txt")
+
+
+def test_texts_from_outside_are_shown_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    stdout.line(NASTY)
+    stdout.line(NASTY, style="bold", wrap=True)
+    stdout.table((NASTY, "b"), [(NASTY, "2")])
+    out = capsys.readouterr().out
+    assert out.splitlines() == [SHOWN, SHOWN, f"{SHOWN}  b", f"{SHOWN}  2"]
+
+
+def test_no_line_of_a_message_passes_for_one_of_the_program(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    stderr.message(NASTY, title="Error")
+    first, second = capsys.readouterr().err.splitlines()
+    assert (first, second) == (f"Error: {SHOWN.partition(chr(92) + 'n')[0]}", "  All is well.")
+
+
+def test_json_is_the_same_value_and_holds_nothing_to_act_on(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    value = {NASTY: [NASTY, "Zoë", "\U000e0061", "\ud800"]}
+    show_json(value)
+    out = capsys.readouterr().out
+    assert json.loads(out) == value
+    assert out[:-1].isprintable()
+    assert "Zoë" in out
+
+
+def test_a_report_shows_names_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    finding = Finding("bucket", StoragePath(NASTY), Difference.UNKNOWN)
+    report = ReconcileReport(objects=1, findings=(finding,))
+    maintenance._show_report(NASTY, report)
+    assert capsys.readouterr().out.splitlines() == [
+        f"{SHOWN}: 1 objects, 0 records",
+        f"  {SHOWN}: unknown",
+    ]
+
+
+def test_logs_warnings_and_tracebacks_are_escaped_too(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)
+    factory = logging.getLogRecordFactory()
+    handler = logging.StreamHandler(sys.stderr)
+    logger = logging.getLogger("somebody")
+    logger.addHandler(handler)
+    terminal.guard()
+    try:
+        try:
+            raise ValueError(NASTY)  # noqa: TRY301 - it is what is logged
+        except ValueError as error:
+            logger.exception("It holds %s", NASTY)
+            terminal.show_traceback(error)
+        sys.stderr.write(warnings.formatwarning(NASTY, UserWarning, "a.py", 1, ""))
+    finally:
+        logging.setLogRecordFactory(factory)
+        logger.removeHandler(handler)
+    err = capsys.readouterr().err
+    assert f"It holds {SHOWN}" in err
+    assert err.count("ValueError: x\\x1b[2J") == 2
+    assert "UserWarning: x\\x1b[2J" in err
+    assert all(line.isprintable() for line in err.splitlines())
+
+
+def test_wrong_arguments_are_shown_as_they_are(program: Program) -> None:
+    for arguments in ((f"--{NASTY}",), (NASTY,)):
+        done = program("cat", *arguments)
+        assert (done.code, done.out) == (2, "")
+        assert "\x1b" not in done.err
+        assert "[bold]y[/] :smile:" in done.err
+
+
+def test_names_with_brackets_are_listed_whole(program: Program) -> None:
+    (program.directory / "x.txt").write_text("x")
+    for name in NAMES:
+        assert program("cp", "x.txt", f"files:a-long-directory/{name}").code == 0
+    paths = [f"a-long-directory/{name}" for name in NAMES]
+    for arguments in (
+        ("ls", "-lr"),
+        ("ls", "-r", "files:"),
+        ("stat", *(f":{each}" for each in paths)),
+    ):
+        out = program(*arguments).out
+        assert [each for each in paths if each not in out] == []
+    done = program("cat", "files:[bold]none\u202e")
+    assert done.code == 1
+    assert "[bold]none\\u202e" in done.err
+
+
+def test_the_version_is_told(program: Program) -> None:
+    done = program("--version", target=False)
+    assert (done.code, done.out) == (0, "fennflow 1.0.0\n")
+    assert program("-h", target=False).code == 0
