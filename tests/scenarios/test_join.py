@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncGenerator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -32,7 +32,7 @@ from fennflow.exceptions import (
     TransactionException,
 )
 from fennflow.testing import S3Server
-from stores import FullUOW
+from stores import FullUOW, raw_client
 
 
 class Base(DeclarativeBase):
@@ -350,6 +350,242 @@ def begins_itself(engine: AsyncEngine) -> None:
     @event.listens_for(engine.sync_engine, "begin")
     def _(connection: Any) -> None:
         connection.exec_driver_sql("BEGIN")
+
+
+async def commits(session: AsyncSession) -> None:
+    await session.commit()
+
+
+async def commits_and_goes_on(session: AsyncSession) -> None:
+    await session.commit()
+    session.add(Letter(name="later"))
+    await session.flush()
+
+
+async def commits_by_hand(session: AsyncSession) -> None:
+    await session.execute(sql("COMMIT"))
+
+
+async def rolls_back(session: AsyncSession) -> None:
+    await session.rollback()
+
+
+async def rolls_back_by_hand(session: AsyncSession) -> None:
+    await session.execute(sql("ROLLBACK"))
+
+
+async def rolls_back_after_an_error(session: AsyncSession) -> None:
+    session.add(Letter(name="taken"))
+    try:
+        await session.flush()
+    except IntegrityError:
+        await session.rollback()
+
+
+async def swallows_an_error(session: AsyncSession) -> None:
+    session.add(Letter(name="taken"))
+    with suppress(IntegrityError):
+        await session.flush()
+
+
+async def closes(session: AsyncSession) -> None:
+    await session.close()
+
+
+async def begins_another(session: AsyncSession) -> None:
+    await session.rollback()
+    await session.begin()
+    session.add(Letter(name="later"))
+
+
+async def loses_the_connection(session: AsyncSession) -> None:
+    await session.invalidate()
+
+
+COMMITTING = [commits, commits_and_goes_on, commits_by_hand]
+ROLLING_BACK = [
+    rolls_back,
+    rolls_back_by_hand,
+    rolls_back_after_an_error,
+    swallows_an_error,
+    closes,
+    begins_another,
+    loses_the_connection,
+]
+
+
+async def test_a_block_whose_session_ends_inside_it_raises_and_undoes_its_files(
+    joint: Joint,
+) -> None:
+    async with joint.session() as session, session.begin():
+        session.add(Letter(name="taken"))
+    rows = {"taken"}
+    for end in [*COMMITTING, *ROLLING_BACK]:
+        name = end.__name__
+        how = "committed" if end in COMMITTING else "rolled back"
+        async with joint.session() as session:
+            with pytest.raises(TransactionException, match=f"was {how} inside the block"):
+                async with joint.uow_class(join=session) as uow:
+                    session.add(Letter(name=name))
+                    await session.flush()
+                    await uow.files.put(text("Dear Ann", name))
+                    await end(session)
+        if end in COMMITTING:
+            rows.add(name)
+        assert await joint.rows() == rows, name
+        assert await joint.files() == set(), name
+
+
+async def test_an_exception_after_a_commit_inside_the_block_says_what_stands(joint: Joint) -> None:
+    async with joint.session() as session:
+        with pytest.raises(ZeroDivisionError) as caught:
+            async with joint.uow_class(join=session) as uow:
+                session.add(Letter(name="a"))
+                await uow.files.put(text("Dear Ann", "a"))
+                await session.commit()
+                raise ZeroDivisionError
+    assert "was committed inside the block" in caught.value.__notes__[0]
+    assert await joint.rows() == {"a"}
+    assert await joint.files() == set()
+
+
+async def test_a_block_whose_connection_ends_inside_it_raises_and_undoes_its_files(
+    joint: Joint,
+) -> None:
+    insert = sql("INSERT INTO letters VALUES (:name)")
+    rows: set[str] = set()
+    for begun in (False, True):
+        for end in ("commit", "rollback", "close", "invalidate"):
+            name = f"{end}{begun}"
+            async with joint.engine.connect() as connection:
+                if begun:
+                    await connection.execute(insert, {"name": name})
+                with pytest.raises(TransactionException, match="inside the block"):
+                    async with joint.uow_class(join=connection) as uow:
+                        if not begun:
+                            await connection.execute(insert, {"name": name})
+                        await uow.files.put(text("Dear Ann", name))
+                        await getattr(connection, end)()
+            if end == "commit":
+                rows.add(name)
+            assert await joint.rows() == rows, name
+            assert await joint.files() == set(), name
+
+
+async def test_a_savepoint_of_a_session_that_began_by_itself_surrounds(joint: Joint) -> None:
+    if joint.engine.dialect.name == "sqlite":
+        begins_itself(joint.engine)
+    async with joint.session() as session:
+        session.add(Letter(name="a"))
+        with pytest.raises(ZeroDivisionError):
+            async with session.begin_nested():
+                session.add(Letter(name="b"))
+                async with joint.uow_class(join=session) as uow:
+                    await uow.files.put(text("Dear Bob", "b"))
+                raise ZeroDivisionError
+        async with session.begin_nested(), joint.uow_class(join=session) as uow:
+            await uow.files.put(text("Dear Ann", "a"))
+        await session.commit()
+    await joint.check("a")
+
+
+async def test_the_end_of_a_savepoint_around_the_block_is_not_missed(joint: Joint) -> None:
+    if joint.engine.dialect.name == "sqlite":
+        begins_itself(joint.engine)
+    async with joint.session() as session, session.begin():
+        session.add(Letter(name="a"))
+        with pytest.raises(TransactionException, match="was rolled back inside the block"):
+            async with session.begin_nested() as nested:
+                session.add(Letter(name="b"))
+                await session.flush()
+                async with joint.uow_class(join=session) as uow:
+                    await uow.files.put(text("Dear Bob", "b"))
+                    await nested.rollback()
+    assert await joint.files() == set()
+    assert await joint.rows() == {"a"}
+
+
+async def test_a_savepoint_inside_the_block_may_be_rolled_back(joint: Joint) -> None:
+    if joint.engine.dialect.name == "sqlite":
+        begins_itself(joint.engine)
+    async with joint.session() as session, session.begin():
+        session.add(Letter(name="b"))
+    async with joint.session() as session, joint.uow_class(join=session) as uow:
+        session.add(Letter(name="a"))
+        await uow.files.put(text("Dear Ann", "a"), text("Dear Bob", "b"))
+        with pytest.raises(IntegrityError):
+            async with session.begin_nested():
+                session.add(Letter(name="b"))
+    await joint.check("a", "b")
+
+
+async def test_a_savepoint_may_be_what_a_block_begins_with(joint: Joint) -> None:
+    """Without a transaction around it the release of a savepoint is a commit on SQLite."""
+    async with joint.session() as session:
+        with pytest.raises(ZeroDivisionError):
+            async with joint.uow_class(join=session) as uow:
+                async with session.begin_nested():
+                    session.add(Letter(name="a"))
+                await uow.files.put(text("Dear Ann", "a"))
+                raise ZeroDivisionError
+    await joint.check()
+
+
+async def test_the_transaction_after_a_commit_is_watched_too(joint: Joint) -> None:
+    async with joint.session() as session:
+        with pytest.raises(TransactionException, match="was rolled back inside the block"):
+            async with joint.uow_class(join=session, auto_commit=False) as uow:
+                session.add(Letter(name="a"))
+                await uow.files.put(text("Dear Ann", "a"))
+                await uow.commit()
+                session.add(Letter(name="b"))
+                await session.flush()
+                await session.rollback()
+                await uow.files.put(text("Dear Bob", "b"))
+                await uow.commit()
+        await session.rollback()  # of nobody's interest any more
+    await joint.check("a")
+
+
+async def test_what_cannot_begin_is_refused(joint: Joint) -> None:
+    session = AsyncSession(joint.engine, autobegin=False)
+    with pytest.raises(TransactionException, match="cannot be joined"):
+        async with joint.uow_class(join=session):
+            pytest.fail("it must not open")
+    connection = await joint.engine.connect()
+    await connection.close()
+    with pytest.raises(TransactionException, match="cannot be joined"):
+        async with joint.uow_class(join=connection):
+            pytest.fail("it must not open")
+
+
+@pytest.mark.parametrize("written_before", [False, True])
+async def test_a_catalog_is_filled_before_a_joined_block_writes_to_the_database(
+    request: pytest.FixtureRequest, moto: S3Server, *, written_before: bool
+) -> None:
+    """SQLite has one writer: once the user's own transaction has written, nobody can fill it."""
+    site = await make_site("moto", "sqlite", request)
+    async with raw_client(moto) as client:
+        await client.put_object(Bucket=site.store.namespace, Key="old", Body=b"old")
+    engine = create_async_engine(site.backend.url.get_secret_value())
+    async with engine.begin() as connection:
+        await connection.run_sync(Base.metadata.create_all)
+    uow_class = site.uow_class
+    async with AsyncExitStack() as stack, asyncio.timeout(20):
+        if written_before:  # then the lifespan has done it
+            await stack.enter_async_context(uow_class.lifespan())
+        async with AsyncSession(engine) as session:
+            if written_before:
+                await session.begin()
+                session.add(Letter(name="b"))
+                await session.flush()
+            async with uow_class(join=session) as uow:
+                session.add(Letter(name="a"))
+                await session.flush()
+                await uow.files.put(text("Dear Ann", "a"))
+                assert await uow.files.list() == ["a", "old"]
+            await session.commit()
+    await engine.dispose()
 
 
 async def test_a_session_inside_somebodys_test_transaction_waits_for_it(joint: Joint) -> None:

@@ -142,17 +142,30 @@ class JoinedTransaction(ABC):
         Like `Backend.commit`, but that no row of the journal is touched: the transaction may not
         see them. If it raises after the first statement, the transaction is rolled back.
 
+        It has to be the transaction that was open when the unit of work joined, or that began
+        after the last `commit` or `rollback`: files and rows would else come apart.
+
         Args:
             session: who commits; its token is checked.
             commit: what to write; None if there is nothing, and the transaction is only ended.
 
         Raises:
+            TransactionException: the transaction has ended inside the block, or cannot hold a
+                pivot; nothing of it was written.
             Exception: like `Backend.commit`, and what ending the transaction raises.
         """
 
     @abstractmethod
     async def rollback(self) -> None:
-        """Roll it back unless it surrounds the unit of work."""
+        """Roll it back unless it surrounds the unit of work.
+
+        Raises:
+            TransactionException: it was committed inside the block, so its rows stand.
+        """
+
+    @abstractmethod
+    def close(self) -> None:
+        """Stop watching it: the unit of work is over. `ended` is asked on."""
 
 
 class Backend(ABC):

@@ -16,7 +16,7 @@ from fennflow.engine.runtime import engine_for, engine_lifespan
 from fennflow.engine.session import Session
 from fennflow.exceptions import ConfigException, TransactionException
 from fennflow.maintenance import Maintenance
-from fennflow.repositories.fields import fields_of
+from fennflow.repositories.fields import fields_of, namespaces_of
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -118,10 +118,18 @@ class UnitOfWork(Maintenance):
             message = "This unit of work is open or was used already. Construct a new one."
             raise TransactionException(message)
         engine = await engine_for(self.config, self._plugins)
-        joined = None if self._join is None else await engine.backend.join(self._join)
-        session = Session(engine, joined)
+        joined, reconciled = None, set[str]()
+        if self._join is not None:
+            # Now, since the catalog could not be filled while the user's transaction writes to it.
+            await engine.reconciler.prepare_all(namespaces_of(type(self)), reconciled)
+            joined = await engine.backend.join(self._join)
+        session = Session(engine, joined, reconciled)
         if not self._auto_commit:
-            session.check_ends_here()
+            try:
+                session.check_ends_here()
+            except BaseException:
+                session.close()
+                raise
         self._session = session
         for name, field in fields_of(type(self)).items():
             # RepoField is no data descriptor, so what stands in the instance is found first.
@@ -273,10 +281,12 @@ class UnitOfWork(Maintenance):
     async def lifespan(cls) -> AsyncGenerator[None]:
         """Open the engine now, and close it at the end of the block instead of the loop's end.
 
-        Units of work inside need no time to connect. Engines are shared: the last lifespan of
+        Units of work inside need no time to connect, nor to reconcile buckets before their first
+        use, if `ReconcileConfig.frequency` is `on_start_app`. Engines are shared: the last lifespan of
         equal configurations closes theirs.
         """
-        async with engine_lifespan(cls.config, plugins.registry()):
+        async with engine_lifespan(cls.config, plugins.registry()) as engine:
+            await engine.reconciler.prepare_all(namespaces_of(cls), set())
             yield
 
     def _opened(self) -> Session:

@@ -202,7 +202,7 @@ class SqlalchemyBackend(RecoverableBackend):
     @override
     async def join(self, transaction: object) -> JoinedTransaction:
         joined = UserTransaction(transaction, self._catalog, self._tables.meta, self._pivot_joined)
-        await joined.check(self._catalog_id)
+        await joined.open(self._catalog_id)
         return joined
 
     async def _pivot_joined(

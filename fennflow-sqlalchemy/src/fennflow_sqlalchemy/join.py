@@ -7,11 +7,12 @@ insert, and the records; everything else happens on connections of the backend's
 
 from __future__ import annotations
 
+import re
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, cast
 
-from sqlalchemy import Connection, Table, func, select, update
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy import Connection, Table, event, func, select, update
+from sqlalchemy.exc import DBAPIError, InvalidRequestError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, async_scoped_session
 from sqlalchemy.orm import SessionTransactionOrigin
 from typing_extensions import override
@@ -26,6 +27,85 @@ if TYPE_CHECKING:
     from sqlalchemy import RootTransaction
 
 Pivot = Callable[[AsyncConnection, SessionToken, Commit], Awaitable[None]]
+
+_SAVEPOINT = re.compile(
+    r"\s*(?P<verb>SAVEPOINT|RELEASE(\s+SAVEPOINT)?|ROLLBACK(\s+\w+)?\s+TO(\s+SAVEPOINT)?)\s+"
+    r"(?P<name>\S+?)\s*;?\s*",
+    re.IGNORECASE,
+)
+_END = re.compile(r"\s*(?P<verb>COMMIT|END|ROLLBACK|ABORT|PREPARE\s+TRANSACTION)\b", re.IGNORECASE)
+
+
+class Watch:
+    """Watches how a transaction ends that a unit of work has joined.
+
+    It ends with the first commit or rollback, with the end of a savepoint that was open when the
+    watch began, and with its connection.
+
+    Args:
+        connection: whose transaction it is.
+    """
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._root = connection.get_transaction()
+        self._savepoints: set[str] = set()
+        self._end: str | None = None
+        self._listeners: tuple[tuple[str, Any], ...] = (
+            ("commit", self._on_commit),
+            ("rollback", self._on_rollback),
+            ("commit_twophase", self._on_commit),
+            ("prepare_twophase", self._on_commit),
+            ("rollback_twophase", self._on_rollback),
+            ("before_cursor_execute", self._on_statement),
+        )
+        for name, listener in self._listeners:
+            event.listen(connection, name, listener)
+
+    @property
+    def end(self) -> str | None:
+        """How it ended, "committed" or "rolled back"; None while it is open."""
+        if self._end is not None:
+            return self._end
+        root = self._root
+        lost = self._connection.closed or self._connection.invalidated
+        return "rolled back" if lost or root is None or not root.is_active else None
+
+    def stop(self) -> None:
+        """Watch no longer."""
+        for name, listener in self._listeners:
+            event.remove(self._connection, name, listener)
+
+    def _on_commit(self, *_: object) -> None:
+        self._end = self._end or "committed"
+
+    def _on_rollback(self, *_: object) -> None:
+        self._end = self._end or "rolled back"
+
+    def _on_statement(self, _connection: object, cursor: Any, statement: str, *_: object) -> None:
+        savepoint = _SAVEPOINT.fullmatch(statement)
+        if savepoint is None:
+            end = _END.match(statement)
+            if end is not None:
+                back = end["verb"].upper() in {"ROLLBACK", "ABORT"}
+                (self._on_rollback if back else self._on_commit)()
+            return
+        verb, name = savepoint["verb"].upper(), savepoint["name"]
+        if verb == "SAVEPOINT":
+            self._savepoints.add(name)
+            if self._connection.dialect.name == "sqlite":
+                self._begin_on_sqlite(cursor)
+        elif name not in self._savepoints:
+            (self._on_commit if verb.startswith("RELEASE") else self._on_rollback)()
+
+    def _begin_on_sqlite(self, cursor: Any) -> None:
+        """Begin the transaction before its first savepoint, whose release would else commit it.
+
+        The driver begins one only before a statement that changes rows.
+        """
+        driver: Any = self._connection.connection.driver_connection
+        if not driver.in_transaction:
+            cursor.execute("BEGIN")
 
 
 class UserTransaction(JoinedTransaction):
@@ -56,6 +136,8 @@ class UserTransaction(JoinedTransaction):
         self._pivot = pivot
         self._surrounds = _has_begun(transaction)
         self._root: RootTransaction | None = None
+        self._watch: Watch | None = None
+        self._begins: Callable[[], None] = _nothing
 
     @property
     @override
@@ -67,34 +149,75 @@ class UserTransaction(JoinedTransaction):
     def ended(self) -> bool:
         return self._root is None or not self._root.is_active or self._root.connection.invalidated
 
-    async def check(self, catalog_id: str) -> None:
-        """Refuse a database that is not the catalog's.
+    async def open(self, catalog_id: str) -> None:
+        """Check that the transaction is on the catalog's database, and watch it from now on.
 
         Raises:
-            ConfigException: it is another one.
+            ConfigException: it is on another one.
+            TransactionException: it cannot be used: it has failed, or is closed.
         """
-        connection = await self._connection()
-        found = None
-        if connection.dialect.name == self._catalog.dialect:
-            found = await connection.run_sync(lambda sync: catalog_id_of(sync, self._meta))
+        try:
+            connection = await self._connection()
+            found = None
+            if connection.dialect.name == self._catalog.dialect:
+                found = await connection.run_sync(lambda sync: catalog_id_of(sync, self._meta))
+        except InvalidRequestError as error:
+            message = f"The transaction cannot be joined: {error}"
+            raise TransactionException(message) from error
         if found != catalog_id:
             message = (
-                f"The joined transaction is on {shown(connection.engine.url)}, and the catalog is in "
-                f"{self._catalog.name}: one transaction cannot commit in two databases. Give "
+                f"The joined transaction is on {shown(connection.engine.url)}, and the catalog is "
+                f"in {self._catalog.name}: one transaction cannot commit in two databases. Give "
                 "SqlalchemyBackendConfig and your engine the same url (and schema)."
             )
             raise ConfigException(message)
         if self._surrounds:
             self._root = _root_of(connection)
+        self._watch_from(_sync(connection))
+        self._listen(connection)
+
+    def _listen(self, connection: AsyncConnection) -> None:
+        """Watch each transaction that follows: after `commit()` another one begins."""
+        target: Any = _sync(connection)
+        name, engine = "begin", target.engine
+        if isinstance(self._transaction, AsyncSession):
+            target, name = self._transaction.sync_session, "after_begin"
+
+        def on_begin(*arguments: Any) -> None:
+            begun: Connection = arguments[-1]
+            if self._watch is None and begun.engine is engine:
+                self._watch_from(begun)
+
+        event.listen(target, name, on_begin)
+        self._begins = lambda: event.remove(target, name, on_begin)
+
+    def _watch_from(self, connection: Connection) -> None:
+        self._watch = Watch(connection)
+
+    @override
+    def close(self) -> None:
+        self._unwatch()
+        self._begins()
+        self._begins = _nothing
+
+    def _unwatch(self) -> str | None:
+        """Watch no longer, and return how the transaction has ended, if it has."""
+        watch, self._watch = self._watch, None
+        if watch is None:
+            return None
+        watch.stop()
+        return watch.end
 
     @override
     async def commit(self, session: SessionToken, commit: Commit | None) -> None:
+        if self._watch is not None and self._watch.end is not None:
+            error = _ended(self._watch.end)
+            if self._surrounds:
+                self._unwatch()
+            else:
+                await self._abandon(error)  # what followed in the next one is the block's too
+            raise error
         if commit is not None:
-            if self._surrounds and self.ended:
-                message = (
-                    "The transaction that this unit of work joined has ended before its block did."
-                )
-                raise TransactionException(message)
             connection = await self._connection()
             self._root = _root_of(connection)
             await self._check_atomic(connection)
@@ -106,6 +229,7 @@ class UserTransaction(JoinedTransaction):
             except BaseException as error:
                 await self._abandon(error)
                 raise
+        self._unwatch()
         if not self._surrounds:
             try:
                 await self._transaction.commit()
@@ -115,11 +239,15 @@ class UserTransaction(JoinedTransaction):
 
     @override
     async def rollback(self) -> None:
+        end = self._unwatch()
         if not self._surrounds:
             await self._transaction.rollback()
+        if end == "committed":
+            raise _ended(end)
 
     async def _abandon(self, cause: BaseException) -> None:
         """Roll back whoever is to end it: half a pivot must not be committed."""
+        self._unwatch()
         try:
             await self._transaction.rollback()
         except Exception as error:  # noqa: BLE001 - told with what led here
@@ -166,10 +294,34 @@ class UserTransaction(JoinedTransaction):
 def _has_begun(transaction: AsyncSession | AsyncConnection) -> bool:
     if isinstance(transaction, AsyncConnection):
         return transaction.in_transaction()
+    if transaction.in_nested_transaction():
+        return True  # whatever began the outer one, the savepoint's own block ends it
     root = transaction.sync_session.get_transaction()
     return root is not None and root.origin is SessionTransactionOrigin.BEGIN
 
 
+def _sync(connection: AsyncConnection) -> Connection:
+    return cast("Connection", connection.sync_connection)
+
+
 def _root_of(connection: AsyncConnection) -> RootTransaction | None:
-    sync: Connection | None = connection.sync_connection
-    return None if sync is None else sync.get_transaction()
+    return _sync(connection).get_transaction()
+
+
+def _nothing() -> None:
+    """Do nothing."""
+
+
+def _ended(how: str) -> TransactionException:
+    rows = (
+        "What was in it stands if that commit succeeded; no file of this unit of work was part of "
+        "it, and all are undone. Leave the commit to the end of the block, or call uow.commit()"
+        if how == "committed"
+        else "Neither its rows nor the files of this unit of work are committed. Put what may fail "
+        "into a savepoint (begin_nested()), or let the exception leave the block"
+    )
+    message = (
+        f"The transaction that this unit of work joined was {how} inside the block, which has to "
+        f"end in the same transaction in which it began. {rows}."
+    )
+    return TransactionException(message)

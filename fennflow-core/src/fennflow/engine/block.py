@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, TypeVar
 
@@ -24,11 +24,12 @@ class Block:
 
     Args:
         engine: connector, backend and configuration.
+        reconciled: namespaces that were reconciled for it.
     """
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, reconciled: Collection[str] = ()) -> None:
         self._engine = engine
-        self._reconciled: set[str] = set()
+        self._reconciled = set(reconciled)
         self._tx = self._begin()
         self._loop = asyncio.get_running_loop()
         self._calls = Calls()

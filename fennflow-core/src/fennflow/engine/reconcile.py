@@ -11,8 +11,8 @@ import asyncio
 import logging
 import time
 from collections import Counter, defaultdict
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
+from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -27,7 +27,7 @@ from fennflow.engine.leases import Lease
 from fennflow.engine.recovery import Recovery, Unsettled
 from fennflow.engine.settle import Parts, Settler
 from fennflow.engine.telemetry import tell
-from fennflow.exceptions import ReconcileFailedException
+from fennflow.exceptions import BaseConnectorException, ReconcileFailedException
 from fennflow.paths import StoragePath, after_key
 from fennflow.reports import Difference, Finding, ReconcileAction, ReconcileReport
 
@@ -85,6 +85,17 @@ class Reconciler:
                     )
                     raise
                 done.add(namespace)
+
+    async def prepare_all(self, namespaces: Iterable[str], seen: set[str]) -> None:
+        """Reconcile namespaces before somebody needs them; a store that fails is asked again then.
+
+        Args:
+            namespaces: which ones.
+            seen: see `prepare`.
+        """
+        for namespace in namespaces:
+            with suppress(BaseConnectorException):  # the first use raises what it meets
+                await self.prepare(namespace, seen)
 
     async def _run(self, namespace: str, settings: ReconcileConfig) -> None:
         if only_reports(settings) and await self._has_records(namespace):

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import warnings
-from collections.abc import Awaitable, Callable, Generator, Sequence
+from collections.abc import Awaitable, Callable, Collection, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
+
+from typing_extensions import override
 
 from fennflow.backends import Commit, JoinedTransaction, Outcome, Step, conflict
 from fennflow.engine import telemetry
@@ -54,11 +56,23 @@ class Session(Block):
     Args:
         engine: connector, backend and configuration.
         joined: the user's transaction in which it commits, if it joined one.
+        reconciled: namespaces that were reconciled for it.
     """
 
-    def __init__(self, engine: Engine, joined: JoinedTransaction | None = None) -> None:
-        super().__init__(engine)
+    def __init__(
+        self,
+        engine: Engine,
+        joined: JoinedTransaction | None = None,
+        reconciled: Collection[str] = (),
+    ) -> None:
+        super().__init__(engine, reconciled)
         self._joined = joined
+
+    @override
+    def close(self) -> None:
+        super().close()
+        if self._joined is not None:
+            self._joined.close()
 
     async def commit(self) -> None:
         """Make all changes visible in one instant, or undo them and raise.
@@ -183,14 +197,7 @@ class Session(Block):
         # A joined transaction decides for callbacks too, and for reads, which it may not see anew.
         decides = joined is not None and (tx.reads or (joined.surrounds and tx.callbacks))
         if not (tx.journaled or decides):
-            try:
-                await self._validate_reads()
-                if joined is not None:
-                    await joined.commit(tx.lease.token, None)
-            except Exception as error:
-                await self._fail(error)
-                raise
-            await run_callbacks(tx.callbacks.on_commit, tx.session_id)
+            await self._commit_nothing()
             return
         commit = plan_commit(
             tx.session_id,
@@ -209,6 +216,9 @@ class Session(Block):
             await self._fail(error)  # P25: its objects are recovery's
             raise
         except Exception as error:
+            if isinstance(error, TransactionException):
+                await self._decide_and_undo(error)  # refused before anything was written
+                raise
             outcome, steps = await self._decide_aborted(error)
             if outcome is Outcome.ABORTED:
                 await self._undo(error)
@@ -224,6 +234,18 @@ class Session(Block):
                 self._leave_over(f"is committed, and will be applied later: {error}")
         else:
             self._engine.leases.release(tx.lease)
+        await run_callbacks(tx.callbacks.on_commit, tx.session_id)
+
+    async def _commit_nothing(self) -> None:
+        """End a transaction that has changed nothing."""
+        tx = self._tx
+        try:
+            await self._validate_reads()
+            if self._joined is not None:
+                await self._joined.commit(tx.lease.token, None)
+        except Exception as error:
+            await self._fail(error)
+            raise
         await run_callbacks(tx.callbacks.on_commit, tx.session_id)
 
     async def _pivot(self, commit: Commit) -> None:
@@ -262,7 +284,9 @@ class Session(Block):
                 if cause is None:
                     await self._decide_and_undo(error)
                     raise
-                cause.add_note(f"The joined transaction could not be rolled back: {error!r}")
+                refused = isinstance(error, TransactionException)
+                failed = f"The joined transaction could not be rolled back: {error!r}"
+                cause.add_note(str(error) if refused else failed)
         await self._decide_and_undo(cause)
 
     async def _decide_and_undo(self, cause: BaseException | None) -> None:
