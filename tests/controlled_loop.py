@@ -165,7 +165,7 @@ class ControlledLoop(asyncio.AbstractEventLoop):
     def call_at(  # type: ignore[override]  # likewise
         self, when: float, callback: Any, *args: Any, context: Context | None = None
     ) -> Any:
-        handle = asyncio.TimerHandle(when, callback, args, self, context)
+        handle = asyncio.TimerHandle(when, callback, args, self, _of_process(context))
         heapq.heappush(self._timers, (when, next(self._numbers), handle))
         return handle
 
@@ -179,6 +179,7 @@ class ControlledLoop(asyncio.AbstractEventLoop):
     @override
     def create_task(self, coro: Any, **kwargs: Any) -> Any:
         kwargs.pop("eager_start", None)
+        kwargs["context"] = _of_process(kwargs.get("context"))
         return self._keep(asyncio.Task(coro, loop=self, **kwargs))
 
     @override
@@ -217,3 +218,10 @@ class ControlledLoop(asyncio.AbstractEventLoop):
 def _process(handle: asyncio.Handle) -> int:
     context: Context = cast("Any", handle)._context
     return context.get(PROCESS, 0)
+
+
+def _of_process(context: Context | None) -> Context | None:
+    """Return a context after what runs in an empty one was made its starter's."""
+    if context is not None and PROCESS not in context:
+        context.run(PROCESS.set, PROCESS.get())
+    return context

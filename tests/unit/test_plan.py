@@ -108,7 +108,7 @@ def test_copies_come_before_deletions_and_mind_what_the_record_had() -> None:
     source = Location(".fennflow/c/s/1")
     assert list(commit.steps) == [
         Copy(seq=1, namespace="bucket", key="a", source=source, expected="old"),
-        Delete(namespace="bucket", location=source),
+        Delete(namespace="bucket", location=source, for_key="a"),
     ]
 
 
@@ -151,7 +151,9 @@ def test_a_retracted_write_counts_for_nothing_but_its_traces() -> None:
     chain = [write(Placement.DIRECT, 1), write(Placement.STAGED, 2, retracted=True)]
     commit = plan_commit("s", {KEY: chain}, {"bucket": STRONG}, {})
     assert [each.seq for each in commit.records] == [1]
-    assert list(commit.steps) == [Delete(namespace="bucket", location=Location(".fennflow/c/s/2"))]
+    assert list(commit.steps) == [
+        Delete(namespace="bucket", location=Location(".fennflow/c/s/2"), for_key="a")
+    ]
     assert visible(chain, None) == chain[0].record
 
 
@@ -159,7 +161,7 @@ def test_compensation_names_what_proves_that_the_object_is_ours() -> None:
     """P18: a version id, a staging key, or else the ETag and the stamp of the write."""
     known = [write(Placement.STAGED, 1), write(Placement.VERSIONED, 2), write(Placement.DIRECT, 3)]
     assert undo(known, {"bucket": STRONG}) == [
-        Delete(namespace="bucket", location=Location(".fennflow/c/s/1")),
+        Delete(namespace="bucket", location=Location(".fennflow/c/s/1"), for_key="a"),
         Delete(namespace="bucket", location=Location("a", "v2")),
         Delete(namespace="bucket", location=Location("a"), etag="e3", owner=3),
     ]
@@ -190,5 +192,5 @@ def test_an_unfinished_upload_is_aborted() -> None:
 def test_staged_bytes_in_a_versioned_bucket_are_looked_for_if_their_version_is_unknown() -> None:
     lost = write(Placement.STAGED, 1, record=None, doubtful=True)
     assert undo([lost], {"bucket": VERSIONED}) == [
-        Delete(namespace="bucket", location=Location(".fennflow/c/s/1"), owner=1)
+        Delete(namespace="bucket", location=Location(".fennflow/c/s/1"), owner=1, for_key="a")
     ]

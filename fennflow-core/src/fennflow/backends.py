@@ -9,9 +9,9 @@ or nothing of it happened. Who calls what, in the life of a session:
 | `stage` | before the first object request of each writing call | P1 P2 P3 |
 | `note_upload` | before the first part of a multipart upload | P13 |
 | `commit` | once, by the owner: the pivot | P4 P5 |
-| `abort` | once, before anything is undone | P5 |
-| `relocate` | after the copies of apply, before its deletions | P28 |
-| `settle` | when nothing is left to do | P6 P20 |
+| `abort` | before anything is undone, and before each later attempt to finish | P5 P7 |
+| `relocate` | after the copies of each batch of apply, before its deletions | P28 |
+| `settle` | when nothing is left to do, for some keys or for all | P6 P20 |
 | `heartbeat` | by the owner, every third of `lease_ttl` | P22 |
 | `claim` | by recovery, for sessions whose lease has run out | P24 |
 | `join` | when a unit of work with `join=` is opened: the pivot is then written by what it returns | P5 |
@@ -34,6 +34,9 @@ from fennflow.rows import (
 )
 from fennflow.rows import (
     Copy as Copy,
+)
+from fennflow.rows import (
+    Decision as Decision,
 )
 from fennflow.rows import (
     Delete as Delete,
@@ -97,6 +100,7 @@ __all__ = [
     "Backend",
     "Commit",
     "Copy",
+    "Decision",
     "Delete",
     "Guarantees",
     "InMemoryBackendConfig",
@@ -282,9 +286,7 @@ class Backend(ABC):
         raise ConfigException(message)
 
     @abstractmethod
-    async def abort(
-        self, session: SessionToken, *, patience: float | None = None
-    ) -> tuple[Outcome, Sequence[Step]]:
+    async def abort(self, session: SessionToken, *, patience: float | None = None) -> Decision:
         """Decide `aborted` unless the session is decided already (P5).
 
         Args:
@@ -293,11 +295,12 @@ class Backend(ABC):
                 as long as the backend thinks right.
 
         Returns:
-            the outcome that stands. COMMITTED means that a pivot whose answer was lost had gone
-            through: then with the steps that it stored.
+            the outcome that stands, and what is left to do. COMMITTED means that a pivot whose
+            answer was lost had gone through. Where the journal has no rows of the session it is
+            `finished`, whoever settled it.
 
         Raises:
-            SessionLostException: the token is no longer the session's.
+            SessionLostException: the journal has rows, under another token.
             CommitUncertainException: a transaction that is still open holds the decision; ask
                 again when it has ended. Nothing happened.
         """
@@ -315,18 +318,22 @@ class Backend(ABC):
         self,
         session: SessionToken,
         *,
+        keys: Collection[ObjectKey] | None = None,
         tombstones: Collection[Tombstone] = (),
         keep_locked: Collection[ObjectKey] = (),
         buried: Collection[Tombstone] = (),
     ) -> None:
-        """Remove the session's rows and locks; nothing if it has none.
+        """Remove the session's rows and locks, or those of some keys; nothing if it has none.
 
         The outcome stays for at least `doubt_period` more (P5).
 
         Args:
             session: which one.
+            keys: those that are finished, while others are not yet: their locks and intents go,
+                the session stays. None for all of it.
             tombstones: writes that may still arrive; due after `doubt_period`.
-            keep_locked: keys that stay locked for `doubt_period` (P20 b, c).
+            keep_locked: of the keys that are released, those that stay locked for `doubt_period`
+                (P20 b, c).
             buried: tombstones that were due and have been seen to; they go.
 
         Raises:

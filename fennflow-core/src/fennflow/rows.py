@@ -16,6 +16,7 @@ __all__ = [
     "AbortUpload",
     "Commit",
     "Copy",
+    "Decision",
     "Delete",
     "Guarantees",
     "Intent",
@@ -169,6 +170,11 @@ class Copy:
     doubtful: bool = False
     extra: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
+    @property
+    def object_key(self) -> ObjectKey:
+        """The key that stays locked until this is done."""
+        return ObjectKey(self.namespace, self.key)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Delete:
@@ -181,6 +187,7 @@ class Delete:
         owner: the write that must have made the object (P18); None if the name says so already
             (a staging key, a version id) or a committed `delete` asks for it.
         owner_session: whose write that is; None for the session that deletes.
+        for_key: the key that users know, where `location` is another one: a staging key.
     """
 
     namespace: str
@@ -188,15 +195,34 @@ class Delete:
     etag: str | None = None
     owner: int | None = None
     owner_session: str | None = None
+    for_key: str | None = None
+
+    @property
+    def object_key(self) -> ObjectKey:
+        """The key that stays locked until this is done."""
+        return ObjectKey(self.namespace, self.for_key or self.location.key)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AbortUpload:
-    """Compensation: end an unfinished multipart upload."""
+    """Compensation: end an unfinished multipart upload.
+
+    Args:
+        namespace: the bucket.
+        key: what the upload was to make.
+        upload_id: of the store.
+        for_key: the key that users know, where `key` is another one: a staging key.
+    """
 
     namespace: str
     key: str
     upload_id: str
+    for_key: str | None = None
+
+    @property
+    def object_key(self) -> ObjectKey:
+        """The key that stays locked until this is done."""
+        return ObjectKey(self.namespace, self.for_key or self.key)
 
 
 Step = Copy | Delete | AbortUpload
@@ -232,6 +258,24 @@ class Commit:
     reads: Mapping[ObjectKey, Record | None] = field(
         default_factory=dict[ObjectKey, "Record | None"]
     )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decision:
+    """How a session was decided, and what is left of it (P5, P6).
+
+    Args:
+        outcome: the one that stands.
+        finished: whether the journal has no rows of the session. Then nothing may be sent for it
+            any more: others may have committed the same keys since.
+        keys: that the session still holds; those that were released are finished.
+        steps: of apply, as the pivot stored them. Those of keys that are not held are done.
+    """
+
+    outcome: Outcome
+    finished: bool = False
+    keys: Collection[ObjectKey] = ()
+    steps: Sequence[Step] = ()
 
 
 def conflict(keys: Collection[ObjectKey]) -> ConflictException:

@@ -19,6 +19,7 @@ from typing_extensions import override
 from fennflow.backends import (
     Backend,
     Commit,
+    Decision,
     Intent,
     JournaledSession,
     ObjectKey,
@@ -185,9 +186,7 @@ class InMemoryBackend(Backend):
                 self._drop(session, row)
 
     @override
-    async def abort(
-        self, session: SessionToken, *, patience: float | None = None
-    ) -> tuple[Outcome, Sequence[Step]]:
+    async def abort(self, session: SessionToken, *, patience: float | None = None) -> Decision:
         del patience  # no transaction is ever open
         with self._tables.lock:
             row = self._tables.sessions.get(session.session_id)
@@ -196,26 +195,29 @@ class InMemoryBackend(Backend):
                 if decided is None:
                     # Nothing of it was ever staged; decided all the same, so nothing ever is.
                     self._decide(session, _Session(session.token), Outcome.ABORTED)
-                    return Outcome.ABORTED, ()
-                return decided[0], ()
+                return Decision(outcome=decided[0] if decided else Outcome.ABORTED, finished=True)
             if row.token != session.token:
                 raise _lost(session)
             if row.outcome is None:
                 self._decide(session, row, Outcome.ABORTED)
-            return row.outcome or Outcome.ABORTED, row.steps
+            outcome = row.outcome or Outcome.ABORTED
+            return Decision(outcome=outcome, keys=frozenset(row.locks), steps=row.steps)
 
     @override
     async def relocate(self, session: SessionToken, records: Sequence[Record]) -> None:
         with self._tables.lock:
             self._row(session)
             for record in records:
-                self._put_record(record)
+                now = self._tables.records.get(record.object_key)
+                if now is not None and (now.session_id, now.seq) == (record.session_id, record.seq):
+                    self._put_record(record)
 
     @override
     async def settle(
         self,
         session: SessionToken,
         *,
+        keys: Collection[ObjectKey] | None = None,
         tombstones: Collection[Tombstone] = (),
         keep_locked: Collection[ObjectKey] = (),
         buried: Collection[Tombstone] = (),
@@ -227,10 +229,13 @@ class InMemoryBackend(Backend):
             for tombstone in buried:
                 self._tables.tombstones.pop(tombstone, None)
             self._bury(tombstones)
-            self._drop(session, row)
+            released = row.locks if keys is None else row.locks.intersection(keys)
+            kept = released.intersection(keep_locked)
+            self._release(row, released)
+            if keys is None:
+                self._drop(session, row)
             until = time.monotonic() + self._doubt_period
-            for key in keep_locked:
-                self._tables.locks[key] = (session.session_id, until)
+            self._tables.locks.update(dict.fromkeys(kept, (session.session_id, until)))
 
     @override
     async def tombstones(self, keys: Collection[ObjectKey]) -> Collection[Tombstone]:
@@ -327,9 +332,14 @@ class InMemoryBackend(Backend):
     def _drop(self, session: SessionToken, row: _Session) -> None:
         if row.outcome is not None:
             self._decide(session, row, row.outcome)  # it outlives the rows by the doubt period
-        for key in row.locks:
-            self._tables.locks.pop(key, None)
+        self._release(row, row.locks)
         del self._tables.sessions[session.session_id]
+
+    def _release(self, row: _Session, keys: Collection[ObjectKey]) -> None:
+        for key in keys:
+            self._tables.locks.pop(key, None)
+        kept = {seq: each for seq, each in row.intents.items() if each.object_key not in keys}
+        row.locks, row.intents = row.locks.difference(keys), kept
 
     def _purge(self, now: float) -> None:
         """Forget outcomes and kept locks that have outlived the doubt period."""

@@ -8,6 +8,7 @@ recovery brings to its end: the insert of the outcome, in the catalog's, decides
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import uuid_utils
@@ -16,13 +17,13 @@ from typing_extensions import override
 
 from fennflow.backends import (
     Commit,
+    Decision,
     JoinedTransaction,
     ObjectKey,
     Outcome,
     Plan,
     Record,
     SessionToken,
-    Step,
     Tombstone,
     conflict,
     dump_steps,
@@ -256,25 +257,28 @@ class SqlalchemyBackend(RecoverableBackend):
             connection.execute(self._of_catalog.remove_records, {"rows": rows})
 
     @override
-    async def abort(
-        self, session: SessionToken, *, patience: float | None = None
-    ) -> tuple[Outcome, Sequence[Step]]:
-        def check(journal: Connection) -> None:
-            self._check_token(journal, session, missing_ok=True)
+    async def abort(self, session: SessionToken, *, patience: float | None = None) -> Decision:
+        def left(journal: Connection) -> Decision:
+            if not self._check_token(journal, session, missing_ok=True):
+                return Decision(outcome=Outcome.ABORTED, finished=True)
+            held = journal.execute(self._of_session.held, of(session))
+            keys = [ObjectKey(row.namespace, row.key) for row in held]
+            return Decision(outcome=Outcome.ABORTED, keys=keys)
 
-        def decide(connection: Connection) -> tuple[Outcome, Sequence[Step]]:
+        def decide(connection: Connection) -> Decision:
             with self._journal.beside(connection) as journal:
-                check(journal)
+                found = left(journal)
             decision = {
                 "of_session": session.session_id,
                 "decided": Outcome.ABORTED.value,
                 "apply": "[]",
             }
             if connection.execute(self._of_catalog.decide, decision).first() is not None:
-                return Outcome.ABORTED, ()
+                return found
             stands = connection.execute(self._of_catalog.outcome, of(session))
             outcome, steps = stands.one()
-            return Outcome(outcome), load_steps(steps)
+            stored = () if found.finished else load_steps(steps)
+            return replace(found, outcome=Outcome(outcome), steps=stored)
 
         if patience is None and self._together:
             patience = PATIENCE  # on SQLite the file's own suffices
@@ -287,10 +291,11 @@ class SqlalchemyBackend(RecoverableBackend):
                 "not ended yet."
             )
             raise CommitUncertainException(message) from error
-        if not self._together:
-            # Who claimed the session meanwhile did not see this decision: it is theirs to act on.
-            await self._journal.run(check, write=False)
-        return decision
+        if self._together or decision.finished:
+            return decision
+        # Who claimed the session meanwhile did not see this decision: it is theirs to act on.
+        found = await self._journal.run(left, write=False)
+        return replace(found, outcome=decision.outcome, steps=decision.steps)
 
     @override
     async def relocate(self, session: SessionToken, records: Sequence[Record]) -> None:
@@ -306,10 +311,13 @@ class SqlalchemyBackend(RecoverableBackend):
         self,
         session: SessionToken,
         *,
+        keys: Collection[ObjectKey] | None = None,
         tombstones: Collection[Tombstone] = (),
         keep_locked: Collection[ObjectKey] = (),
         buried: Collection[Tombstone] = (),
     ) -> None:
+        released = None if keys is None else {**of(session), "rows": key_rows(keys)}
+
         def work(connection: Connection) -> None:
             if not self._check_token(connection, session, missing_ok=True):
                 return
@@ -320,7 +328,11 @@ class SqlalchemyBackend(RecoverableBackend):
             if keep_locked:
                 kept = {"rows": key_rows(keep_locked), "of_session": session.session_id}
                 connection.execute(self._of_session.keep_locks, kept)
-            self._drop(connection, session)
+            if released is None:
+                self._drop(connection, session)
+            else:
+                connection.execute(self._of_session.release_locks, released)
+                connection.execute(self._of_session.release_intents, released)
 
         await self._journal.run(work)
 

@@ -218,6 +218,15 @@ class SessionStatements:
             locks.c.session_id == session_id, locks.c.kept_until.is_(None)
         )
         self.drop_kept_locks = delete(locks).where(locks.c.kept_until <= now)
+        self.held = select(locks.c.namespace, locks.c.key).where(
+            locks.c.session_id == session_id, locks.c.kept_until.is_(None)
+        )
+        self.release_locks = _delete_rows(journal, locks, ("namespace", "key")).where(
+            locks.c.session_id == session_id, locks.c.kept_until.is_(None)
+        )
+        self.release_intents = _delete_rows(journal, intents, ("namespace", "key")).where(
+            intents.c.session_id == session_id
+        )
         self.beat = _beat(journal, sessions, now + lease_ttl)
         expired = (
             select(sessions.c.session_id)

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import logging
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import TypeVar
 
 import stamina
 
+from fennflow.backends import Outcome
 from fennflow.engine.telemetry import tell
+from fennflow.exceptions import TransactionException
 
 Callback = Callable[[], Awaitable[object] | object]
 Undo = Callable[[], Awaitable[object]]
@@ -53,6 +56,9 @@ def _remove(callbacks: list[T], others: list[T]) -> list[T]:
 async def run_undos(undos: list[Undo], session: str) -> list[str]:
     """Undo saga steps in reverse order, each up to three times, and empty the list.
 
+    A step leaves the list when it was undone, or could not be. So one whose undo is cut off is still
+    the last of the list, and is undone by whoever calls this next.
+
     Args:
         undos: of the steps, in the order in which they were done.
         session: whose steps they are.
@@ -62,27 +68,165 @@ async def run_undos(undos: list[Undo], session: str) -> list[str]:
     """
     notes: list[str] = []
     while undos:
-        undo = undos.pop()
+        undo = undos[-1]
         try:
             async for attempt in stamina.retry_context(on=Exception, attempts=3, wait_initial=0.1):
                 with attempt:
-                    await undo()
+                    await _call(undo)
         except Exception as error:  # noqa: BLE001 - logged, and told as a note
-            name = getattr(undo, "__qualname__", repr(undo))
+            name = _name_of(undo)
             notes.append(f"The undo of a step failed: {name}: {type(error).__name__}: {error}")
             message = "The undo of a step failed: %s"
             tell(logging.ERROR, message, name, rule="P9", session=session, failed=error)
+        undos.pop()
     return notes
 
 
-async def run_callbacks(callbacks: Sequence[Callback], session: str) -> None:
-    """Run callbacks in order. The outcome stands: what they raise is logged, not raised (I8)."""
-    for callback in callbacks:
+async def run_callbacks(callbacks: list[Callback], session: str) -> None:
+    """Run callbacks in order, each once, and empty the list.
+
+    The outcome stands: what they raise is logged, not raised (I8).
+    """
+    while callbacks:
+        callback = callbacks.pop(0)
         try:
-            result = callback()
-            if inspect.isawaitable(result):
-                await result
+            await _call(callback)
         except Exception as error:  # noqa: BLE001 - logged
-            name = getattr(callback, "__qualname__", repr(callback))
             message = "A callback failed after the outcome was settled: %s"
+            name = _name_of(callback)
             tell(logging.ERROR, message, name, rule="I8", session=session, failed=error)
+
+
+async def _call(function: Callback) -> None:
+    """Call a function of the user's.
+
+    Raises:
+        TransactionException: it was cancelled, and not this task: what it waited for was.
+    """
+    try:
+        result = function()
+        if inspect.isawaitable(result):
+            await result
+    except asyncio.CancelledError as error:
+        task = asyncio.current_task()
+        if task is None or task.cancelling():
+            raise
+        message = "It ended with a CancelledError, and nobody had cancelled it."
+        raise TransactionException(message) from error
+
+
+def _name_of(function: Callback) -> str:
+    return getattr(function, "__qualname__", repr(function))
+
+
+class Aftermath:
+    """Undos and callbacks of one transaction that has ended, in a task of their own.
+
+    The objects of the transaction are finished apart from this: however long it takes, or if it is
+    cut off, nothing is sent to the store again.
+
+    Args:
+        callbacks: of the transaction; each leaves its list when it was called.
+        outcome: of the transaction.
+        session: its id.
+
+    Attributes:
+        task: what calls them.
+        notes: what could not be undone.
+    """
+
+    def __init__(self, callbacks: Callbacks, outcome: Outcome, session: str) -> None:
+        self.notes: list[str] = []
+        self._callbacks = callbacks
+        self._aborted = outcome is Outcome.ABORTED
+        self._session = session
+        self._undoing = False
+        self._cut = False
+        self.task = asyncio.ensure_future(self._run())
+
+    async def wait(self) -> None:
+        """Wait for the end; if that is cancelled, the calls go on."""
+        await asyncio.wait({self.task})
+
+    def leave(self) -> list[str]:
+        """Wait no longer: callbacks go on, and the undo under way is cut off and called again.
+
+        Returns:
+            what is to be told of it.
+        """
+        if self.task.done() or not (self._aborted and self._callbacks.undos):
+            return self.notes
+        names = ", ".join(map(_name_of, reversed(self._callbacks.undos)))
+        if self._undoing:
+            self._begin_again()
+        note = (
+            f"Session {self._session} is not undone completely: not all steps were undone in time. "
+            f"While this process runs they are undone in the background: {names}"
+        )
+        tell(logging.WARNING, "%s", note, rule="P9", session=self._session)
+        return [*self.notes, note]
+
+    def skip(self) -> None:
+        """Give up what is being called, and go on with the rest."""
+        if self._undoing:
+            name = _name_of(self._callbacks.undos.pop())
+            message = "The undo of a step did not end, and was given up: %s"
+            tell(logging.ERROR, message, name, rule="P9", session=self._session)
+        self._begin_again()
+
+    def _begin_again(self) -> None:
+        self._cut = True
+        self.task.cancel()
+
+    async def _run(self) -> None:
+        while True:
+            try:
+                if self._aborted:
+                    self._undoing = True
+                    self.notes += await run_undos(self._callbacks.undos, self._session)
+                    self._undoing = False
+                due = self._callbacks.on_rollback if self._aborted else self._callbacks.on_commit
+                return await run_callbacks(due, self._session)
+            except asyncio.CancelledError:
+                task = asyncio.current_task()
+                if task is None or not self._cut:
+                    self._tell_lost()
+                    raise
+                task.uncancel()
+                self._cut = self._undoing = False
+
+    def _tell_lost(self) -> None:
+        """Log what is not called any more, since the process ends."""
+        left: list[Callback] = [*self._callbacks.on_commit]
+        if self._aborted:
+            left = [*reversed(self._callbacks.undos), *self._callbacks.on_rollback]
+        names = ", ".join(map(_name_of, left)) or "nothing else"
+        message = "Cut off by the end of the program while calling back; not called: %s"
+        tell(logging.ERROR, message, names, rule="P9", session=self._session)
+
+
+class Aftermaths:
+    """Those that are under way in an engine."""
+
+    def __init__(self) -> None:
+        self._under_way: set[Aftermath] = set()
+
+    def start(self, callbacks: Callbacks, outcome: Outcome, session: str) -> Aftermath:
+        """Call what is due for an outcome."""
+        aftermath = Aftermath(callbacks, outcome, session)
+        self._under_way.add(aftermath)
+        aftermath.task.add_done_callback(lambda _: self._under_way.discard(aftermath))
+        return aftermath
+
+    async def aclose(self, grace: float) -> None:
+        """Let them end; what takes longer is given up, so that others are still called.
+
+        Args:
+            grace: seconds to wait, twice at most.
+        """
+        for give_up in (Aftermath.skip, lambda each: each.task.cancel()):
+            if not self._under_way:
+                return
+            await asyncio.wait({each.task for each in self._under_way}, timeout=grace)
+            for each in list(self._under_way):
+                give_up(each)

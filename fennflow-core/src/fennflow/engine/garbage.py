@@ -21,6 +21,7 @@ from fennflow.backends import (
 )
 from fennflow.connectors import Location, PendingUpload, StoredObject
 from fennflow.engine.concurrency import run_all
+from fennflow.engine.finish import finish
 from fennflow.engine.leases import Lease, Leases
 from fennflow.engine.settle import Parts, Settler, versions_since
 from fennflow.engine.stamps import checked_write, made_by
@@ -108,7 +109,8 @@ async def _bury(parts: Parts, due: Sequence[Tombstone], problems: list[str]) -> 
             left = len(free) - len(seen_to)
             what = f"{left} late writes to {free[0].namespace} were not looked for"
             _report(problems, what, unknown[0], "P20")
-        await Settler(parts, lease).settle(garbage, buried=seen_to)
+        held = {ObjectKey(each.namespace, each.key) for each in free}
+        await finish(Settler(parts, lease), garbage, keys=held, buried=seen_to)
     finally:
         parts.leases.release(lease)
     return len(seen_to)

@@ -37,7 +37,7 @@ class Lease:
         """Refuse to send anything once the lease may have run out (P23).
 
         Raises:
-            SessionLostException: it may have.
+            SessionLostException: it may have, or it was released.
         """
         if asyncio.get_running_loop().time() >= self.until:
             message = (
@@ -90,7 +90,8 @@ class Leases:
         self._heart.start()
 
     def release(self, lease: Lease) -> None:
-        """Renew a lease no longer: its session is settled, or somebody else's."""
+        """End a lease: its session is settled, or another owner's. Nothing is sent for it now."""
+        lease.until = float("-inf")
         self._held.pop(lease.token.session_id, None)
 
     async def aclose(self) -> None:
@@ -110,6 +111,5 @@ class Leases:
             if lease.token in kept:
                 lease.until = started + self.ttl * (1 - MARGIN)
             else:
-                lease.until = float("-inf")  # P25: settled, or somebody else's
-                self.release(lease)
+                self.release(lease)  # P25: settled, or another owner's
         return bool(self._held)

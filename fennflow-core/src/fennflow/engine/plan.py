@@ -14,9 +14,11 @@ from fennflow.backends import (
     AbortUpload,
     Commit,
     Copy,
+    Decision,
     Delete,
     Intent,
     ObjectKey,
+    Outcome,
     Placement,
     Record,
     Step,
@@ -100,10 +102,14 @@ def undo(writes: Iterable[Write], capabilities: Mapping[str, Capabilities]) -> l
     steps: list[Step] = []
     for write in writes:
         intent, record = write.intent, write.record
+        for_key = None if intent.target == intent.key else intent.key
         if intent.upload_id is not None and record is None:
             steps.append(
                 AbortUpload(
-                    namespace=intent.namespace, key=intent.target, upload_id=intent.upload_id
+                    namespace=intent.namespace,
+                    key=intent.target,
+                    upload_id=intent.upload_id,
+                    for_key=for_key,
                 )
             )
         if intent.placement is Placement.DELETE or not write.sent:
@@ -120,9 +126,23 @@ def undo(writes: Iterable[Write], capabilities: Mapping[str, Capabilities]) -> l
                 location=location,
                 etag=None if unique or record is None else record.etag,
                 owner=None if unique else intent.seq,
+                for_key=for_key,
             )
         )
     return steps
+
+
+def outstanding(decision: Decision, compensation: Iterable[Step]) -> list[Step]:
+    """Return what is left to do for a session: the steps of the keys that it still holds (P7).
+
+    Args:
+        decision: how the session stands in the journal.
+        compensation: the steps that undo all of it, for the case that it was aborted.
+    """
+    committed = decision.outcome is Outcome.COMMITTED
+    held = frozenset(decision.keys)
+    steps = decision.steps if committed else compensation
+    return [] if decision.finished else [step for step in steps if step.object_key in held]
 
 
 def tombstones(session_id: str, writes: Iterable[Write]) -> list[Tombstone]:

@@ -22,6 +22,7 @@ from fennflow.backends import Commit, ObjectKey, Record, SessionToken
 from fennflow.connectors import Location, StoredObject
 from fennflow.engine.concurrency import run_all, shielded
 from fennflow.engine.differences import Policy, Verdict, agree, judge
+from fennflow.engine.finish import finish
 from fennflow.engine.garbage import lock_free
 from fennflow.engine.leases import Lease
 from fennflow.engine.recovery import Recovery, Unsettled
@@ -285,11 +286,11 @@ class _Run:
             if len(busy) < len(keys):
                 await parts.backend.commit(lease.token, commit)
             if commit.steps:
-                await settler.settle(commit.steps)
+                await finish(settler, commit.steps, keys=set(keys).difference(busy))
             parts.leases.release(lease)
         except BaseException:
             self.reconciler.recovery.add(
-                Unsettled(lease=lease, undo=(), tombstones=(), in_doubt=settler.in_doubt)
+                Unsettled(lease=lease, undo=(), tombstones=(), progress=settler.progress)
             )
             raise
         return [

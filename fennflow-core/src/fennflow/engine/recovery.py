@@ -13,21 +13,21 @@ from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, field, replace
 
 from fennflow.backends import (
-    AbortUpload,
+    Decision,
     JoinedTransaction,
     JournaledSession,
-    ObjectKey,
     Outcome,
     Placement,
     Step,
     Tombstone,
 )
-from fennflow.engine.callbacks import Callbacks, run_callbacks, run_undos
+from fennflow.engine.callbacks import Aftermaths, Callbacks
 from fennflow.engine.concurrency import Periodic, run_all
+from fennflow.engine.finish import finish
 from fennflow.engine.garbage import bury, sweep
 from fennflow.engine.leases import Lease
-from fennflow.engine.plan import Write, tombstones, undo
-from fennflow.engine.settle import Parts, Settler
+from fennflow.engine.plan import Write, outstanding, tombstones, undo
+from fennflow.engine.settle import Parts, Progress, Settler
 from fennflow.engine.telemetry import count_recovered, tell
 from fennflow.exceptions import CommitUncertainException, SessionLostException
 from fennflow.reports import RecoveryReport
@@ -38,9 +38,11 @@ PATIENCE = 0.5
 """Seconds to wait for an open transaction that holds a decision (P5)."""
 LOOK_EVERY = 0.05
 """Seconds between two looks whether a user's transaction that holds a decision has ended."""
+MOST_DOUBLINGS = 3
+"""Of `recovery_interval`, as the pause after one more attempt that failed."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Unsettled:
     """A session that could not be settled.
 
@@ -48,26 +50,32 @@ class Unsettled:
         lease: which one, and the right to act for it.
         undo: the steps of its compensation, for the case that it is not decided `committed`.
         tombstones: what compensation leaves in doubt.
-        copies: uploads to abort that its apply may have begun, to copy large objects in parts.
-        callbacks: the user's own saga steps and callbacks, as far as they were not run yet.
+        callbacks: the user's own saga steps and callbacks, as far as they wait for the outcome.
         joined: the user's transaction that holds the decision until it ends, if there is one.
         claimed: whether its owner was another one, who had begun to settle it.
-        in_doubt: the keys that requests of earlier attempts may still reach (P20).
+        progress: of earlier attempts.
+        failures: how many attempts of recovery have failed.
+        due: when the next one may begin, by the loop's clock.
     """
 
     lease: Lease
     undo: Sequence[Step]
     tombstones: Sequence[Tombstone]
-    copies: Sequence[Step] = ()
     callbacks: Callbacks = field(default_factory=Callbacks)
     joined: JoinedTransaction | None = None
     claimed: bool = False
-    in_doubt: set[ObjectKey] = field(default_factory=set[ObjectKey])
+    progress: Progress = field(default_factory=Progress)
+    failures: int = 0
+    due: float = 0.0
 
     @property
     def waits(self) -> bool:
         """Whether nothing can be done yet, since the user's transaction is open."""
         return self.joined is not None and not self.joined.ended
+
+    def tombstones_of(self, decision: Decision) -> Sequence[Tombstone]:
+        """Return what is to be written for a decision; the pivot of a commit has written its own."""
+        return () if decision.outcome is Outcome.COMMITTED else self.tombstones
 
 
 @dataclass(slots=True)
@@ -77,12 +85,13 @@ class Recovery:
     Args:
         parts: of the engine.
         namespaces: whose reserved prefix the sweep looks through (P27).
+        aftermaths: of sessions that have ended.
     """
 
     parts: Parts
     namespaces: set[str] = field(default_factory=set[str])
+    aftermaths: Aftermaths = field(default_factory=Aftermaths)
     _own: dict[str, Unsettled] = field(default_factory=dict[str, Unsettled])
-    _own_due: float = 0.0
     _sweep_due: float = 0.0
     _working: asyncio.Lock = field(default_factory=asyncio.Lock)
     _turns: Periodic = field(init=False)
@@ -103,31 +112,38 @@ class Recovery:
         await self._turns.aclose()
         await self._looks.aclose()
         await self.settle(now=True)
+        await self.aftermaths.aclose(self.parts.config.compensation_timeout)
 
     def add(self, unsettled: Unsettled) -> None:
         """Take over a session of this process; the next attempt is due at once."""
         self._own[unsettled.lease.token.session_id] = unsettled
-        self._own_due = 0.0
         if unsettled.joined is not None:
             self._looks.start()
 
     async def settle(self, *, now: bool = False) -> bool:
         """Try to settle this process's own sessions; what fails is logged, and tried again later.
 
+        The caller waits for `compensation_timeout` at most; what is done by then stays done.
+
         Args:
-            now: whether to try although `recovery_interval` is not over since an attempt failed.
+            now: whether to try although an attempt failed a moment ago.
 
         Returns:
             whether any was settled, so that locks are free.
         """
-        loop = asyncio.get_running_loop()
-        if not self._own or self._working.locked() or (loop.time() < self._own_due and not now):
+        if not self._own or self._working.locked():
             return False
         async with self._working:
-            return bool(await self._settle_own())
+            try:
+                async with asyncio.timeout(self.parts.config.compensation_timeout):
+                    return bool(await self._settle_own(now=now))
+            except TimeoutError as error:
+                for each in self._own.values():
+                    self._postpone(each, error)
+                return False
 
     async def free_locks(self) -> bool:
-        """Settle what can be settled now: somebody waits for a lock.
+        """Settle what is due: another session waits for a lock.
 
         Returns:
             whether any session was settled.
@@ -146,7 +162,7 @@ class Recovery:
         """
         self.namespaces.update(namespaces)
         async with self._working:
-            return await self._run(sweeping=True)
+            return await self._run(sweeping=True, now=True)
 
     async def _turn(self) -> bool:
         try:
@@ -170,8 +186,8 @@ class Recovery:
     def _joined(self) -> Sequence[Unsettled]:
         return [each for each in self._own.values() if each.joined is not None]
 
-    async def _run(self, *, sweeping: bool) -> RecoveryReport:
-        outcomes = [*await self._settle_own(), *await self._settle_claimed()]
+    async def _run(self, *, sweeping: bool, now: bool = False) -> RecoveryReport:
+        outcomes = [*await self._settle_own(now=now), *await self._settle_claimed()]
         problems: list[str] = []
         report = RecoveryReport(
             rolled_forward=outcomes.count(Outcome.COMMITTED),
@@ -192,26 +208,39 @@ class Recovery:
             count_recovered({**asdict(report), "problems": len(problems)})
         return report
 
-    async def _settle_own(self) -> list[Outcome]:
-        outcomes: list[Outcome] = []
-        for session_id, unsettled in list(self._own.items()):
-            if unsettled.waits:
-                continue
-            try:
-                async with asyncio.timeout(self.parts.config.compensation_timeout):
-                    outcomes.append(await self._settle(unsettled))
-            except SessionLostException:
-                del self._own[session_id]  # P25: it is somebody else's now
-                self.parts.leases.release(unsettled.lease)
-            except Exception as error:  # noqa: BLE001 - logged, and tried again
-                # What another transaction keeps from a decision is looked at again soon.
-                held = unsettled.joined is not None and isinstance(error, CommitUncertainException)
-                pause = LOOK_EVERY if held else self.parts.config.recovery_interval
-                self._own_due = asyncio.get_running_loop().time() + pause
-                _log_pending(unsettled, error)
+    async def _settle_own(self, *, now: bool = False) -> list[Outcome]:
+        clock = asyncio.get_running_loop().time()
+        due = [each for each in self._own.values() if not each.waits and (now or each.due <= clock)]
+        outcomes = await run_all(SETTLED_AT_ONCE, self._try_own, due)
+        return [outcome for outcome in outcomes if outcome is not None]
+
+    async def _try_own(self, unsettled: Unsettled) -> Outcome | None:
+        """Settle a session of this process; None if it has to wait."""
+        session_id = unsettled.lease.token.session_id
+        try:
+            outcome = await self._settle(unsettled)
+        except SessionLostException as error:
+            # P25: it is another owner's now. How it was decided is asked once more for the callbacks.
+            self.parts.leases.release(unsettled.lease)
+            if unsettled.callbacks:
+                self._postpone(unsettled, error)
             else:
                 del self._own[session_id]
-        return outcomes
+            return None
+        except Exception as error:  # noqa: BLE001 - logged, and tried again
+            self._postpone(unsettled, error)
+            return None
+        del self._own[session_id]
+        return outcome
+
+    def _postpone(self, unsettled: Unsettled, error: Exception) -> None:
+        """Try again later, and later each time: what fails may need a person."""
+        # What another transaction keeps from a decision is looked at again soon.
+        held = unsettled.joined is not None and isinstance(error, CommitUncertainException)
+        pause = self.parts.config.recovery_interval * 2 ** min(unsettled.failures, MOST_DOUBLINGS)
+        unsettled.due = asyncio.get_running_loop().time() + (LOOK_EVERY if held else pause)
+        unsettled.failures += not held
+        _log_pending(unsettled, error)
 
     async def _settle_claimed(self) -> list[Outcome | None]:
         """Claim sessions whose owner is gone, and roll them forward or compensate them (P24).
@@ -247,22 +276,17 @@ class Recovery:
             for intent in found.intents
             if intent.placement is not Placement.DELETE
         ]
+        # If this was the upload of the bytes themselves, a copy has nothing to abort.
+        unsettled.progress.uploads = {
+            intent.seq: intent.upload_id for intent in found.intents if intent.upload_id is not None
+        }
         try:
             capabilities = {
                 namespace: await self.parts.connector.capabilities(namespace)
                 for namespace in {write.intent.namespace for write in writes}
             }
-            unsettled = replace(
-                unsettled,
-                undo=undo(writes, capabilities),
-                tombstones=tombstones(found.session.session_id, writes),
-                # If this was the upload of the bytes themselves there is nothing to abort.
-                copies=[
-                    AbortUpload(namespace=i.namespace, key=i.key, upload_id=i.upload_id)
-                    for i in found.intents
-                    if i.upload_id is not None
-                ],
-            )
+            unsettled.undo = undo(writes, capabilities)
+            unsettled.tombstones = tombstones(found.session.session_id, writes)
             return await self._settle(unsettled)
         except SessionLostException:
             return None
@@ -273,22 +297,27 @@ class Recovery:
             self.parts.leases.release(lease)
 
     async def _settle(self, unsettled: Unsettled) -> Outcome:
-        token = unsettled.lease.token
-        outcome, steps = await self.parts.backend.abort(token, patience=PATIENCE)
-        settler = Settler(
-            self.parts, unsettled.lease, claimed=unsettled.claimed, in_doubt=unsettled.in_doubt
-        )
-        if outcome is Outcome.COMMITTED:
-            await settler.settle([*unsettled.copies, *steps])
-            callbacks = unsettled.callbacks.on_commit
-        else:
-            await run_undos(unsettled.callbacks.undos, token.session_id)
-            await settler.settle(unsettled.undo, unsettled.tombstones)
-            callbacks = unsettled.callbacks.on_rollback
-        due = callbacks.copy()
-        callbacks.clear()
-        await run_callbacks(due, token.session_id)
-        return outcome
+        """Finish what the journal says is left, and call back once the outcome is known."""
+        lease = unsettled.lease
+        decision = await self.parts.backend.abort(lease.token, patience=PATIENCE)
+        try:
+            if decision.finished:
+                self.parts.leases.release(lease)
+            else:
+                settler = Settler(
+                    self.parts, lease, claimed=unsettled.claimed, progress=unsettled.progress
+                )
+                await finish(
+                    settler,
+                    outstanding(decision, unsettled.undo),
+                    unsettled.tombstones_of(decision),
+                    keys=decision.keys,
+                )
+        finally:
+            callbacks, unsettled.callbacks = unsettled.callbacks, Callbacks()
+            if callbacks:
+                self.aftermaths.start(callbacks, decision.outcome, lease.token.session_id)
+        return decision.outcome
 
 
 def _log_pending(unsettled: Unsettled, error: Exception) -> None:

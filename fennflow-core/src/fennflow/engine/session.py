@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import warnings
-from collections.abc import Awaitable, Callable, Collection, Generator, Sequence
+from collections.abc import Awaitable, Callable, Collection, Generator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 from typing_extensions import override
 
-from fennflow.backends import Commit, JoinedTransaction, Outcome, Step, conflict
+from fennflow.backends import Commit, Decision, JoinedTransaction, Outcome, conflict
 from fennflow.engine import telemetry
 from fennflow.engine.block import Block
-from fennflow.engine.callbacks import Callbacks, run_callbacks, run_undos
+from fennflow.engine.callbacks import Callbacks
 from fennflow.engine.concurrency import shielded
-from fennflow.engine.plan import plan_commit, tombstones, undo
+from fennflow.engine.finish import finish
+from fennflow.engine.plan import outstanding, plan_commit, tombstones, undo
 from fennflow.engine.recovery import PATIENCE, Unsettled
 from fennflow.engine.settle import Settler
 from fennflow.engine.telemetry import tell
@@ -48,6 +49,33 @@ def _cancel_again(task: asyncio.Task[Any], cancellation: asyncio.CancelledError)
             task.cancel(*cancellation.args)  # by which a scope of anyio's knows it again
 
     asyncio.get_running_loop().call_soon(cancel)
+
+
+class _Wait:
+    """How long the caller of a commit or a rollback still waits once it was cancelled.
+
+    Args:
+        seconds: in all.
+        begun: whether it was cancelled before.
+    """
+
+    def __init__(self, seconds: float, *, begun: bool = False) -> None:
+        self._seconds = seconds
+        self._deadline: float | None = None
+        if begun:
+            self.left()
+
+    @property
+    def begun(self) -> bool:
+        """Whether it was cancelled."""
+        return self._deadline is not None
+
+    def left(self) -> float:
+        """Return the seconds that are left; they run from the first call."""
+        now = asyncio.get_running_loop().time()
+        if self._deadline is None:
+            self._deadline = now + self._seconds
+        return max(0.0, self._deadline - now)
 
 
 class Session(Block):
@@ -83,21 +111,15 @@ class Session(Block):
             CommitUncertainException: the outcome could not be learnt; recovery settles it.
             Exception: what the backend raised; the session is undone.
         """
+        wait = _Wait(self._grace)
         with self._exclusive():
             await self._calls.wait()
             work, cancellation = await shielded(
-                self._watched("commit", self._commit), grace=lambda: self._grace
+                self._watched("commit", self._commit), grace=wait.left
             )
-        if work.cancelled():
-            message = self._leave_over(
-                f"did not end its commit within compensation_timeout={self._grace} s after a "
-                "cancellation; it will be settled one way. Read the objects again before you "
-                "repeat the work."
-            )
-            self._tx = self._begin()
-            raise CommitUncertainException(message) from cancellation
+            error = self._cut_off(cancellation) if work.cancelled() else work.exception()
+            cancellation = await self._call_back(error, wait, cancellation)
         self._tx = self._begin()
-        error = work.exception()
         if isinstance(error, CommitUncertainException) or (error and cancellation is None):
             raise error
         if cancellation is not None:
@@ -120,34 +142,32 @@ class Session(Block):
                 else it is a CompensationPendingWarning.
             last: whether the block ends with it, whatever other tasks do.
         """
+        wait = _Wait(self._grace, begun=isinstance(cause, asyncio.CancelledError))
         if last and not self._free.is_set():
-            free, _ = await shielded(
-                self.free(),
-                grace=lambda: self._grace,
-                hurry=isinstance(cause, asyncio.CancelledError),
-            )
+            free, _ = await shielded(self.free(), grace=wait.left, hurry=wait.begun)
             if free.cancelled():
                 return  # what is under way ends the transaction
         with self._exclusive(last=last):
             self._tx.ended = True
             work, cancellation = await shielded(
                 self._watched("rollback", partial(self._compensate, cause)),
-                grace=lambda: self._grace,
-                hurry=isinstance(cause, asyncio.CancelledError),
+                grace=wait.left,
+                hurry=wait.begun,
             )
+            error = None if work.cancelled() else work.exception()
             if work.cancelled():
                 late = TimeoutError(f"compensation_timeout={self._grace} s were not enough.")
                 self._tell_pending(cause or cancellation, late)
-            else:
-                work.result()
+            cancellation = await self._call_back(cause or error, wait, cancellation)
         self._tx = self._begin()
+        if error is not None:
+            raise error
         current = asyncio.current_task()
         if cancellation is None or isinstance(cause, asyncio.CancelledError):
             return
         if isinstance(cause, CommitUncertainException) and current is not None:
-            _cancel_again(
-                current, cancellation
-            )  # it must not hide that the work may be committed (I8)
+            # It must not hide that the work may be committed (I8).
+            _cancel_again(current, cancellation)
         else:
             raise cancellation
 
@@ -206,35 +226,69 @@ class Session(Block):
             tx.reads,
             keep_versions=self._engine.config.keep_versions,
         )
-        steps: Sequence[Step] = commit.steps
-        uncertain = False
+        decision = Decision(
+            outcome=Outcome.COMMITTED,
+            finished=joined is None and not commit.steps,
+            keys=tx.chains,
+            steps=commit.steps,
+        )
         try:
             tx.check_age()
             await self._pivot(commit)
-        except SessionLostException as error:
+        except SessionLostException:
             self._engine.leases.release(tx.lease)
-            await self._fail(error)  # P25: its objects are recovery's
+            tx.outcome = Outcome.ABORTED  # P25: its objects are recovery's
             raise
         except Exception as error:
             if isinstance(error, TransactionException):
+                tx.failure = error
                 await self._decide_and_undo(error)  # refused before anything was written
                 raise
-            outcome, steps = await self._decide_aborted(error)
-            if outcome is Outcome.ABORTED:
-                await self._undo(error)
+            decision = await self._decide_aborted(error)
+            tx.outcome, tx.failure = decision.outcome, error
+            if decision.outcome is Outcome.ABORTED:
+                await self._undo(decision, error)
                 raise
-            uncertain = True
-        if joined is not None and not joined.ended:
-            self._engine.recovery.add(self._undecided(joined))
-            return
-        if steps or uncertain or joined is not None:
-            try:
-                await self._settler().settle(steps)
-            except Exception as error:  # noqa: BLE001 - P9: the commit stands
-                self._leave_over(f"is committed, and will be applied later: {error}")
         else:
-            self._engine.leases.release(tx.lease)
-        await run_callbacks(tx.callbacks.on_commit, tx.session_id)
+            if joined is not None and not joined.ended:
+                self._engine.recovery.add(self._undecided(joined))
+                return
+            tx.outcome = Outcome.COMMITTED
+        try:
+            await self._finish(decision)
+        except Exception as error:  # noqa: BLE001 - P9: the commit stands
+            self._leave_over(f"is committed, and will be applied later: {error}")
+
+    async def _finish(self, decision: Decision) -> None:
+        """Perform what is left to do, unless all is done (P6)."""
+        if decision.finished:
+            self._engine.leases.release(self._tx.lease)
+            return
+        left = self._unsettled()
+        await finish(
+            Settler(self._engine, left.lease, progress=left.progress),
+            outstanding(decision, left.undo),
+            left.tombstones_of(decision),
+            keys=decision.keys,
+        )
+
+    def _cut_off(self, cancellation: BaseException | None) -> Exception | None:
+        """Leave to recovery what a commit could not end in time, and return what to raise."""
+        late = f"compensation_timeout={self._grace} s were not enough after a cancellation."
+        if self._tx.outcome is Outcome.COMMITTED:
+            self._leave_over(f"is committed, and will be applied later: {late}")
+            return None
+        if self._tx.outcome is Outcome.ABORTED:
+            self._tell_pending(self._tx.failure or cancellation, TimeoutError(late))
+            return self._tx.failure
+        message = self._leave_over(
+            f"did not end its commit within compensation_timeout={self._grace} s after a "
+            "cancellation; it will be settled one way. Read the objects again before you "
+            "repeat the work."
+        )
+        uncertain = CommitUncertainException(message)
+        uncertain.__cause__ = cancellation
+        return uncertain
 
     async def _commit_nothing(self) -> None:
         """End a transaction that has changed nothing."""
@@ -243,10 +297,10 @@ class Session(Block):
             await self._validate_reads()
             if self._joined is not None:
                 await self._joined.commit(tx.lease.token, None)
-        except Exception as error:
-            await self._fail(error)
+        except Exception:
+            tx.outcome = Outcome.ABORTED
             raise
-        await run_callbacks(tx.callbacks.on_commit, tx.session_id)
+        tx.outcome = Outcome.COMMITTED
 
     async def _pivot(self, commit: Commit) -> None:
         if self._joined is None:
@@ -262,7 +316,7 @@ class Session(Block):
         if changed:
             raise conflict(changed)
 
-    async def _decide_aborted(self, error: Exception) -> tuple[Outcome, Sequence[Step]]:
+    async def _decide_aborted(self, error: Exception) -> Decision:
         """Learn what became of a pivot that failed, by deciding against it (P5)."""
         try:
             return await self._tx.backend.abort(self._tx.lease.token)
@@ -291,39 +345,57 @@ class Session(Block):
 
     async def _decide_and_undo(self, cause: BaseException | None) -> None:
         if not self._tx.journaled:
-            await self._fail(cause)
+            self._tx.outcome = Outcome.ABORTED
             return
         joined = self._joined
         surrounded = joined is not None and joined.surrounds
         patience = PATIENCE if surrounded else None
         try:
-            await self._tx.backend.abort(self._tx.lease.token, patience=patience)
+            decision = await self._tx.backend.abort(self._tx.lease.token, patience=patience)
         except Exception as error:  # noqa: BLE001 - told by _tell_pending
             if joined is not None and not joined.ended:
                 self._engine.recovery.add(self._undecided(joined))
                 return
+            self._tx.outcome = Outcome.ABORTED  # whoever decides it: it never tried to commit
             self._tell_pending(cause, error)
-            await self._fail(cause)
         else:
-            await self._undo(cause)
+            self._tx.outcome = Outcome.ABORTED
+            await self._undo(decision, cause)
 
-    async def _undo(self, cause: BaseException | None) -> None:
+    async def _undo(self, decision: Decision, cause: BaseException | None) -> None:
         """Remove every trace of a session that is decided `aborted`."""
-        left = self._unsettled()
         try:
-            await self._settler().settle(left.undo, left.tombstones)
+            await self._finish(decision)
         except Exception as error:  # noqa: BLE001 - told by _tell_pending
             self._tell_pending(cause, error)
-        await self._fail(cause)
 
-    async def _fail(self, cause: BaseException | None) -> None:
-        """Undo the user's own steps, and call back."""
-        for note in await run_undos(self._tx.callbacks.undos, self._tx.session_id):
+    async def _call_back(
+        self,
+        cause: BaseException | None,
+        wait: _Wait,
+        cancellation: asyncio.CancelledError | None,
+    ) -> asyncio.CancelledError | None:
+        """Undo the user's own steps, and call back; what takes longer than the wait goes on alone.
+
+        Args:
+            cause: what is to be raised; gets what went wrong as notes.
+            wait: how long the caller still waits once it was cancelled.
+            cancellation: that arrived before.
+
+        Returns:
+            the last cancellation.
+        """
+        tx = self._tx
+        if tx.outcome is None or not tx.callbacks:
+            return cancellation  # recovery calls back when it has learnt the outcome
+        aftermath = self._engine.recovery.aftermaths.start(tx.callbacks, tx.outcome, tx.session_id)
+        waiting, again = await shielded(aftermath.wait(), grace=wait.left, hurry=wait.begun)
+        for note in aftermath.leave() if waiting.cancelled() else aftermath.notes:
             if cause is None:
                 warnings.warn(CompensationPendingWarning(note), stacklevel=2)
             else:
                 cause.add_note(note)
-        await run_callbacks(self._tx.callbacks.on_rollback, self._tx.session_id)
+        return again or cancellation
 
     def _tell_pending(self, cause: BaseException | None, error: Exception) -> None:
         note = self._leave_over(
@@ -343,19 +415,17 @@ class Session(Block):
         return message
 
     def _unsettled(self) -> Unsettled:
-        session_id = self._tx.session_id
-        writes = list(self._tx.writes.values())
+        tx = self._tx
+        writes = list(tx.writes.values())
         return Unsettled(
-            lease=self._tx.lease,
-            undo=undo(writes, self._tx.capabilities),
-            tombstones=tombstones(session_id, writes),
-            callbacks=Callbacks(undos=self._tx.callbacks.undos),
-            in_doubt=self._tx.in_doubt,
+            lease=tx.lease,
+            undo=undo(writes, tx.capabilities),
+            tombstones=tombstones(tx.session_id, writes),
+            # Once the outcome is known here they are called from here.
+            callbacks=tx.callbacks if tx.outcome is None else Callbacks(),
+            progress=tx.progress,
         )
 
     def _undecided(self, joined: JoinedTransaction) -> Unsettled:
         """Return what is left to do once the user's own block has ended the transaction."""
-        return replace(self._unsettled(), callbacks=self._tx.callbacks, joined=joined)
-
-    def _settler(self) -> Settler:
-        return Settler(self._engine, self._tx.lease, in_doubt=self._tx.in_doubt)
+        return replace(self._unsettled(), joined=joined)

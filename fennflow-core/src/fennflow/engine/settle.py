@@ -1,22 +1,21 @@
-"""Apply and compensation: the loop that performs a session's steps until it is settled.
+"""The steps of apply and compensation: object requests, and what becomes of those that fail.
 
-The steps come from `plan`, or from the journal after a crash. Every step can be performed any
-number of times, by whoever holds the session's token (P7).
+The steps come from `plan`, or from the journal after a crash. `finish` notes what is done.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from functools import partial
-from itertools import groupby
 from typing import TYPE_CHECKING, TypeGuard, TypeVar
 
 import stamina
 
-from fennflow.backends import AbortUpload, Copy, Delete, ObjectKey, Record, Step, Tombstone
+from fennflow.backends import AbortUpload, Copy, Delete, ObjectKey, Step
 from fennflow.connectors import (
     CopySource,
     Deletion,
@@ -28,10 +27,13 @@ from fennflow.engine.concurrency import run_all
 from fennflow.engine.stamps import began, made_by, stamp_of
 from fennflow.engine.telemetry import tell
 from fennflow.exceptions import (
+    AccessDeniedException,
     BaseConnectorException,
     ConnectorUnavailableException,
     NoSuchKeyException,
+    NoSuchNamespaceException,
     PreconditionFailedException,
+    SessionLostException,
 )
 
 if TYPE_CHECKING:
@@ -41,6 +43,15 @@ if TYPE_CHECKING:
     from fennflow.engine.leases import Lease, Leases
 
 R = TypeVar("R")
+S = TypeVar("S", Copy, Delete, AbortUpload)
+T = TypeVar("T")
+
+OUTAGE = 8
+"""Steps which the store does not answer, one after the other, until it counts as away."""
+NAMED = 5
+"""Keys that an error names."""
+
+_DeletionBatch = tuple[str, Sequence[tuple[ObjectKey, Deletion]]]
 
 CLOCK_SKEW = 960.0
 """Seconds that two clocks may differ: S3 refuses requests that are 15 minutes off."""
@@ -64,86 +75,139 @@ class Parts:
 
 
 @dataclass(slots=True)
+class Progress:
+    """What attempts to finish a session have left for the next one to know.
+
+    Args:
+        in_doubt: the keys which copies and deletions may still reach; they stay locked for a while
+            when they are released (P20 b, c).
+        uploads: of copies in parts that were begun, by the sequence of the write. Each is aborted
+            before another is begun, so none is left (P13).
+        failures: how often steps of a key have failed; others come first.
+    """
+
+    in_doubt: set[ObjectKey] = field(default_factory=set[ObjectKey])
+    uploads: dict[int, str] = field(default_factory=dict[int, str])
+    failures: Counter[ObjectKey] = field(default_factory=Counter[ObjectKey])
+
+
+@dataclass(slots=True)
 class Settler:
-    """Performs the steps of one session.
+    """One attempt to perform steps of one session. A step that fails blocks its own key alone (P9).
 
     Args:
         parts: of the engine.
         lease: whose steps, and the right to perform them.
         claimed: whether it was taken over from an owner who had begun to settle it.
-        in_doubt: the keys which copies and deletions of this attempt and earlier ones may still
-            reach; they stay locked for a while (P20 b, c).
+        progress: of earlier attempts.
+        failed: the keys of which a step has failed, and why.
     """
 
     parts: Parts
     lease: Lease
     claimed: bool = False
-    in_doubt: set[ObjectKey] = field(default_factory=set[ObjectKey])
-
-    async def settle(
-        self,
-        steps: Sequence[Step],
-        tombstones: Collection[Tombstone] = (),
-        *,
-        buried: Collection[Tombstone] = (),
-    ) -> None:
-        """Perform all steps, then remove the session from the journal.
-
-        Args:
-            steps: of apply or compensation.
-            tombstones: to leave.
-            buried: tombstones to remove.
-
-        Raises:
-            FennFlowException: a step keeps failing; the session stays in the journal (P9).
-        """
-        await self.perform(steps)
-        await self.parts.backend.settle(
-            self.lease.token, tombstones=tombstones, keep_locked=self.in_doubt, buried=buried
-        )
-        self.parts.leases.release(self.lease)
+    progress: Progress = field(default_factory=Progress)
+    failed: dict[ObjectKey, Exception] = field(default_factory=dict[ObjectKey, Exception])
+    _missed: int = 0
 
     async def perform(self, steps: Sequence[Step]) -> None:
-        """Perform all steps in the order of P28."""
+        """Perform all steps in the order of P28; the journal knows nothing of them.
+
+        Raises:
+            FennFlowException: some failed; all others are done.
+        """
+        await self.attempt(steps)
+        self.raise_failures()
+
+    def raise_failures(self) -> None:
+        """Raise the first failure, if there was any, with the keys of all as a note."""
+        if not self.failed:
+            return
+        error = next(iter(self.failed.values()))
+        names = [f"{key.namespace}/{key.key}" for key in list(self.failed)[:NAMED]]
+        more = len(self.failed) - len(names)
+        error.add_note(
+            f"Not finished yet: {', '.join(names)}{f' and {more} more' if more > 0 else ''}"
+        )
+        raise error
+
+    async def attempt(self, steps: Sequence[Step]) -> None:
+        """Perform steps in the order of P28; `failed` has those of keys that failed."""
         await self._copy_all([step for step in steps if isinstance(step, Copy)])
         uploads = [step for step in steps if isinstance(step, AbortUpload)]
-        await run_all(self.parts.config.max_concurrency, self._abort_upload, uploads)
+        await self._each(self._abort_upload, uploads)
         await self._delete_all([step for step in steps if isinstance(step, Delete)])
 
+    async def _each(self, do: Callable[[S], Awaitable[R]], steps: Sequence[S]) -> list[tuple[S, R]]:
+        """Perform steps, many at a time; return those that are done, with what came of them."""
+
+        async def one(step: S) -> tuple[S, R] | None:
+            if step.object_key in self.failed or self._is_away([step.object_key]):
+                return None
+            try:
+                result = await do(step)
+            except SessionLostException:
+                raise
+            except Exception as error:  # noqa: BLE001 - raised when all else is done
+                self._fail(step.object_key, error)
+                return None
+            self._missed = 0
+            return step, result
+
+        done = await run_all(self.parts.config.max_concurrency, one, steps)
+        return [each for each in done if each is not None]
+
+    def _fail(self, key: ObjectKey, error: Exception) -> None:
+        self.failed[key] = error
+        self.progress.failures[key] += 1
+        self._missed = self._missed + 1 if isinstance(error, ConnectorUnavailableException) else 0
+
+    def _is_away(self, keys: Iterable[ObjectKey]) -> bool:
+        """Whether the store is away: then nothing more is sent, and keys wait as they are."""
+        if self._missed < OUTAGE:
+            return False
+        last = next(reversed(self.failed.values()))
+        for key in keys:
+            self.failed.setdefault(key, last)
+        return True
+
     async def _copy_all(self, copies: Sequence[Copy]) -> None:
-        keys = [ObjectKey(copy.namespace, copy.key) for copy in copies]
-        if not keys:
+        if not copies:
             return
-        records = await self.parts.backend.records(keys)
-        # A record that names its own key was moved by an earlier run, after all its copies.
+        records = await self.parts.backend.records([copy.object_key for copy in copies])
+        # A record that names its own key was moved by an earlier attempt.
         todo = [
-            (copy, records[key])
-            for copy, key in zip(copies, keys, strict=True)
-            if records[key].location.key != copy.key
+            copy
+            for copy in copies
+            if copy.object_key in records and records[copy.object_key].location.key != copy.key
         ]
-        stored = await run_all(self.parts.config.max_concurrency, self._copy, todo)
+
+        async def do(copy: Copy) -> StoredObject:
+            return await self._copy(copy, records[copy.object_key].size)
+
         moved = [
-            replace(record, location=target.location, etag=target.etag)
-            for (_, record), target in zip(todo, stored, strict=True)
+            replace(records[copy.object_key], location=target.location, etag=target.etag)
+            for copy, target in await self._each(do, todo)
         ]
         if moved:
             await self.parts.backend.relocate(self.lease.token, moved)
 
-    async def _copy(self, todo: tuple[Copy, Record]) -> StoredObject:
-        step, record = todo
+    async def _copy(self, step: Copy, size: int) -> StoredObject:
         target = Location(step.key)
         capabilities = await self.parts.connector.capabilities(step.namespace)
         conditional = capabilities.conditional_copy
         doubtful = False
 
         async def on_upload(upload_id: str) -> None:
+            self.progress.uploads[step.seq] = upload_id
             await self.parts.backend.note_upload(self.lease.token, step.seq, upload_id)
 
         async def send(*, overwrite: bool) -> StoredObject:
+            await self._end_upload_of(step)
             return await self.parts.connector.copy(
                 step.namespace,
                 step.key,
-                CopySource(step.namespace, step.source, size=record.size),
+                CopySource(step.namespace, step.source, size=size),
                 extra=step.extra,
                 if_match=None if overwrite else step.expected,
                 if_none_match=not overwrite and step.expected is None,
@@ -151,19 +215,21 @@ class Settler:
             )
 
         # In doubt until it is answered: nobody else may write there if this is broken off.
-        key = ObjectKey(step.namespace, step.key)
-        new = step.doubtful and key not in self.in_doubt
+        key = step.object_key
+        new = step.doubtful and key not in self.progress.in_doubt
         if new:
-            self.in_doubt.add(key)
+            self.progress.in_doubt.add(key)
         try:
             stored, doubtful = await self._retry(lambda: send(overwrite=not conditional))
         except (PreconditionFailedException, NoSuchKeyException) as error:
             there, _ = await self._retry(lambda: self.parts.connector.head(step.namespace, target))
             if there is not None and made_by(there, self.lease.token.session_id, step.seq):
                 stored, doubtful = there, True  # P30: done before, the answer was lost
-            elif isinstance(error, NoSuchKeyException):
-                raise
+                await self._retry(lambda: self._end_upload_of(step))
+            elif isinstance(error, NoSuchKeyException) and (there is not None or not conditional):
+                raise  # the source is gone
             else:
+                # Of a condition on a target that is gone, some stores answer that too with 404.
                 stamp = None if there is None else stamp_of(there)
                 # It may be from an earlier write of this session, the answer to which was lost.
                 if stamp is None or stamp.session_id != self.lease.token.session_id:
@@ -178,9 +244,17 @@ class Settler:
                         key=f"{step.namespace}/{step.key}",
                     )
                 stored, doubtful = await self._retry(lambda: send(overwrite=True))
+        self.progress.uploads.pop(step.seq, None)
         if new and not (self.claimed or doubtful or stored.retried):
-            self.in_doubt.discard(key)
+            self.progress.in_doubt.discard(key)
         return stored
+
+    async def _end_upload_of(self, step: Copy) -> None:
+        """Abort what an earlier attempt to copy in parts has left, which nobody else would (P13)."""
+        upload_id = self.progress.uploads.get(step.seq)
+        if upload_id is not None:
+            await self.parts.connector.abort_upload(step.namespace, step.key, upload_id)
+            del self.progress.uploads[step.seq]
 
     async def _abort_upload(self, step: AbortUpload) -> None:
         await self._retry(
@@ -188,31 +262,28 @@ class Settler:
         )
 
     async def _delete_all(self, steps: Sequence[Delete]) -> None:
-        found = await run_all(self.parts.config.max_concurrency, self._resolve, steps)
-        if self.claimed:
-            for step in steps:
-                versions = (await self.parts.connector.capabilities(step.namespace)).versioned
-                if step.owner is None or not versions:
-                    self.in_doubt |= self._users(step.namespace, [step.location])
-        batches: list[tuple[str, list[Deletion]]] = []
-        by_namespace = sorted(
-            ((step.namespace, each) for step, each in zip(steps, found, strict=True)),
-            key=lambda pair: pair[0],
-        )
-        for namespace, group in groupby(by_namespace, key=lambda pair: pair[0]):
-            capabilities = await self.parts.connector.capabilities(namespace)
-            batch: list[Deletion] = []
-            for deletion in (deletion for _, each in group for deletion in each):
-                if deletion.if_match is not None and capabilities.conditional_delete == "single":
-                    batches.append((namespace, [deletion]))
-                    continue
-                batch.append(deletion)
-                if len(batch) == self.parts.connector.max_deletions:
-                    batches.append((namespace, batch))
-                    batch = []
-            if batch:
-                batches.append((namespace, batch))
+        batches: list[_DeletionBatch] = []
+        together: dict[str, list[tuple[ObjectKey, Deletion]]] = {}
+        for step, found in await self._each(self._look, steps):
+            for deletion, alone in found:
+                named = (step.object_key, deletion)
+                if alone:
+                    batches.append((step.namespace, [named]))
+                else:
+                    together.setdefault(step.namespace, []).append(named)
+        for namespace, deletions in together.items():
+            split = batches_of(deletions, self.parts.connector.max_deletions)
+            batches += [(namespace, batch) for batch in split]
         await run_all(self.parts.config.max_concurrency, self._delete_batch, batches)
+
+    async def _look(self, step: Delete) -> list[tuple[Deletion, bool]]:
+        """Return what to delete, and whether it takes a request of its own."""
+        capabilities = await self.parts.connector.capabilities(step.namespace)
+        if self.claimed and (step.owner is None or not capabilities.versioned):
+            self.progress.in_doubt |= self._users(step.namespace, [step.location])
+        single = capabilities.conditional_delete == "single"
+        found = await self._resolve(step)
+        return [(each, single and each.if_match is not None) for each in found]
 
     async def _resolve(self, step: Delete) -> Sequence[Deletion]:
         """Return what to delete: after a look at the object where its name proves nothing."""
@@ -250,34 +321,71 @@ class Settler:
                 own.append(Deletion(location=version.location))
         return own
 
-    async def _delete_batch(self, batch: tuple[str, list[Deletion]]) -> None:
-        namespace, deletions = batch
+    async def _delete_batch(self, batch: _DeletionBatch) -> None:
+        """Delete, and note what fails; what may pass is tried again without what is done."""
+        namespace, left = batch[0], list(batch[1])
+        if self._is_away(key for key, _ in left):
+            return
+        attempts = 0
 
         async def send() -> DeletionReport:
-            report = await self.parts.connector.delete(namespace, deletions)
-            for error in report.errors:
-                if error is not None and _may_pass(error):
-                    raise error
-            return report
+            nonlocal attempts
+            attempts += 1
+            return await self._delete_once(namespace, left)
 
-        new = self._users(namespace, [each.location for each in deletions]) - self.in_doubt
-        self.in_doubt |= new
-        report, doubtful = await self._retry(send)
+        new = self._users(namespace, [each.location for _, each in left]) - self.progress.in_doubt
+        self.progress.in_doubt |= new
+        try:
+            report, doubtful = await self._retry(send)
+        except SessionLostException:
+            raise
+        except Exception as error:  # noqa: BLE001 - raised when all else is done
+            if attempts == 1 and isinstance(error, BaseConnectorException) and not error.ambiguous:
+                self.progress.in_doubt -= new
+            if len(left) == 1 or not _may_be_about_one(error):
+                for key, _ in left:
+                    self._fail(key, error)
+                return
+            # Refused as a whole, and one of them may be why.
+            half = len(left) // 2
+            for part in (left[:half], left[half:]):
+                await self._delete_batch((namespace, part))
+            return
+        self._missed = 0
         if not (doubtful or report.retried):
-            self.in_doubt -= new
-        for deletion, error in zip(deletions, report.errors, strict=True):
-            if isinstance(error, PreconditionFailedException):
-                tell(
-                    logging.WARNING,
-                    "%s/%s holds what this session did not know of; it was left alone (P18)",
-                    namespace,
-                    deletion.location.key,
-                    rule="P18",
-                    session=self.lease.token.session_id,
-                    key=f"{namespace}/{deletion.location.key}",
-                )
-            elif error is not None:
+            self.progress.in_doubt -= new
+
+    async def _delete_once(
+        self, namespace: str, left: list[tuple[ObjectKey, Deletion]]
+    ) -> DeletionReport:
+        """Delete, and leave in the list what may be deleted by another attempt."""
+        report = await self.parts.connector.delete(namespace, [each for _, each in left])
+        failed = [(each, error) for each, error in zip(left, report.errors, strict=True) if error]
+        for (key, deletion), error in failed:
+            if not _may_pass(error):
+                self._refused(namespace, key, deletion, error)
+        left[:] = [each for each, error in failed if _may_pass(error)]
+        for _, error in failed:
+            if _may_pass(error):
                 raise error
+        return report
+
+    def _refused(
+        self, namespace: str, key: ObjectKey, deletion: Deletion, error: BaseConnectorException
+    ) -> None:
+        """Note that one deletion of a batch was refused; of another's object that is right."""
+        if not isinstance(error, PreconditionFailedException):
+            self._fail(key, error)
+            return
+        tell(
+            logging.WARNING,
+            "%s/%s holds what this session did not know of; it was left alone (P18)",
+            namespace,
+            deletion.location.key,
+            rule="P18",
+            session=self.lease.token.session_id,
+            key=f"{namespace}/{deletion.location.key}",
+        )
 
     def _users(self, namespace: str, locations: Iterable[Location]) -> set[ObjectKey]:
         """Return the keys at which a late deletion could hurt what others put there (P20 b)."""
@@ -327,3 +435,15 @@ def _may_pass(error: Exception) -> bool:
     """Whether an idempotent request may succeed when it is sent again."""
     contended = isinstance(error, PreconditionFailedException) and error.contended
     return contended or isinstance(error, ConnectorUnavailableException)
+
+
+def _may_be_about_one(error: Exception) -> bool:
+    """Whether a batch may have been refused because of one of its keys."""
+    about_all = (ConnectorUnavailableException, AccessDeniedException, NoSuchNamespaceException)
+    return isinstance(error, BaseConnectorException) and not isinstance(error, about_all)
+
+
+def batches_of(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
+    """Yield items in batches."""
+    for start in range(0, len(items), size):
+        yield items[start : start + size]

@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 import uuid_utils
 
-from fennflow.backends import Intent, ObjectKey, Placement, Record, SessionToken
+from fennflow.backends import Intent, ObjectKey, Outcome, Placement, Record, SessionToken
 from fennflow.connectors import Capabilities
 from fennflow.engine.callbacks import Callbacks, Undo
 from fennflow.engine.leases import Lease
 from fennflow.engine.plan import Write, staging_key, visible
+from fennflow.engine.settle import Progress
 from fennflow.exceptions import (
     BackendUnavailableException,
     FennFlowException,
@@ -74,7 +75,9 @@ class Transaction:
         journaled: whether the journal has, or may have, rows of it (P1).
         staged: whether the journal had rows of it for sure.
         began: when it was first journaled, by the loop's clock.
-        in_doubt: keys which a copy or deletion that settles it may still reach (P20).
+        progress: what attempts to finish it have left to know.
+        outcome: how it was decided, as far as this process knows.
+        failure: why it could not commit.
         writes: by sequence; `chains` has the sequences of each key.
         capabilities: of the namespaces that it writes to.
         reads: the records that it read, where `validate_reads` asks for them.
@@ -96,7 +99,9 @@ class Transaction:
         self.journaled = False
         self.staged = False
         self.began = 0.0
-        self.in_doubt: set[ObjectKey] = set()
+        self.progress = Progress()
+        self.outcome: Outcome | None = None
+        self.failure: Exception | None = None
         self.writes: dict[int, Write] = {}
         self.chains: dict[ObjectKey, list[int]] = {}
         self.capabilities: dict[str, Capabilities] = {}

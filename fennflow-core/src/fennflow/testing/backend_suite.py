@@ -137,7 +137,8 @@ class BackendSuite(RecoverySuite):
             await backend.commit(session, Commit(records=[record(A, session)], steps=steps))
             with pytest.raises(RecordLockedException):
                 await backend.stage(new_session(), [A], plan_for(A))
-            assert await backend.abort(session) == (Outcome.COMMITTED, steps)
+            decision = await backend.abort(session)
+            assert (decision.outcome, list(decision.steps)) == (Outcome.COMMITTED, steps)
             moved = replace(record(A, session), location=Location("a", "v2"), etag="e2")
             await backend.relocate(session, [moved])
             assert await backend.records([A]) == {A: moved}
@@ -152,8 +153,8 @@ class BackendSuite(RecoverySuite):
         async def scenario(backend: Backend) -> None:
             aborted = new_session()
             await backend.stage(aborted, [A], plan_for(A))
-            assert (await backend.abort(aborted))[0] is Outcome.ABORTED
-            assert (await backend.abort(aborted))[0] is Outcome.ABORTED
+            assert (await backend.abort(aborted)).outcome is Outcome.ABORTED
+            assert (await backend.abort(aborted)).outcome is Outcome.ABORTED
             with pytest.raises(SessionLostException):
                 await backend.commit(aborted, Commit(records=[record(A, aborted)]))
             for begins in (True, False):
@@ -161,7 +162,7 @@ class BackendSuite(RecoverySuite):
                     await backend.stage(aborted, [B], plan_for(B), begins=begins)
             assert await backend.records([A]) == {}
             committed = await put(backend, B)
-            assert (await backend.abort(committed))[0] is Outcome.COMMITTED
+            assert (await backend.abort(committed)).outcome is Outcome.COMMITTED
             assert set(await backend.records([B])) == {B}
 
         run(config, scenario)

@@ -21,15 +21,14 @@ from typing_extensions import override
 from fennflow.backends import (
     Backend,
     Commit,
+    Decision,
     Guarantees,
     JoinedTransaction,
     JournaledSession,
     ObjectKey,
-    Outcome,
     Plan,
     Record,
     SessionToken,
-    Step,
     Tombstone,
 )
 from fennflow.connectors import (
@@ -375,9 +374,7 @@ class FaultyBackend(Backend):
         await self._around("commit", lambda: self.inner.commit(session, commit), session.session_id)
 
     @override
-    async def abort(
-        self, session: SessionToken, *, patience: float | None = None
-    ) -> tuple[Outcome, Sequence[Step]]:
+    async def abort(self, session: SessionToken, *, patience: float | None = None) -> Decision:
         return await self._around(
             "abort", lambda: self.inner.abort(session, patience=patience), session.session_id
         )
@@ -397,6 +394,7 @@ class FaultyBackend(Backend):
         self,
         session: SessionToken,
         *,
+        keys: Collection[ObjectKey] | None = None,
         tombstones: Collection[Tombstone] = (),
         keep_locked: Collection[ObjectKey] = (),
         buried: Collection[Tombstone] = (),
@@ -404,7 +402,11 @@ class FaultyBackend(Backend):
         await self._around(
             "settle",
             lambda: self.inner.settle(
-                session, tombstones=tombstones, keep_locked=keep_locked, buried=buried
+                session,
+                keys=keys,
+                tombstones=tombstones,
+                keep_locked=keep_locked,
+                buried=buried,
             ),
             session.session_id,
         )

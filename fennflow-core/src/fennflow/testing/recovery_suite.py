@@ -140,13 +140,14 @@ class RecoverySuite:
                     etag="e1",
                     owner=3,
                     owner_session="other",
+                    for_key="a",
                 ),
                 AbortUpload(namespace="bucket", key="a", upload_id="u"),
             ]
             await backend.stage(session, [A], plan_for(A))
             await backend.commit(session, Commit(records=[record(A, session)], steps=steps))
-            outcome, stored = await backend.abort(session)
-            assert (outcome, list(stored)) == (Outcome.COMMITTED, steps)
+            decision = await backend.abort(session)
+            assert (decision.outcome, list(decision.steps)) == (Outcome.COMMITTED, steps)
 
         run(config, scenario)
 
@@ -191,7 +192,7 @@ class RecoverySuite:
                 with pytest.raises(SessionLostException):
                     await attempt
             assert list(await backend.heartbeat([found.session])) == [found.session]
-            assert (await backend.abort(found.session))[0] is Outcome.ABORTED
+            assert (await backend.abort(found.session)).outcome is Outcome.ABORTED
             with pytest.raises(RecordLockedException):
                 await backend.stage(new_session(), [A], plan_for(A))
             await backend.settle(found.session)
@@ -212,10 +213,8 @@ class RecoverySuite:
             found = {each.session.session_id: each for each in await backend.claim(10)}
             assert found[committed.session_id].outcome is Outcome.COMMITTED
             assert found[aborted.session_id].outcome is Outcome.ABORTED
-            assert await backend.abort(found[committed.session_id].session) == (
-                Outcome.COMMITTED,
-                steps,
-            )
+            decision = await backend.abort(found[committed.session_id].session)
+            assert (decision.outcome, list(decision.steps)) == (Outcome.COMMITTED, steps)
 
         run(config, scenario, lease_ttl=0.05)
 
@@ -276,7 +275,7 @@ class RecoverySuite:
         async def scenario(backend: Backend) -> None:
             committed = await put(backend, A)
             await backend.claim(10)
-            assert (await backend.abort(committed))[0] is Outcome.COMMITTED
+            assert (await backend.abort(committed)).outcome is Outcome.COMMITTED
 
         run(config, scenario)
 
