@@ -2,11 +2,26 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime as dt
+import enum
+from decimal import Decimal
 from pathlib import Path
+from typing import Any
+from zoneinfo import ZoneInfo
 
 import pytest
-from pydantic import BaseModel, Field
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    Json,
+    PrivateAttr,
+    SecretBytes,
+    SecretStr,
+    computed_field,
+    field_validator,
+)
 
 from fennflow.exceptions import FileException, MediaTypeCannotBeGuessedException
 from fennflow.files import (
@@ -19,7 +34,10 @@ from fennflow.files import (
     TextContent,
     UrlContent,
 )
+from fennflow.files.round_trips import first_difference
+from fennflow.paths import StoragePath
 from fennflow.plugins import registry
+from fennflow.responses import ObjectInfo
 from stores import Store
 
 
@@ -84,10 +102,259 @@ def test_a_model_that_would_not_be_read_back_is_refused() -> None:
         ModelContent[OneWay].from_content(OneWay(secret="x"))
 
 
-@pytest.mark.parametrize("url", ["", "no url", "//host/path", "http://", "https://a b/"])
-def test_what_is_no_url_is_refused(url: str) -> None:
+class Color(enum.Enum):
+    RED = "red"
+
+
+@dataclasses.dataclass
+class Point:
+    x: float
+    y: float
+
+
+class Animal(BaseModel):
+    name: str
+
+
+class Dog(Animal):
+    tricks: int = 0
+
+
+class Many(BaseModel):
+    """All that comes back equal, NaN among it."""
+
+    model_config = ConfigDict(ser_json_inf_nan="constants", extra="allow")
+
+    number: float = float("nan")
+    infinite: float = float("inf")
+    point: Point = Point(float("nan"), 1)
+    price: Decimal = Decimal("1.10")
+    when: dt.datetime = dt.datetime(2026, 1, 1, tzinfo=ZoneInfo("Europe/Berlin"))
+    color: Color = Color.RED
+    pair: tuple[int, str] = (1, "a")
+    names: set[str] = {"a", "b"}
+    by_number: dict[int, bytes] = {1: b"x"}
+    parsed: Json[list[int]] = [1]
+    animal: Animal = Animal(name="Rex")
+    nothing: None = None
+    _cache: object = PrivateAttr(default_factory=object)
+
+
+class Area(BaseModel):
+    """Computed fields are left out where they could not be read back."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    width: int
+
+    @computed_field
+    def doubled(self) -> int:
+        return 2 * self.width
+
+
+@pytest.mark.parametrize("model", [Many(more={"1": [float("nan")]}), Area(width=2)])
+def test_a_model_is_read_back_as_it_was(model: BaseModel) -> None:
+    back = ModelContent[type(model)].from_content(model).content  # type: ignore[misc]
+    assert first_difference(model, back) is None
+    assert back.model_dump_json() == model.model_dump_json()
+
+
+class Login(BaseModel):
+    user: str = "ann"
+    password: SecretStr | SecretBytes
+
+
+class Account(BaseModel):
+    logins: list[Login]
+
+
+class Measured(BaseModel):
+    value: float | None
+
+
+class Anything(BaseModel):
+    value: Any = None
+
+
+class Blob(BaseModel):
+    model_config = ConfigDict(ser_json_bytes="base64")
+
+    data: bytes
+
+
+class Hidden(BaseModel):
+    value: str = Field(default="", exclude=True)
+
+
+class Owner(BaseModel):
+    pet: Animal
+
+
+class Shouting(BaseModel):
+    value: str
+
+    @field_validator("value")
+    @classmethod
+    def _louder(cls, value: str) -> str:
+        return f"{value}!"
+
+
+@pytest.mark.parametrize(
+    ("model", "where"),
+    [
+        (Account(logins=[Login(password=SecretStr("hunter2"))]), "Account.logins.0.password"),
+        (Login(password=SecretBytes(b"hunter2")), "Login.password"),
+        (Measured(value=float("nan")), "Measured.value"),
+        (Measured(value=float("-inf")), "Measured.value"),
+        (Blob(data=b"abc"), "Blob.data"),
+        (Hidden(value="x"), "Hidden.value"),
+        (Owner(pet=Dog(name="Rex", tricks=1)), "Owner.pet"),
+        (Shouting(value="a"), "Shouting.value"),
+        (Anything(value=(1, 2)), "Anything.value"),
+        (Anything(value={1: 2}), "Anything.value.1"),
+        (Anything(value=Decimal(1)), "Anything.value"),
+        (Anything(value=dt.date(2026, 1, 1)), "Anything.value"),
+        (Anything(value=Color.RED), "Anything.value"),
+    ],
+)
+def test_a_model_that_would_come_back_changed_is_refused_with_the_field(
+    model: BaseModel, where: str
+) -> None:
+    with pytest.raises(FileException, match=rf"^{where} would be read back") as caught:
+        ModelContent[type(model)].from_content(model)  # type: ignore[misc]
+    assert "hunter2" not in str(caught.value)
+
+
+def test_a_model_of_a_subclass_is_refused() -> None:
+    with pytest.raises(FileException, match=r"^Dog would be read back"):
+        ModelContent[Animal].from_content(Dog(name="Rex"))
+
+
+@pytest.mark.parametrize("value", ["\ud800", b"\xff", object(), 1j])
+def test_a_model_without_a_json_form_is_refused(value: object) -> None:
+    with pytest.raises(FileException, match="Anything"):
+        ModelContent[Anything].from_content(Anything(value=value))
+
+
+@pytest.mark.parametrize(
+    ("value", "where"),
+    [
+        ({1: "a"}, "1"),
+        ({"a": [{None: 1}]}, "a.0.None"),
+        ({1: "a", "1": "b"}, "1"),
+        ({True: 1}, "True"),
+    ],
+)
+def test_a_value_that_json_would_change_is_refused(value: object, where: str) -> None:
+    with pytest.raises(FileException, match=f"at {where}:"):
+        JsonContent.from_content(value)
+
+
+def test_a_value_that_json_holds_is_read_back() -> None:
+    value = {"a": (1, 2.5, None, True), "b": [{}, "ü"]}
+    assert JsonContent.from_content(value).content == {"a": [1, 2.5, None, True], "b": [{}, "ü"]}
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        *("", "no url", "//host/path", "http://", "https://a b/", "https:path", "https:/path"),
+        *("javascript:alert(1)", "JavaScript:alert(1)", " javascript:alert(1)", "java\nscript:x"),
+        *("data:text/html,x", "vbscript:x", "file:///etc/passwd", "ftp://host/", "mailto:a@b.c"),
+        *(
+            "https://host/\r\nX-Other: 1",
+            "https://host/\t",
+            "https:\\\\host",
+            "https://h/\u202egpj",
+        ),
+        "https://host/\ud800",
+    ],
+)
+def test_what_is_no_url_to_link_to_is_refused(url: str) -> None:
     with pytest.raises(FileException, match="scheme"):
         UrlContent.from_content(url)
+    stored = UrlContent(data=url.encode(errors="surrogatepass"), filename="l.uri")
+    with pytest.raises(FileException, match=r"l\.uri"):
+        _ = stored.content
+
+
+def test_the_schemes_of_urls_are_those_of_the_class() -> None:
+    class Mail(UrlContent):
+        schemes = frozenset({"mailto"})
+
+    assert Mail.from_content("mailto:ann@example.com").content == "mailto:ann@example.com"
+    assert UrlContent(data=b"HTTPS://example.com/a\r\n").content == "HTTPS://example.com/a"
+    with pytest.raises(FileException, match="mailto"):
+        Mail.from_content("https://example.com/")
+
+
+@pytest.mark.parametrize(
+    "charset",
+    [
+        *(
+            "idna",
+            "punycode",
+            "unicode_escape",
+            "utf-7",
+            "rot13",
+            "undefined",
+            "hex",
+            "zlib",
+            "mbcs",
+        ),
+        *("x" * 5000, "os.path", "../x", "a\\x00", "no-such"),
+    ],
+)
+def test_text_of_a_charset_that_is_not_known_is_an_error_of_ours(charset: str) -> None:
+    media_type = f"text/plain; charset={charset}"
+    with pytest.raises(FileException, match="charset"):
+        TextContent.from_content("a", media_type=media_type)
+    stored = TextContent(data=b"a", media_type=media_type)
+    with pytest.raises(FileException, match="bytes are in `data`"):
+        _ = stored.content
+
+
+@pytest.mark.parametrize(
+    ("charset", "text"),
+    [
+        ("latin-1", "é"),
+        ("ISO-8859-15", "€"),
+        ("windows-1252", "€"),
+        ("Shift_JIS", "日本"),
+        ("UTF-16", "ü"),
+        ('"utf-8"', "ü"),
+        ("us-ascii", "a"),
+        ("GB18030", "日"),
+        ("koi8-r", "Я"),
+    ],
+)
+def test_text_of_a_common_charset_comes_back(charset: str, text: str) -> None:
+    file = TextContent.from_content(text, media_type=f"text/plain;charset={charset}")
+    assert file.content == text
+
+
+def test_an_unreadable_file_that_is_compressed_says_so() -> None:
+    info = ObjectInfo(
+        path=StoragePath("a"),
+        size=1,
+        media_type="text/plain",
+        etag="e",
+        sha256=None,
+        created_at=dt.datetime.now(dt.UTC),
+        modified_at=dt.datetime.now(dt.UTC),
+        headers={"Content-Encoding": "gzip"},
+    )
+    for content in (TextContent, JsonContent):
+        file = content.from_stored(b"\x1f\x8b", filename="a", info=info)
+        with pytest.raises(FileException, match="Content-Encoding gzip: decode `data`"):
+            _ = file.content
+
+
+@pytest.mark.parametrize(
+    "name", ["data:text/html;x,y.png", "a/data:text/html,x.png", "http://[.png"]
+)
+def test_a_name_that_looks_like_a_url_is_a_name(name: str) -> None:
+    assert BinaryContent(data=b"?", filename=name).media_type == "image/png"
 
 
 @pytest.mark.parametrize(

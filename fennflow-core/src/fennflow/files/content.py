@@ -21,6 +21,8 @@ from typing_extensions import override
 
 from fennflow.exceptions import FileException, MediaTypeCannotBeGuessedException, MetadataException
 from fennflow.files import media_types
+from fennflow.files.charsets import codec_of
+from fennflow.files.round_trips import first_difference
 from fennflow.paths import StoragePath
 from fennflow.responses import ObjectInfo
 
@@ -123,6 +125,18 @@ class BaseContent(Described):
         """The decoded value: `str` of text, the value of JSON, else the bytes."""
         return self.data
 
+    @property
+    def _name(self) -> str:
+        return self.path or self.filename or "The file"
+
+    def _unreadable(self, error: Exception) -> FileException:
+        """Return the error for bytes that are not what this class holds."""
+        coding = None if self.info is None else self.info.headers.get("Content-Encoding")
+        hint = f" It is stored with Content-Encoding {coding}: decode `data`." if coding else ""
+        return FileException(
+            f"{self._name} cannot be read as {type(self).__name__}: {error}.{hint}"
+        )
+
     def sha256(self) -> str:
         """Return the SHA-256 of the bytes, hexadecimal."""
         return hashlib.sha256(self.data).hexdigest()
@@ -182,6 +196,9 @@ def check_metadata(metadata: Mapping[str, str]) -> None:
 class TextContent(BaseContent):
     """Text, stored as UTF-8 unless its media type names another charset.
 
+    Charsets are those that browsers know (UTF-8, UTF-16, ISO 8859, Windows code pages, and the
+    usual ones of Chinese, Japanese, Korean and Cyrillic); text of any other is read as `data`.
+
     Example:
         ```python
         from fennflow.files import TextContent
@@ -206,13 +223,17 @@ class TextContent(BaseContent):
         """Build it from text.
 
         Raises:
-            FileException: the charset cannot encode the text.
+            FileException: the charset is not known, or cannot hold the text.
         """
         try:
-            data = text.encode(_charset(media_type))
-        except (UnicodeEncodeError, LookupError, AttributeError) as error:
+            codec = codec_of(media_type)
+            data = text.encode(codec)
+        except (UnicodeError, AttributeError) as error:
             message = f"The text cannot be encoded: {error}"
             raise FileException(message) from error
+        if codec != "utf_8" and data.decode(codec, errors="replace") != text:
+            message = f"The text would be read back as another one from {codec}; use UTF-8."
+            raise FileException(message)
         return cls(data=data, filename=filename, media_type=media_type, metadata=metadata or {})
 
     @property
@@ -221,21 +242,12 @@ class TextContent(BaseContent):
         """The text.
 
         Raises:
-            FileException: the bytes are not text of the charset.
+            FileException: the bytes are not text of the charset, or it is not known.
         """
         try:
-            return self.data.decode(_charset(self.media_type))
-        except (UnicodeDecodeError, LookupError) as error:
-            message = f"{self.path or self.filename or 'The text'} cannot be decoded: {error}"
-            raise FileException(message) from error
-
-
-def _charset(media_type: str) -> str:
-    for parameter in media_type.split(";")[1:]:
-        name, _, value = parameter.partition("=")
-        if name.strip().lower() == "charset":
-            return value.strip().strip('"')
-    return "utf-8"
+            return self.data.decode(codec_of(self.media_type))
+        except UnicodeError as error:
+            raise self._unreadable(error) from error
 
 
 class JsonContent(BaseContent):
@@ -265,14 +277,22 @@ class JsonContent(BaseContent):
         """Build it from a value.
 
         Raises:
-            FileException: the value is no JSON, for instance has a NaN.
+            FileException: the value is not JSON, for instance has a NaN or a key that is not text.
         """
         try:
             text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
             data = text.encode()
+            back = json.loads(text)
+            where = None if back == value else first_difference(value, back, json=True)
         except (TypeError, ValueError, RecursionError) as error:
-            message = f"The value is no JSON: {error}"
+            message = f"The value is not JSON: {error}"
             raise FileException(message) from error
+        if where is not None:
+            message = (
+                f"The value would be read back as another one, at {where or 'its root'}: JSON has "
+                "text keys alone, and no types of its own. Nothing was sent."
+            )
+            raise FileException(message)
         return cls(data=data, filename=filename, media_type=media_type, metadata=metadata or {})
 
     @property
@@ -281,17 +301,20 @@ class JsonContent(BaseContent):
         """The value.
 
         Raises:
-            FileException: the bytes are no JSON.
+            FileException: the bytes are not JSON.
         """
         try:
             return json.loads(self.data)
         except (ValueError, RecursionError) as error:
-            message = f"{self.path or self.filename or 'The file'} is no JSON: {error}"
-            raise FileException(message) from error
+            raise self._unreadable(error) from error
 
 
 class UrlContent(BaseContent):
     """A URL, stored as text; what it leads to is not fetched.
+
+    Only `http` and `https` are accepted, when it is made and when it is read: a `javascript:` URL
+    that somebody has stored would run in the page that shows it as a link. A subclass may name
+    other `schemes`.
 
     Example:
         ```python
@@ -304,6 +327,7 @@ class UrlContent(BaseContent):
     """
 
     default_media_type = "text/uri-list"
+    schemes: ClassVar[frozenset[str]] = frozenset({"http", "https"})
 
     @classmethod
     def from_content(
@@ -314,17 +338,12 @@ class UrlContent(BaseContent):
         media_type: str = "",
         metadata: Mapping[str, str] | None = None,
     ) -> Self:
-        """Build it from a URL with a scheme.
+        """Build it from a URL.
 
         Raises:
-            FileException: it is no URL.
+            FileException: it is not a URL, or its scheme is not one of `schemes`.
         """
-        try:
-            _URL.validate_python(url)
-            data = url.encode()
-        except ValueError:
-            message = "This is no URL: it needs a scheme and what follows, as in https://host/path."
-            raise FileException(message) from None
+        data = cls._checked(url, "This").encode()
         return cls(data=data, filename=filename, media_type=media_type, metadata=metadata or {})
 
     @property
@@ -333,13 +352,32 @@ class UrlContent(BaseContent):
         """The URL.
 
         Raises:
-            FileException: the bytes are not UTF-8.
+            FileException: the bytes are not a URL, or its scheme is not one of `schemes`.
         """
         try:
-            return self.data.decode()
+            url = self.data.decode()
         except UnicodeDecodeError as error:
-            message = f"{self.path or self.filename or 'The URL'} cannot be decoded: {error}"
-            raise FileException(message) from error
+            raise self._unreadable(error) from error
+        # A list of URLs ends its lines so; one line of it is a URL.
+        return self._checked(url.removesuffix("\n").removesuffix("\r"), self._name)
+
+    @classmethod
+    def _checked(cls, url: object, name: str) -> str:
+        """Return the URL, if it is one and safe to link to."""
+        if isinstance(url, str) and url.isprintable() and " " not in url and "\\" not in url:
+            try:
+                scheme = _URL.validate_python(url).scheme
+            except ValueError:
+                scheme = ""
+            # Without the slashes, browsers take what follows for a path on the site that they show.
+            whole = scheme not in {"http", "https"} or url.lower().startswith(f"{scheme}://")
+            if scheme in cls.schemes and whole:
+                return url
+        message = (
+            f"{name} is not a URL with a scheme of {', '.join(sorted(cls.schemes))}, as in "
+            "https://host/path, without spaces and line breaks."
+        )
+        raise FileException(message)
 
 
 class BinaryContent(BaseContent):

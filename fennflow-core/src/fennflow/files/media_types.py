@@ -23,7 +23,8 @@ for _media_type, _extension in (
 
 def from_name(name: str) -> str | None:
     """Return the media type that a file name's extension tells, if any."""
-    media_type, encoding = _TYPES.guess_type(name)
+    # After a slash, it cannot be taken for a URL, which may bring a type of its own (`data:`).
+    media_type, encoding = _TYPES.guess_type(f"/{name.rpartition('/')[2]}")
     return None if encoding else media_type
 
 

@@ -6,10 +6,12 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, Generic, Self, TypeVar, cast
 
 from pydantic import BaseModel, ValidationError
+from pydantic_core import PydanticSerializationError
 from typing_extensions import override
 
 from fennflow.exceptions import FileException
 from fennflow.files.content import BaseContent
+from fennflow.files.round_trips import first_difference
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -71,16 +73,42 @@ class ModelContent(BaseContent, Generic[M]):
     ) -> Self:
         """Build it from an instance of the model, by its aliases.
 
+        What is stored is read back and compared first: secrets become asterisks in JSON, NaN
+        becomes null, and fields may be left out or have a JSON form of their own.
+
         Raises:
-            FileException: it is of another class, or what it is stored as would not be read back.
+            FileException: it is of another class, has no JSON form, or would be read back as
+                something else; names the field.
         """
         if cls.model is not None and not isinstance(model, cls.model):
             message = f"{cls.__name__} holds {cls.model.__name__}, not {type(model).__name__}."
             raise FileException(message)
-        data = model.model_dump_json(by_alias=True).encode()
-        built = cls(data=data, filename=filename, media_type=media_type, metadata=metadata or {})
-        _ = built.content
-        return built
+        wheres: list[str] = []
+        for round_trip in (False, True):  # pydantic's own form for that leaves out computed fields
+            try:
+                data = model.model_dump_json(by_alias=True, round_trip=round_trip).encode()
+            except (PydanticSerializationError, ValueError, TypeError, RecursionError) as error:
+                message = f"{type(model).__name__} has no JSON form: {error}"
+                raise FileException(message) from error
+            built = cls(
+                data=data, filename=filename, media_type=media_type, metadata=metadata or {}
+            )
+            try:
+                where = first_difference(model, built.content)
+            except FileException:
+                if round_trip:
+                    raise
+                continue
+            if where is None:
+                return built
+            wheres.append(where)
+        field = f"{type(model).__name__}.{wheres[-1]}".rstrip(".")
+        message = (
+            f"{field} would be read back as another value: its JSON form does not hold it (a "
+            "secret, NaN, bytes in another encoding, an excluded field, an instance of a subclass). "
+            "Give it a serializer and a validator that fit, or store it otherwise. Nothing was sent."
+        )
+        raise FileException(message)
 
     @property
     @override

@@ -1,0 +1,62 @@
+"""Comparing values with what their stored form was read back as."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import cast
+
+from pydantic import BaseModel
+
+
+def first_difference(given: object, back: object, *, json: bool = False) -> str | None:
+    """Return where a value differs from what was read back; None where it does not.
+
+    Unlike `==`, it takes one NaN for another, passes over private attributes of models, which are
+    not stored, and says where.
+
+    Args:
+        given: the value.
+        back: what was read back.
+        json: whether lists may stand for tuples, as JSON has no other way.
+
+    Returns:
+        a path such as `lines.0.price`; empty for the value itself.
+    """
+    parts, others = _parts(given), _parts(back)
+    alike = type(back) is type(given) or (json and isinstance(given, (list, tuple)))
+    if parts is not None and others is not None and (alike or isinstance(given, Mapping)):
+        for name in dict.fromkeys([*parts, *others]):
+            if name not in parts or name not in others:
+                return str(name)
+            where = first_difference(parts[name], others[name], json=json)
+            if where is not None:
+                return f"{name}.{where}" if where else str(name)
+        return None
+    if isinstance(given, float) and isinstance(back, float) and math.isnan(given):
+        return None if math.isnan(back) else ""
+    return None if _equal(given, back) else ""
+
+
+def _parts(value: object) -> Mapping[object, object] | None:
+    """Return what a value is made of, by name or number; None if it is one thing."""
+    if isinstance(value, BaseModel):
+        fields = {name: value.__dict__.get(name) for name in type(value).model_fields}
+        return cast("Mapping[object, object]", {**fields, **(value.__pydantic_extra__ or {})})
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {each.name: getattr(value, each.name, None) for each in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return cast("Mapping[object, object]", value)
+    if isinstance(value, (list, tuple)):
+        return dict[object, object](enumerate(cast("list[object]", value)))
+    return None
+
+
+def _equal(given: object, back: object) -> bool:
+    try:
+        if type(given).__eq__ is object.__eq__ and type(given) is type(back):
+            return given is back or vars(given) == vars(back)
+        return bool(given == back)
+    except Exception:  # noqa: BLE001 - of a foreign type: what cannot be compared is not known to be equal
+        return False
