@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import os
+import stat
 import traceback
 from collections.abc import AsyncGenerator
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 from urllib.request import Request, urlopen
 
 import pytest
@@ -21,6 +24,7 @@ from fennflow.connectors import (
 )
 from fennflow.exceptions import (
     AccessDeniedException,
+    BaseConnectorException,
     ConfigException,
     ConnectorCapabilityException,
     ConnectorUnavailableException,
@@ -313,6 +317,173 @@ async def test_files_of_others_are_read_too(files: Store, tmp_path: Path) -> Non
     async with files.connector() as connector:
         stored, body = await connector.get(files.namespace, Location("a.txt"))
         assert (body, stored.metadata) == (b"theirs", {})
+
+
+@pytest.mark.parametrize("inside", [False, True])
+@pytest.mark.parametrize("key", ["link/y.txt", "link", "deep/link/er/y.txt", "link/there.txt"])
+async def test_links_are_not_followed(
+    files: Store, tmp_path: Path, key: str, *, inside: bool
+) -> None:
+    """Neither out of the root, nor to another file in it: that would have two keys."""
+    root, outside = tmp_path / files.namespace, tmp_path / "outside"
+    goal = root / "real" if inside else outside
+    for directory in (root / "deep", goal / "er"):
+        directory.mkdir(parents=True)
+    (goal / "there.txt").write_text("of somebody else")
+    link = root.joinpath(*key.split("/")[: key.split("/").index("link") + 1])
+    link.symlink_to(goal / "there.txt" if key == "link" else goal)
+    location = Location(key)
+    async with files.connector() as connector:
+        with pytest.raises(KeyException, match="symbolic link"):
+            connector.validate(files.namespace, key, TEXT)
+        await connector.put(files.namespace, "a", b"1", TEXT)
+        source = CopySource(files.namespace, Location("a"))
+        for refused in (
+            connector.put(files.namespace, key, b"new", TEXT),
+            connector.put(files.namespace, key, b"new", TEXT, if_none_match=True),
+            connector.upload(files.namespace, key, chunks(b"new"), TEXT),
+            connector.get(files.namespace, location),
+            connector.head(files.namespace, location),
+            anext(aiter(connector.stream(files.namespace, location, if_match="1"))),
+            connector.copy(files.namespace, key, source),
+            connector.copy(files.namespace, "b", CopySource(files.namespace, location)),
+        ):
+            with pytest.raises(AccessDeniedException, match="symbolic link"):
+                await refused
+        report = await connector.delete(files.namespace, [Deletion(location=location)])
+        assert [type(error) for error in report.errors] == [AccessDeniedException]
+        found = [each.location.key async for each in connector.list(files.namespace)]
+        assert found == (["a", "real/there.txt"] if inside else ["a"])
+        assert [each async for each in connector.list(files.namespace, f"{key}/")] == []
+    assert {path.name for path in goal.iterdir()} == {"er", "there.txt"}
+    assert (goal / "there.txt").read_text() == "of somebody else"
+    for hidden in (False, True):
+        with pytest.raises(KeyException, match="symbolic link"):
+            async with files.uow(hide_pending=hidden)() as uow:
+                await uow.files.put(text("new", key))
+
+
+async def chunks(*parts: bytes) -> AsyncGenerator[bytes]:
+    for part in parts:
+        yield part
+
+
+@pytest.mark.parametrize("link", [".fennflow", ".fennflow/incoming"])
+async def test_what_is_written_first_is_not_written_through_a_link_either(
+    files: Store, tmp_path: Path, link: str
+) -> None:
+    outside = tmp_path / "outside"
+    (outside / "incoming").mkdir(parents=True)
+    for directory in (outside, outside / "incoming"):
+        (directory / "old").write_text("of somebody else")
+        os.utime(directory / "old", (1, 1))
+    path = tmp_path / files.namespace / link
+    path.parent.mkdir(parents=True)
+    path.symlink_to(outside)
+    async with files.connector() as connector:
+        with pytest.raises(BaseConnectorException):
+            await connector.put(files.namespace, "a", b"1", TEXT)
+        assert [each async for each in connector.uploads(files.namespace, ".fennflow/")] == []
+        with suppress(BaseConnectorException):
+            await connector.abort_upload(files.namespace, ".fennflow/incoming/old", "old")
+    assert sorted(path.name for path in outside.rglob("*")) == ["incoming", "old", "old"]
+
+
+async def test_a_namespace_that_is_a_link_is_refused(files: Store, tmp_path: Path) -> None:
+    (tmp_path / "outside").mkdir()
+    (tmp_path / files.namespace).symlink_to("outside")
+    with pytest.raises(ConfigException, match="symbolic link"):
+        async with files.uow()() as uow:
+            await uow.files.put(text("1", "a"))
+    assert list((tmp_path / "outside").iterdir()) == []
+
+
+async def test_what_cannot_have_a_key_is_left_out_of_a_listing_and_logged(
+    files: Store, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    root = tmp_path / files.namespace
+    (root / "sub").mkdir(parents=True)
+    for name in (b"good.txt", b"two\nlines.txt", b"caf\xe9.txt", b"sub/a#1", b"sub/\x1b[2J", b"z"):
+        (Path(os.fsdecode(root)) / os.fsdecode(name)).write_text("x")
+    (root / "loop").symlink_to("loop")
+    (root / "self").symlink_to(".")
+    (root / "broken").symlink_to("nowhere")
+    os.mkfifo(root / "pipe")
+    async with files.connector() as connector:
+        found = [each async for each in connector.list(files.namespace)]
+        assert [each.location.key for each in found] == ["good.txt", "z"]
+        [stored] = [each async for each in connector.list(files.namespace, "g")]
+        assert stored == await connector.head(files.namespace, Location("good.txt"))
+    record = caplog.records[0].getMessage()
+    assert record.isprintable()
+    assert record.startswith("8 files of ")
+    assert "and 3 more" in record
+    await files.uow().reconcile(strategy="insert_missing")
+    async with files.uow()() as uow:
+        assert list(await uow.files.list()) == ["good.txt", "z"]
+
+
+async def test_a_directory_that_cannot_be_read_is_left_out_of_a_listing(
+    files: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    root, scandir = tmp_path / files.namespace, os.scandir
+    (root / "private").mkdir(parents=True)
+    (root / "a").write_text("1")
+
+    def refusing(path: Path) -> object:
+        if path == refused:
+            raise PermissionError(13, "Permission denied")
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    async with files.connector() as connector:
+        refused = root / "private"
+        assert [each.location.key async for each in connector.list(files.namespace)] == ["a"]
+        assert "private cannot be read: Permission denied" in caplog.text
+        refused = root
+        with pytest.raises(AccessDeniedException):
+            assert [each async for each in connector.list(files.namespace)]
+
+
+@pytest.mark.parametrize("config", [{}, {"file_mode": 0o640, "directory_mode": 0o750}])
+async def test_files_and_directories_are_private_unless_told(
+    tmp_path: Path, config: dict[str, Any]
+) -> None:
+    before = os.umask(0o022)
+    try:
+        url = f"file://{tmp_path}"
+        async with Store(
+            ObstoreConnectorConfig(url=url, **config), "bucket"
+        ).connector() as connector:
+            await connector.put("bucket", "sub/a", b"1", TEXT)
+            await connector.put("bucket", "sub/b", b"1", TEXT, if_none_match=True)
+            await connector.upload("bucket", "sub/c", chunks(b"1"), TEXT)
+    finally:
+        os.umask(before)
+    modes = {path: stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "bucket").rglob("*")}
+    wanted = {False: config.get("file_mode", 0o600), True: config.get("directory_mode", 0o700)}
+    assert modes == {path: wanted[path.is_dir()] for path in modes}
+    assert stat.S_IMODE((tmp_path / "bucket").stat().st_mode) == wanted[True]
+
+
+@pytest.mark.parametrize("config", [{"file_mode": 0o400}, {"directory_mode": 0o600}])
+def test_modes_that_lock_the_owner_out_are_refused(config: dict[str, Any]) -> None:
+    with pytest.raises(ConfigException):
+        ObstoreConnectorConfig(url="file:///srv/files", **config)
+
+
+async def test_a_file_in_the_place_of_a_directory_is_a_refusal(files: Store) -> None:
+    async with files.connector() as connector:
+        await connector.put(files.namespace, "a", b"1", TEXT)
+        await connector.put(files.namespace, "d/e", b"1", TEXT)
+        for key in ("a/b", "d"):
+            with pytest.raises(BaseConnectorException, match="directory") as caught:
+                await connector.put(files.namespace, key, b"2", TEXT)
+            assert not caught.value.ambiguous
+            report = await connector.delete(files.namespace, [Deletion(location=Location(key))])
+            assert list(report.errors) == [None]
+        found = [each.location.key async for each in connector.list(files.namespace)]
+        assert found == ["a", "d/e"]
 
 
 async def test_what_a_dead_process_was_writing_is_swept(files: Store, tmp_path: Path) -> None:

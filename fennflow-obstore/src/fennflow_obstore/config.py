@@ -36,6 +36,9 @@ class ObstoreConnectorConfig(ConnectorConfig):
         part_size: bytes of a part of a stream, 5 MiB to 5 GiB.
         max_collected: bytes that a stream which must not replace anything may have: obstore
             has conditions only on what is sent at once, so that it is collected in memory.
+        file_mode: of local files that are written, for instance `0o644` if other users may read
+            them. By default they are private, as they hold metadata.
+        directory_mode: likewise of local directories that are made.
         capabilities: what the namespaces enforce, in place of the probe.
 
     Raises:
@@ -58,6 +61,8 @@ class ObstoreConnectorConfig(ConnectorConfig):
     max_attempts: Annotated[int, Field(gt=0)] = 5
     part_size: Annotated[int, Field(ge=5 * MiB, le=5 * 1024 * MiB)] = 8 * MiB
     max_collected: Annotated[int, Field(ge=0)] = 256 * MiB
+    file_mode: Annotated[int, Field(ge=0o600, le=0o777)] = 0o600
+    directory_mode: Annotated[int, Field(ge=0o700, le=0o777)] = 0o700
 
     if TYPE_CHECKING:
         # Checkers take the types of the fields for those of the arguments, and a secret may be a str.
@@ -70,6 +75,8 @@ class ObstoreConnectorConfig(ConnectorConfig):
             max_attempts: int = ...,
             part_size: int = ...,
             max_collected: int = ...,
+            file_mode: int = ...,
+            directory_mode: int = ...,
             capabilities: Capabilities | None = ...,
         ) -> None: ...
 

@@ -1,8 +1,8 @@
 """Local files, with what obstore does not do for them: metadata, and bytes that outlast a power cut.
 
 What stands beside the bytes is kept in one extended attribute of the file. An object is written
-under a name of its own, gets its attribute, is synced, and takes its place by a rename, so that
-it is there whole or not at all.
+under a name of its own, gets its attribute and its mode, is synced, and takes its place by a rename,
+so that it is there whole or not at all. Symbolic links are not followed (see `beneath`).
 """
 
 from __future__ import annotations
@@ -10,10 +10,11 @@ from __future__ import annotations
 import asyncio
 import errno
 import json
+import logging
 import os
 import re
-from collections.abc import AsyncIterator, Mapping
-from contextlib import suppress
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from contextlib import aclosing, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -22,22 +23,31 @@ import obstore
 import uuid_utils
 from typing_extensions import override
 
-from fennflow.connectors import ObjectAttributes, PendingUpload, StoredObject
+from fennflow.connectors import Location, ObjectAttributes, PendingUpload, StoredObject
 from fennflow.exceptions import (
+    AccessDeniedException,
+    BaseConnectorException,
     ConnectorCapabilityException,
     ConnectorUnavailableException,
     KeyException,
+    PreconditionFailedException,
 )
-from fennflow_obstore.beside import written_object
+from fennflow.printable import printable
+from fennflow_obstore import beneath
+from fennflow_obstore.beside import stored_object, written_object
 from fennflow_obstore.connector import ObstoreConnector
 from fennflow_obstore.errors import translated
 
 if TYPE_CHECKING:
-    from obstore import Attributes, GetOptions, GetResult
+    from obstore import Attributes, GetOptions, GetResult, ObjectMeta
+    from obstore.store import ObjectStore
 
 ATTRIBUTE = "user.fennflow"
 MAX_NAME_BYTES = 240  # of 255, since obstore makes names of its own by adding to them
 ATTEMPTS_TO_DESCRIBE = 10
+SHOWN_LEFT_OUT = 5
+
+logger = logging.getLogger("fennflow")
 
 _STAGED = re.compile(r"#\d+")
 
@@ -65,6 +75,22 @@ class LocalConnector(ObstoreConnector):
                     "have that obstore uses while it writes."
                 )
                 raise KeyException(message)
+        blocked = beneath.obstacle(self._stores.root(namespace), key)
+        if blocked:
+            message = f"{namespace}/{key} cannot be a key: {blocked}. Nothing was written."
+            raise KeyException(message)
+
+    async def _check(self, namespace: str, key: str) -> None:
+        """Refuse to follow a link.
+
+        Raises:
+            AccessDeniedException: there is one on the way to the file.
+        """
+        with translated("examine", f"{namespace}/{key}"):
+            blocked = await asyncio.to_thread(beneath.obstacle, self._stores.root(namespace), key)
+        if blocked:
+            message = f"{namespace}/{key} is not accessed: {blocked}. Remove it from the directory."
+            raise AccessDeniedException(message)
 
     @override
     async def _put(
@@ -103,15 +129,41 @@ class LocalConnector(ObstoreConnector):
         """Write a local file beside its place, describe it, and move it there."""
         store, root = self._stores.of(namespace, "writing"), self._stores.root(namespace)
         incoming = f"{self._incoming}/{uuid_utils.uuid7()}"
+
+        def prepare() -> None:
+            with beneath.opened(root, self._incoming.split("/"), mode=self._config.directory_mode):
+                pass  # made, and none of them is a link
+
+        def finish() -> int:
+            size = describe(root / incoming, attributes, mode=self._config.file_mode)
+            beneath.place(
+                root,
+                incoming,
+                key,
+                replace=not if_none_match,
+                mode=self._config.directory_mode,
+            )
+            return size
+
+        await self._check(namespace, key)
         with translated("put", f"{namespace}/{key}", writes=True):
+            await asyncio.to_thread(prepare)
             answer = await obstore.put_async(store, incoming, body)
             try:
-                size = await asyncio.to_thread(describe, root / incoming, attributes)
-                await obstore.rename_async(store, incoming, key, overwrite=not if_none_match)
-            except BaseException:
+                size = await asyncio.to_thread(finish)
+            except BaseException as error:
                 (root / incoming).unlink(missing_ok=True)
+                if isinstance(error, FileExistsError):
+                    message = f"{namespace}/{key} exists, and was not replaced."
+                    raise PreconditionFailedException(message) from error
+                if isinstance(error, (NotADirectoryError, IsADirectoryError)):
+                    message = (
+                        f"{namespace}/{key} was not written: the path or a part of it is a directory "
+                        "where a file is needed, or the other way round. Delete one of them, or "
+                        "choose another key."
+                    )
+                    raise BaseConnectorException(message) from error
                 raise
-            await asyncio.to_thread(sync_directories, (root / key).parent, root)
         return written_object(key, answer["e_tag"], size, attributes, retried=False)
 
     @override
@@ -119,6 +171,7 @@ class LocalConnector(ObstoreConnector):
         self, namespace: str, key: str, options: GetOptions
     ) -> tuple[GetResult, Attributes]:
         store, path = self._stores.of(namespace, "reading"), self._stores.root(namespace) / key
+        await self._check(namespace, key)
         for _ in range(ATTEMPTS_TO_DESCRIBE):
             result = await obstore.get_async(store, key, options=options)
             attributes = await asyncio.to_thread(described, path)
@@ -130,49 +183,109 @@ class LocalConnector(ObstoreConnector):
         raise ConnectorUnavailableException(message)
 
     @override
+    async def stream(
+        self,
+        namespace: str,
+        location: Location,
+        *,
+        if_match: str,
+        start: int = 0,
+        end: int | None = None,
+    ) -> AsyncGenerator[bytes]:
+        await self._check(namespace, location.key)
+        inner = super().stream(namespace, location, if_match=if_match, start=start, end=end)
+        async with aclosing(inner) as chunks:
+            async for chunk in chunks:
+                yield chunk
+
+    @override
     async def delete_one(self, namespace: str, key: str) -> bool:
-        retried = await super().delete_one(namespace, key)
-        root = self._stores.root(namespace)
-        await asyncio.to_thread(sync_directories, (root / key).parent, root)
-        return retried
+        await self._check(namespace, key)
+        with translated("delete", f"{namespace}/{key}", writes=True):
+            await asyncio.to_thread(beneath.remove, self._stores.root(namespace), key)
+        return False
 
     @override
     async def list(
         self, namespace: str, prefix: str = "", *, start_after: str = ""
     ) -> AsyncIterator[StoredObject]:
-        async for stored in super().list(namespace, prefix, start_after=start_after):
-            if not stored.location.key.startswith(f"{self._incoming}/"):
-                yield stored
+        store, root = self._stores.of(namespace, "reading"), self._stores.root(namespace)
+        left_out: list[str] = []
+
+        def report(path: str, reason: str) -> None:
+            left_out.append(f"{printable(path)} {reason}")
+
+        def listed() -> list[ObjectMeta]:
+            directory = prefix.rpartition("/")[0]
+            keys: list[tuple[bytes, str]] = []
+            for path in beneath.walk(root, directory, self._incoming, report):
+                try:
+                    encoded = path.encode()
+                except UnicodeEncodeError:
+                    report(path, "is not UTF-8")
+                    continue
+                if path.startswith(prefix) and encoded > start_after.encode():
+                    keys.append((encoded, path))
+            metas = (meta_of(store, key, report) for _, key in sorted(keys))
+            return [meta for meta in metas if meta is not None]
+
+        # A directory is read in no order: all of it comes before the first.
+        with translated("list", f"{namespace}/{prefix}"):
+            metas = await asyncio.to_thread(listed)
+        if left_out:
+            shown = "; ".join(left_out[:SHOWN_LEFT_OUT])
+            more = len(left_out) - SHOWN_LEFT_OUT
+            logger.warning(
+                "%d files of %s cannot have a key and are left out: %s%s",
+                len(left_out),
+                namespace,
+                shown,
+                f"; and {more} more" if more > 0 else "",
+            )
+        for meta in metas:
+            yield stored_object(meta["path"], meta, {})
 
     @override
     async def uploads(self, namespace: str, prefix: str) -> AsyncIterator[PendingUpload]:
         # What a process that died was writing; obstore does not list what it writes.
-        directory = self._stores.root(namespace) / self._incoming
-        if not self._incoming.startswith(prefix):
+        root = self._stores.root(namespace)
+        if not self._incoming.startswith(prefix) or beneath.obstacle(root, self._incoming):
             return
-        for name, written_at in await asyncio.to_thread(_contents, directory):
+        for name, written_at in await asyncio.to_thread(_contents, root / self._incoming):
             yield PendingUpload(
                 key=f"{self._incoming}/{name}", upload_id=name, modified_at=written_at
             )
 
     @override
     async def abort_upload(self, namespace: str, key: str, upload_id: str) -> None:
-        directory = self._stores.root(namespace) / self._incoming
+        root, directory = self._stores.root(namespace), self._incoming.split("/")
+
+        def unlink() -> None:
+            with suppress(FileNotFoundError), beneath.opened(root, directory) as found:
+                os.unlink(upload_id, dir_fd=found[-1])
+
         if key == f"{self._incoming}/{upload_id}" and "/" not in upload_id:
-            await asyncio.to_thread((directory / upload_id).unlink, missing_ok=True)
+            with translated("delete", f"{namespace}/{key}", writes=True):
+                await asyncio.to_thread(unlink)
 
     @property
     def _incoming(self) -> str:
         return f"{self._reserved_prefix}/incoming"
 
 
-def describe(path: Path, attributes: Mapping[str, str]) -> int:
+def describe(path: Path, attributes: Mapping[str, str], *, mode: int) -> int:
     """Write what stands beside the bytes, make both durable, and return the size of the file.
+
+    Args:
+        path: of the file.
+        attributes: what stands beside its bytes.
+        mode: that it gets.
 
     Raises:
         ConnectorCapabilityException: the file system has no extended attributes.
     """
     with path.open("rb") as file:
+        os.fchmod(file.fileno(), mode)
         try:
             os.setxattr(file.fileno(), ATTRIBUTE, json.dumps(dict(attributes)).encode())
         except OSError as error:
@@ -199,19 +312,18 @@ def described(path: Path) -> dict[str, str]:
     return {str(name): str(value) for name, value in pairs.items()}
 
 
-def sync_directories(directory: Path, root: Path) -> None:
-    """Make the names in a directory durable, and that of the directory, up to the root."""
-    for each in (directory, *directory.parents):
-        try:
-            descriptor = os.open(each, os.O_RDONLY)
-        except FileNotFoundError:
-            continue  # it became empty, and was removed
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-        if each == root:
-            return
+def meta_of(store: ObjectStore, key: str, report: Callable[[str, str], None]) -> ObjectMeta | None:
+    """Return what a listing says of a file; None if it is gone, or its name cannot be a key."""
+    if _STAGED.search(key):
+        report(key, "has a name that obstore uses while it writes")
+        return None
+    try:
+        return obstore.head(store, key)
+    except FileNotFoundError:
+        return None
+    except ValueError:
+        report(key, "has a character that no key has")
+        return None
 
 
 def _contents(directory: Path) -> list[tuple[str, datetime]]:

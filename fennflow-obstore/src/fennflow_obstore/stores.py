@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -42,8 +43,8 @@ async def listed(
     pages: ListStream[Sequence[ObjectMeta]] = obstore.list(  # pyright: ignore[reportUnknownMemberType]
         store, directory or None, offset=offset or None, chunk_size=LISTED_AT_ONCE
     )
-    if isinstance(store, (LocalStore, AzureStore)):
-        # A directory is read in no order, and Azure has one of its own.
+    if isinstance(store, AzureStore):
+        # Azure has an order of its own.
         found = await pages.collect_async()
         for item in sorted(found, key=lambda each: each["path"].encode()):
             if item["path"].startswith(prefix) and item["path"].encode() > start_after.encode():
@@ -91,10 +92,8 @@ class Stores:
 
     def root(self, namespace: str) -> Path:
         """Return the directory of a namespace of local files."""
-        store = self.of(namespace, "writing")
-        assert isinstance(store, LocalStore)  # noqa: S101 - the scheme says so
-        assert store.prefix is not None  # noqa: S101
-        return store.prefix
+        _check_segment(self._config.url, namespace)
+        return Path(unquote(urlsplit(self._config.url).path)) / namespace
 
     def close(self) -> None:
         """Let go of all of them; Rust closes their connections."""
@@ -102,9 +101,7 @@ class Stores:
 
     def _new(self, namespace: str, use: Use) -> ObjectStore:
         config = self._config
-        if not namespace or "/" in namespace or namespace in {".", ".."}:
-            message = f"The namespace {namespace!r} cannot follow {config.url}: it is one segment."
-            raise ConfigException(message)
+        _check_segment(config.url, namespace)
         url = config.url if config.url.endswith("/") else f"{config.url}/"
         if config.scheme == "memory":
             return _memories.setdefault((url, namespace), MemoryStore())
@@ -112,8 +109,9 @@ class Stores:
         make: Callable[..., ObjectStore] = from_url
         try:
             if config.scheme == "file":
-                directory = Path(unquote(urlsplit(url).path)) / namespace
-                return LocalStore(directory, automatic_cleanup=True, mkdir=True)
+                directory = self.root(namespace)
+                _make(directory, config.directory_mode)
+                return LocalStore(directory, automatic_cleanup=True)
             options = {name: value.get_secret_value() for name, value in config.options.items()}
             client_options: dict[str, Any] = {
                 "timeout": timedelta(hours=1),
@@ -132,3 +130,27 @@ class Stores:
         except (BaseError, ValueError) as error:
             message = f"ObstoreConnectorConfig makes no store of {url}: {words_of(error)}"
             raise ConfigException(message) from error
+
+
+def _check_segment(url: str, namespace: str) -> None:
+    if not namespace or "/" in namespace or "\0" in namespace or namespace in {".", ".."}:
+        message = f"The namespace {namespace!r} cannot follow {url}: it is one segment."
+        raise ConfigException(message)
+
+
+def _make(directory: Path, mode: int) -> None:
+    """Make the directory of a namespace, unless it exists."""
+    try:
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        if directory.is_symlink():
+            message = (
+                f"{directory} is a symbolic link, and links below {directory.parent} are not "
+                "followed. Let the url name the directory that it leads to."
+            )
+            raise ConfigException(message)
+        with suppress(FileExistsError):
+            directory.mkdir()
+            directory.chmod(mode)  # whatever the umask
+    except OSError as error:
+        message = f"The directory {directory} cannot be made: {error}"
+        raise ConfigException(message) from error
