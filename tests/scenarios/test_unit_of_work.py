@@ -19,6 +19,7 @@ from fennflow.exceptions import (
 )
 from fennflow.files import StreamContent, TextContent
 from fennflow.testing import faults
+from fennflow_memory.connector import InMemoryConnector
 from stores import FullUOW, Store, make_store
 
 
@@ -408,6 +409,95 @@ async def test_a_lifespan_opens_and_closes_the_engine(moto_store: Store) -> None
     # Closed, it opens again at the next use.
     async with uow_class() as uow:
         assert (await uow.files.get("a")).one().content == "1"
+
+
+class Closing:
+    """Counts the connectors that are open, and holds up their closing."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.open = 0
+        self.begun, self.go_on = asyncio.Event(), asyncio.Event()
+        opens, closes = InMemoryConnector.open, InMemoryConnector.aclose
+
+        async def open_(connector: InMemoryConnector) -> None:
+            await opens(connector)
+            self.open += 1
+
+        async def aclose(connector: InMemoryConnector) -> None:
+            self.begun.set()
+            await self.go_on.wait()
+            await closes(connector)
+            self.open -= 1
+
+        monkeypatch.setattr(InMemoryConnector, "open", open_)
+        monkeypatch.setattr(InMemoryConnector, "aclose", aclose)
+
+
+async def test_who_comes_while_an_engine_closes_gets_a_new_one(
+    memory: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closing = Closing(monkeypatch)
+    uow_class = memory.uow()
+    engines: list[object] = []
+
+    async def hold() -> None:
+        async with uow_class.lifespan():
+            pass
+
+    async def put(name: str) -> None:
+        async with uow_class() as uow:
+            engines.append(uow.files._session._engine)
+            await uow.files.put(text("1", name))
+
+    await put("a")
+    async with asyncio.TaskGroup() as group:
+        group.create_task(hold())
+        await closing.begun.wait()
+        group.create_task(put("b"))
+        group.create_task(put("c"))
+        await asyncio.sleep(0)
+        assert len(engines) == 1
+        closing.go_on.set()
+    assert engines[1] is engines[2] is not engines[0]
+    assert set(await memory.objects()) == {"a", "b", "c"}
+
+
+async def test_a_unit_of_work_that_outlives_the_last_lifespan_closes_the_engine(
+    memory: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closing = Closing(monkeypatch)
+    closing.go_on.set()
+    uow_class = memory.uow()
+    async with uow_class.lifespan():
+        entered = uow_class()
+        uow = await entered.__aenter__()
+        await uow.files.put(text("1", "a"))
+    assert closing.open == 1
+    async with uow_class.lifespan():
+        pass
+    await uow.files.put(text("1", "b"))
+    await entered.__aexit__(None, None, None)
+    assert closing.open == 0
+    assert set(await memory.objects()) == {"a", "b"}
+
+
+async def test_closing_is_not_cut_off_by_the_cancellation_of_who_leaves(
+    memory: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closing = Closing(monkeypatch)
+
+    async def hold() -> None:
+        async with memory.uow().lifespan():
+            pass
+
+    task = asyncio.create_task(hold())
+    await closing.begun.wait()
+    task.cancel()
+    await asyncio.sleep(0)
+    closing.go_on.set()
+    await asyncio.wait({task})
+    assert task.cancelled()
+    assert closing.open == 0
 
 
 def test_loops_one_after_another_and_in_threads_share_the_catalog_alone(

@@ -86,13 +86,13 @@ class Maintenance:
             orphans=orphans or default.orphans,
             batch_size=default.batch_size if batch_size is None else batch_size,
         )
-        engine = await engine_for(cls.config, plugins.registry())
-        return {
-            namespace: await engine.reconciler.reconcile(
-                namespace, settings, on_finding=on_finding, on_progress=on_progress
-            )
-            for namespace in namespaces_of(cls)
-        }
+        async with engine_for(cls.config, plugins.registry()) as engine:
+            return {
+                namespace: await engine.reconciler.reconcile(
+                    namespace, settings, on_finding=on_finding, on_progress=on_progress
+                )
+                for namespace in namespaces_of(cls)
+            }
 
     @classmethod
     async def recover(cls) -> RecoveryReport:
@@ -130,27 +130,27 @@ class Maintenance:
             asyncio.run(main())
             ```
         """
-        engine = await engine_for(cls.config, plugins.registry())
-        return await engine.recovery.run(namespaces_of(cls))
+        async with engine_for(cls.config, plugins.registry()) as engine:
+            return await engine.recovery.run(namespaces_of(cls))
 
     @classmethod
     async def sessions(cls) -> Sequence[SessionInfo]:
         """Return the sessions that are under way, or wait to be settled, oldest first."""
-        backend = (await engine_for(cls.config, plugins.registry())).backend
         found: list[SessionInfo] = []
         last = ""
-        while page := await backend.sessions(after=last, limit=SESSIONS_AT_ONCE):
-            last = page[-1].session.session_id
-            found += [
-                SessionInfo(
-                    session_id=each.session.session_id,
-                    state="open" if each.outcome is None else each.outcome.value,
-                    age=each.age,
-                    lease_left=each.lease_left,
-                    paths=[f"{intent.namespace}/{intent.key}" for intent in each.intents],
-                )
-                for each in page
-            ]
+        async with engine_for(cls.config, plugins.registry()) as engine:
+            while page := await engine.backend.sessions(after=last, limit=SESSIONS_AT_ONCE):
+                last = page[-1].session.session_id
+                found += [
+                    SessionInfo(
+                        session_id=each.session.session_id,
+                        state="open" if each.outcome is None else each.outcome.value,
+                        age=each.age,
+                        lease_left=each.lease_left,
+                        paths=[f"{intent.namespace}/{intent.key}" for intent in each.intents],
+                    )
+                    for each in page
+                ]
         return found
 
     @classmethod
@@ -180,5 +180,5 @@ class Maintenance:
             asyncio.run(main())
             ```
         """
-        engine = await engine_for(cls.config, plugins.registry())
-        return await diagnose(engine, namespaces_of(cls))
+        async with engine_for(cls.config, plugins.registry()) as engine:
+            return await diagnose(engine, namespaces_of(cls))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from inspect import getattr_static
 from typing import TYPE_CHECKING, ClassVar, TypeVar, cast
 
@@ -12,7 +12,7 @@ from typing_extensions import override
 from fennflow import plugins
 from fennflow.config import ConfigDict
 from fennflow.engine.callbacks import Callback, Undo
-from fennflow.engine.runtime import engine_for, engine_lifespan
+from fennflow.engine.runtime import engine_for
 from fennflow.engine.session import Session
 from fennflow.exceptions import ConfigException, TransactionException
 from fennflow.maintenance import Maintenance
@@ -111,25 +111,28 @@ class UnitOfWork(Maintenance):
         self._plugins.connector_for(self.config.connector)
         self._plugins.backend_for(self.config.backend)
         self._session: Session | None = None
+        self._use = AsyncExitStack()
 
     async def __aenter__(self) -> Self:
         """Open a session; nothing is sent before the first call."""
         if self._session is not None:
             message = "This unit of work is open or was used already. Construct a new one."
             raise TransactionException(message)
-        engine = await engine_for(self.config, self._plugins)
-        joined, reconciled = None, set[str]()
-        if self._join is not None:
-            # Now, since the catalog could not be filled while the user's transaction writes to it.
-            await engine.reconciler.prepare_all(namespaces_of(type(self)), reconciled)
-            joined = await engine.backend.join(self._join)
-        session = Session(engine, joined, reconciled)
-        if not self._auto_commit:
-            try:
-                session.check_ends_here()
-            except BaseException:
-                session.close()
-                raise
+        async with AsyncExitStack() as stack:
+            engine = await stack.enter_async_context(engine_for(self.config, self._plugins))
+            joined, reconciled = None, set[str]()
+            if self._join is not None:
+                # Now, since the catalog could not be filled while the user's transaction writes to it.
+                await engine.reconciler.prepare_all(namespaces_of(type(self)), reconciled)
+                joined = await engine.backend.join(self._join)
+            session = Session(engine, joined, reconciled)
+            if not self._auto_commit:
+                try:
+                    session.check_ends_here()
+                except BaseException:
+                    session.close()
+                    raise
+            self._use = stack.pop_all()
         self._session = session
         for name, field in fields_of(type(self)).items():
             # RepoField is no data descriptor, so what stands in the instance is found first.
@@ -157,6 +160,7 @@ class UnitOfWork(Maintenance):
                 raise
         finally:
             session.close()
+            await self._use.aclose()
 
     async def commit(self) -> None:
         """Commit what was done so far; more work may follow, in a transaction of its own.
@@ -283,9 +287,9 @@ class UnitOfWork(Maintenance):
 
         Units of work inside need no time to connect, nor to reconcile buckets before their first
         use, if `ReconcileConfig.frequency` is `on_start_app`. Engines are shared: the last lifespan of
-        equal configurations closes theirs.
+        equal configurations closes theirs, once the units of work have ended that still use it.
         """
-        async with engine_lifespan(cls.config, plugins.registry()) as engine:
+        async with engine_for(cls.config, plugins.registry(), lifespan=True) as engine:
             await engine.reconciler.prepare_all(namespaces_of(cls), set())
             yield
 

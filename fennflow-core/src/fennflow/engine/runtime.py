@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
+from fennflow.engine.concurrency import shielded
 from fennflow.engine.leases import Leases
 from fennflow.engine.reconcile import Reconciler
 from fennflow.engine.recovery import Recovery
@@ -38,12 +39,23 @@ class Engine(Parts):
 
 @dataclass(slots=True)
 class _Slot:
-    """The place of one engine on one loop."""
+    """The place of one engine on one loop.
 
-    opening: asyncio.Lock = field(default_factory=asyncio.Lock)
+    Attributes:
+        turn: held while the engine opens or closes.
+        engine: while it is open.
+        lifetime: opens it, and closes it at its end.
+        users: units of work and others that use the engine.
+        lifespans: those of them that keep it open.
+        due: whether the last lifespan has ended, so that the last user closes the engine.
+    """
+
+    turn: asyncio.Lock = field(default_factory=asyncio.Lock)
     engine: Engine | None = None
     lifetime: AsyncGenerator[Engine] | None = None
+    users: int = 0
     lifespans: int = 0
+    due: bool = False
 
 
 _Key = tuple["ConfigDict", int]
@@ -51,43 +63,59 @@ _slots: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[_Key, _Slot]] = WeakKe
 _slots_lock = threading.Lock()
 
 
-async def engine_for(config: ConfigDict, plugins: PluginRegistry) -> Engine:
-    """Return the engine of a configuration on the running loop, opening it at first use.
+@asynccontextmanager
+async def engine_for(
+    config: ConfigDict, plugins: PluginRegistry, *, lifespan: bool = False
+) -> AsyncGenerator[Engine]:
+    """Use the engine of a configuration on the running loop, opening it at first use.
 
-    It is closed with the loop: it lives in an asynchronous generator, and `asyncio.run`, like
-    every runner that ends a loop in order, closes those that are still open.
+    It is closed after the last lifespan, when nobody uses it any more; who wants it then waits, and
+    opens another one. Else it is closed with the loop: it lives in an asynchronous generator, and
+    `asyncio.run`, like every runner that ends a loop in order, closes those that are still open.
+
+    Args:
+        config: the configuration.
+        plugins: that are installed.
+        lifespan: whether the block keeps it open for others.
 
     Raises:
         PluginException: no plugin brings the connector or the backend.
         FennFlowException: the connector or the backend cannot be opened.
     """
     loop = asyncio.get_running_loop()
-    key = (config, id(plugins))
     with _slots_lock:
         for other in [other for other in _slots if other.is_closed()]:
             del _slots[other]
-        slot = _slots.setdefault(loop, {}).setdefault(key, _Slot())
-    async with slot.opening:
+        slot = _slots.setdefault(loop, {}).setdefault((config, id(plugins)), _Slot())
+    async with slot.turn:
         if slot.engine is None:
             slot.lifetime = _lifetime(config, plugins, slot)
             # In an empty context: connections and their tasks outlive the request that opens them.
             slot.engine = await loop.create_task(_first(slot.lifetime), context=Context())
         engine = slot.engine
-    await engine.recovery.settle()
-    return engine
-
-
-@asynccontextmanager
-async def engine_lifespan(config: ConfigDict, plugins: PluginRegistry) -> AsyncGenerator[Engine]:
-    """Hold the engine of a configuration open; who leaves last closes it."""
-    engine = await engine_for(config, plugins)
-    slot = _slots[asyncio.get_running_loop()][config, id(plugins)]
-    slot.lifespans += 1
+        slot.users += 1
+        slot.lifespans += lifespan
+        slot.due = slot.due and not lifespan
     try:
+        await engine.recovery.settle()
         yield engine
     finally:
-        slot.lifespans -= 1
-        if not slot.lifespans and slot.lifetime is not None:
+        slot.users -= 1
+        slot.lifespans -= lifespan
+        slot.due = (slot.due or lifespan) and not slot.lifespans
+        if slot.due and not slot.users:
+            work, cancellation = await shielded(
+                _close(slot), grace=lambda: config.compensation_timeout
+            )
+            if cancellation is not None:
+                raise cancellation
+            work.result()
+
+
+async def _close(slot: _Slot) -> None:
+    async with slot.turn:
+        # Who came first to the turn may use it again, or have closed it.
+        if slot.due and not slot.users and slot.lifetime is not None:
             await slot.lifetime.aclose()
 
 
@@ -120,3 +148,4 @@ async def _lifetime(
             yield Engine(config, connector, backend, leases, plugins, recovery, reconciler)
     finally:
         slot.engine = slot.lifetime = None
+        slot.due = False
