@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sqlite3
+import stat
 import threading
 import traceback
 from collections.abc import AsyncGenerator
@@ -104,6 +106,26 @@ async def test_whoever_comes_first_creates_the_tables_and_all_use_them(url: str)
     assert len({each.result() for each in uses}) == 1
     async with opened(config) as backend:
         assert len(await backend.scan("bucket", prefix="", start="", limit=99)) == 8
+
+
+@pytest.mark.parametrize("mode", [None, 0o660])
+async def test_sqlite_files_are_private_unless_told(tmp_path: Path, mode: int | None) -> None:
+    def modes() -> dict[str, int]:
+        return {path.name: stat.S_IMODE(path.stat().st_mode) for path in tmp_path.iterdir()}
+
+    url = f"sqlite:///{tmp_path}/a.db"
+    config = SqlalchemyBackendConfig(url=url)
+    if mode is not None:
+        config = SqlalchemyBackendConfig(url=url, file_mode=mode)
+    before = os.umask(0o022)
+    try:
+        async with opened(config) as backend:
+            await put(backend, A)
+            found = modes()
+    finally:
+        os.umask(before)
+    assert {"a.db", "a.db-wal", "a.journal.db", "a.journal.db-wal"} <= found.keys()
+    assert set(found.values()) == {mode or 0o600}
 
 
 async def test_a_file_that_cannot_be_switched_to_wal_now_is_tried_again(tmp_path: Path) -> None:

@@ -43,6 +43,8 @@ class SqlalchemyBackendConfig(BackendConfig):
             instance `fennflow.journal.db`.
         pool_size: database connections of one event loop.
         busy_timeout: seconds to wait for another process to release a SQLite file.
+        file_mode: of SQLite files that are created, for instance `0o660` for a group. By default
+            they are private, as they hold keys and metadata.
 
     Raises:
         ConfigException: another database, one in memory, a URL in which `@` is not escaped, or a
@@ -65,6 +67,7 @@ class SqlalchemyBackendConfig(BackendConfig):
     journal: Path | None = None
     pool_size: Annotated[int, Field(gt=0)] = 10
     busy_timeout: Annotated[float, Field(gt=0)] = 30.0
+    file_mode: Annotated[int, Field(ge=0o600, le=0o777)] = 0o600
 
     if TYPE_CHECKING:
         # Checkers take the types of the fields for those of the arguments, and a secret may be a str.
@@ -78,6 +81,7 @@ class SqlalchemyBackendConfig(BackendConfig):
             journal: str | Path | None = ...,
             pool_size: int = ...,
             busy_timeout: float = ...,
+            file_mode: int = ...,
         ) -> None: ...
 
     @field_validator("url")

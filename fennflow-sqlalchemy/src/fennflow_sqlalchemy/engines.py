@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sqlite3
 from collections.abc import AsyncGenerator, Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, asynccontextmanager, contextmanager, nullcontext
+from contextlib import (
+    AbstractContextManager,
+    asynccontextmanager,
+    contextmanager,
+    nullcontext,
+    suppress,
+)
 from pathlib import Path
 from threading import Event
 from time import monotonic
@@ -313,6 +320,13 @@ def _sqlite(url: URL, config: SqlalchemyBackendConfig) -> Sqlite:
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = FULL")
 
+    def create(_dialect: object, _record: object, arguments: list[Any], _options: object) -> None:
+        # SQLite gives the mode of this file to those that it writes beside it.
+        with suppress(OSError):  # it exists, or the driver says what is wrong
+            os.close(os.open(arguments[0], os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
+            Path(arguments[0]).chmod(config.file_mode)
+
+    event.listen(engine, "do_connect", create)
     event.listen(engine, "connect", on_connect)
     threads = ThreadPoolExecutor(config.pool_size, thread_name_prefix="fennflow-sqlite")
     return Sqlite(str(url.database), engine, threads, config.busy_timeout)

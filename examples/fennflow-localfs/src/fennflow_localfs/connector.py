@@ -11,7 +11,9 @@ import asyncio
 import fcntl
 import hashlib
 import json
+import logging
 import os
+import stat
 import uuid
 from collections.abc import AsyncIterator, Generator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -44,6 +46,8 @@ from fennflow.exceptions import (
 )
 from fennflow_localfs.config import LocalFsConnectorConfig
 
+logger = logging.getLogger("fennflow")
+
 READ_ATTEMPTS = 10
 MAX_NAME_BYTES = 200  # of 255, since a name gets a suffix
 
@@ -57,6 +61,7 @@ class LocalFsConnector(Connector):
 
     def __init__(self, config: LocalFsConnectorConfig) -> None:
         super().__init__(config.capabilities)
+        self._config = config
         self._root = config.root
 
     @override
@@ -76,7 +81,10 @@ class LocalFsConnector(Connector):
 
     @override
     def validate(self, namespace: str, key: str, attributes: ObjectAttributes) -> None:
-        self._path(namespace, key)
+        try:
+            self._check_no_link(self._path(namespace, key))
+        except AccessDeniedException as error:
+            raise KeyException(str(error)) from error
         if attributes.extra:
             message = f"A directory knows no options, and got {', '.join(attributes.extra)}."
             raise ConnectorCapabilityException(message)
@@ -95,7 +103,7 @@ class LocalFsConnector(Connector):
         def put() -> StoredObject:
             with _translated("put", namespace, key):
                 incoming = self._incoming(namespace)
-                _write(incoming, body)
+                self._write(incoming, body)
                 stored = _describe(key, body, attributes)
                 with self._locked(namespace):
                     if if_none_match:
@@ -143,7 +151,7 @@ class LocalFsConnector(Connector):
                 kept = ObjectAttributes(media_type=found.media_type, metadata=found.metadata)
                 stored = _describe(key, body, attributes or kept)
                 incoming = self._incoming(namespace)
-                _write(incoming, body)
+                self._write(incoming, body)
                 with self._locked(namespace):
                     if if_none_match or if_match is not None:
                         self._check(namespace, key, if_match)
@@ -160,7 +168,7 @@ class LocalFsConnector(Connector):
                 for deletion in deletions:
                     try:
                         self._delete(namespace, deletion)
-                    except PreconditionFailedException as error:
+                    except (PreconditionFailedException, AccessDeniedException) as error:
                         errors.append(error)
                     else:
                         errors.append(None)
@@ -174,7 +182,12 @@ class LocalFsConnector(Connector):
     ) -> AsyncIterator[StoredObject]:
         for key in await asyncio.to_thread(self._keys, namespace):
             if key.startswith(prefix) and key > start_after:
-                stored = await self.head(namespace, Location(key))
+                try:
+                    stored = await self.head(namespace, Location(key))
+                except AccessDeniedException as error:
+                    # One file that others have put there does not end the listing of all.
+                    logger.warning("%s is left out of a listing", error)
+                    continue
                 if stored is not None:
                     yield stored
 
@@ -197,33 +210,67 @@ class LocalFsConnector(Connector):
 
     def _incoming(self, namespace: str) -> Path:
         directory = self._directory(namespace) / "incoming"
-        directory.mkdir(parents=True, exist_ok=True)
+        self._make(directory)
         return directory / uuid.uuid4().hex
+
+    def _check_no_link(self, path: Path) -> None:
+        """Refuse a path that leads through a symbolic link, or is neither file nor directory."""
+        for each in (*reversed(path.relative_to(self._root).parents), path.relative_to(self._root)):
+            try:
+                mode = (self._root / each).lstat().st_mode
+            except (FileNotFoundError, NotADirectoryError):
+                return
+            if each != Path() and not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+                message = f"{self._root / each} is a symbolic link or not a file; it is not used."
+                raise AccessDeniedException(message)
+
+    def _make(self, directory: Path) -> None:
+        """Make a directory and those above it, none of which may be a link."""
+        self._check_no_link(directory)
+        above = directory.relative_to(self._root).parents
+        for each in (*(self._root / parent for parent in reversed(above)), directory):
+            with suppress(FileExistsError):
+                each.mkdir()
+                each.chmod(self._config.directory_mode)  # whatever the umask
+
+    def _write(self, path: Path, data: bytes) -> None:
+        with path.open("xb") as file:
+            os.fchmod(file.fileno(), self._config.file_mode)
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
 
     @contextmanager
     def _locked(self, namespace: str) -> Generator[None]:
         """Keep other threads and processes from changing objects of the namespace."""
-        directory = self._directory(namespace)
-        directory.mkdir(exist_ok=True)
-        with (directory / "lock").open("ab") as file:
+        lock = self._directory(namespace) / "lock"
+        self._make(lock.parent)
+        self._check_no_link(lock)
+        with lock.open("ab") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
 
     def _read(self, namespace: str, key: str) -> tuple[StoredObject, Path] | None:
         path = self._path(namespace, key)
+        self._check_no_link(path)
         try:
             row = json.loads(path.read_bytes())
+            stored = StoredObject(
+                location=Location(key),
+                etag=str(row["etag"]),
+                size=int(row["size"]),
+                media_type=str(row["media_type"]),
+                metadata={str(name): str(value) for name, value in row["metadata"].items()},
+                modified_at=datetime.fromisoformat(row["modified_at"]),
+            )
+            file = path.with_name(row["file"])  # a name alone: it leads nowhere else
         except FileNotFoundError:
             return None
-        stored = StoredObject(
-            location=Location(key),
-            etag=row["etag"],
-            size=row["size"],
-            media_type=row["media_type"],
-            metadata=row["metadata"],
-            modified_at=datetime.fromisoformat(row["modified_at"]),
-        )
-        return stored, path.with_name(row["file"])
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            message = f"{path} was not written by this connector, and is not used: {error!r}"
+            raise AccessDeniedException(message) from error
+        self._check_no_link(file)
+        return stored, file
 
     def _snapshot(
         self, namespace: str, key: str, if_match: str | None
@@ -253,7 +300,7 @@ class LocalFsConnector(Connector):
     def _replace(self, namespace: str, key: str, incoming: Path, stored: StoredObject) -> None:
         """Put bytes that have arrived in place, and what replaces them out of the way."""
         path = self._path(namespace, key)
-        path.parent.mkdir(parents=True, exist_ok=True)
+        self._make(path.parent)
         before = self._read(namespace, key)
         file = path.with_name(f"{path.stem}.{incoming.name}")
         incoming.rename(file)
@@ -265,7 +312,7 @@ class LocalFsConnector(Connector):
             "metadata": dict(stored.metadata),
             "modified_at": datetime.now(UTC).isoformat(),
         }
-        _write(incoming, json.dumps(row).encode())
+        self._write(incoming, json.dumps(row).encode())
         incoming.replace(path)  # from here on the object is the new one
         _sync_directory(path.parent)
         if before is not None:
@@ -291,14 +338,21 @@ class LocalFsConnector(Connector):
     def _keys(self, namespace: str) -> Sequence[str]:
         """Return all keys; Python's order of strings is that of their UTF-8 bytes."""
         objects = self._directory(namespace) / "objects"
+        keys: list[str] = []
         with _translated("list", namespace, ""), self._locked(namespace):
-            names = [path.relative_to(objects).parts for path in objects.rglob("*.json")]
-        return sorted(
-            "/".join(
-                unquote(part) for part in (*(each[:-1] for each in parents), name[: -len(".json")])
-            )
-            for *parents, name in names
-        )
+            self._check_no_link(objects)
+            for folder, directories, files in os.walk(objects):  # which follows no links
+                directories.sort()
+                for path in (Path(folder, name) for name in files if name.endswith(".json")):
+                    *parents, name = path.relative_to(objects).parts
+                    parts = (*(each[:-1] for each in parents), name[: -len(".json")])
+                    key = "/".join(map(unquote, parts))
+                    try:
+                        if self._path(namespace, key) == path:
+                            keys.append(key)
+                    except (KeyException, ValueError):  # no key has this name
+                        logger.warning("%r is left out of a listing", str(path))
+        return sorted(keys)
 
 
 def _name(segment: str) -> str:
@@ -320,13 +374,6 @@ def _describe(key: str, body: bytes, attributes: ObjectAttributes) -> StoredObje
         media_type=attributes.media_type,
         metadata=dict(attributes.metadata),
     )
-
-
-def _write(path: Path, data: bytes) -> None:
-    with path.open("xb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def _sync_directory(path: Path) -> None:

@@ -1,0 +1,76 @@
+"""The example of a plugin: what others put into its directory is not followed, and ends no listing."""
+
+from __future__ import annotations
+
+import stat
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fennflow.connectors import Location, ObjectAttributes
+from fennflow.exceptions import AccessDeniedException, KeyException
+
+SOURCE = Path(__file__).parents[2] / "examples" / "fennflow-localfs" / "src"
+TEXT = ObjectAttributes(media_type="text/plain")
+
+
+def connect(root: Path, monkeypatch: pytest.MonkeyPatch, **config: Any) -> Any:
+    monkeypatch.syspath_prepend(SOURCE)
+    module = import_module("fennflow_localfs.connector")
+    return module.LocalFsConnector(module.LocalFsConnectorConfig(root=root, **config))
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    (tmp_path / "root").mkdir()
+    return tmp_path / "root"
+
+
+@pytest.mark.parametrize("link", ["bucket", "bucket/objects", "bucket/objects/link%"])
+async def test_links_are_not_followed(
+    root: Path, monkeypatch: pytest.MonkeyPatch, link: str
+) -> None:
+    outside = root.parent / "outside"
+    outside.mkdir()
+    (root / link).parent.mkdir(parents=True, exist_ok=True)
+    (root / link).symlink_to(outside)
+    connector = connect(root, monkeypatch)
+    with pytest.raises(KeyException):
+        connector.validate("bucket", "link/y", TEXT)
+    with pytest.raises(AccessDeniedException):
+        await connector.put("bucket", "link/y", b"1", TEXT)
+    with pytest.raises(AccessDeniedException):
+        await connector.head("bucket", Location("link/y"))
+    assert list(outside.iterdir()) == []
+
+
+async def test_files_of_others_do_not_end_a_listing(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connector = connect(root, monkeypatch)
+    await connector.put("bucket", "dir/good", b"1", TEXT)
+    objects = root / "bucket" / "objects"
+    for name, content in (
+        ("no json", ""),
+        ("list", "[]"),
+        ("outside", '{"file": "../../x", "etag": "", "size": 1, "media_type": "", "metadata": {}}'),
+        ("two\nlines", "{}"),
+        ("caf\udce9", "{}"),
+        ("%zz", "{}"),
+    ):
+        (objects / f"{name}.json").write_text(content)
+    (objects / "loop.json").symlink_to("loop.json")
+    (objects / "self%").symlink_to(".")
+    found = [each.location.key async for each in connector.list("bucket")]
+    assert found == ["dir/good"]
+
+
+async def test_files_and_directories_are_private(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connector = connect(root, monkeypatch, file_mode=0o640)
+    await connector.put("bucket", "dir/good", b"1", TEXT)
+    for path in (root / "bucket" / "objects").rglob("*"):
+        assert stat.S_IMODE(path.stat().st_mode) == (0o700 if path.is_dir() else 0o640)
