@@ -4,14 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+from collections.abc import AsyncGenerator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from fennflow import ConfigDict, ReconcileConfig, plugins
 from fennflow.backends import SqlalchemyBackendConfig
-from fennflow.exceptions import ConfigException, KeyException
-from fennflow.files import BinaryContent, TextContent
+from fennflow.connectors import ObjectAttributes
+from fennflow.exceptions import (
+    ConfigException,
+    ConnectorCapabilityException,
+    FileException,
+    KeyException,
+    MetadataException,
+)
+from fennflow.files import BinaryContent, StreamContent, TextContent
 from fennflow.testing import S3Request, faults
 from fennflow.web import answer_for
 from stores import Store, make_store
@@ -160,3 +169,106 @@ async def test_headers_that_a_user_stores_come_back_with_the_file(
     other = store.uow(backend=SqlalchemyBackendConfig(url=f"sqlite:///{tmp_path}/other.db"))
     async with other() as uow:
         assert (await uow.files.stat("b")).headers == headers
+
+
+BAD_TEXTS = ["a\r\nX-Other: 1", "a\n", "a\0b", "\ud800", "a\x7f", "\x1b[2J"]
+BAD_OPTIONS: list[Any] = [
+    *({"CacheControl": each, "Cache-Control": each} for each in BAD_TEXTS),
+    {"CacheControl": object()},
+    {"CacheControl": b"x"},
+    {"CacheControl": [{"a": "\n"}]},
+    {"CacheControl": float("nan")},
+    {"Cache\nControl": "x"},
+    {1: "x"},
+    "text",
+    [("CacheControl", "x")],
+]
+
+
+@pytest.mark.parametrize(
+    "kind", ["memory", "moto", "obstore-memory", "obstore-file", "obstore-moto"]
+)
+async def test_options_that_no_header_holds_are_refused_before_anything_is_sent(
+    kind: str, request: pytest.FixtureRequest
+) -> None:
+    store = await make_store(kind, request)
+    async with store.uow()() as uow:
+        await uow.files.put(text("1", "there"))
+        for extra in BAD_OPTIONS:
+            for call in (
+                uow.files.put(text("1", "a"), connector_extra=extra),
+                uow.files.create(text("1", "a"), connector_extra=extra),
+                uow.files.copy("there", "a", connector_extra=extra),
+                uow.files.move("there", "a", connector_extra=extra),
+            ):
+                with pytest.raises(ConnectorCapabilityException, match="connector_extra"):
+                    await call
+    assert await store.objects() == {"there": b"1"}
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [
+        {"ContentDisposition": 'attachment; filename="é"'},
+        {"CacheControl": 60},
+        {"CacheControl": None},
+        {"Expires": "tomorrow or so"},
+        {"ObjectLockRetainUntilDate": "9" * 400},
+        {"BucketKeyEnabled": "yes"},
+        {"StorageClass": True},
+    ],
+)
+async def test_options_that_s3_cannot_be_sent_are_refused(
+    extra: dict[str, Any], request: pytest.FixtureRequest
+) -> None:
+    store = await make_store("strict", request)
+    assert store.server is not None
+    async with store.uow()() as uow:
+        with (
+            store.server.watched() as seen,
+            pytest.raises(ConnectorCapabilityException, match="S3 takes"),
+        ):
+            await uow.files.put(text("1", "a"), connector_extra=extra)
+        assert seen == []
+
+
+async def test_options_that_change_while_a_write_is_under_way_do_not_change_it(
+    request: pytest.FixtureRequest,
+) -> None:
+    store = await make_store("strict", request)
+    extra = {"CacheControl": "no-store"}
+
+    async def chunks() -> AsyncGenerator[bytes]:
+        extra["CacheControl"] = "a\nb"
+        yield b"1"
+
+    async with store.uow()() as uow:
+        stream = StreamContent.from_iterable(chunks(), filename="a.txt")
+        await uow.files.put(stream, connector_extra=extra)
+        assert (await uow.files.stat("a.txt")).headers == {"Cache-Control": "no-store"}
+
+
+@pytest.mark.parametrize(
+    "media_type", [*BAD_TEXTS, "text/html\r\nX-Other: 1", "text", "é/a", "a/b\n"]
+)
+async def test_a_media_type_that_is_not_one_is_refused_wherever_it_comes_from(
+    media_type: str,
+) -> None:
+    with pytest.raises(FileException):
+        BinaryContent(data=b"1", media_type=media_type, filename="a")
+    with pytest.raises(FileException):
+        StreamContent.from_iterable([b"1"], media_type=media_type, filename="a")
+    store = await make_store("memory", None)  # type: ignore[arg-type]
+    async with store.connector() as connector:
+        await connector.put("bucket", "foreign", b"1", ObjectAttributes(media_type=media_type))
+    async with store.uow()() as uow:
+        # What others have stored is taken for unknown bytes, and can be put elsewhere.
+        assert (await uow.files.stat("foreign")).media_type == "application/octet-stream"
+        [read] = await uow.files.get("foreign")
+        await uow.files.at("copy").put(read)
+        unchecked = read.model_copy(update={"media_type": media_type})
+        with pytest.raises(FileException, match="media type"):
+            await uow.files.put(unchecked)
+        unchecked = read.model_copy(update={"metadata": {"a": 1}})
+        with pytest.raises(MetadataException):
+            await uow.files.put(unchecked)

@@ -37,6 +37,7 @@ from fennflow.objects import (
     ObjectAttributes,
     PendingUpload,
     StoredObject,
+    check_attributes,
     headers_of,
 )
 
@@ -71,6 +72,7 @@ __all__ = [
     "S3ConnectorConfig",
     "StoredObject",
     "UploadCallback",
+    "check_attributes",
     "check_etag",
     "headers_of",
 ]

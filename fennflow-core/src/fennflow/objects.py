@@ -9,7 +9,9 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+from fennflow.exceptions import ConnectorCapabilityException, FileException, MetadataException
 
 if TYPE_CHECKING:
     from fennflow.exceptions import BaseConnectorException
@@ -23,8 +25,15 @@ __all__ = [
     "ObjectAttributes",
     "PendingUpload",
     "StoredObject",
+    "check_attributes",
     "headers_of",
 ]
+
+# A type and a subtype of RFC 6838, and parameters of printable ASCII.
+MEDIA_TYPE = r"[A-Za-z0-9!#$&^_.+-]+/[A-Za-z0-9!#$&^_.+-]+( *;[\x20-\x7e]*)?"
+UNKNOWN_MEDIA_TYPE = "application/octet-stream"
+
+_MEDIA_TYPE = re.compile(MEDIA_TYPE)
 
 _HEADERS = {
     name.replace("-", "").lower(): name
@@ -57,6 +66,59 @@ def headers_of(options: Mapping[str, Any]) -> dict[str, str]:
     codings = [each.strip() for each in headers.pop("Content-Encoding", "").split(",")]
     codings = [each for each in codings if each and each.lower() != "aws-chunked"]
     return {**headers, "Content-Encoding": ", ".join(codings)} if codings else headers
+
+
+def media_type_of(stored: str) -> str:
+    """Return a media type that anybody may have stored, or that of unknown bytes if it is not one."""
+    return stored if _MEDIA_TYPE.fullmatch(stored) else UNKNOWN_MEDIA_TYPE
+
+
+def check_attributes(attributes: ObjectAttributes) -> None:
+    """Refuse what no store holds beside the bytes; the engine asks before any I/O.
+
+    Raises:
+        FileException: the media type is not one.
+        MetadataException: metadata that are not text.
+        ConnectorCapabilityException: an option that is not a JSON value, or has a line break, another
+            control character or a lone surrogate.
+    """
+    media_type = cast("object", attributes.media_type)
+    if not isinstance(media_type, str) or not _MEDIA_TYPE.fullmatch(media_type):
+        message = f"{media_type!a} is not a media type such as text/plain. Nothing was sent."
+        raise FileException(message)
+    for name, value in cast("Mapping[object, object]", attributes.metadata).items():
+        if not _is_text(name) or not _is_text(value):
+            message = f"Metadata {name!a} is not a text that UTF-8 can hold. Nothing was sent."
+            raise MetadataException(message)
+    for name, value in cast("Mapping[object, object]", attributes.extra).items():
+        if not _is_option(name) or not isinstance(name, str) or not _is_option(value):
+            message = (
+                f"connector_extra {name!a} is not an option that a store can take: a value is text "
+                "without line breaks and control characters, a number or a truth value. "
+                "Nothing was sent."
+            )
+            raise ConnectorCapabilityException(message)
+
+
+def _is_text(value: object) -> bool:
+    try:
+        return isinstance(value, str) and value.encode() is not None
+    except UnicodeEncodeError:
+        return False
+
+
+def _is_option(value: object) -> bool:
+    if isinstance(value, str):
+        return value.isprintable()  # neither control characters nor surrogates are
+    if isinstance(value, Mapping):
+        pairs = cast("Mapping[object, object]", value).items()
+        return all(
+            isinstance(name, str) and _is_option(name) and _is_option(v) for name, v in pairs
+        )
+    if isinstance(value, (list, tuple)):
+        return all(map(_is_option, cast("Sequence[object]", value)))
+    finite = isinstance(value, float) and value - value == 0
+    return value is None or isinstance(value, int) or finite
 
 
 def utc(moment: datetime) -> datetime:

@@ -13,8 +13,7 @@ from http import HTTPStatus
 from urllib.parse import quote
 
 from fennflow.exceptions import FileException
-from fennflow.files.content import MEDIA_TYPE
-from fennflow.objects import headers_of, utc
+from fennflow.objects import headers_of, media_type_of, utc
 from fennflow.responses import ObjectInfo
 
 __all__ = ["Answer", "answer_for"]
@@ -23,8 +22,6 @@ __all__ = ["Answer", "answer_for"]
 _RANGE = re.compile(r"bytes=(?:([0-9]{1,18})-([0-9]{0,18})|-([0-9]{1,18}))")
 
 _VISIBLE = re.compile(r"[\x20-\x7e]+")
-_MEDIA_TYPE = re.compile(MEDIA_TYPE)
-_UNKNOWN = "application/octet-stream"
 _ON_EVERY_ANSWER = frozenset({"Cache-Control", "Expires"})
 _PASSIVE = frozenset(
     {"application/json", "application/pdf", "text/csv", "text/markdown", "text/plain"}
@@ -120,7 +117,7 @@ def answer_for(
     known = [each.strip().removeprefix("W/") for each in asked.get("if-none-match", "").split(",")]
     if etag in known or known == ["*"]:
         return Answer(HTTPStatus.NOT_MODIFIED, told, 0, 0)
-    media_type = info.media_type if _MEDIA_TYPE.fullmatch(info.media_type) else _UNKNOWN
+    media_type = media_type_of(info.media_type)
     saved = (disposition or "").lower().startswith("attachment")
     if download_as is not None or not (inline or saved or is_passive(media_type)):
         disposition = _attachment(info.path.name if download_as is None else download_as)

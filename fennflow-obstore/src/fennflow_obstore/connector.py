@@ -139,12 +139,12 @@ class ObstoreConnector(Connector):
         wrong = [
             name
             for name, value in attributes.extra.items()
-            if name not in EXTRA or not isinstance(value, str)
+            if name not in EXTRA or not (isinstance(value, str) and value.isascii())
         ]
         if wrong:
             message = (
                 f"connector_extra {', '.join(sorted(wrong))} cannot be used for "
-                f"{namespace}/{key}. obstore takes texts for {', '.join(sorted(EXTRA))}."
+                f"{namespace}/{key}. obstore takes printable ASCII for {', '.join(sorted(EXTRA))}."
             )
             raise ConnectorCapabilityException(message)
 

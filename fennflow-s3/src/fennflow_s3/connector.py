@@ -106,14 +106,13 @@ class S3Connector(Connector):
     def validate(self, namespace: str, key: str, attributes: ObjectAttributes) -> None:
         metadata.encode(attributes.metadata)
         wrong = [
-            name
-            for name, value in attributes.extra.items()
-            if name not in options.FOR_PUT or not isinstance(value, (str, int, bool))
+            name for name, value in attributes.extra.items() if not options.is_option(name, value)
         ]
         if wrong:
             message = (
                 f"connector_extra {', '.join(sorted(wrong))} cannot be used for "
-                f"{namespace}/{key}. S3 takes texts, numbers and truth values for "
+                f"{namespace}/{key}. S3 takes printable ASCII, times for {', '.join(options.TIMES)}, "
+                f"and truth values for {', '.join(options.SWITCHES)}; it knows "
                 f"{', '.join(sorted(options.FOR_PUT))}."
             )
             raise ConnectorCapabilityException(message)

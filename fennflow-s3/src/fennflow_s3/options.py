@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from botocore.utils import parse_to_aware_datetime
+
 from fennflow import metadata
 from fennflow.connectors import ObjectAttributes
 
@@ -41,6 +43,25 @@ HEADERS = frozenset(
 """What CopyObject takes over, unless it gives the target metadata of its own."""
 
 FOR_PUT = NOT_COPIED | HEADERS | {"Tagging"}
+
+
+TIMES = frozenset({"Expires", "ObjectLockRetainUntilDate"})
+SWITCHES = frozenset({"BucketKeyEnabled"})
+
+
+def is_option(name: str, value: object) -> bool:
+    """Return whether S3 knows an option, and a header can hold its value."""
+    if name not in FOR_PUT:
+        return False
+    if name in SWITCHES:
+        return isinstance(value, bool)
+    if name in TIMES and isinstance(value, str):
+        try:
+            parse_to_aware_datetime(value)
+        except (ValueError, OverflowError, RuntimeError):
+            return False
+        return True
+    return isinstance(value, str) and value.isascii() and value.isprintable()
 
 
 def described(attributes: ObjectAttributes) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any
 from fennflow.backends import ObjectKey, Placement, Record
 from fennflow.engine.plan import Write, choose_placement, visible
 from fennflow.engine.transaction import Transaction, no_such_key
-from fennflow.engine.uploads import Upload, attributes_of
+from fennflow.engine.uploads import Upload, check_beside
 from fennflow.engine.writing import send
 from fennflow.exceptions import (
     BaseConnectorException,
@@ -46,8 +46,7 @@ async def copy(
     if source == target:
         message = f"Source and target are both {source.namespace}/{source.key}. Choose another."
         raise FilepathsCollisionError(message)
-    draft = _draft(target, None, extra)
-    tx.connector.validate(target.namespace, target.key, attributes_of(tx, draft, seq=10**9))
+    check_beside(tx, target.namespace, _draft(target, None, extra))
     moved: BaseConnectorException | None = None
     for _ in range(COPY_ATTEMPTS):
         # Of a move the lock keeps the source as it is. A copy leaves it to others, and looks

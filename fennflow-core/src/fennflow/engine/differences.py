@@ -11,7 +11,7 @@ from fennflow.backends import Delete, ObjectKey, Record, Tombstone
 from fennflow.connectors import StoredObject
 from fennflow.engine.stamps import Stamp, began, stamp_of, unstamped
 from fennflow.exceptions import KeyException
-from fennflow.objects import utc
+from fennflow.objects import media_type_of, utc
 from fennflow.paths import StoragePath, check_key
 from fennflow.reports import Difference, Finding, ReconcileAction
 
@@ -156,7 +156,7 @@ def _adopted(key: ObjectKey, stored: StoredObject, stamp: Stamp) -> Record:
         location=stored.location,
         etag=stored.etag,
         size=stored.size,
-        media_type=stored.media_type,
+        media_type=media_type_of(stored.media_type),
         content_type=stamp.content_type,
         sha256=stamp.sha256,
         metadata=unstamped(stored.metadata),

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fennflow.backends import Record
-from fennflow.connectors import ObjectAttributes
+from fennflow.connectors import ObjectAttributes, check_attributes
 from fennflow.engine.stamps import Stamp, stamped
 from fennflow.engine.streaming import Source
 from fennflow.engine.transaction import Transaction
@@ -64,6 +64,7 @@ def check_uploads(tx: Transaction, namespace: str, uploads: Sequence[Upload]) ->
     Raises:
         KeyException, MetadataException: what the key rules or the store do not allow.
         FilepathsCollisionError: two files have one key.
+        FileException, ConnectorCapabilityException: a media type or an option that is not one.
     """
     by_key = {upload.key: upload for upload in uploads}
     for upload in uploads:
@@ -74,8 +75,15 @@ def check_uploads(tx: Transaction, namespace: str, uploads: Sequence[Upload]) ->
                 "Give them different filenames."
             )
             raise FilepathsCollisionError(message)
-        # The sequence is not known yet; no session gets to one with more digits.
-        tx.connector.validate(namespace, upload.key, attributes_of(tx, upload, seq=10**9))
+        check_beside(tx, namespace, upload)
+
+
+def check_beside(tx: Transaction, namespace: str, upload: Upload) -> None:
+    """Refuse what cannot be stored beside the bytes, before any I/O."""
+    # The sequence is not known yet; no session gets to one with more digits.
+    attributes = attributes_of(tx, upload, seq=10**9)
+    check_attributes(attributes)
+    tx.connector.validate(namespace, upload.key, attributes)
 
 
 def attributes_of(tx: Transaction, upload: Upload, seq: int) -> ObjectAttributes:

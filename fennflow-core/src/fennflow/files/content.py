@@ -23,6 +23,7 @@ from fennflow.exceptions import FileException, MediaTypeCannotBeGuessedException
 from fennflow.files import media_types
 from fennflow.files.charsets import codec_of
 from fennflow.files.round_trips import first_difference
+from fennflow.objects import MEDIA_TYPE
 from fennflow.paths import StoragePath
 from fennflow.responses import ObjectInfo
 
@@ -30,9 +31,6 @@ MAX_METADATA_BYTES = 2048
 """What S3 takes, names and values together, in UTF-8."""
 
 _URL = TypeAdapter(AnyUrl)
-
-# A type and a subtype of RFC 6838, and parameters of printable ASCII.
-MEDIA_TYPE = r"[A-Za-z0-9!#$&^_.+-]+/[A-Za-z0-9!#$&^_.+-]+( *;[\x20-\x7e]*)?"
 
 
 class Described(BaseModel):

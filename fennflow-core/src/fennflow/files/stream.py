@@ -14,7 +14,8 @@ from pydantic import Field, PrivateAttr
 
 from fennflow.exceptions import FileException, MediaTypeCannotBeGuessedException
 from fennflow.files import media_types
-from fennflow.files.content import MEDIA_TYPE, Described
+from fennflow.files.content import Described
+from fennflow.objects import MEDIA_TYPE
 
 CHUNK = 1 << 20
 """Bytes that are read at a time."""

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import InitVar, dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from fennflow.engine import copying, writing
 from fennflow.engine.streaming import Source, sha256_of
 from fennflow.engine.uploads import Upload
-from fennflow.exceptions import FileException
+from fennflow.exceptions import ConnectorCapabilityException, FileException
 from fennflow.files import BaseContent, StreamContent
 from fennflow.files.media_types import extension
 from fennflow.paths import PathTemplate, StoragePath
@@ -18,11 +18,21 @@ from fennflow.repositories.base import Repository
 from fennflow.responses import DeleteResponse, PutResponse
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
 
 File = BaseContent | StreamContent
 OnProgress = Callable[[int, int | None], object]
+
+
+def _options(extra: object) -> dict[str, Any]:
+    """Return a copy of `connector_extra`: what users change later must not change a write."""
+    if extra is None:
+        return {}
+    if not isinstance(extra, Mapping):
+        message = f"connector_extra is a {type(extra).__name__}, not a mapping of names and values."
+        raise ConnectorCapabilityException(message)
+    return dict(cast("Mapping[str, Any]", extra))
 
 
 class _WritingRepository(Repository):
@@ -35,7 +45,8 @@ class _WritingRepository(Repository):
         create: bool,
     ) -> PutResponse:
         progress = None if on_progress is None else _Progress(files, on_progress)
-        uploads = [await self._upload(file, extra or {}, progress) for file in files]
+        options = _options(extra)
+        uploads = [await self._upload(file, options, progress) for file in files]
         async with self._call("create" if create else "put") as tx:
             records = await writing.write(tx, self._namespace, uploads, create=create)
         return PutResponse([StoragePath(record.key) for record in records])
@@ -210,9 +221,10 @@ class CopyRepository(Repository):
         *,
         move: bool,
     ) -> StoragePath:
+        options = _options(extra)
         origin, goal = self._object_key(source), self._object_key(target, to)
         async with self._call("move" if move else "copy") as tx:
-            record = await copying.copy(tx, origin, goal, dict(extra or {}), move=move)
+            record = await copying.copy(tx, origin, goal, options, move=move)
         return StoragePath(record.key)
 
 
