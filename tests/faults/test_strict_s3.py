@@ -10,7 +10,11 @@ from collections import Counter
 import pytest
 
 from fennflow.connectors import Capabilities, Deletion, Location, ObjectAttributes
-from fennflow.exceptions import AccessDeniedException, PreconditionFailedException
+from fennflow.exceptions import (
+    AccessDeniedException,
+    PreconditionFailedException,
+    SessionLostException,
+)
 from fennflow.files import BinaryContent, TextContent
 from fennflow.testing import Fault, S3Request
 from stores import FullUOW, Store, make_store, raw_client
@@ -228,3 +232,49 @@ async def test_no_upload_in_parts_is_left_after_a_cancellation(
         if left >= 0:
             break
     assert number > 5
+
+
+@pytest.mark.parametrize("how", ["put", "copy"])
+async def test_no_part_is_sent_once_the_lease_may_have_run_out(
+    how: str, request: pytest.FixtureRequest
+) -> None:
+    """P23: of a body in memory, and of a copy in parts, of which the engine sees the beginning alone."""
+    store = await make_store(
+        "strict", request, multipart_threshold=5 << 20, multipart_copy_threshold=5 << 20
+    )
+    assert store.server is not None
+    uow_class = await seeded(store)
+    large = BinaryContent(data=b"x" * (48 << 20), media_type="a/b", filename="large")
+    parts = 0
+    async with uow_class() as uow:
+        await uow.files.put(large)
+    loop = asyncio.get_running_loop()
+    with pytest.raises(SessionLostException), store.server.watched() as seen:
+        async with uow_class() as uow:
+            lease = uow.files._session._tx.lease
+
+            def expire() -> None:
+                lease.until = float("-inf")
+
+            def fault(each: S3Request) -> None:
+                nonlocal parts
+                parts += "partNumber" in each.query
+                if parts == 1:
+                    loop.call_soon_threadsafe(expire)
+
+            with store.server.failing(fault):
+                await (uow.files.copy("large", "c") if how == "copy" else uow.files.put(large))
+    assert 1 <= sum("partNumber" in each.query for each in seen) < 6 + 2
+    assert not any(each.method == "POST" and "uploadId" in each.query for each in seen)
+
+
+async def test_a_machine_that_was_suspended_has_lost_its_leases(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """P23: the loop's clock stood still meanwhile."""
+    uow_class = store.uow(lease_ttl=60.0)
+    with pytest.raises(SessionLostException):
+        async with uow_class() as uow:
+            await uow.files.put(text("1", "a"))
+            monkeypatch.setattr("fennflow.engine.leases.suspended", lambda: 1e9)
+            await uow.files.get("a")

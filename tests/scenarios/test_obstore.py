@@ -28,6 +28,7 @@ from fennflow.exceptions import (
     ConfigException,
     ConnectorCapabilityException,
     ConnectorUnavailableException,
+    FennFlowException,
     KeyException,
     NoSuchNamespaceException,
     PreconditionFailedException,
@@ -140,6 +141,20 @@ async def test_a_request_that_was_sent_again_says_so(s3: Store) -> None:
             with pytest.raises(PreconditionFailedException) as caught:
                 await connector.put(s3.namespace, "b", b"1", TEXT, if_none_match=True)
             assert caught.value.retried
+
+
+@pytest.mark.parametrize(
+    "options", [{"endpoint": "not a url"}, {"region": "us-east-1\n"}, {"session_token": "t\n"}]
+)
+async def test_a_panic_of_rust_is_an_exception_of_ours(options: dict[str, str]) -> None:
+    """It would pass every `except Exception`, and leave open what became of the write."""
+    server = S3Server("http://127.0.0.1:9", "key", "very secret")
+    known = obstore_config(server).options
+    config = obstore_config(server, options={**known, **options}, max_attempts=1)
+    async with Store(config, "bucket").connector() as connector:
+        with pytest.raises(FennFlowException) as caught:
+            await connector.put("bucket", "a", b"1", TEXT)
+    assert "very secret" not in "".join(traceback.format_exception(caught.value))
 
 
 async def test_requests_give_up(s3: Store) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import sqlite3
-from contextlib import closing
+from contextlib import AsyncExitStack, closing
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from fennflow.exceptions import (
     MetadataException,
     NoSuchNamespaceException,
 )
-from fennflow.files import BinaryContent, TextContent
+from fennflow.files import BinaryContent, StreamContent, TextContent
 from fennflow.testing import Fault, S3Server
 from fennflow_s3 import probe
 from fennflow_s3.client import from_code, is_refusal
@@ -299,6 +300,68 @@ def test_an_answer_is_a_refusal_or_leaves_open_what_happened(
 ) -> None:
     """P20."""
     assert is_refusal(code, status) is refused
+
+
+@pytest.mark.parametrize("size", [1, 6 << 20])
+@pytest.mark.parametrize("how", ["put", "copy", "stream"])
+async def test_an_archive_class_is_given_at_the_last_copy(
+    how: str, size: int, request: pytest.FixtureRequest
+) -> None:
+    """P2: staged bytes of that class could not be copied to their key."""
+    store = await make_store(
+        "strict", request, multipart_threshold=5 << 20, multipart_copy_threshold=5 << 20
+    )
+    assert store.server is not None
+    extra = {"StorageClass": "DEEP_ARCHIVE"}
+    body = b"2" * size
+    new = BinaryContent(data=body, media_type="a/b", filename="a")
+    uow_class = store.uow(lock_timeout=0.0)
+    async with uow_class() as uow:
+        await uow.files.put(BinaryContent(data=b"1", media_type="a/b", filename="a"))
+        await uow.files.put(BinaryContent(data=body, media_type="a/b", filename="source"))
+    async with uow_class() as uow:
+        if how == "copy":
+            await uow.files.copy("source", "a", connector_extra=extra)
+        elif how == "stream":
+            streamed = StreamContent.from_iterable([body], filename="a", media_type="a/b")
+            await uow.files.put(streamed, connector_extra=extra)
+        else:
+            await uow.files.put(new, connector_extra=extra)
+        assert (await uow.files.get("a")).one().data == body
+    async with raw_client(store.server) as client:
+        head = await client.head_object(Bucket=store.namespace, Key="a")
+        assert (head["StorageClass"], head["ContentLength"]) == ("DEEP_ARCHIVE", size)
+    assert not await uow_class.sessions()
+    async with uow_class() as uow:
+        await uow.files.put(BinaryContent(data=b"3", media_type="a/b", filename="a"))
+    assert (await store.objects())["a"] == b"3"
+
+
+async def test_slow_downloads_leave_connections_to_other_requests(
+    request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """And a download for which there is none says so, and gives up."""
+    monkeypatch.setattr("fennflow_s3.downloads.WAIT", 0.05)
+    monkeypatch.setattr("fennflow.engine.streaming.FIRST_PAUSE", 0.01)
+    store = await make_store("strict", request, max_pool_connections=2)
+    uow_class = store.uow()
+    large = BinaryContent(data=b"x" * (8 << 20), media_type="a/b", filename="large")
+    async with AsyncExitStack() as stack:
+        await stack.enter_async_context(uow_class.lifespan())
+        async with uow_class() as uow:
+            await uow.files.put(large)
+        for _ in range(2):
+            reader = await stack.enter_async_context(uow_class())
+            stream = await stack.enter_async_context(reader.files.open("large"))
+            await anext(aiter(stream))
+        async with asyncio.timeout(20), uow_class() as uow:
+            await uow.files.put(BinaryContent(data=b"1", media_type="a/b", filename="small"))
+        with pytest.raises(ConnectorUnavailableException, match="2 downloads are open"):
+            async with uow_class() as uow, uow.files.open("large") as stream:
+                await anext(aiter(stream))
+    assert "2 are open" in caplog.text
 
 
 @pytest.mark.parametrize("kind", ["moto", "moto-versioned"])

@@ -38,6 +38,8 @@ characters = st.characters(exclude_categories=["Cs"])
         ("a\nb", "control character"),
         ("a\x7fb", "control character"),
         ("a\x85b", "control character"),
+        ("a\ufffe", "XML"),
+        ("a/\uffff/b", "XML"),
         ("a\ud800b", "lone surrogate"),
         (".", "'.' segment"),
         ("..", "'..' segment"),

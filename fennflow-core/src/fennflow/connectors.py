@@ -113,6 +113,12 @@ class Connector(ABC):
 
     max_deletions: int = 1000
     """How many objects one request of `delete` can take; the engine sends batches of this size."""
+    at_the_key_only: frozenset[str] = frozenset()
+    """Options that bytes must not have on their way, since they could not be copied or deleted then;
+    the copy to their key names them again (S3: archive classes, Object Lock)."""
+    copies_through_client: bool = False
+    """Whether a copy is a GET and a PUT of this process. Deleting the source does not stop a PUT that
+    arrives late, so the key stays locked after an ambiguous one (protocol P20 c)."""
     stream_threshold: int = 8 << 20
     """Bytes from which on the body of a stream goes to `upload`; a shorter one goes whole to `put`."""
 
@@ -209,7 +215,8 @@ class Connector(ABC):
             attributes: stored with them.
             if_none_match: only if no object lies there.
             on_upload: awaited with the id of a multipart upload before its first part is sent,
-                so that it can be journaled (P13). A failed upload is left to `abort_upload`.
+                so that it can be journaled (P13), and before each further request of it, as what
+                it raises ends the upload (P23). A failed upload is left to `abort_upload`.
 
         Raises:
             PreconditionFailedException: `if_none_match`, and an object lies there.

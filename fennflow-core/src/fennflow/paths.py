@@ -170,7 +170,7 @@ def check_key(key: str, *, reserved_prefix: str | None = None) -> str:
 
     Raises:
         KeyException: the key is empty, over 1,024 bytes of UTF-8 (the limit of S3), has control
-            characters, lone surrogates, `.` or `..` segments, a leading, doubled or trailing
+            characters, lone surrogates, U+FFFE or U+FFFF, `.` or `..` segments, a leading, doubled or trailing
             `/`, or starts with the reserved prefix.
     """
     if not key:
@@ -214,6 +214,9 @@ def _check_characters(key: str, what: str = "Key") -> None:
     # Cc, the control characters, are the only category below U+0020 and at U+007F to U+009F.
     if not key.isprintable() and any(unicodedata.category(char) == "Cc" for char in key):
         _refuse(key, "has a control character", what)
+    # A name in XML can hold neither: a batch of deletions with one would be refused as a whole.
+    if "\ufffe" in key or "\uffff" in key:
+        _refuse(key, "has U+FFFE or U+FFFF, which XML cannot hold", what)
 
 
 def _refuse(key: str, reason: str, what: str = "Key") -> NoReturn:

@@ -72,6 +72,8 @@ class ObstoreConnector(Connector):
         reserved_prefix: where the probe may write.
     """
 
+    at_the_key_only = frozenset({"Storage-Class"})
+    copies_through_client = True  # a copy inside has no conditions, and not all options
     copies_inside = True
     """Whether the store copies large objects by itself."""
 

@@ -14,7 +14,7 @@ from obstore.exceptions import BaseError
 from obstore.store import AzureStore, LocalStore, MemoryStore, from_url
 
 from fennflow.exceptions import ConfigException
-from fennflow_obstore.errors import words_of
+from fennflow_obstore.errors import is_panic, words_of
 
 if TYPE_CHECKING:
     from obstore import ListStream, ObjectMeta
@@ -127,7 +127,10 @@ class Stores:
                 client_options=client_options,
                 retry_config={"max_retries": config.max_attempts - 1 if use == "reading" else 0},
             )
-        except (BaseError, ValueError) as error:
+        except BaseException as error:
+            # What Rust raises for an option that it did not expect is not an `Exception`.
+            if not (isinstance(error, (BaseError, ValueError, TypeError)) or is_panic(error)):
+                raise
             message = f"ObstoreConnectorConfig makes no store of {url}: {words_of(error)}"
             raise ConfigException(message) from error
 

@@ -124,8 +124,9 @@ class _Session(AIOHTTPSession):
     """
 
     def __init__(self, **options: Any) -> None:
+        # Requests have half of the connections, and open downloads the other half.
         super().__init__(**options)
-        self._window = Window(options["max_pool_connections"])
+        self._window = Window(options["max_pool_connections"] // 2)
 
     @override
     async def send(self, request: Any) -> Any:
@@ -166,6 +167,8 @@ def client_context(config: S3ConnectorConfig) -> AbstractAsyncContextManager[S3C
     )
     if config.aiobotocore_config is not None:
         options = options.merge(config.aiobotocore_config)
+    connections: int = _connections(options)
+    options = options.merge(AioConfig(max_pool_connections=2 * connections))
     secret, token = config.aws_secret_access_key, config.aws_session_token
     session = AioSession(profile=config.profile_name)
     # Parsing botocore's model of S3 takes most of the time that a new client takes.
@@ -191,6 +194,16 @@ def client_context(config: S3ConnectorConfig) -> AbstractAsyncContextManager[S3C
 def _loader(search_path: str | None) -> Loader:
     """Return the loader of botocore's data files, shared by all clients of the process."""
     return create_loader(search_path)
+
+
+def _connections(options: Any) -> int:
+    """Return `max_pool_connections`; the stubs of botocore do not know the attribute."""
+    return int(options.max_pool_connections)
+
+
+def connections_of(client: S3Client) -> int:
+    """Return how many connections a client has for downloads, and how many for other requests."""
+    return _connections(client.meta.config) // 2
 
 
 def _add_content_md5(request: Any, **_kwargs: Any) -> None:

@@ -33,7 +33,8 @@ class S3ConnectorConfig(ConnectorConfig):
             reach the server by another name.
         profile_name: in the shared files.
         addressing_style: how the bucket is named: in the host name, or in the path.
-        max_pool_connections: open connections; make it no less than `max_concurrency`.
+        max_pool_connections: open connections for requests; make it no less than
+            `max_concurrency`. Open downloads have as many of their own.
         max_attempts: how often a request is sent in all, by botocore's `standard` retry mode.
         multipart_threshold: bytes from which on a body is sent in parts.
         multipart_part_size: bytes of a part, 5 MiB to 5 GiB.

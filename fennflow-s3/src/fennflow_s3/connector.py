@@ -32,9 +32,10 @@ from fennflow.exceptions import (
     NoSuchKeyException,
 )
 from fennflow_s3 import options
-from fennflow_s3.client import client_context, translated
+from fennflow_s3.client import client_context, connections_of, translated
 from fennflow_s3.copying import complete_copy, copy_parts, named, taken_along
 from fennflow_s3.deleting import delete_batch, delete_directories, delete_one, named_by
+from fennflow_s3.downloads import Downloads
 from fennflow_s3.probe import probe
 from fennflow_s3.upload import Upload, size_of_part, split
 
@@ -61,6 +62,8 @@ class S3Connector(Connector):
         reserved_prefix: where the probe may write.
     """
 
+    at_the_key_only = options.AT_THE_KEY_ONLY
+
     def __init__(self, config: S3ConnectorConfig, *, reserved_prefix: str) -> None:
         super().__init__(config.capabilities)
         self._config = config
@@ -68,6 +71,7 @@ class S3Connector(Connector):
         self._stack = AsyncExitStack()
         self._opened: S3Client | None = None
         self._signer: S3Client
+        self._downloads: Downloads
         # What is kept of a stream until it is clear that it needs an upload in parts.
         self.stream_threshold = min(config.multipart_threshold, config.multipart_part_size)
 
@@ -86,6 +90,7 @@ class S3Connector(Connector):
         with translated("open a client for", "S3"):
             client = await self._stack.enter_async_context(client_context(self._config))
             self._opened = self._signer = client
+            self._downloads = Downloads(connections_of(client))
             if self._config.presign_endpoint_url is not None:
                 # It signs alone, and opens no connection.
                 config = self._config.model_copy(
@@ -164,10 +169,13 @@ class S3Connector(Connector):
         condition: dict[str, Any] = {"IfNoneMatch": "*"} if if_none_match else {}
         with translated("put", f"{namespace}/{key}"):
             upload = await Upload.create(
-                self._client, namespace, key, options.described(attributes)
+                self._client,
+                namespace,
+                key,
+                options.described(attributes),
+                on_upload=on_upload,
             )
-            if on_upload is not None:
-                await on_upload(upload.upload_id)
+            await upload.ask()
             part_size = partial(size_of_part, self._config.multipart_part_size, size)
             await upload.send(split(chunks, part_size))
         # Before this nothing can appear at the key.
@@ -202,20 +210,24 @@ class S3Connector(Connector):
         params: dict[str, Any] = {"IfMatch": f'"{if_match}"'}
         if start or end is not None:
             params["Range"] = f"bytes={start}-{'' if end is None else end - 1}"
-        with translated("get", f"{namespace}/{location.key}"):
-            answer = await self._client.get_object(Bucket=namespace, **named_by(location), **params)
-            async with answer["Body"] as body:
-                check_etag(namespace, _stored(location.key, answer, size=0), if_match)
-                # A server that ignores Range sends everything, and says so by saying nothing.
-                skip = 0 if answer.get("ContentRange") else start
-                left = answer["ContentLength"] - skip if end is None else end - start
-                async for chunk in body.iter_chunks(CHUNK):
-                    wanted = chunk[skip : skip + left]
-                    skip, left = max(0, skip - len(chunk)), left - len(wanted)
-                    if wanted:
-                        yield wanted
-                    if left <= 0:
-                        break
+        name = f"{namespace}/{location.key}"
+        async with self._downloads.open(name):
+            with translated("get", name):
+                answer = await self._client.get_object(
+                    Bucket=namespace, **named_by(location), **params
+                )
+                async with answer["Body"] as body:
+                    check_etag(namespace, _stored(location.key, answer, size=0), if_match)
+                    # A server that ignores Range sends everything, and says so by saying nothing.
+                    skip = 0 if answer.get("ContentRange") else start
+                    left = answer["ContentLength"] - skip if end is None else end - start
+                    async for chunk in body.iter_chunks(CHUNK):
+                        wanted = chunk[skip : skip + left]
+                        skip, left = max(0, skip - len(chunk)), left - len(wanted)
+                        if wanted:
+                            yield wanted
+                        if left <= 0:
+                            break
 
     @override
     async def head(self, namespace: str, location: Location) -> StoredObject | None:

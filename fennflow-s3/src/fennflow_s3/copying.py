@@ -75,12 +75,13 @@ async def copy_parts(
         origin: the source and its condition, as parameters.
         size: of the source, in bytes.
         part_size: of most parts, in bytes.
-        on_upload: awaited with the id of the upload before its first part.
+        on_upload: awaited with the id of the upload before each of its requests.
     """
-    upload = await Upload.create(client, namespace, key, described, copies=True)
+    upload = await Upload.create(
+        client, namespace, key, described, copies=True, on_upload=on_upload
+    )
     async with _aborted(upload):
-        if on_upload is not None:
-            await on_upload(upload.upload_id)
+        await upload.ask()
         await upload.copy(origin, size, size_of_part(part_size, size, 1))
     return upload
 

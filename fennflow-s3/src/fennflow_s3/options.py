@@ -37,6 +37,17 @@ NOT_COPIED = frozenset(
 )
 """What CopyObject does not take over from its source, so that apply has to name it again."""
 
+AT_THE_KEY_ONLY = frozenset(
+    {
+        "ObjectLockLegalHoldStatus",
+        "ObjectLockMode",
+        "ObjectLockRetainUntilDate",
+        "StorageClass",
+    }
+)
+"""What staged bytes must not have: an archived object cannot be copied, a locked one not deleted, and
+several classes are billed for a month at least."""
+
 HEADERS = frozenset(
     {"CacheControl", "ContentDisposition", "ContentEncoding", "ContentLanguage", "Expires"}
 )

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from types_aiobotocore_s3 import S3Client
     from types_aiobotocore_s3.type_defs import CompletedPartTypeDef
 
+    from fennflow.connectors import UploadCallback
+
 
 PARTS_IN_FLIGHT = 4
 BYTES_IN_FLIGHT = 64 << 20
@@ -74,6 +76,7 @@ class Upload:
         target: bucket and key, as parameters.
         upload_id: that S3 gave it.
         checksums: whether S3 is to check the CRC32 of each part.
+        on_upload: awaited with the id before each further request.
     """
 
     client: S3Client
@@ -81,6 +84,7 @@ class Upload:
     upload_id: str
     checksums: bool
     size: int = 0
+    on_upload: UploadCallback | None = None
     _parts: dict[int, CompletedPartTypeDef] = field(default_factory=dict[int, Any])
 
     @classmethod
@@ -92,6 +96,7 @@ class Upload:
         described: dict[str, Any],
         *,
         copies: bool = False,
+        on_upload: UploadCallback | None = None,
     ) -> Upload:
         """Begin an upload.
 
@@ -101,6 +106,7 @@ class Upload:
             key: of the object.
             described: what is stored beside its bytes, as parameters.
             copies: whether its parts are copied from another object.
+            on_upload: awaited with its id before each further request.
         """
         target: dict[str, Any] = {"Bucket": namespace, "Key": key}
         checked: dict[str, Any] = {} if copies else {"ChecksumAlgorithm": "CRC32"}
@@ -113,7 +119,13 @@ class Upload:
             # Some servers refuse a header that they do not know.
             created = await client.create_multipart_upload(**target, **described)
         # A server that does not know of it says nothing of it, and is sent no checksums.
-        return cls(client, target, created["UploadId"], "ChecksumAlgorithm" in created)
+        checksums = "ChecksumAlgorithm" in created
+        return cls(client, target, created["UploadId"], checksums, on_upload=on_upload)
+
+    async def ask(self) -> None:
+        """Let the engine journal the id, or stop what it may not send any more."""
+        if self.on_upload is not None:
+            await self.on_upload(self.upload_id)
 
     async def send(self, parts: AsyncGenerator[bytes]) -> None:
         """Send all parts, a few at a time; after a failure those under way come to their end.
@@ -158,6 +170,7 @@ class Upload:
         if self.checksums:
             crc = await asyncio.to_thread(zlib.crc32, part)
             checksum = {"ChecksumCRC32": base64.b64encode(crc.to_bytes(4, "big")).decode()}
+        await self.ask()
         answer = await self.client.upload_part(
             **self.target, **checksum, UploadId=self.upload_id, PartNumber=number, Body=part
         )
@@ -169,6 +182,7 @@ class Upload:
         Args:
             condition: on which it is made, as parameters.
         """
+        await self.ask()
         parts = [self._parts[number] for number in sorted(self._parts)]
         return await self.client.complete_multipart_upload(
             **self.target, **condition, UploadId=self.upload_id, MultipartUpload={"Parts": parts}
@@ -185,6 +199,7 @@ class Upload:
                     await copy(start)
 
         async def copy(start: int) -> None:
+            await self.ask()
             number = start // part_size + 1
             answer: Any = await self.client.upload_part_copy(
                 **self.target,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sys
+import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -18,6 +20,25 @@ if TYPE_CHECKING:
 
 MARGIN = 1 / 6
 """Of the lease's length: what a request may take from the check to the wire."""
+_COUNTS_SUSPENSION: int | None = getattr(time, "CLOCK_BOOTTIME", None)
+if sys.platform == "darwin":
+    _COUNTS_SUSPENSION = time.CLOCK_MONOTONIC  # not what `time.monotonic` reads there
+
+
+def clock() -> float:
+    """Return the running loop's time, which includes the time for which the machine was suspended.
+
+    A laptop that wakes up, or a virtual machine that is resumed, may have lost its leases meanwhile;
+    the loop's own clock stood still on Linux and macOS.
+    """
+    return asyncio.get_running_loop().time() + suspended()
+
+
+def suspended() -> float:
+    """Return the seconds for which the machine was suspended, from some fixed point on."""
+    if _COUNTS_SUSPENSION is None:
+        return 0.0  # the clock of Windows counts them
+    return round(time.clock_gettime(_COUNTS_SUSPENSION) - time.monotonic(), 3)
 
 
 @dataclass(slots=True)
@@ -26,7 +47,7 @@ class Lease:
 
     Args:
         token: the session's id, and the fencing token under which it is held.
-        until: when it ends, by the running loop's clock. The backend's clock decides when others
+        until: when it ends, by `clock`. The backend's clock decides when others
             may take over; this one started earlier and ends earlier (P23).
     """
 
@@ -39,7 +60,7 @@ class Lease:
         Raises:
             SessionLostException: it may have, or it was released.
         """
-        if asyncio.get_running_loop().time() >= self.until:
+        if clock() >= self.until:
             message = (
                 f"Session {self.token.session_id} could not renew its lease in time, so it may be "
                 "recovery's now. Run the unit of work again."
@@ -73,7 +94,7 @@ class Leases:
         begins: bool = True,
     ) -> Mapping[ObjectKey, Record]:
         """Stage, and hold the lease that the session has from then on."""
-        started = asyncio.get_running_loop().time()
+        started = clock()
         records = await self.backend.stage(lease.token, keys, plan, begins=begins)
         self.hold(lease, started)
         return records
@@ -83,7 +104,7 @@ class Leases:
 
         Args:
             lease: of a session in the journal.
-            started: when the call that gave or renewed it began, by the loop's clock.
+            started: when the call that gave or renewed it began, by `clock`.
         """
         lease.until = started + self.ttl * (1 - MARGIN)
         self._held[lease.token.session_id] = lease
@@ -100,7 +121,7 @@ class Leases:
 
     async def _beat(self) -> bool:
         held = list(self._held.values())
-        started = asyncio.get_running_loop().time()
+        started = clock()
         try:
             async with asyncio.timeout(self.ttl / 3):
                 kept = set(await self.backend.heartbeat([lease.token for lease in held]))

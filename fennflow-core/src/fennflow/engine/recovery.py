@@ -25,7 +25,7 @@ from fennflow.engine.callbacks import Aftermaths, Callbacks
 from fennflow.engine.concurrency import Periodic, run_all
 from fennflow.engine.finish import finish
 from fennflow.engine.garbage import bury, sweep
-from fennflow.engine.leases import Lease
+from fennflow.engine.leases import Lease, clock
 from fennflow.engine.plan import Write, outstanding, tombstones, undo
 from fennflow.engine.settle import Parts, Progress, Settler
 from fennflow.engine.telemetry import count_recovered, tell
@@ -251,7 +251,7 @@ class Recovery:
         outcomes: list[Outcome | None] = []
         seen: set[str] = set()
         while True:
-            started = asyncio.get_running_loop().time()
+            started = clock()
             claimed = await self.parts.backend.claim(CLAIMED_AT_ONCE)
             new = [each for each in claimed if each.session.session_id not in seen]
             if not new:

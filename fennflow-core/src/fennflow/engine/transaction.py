@@ -15,7 +15,7 @@ import uuid_utils
 from fennflow.backends import Intent, ObjectKey, Outcome, Placement, Record, SessionToken
 from fennflow.connectors import Capabilities
 from fennflow.engine.callbacks import Callbacks, Undo
-from fennflow.engine.leases import Lease
+from fennflow.engine.leases import Lease, clock
 from fennflow.engine.plan import Write, staging_key, visible
 from fennflow.engine.settle import Progress
 from fennflow.exceptions import (
@@ -74,7 +74,7 @@ class Transaction:
         lease: the right to act for the session, which has an id and a fencing token.
         journaled: whether the journal has, or may have, rows of it (P1).
         staged: whether the journal had rows of it for sure.
-        began: when it was first journaled, by the loop's clock.
+        began: when it was first journaled, by `clock`.
         progress: what attempts to finish it have left to know.
         outcome: how it was decided, as far as this process knows.
         failure: why it could not commit.
@@ -123,7 +123,7 @@ class Transaction:
         Raises:
             TransactionException: it is older than `max_session_age`.
         """
-        age = asyncio.get_running_loop().time() - self.began
+        age = clock() - self.began
         if self.journaled and age >= self.config.max_session_age:
             message = (
                 f"Session {self.session_id} is older than max_session_age="
@@ -313,7 +313,7 @@ class Transaction:
         deadline = loop.time() + self.config.lock_timeout
         pause, help_due = FIRST_PAUSE, loop.time()
         if not self.journaled:
-            self.began = loop.time()
+            self.began = clock()
         while True:
             try:
                 records = await self._leases.stage(self.lease, keys, plan, begins=not self.staged)

@@ -86,12 +86,22 @@ def check_beside(tx: Transaction, namespace: str, upload: Upload) -> None:
     tx.connector.validate(namespace, upload.key, attributes)
 
 
-def attributes_of(tx: Transaction, upload: Upload, seq: int) -> ObjectAttributes:
-    """Return what is stored beside the bytes of a write: the user's, and the stamp (P11)."""
+def attributes_of(
+    tx: Transaction, upload: Upload, seq: int, *, staged: bool = False
+) -> ObjectAttributes:
+    """Return what is stored beside the bytes of a write: the user's, and the stamp (P11).
+
+    Args:
+        tx: the transaction.
+        upload: the file.
+        seq: of the write.
+        staged: whether the bytes are on their way, without what only the object at its key may have.
+    """
     stamp = Stamp(tx.session_id, seq, upload.content_type, upload.sha256)
+    left_out = tx.connector.at_the_key_only if staged else frozenset[str]()
     return ObjectAttributes(
         media_type=upload.media_type,
         metadata=stamped(upload.metadata, stamp),
         sha256=upload.sha256,
-        extra=upload.extra,
+        extra={name: value for name, value in upload.extra.items() if name not in left_out},
     )

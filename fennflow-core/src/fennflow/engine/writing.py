@@ -222,6 +222,9 @@ async def _put(tx: Transaction, seq: int, upload: Upload, *, if_none_match: bool
     intent = tx.writes[seq].intent
 
     async def on_upload(upload_id: str) -> None:
+        tx.lease.check()  # no part is sent once the lease may have run out (P23)
+        if tx.writes[seq].intent.upload_id == upload_id:
+            return
         tx.update(seq, intent=replace(intent, upload_id=upload_id))
         await tx.backend.note_upload(tx.lease.token, seq, upload_id)
 
@@ -237,7 +240,8 @@ async def _put(tx: Transaction, seq: int, upload: Upload, *, if_none_match: bool
         doubtful = tx.writes[seq].doubtful
         # Until the answer is there, the write counts as done and as doubtful (P19).
         tx.update(seq, sent=True, doubtful=True)
-        attributes = attributes_of(tx, upload, seq)
+        staged = intent.placement is Placement.STAGED
+        attributes = attributes_of(tx, upload, seq, staged=staged)
 
         transfer = _transfer(tx, intent, upload, attributes, on_upload, if_none_match=if_none_match)
         put, cancellation = await shielded(transfer, grace=grace)

@@ -104,6 +104,9 @@ class FaultyConnector(Connector):
     def __init__(self, inner: Connector, faults: Faults) -> None:
         super().__init__()
         self.inner = inner
+        self.max_deletions = inner.max_deletions
+        self.at_the_key_only = inner.at_the_key_only
+        self.copies_through_client = inner.copies_through_client
         self.stream_threshold = inner.stream_threshold
         self.faults = faults
 

@@ -43,6 +43,7 @@ STORED_HEADERS = (
 )
 # What CopyObject takes from its own request whatever the directive.
 NOT_COPIED = ("x-amz-server-side-encryption", "x-amz-storage-class")
+ARCHIVED = ("GLACIER", "DEEP_ARCHIVE")
 
 
 class Answer(NamedTuple):
@@ -181,6 +182,8 @@ class StrictS3:
     def _get(self, call: Call) -> Answer:
         bucket = self._bucket(call.bucket)
         version = bucket.found(call.key, call.query.get("versionId"))
+        if call.method == "GET":
+            _check_readable(version)
         wanted = call.headers.get("if-match")
         if wanted is not None and wanted.strip('"') != version.etag:
             raise S3Error(HTTPStatus.PRECONDITION_FAILED, "PreconditionFailed")
@@ -198,12 +201,7 @@ class StrictS3:
 
     def _copy(self, call: Call) -> Answer:
         bucket = self._bucket(call.bucket)
-        path, _, query = call.headers["x-amz-copy-source"].partition("?")
-        name, _, key = unquote(path).removeprefix("/").partition("/")
-        source = self._bucket(name).found(key, dict(parse_qsl(query)).get("versionId"))
-        wanted = call.headers.get("x-amz-copy-source-if-match")
-        if wanted is not None and wanted.strip('"') != source.etag:
-            raise S3Error(HTTPStatus.PRECONDITION_FAILED, "PreconditionFailed")
+        name, key, source = self._source(call)
         bucket.check(call.key, call.headers)
         own = _stored_headers(call.headers)
         if call.headers.get("x-amz-metadata-directive") == "REPLACE":
@@ -221,6 +219,17 @@ class StrictS3:
             f"<LastModified>{_time(version)}</LastModified></CopyObjectResult>"
         )
         return answer._replace(headers={**answer.headers, **_version_header(bucket, version)})
+
+    def _source(self, call: Call) -> tuple[str, str, Version]:
+        """Return bucket, key and version of what is to be copied."""
+        path, _, query = call.headers["x-amz-copy-source"].partition("?")
+        name, _, key = unquote(path).removeprefix("/").partition("/")
+        source = self._bucket(name).found(key, dict(parse_qsl(query)).get("versionId"))
+        _check_readable(source)
+        wanted = call.headers.get("x-amz-copy-source-if-match")
+        if wanted is not None and wanted.strip('"') != source.etag:
+            raise S3Error(HTTPStatus.PRECONDITION_FAILED, "PreconditionFailed")
+        return name, key, source
 
     def _delete(self, call: Call) -> Answer:
         bucket = self._bucket(call.bucket)
@@ -314,8 +323,16 @@ class StrictS3:
         return upload
 
     def _upload_part(self, call: Call) -> Answer:
-        self._upload(call).parts[int(call.query["partNumber"])] = call.body
-        etag = hashlib.md5(call.body, usedforsecurity=False).hexdigest()
+        upload, body = self._upload(call), call.body
+        copied = "x-amz-copy-source" in call.headers
+        if copied:
+            body = self._source(call)[2].body or b""
+            first, _, last = call.headers["x-amz-copy-source-range"][len("bytes=") :].partition("-")
+            body = body[int(first) : int(last) + 1]
+        upload.parts[int(call.query["partNumber"])] = body
+        etag = hashlib.md5(body, usedforsecurity=False).hexdigest()
+        if copied:
+            return _xml(f'<CopyPartResult {XMLNS}><ETag>"{etag}"</ETag></CopyPartResult>')
         return Answer(headers={"ETag": f'"{etag}"'})
 
     def _complete_upload(self, call: Call) -> Answer:
@@ -336,6 +353,11 @@ class StrictS3:
         self._upload(call)
         del self._bucket(call.bucket).uploads[call.query["uploadId"]]
         return Answer(HTTPStatus.NO_CONTENT)
+
+
+def _check_readable(version: Version) -> None:
+    if version.headers.get("x-amz-storage-class") in ARCHIVED:
+        raise S3Error(HTTPStatus.FORBIDDEN, "InvalidObjectState")
 
 
 def _check_digests(call: Call) -> None:

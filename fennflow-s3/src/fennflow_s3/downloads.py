@@ -1,0 +1,61 @@
+"""How many downloads are open at once: each holds a connection for as long as its reader takes."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+
+from fennflow.exceptions import ConnectorUnavailableException
+
+WAIT = 15.0
+"""Seconds that a download waits for another one to end."""
+
+_logger = logging.getLogger("fennflow")
+
+
+class Downloads:
+    """Lets downloads begin, so many at once; they have connections of their own.
+
+    Other requests are answered as fast as the server can, a download is read as slowly as the one
+    who reads it. With connections in common, slow readers would leave none to the others.
+
+    Args:
+        most: downloads at once.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._free = asyncio.Semaphore(most)
+
+    @asynccontextmanager
+    async def open(self, name: str) -> AsyncGenerator[None]:
+        """Wait for a turn, and keep it inside the block.
+
+        Args:
+            name: of the object, for the message.
+
+        Raises:
+            ConnectorUnavailableException: none of the others ended in time.
+        """
+        if self._free.locked():
+            _logger.warning(
+                "The download of %s waits: %d are open, as many as max_pool_connections allows.",
+                name,
+                self._most,
+            )
+        try:
+            async with asyncio.timeout(WAIT):
+                await self._free.acquire()
+        except TimeoutError as error:
+            message = (
+                f"Could not get {name}: {self._most} downloads are open, and none of them has ended "
+                f"within {WAIT:.0f} s. Close streams that are not read to their end, or raise "
+                "max_pool_connections."
+            )
+            raise ConnectorUnavailableException(message, ambiguous=False) from error
+        try:
+            yield
+        finally:
+            self._free.release()
