@@ -192,3 +192,50 @@ async def test_what_a_refused_repetition_left_is_removed(
     async with uow_class() as uow:
         await uow.files.put(text("newer a", "a"))
     assert await store.objects() == {"a": b"newer a"}
+
+
+@pytest.mark.parametrize("fault", [Fault.BEFORE, Fault.SLOW_DOWN])
+@pytest.mark.parametrize("kind", KINDS)
+async def test_a_copy_through_the_client_that_may_arrive_late_keeps_its_key_locked(
+    kind: str, fault: Fault, request: pytest.FixtureRequest
+) -> None:
+    """P20 c: the deletion of the staging object stops it only where the store copies."""
+    store = await make_store(kind, request)
+    assert store.server is not None
+    uow_class = store.uow(lock_timeout=0.0)
+    async with uow_class() as uow:
+        await uow.files.put(text("1", "a"))
+    copies = in_turn([fault], lambda each: each.key == "a" and each.method == "PUT")
+    with store.server.failing(copies):
+        async with uow_class() as uow:
+            await uow.files.put(text("2", "a"))
+    assert await store.objects() == {"a": b"2"}
+    if kind == "obstore-strict" and fault is Fault.BEFORE:
+        with pytest.raises(RecordLockedException, match="locked until"):
+            async with uow_class() as uow:
+                await uow.files.put(text("3", "a"))
+    else:
+        async with uow_class() as uow:
+            await uow.files.put(text("3", "a"))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_a_refusal_while_finishing_keeps_nothing_locked_once_it_is_finished(
+    kind: str, request: pytest.FixtureRequest
+) -> None:
+    store = await make_store(kind, request, max_attempts=1)
+    assert store.server is not None
+    uow_class = store.uow(lock_timeout=0.0)
+    async with uow_class.lifespan():
+        async with uow_class() as uow:
+            await uow.files.put(text("1", "a"), text("1", "b"))
+        with store.server.failing(
+            lambda each: Fault.DENIED if changes(each) and each.key in {"a", ""} else None
+        ):
+            async with uow_class() as uow:
+                await uow.files.put(text("2", "a"))
+                await uow.files.delete("b")
+        await uow_class.recover()
+        assert await store.objects() == {"a": b"2"}
+        async with uow_class() as uow:
+            await uow.files.put(text("3", "a"), text("3", "b"))

@@ -6,8 +6,6 @@ import asyncio
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from botocore.exceptions import ClientError
-
 from fennflow.connectors import Deletion, DeletionReport, Location
 from fennflow.exceptions import (
     AccessDeniedException,
@@ -36,30 +34,35 @@ def named_by(location: Location) -> Any:
 async def delete_batch(
     client: S3Client, namespace: str, deletions: Sequence[Deletion]
 ) -> DeletionReport:
-    """Delete in one request; in several if the server refuses that one as a whole.
+    """Delete in one request; one by one where the server has no such request.
 
-    One key that it does not take, for instance as XML cannot hold it, must not keep the others.
+    A key that it refuses there, for instance as XML cannot hold it, may be deleted by its own URL.
     """
     try:
         return await _delete_objects(client, namespace, deletions)
-    except ConnectorCapabilityException:
-        limit = asyncio.Semaphore(AT_ONCE)
-
-        async def alone(deletion: Deletion) -> DeletionReport:
-            async with limit:
-                return await delete_one(client, namespace, deletion)
-
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(alone(each)) for each in deletions]
-        return _together([task.result() for task in tasks])
+    except (
+        AccessDeniedException,
+        ConnectorUnavailableException,
+        NoSuchNamespaceException,
+    ):
+        raise
     except BaseConnectorException as error:
-        if not _may_be_of_one_key(error):
+        absent = isinstance(error, ConnectorCapabilityException)
+        if error.ambiguous or not (absent or len(deletions) == 1):
             raise
-    if len(deletions) == 1:
-        return await delete_one(client, namespace, deletions[0])
-    half = len(deletions) // 2
-    first = await delete_batch(client, namespace, deletions[:half])
-    return _together([first, await delete_batch(client, namespace, deletions[half:])])
+    limit = asyncio.Semaphore(AT_ONCE)
+
+    async def alone(deletion: Deletion) -> DeletionReport:
+        async with limit:
+            return await delete_one(client, namespace, deletion)
+
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(alone(each)) for each in deletions]
+    reports = [task.result() for task in tasks]
+    return DeletionReport(
+        errors=[error for report in reports for error in report.errors],
+        retried=any(report.retried for report in reports),
+    )
 
 
 async def _delete_objects(
@@ -114,29 +117,6 @@ async def delete_directories(
     with translated("delete empty directories of", namespace):
         for parent in sorted(parents - {""}):
             await client.delete_object(Bucket=namespace, Key=f"{parent}/")
-
-
-def _may_be_of_one_key(error: BaseConnectorException) -> bool:
-    """Return whether a batch may have been refused because of one of its keys."""
-    if error.ambiguous or isinstance(
-        error, (ConnectorUnavailableException, NoSuchNamespaceException)
-    ):
-        return False
-    cause = error.__cause__
-    if isinstance(error, AccessDeniedException):
-        # Not where the credentials are refused, as those of all keys are the same.
-        return (
-            isinstance(cause, ClientError)
-            and cause.response.get("Error", {}).get("Code") == "AccessDenied"
-        )
-    return True
-
-
-def _together(reports: Sequence[DeletionReport]) -> DeletionReport:
-    return DeletionReport(
-        errors=[error for report in reports for error in report.errors],
-        retried=any(report.retried for report in reports),
-    )
 
 
 def _gone(error: BaseConnectorException | None) -> BaseConnectorException | None:

@@ -13,8 +13,6 @@ from datetime import timedelta
 from functools import partial
 from typing import TYPE_CHECKING, TypeGuard, TypeVar
 
-import stamina
-
 from fennflow.backends import AbortUpload, Copy, Delete, ObjectKey, Step
 from fennflow.connectors import (
     CopySource,
@@ -24,6 +22,7 @@ from fennflow.connectors import (
     StoredObject,
 )
 from fennflow.engine.concurrency import run_all
+from fennflow.engine.retrying import may_pass, retry
 from fennflow.engine.stamps import began, made_by, stamp_of
 from fennflow.engine.telemetry import tell
 from fennflow.exceptions import (
@@ -174,6 +173,9 @@ class Settler:
     async def _copy_all(self, copies: Sequence[Copy]) -> None:
         if not copies:
             return
+        if self.claimed:  # what the owner has sent is not known, even of what it has moved
+            late = {copy.object_key for copy in copies if self._may_be_late(copy)}
+            self.progress.in_doubt |= late
         records = await self.parts.backend.records([copy.object_key for copy in copies])
         # A record that names its own key was moved by an earlier attempt.
         todo = [
@@ -193,12 +195,35 @@ class Settler:
             await self.parts.backend.relocate(self.lease.token, moved)
 
     async def _copy(self, step: Copy, size: int) -> StoredObject:
+        # In doubt until it is answered: nobody else may write there if this is broken off.
+        key = step.object_key
+        new = self._may_be_late(step) and key not in self.progress.in_doubt
+        if new:
+            self.progress.in_doubt.add(key)
+        try:
+            stored, lost = await self._copied(step, size)
+        except BaseConnectorException as error:
+            if new and not error.ambiguous:
+                self.progress.in_doubt.discard(key)
+            raise
+        if new and not (lost or stored.retried):
+            self.progress.in_doubt.discard(key)
+        return stored
+
+    def _may_be_late(self, step: Copy) -> bool:
+        """Whether a copy may arrive although the staging object is gone by then (P20 c)."""
+        return step.doubtful or self.parts.connector.copies_through_client
+
+    async def _copied(self, step: Copy, size: int) -> tuple[StoredObject, bool]:
+        """Copy; return what is there now, and whether the answer to an attempt was lost."""
         target = Location(step.key)
         capabilities = await self.parts.connector.capabilities(step.namespace)
         conditional = capabilities.conditional_copy
-        doubtful = False
 
         async def on_upload(upload_id: str) -> None:
+            self.lease.check()  # no part is sent once the lease may have run out (P23)
+            if self.progress.uploads.get(step.seq) == upload_id:
+                return
             self.progress.uploads[step.seq] = upload_id
             await self.parts.backend.note_upload(self.lease.token, step.seq, upload_id)
 
@@ -214,40 +239,37 @@ class Settler:
                 on_upload=on_upload,
             )
 
-        # In doubt until it is answered: nobody else may write there if this is broken off.
-        key = step.object_key
-        new = step.doubtful and key not in self.progress.in_doubt
-        if new:
-            self.progress.in_doubt.add(key)
         try:
-            stored, doubtful = await self._retry(lambda: send(overwrite=not conditional))
+            stored, lost = await retry(self.lease, lambda: send(overwrite=not conditional))
         except (PreconditionFailedException, NoSuchKeyException) as error:
-            there, _ = await self._retry(lambda: self.parts.connector.head(step.namespace, target))
+            there, _ = await retry(
+                self.lease, lambda: self.parts.connector.head(step.namespace, target)
+            )
             if there is not None and made_by(there, self.lease.token.session_id, step.seq):
-                stored, doubtful = there, True  # P30: done before, the answer was lost
-                await self._retry(lambda: self._end_upload_of(step))
-            elif isinstance(error, NoSuchKeyException) and (there is not None or not conditional):
+                # P30: done before, the answer was lost
+                await retry(self.lease, lambda: self._end_upload_of(step))
+                self.progress.uploads.pop(step.seq, None)
+                return there, True
+            if isinstance(error, NoSuchKeyException) and (there is not None or not conditional):
                 raise  # the source is gone
-            else:
-                # Of a condition on a target that is gone, some stores answer that too with 404.
-                stamp = None if there is None else stamp_of(there)
-                # It may be from an earlier write of this session, the answer to which was lost.
-                if stamp is None or stamp.session_id != self.lease.token.session_id:
-                    tell(
-                        logging.WARNING,
-                        "%s/%s was changed behind the catalog; the committed bytes replace it "
-                        "(P17)",
-                        step.namespace,
-                        step.key,
-                        rule="P17",
-                        session=self.lease.token.session_id,
-                        key=f"{step.namespace}/{step.key}",
-                    )
-                stored, doubtful = await self._retry(lambda: send(overwrite=True))
+            # Of a condition on a target that is gone, some stores answer that too with 404.
+            stamp = None if there is None else stamp_of(there)
+            # It may be from an earlier write of this session, the answer to which was lost.
+            if stamp is None or stamp.session_id != self.lease.token.session_id:
+                tell(
+                    logging.WARNING,
+                    "%s/%s was changed behind the catalog; the committed bytes replace it (P17)",
+                    step.namespace,
+                    step.key,
+                    rule="P17",
+                    session=self.lease.token.session_id,
+                    key=f"{step.namespace}/{step.key}",
+                )
+            stored, lost = await retry(
+                self.lease, lambda: send(overwrite=True), lost=error.ambiguous
+            )
         self.progress.uploads.pop(step.seq, None)
-        if new and not (self.claimed or doubtful or stored.retried):
-            self.progress.in_doubt.discard(key)
-        return stored
+        return stored, lost
 
     async def _end_upload_of(self, step: Copy) -> None:
         """Abort what an earlier attempt to copy in parts has left, which nobody else would (P13)."""
@@ -257,8 +279,9 @@ class Settler:
             del self.progress.uploads[step.seq]
 
     async def _abort_upload(self, step: AbortUpload) -> None:
-        await self._retry(
-            lambda: self.parts.connector.abort_upload(step.namespace, step.key, step.upload_id)
+        await retry(
+            self.lease,
+            lambda: self.parts.connector.abort_upload(step.namespace, step.key, step.upload_id),
         )
 
     async def _delete_all(self, steps: Sequence[Delete]) -> None:
@@ -297,8 +320,8 @@ class Settler:
             return [Deletion(location=step.location, if_match=step.etag)]
         if capabilities.versioned:
             return await self._own_versions(step)
-        there, _ = await self._retry(
-            lambda: self.parts.connector.head(step.namespace, step.location)
+        there, _ = await retry(
+            self.lease, lambda: self.parts.connector.head(step.namespace, step.location)
         )
         if not self._is_own(there, step):
             return []
@@ -311,13 +334,14 @@ class Settler:
 
     async def _own_versions(self, step: Delete) -> Sequence[Deletion]:
         session_id = step.owner_session or self.lease.token.session_id
-        versions, _ = await self._retry(
-            lambda: versions_since(self.parts, step.namespace, step.location.key, session_id)
+        versions, _ = await retry(
+            self.lease,
+            lambda: versions_since(self.parts, step.namespace, step.location.key, session_id),
         )
         own: list[Deletion] = []
         for version in versions:
             head = partial(self.parts.connector.head, step.namespace, version.location)
-            if self._is_own((await self._retry(head))[0], step):
+            if self._is_own((await retry(self.lease, head))[0], step):
                 own.append(Deletion(location=version.location))
         return own
 
@@ -326,21 +350,18 @@ class Settler:
         namespace, left = batch[0], list(batch[1])
         if self._is_away(key for key, _ in left):
             return
-        attempts = 0
 
         async def send() -> DeletionReport:
-            nonlocal attempts
-            attempts += 1
             return await self._delete_once(namespace, left)
 
         new = self._users(namespace, [each.location for _, each in left]) - self.progress.in_doubt
         self.progress.in_doubt |= new
         try:
-            report, doubtful = await self._retry(send)
+            report, doubtful = await retry(self.lease, send)
         except SessionLostException:
             raise
         except Exception as error:  # noqa: BLE001 - raised when all else is done
-            if attempts == 1 and isinstance(error, BaseConnectorException) and not error.ambiguous:
+            if isinstance(error, BaseConnectorException) and not error.ambiguous:
                 self.progress.in_doubt -= new
             if len(left) == 1 or not _may_be_about_one(error):
                 for key, _ in left:
@@ -362,11 +383,11 @@ class Settler:
         report = await self.parts.connector.delete(namespace, [each for _, each in left])
         failed = [(each, error) for each, error in zip(left, report.errors, strict=True) if error]
         for (key, deletion), error in failed:
-            if not _may_pass(error):
+            if not may_pass(error):
                 self._refused(namespace, key, deletion, error)
-        left[:] = [each for each, error in failed if _may_pass(error)]
+        left[:] = [each for each, error in failed if may_pass(error)]
         for _, error in failed:
-            if _may_pass(error):
+            if may_pass(error):
                 raise error
         return report
 
@@ -396,26 +417,6 @@ class Settler:
             and not location.key.startswith(self.parts.config.reserved_prefix)
         }
 
-    async def _retry(self, request: Callable[[], Awaitable[R]]) -> tuple[R, bool]:
-        """Send an idempotent request again while the store is unavailable (P9).
-
-        Returns:
-            its result, and whether the answer of an earlier attempt was lost.
-        """
-        lost = False
-        async for attempt in stamina.retry_context(
-            on=_may_pass, attempts=4, wait_initial=0.1, wait_max=2.0
-        ):
-            with attempt:
-                self.lease.check()
-                try:
-                    return await request(), lost
-                except BaseConnectorException as error:
-                    lost = lost or error.ambiguous
-                    raise
-        message = "unreachable: retry_context raises when it gives up"
-        raise AssertionError(message)
-
 
 async def versions_since(
     parts: Parts, namespace: str, key: str, session_id: str
@@ -429,12 +430,6 @@ async def versions_since(
         return await parts.connector.versions(namespace, key)
     margin = timedelta(seconds=max(CLOCK_SKEW, parts.config.doubt_period))
     return await parts.connector.recent_versions(namespace, key, since=started - margin)
-
-
-def _may_pass(error: Exception) -> bool:
-    """Whether an idempotent request may succeed when it is sent again."""
-    contended = isinstance(error, PreconditionFailedException) and error.contended
-    return contended or isinstance(error, ConnectorUnavailableException)
 
 
 def _may_be_about_one(error: Exception) -> bool:
