@@ -34,6 +34,8 @@ def run(*command: str | Path, **environment: str) -> str:
 
 def main_job() -> str:
     """Return the program in the README, which is the one of the design word for word."""
-    found = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    found = re.search(
+        r"## The main job.*?```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL
+    )
     assert found is not None
     return found[1]

@@ -135,7 +135,9 @@ def test_the_quickstart_shows_objects_and_an_untouched_bucket() -> None:
 
 def test_the_main_job_runs_in_memory() -> None:
     """On S3 servers it runs in tests/packaging and tests/docs."""
-    found = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    found = re.search(
+        r"## The main job.*?```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL
+    )
     assert found is not None
     program = found[1].replace("S3ConnectorConfig", "InMemoryConnectorConfig")
     done = subprocess.run(
