@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
 import pytest
+import uuid_utils
 
 from fennflow import ConfigDict, plugins
 from fennflow.backends import (
@@ -158,7 +159,7 @@ async def test_every_object_tells_whose_it_is(store: Store) -> None:
 
 async def test_garbage_that_arrived_late_does_not_take_a_key(scene: Scene) -> None:
     """P14: what a tombstone names may be written over, also by `create`."""
-    dead = SessionToken("dead")
+    dead = SessionToken(str(uuid_utils.uuid7()))
     uow_class = scene.uow()
     config = ConfigDict(connector=scene.inner.config, backend=scene.backend_config)
     backend = plugins.registry().backend_for(config.backend).factory(config.backend, config)
@@ -167,10 +168,10 @@ async def test_garbage_that_arrived_late_does_not_take_a_key(scene: Scene) -> No
     await backend.abort(dead)
     await backend.settle(
         dead,
-        tombstones=[Tombstone(namespace="bucket", key="a", session_id="dead", seq=1)],
+        tombstones=[Tombstone(namespace="bucket", key="a", session_id=dead.session_id, seq=1)],
     )
     for seq, key_name in ((1, "a"), (2, "b")):
-        late = ObjectAttributes(media_type="a/b", metadata=stamped({}, Stamp("dead", seq)))
+        late = ObjectAttributes(media_type="a/b", metadata=stamped({}, Stamp(dead.session_id, seq)))
         await scene.put_raw(key_name, b"late", late)
     async with uow_class() as uow:
         await uow.files.create(text("new", "a"))

@@ -7,6 +7,7 @@ import time
 import uuid
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,7 +15,14 @@ import uuid_utils
 from typing_extensions import override
 
 from fennflow import ReconcileConfig, plugins
-from fennflow.backends import InMemoryBackendConfig
+from fennflow.backends import (
+    InMemoryBackendConfig,
+    ObjectKey,
+    SessionToken,
+    SqlalchemyBackendConfig,
+    Tombstone,
+)
+from fennflow.config import BackendConfig
 from fennflow.connectors import (
     Deletion,
     Location,
@@ -23,15 +31,20 @@ from fennflow.connectors import (
 )
 from fennflow.engine.stamps import Stamp, stamped
 from fennflow.exceptions import (
+    AccessDeniedException,
+    BaseConnectorException,
     ChecksumMismatchException,
     ConfigException,
+    ConnectorUnavailableException,
     NoSuchNamespaceException,
     ObjectChangedException,
     ReconcileFailedException,
+    RecordAlreadyExistsException,
 )
 from fennflow.files import BinaryContent, JsonContent, TextContent
 from fennflow.reports import Difference, Finding, ReconcileAction, ReconcileReport
-from fennflow.testing import S3Server, faults
+from fennflow.testing import PostgresqlServer, S3Server, faults
+from fennflow.testing.recovery_suite import opened
 from stores import FullUOW, Store, make_store, numbers, s3_config
 
 NEVER = ReconcileConfig(frequency="never")
@@ -53,10 +66,12 @@ async def put_raw(store: Store, key: str, body: bytes, media_type: str = "text/p
         await connector.put(store.namespace, key, body, attributes)
 
 
-async def put_orphan(store: Store, key: str, *, began: int = OLD) -> None:
+async def put_orphan(
+    store: Store, key: str, *, began: int = OLD, catalog_id: str | None = None
+) -> None:
     """Put what a session wrote that died before its commit."""
     session_id = uuid.UUID(int=began * 1000 << 80 | 7 << 76 | 2 << 62 | next(numbers))
-    stamp = Stamp(str(session_id), 1, "text")
+    stamp = Stamp(str(session_id), 1, "text", catalog_id=catalog_id)
     metadata = stamped({"für": "Ann"}, stamp)
     async with store.connector() as connector:
         attributes = ObjectAttributes(media_type="text/plain", metadata=metadata)
@@ -100,11 +115,12 @@ async def test_a_new_process_finds_the_files_of_the_old_one(store: Store) -> Non
         json, binary = await uow.files.get("a/b.json", "c")
         assert isinstance(json, JsonContent)
         assert (json.content, json.metadata) == ([1], {"von": "Zoë"})
-        assert type(binary) is BinaryContent
+        # Only a catalog knows the class that went in: a stamp can be forged.
+        assert type(binary) is TextContent
         known = await uow.files.stat("a/b.json")
         written = await stat_of(first, "a/b.json")
         times = {"created_at": known.created_at, "modified_at": known.modified_at}
-        assert known == replace(written, **times)
+        assert known == replace(written, sha256=None, **times)
         await uow.files.put(text("new", "c"))
         await uow.files.delete("a/b.json")
     assert await store.objects() == {"c": b"new"}
@@ -289,13 +305,225 @@ async def test_a_bucket_is_reconciled_in_batches(store: Store) -> None:
     assert (await reconciled(uow_class)).findings == ()
 
 
-async def test_wrong_metadata_of_others_is_found_out_when_reading(store: Store) -> None:
-    """I1: bytes that are not those of the checksum are not returned."""
-    stamp = Stamp(str(uuid_utils.uuid7()), 1, "text", "0" * 64)
+async def test_what_a_stamp_claims_is_not_believed(store: Store) -> None:
+    """Neither class nor checksum nor transaction: whoever may upload can write a stamp."""
+    stamp = Stamp(str(uuid_utils.uuid7()), 1, "json", "0" * 64)
     async with store.connector() as connector:
         attributes = ObjectAttributes(media_type="text/plain", metadata=stamped({}, stamp))
         await connector.put(store.namespace, "a", b"1", attributes)
     async with fresh(store)() as uow:
+        file = (await uow.files.get("a")).one()
+        assert type(file) is TextContent
+        assert (await uow.files.stat("a")).sha256 is None
+
+
+UUID7 = "01890000-0000-7000-8000-000000000000"
+NOT_STAMPS = [
+    {"fennflow_session": UUID7, "fennflow_seq": str(2**63)},
+    {"fennflow_session": UUID7, "fennflow_seq": "9" * 5000},
+    {"fennflow_session": UUID7, "fennflow_seq": "٣"},
+    {"fennflow_session": UUID7, "fennflow_seq": "0"},
+    {"fennflow_session": UUID7, "fennflow_seq": "01"},
+    {"fennflow_session": UUID7.upper().replace("0", "A"), "fennflow_seq": "1"},
+    {"fennflow_session": "x\0y", "fennflow_seq": "1"},
+    {"fennflow_session": UUID7 + "\n", "fennflow_seq": "1"},
+    {"fennflow_session": UUID7, "fennflow_seq": "1", "fennflow_catalog": "a/b"},
+    {"fennflow_session": UUID7, "fennflow_seq": "1", "fennflow_catalog": "x" * 5000},
+    {"fennflow_session": UUID7},
+]
+ODD_METADATA = [
+    {"a\0b": "c\0d"},
+    {"\ud800": "\udfff"},
+    {"a": "\udce9"},
+    {"a": "=?utf-8?q?=ff=00?="},
+    {"a\nb": "c\r\nd"},
+]
+
+
+@pytest.fixture(params=["memory", "sqlite", "postgresql"])
+def catalog(request: pytest.FixtureRequest, tmp_path: Path) -> BackendConfig:
+    """Return a catalog of every kind."""
+    if request.param == "memory":
+        return InMemoryBackendConfig(name=f"r{next(numbers)}")
+    if request.param == "sqlite":
+        return SqlalchemyBackendConfig(url=f"sqlite:///{tmp_path}/catalog.db")
+    server: PostgresqlServer = request.getfixturevalue("postgresql")
+    return SqlalchemyBackendConfig(url=server.new_database())
+
+
+async def test_no_object_of_a_stranger_stops_a_catalog(catalog: BackendConfig) -> None:
+    """What does not parse is an object that FennFlow did not write."""
+    store = await make_store("memory", None)  # type: ignore[arg-type]
+    odd = [{"media_type": "text/plain", "metadata": each} for each in (*NOT_STAMPS, *ODD_METADATA)]
+    odd += [
+        {"media_type": each}
+        for each in ("te\0xt/plain", "\ud800/x", "text/plain\r\nA: b", "", "ü/x")
+    ]
+    for number, attributes in enumerate(odd):
+        async with store.connector() as connector:
+            await connector.put(
+                store.namespace,
+                f"odd/{number}",
+                b"odd",
+                ObjectAttributes(**attributes),  # type: ignore[arg-type]
+            )
+    for key in ("a\nb", "a\0b", "\ud800", "a//b", "\udce9/b"):
+        await put_raw(store, key, b"1")
+    await put_raw(store, "good", b"good")
+    uow_class = store.uow(backend=catalog)
+    async with uow_class() as uow:
+        assert (await uow.files.get("good")).one().content == "good"
+        assert len(await uow.files.list("odd/")) == len(odd)
+        await uow.files.get_prefix("odd/")
+        await uow.files.put(text("mine", "mine"))
+    report = await reconciled(uow_class, strategy="replace", orphans="adopt")
+    assert report.differences == {Difference.REFUSED: 5}
+    assert (await uow_class.recover()).problems == ()
+
+
+class Unreadable(faults.FaultyConnector):
+    """Describes no object whose name begins with `odd`, as where a header is not UTF-8."""
+
+    error: type[BaseConnectorException] = ConnectorUnavailableException
+    away = False
+
+    @override
+    async def head(self, namespace: str, location: Location) -> StoredObject | None:
+        if self.away or location.key.startswith("odd"):
+            message = "The headers cannot be read."
+            raise self.error(message)
+        return await super().head(namespace, location)
+
+
+@pytest.mark.parametrize("error", [ConnectorUnavailableException, AccessDeniedException])
+async def test_an_object_that_cannot_be_read_is_one_finding(
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    error: type[BaseConnectorException],
+) -> None:
+    """But where the store describes nothing at all, that is an error."""
+    monkeypatch.setattr(faults, "FaultyConnector", Unreadable)
+    monkeypatch.setattr(Unreadable, "error", error)
+    with plugins.override(faults):
+        inner = await make_store("memory", None)  # type: ignore[arg-type]
+
+        async def script(*_: str) -> None: ...
+
+        store = Store(
+            faults.FaultyConnectorConfig(inner=inner.config, faults=faults.Scripted(script)),
+            "bucket",
+        )
+        for key in ("a", "odd\n", "odd1", "odd2", "z"):
+            await put_raw(inner, key, b"1")
+        monkeypatch.setattr(Unreadable, "away", True)
+        with pytest.raises(error):
+            await listed(fresh(store))
+        monkeypatch.setattr(Unreadable, "away", False)
+        uow_class = fresh(store)
+        assert await listed(uow_class) == ["a", "z"]
+        assert "'odd1' in bucket cannot be read" in caplog.text
+        report = await reconciled(uow_class, strategy="replace", orphans="delete")
+        assert told(report) == {
+            "odd\n": (Difference.REFUSED, None),
+            "odd1": (Difference.UNREADABLE, None),
+            "odd2": (Difference.UNREADABLE, None),
+        }
+
+
+def with_catalog(store: Store, path: Path, **changes: Any) -> type[FullUOW]:
+    return store.uow(backend=SqlalchemyBackendConfig(url=f"sqlite:///{path}.db"), **changes)
+
+
+async def test_what_another_catalog_wrote_is_never_touched(
+    store: Store, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Committed or not, whatever the strategy; only a switch that names the catalog does it."""
+    first, second = with_catalog(store, tmp_path / "a"), with_catalog(store, tmp_path / "b")
+    async with first() as uow:
+        await uow.files.put(text("1", "a"), text("1", "b"))
+    async with first(auto_commit=False) as uow:
+        await uow.files.put(text("2", "c"))
+        assert await listed(second) == []
+        assert "belong to other catalogs" in caplog.text
+        await reconciled(second, strategy="replace", orphans="adopt")
+    await put_orphan(store, "old", catalog_id="lost")
+    before = await store.objects()
+    report = await reconciled(second, strategy="replace", orphans="delete")
+    assert told(report) == dict.fromkeys(("a", "b", "old"), (Difference.OTHER_CATALOG, None))
+    assert "lost" in {each.catalog_id for each in report.findings}
+    async with second() as uow:
+        assert await uow.files.delete("a") == []
+        if not await versioned(store):
+            with pytest.raises(RecordAlreadyExistsException, match="another application"):
+                await uow.files.put(text("mine", "a"))
+            with pytest.raises(RecordAlreadyExistsException):
+                await uow.files.create(text("mine", "a"))
+    assert await store.objects() == before
+    async with first() as uow:
+        assert (await uow.files.get("a")).one().content == "1"
+    assert {each.catalog_id for each in report.findings} > {"lost"}
+    third = with_catalog(store, tmp_path / "c", reconcile=NEVER)
+    catalogs = {each.catalog_id for each in report.findings if each.catalog_id}
+    report = await reconciled(third, adopt_catalogs=sorted(catalogs))
+    assert report.actions == {ReconcileAction.INSERTED: 3}
+
+
+async def versioned(store: Store) -> bool:
+    async with store.connector() as connector:
+        return (await connector.capabilities(store.namespace)).versioned
+
+
+@pytest.mark.parametrize("strategy", ["insert_missing", "replace"])
+async def test_what_arrived_late_is_never_adopted(store: Store, strategy: str) -> None:
+    """P20 a: neither beside a record nor without one, and not into an empty catalog either."""
+    backend = InMemoryBackendConfig(name=f"r{next(numbers)}")
+    uow_class = store.uow(backend=backend)
+    late = SessionToken(str(uuid.UUID(int=OLD * 1000 << 80 | 7 << 76 | 2 << 62 | next(numbers))))
+
+    async def arrive(key: str) -> None:
+        metadata = stamped({}, Stamp(late.session_id, 1))
+        async with store.connector() as connector:
+            attributes = ObjectAttributes(media_type="text/plain", metadata=metadata)
+            await connector.put(store.namespace, key, b"late", attributes)
+
+    async with opened(backend, connector=store.config) as journal:
+        keys = [ObjectKey(store.namespace, key) for key in ("a", "b")]
+        doubts = [
+            Tombstone(namespace=key.namespace, key=key.key, session_id=late.session_id, seq=1)
+            for key in keys
+        ]
+        await journal.stage(late, keys, lambda _: ())
+        await journal.abort(late)
+        await journal.settle(late, tombstones=doubts)
+    await arrive("b")
+    assert await listed(uow_class) == []
+    async with uow_class() as uow:
+        await uow.files.put(text("committed", "a"))
+    await arrive("a")
+    report = await reconciled(uow_class, strategy=strategy, orphans="adopt")
+    assert told(report) == {"a": (Difference.CHANGED, None)}
+    assert await listed(uow_class) == ["a"]
+
+
+async def test_a_committed_object_under_another_etag_keeps_class_and_checksum(
+    store: Store,
+) -> None:
+    """Stores give one when objects are moved: the catalog knows what it is."""
+    uow_class = fresh(store)
+    async with uow_class() as uow:
+        await uow.files.put(BinaryContent(data=b"x", media_type="text/plain", filename="a"))
+    before = await stat_of(uow_class, "a")
+    async with store.connector() as connector:
+        stored = await connector.head(store.namespace, Location("a"))
+        assert stored is not None
+        # The same stamp, other bytes of the same length: somebody's forgery.
+        attributes = ObjectAttributes(media_type="text/html", metadata=stored.metadata)
+        await connector.put(store.namespace, "a", b"y", attributes)
+    report = await reconciled(uow_class, strategy="replace")
+    assert told(report) == {"a": (Difference.CHANGED, ReconcileAction.UPDATED)}
+    after = await stat_of(uow_class, "a")
+    assert (after.sha256, after.media_type) == (before.sha256, "text/plain")
+    async with uow_class() as uow:
         with pytest.raises(ChecksumMismatchException):
             await uow.files.get("a")
 

@@ -178,12 +178,23 @@ class Backend(ABC):
     @property
     @abstractmethod
     def catalog_id(self) -> str:
-        """Tells this catalog's staging keys from those of others that share a bucket (P10)."""
+        """Tells this catalog's objects from those of others that share a bucket (P10).
+
+        At most 128 visible ASCII characters, no `/`.
+        """
 
     @property
     def guarantees(self) -> Guarantees:
         """What it can promise; not abstract: nothing beyond the process, unless it says more."""
         return Guarantees()
+
+    @property
+    def stamped_id(self) -> str | None:
+        """The id that objects of this catalog bear, so that no other catalog takes them.
+
+        None where the catalog ends with its process: the next one has to take them over.
+        """
+        return self.catalog_id if self.guarantees.durable else None
 
     @abstractmethod
     async def open(self) -> None:

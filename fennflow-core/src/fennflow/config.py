@@ -65,16 +65,19 @@ class ReconcileConfig(_Config):
             `insert_missing`: objects without a record get one; records stay as they are.
             `replace`: the catalog becomes what the bucket holds; records of objects that are gone
             go too.
-        orphans: of objects that FennFlow wrote and that have no record, while the catalog is not
-            empty: their session died, or was another catalog's. `report`; `adopt` records them;
-            `delete` removes them, which is right only where no other catalog uses the bucket.
-            Those of sessions younger than `max_session_age` are only reported.
+        orphans: of objects that this catalog wrote, or one that ended with its process, and that
+            have no record while the catalog is not empty. `report`; `adopt` records them; `delete`
+            removes them, which is right only where no memory backend of another process uses the
+            bucket. Those of sessions younger than `max_session_age` are only reported.
+        adopt_catalogs: ids of other catalogs whose objects count as this one's, for instance of one
+            that was lost. Objects of any other catalog are left alone, whatever the settings.
         batch_size: keys that are examined, and locked if they are changed, at a time.
     """
 
     frequency: Literal["on_start_app", "on_session_start", "never"] = "on_start_app"
     strategy: Literal["fill_if_empty", "insert_missing", "replace"] = "fill_if_empty"
     orphans: Literal["report", "adopt", "delete"] = "report"
+    adopt_catalogs: tuple[str, ...] = ()
     batch_size: Annotated[int, Field(gt=0)] = 1000
 
 

@@ -38,6 +38,7 @@ class Maintenance:
         *,
         strategy: ReconcileStrategy | None = None,
         orphans: ReconcileOrphans | None = None,
+        adopt_catalogs: Sequence[str] | None = None,
         batch_size: int | None = None,
         on_finding: Callable[[Finding], None] | None = None,
         on_progress: Callable[[ReconcileReport], None] | None = None,
@@ -47,6 +48,7 @@ class Maintenance:
         Args:
             strategy: of `ReconcileConfig`; that of `config.reconcile` by default.
             orphans: likewise.
+            adopt_catalogs: likewise.
             batch_size: likewise.
             on_finding: called for every difference, after what was done about it is durable.
             on_progress: called now and then with how far a bucket is.
@@ -79,12 +81,17 @@ class Maintenance:
             asyncio.run(main())
             ```
         """
-        default = cls.config.reconcile
+        changes = {
+            "strategy": strategy,
+            "orphans": orphans,
+            "adopt_catalogs": adopt_catalogs,
+            "batch_size": batch_size,
+        }
         settings = ReconcileConfig(
-            frequency=default.frequency,
-            strategy=strategy or default.strategy,
-            orphans=orphans or default.orphans,
-            batch_size=default.batch_size if batch_size is None else batch_size,
+            **{
+                **cls.config.reconcile.model_dump(),
+                **{name: value for name, value in changes.items() if value is not None},
+            }
         )
         async with engine_for(cls.config, plugins.registry()) as engine:
             return {

@@ -41,6 +41,12 @@ class Difference(StrEnum):
     REFUSED = "refused"
     """An object whose key breaks FennFlow's key rules, so that no record can have it."""
 
+    OTHER_CATALOG = "other_catalog"
+    """An object that another catalog's unit of work wrote; it was left alone."""
+
+    UNREADABLE = "unreadable"
+    """An object that the store lists and does not describe, or not as HTTP and UTF-8 allow."""
+
     BUSY = "busy"
     """A key that a unit of work was writing; it was left alone."""
 
@@ -63,12 +69,14 @@ class Finding:
         path: in it.
         difference: what is wrong.
         action: what was done; None if it was only reported.
+        catalog_id: of the catalog whose object it is, if it is another one.
     """
 
     namespace: str
     path: StoragePath
     difference: Difference
     action: ReconcileAction | None = None
+    catalog_id: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,7 +16,7 @@ from fennflow.cli.target import Target, load
 from fennflow.cli.terminal import stderr, stdout
 from fennflow.connectors import Capabilities
 from fennflow.exceptions import PluginException
-from fennflow.reports import Diagnosis, ReconcileReport
+from fennflow.reports import Diagnosis, Difference, ReconcileReport
 from fennflow.repositories.fields import namespaces_of
 
 SHOWN_FINDINGS = 20
@@ -198,6 +198,10 @@ def reconcile(
         Literal["report", "adopt", "delete"] | None,
         typer.Option(help="What to do about FennFlow's own objects without a record."),
     ] = None,
+    adopt_catalog: Annotated[
+        list[str] | None,
+        typer.Option(help="The id of another catalog whose objects count as this one's."),
+    ] = None,
     batch_size: Annotated[
         int | None, typer.Option(min=1, help="Keys that are examined and locked at a time.")
     ] = None,
@@ -211,7 +215,11 @@ def reconcile(
     with _walking(sum(1 for _ in namespaces_of(uow_class)), quiet=as_json) as on_progress:
         reports = run(
             uow_class.reconcile(
-                strategy=strategy, orphans=orphans, batch_size=batch_size, on_progress=on_progress
+                strategy=strategy,
+                orphans=orphans,
+                adopt_catalogs=adopt_catalog or None,
+                batch_size=batch_size,
+                on_progress=on_progress,
             )
         )
     if as_json:
@@ -224,7 +232,9 @@ def reconcile(
 
 
 def _differs(report: ReconcileReport) -> bool:
-    return sum(report.differences.values()) > sum(report.actions.values())
+    # What belongs to another catalog is as it should be.
+    others = report.differences.get(Difference.OTHER_CATALOG, 0)
+    return sum(report.differences.values()) - others > sum(report.actions.values())
 
 
 def _show_report(namespace: str, report: ReconcileReport) -> None:
@@ -234,6 +244,7 @@ def _show_report(namespace: str, report: ReconcileReport) -> None:
             stdout.line("  " + ", ".join(f"{count} {kind}" for kind, count in counts.items()))
     for finding in report.findings[:SHOWN_FINDINGS]:
         done = f", {finding.action}" if finding.action else ""
+        done += f" {finding.catalog_id}" if finding.catalog_id else ""
         stdout.line(f"  {finding.path}: {finding.difference}{done}")
     more = sum(report.differences.values()) - SHOWN_FINDINGS
     if more > 0:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING
 from fennflow.backends import Delete, ObjectKey, Record, Tombstone
 from fennflow.connectors import StoredObject
 from fennflow.engine.stamps import Stamp, began, stamp_of, unstamped
-from fennflow.exceptions import KeyException
 from fennflow.objects import media_type_of, utc
-from fennflow.paths import StoragePath, check_key
+from fennflow.paths import StoragePath
 from fennflow.reports import Difference, Finding, ReconcileAction
 
 if TYPE_CHECKING:
@@ -29,12 +28,24 @@ class Policy:
             are taken: what FennFlow wrote is told from an orphan by its record alone.
         dead_before: seconds since the epoch; no session that began earlier can commit (P27).
         session_id: of the session that changes the catalog.
+        catalog_id: of the catalog.
     """
 
     settings: ReconcileConfig
     filling: bool
     dead_before: float
     session_id: str
+    catalog_id: str
+
+    def concerns(self, stamp: Stamp) -> bool:
+        """Return whether an object may be this catalog's, as its stamp says."""
+        ours = {None, self.catalog_id, *self.settings.adopt_catalogs}
+        return stamp.catalog_id in ours
+
+    def is_dead(self, stamp: Stamp) -> bool:
+        """Return whether the transaction that a stamp names began too long ago to commit."""
+        started = began(stamp.session_id)
+        return started is not None and started.timestamp() < self.dead_before
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,58 +83,71 @@ def judge(
 ) -> Verdict | None:
     """Decide about one key; None if nothing is wrong.
 
+    What a late write left, and what another catalog wrote, is never adopted.
+
     Args:
         key: which one.
         stored: what the store says of it, its metadata included.
         record: what the catalog says.
         policy: how to decide.
-        seq: with the policy's session the identity of a record of what FennFlow did not write.
+        seq: with the policy's session the identity of a record that is adopted.
         tombstones: of the key; what they name is garbage that arrived late (P20 a).
     """
     if agree(stored, record):
         return None
-    replaces = policy.settings.strategy == "replace"
     if stored is None:
+        replaces = policy.settings.strategy == "replace"
         action = ReconcileAction.REMOVED if replaces else None
         return Verdict(_finding(key, Difference.MISSING, action))
     stamp = stamp_of(stored)
-    adopted = _adopted(key, stored, stamp or Stamp(policy.session_id, seq))
+    if stamp is not None and not policy.concerns(stamp):
+        finding = _finding(key, Difference.OTHER_CATALOG)
+        return Verdict(replace(finding, catalog_id=stamp.catalog_id))
+    late = stamp is not None and _late(key, stamp) in tombstones
+    adopted = _adopted(key, stored, policy.session_id, seq)
     if record is not None:
-        if not replaces:
-            return Verdict(_finding(key, Difference.CHANGED))
-        updated = replace(adopted, created_at=record.created_at)
-        return Verdict(_finding(key, Difference.CHANGED, ReconcileAction.UPDATED), updated)
-    return _judge_unrecorded(key, stored, stamp, adopted, policy, tombstones)
+        return _judge_changed(key, stored, stamp, record, adopted, policy, late=late)
+    return None if late else _judge_unrecorded(key, stored, stamp, adopted, policy)
 
 
-def _judge_unrecorded(
+def _judge_changed(
     key: ObjectKey,
     stored: StoredObject,
     stamp: Stamp | None,
+    record: Record,
     adopted: Record,
     policy: Policy,
-    tombstones: Collection[Tombstone],
-) -> Verdict | None:
-    try:
-        check_key(key.key)
-    except KeyException:
-        return Verdict(_finding(key, Difference.REFUSED))
-    if stamp is None:
-        takes = policy.filling or policy.settings.strategy != "fill_if_empty"
-        action = ReconcileAction.INSERTED if takes else None
-        return Verdict(_finding(key, Difference.UNKNOWN, action), adopted if takes else None)
-    late = Tombstone(
-        namespace=key.namespace, key=key.key, session_id=stamp.session_id, seq=stamp.seq
-    )
-    return None if late in tombstones else _judge_orphan(key, stored, stamp, adopted, policy)
+    *,
+    late: bool,
+) -> Verdict:
+    updated = replace(adopted, created_at=record.created_at)
+    replaces = policy.settings.strategy == "replace" and not late
+    if stamp is not None and stamp.write == (record.session_id, record.seq):
+        # What the record names, under another ETag: a store gives one when an object is moved.
+        # A reader compares the bytes with the checksum of the catalog.
+        same = replace(record, location=stored.location, etag=stored.etag)
+        updated = same if stored.size == record.size else updated
+    elif stamp is not None and not policy.is_dead(stamp):
+        replaces = False
+    if not replaces:
+        return Verdict(_finding(key, Difference.CHANGED))
+    return Verdict(_finding(key, Difference.CHANGED, ReconcileAction.UPDATED), updated)
+
+
+def _judge_unrecorded(
+    key: ObjectKey, stored: StoredObject, stamp: Stamp | None, adopted: Record, policy: Policy
+) -> Verdict:
+    if stamp is not None:
+        return _judge_orphan(key, stored, stamp, adopted, policy)
+    takes = policy.filling or policy.settings.strategy != "fill_if_empty"
+    action = ReconcileAction.INSERTED if takes else None
+    return Verdict(_finding(key, Difference.UNKNOWN, action), adopted if takes else None)
 
 
 def _judge_orphan(
     key: ObjectKey, stored: StoredObject, stamp: Stamp, adopted: Record, policy: Policy
 ) -> Verdict:
-    started = began(stamp.session_id)
-    dead = started is not None and started.timestamp() < policy.dead_before
-    orphans = policy.settings.orphans if dead else "report"
+    orphans = policy.settings.orphans if policy.is_dead(stamp) else "report"
     if policy.filling or orphans == "adopt":
         return Verdict(_finding(key, Difference.ORPHAN, ReconcileAction.INSERTED), adopted)
     if orphans == "report":
@@ -141,14 +165,33 @@ def _judge_orphan(
     return Verdict(finding, deletion=deletion)
 
 
+def _late(key: ObjectKey, stamp: Stamp) -> Tombstone:
+    session_id, seq = stamp.write
+    return Tombstone(namespace=key.namespace, key=key.key, session_id=session_id, seq=seq)
+
+
 def _finding(
     key: ObjectKey, difference: Difference, action: ReconcileAction | None = None
 ) -> Finding:
     return Finding(key.namespace, StoragePath(key.key), difference, action)
 
 
-def _adopted(key: ObjectKey, stored: StoredObject, stamp: Stamp) -> Record:
-    """Return the record of an object as it lies there."""
+def refused(key: ObjectKey) -> Verdict:
+    """Return the verdict on an object whose key no record can have."""
+    return Verdict(_finding(key, Difference.REFUSED))
+
+
+def unreadable(key: ObjectKey) -> Verdict:
+    """Return the verdict on an object that the store does not describe."""
+    return Verdict(_finding(key, Difference.UNREADABLE))
+
+
+def _adopted(key: ObjectKey, stored: StoredObject, session_id: str, seq: int) -> Record:
+    """Return the record of an object as it lies there.
+
+    What its stamp claims is not believed: it is read as the class of its media type, and has no
+    checksum.
+    """
     modified_at = utc(stored.modified_at or datetime.now(UTC))
     return Record(
         namespace=key.namespace,
@@ -157,12 +200,19 @@ def _adopted(key: ObjectKey, stored: StoredObject, stamp: Stamp) -> Record:
         etag=stored.etag,
         size=stored.size,
         media_type=media_type_of(stored.media_type),
-        content_type=stamp.content_type,
-        sha256=stamp.sha256,
-        metadata=unstamped(stored.metadata),
-        headers=stored.headers,
+        metadata=_storable(unstamped(stored.metadata)),
+        headers=_storable(stored.headers),
         created_at=modified_at,
         modified_at=modified_at,
-        session_id=stamp.session_id,
-        seq=stamp.seq,
+        session_id=session_id,
+        seq=seq,
     )
+
+
+def _storable(texts: Mapping[str, str]) -> dict[str, str]:
+    """Return a stranger's texts as every database can hold them: no NUL, no half characters."""
+
+    def clean(text: str) -> str:
+        return text.replace("\0", "\ufffd").encode("utf-8", "replace").decode()
+
+    return {clean(name): clean(value) for name, value in texts.items()}

@@ -54,6 +54,37 @@ async def lock_free(
         return first | await lock_free(leases, lease, keys[half:], busy)
 
 
+Described = StoredObject | None | BaseConnectorException
+"""What the store says of an object, which may be that it cannot describe this one."""
+
+
+async def describe(parts: Parts, namespace: str, location: Location) -> Described:
+    """Return what the store says of an object.
+
+    A stranger's object may be such that no client can read its headers, or denied. That is told
+    from a store that is away, or refuses everything, by asking about another key.
+
+    Raises:
+        BaseConnectorException: the store does not describe any object.
+    """
+    try:
+        return await parts.connector.head(namespace, location)
+    except BaseConnectorException as error:
+        await _check_answers(parts, namespace)
+        if not isinstance(error, ConnectorUnavailableException):
+            return error
+    try:
+        return await parts.connector.head(namespace, location)
+    except BaseConnectorException as error:
+        return error
+
+
+async def _check_answers(parts: Parts, namespace: str) -> None:
+    """Raise unless the store answers a question about a key under which nothing is."""
+    absent = Location(f"{parts.config.reserved_prefix}/probe/absent")
+    await parts.connector.head(namespace, absent)
+
+
 async def bury(parts: Parts, problems: list[str]) -> int:
     """Delete what late requests left, now that no more can arrive, and return how many (P20 a).
 
@@ -85,14 +116,20 @@ async def _bury(parts: Parts, due: Sequence[Tombstone], problems: list[str]) -> 
         return 0
 
     unknown: list[BaseConnectorException] = []
+    away = False
 
     async def look(tombstone: Tombstone) -> Sequence[Delete] | None:
-        if any(isinstance(error, ConnectorUnavailableException) for error in unknown):
+        nonlocal away
+        if away:
             return None
         try:
             return await _garbage(parts, lease, records, tombstone)
         except BaseConnectorException as error:
             unknown.append(error)
+            try:
+                await _check_answers(parts, tombstone.namespace)
+            except BaseConnectorException:
+                away = True
             return None
 
     # If this fails the session is left to be claimed, and the tombstones stay. Its deletions are

@@ -21,15 +21,19 @@ import uuid_utils
 from fennflow.backends import Commit, ObjectKey, Record, SessionToken
 from fennflow.connectors import Location, StoredObject
 from fennflow.engine.concurrency import run_all, shielded
-from fennflow.engine.differences import Policy, Verdict, agree, judge
+from fennflow.engine.differences import Policy, Verdict, agree, judge, refused, unreadable
 from fennflow.engine.finish import finish
-from fennflow.engine.garbage import lock_free
+from fennflow.engine.garbage import Described, describe, lock_free
 from fennflow.engine.leases import Lease
 from fennflow.engine.recovery import Recovery, Unsettled
 from fennflow.engine.settle import Parts, Settler
 from fennflow.engine.telemetry import tell
-from fennflow.exceptions import BaseConnectorException, ReconcileFailedException
-from fennflow.paths import StoragePath, after_key
+from fennflow.exceptions import (
+    BaseConnectorException,
+    KeyException,
+    ReconcileFailedException,
+)
+from fennflow.paths import StoragePath, after_key, check_key
 from fennflow.reports import Difference, Finding, ReconcileAction, ReconcileReport
 
 if TYPE_CHECKING:
@@ -113,6 +117,17 @@ class Reconciler:
                 done or "reported",
                 rule="reconcile",
             )
+        if Difference.OTHER_CATALOG in report.differences:
+            catalogs = {each.catalog_id for each in report.findings} - {None}
+            tell(
+                logging.WARNING,
+                "%d objects in %s belong to other catalogs (%s) and were left alone. If such a "
+                "catalog is lost, name it in ReconcileConfig(adopt_catalogs=...).",
+                report.differences[Difference.OTHER_CATALOG],
+                namespace,
+                ", ".join(sorted(map(str, catalogs))),
+                rule="reconcile",
+            )
 
     async def _has_records(self, namespace: str) -> bool:
         return bool(await self.parts.backend.scan(namespace, prefix="", start="", limit=1))
@@ -139,7 +154,11 @@ class Reconciler:
                 walked += 1
                 run.objects += stored is not None
                 run.records += record is not None
-                if not agree(stored, record):
+                if agree(stored, record):
+                    pass
+                elif record is None and not _is_key(key):
+                    run.refuse(key)
+                else:
                     differing.append(key)
                 if len(differing) == settings.batch_size:
                     await run.examine(differing)
@@ -177,7 +196,7 @@ class Reconciler:
         try:
             async for stored in listing:
                 key = _key(stored)
-                if key < last:
+                if key < last and _is_key(key) and _is_key(last):
                     message = (
                         f"The store lists {namespace}/{key} after {last}. What does not list its "
                         "objects in the order of their UTF-8 bytes cannot be reconciled; nothing "
@@ -246,6 +265,10 @@ class _Run:
                 on_finding(finding)
         self._untold.clear()
 
+    def refuse(self, key: str) -> None:
+        """Note an object whose key no record can have, nor any statement to a database."""
+        self._untold.append(refused(ObjectKey(self.namespace, key)).finding)
+
     async def examine(self, keys: Sequence[str]) -> None:
         """Look at keys once more, and do what is to be done about them."""
         wanted = [ObjectKey(self.namespace, key) for key in keys]
@@ -298,16 +321,18 @@ class _Run:
             *(Finding(key.namespace, StoragePath(key.key), Difference.BUSY) for key in busy),
         ]
 
-    async def _heads(self, keys: Sequence[ObjectKey]) -> dict[ObjectKey, StoredObject | None]:
-        async def head(key: ObjectKey) -> StoredObject | None:
-            return await self.reconciler.parts.connector.head(key.namespace, Location(key.key))
+    async def _heads(self, keys: Sequence[ObjectKey]) -> dict[ObjectKey, Described]:
+        parts = self.reconciler.parts
 
-        found = await run_all(self.reconciler.parts.config.max_concurrency, head, keys)
+        async def head(key: ObjectKey) -> Described:
+            return await describe(parts, key.namespace, Location(key.key))
+
+        found = await run_all(parts.config.max_concurrency, head, keys)
         return dict(zip(keys, found, strict=True))
 
     async def _judge(
         self,
-        stored: Mapping[ObjectKey, StoredObject | None],
+        stored: Mapping[ObjectKey, Described],
         records: Mapping[ObjectKey, Record],
         session_id: str,
     ) -> list[Verdict]:
@@ -317,13 +342,39 @@ class _Run:
             filling=self.filling,
             dead_before=time.time() - config.max_session_age,
             session_id=session_id,
+            catalog_id=self.reconciler.parts.backend.catalog_id,
         )
         tombstones = await self.reconciler.parts.backend.tombstones(list(stored))
-        verdicts = [
-            judge(key, there, records.get(key), policy, seq=seq, tombstones=tombstones)
-            for seq, (key, there) in enumerate(stored.items(), 1)
-        ]
+        verdicts: list[Verdict | None] = []
+        for seq, (key, there) in enumerate(stored.items(), 1):
+            if isinstance(there, BaseConnectorException):
+                _warn_of(key, there)
+                verdicts.append(unreadable(key))
+                continue
+            record = records.get(key)
+            verdicts.append(judge(key, there, record, policy, seq=seq, tombstones=tombstones))
         return [verdict for verdict in verdicts if verdict is not None]
+
+
+def _warn_of(key: ObjectKey, error: BaseConnectorException) -> None:
+    tell(
+        logging.WARNING,
+        "%r in %s cannot be read, and was passed over: %s",
+        key.key,
+        key.namespace,
+        error,
+        rule="reconcile",
+        key=f"{key.namespace}/{key.key}",
+    )
+
+
+def _is_key(key: str) -> bool:
+    """Return whether a record can have this key."""
+    try:
+        check_key(key)
+    except KeyException:
+        return False
+    return True
 
 
 def _key(stored: StoredObject) -> str:

@@ -15,18 +15,33 @@ MAX_SEQ = 2**63 - 1
 """What a database holds as an integer."""
 
 _ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+_CATALOG = re.compile(r"[!-.0-~]{1,128}")
 _SEQ = re.compile(r"[1-9][0-9]{0,18}")
 _TIME_ORDERED = 7
 """The version of UUIDs that begin with the time at which they were made."""
 
 
 class Stamp(NamedTuple):
-    """Which write made an object, and what it holds."""
+    """Which write made an object, and what it holds.
+
+    Attributes:
+        session_id: of the transaction.
+        seq: of the write in it.
+        content_type: the tag of its class. For people who look at the bucket: it is never read.
+        sha256: of its bytes; likewise.
+        catalog_id: of the catalog that the transaction belongs to, if that outlives its process.
+    """
 
     session_id: str
     seq: int
     content_type: str | None = None
     sha256: str | None = None
+    catalog_id: str | None = None
+
+    @property
+    def write(self) -> tuple[str, int]:
+        """What identifies the write."""
+        return self.session_id, self.seq
 
 
 def stamped(metadata: Mapping[str, str], stamp: Stamp) -> dict[str, str]:
@@ -36,6 +51,8 @@ def stamped(metadata: Mapping[str, str], stamp: Stamp) -> dict[str, str]:
         own["type"] = stamp.content_type
     if stamp.sha256 is not None:
         own["sha256"] = stamp.sha256
+    if stamp.catalog_id is not None:
+        own["catalog"] = stamp.catalog_id
     return {**metadata, **{PREFIX + name: value for name, value in own.items()}}
 
 
@@ -48,16 +65,15 @@ def stamp_of(stored: StoredObject) -> Stamp | None:
     """Return the stamp of an object; None if FennFlow did not write it.
 
     Anybody who may write to the bucket can write such metadata, so what is not exactly as FennFlow
-    writes it is not a stamp, and what is one proves nothing.
+    writes it is not a stamp, and what is one proves nothing: class and checksum are not read.
     """
+    catalog_id = stored.metadata.get(PREFIX + "catalog")
+    if catalog_id is not None and not _CATALOG.fullmatch(catalog_id):
+        return None
     write = checked_write(
         stored.metadata.get(PREFIX + "session", ""), stored.metadata.get(PREFIX + "seq", "")
     )
-    if write is None:
-        return None
-    return Stamp(
-        *write, stored.metadata.get(PREFIX + "type"), stored.metadata.get(PREFIX + "sha256")
-    )
+    return None if write is None else Stamp(*write, catalog_id=catalog_id)
 
 
 def checked_write(session_id: str, seq: str) -> tuple[str, int] | None:
@@ -84,4 +100,4 @@ def began(session_id: str) -> datetime | None:
 def made_by(stored: StoredObject | None, session_id: str, seq: int) -> bool:
     """Return whether an object was made by this write."""
     stamp = None if stored is None else stamp_of(stored)
-    return stamp is not None and stamp[:2] == (session_id, seq)
+    return stamp is not None and stamp.write == (session_id, seq)

@@ -97,7 +97,7 @@ def attributes_of(
         seq: of the write.
         staged: whether the bytes are on their way, without what only the object at its key may have.
     """
-    stamp = Stamp(tx.session_id, seq, upload.content_type, upload.sha256)
+    stamp = Stamp(tx.session_id, seq, upload.content_type, upload.sha256, tx.backend.stamped_id)
     left_out = tx.connector.at_the_key_only if staged else frozenset[str]()
     return ObjectAttributes(
         media_type=upload.media_type,

@@ -146,6 +146,7 @@ async def _send_stream(
         if there is not None and create and not await _is_garbage(tx, key, there):
             raise _already_exists(key)
         if there is not None:
+            _check_catalog(tx, key, there)
             seq = await _stage_instead(tx, seqs, seq)
     return await _send(tx, seqs, seq, upload, create=create)
 
@@ -161,18 +162,20 @@ async def _send(
         if record is not None:
             return record
         seq = await _stage_instead(tx, seqs, seq)
-    elif create and write.before is None:
+    elif write.before is None:
         # The catalog has nothing there; what lies there may be somebody else's, or garbage of ours.
         earlier = [each for each in tx.chain(key) if each.sent and each.intent.target == key.key]
         conditional = tx.capabilities[key.namespace].conditional_create
-        if placement is Placement.VERSIONED and conditional and not earlier:
+        if create and placement is Placement.VERSIONED and conditional and not earlier:
             record = await _put_if_free(tx, seq, upload, create=create)
             if record is not None:
                 return record
-        else:
+        elif create or (placement is Placement.STAGED and not earlier):
             there = await _head(tx, key)
-            if there is not None and not await _is_garbage(tx, key, there):
+            if there is not None and create and not await _is_garbage(tx, key, there):
                 raise _already_exists(key)
+            if there is not None:
+                _check_catalog(tx, key, there)
     return await _put(tx, seq, upload)
 
 
@@ -201,6 +204,8 @@ async def _put_if_free(tx: Transaction, seq: int, upload: Upload, *, create: boo
                 return _written(tx, seq, upload, there, doubtful=True)
             if there is not None and create and not await _is_garbage(tx, key, there):
                 raise _already_exists(key) from error
+            if there is not None:
+                _check_catalog(tx, key, there)
             if isinstance(upload.body, Source) and not upload.body.repeatable:
                 raise _cannot_repeat(key) from error
             if there is None:
@@ -381,6 +386,23 @@ async def _is_garbage(tx: Transaction, key: ObjectKey, there: StoredObject) -> b
         namespace=key.namespace, key=key.key, session_id=stamp.session_id, seq=stamp.seq
     )
     return late in await tx.backend.tombstones([key])
+
+
+def _check_catalog(tx: Transaction, key: ObjectKey, there: StoredObject) -> None:
+    """Refuse to replace an object of another catalog.
+
+    Raises:
+        RecordAlreadyExistsException: it is one.
+    """
+    stamp = stamp_of(there)
+    ours = {None, tx.backend.catalog_id, *tx.config.reconcile.adopt_catalogs}
+    if stamp is not None and stamp.catalog_id not in ours:
+        message = (
+            f"{key.namespace}/{key.key} belongs to another application, with the catalog "
+            f"{stamp.catalog_id}; nothing of this call stays. Choose another name, or, if that "
+            "catalog is lost, name it in ReconcileConfig(adopt_catalogs=...)."
+        )
+        raise RecordAlreadyExistsException(message)
 
 
 def _cannot_repeat(key: ObjectKey) -> ObjectChangedException:
