@@ -61,8 +61,8 @@ Described = StoredObject | None | BaseConnectorException
 async def describe(parts: Parts, namespace: str, location: Location) -> Described:
     """Return what the store says of an object.
 
-    A stranger's object may be such that no client can read its headers, or denied. That is told
-    from a store that is away, or refuses everything, by asking about another key.
+    A stranger's object can be denied, or have headers that no client can read. A question about
+    another key shows whether it is this object, or the store that is away or refuses everything.
 
     Raises:
         BaseConnectorException: the store does not describe any object.
