@@ -14,6 +14,7 @@ from urllib.request import Request, urlopen
 
 import pytest
 
+from fennflow import ReconcileConfig
 from fennflow.connectors import (
     Capabilities,
     CopySource,
@@ -21,6 +22,7 @@ from fennflow.connectors import (
     Location,
     ObjectAttributes,
     ObstoreConnectorConfig,
+    S3ConnectorConfig,
 )
 from fennflow.exceptions import (
     AccessDeniedException,
@@ -69,6 +71,8 @@ def text(value: str, name: str) -> TextContent:
         ("bucket", "must begin with one of"),
         ("s3://key:secret@bucket", "neither credentials"),
         ("s3://bucket?token=secret", "neither credentials"),
+        ("s3://key:se/cret@bucket", "neither credentials"),
+        ("s3://secret@bucket", "neither credentials"),
         ("file://relative/path", "absolute directory"),
     ],
 )
@@ -87,6 +91,38 @@ def test_no_secret_is_shown_and_equal_configs_are_one() -> None:
     assert "very secret" not in f"{config!r} {config}"
     assert config == config.model_copy()
     assert hash(config) == hash(config.model_copy())
+
+
+@pytest.mark.parametrize("name", ["endpoint", "aws_endpoint_url"])
+@pytest.mark.parametrize("password", ["secret", "se/cret", "a@secret"])
+def test_an_endpoint_with_credentials_is_refused(name: str, password: str) -> None:
+    with pytest.raises(ConfigException, match=f"{name} must not hold credentials") as caught:
+        ObstoreConnectorConfig(url="s3://", options={name: f"http://ann:{password}@127.0.0.1:9"})
+    assert "cret" not in "".join(traceback.format_exception(caught.value))
+    # A key of a service account holds URLs and addresses, and is no URL.
+    ObstoreConnectorConfig(
+        url="gs://", options={"service_account_key": '{"a": "https://x", "b": "c@d"}'}
+    )
+
+
+@pytest.mark.parametrize("make", [S3ConnectorConfig, ObstoreConnectorConfig])
+async def test_no_message_shows_the_password_of_an_endpoint_from_the_environment(
+    make: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = {"ACCESS_KEY_ID": "key", "SECRET_ACCESS_KEY": "other", "REGION": "us-east-1"}
+    for name, value in values.items():
+        monkeypatch.setenv(f"AWS_{name}", value)
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    monkeypatch.setenv("AWS_ALLOW_HTTP", "true")
+    for name in ("AWS_ENDPOINT", "AWS_ENDPOINT_URL"):
+        monkeypatch.setenv(name, "http://ann:Pl4in@127.0.0.1:9")
+    config = make(max_attempts=1, **({} if make is S3ConnectorConfig else {"url": "s3://"}))
+    uow_class = Store(config, "bucket").uow(reconcile=ReconcileConfig(frequency="never"))
+    with pytest.raises(FennFlowException) as caught:
+        async with uow_class() as uow:
+            await uow.files.put(text("1", "a"))
+    assert "Pl4in" not in str(caught.value)
+    assert "Pl4in" not in repr(await uow_class.diagnose())
 
 
 async def test_options_that_obstore_does_not_know_are_told_without_their_values() -> None:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fennflow.printable import printable
+from fennflow.printable import printable, without_credentials
 
 BIDI = "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 NO_WIDTH = "\u200b\u200c\u200d\u2060\ufeff\u00ad\u034f\u3164\ufe0f\U000e0061"
@@ -33,3 +33,28 @@ def test_no_control_character_is_left(text: str) -> None:
     shown = printable(text)
     assert not {unicodedata.category(each) for each in shown} & {"Cc", "Cf", "Cs", "Zl", "Zp"}
     shown.encode()
+
+
+@pytest.mark.parametrize(
+    "password", ["Pl4in", "a@b/Pl4in", "Pl4in/9", "a:b@Pl4in", "1/Pl4in", "a%40Pl4in?x"]
+)
+@pytest.mark.parametrize("text", ["{}", "Cannot reach {} now.", '"{}"', "from {}\nto {}", "({})"])
+def test_no_url_shows_a_password(password: str, text: str) -> None:
+    url = f"http://zoe:{password}@host:9000/bucket"
+    shown = without_credentials(text.format(url, url))
+    assert "Pl4in" not in shown
+    assert "zoe" not in shown
+    assert "http://***@host:9000/bucket" in shown
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("https://host/a?X-Amz-Signature=Pl4in", "https://host/a?***"),
+        ("https://host/a#Pl4in", "https://host/a?***"),
+        ("s3://bucket/a:b, file:///srv/a", "s3://bucket/a:b, file:///srv/a"),
+        ("bucket/ann@example.com: no URL?", "bucket/ann@example.com: no URL?"),
+    ],
+)
+def test_what_follows_a_question_mark_in_a_url_is_left_out(text: str, shown: str) -> None:
+    assert without_credentials(text) == shown

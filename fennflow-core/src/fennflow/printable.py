@@ -9,6 +9,32 @@ _INVISIBLE = re.compile(
     "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]"
 )
 
+_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://)([^\s\"'<>`]*)")
+
+
+def without_credentials(text: str) -> str:
+    """Return a text with the URLs in it as they may be shown: what may be a secret is left out.
+
+    That is all up to the last `@` (a password may have a `/` or an `@` that is not escaped), and
+    what follows a `?` or `#` (signatures and tokens). A URL without them stays as it is.
+
+    Example:
+        ```python
+        from fennflow.printable import without_credentials
+
+        print(without_credentials("Cannot reach https://ann:pa/ss@db:5432/app?token=x now."))
+        #> Cannot reach https://***@db:5432/app?*** now.
+        ```
+    """
+    return _URL.sub(_shown, text)
+
+
+def _shown(found: re.Match[str]) -> str:
+    scheme, rest = found.groups()
+    _, at, rest = rest.rpartition("@")
+    place = re.split("[?#]", rest, maxsplit=1)[0]
+    return f"{scheme}{'***@' if at else ''}{place}{'' if place == rest else '?***'}"
+
 
 def printable(text: str) -> str:
     r"""Return a text with everything escaped that is invisible or that a terminal acts on.

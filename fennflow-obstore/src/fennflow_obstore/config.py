@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 from urllib.parse import urlsplit
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from fennflow.connectors import Capabilities
 
 MiB = 1 << 20
+_URL = re.compile(r"\s*[A-Za-z][A-Za-z0-9+.-]*://")
 SCHEMES = frozenset({"s3", "s3a", "gs", "az", "adl", "azure", "abfs", "abfss", "file", "memory"})
 
 
@@ -89,13 +91,26 @@ class ObstoreConnectorConfig(ConnectorConfig):
                 f"must begin with one of {', '.join(f'{each}://' for each in sorted(SCHEMES))}"
             )
             raise ValueError(message)
-        if parts.password is not None or parts.query or parts.fragment:
+        # The container of abfs:// stands before an "@"; no bucket has a ":".
+        named = parts.scheme in {"abfs", "abfss"} and parts.password is None
+        local = parts.scheme in {"file", "memory"}
+        secret = not local and ("@" in url or ":" in parts.netloc) and not named
+        if parts.password is not None or secret or parts.query or parts.fragment:
             message = "must hold neither credentials nor a query; use options"
             raise ValueError(message)
         if parts.scheme == "file" and (parts.netloc or not parts.path.startswith("/")):
             message = "must name an absolute directory, as in file:///srv/files"
             raise ValueError(message)
         return url
+
+    @field_validator("options")
+    @classmethod
+    def _no_credentials(cls, options: Mapping[str, SecretStr]) -> Mapping[str, SecretStr]:
+        for name, value in options.items():
+            if _URL.match(value.get_secret_value()) and "@" in value.get_secret_value():
+                message = f"{name} must not hold credentials; use options such as access_key_id"
+                raise ValueError(message)
+        return options
 
     @override
     def __hash__(self) -> int:

@@ -34,6 +34,7 @@ from fennflow.exceptions import (
     NoSuchKeyException,
     PreconditionFailedException,
 )
+from fennflow.printable import without_credentials
 from fennflow_obstore.beside import (
     EXTRA,
     Counted,
@@ -90,7 +91,7 @@ class ObstoreConnector(Connector):
     def store_id(self) -> str:
         endpoint = self._config.options.get("endpoint")
         at = "" if endpoint is None else f" at {endpoint.get_secret_value()}"
-        return f"obstore {self._config.url}{at}"
+        return without_credentials(f"obstore {self._config.url}{at}")
 
     @override
     async def open(self) -> None:

@@ -18,6 +18,7 @@ from fennflow.exceptions import (
     NoSuchNamespaceException,
     PreconditionFailedException,
 )
+from fennflow.printable import without_credentials
 
 _STATUS = re.compile(r"status code: (\d{3})")
 _NO_NAMESPACE = re.compile(r"NoSuchBucket|ContainerNotFound|bucket does not exist")
@@ -66,7 +67,7 @@ def translated(
         if not is_panic(error):
             raise
         message = (
-            f"Could not {verb} {name}: obstore failed inside ({error}). Look at its options: it "
+            f"Could not {verb} {name}: obstore failed inside ({words_of(error)}). Look at its options: it "
             "takes some of them, such as an endpoint that is not a URL, and fails at a request."
         )
         raise ConnectorUnavailableException(message, ambiguous=writes, retried=retried) from error
@@ -79,7 +80,7 @@ def is_panic(error: BaseException) -> bool:
 
 def words_of(error: BaseException) -> str:
     """Return what an error of obstore says, which it says twice: then as a dump of its parts."""
-    return str(error).partition("\n\nDebug source")[0]
+    return without_credentials(str(error).partition("\n\nDebug source")[0])
 
 
 def exception_for(

@@ -44,6 +44,7 @@ from fennflow.exceptions import (
     NoSuchNamespaceException,
     PreconditionFailedException,
 )
+from fennflow.printable import without_credentials
 from fennflow_s3.window import Window
 
 if TYPE_CHECKING:
@@ -295,7 +296,7 @@ def _translated(verb: str, name: str, attempts: Attempts, *, writes: bool) -> Ge
         OSError,
     ) as error:
         message = (
-            f"Could not {verb} {name}: {type(error).__name__}: {error}. "
+            f"Could not {verb} {name}: {type(error).__name__}: {without_credentials(str(error))}. "
             "Is the server up, and is endpoint_url right?"
         )
         ambiguous = writes and not _unsent(error)
@@ -303,7 +304,7 @@ def _translated(verb: str, name: str, attempts: Attempts, *, writes: bool) -> Ge
             message, ambiguous=ambiguous, retried=attempts.lost
         ) from error
     except BotoCoreError as error:
-        message = f"Could not {verb} {name}: {error}"
+        message = f"Could not {verb} {name}: {without_credentials(str(error))}"
         raise BaseConnectorException(message, retried=attempts.lost) from error
 
 

@@ -31,6 +31,7 @@ from fennflow.exceptions import (
     ConnectorCapabilityException,
     NoSuchKeyException,
 )
+from fennflow.printable import without_credentials
 from fennflow_s3 import options
 from fennflow_s3.client import client_context, connections_of, translated
 from fennflow_s3.copying import complete_copy, copy_parts, named, taken_along
@@ -83,7 +84,7 @@ class S3Connector(Connector):
     @property
     @override
     def store_id(self) -> str:
-        return f"S3 {self._client.meta.endpoint_url}"
+        return without_credentials(f"S3 {self._client.meta.endpoint_url}")
 
     @override
     async def open(self) -> None:
