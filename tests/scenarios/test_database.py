@@ -8,8 +8,8 @@ import sqlite3
 import stat
 import threading
 import traceback
-from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager, closing
+from collections.abc import AsyncGenerator, Coroutine
+from contextlib import asynccontextmanager, closing, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +20,15 @@ from alembic.migration import MigrationContext
 from sqlalchemy import Connection
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
-from fennflow.backends import ObjectKey, SqlalchemyBackendConfig
+from fennflow.backends import Commit, ObjectKey, SqlalchemyBackendConfig
 from fennflow.exceptions import (
     BackendUnavailableException,
     ConfigException,
+    ConflictException,
     RecordLockedException,
 )
 from fennflow.testing import PostgresqlServer
-from fennflow.testing.recovery_suite import A, new_session, opened, put
+from fennflow.testing.recovery_suite import A, B, new_session, opened, plan_for, put, record
 from fennflow_sqlalchemy import metadata_for, tables
 from fennflow_sqlalchemy.database import Database, ImpatientError
 from fennflow_sqlalchemy.engines import Postgresql, Sqlite, open_databases, shown
@@ -418,3 +419,89 @@ async def test_the_time_of_a_statement_grows_with_its_rows_and_not_with_their_sq
             await backend.settle(session, keep_locked=keys)
         with pytest.raises(RecordLockedException):
             await backend.stage(new_session(), keys[-1:], lambda _: ())
+
+
+@asynccontextmanager
+async def held(config: SqlalchemyBackendConfig, *statements: str) -> AsyncGenerator[None]:
+    """Hold the locks of a user's transaction."""
+    async with engine_of(config) as engine, engine.connect() as connection:
+        for statement in statements:
+            await connection.execute(sqlalchemy.text(statement))
+        yield
+        await connection.rollback()
+
+
+async def test_a_heartbeat_does_not_wait_for_a_row_that_another_transaction_holds(
+    request: pytest.FixtureRequest,
+) -> None:
+    """P22: the lease of one session must not cost those of all others."""
+    config = SqlalchemyBackendConfig(url=url_of("postgresql", request))
+    async with opened(config) as backend:
+        blocked, free = new_session(), new_session()
+        for session, key in ((blocked, A), (free, B)):
+            await backend.stage(session, [key], plan_for(key))
+        lock = (
+            f"SELECT * FROM fennflow_sessions WHERE session_id = '{blocked.session_id}' FOR UPDATE"
+        )
+        async with held(config, lock), asyncio.timeout(3):
+            assert await backend.heartbeat([blocked, free]) == [free]
+        assert set(await backend.heartbeat([blocked, free])) == {blocked, free}
+
+
+@pytest.mark.parametrize("exist", [True, False])
+async def test_of_two_that_read_what_the_other_writes_at_most_one_commits(
+    request: pytest.FixtureRequest, *, exist: bool
+) -> None:
+    """And neither waits for the other: on PostgreSQL both pivots run at the same time."""
+    config = SqlalchemyBackendConfig(url=url_of("postgresql", request))
+    async with opened(config) as backend:
+        for turn in range(5):
+            one, two = (ObjectKey("bucket", f"{name}{turn}") for name in "ab")
+            if exist:
+                await put(backend, one, two)
+            reads = {key: (await backend.records([key])).get(key) for key in (one, two)}
+            commits: list[Coroutine[None, None, None]] = []
+            for mine, other in ((one, two), (two, one)):
+                session = new_session()
+                await backend.stage(session, [mine], plan_for(mine))
+                commit = Commit(records=[record(mine, session)], reads={other: reads[other]})
+                commits.append(backend.commit(session, commit))
+            async with asyncio.timeout(3):
+                results = await asyncio.gather(*commits, return_exceptions=True)
+            assert [type(each) for each in results if each is not None][:1] == [ConflictException]
+
+
+async def test_a_commit_that_reads_waits_for_no_transaction_that_writes(
+    request: pytest.FixtureRequest,
+) -> None:
+    config = SqlalchemyBackendConfig(url=url_of("postgresql", request))
+    async with opened(config) as backend:
+        await put(backend, A, B)
+        read = dict(await backend.records([A, B]))
+        change = "UPDATE fennflow_records SET etag = 'other' WHERE key = 'a'"
+        async with held(config, change), asyncio.timeout(3):
+            for key, refused in ((B, False), (A, True)):
+                session = new_session()
+                mine = ObjectKey("bucket", f"reads {key.key}")
+                await backend.stage(session, [mine], plan_for(mine))
+                commit = Commit(records=[record(mine, session)], reads={key: read[key]})
+                with pytest.raises(ConflictException) if refused else nullcontext():
+                    await backend.commit(session, commit)
+
+
+async def test_a_wait_for_a_users_transaction_ends_with_an_error_that_nothing_was_done(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fennflow_sqlalchemy.engines.SHORTEST_PATIENCE", 0.2)
+    config = SqlalchemyBackendConfig(url=url)
+    async with opened(config, lock_timeout=0.2) as backend:
+        await put(backend, A)
+        session = new_session()
+        await backend.stage(session, [A], plan_for(A))
+        change = "UPDATE fennflow_records SET etag = 'other' WHERE key = 'a'"
+        async with held(config, change), asyncio.timeout(5):
+            with pytest.raises(RecordLockedException, match="nothing of this was done"):
+                await backend.commit(session, Commit(records=[record(A, session)]))
+            assert await backend.heartbeat([session]) == [session]
+        await backend.commit(session, Commit(records=[record(A, session, etag="e2")]))
+        assert (await backend.records([A]))[A].etag == "e2"

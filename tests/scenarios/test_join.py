@@ -10,9 +10,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
-from sqlalchemy import event
+from sqlalchemy import event, update
 from sqlalchemy import text as sql
-from sqlalchemy.exc import IntegrityError, InvalidRequestError
+from sqlalchemy.exc import DBAPIError, IntegrityError, InvalidRequestError
 from sqlalchemy.ext.asyncio import (
     AsyncEngine,
     AsyncSession,
@@ -32,6 +32,7 @@ from fennflow.exceptions import (
     TransactionException,
 )
 from fennflow.testing import S3Server
+from fennflow_sqlalchemy.tables import make_tables
 from stores import FullUOW, raw_client
 
 
@@ -731,3 +732,79 @@ async def test_two_joined_sessions_write_one_path_one_after_the_other(joint: Joi
             async with joint.session() as second, brief.uow_class(join=second) as uow:
                 await uow.files.put(text("2", "a"))
     assert await joint.files() == {"a"}
+
+
+@pytest.fixture
+def brief(joint: Joint, monkeypatch: pytest.MonkeyPatch) -> Site:
+    """Return the site with a process that does not wait for long."""
+    monkeypatch.setattr("fennflow_sqlalchemy.engines.SHORTEST_PATIENCE", 0.3)
+    monkeypatch.setattr("fennflow_sqlalchemy.backend.PATIENCE", 0.3)
+    return replace(joint.site, settings={**joint.site.settings, "lock_timeout": 0.3})
+
+
+async def test_a_commit_inside_a_transaction_that_waits_for_it_ends_with_an_error(
+    joint: Joint, brief: Site
+) -> None:
+    """It reads, on PostgreSQL, what the transaction around it writes; on SQLite, it writes."""
+    strict = replace(brief, settings={**brief.settings, "validate_reads": True})
+    async with strict.uow_class.lifespan(), joint.session() as session, session.begin():
+        async with strict.uow_class(join=session) as uow:
+            session.add(Letter(name="a"))
+            await uow.files.put(text("Dear Ann", "a"))
+        async with asyncio.timeout(10):
+            with pytest.raises((ConflictException, RecordLockedException), match="othing"):
+                async with strict.uow_class() as uow:
+                    assert not await uow.files.exists("a")
+                    await uow.files.put(text("Dear Bob", "b"))
+    await joint.check("a")
+
+
+async def test_a_joined_block_waits_for_no_other_transaction_without_limit(
+    joint: Joint, brief: Site
+) -> None:
+    async with brief.uow_class.lifespan():
+        async with joint.uow_class() as uow:
+            await uow.files.put(text("1", "a"))
+        await joint.settled()
+        records = make_tables(brief.backend.table_prefix, brief.backend.schema_name)[1].records
+        change = update(records).values(etag=records.c.etag)
+        async with joint.engine.connect() as other, asyncio.timeout(20):
+            await other.execute(change)
+            with pytest.raises(RecordLockedException, match="nothing was committed"):
+                async with joint.session() as session, brief.uow_class(join=session) as uow:
+                    await uow.files.put(text("2", "a"))
+                    session.add(Letter(name="b"))
+        await brief.uow_class.recover()
+        await joint.settled()
+        assert await joint.rows() == set()
+        async with joint.uow_class() as uow:
+            assert (await uow.files.get("a")).one().data == b"1"
+            assert await uow.files.list() == ["a"]
+
+
+async def test_what_failed_in_the_joined_transaction_is_named(
+    request: pytest.FixtureRequest, moto: S3Server
+) -> None:
+    """PostgreSQL refuses all that follows a failed statement, even if its error was caught."""
+    del moto
+    async with jointly("postgresql", request) as joint, joint.session() as session:
+        with pytest.raises(TransactionException, match="failed before"):
+            async with joint.uow_class(join=session) as uow:
+                await uow.files.put(text("Dear Ann", "a"))
+                with suppress(DBAPIError):
+                    await session.execute(sql("SELECT * FROM nowhere"))
+        await joint.check()
+
+
+async def test_the_users_own_patience_is_set_again(
+    request: pytest.FixtureRequest, moto: S3Server
+) -> None:
+    del moto
+    async with jointly("postgresql", request) as joint:
+        async with joint.session() as session, session.begin():
+            await session.execute(sql("SET LOCAL lock_timeout = '7s'"))
+            async with joint.uow_class(join=session) as uow:
+                await uow.files.put(text("Dear Ann", "a"))
+                session.add(Letter(name="a"))
+            assert await session.scalar(sql("SHOW lock_timeout")) == "7s"
+        await joint.check("a")

@@ -366,10 +366,11 @@ class Backend(ABC):
 
     @abstractmethod
     async def heartbeat(self, sessions: Collection[SessionToken]) -> Collection[SessionToken]:
-        """Let the leases of sessions run from now (P22).
+        """Let the leases of sessions run from now (P22), waiting for nobody.
 
         Returns:
-            those whose token is still the session's.
+            those whose lease was renewed. The others have another token, or an open transaction
+            of the backend holds their row at this moment.
         """
 
     @abstractmethod

@@ -12,7 +12,6 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import uuid_utils
-from sqlalchemy import text
 from typing_extensions import override
 
 from fennflow.backends import (
@@ -37,6 +36,7 @@ from fennflow.exceptions import (
 )
 from fennflow.paths import after_prefix
 from fennflow_sqlalchemy.database import ImpatientError, create_tables
+from fennflow_sqlalchemy.engines import LOCK_SLICE
 from fennflow_sqlalchemy.join import UserTransaction
 from fennflow_sqlalchemy.recovery import RecoverableBackend
 from fennflow_sqlalchemy.rows import (
@@ -64,6 +64,7 @@ class SqlalchemyBackend(RecoverableBackend):
         config: which one.
         doubt_period: seconds for which tombstones and kept locks stand.
         lease_ttl: seconds that a lease runs.
+        lock_timeout: seconds to wait for locks that users' transactions hold.
     """
 
     @override
@@ -158,7 +159,11 @@ class SqlalchemyBackend(RecoverableBackend):
                 connection.execute(self._of_session.write_intents, {"rows": rows})
             return records
 
-        return await self._journal.run(work)
+        try:
+            # On PostgreSQL who has one of the locks holds it for a moment; the engine tries again.
+            return await self._journal.run(work, patience=LOCK_SLICE if self._together else None)
+        except ImpatientError as error:
+            raise locked(None) from error
 
     def _see(
         self, connection: Connection, session: SessionToken, keys: Collection[ObjectKey]
@@ -189,10 +194,11 @@ class SqlalchemyBackend(RecoverableBackend):
         done = not commit.steps
 
         def pivot(connection: Connection) -> None:
+            self._check_reads(connection, session, commit)
+            self._pivot(connection, session, commit)
+            # Last, since on PostgreSQL it locks the row that heartbeats renew.
             with self._journal.beside(connection) as journal:
                 self._check_token(journal, session)
-            self._lock_out_others(connection, commit)
-            self._pivot(connection, session, commit, self._records(connection, commit.reads))
             if done and self._together:
                 self._drop(connection, session)
 
@@ -220,28 +226,59 @@ class SqlalchemyBackend(RecoverableBackend):
             self._check_token(journal, session, missing_ok=empty)
 
         await self._journal.run(check, write=False)
-        await connection.run_sync(self._lock_out_others, commit)
-        # The user's transaction may have a snapshot from before what others committed since.
-        now = await self.records(commit.reads)
-        await connection.run_sync(self._pivot, session, commit, now)
 
-    def _lock_out_others(self, connection: Connection, commit: Commit) -> None:
-        """Let nobody else's pivot come between the check of what was read and the end of this."""
-        if commit.reads and self._catalog.dialect == "postgresql":
-            records = self._tables.records.fullname
-            connection.execute(text(f"LOCK TABLE {records} IN SHARE ROW EXCLUSIVE MODE"))
+        def check_reads(catalog: Connection) -> None:
+            self._check_reads(catalog, session, commit)
 
-    def _pivot(
-        self,
-        connection: Connection,
-        session: SessionToken,
-        commit: Commit,
-        now: Mapping[ObjectKey, Record],
-    ) -> None:
-        """Decide `committed`, and write the records; inserts alone decide (P5)."""
+        if commit.reads:
+            # The user's transaction may have a snapshot from before what others committed since.
+            await self._catalog.run(check_reads, write=False)
+        await connection.run_sync(self._pivot, session, commit)
+
+    def _check_reads(self, connection: Connection, session: SessionToken, commit: Commit) -> None:
+        """Check that what was read is as it was, and that nobody is about to write what was not there.
+
+        On PostgreSQL two pivots run at the same time. What both would create, or change, is locked
+        in the journal by then: of two sessions that each read what the other one writes, the later
+        one at least sees that here or in `_hold_reads`. Nobody waits.
+
+        Raises:
+            ConflictException: something was changed, or is being written.
+        """
+        if self._together:
+            missing = [key for key, record in commit.reads.items() if record is None]
+            if missing:
+                parameters = {"rows": key_rows(missing), "of_session": session.session_id}
+                found = connection.execute(self._of_session.written_by_others, parameters).all()
+                if found:
+                    raise conflict([ObjectKey(*row) for row in found])
+        now = self._records(connection, commit.reads)
         changed = [key for key, record in commit.reads.items() if now.get(key) != record]
         if changed:
             raise conflict(changed)
+
+    def _hold_reads(self, connection: Connection, commit: Commit) -> None:
+        """Let nobody change what was read before this transaction ends.
+
+        Raises:
+            ConflictException: somebody does at this moment, or has.
+        """
+        written = {record.object_key for record in commit.records} | set(commit.removed)
+        read = {
+            key: record
+            for key, record in commit.reads.items()
+            if record is not None and key not in written
+        }
+        if not read or not self._together:
+            return  # SQLite has one writer at a time
+        rows = connection.execute(self._of_catalog.hold_records, {"rows": key_rows(read)}).all()
+        held = {record.object_key: record for record in map(record_of, rows)}
+        changed = [key for key, record in read.items() if held.get(key) != record]
+        if changed:
+            raise conflict(changed)
+
+    def _pivot(self, connection: Connection, session: SessionToken, commit: Commit) -> None:
+        """Decide `committed`, and write the records; inserts alone decide (P5)."""
         decision = {
             "of_session": session.session_id,
             "decided": Outcome.COMMITTED.value,
@@ -255,6 +292,8 @@ class SqlalchemyBackend(RecoverableBackend):
         if commit.removed:
             rows = key_rows(commit.removed)
             connection.execute(self._of_catalog.remove_records, {"rows": rows})
+        # After the writes, so that two who read what the other one writes do not wait for each other.
+        self._hold_reads(connection, commit)
 
     @override
     async def abort(self, session: SessionToken, *, patience: float | None = None) -> Decision:
@@ -266,22 +305,24 @@ class SqlalchemyBackend(RecoverableBackend):
             return Decision(outcome=Outcome.ABORTED, keys=keys)
 
         def decide(connection: Connection) -> Decision:
-            with self._journal.beside(connection) as journal:
-                found = left(journal)
             decision = {
                 "of_session": session.session_id,
                 "decided": Outcome.ABORTED.value,
                 "apply": "[]",
             }
-            if connection.execute(self._of_catalog.decide, decision).first() is not None:
+            decided = connection.execute(self._of_catalog.decide, decision).first()
+            # Last, since on PostgreSQL it locks the row that heartbeats renew.
+            with self._journal.beside(connection) as journal:
+                found = left(journal)
+            if decided is not None:
                 return found
             stands = connection.execute(self._of_catalog.outcome, of(session))
             outcome, steps = stands.one()
             stored = () if found.finished else load_steps(steps)
             return replace(found, outcome=Outcome(outcome), steps=stored)
 
-        if patience is None and self._together:
-            patience = PATIENCE  # on SQLite the file's own suffices
+        if patience is None:
+            patience = PATIENCE
         try:
             decision = await self._catalog.run(decide, patience=patience)
         except ImpatientError as error:
@@ -300,9 +341,10 @@ class SqlalchemyBackend(RecoverableBackend):
     @override
     async def relocate(self, session: SessionToken, records: Sequence[Record]) -> None:
         def work(connection: Connection) -> None:
+            connection.execute(self._of_catalog.relocate, {"rows": record_rows(records)})
+            # Last, since on PostgreSQL it locks the row that heartbeats renew.
             with self._journal.beside(connection) as journal:
                 self._check_token(journal, session)
-            connection.execute(self._of_catalog.relocate, {"rows": record_rows(records)})
 
         await self._catalog.run(work)
 

@@ -42,7 +42,9 @@ class SqlalchemyBackendConfig(BackendConfig):
         journal: file of the journal, for SQLite alone; by default beside the catalog, for
             instance `fennflow.journal.db`.
         pool_size: database connections of one event loop.
-        busy_timeout: seconds to wait for another process to release a SQLite file.
+        busy_timeout: seconds to wait for another process to release a SQLite file; for that of the
+            catalog, to which your own transactions write, `lock_timeout` is the limit if it is
+            shorter (at least 5 seconds).
         file_mode: of SQLite files that are created, for instance `0o660` for a group. By default
             they are private, as they hold keys and metadata.
 

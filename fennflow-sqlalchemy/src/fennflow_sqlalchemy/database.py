@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from time import monotonic
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from zlib import crc32
 
@@ -27,7 +28,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects import postgresql, sqlite
 
-from fennflow.exceptions import BackendUnavailableException
+from fennflow.exceptions import BackendUnavailableException, RecordLockedException
 from fennflow_sqlalchemy.tables import catalog_id_of, migrate
 
 if TYPE_CHECKING:
@@ -53,12 +54,14 @@ class Database(ABC):
 
     Args:
         name: for errors, without credentials.
+        patience: seconds to wait for locks that other transactions hold.
     """
 
     dialect: Dialect
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, patience: float) -> None:
         self.name = name
+        self.patience = patience
 
     async def run(
         self,
@@ -74,14 +77,33 @@ class Database(ABC):
             work: executes statements; called once or more, on SQLite in another thread.
             write: whether it writes.
             once: whether a COMMIT whose answer was lost is not to be repeated: the pivot.
-            patience: seconds to wait for another transaction; None for as long as it takes, on
-                SQLite `busy_timeout`.
+            patience: seconds to wait for another transaction; None for the database's.
 
         Raises:
-            ImpatientError: another transaction did not end within `patience`.
+            ImpatientError: another transaction did not end within the `patience` that was given.
+            RecordLockedException: it did not end within the database's.
             BackendUnavailableException: the database cannot be reached, is locked or full.
             Exception: what `work` raises.
         """
+        left = self.patience if patience is None else patience
+        deadline = monotonic() + left
+        while True:
+            try:
+                return await self._repeat(work, write=write, once=once, patience=left)
+            except ImpatientError as error:
+                left = deadline - monotonic()
+                if left > 0:
+                    continue
+                if patience is not None:
+                    raise
+                message = (
+                    f"Another transaction of {self.name} held a lock that was needed for longer "
+                    f"than {self.patience} s, so nothing of this was done. Try again when it has "
+                    "ended. If it is your own, which surrounds this call, end it first, or join it."
+                )
+                raise RecordLockedException(message) from error
+
+    async def _repeat(self, work: Work[R], *, write: bool, once: bool, patience: float) -> R:
         try:
             async for attempt in stamina.retry_context(
                 on=AgainError, attempts=7, wait_initial=0.05, wait_max=1.0, timeout=None
@@ -94,11 +116,12 @@ class Database(ABC):
         raise AssertionError(message)
 
     @abstractmethod
-    async def _once(self, work: Work[R], *, write: bool, once: bool, patience: float | None) -> R:
+    async def _once(self, work: Work[R], *, write: bool, once: bool, patience: float) -> R:
         """Try it once.
 
         Raises:
             AgainError: nothing was committed, or it may be repeated.
+            ImpatientError: another transaction held a lock, for `patience` or a part of it.
         """
 
     @abstractmethod

@@ -39,7 +39,15 @@ ROLLED_BACK = {"40001", "40P01"}
 # The server is going away, starting, full, or was kept waiting: what was not committed did not
 # happen.
 _NOT_NOW = {"57P01", "57P02", "57P03", "53300", "25P03"}
-_LOCK_NOT_AVAILABLE = "55P03"
+LOCK_NOT_AVAILABLE = "55P03"
+FAILED_BEFORE = "25P02"
+
+SHORTEST_PATIENCE = 5.0
+"""Seconds that the short transactions of others may take together on a busy machine."""
+
+LOCK_SLICE = 0.5
+"""Seconds for which a transaction of PostgreSQL's waits for a lock. Then it is rolled back and tried
+again: who waits must not keep from others what it holds, such as the row that a heartbeat needs."""
 
 SLICE = 0.1
 """Seconds for which a thread waits for SQLite's write lock without asking whether it still should."""
@@ -68,7 +76,8 @@ def _milliseconds(seconds: float) -> int:
     return max(1, int(seconds * 1000))
 
 
-def _locked_out(error: DBAPIError) -> bool:
+def locked_out(error: DBAPIError) -> bool:
+    """Return whether SQLite refused since another transaction holds the file's lock."""
     # The higher bits tell why.
     return getattr(error.orig, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_BUSY
 
@@ -79,21 +88,22 @@ class Postgresql(Database):
     Args:
         name: for errors, without credentials.
         engine: its pool, of one event loop.
+        patience: seconds to wait for locks that other transactions hold.
     """
 
     dialect = "postgresql"
 
-    def __init__(self, name: str, engine: AsyncEngine) -> None:
-        super().__init__(name)
+    def __init__(self, name: str, engine: AsyncEngine, patience: float) -> None:
+        super().__init__(name, patience)
         self.engine = engine
 
     @override
-    async def _once(self, work: Work[R], *, write: bool, once: bool, patience: float | None) -> R:
+    async def _once(self, work: Work[R], *, write: bool, once: bool, patience: float) -> R:
         committing = False
         try:
             async with self._connection() as connection:
                 transaction = await connection.begin()
-                if patience is not None:
+                if patience < LOCK_SLICE:
                     limit = f"SET LOCAL lock_timeout = {_milliseconds(patience)}"
                     await connection.exec_driver_sql(limit)
                 result = await connection.run_sync(work)
@@ -103,7 +113,7 @@ class Postgresql(Database):
         except FennFlowException:
             raise
         except DBAPIError as error:
-            if patience is not None and sqlstate(error) == _LOCK_NOT_AVAILABLE:
+            if sqlstate(error) == LOCK_NOT_AVAILABLE:
                 raise ImpatientError from error
             lost = error.connection_invalidated or sqlstate(error) in _NOT_NOW
             if sqlstate(error) in ROLLED_BACK or (lost and not (committing and once)):
@@ -145,14 +155,21 @@ class Sqlite(Database):
         engine: its pool, of one connection for each thread and one for `beside`.
         threads: in which all is done.
         busy_timeout: seconds to wait for another process to release the file.
+        patience: seconds to wait for its write lock.
     """
 
     dialect = "sqlite"
 
     def __init__(
-        self, name: str, engine: Engine, threads: ThreadPoolExecutor, busy_timeout: float
+        self,
+        name: str,
+        engine: Engine,
+        threads: ThreadPoolExecutor,
+        *,
+        busy_timeout: float,
+        patience: float,
     ) -> None:
-        super().__init__(name)
+        super().__init__(name, patience)
         self.engine = engine
         self.turn_patience = TURN_PATIENCE
         self._threads = threads
@@ -161,7 +178,7 @@ class Sqlite(Database):
         self._writing = asyncio.Lock()
 
     @override
-    async def _once(self, work: Work[R], *, write: bool, once: bool, patience: float | None) -> R:
+    async def _once(self, work: Work[R], *, write: bool, once: bool, patience: float) -> R:
         if not write:
             return await self._in_thread(lambda _: self._read(work))
         async with self._turn(patience):
@@ -188,12 +205,12 @@ class Sqlite(Database):
 
     @contextmanager
     def _reading(self) -> Generator[Connection]:
-        with self._translated(None), self._connection() as connection, connection.begin():
+        with self._translated(), self._connection() as connection, connection.begin():
             connection.exec_driver_sql("BEGIN")
             yield connection
 
-    def _write(self, work: Work[R], patience: float | None, given_up: Event) -> R:
-        with self._translated(patience), self._connection() as connection, connection.begin():
+    def _write(self, work: Work[R], patience: float, given_up: Event) -> R:
+        with self._translated(), self._connection() as connection, connection.begin():
             self._begin_to_write(connection, patience, given_up)
             return work(connection)
 
@@ -202,51 +219,49 @@ class Sqlite(Database):
         try:
             connection = self.engine.connect()
         except DBAPIError as error:
-            if _locked_out(error):
+            if locked_out(error):
                 # Of two who switch a new file to WAL one is refused, and not made to wait.
                 raise AgainError from error
             raise
         with connection:
             yield connection
 
-    def _begin_to_write(
-        self, connection: Connection, patience: float | None, given_up: Event
-    ) -> None:
+    def _begin_to_write(self, connection: Connection, patience: float, given_up: Event) -> None:
         """Wait for the one write lock; asked for later on, it could be refused."""
-        left = self._busy_timeout if patience is None else patience
-        deadline = monotonic() + left
+        deadline = monotonic() + patience
         driver: Any = connection.connection.driver_connection
-        driver.execute(f"PRAGMA busy_timeout = {_milliseconds(min(SLICE, left))}")
+        driver.execute(f"PRAGMA busy_timeout = {_milliseconds(min(SLICE, patience))}")
         try:
             while True:
                 try:
                     connection.exec_driver_sql("BEGIN IMMEDIATE")
                 except DBAPIError as error:
-                    if not _locked_out(error) or monotonic() >= deadline or given_up.is_set():
+                    if not locked_out(error):
                         raise
+                    if monotonic() >= deadline or given_up.is_set():
+                        raise ImpatientError from error
                 else:
                     return
         finally:
             driver.execute(f"PRAGMA busy_timeout = {_milliseconds(self._busy_timeout)}")
 
     @contextmanager
-    def _translated(self, patience: float | None) -> Generator[None]:
+    def _translated(self) -> Generator[None]:
         try:
             yield
         except DBAPIError as error:
-            if patience is not None and _locked_out(error):
-                raise ImpatientError from error
             raise self.unavailable(error) from error
         except PoolTimeoutError as error:
             raise self.unavailable(error) from error
 
     @asynccontextmanager
-    async def _turn(self, patience: float | None) -> AsyncGenerator[None]:
+    async def _turn(self, patience: float) -> AsyncGenerator[None]:
         """Write when nobody else of this process does, who may be waiting for another process."""
         # What runs in no task, as in the model, cannot be timed, and has nobody beside it.
-        timed = patience is not None and asyncio.current_task() is not None
+        timed = asyncio.current_task() is not None
+        limit = max(self.turn_patience, patience)
         try:
-            async with asyncio.timeout(self.turn_patience) if timed else nullcontext():
+            async with asyncio.timeout(limit) if timed else nullcontext():
                 await self._writing.acquire()
         except TimeoutError as error:
             raise ImpatientError from error
@@ -267,25 +282,29 @@ class Sqlite(Database):
 
 
 def open_databases(
-    config: SqlalchemyBackendConfig, *, lease_ttl: float
+    config: SqlalchemyBackendConfig, *, lease_ttl: float, lock_timeout: float = SHORTEST_PATIENCE
 ) -> tuple[Database, Database]:
     """Return the databases of catalog and journal; one and the same on PostgreSQL.
 
     Args:
         config: which ones.
         lease_ttl: seconds for which PostgreSQL keeps the locks of a client that fell silent.
+        lock_timeout: seconds to wait for locks that users' transactions hold.
     """
+    patience = max(lock_timeout, SHORTEST_PATIENCE)
     url = make_url(config.url.get_secret_value())
     if url.get_backend_name() == "postgresql":
-        database = Postgresql(shown(url), _postgresql_engine(url, config, lease_ttl))
+        database = Postgresql(shown(url), _postgresql_engine(url, config, lease_ttl), patience)
         return database, database
     # The pool opens files whenever it needs one more: in the directory of this moment.
     path = Path(url.database or "").absolute()
     journal = config.journal or path.with_name(f"{path.stem}.journal{path.suffix}")
     # The driver that the URL names is for users' own transactions.
     url = url.set(drivername="sqlite")
-    catalog, journals = (_sqlite(url.set(database=str(each)), config) for each in (path, journal))
-    return catalog, journals
+    # Users' transactions write to the first file; to the other one only short ones of FennFlow's.
+    shorter = min(patience, config.busy_timeout)
+    catalog = _sqlite(url.set(database=str(path)), config, shorter)
+    return catalog, _sqlite(url.set(database=str(journal)), config, config.busy_timeout)
 
 
 def _postgresql_engine(url: URL, config: SqlalchemyBackendConfig, lease_ttl: float) -> AsyncEngine:
@@ -300,8 +319,8 @@ def _postgresql_engine(url: URL, config: SqlalchemyBackendConfig, lease_ttl: flo
     def on_connect(connection: Any, _record: object) -> None:
         # Who is stopped in the middle of a transaction must not stop recovery, too.
         cursor = connection.cursor()
-        patience = int(lease_ttl * 1000)
-        cursor.execute(f"SET idle_in_transaction_session_timeout = {patience}")
+        cursor.execute(f"SET idle_in_transaction_session_timeout = {int(lease_ttl * 1000)}")
+        cursor.execute(f"SET lock_timeout = {_milliseconds(LOCK_SLICE)}")
         cursor.close()
         connection.commit()
 
@@ -309,7 +328,7 @@ def _postgresql_engine(url: URL, config: SqlalchemyBackendConfig, lease_ttl: flo
     return engine
 
 
-def _sqlite(url: URL, config: SqlalchemyBackendConfig) -> Sqlite:
+def _sqlite(url: URL, config: SqlalchemyBackendConfig, patience: float) -> Sqlite:
     # One more than there are threads: that of the other file's writer, who looks here.
     engine = create_engine(url, pool_size=config.pool_size, max_overflow=1, hide_parameters=True)
 
@@ -329,4 +348,6 @@ def _sqlite(url: URL, config: SqlalchemyBackendConfig) -> Sqlite:
     event.listen(engine, "do_connect", create)
     event.listen(engine, "connect", on_connect)
     threads = ThreadPoolExecutor(config.pool_size, thread_name_prefix="fennflow-sqlite")
-    return Sqlite(str(url.database), engine, threads, config.busy_timeout)
+    return Sqlite(
+        str(url.database), engine, threads, busy_timeout=config.busy_timeout, patience=patience
+    )

@@ -18,9 +18,21 @@ from sqlalchemy.orm import SessionTransactionOrigin
 from typing_extensions import override
 
 from fennflow.backends import Commit, JoinedTransaction, SessionToken
-from fennflow.exceptions import ConfigException, ConflictException, TransactionException
+from fennflow.exceptions import (
+    ConfigException,
+    ConflictException,
+    RecordLockedException,
+    TransactionException,
+)
 from fennflow_sqlalchemy.database import Database
-from fennflow_sqlalchemy.engines import ROLLED_BACK, shown, sqlstate
+from fennflow_sqlalchemy.engines import (
+    FAILED_BEFORE,
+    LOCK_NOT_AVAILABLE,
+    ROLLED_BACK,
+    locked_out,
+    shown,
+    sqlstate,
+)
 from fennflow_sqlalchemy.tables import catalog_id_of
 
 if TYPE_CHECKING:
@@ -220,9 +232,11 @@ class UserTransaction(JoinedTransaction):
         if commit is not None:
             connection = await self._connection()
             self._root = _root_of(connection)
-            await self._check_atomic(connection)
             try:
+                before = await self._check_atomic(connection)
                 await self._pivot(connection, session, commit)
+                if before is not None and self._surrounds:
+                    await connection.execute(select(_set_lock_timeout(before)))
             except DBAPIError as error:
                 await self._abandon(error)
                 raise self._translated(error) from error
@@ -259,15 +273,23 @@ class UserTransaction(JoinedTransaction):
         # A session may have several databases, told apart by what a statement names.
         return await self._transaction.connection(bind_arguments={"clause": select(self._meta)})
 
-    async def _check_atomic(self, connection: AsyncConnection) -> None:
-        """Refuse a connection on which every statement commits by itself.
+    async def _check_atomic(self, connection: AsyncConnection) -> str | None:
+        """Refuse a connection on which every statement commits by itself; bound its waits.
+
+        Returns:
+            the user's own `lock_timeout` on PostgreSQL, to be set again.
 
         Raises:
             TransactionException: it is one.
         """
+        before: str | None = None
         if self._catalog.dialect == "postgresql":
-            xid = select(func.pg_current_xact_id().cast(self._meta.c.value.type))
-            atomic = await connection.scalar(xid) == await connection.scalar(xid)
+            xid = func.pg_current_xact_id().cast(self._meta.c.value.type)
+            settings = await connection.execute(select(xid, func.current_setting("lock_timeout")))
+            first, before = settings.one()
+            limit = str(int(self._catalog.patience * 1000))
+            second, _ = (await connection.execute(select(xid, _set_lock_timeout(limit)))).one()
+            atomic = first == second
         else:
             # It changes nothing, but the driver begins a transaction for it, if at all.
             nothing = update(self._meta).where(self._meta.c.name == "").values(value="")
@@ -280,8 +302,23 @@ class UserTransaction(JoinedTransaction):
                 "with the files. Join one with another isolation level."
             )
             raise TransactionException(message)
+        return before
 
     def _translated(self, error: DBAPIError) -> Exception:
+        if sqlstate(error) == LOCK_NOT_AVAILABLE or locked_out(error):
+            message = (
+                f"Another transaction of {self._catalog.name} held a lock for too long that the "
+                "joined one needs, which was rolled back: nothing was committed. Run the unit of "
+                "work again."
+            )
+            return RecordLockedException(message)
+        if sqlstate(error) == FAILED_BEFORE:
+            message = (
+                "A statement in the joined transaction failed before, so the database refuses to "
+                "commit it; it was rolled back, and nothing was committed. Put what may fail into "
+                "a savepoint (begin_nested()), or let the exception leave the block."
+            )
+            return TransactionException(message)
         if sqlstate(error) not in ROLLED_BACK:
             return self._catalog.unavailable(error)
         message = (
@@ -306,6 +343,10 @@ def _sync(connection: AsyncConnection) -> Connection:
 
 def _root_of(connection: AsyncConnection) -> RootTransaction | None:
     return _sync(connection).get_transaction()
+
+
+def _set_lock_timeout(value: str) -> Any:
+    return func.set_config("lock_timeout", value, True)  # noqa: FBT003 - in this transaction alone
 
 
 def _nothing() -> None:

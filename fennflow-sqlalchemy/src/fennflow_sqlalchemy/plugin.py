@@ -24,5 +24,8 @@ def _new_backend(config: SqlalchemyBackendConfig, settings: ConfigDict) -> Backe
     from fennflow_sqlalchemy.backend import SqlalchemyBackend
 
     return SqlalchemyBackend(
-        config, doubt_period=settings.doubt_period, lease_ttl=settings.lease_ttl
+        config,
+        doubt_period=settings.doubt_period,
+        lease_ttl=settings.lease_ttl,
+        lock_timeout=settings.lock_timeout,
     )

@@ -53,14 +53,22 @@ class RecoverableBackend(Backend):
         config: which one.
         doubt_period: seconds for which tombstones and kept locks stand.
         lease_ttl: seconds that a lease runs.
+        lock_timeout: seconds to wait for locks that users' transactions hold.
     """
 
     def __init__(
-        self, config: SqlalchemyBackendConfig, *, doubt_period: float, lease_ttl: float
+        self,
+        config: SqlalchemyBackendConfig,
+        *,
+        doubt_period: float,
+        lease_ttl: float,
+        lock_timeout: float,
     ) -> None:
         self._config = config
         self._tables = make_tables(config.table_prefix, config.schema_name)[1]
-        self._catalog, self._journal = open_databases(config, lease_ttl=lease_ttl)
+        self._catalog, self._journal = open_databases(
+            config, lease_ttl=lease_ttl, lock_timeout=lock_timeout
+        )
         self._together = self._catalog is self._journal
         self._of_catalog = CatalogStatements(self._tables, self._catalog, doubt_period=doubt_period)
         self._of_session = SessionStatements(
@@ -238,15 +246,15 @@ class RecoverableBackend(Backend):
         def outcomes(connection: Connection) -> None:
             connection.execute(self._of_catalog.purge_outcomes)
 
-        await self._journal.run(locks)
         last = ""
         try:
+            await self._journal.run(locks, patience=PURGE_PATIENCE)
             while old := await self._old_outcomes(last):
                 last = old[-1]
                 await self._mark_settled(old)
             await self._catalog.run(outcomes, patience=PURGE_PATIENCE)
         except ImpatientError:
-            return  # a user's transaction holds SQLite's lock: what is old can become older
+            return  # another transaction holds a lock: what is old can become older
 
     async def _old_outcomes(self, after: str) -> list[str]:
         def work(connection: Connection) -> list[str]:

@@ -94,6 +94,13 @@ class CatalogStatements:
         self.outcome = select(outcomes.c.outcome, outcomes.c.steps).where(
             outcomes.c.session_id == session_id
         )
+        rows, same = _keys_in(catalog, records)
+        # Who is about to change one of them holds it: it is left out instead of waited for.
+        self.hold_records = (
+            select(records)
+            .join(rows, same)
+            .with_for_update(read=True, of=records, skip_locked=True)
+        )
         rows = catalog.rows("rows", [outcomes.c.session_id])
         self.outcomes = select(outcomes.c.session_id, outcomes.c.outcome).join(
             rows, outcomes.c.session_id == rows.c.session_id
@@ -193,6 +200,12 @@ class SessionStatements:
             .order_by(locks.c.kept_until.is_(None), locks.c.kept_until.desc())
             .limit(1)
         )
+        rows, same = _keys_in(journal, locks)
+        self.written_by_others = (
+            select(locks.c.namespace, locks.c.key)
+            .join(rows, same)
+            .where(locks.c.session_id != session_id, locks.c.kept_until.is_(None))
+        )
         self.write_intents = _upsert(journal, intents, list(intents.columns))
         self.note_upload = (
             update(intents)
@@ -227,7 +240,7 @@ class SessionStatements:
         self.release_intents = _delete_rows(journal, intents, ("namespace", "key")).where(
             intents.c.session_id == session_id
         )
-        self.beat = _beat(journal, sessions, now + lease_ttl)
+        self.beat = _beat(journal, sessions, now + lease_ttl, together=together)
         expired = (
             select(sessions.c.session_id)
             .where(sessions.c.lease_until <= now)
@@ -350,11 +363,21 @@ def _upsert(database: Database, table: Table, columns: Sequence[Column[Any]]) ->
     )
 
 
-def _beat(database: Database, sessions: Table, until: ColumnElement[float]) -> Update:
+def _beat(
+    database: Database, sessions: Table, until: ColumnElement[float], *, together: bool
+) -> Update:
+    """Return what renews leases; rows that others have locked are passed over (P22)."""
     rows = database.rows("rows", [sessions.c.session_id, sessions.c.token])
+    held = select(sessions.c.session_id).join(
+        rows,
+        and_(sessions.c.session_id == rows.c.session_id, sessions.c.token == rows.c.token),
+    )
+    if together:
+        held = held.with_for_update(of=sessions, skip_locked=True)
+    chosen = held.cte("held")
     return (
         update(sessions)
-        .where(sessions.c.session_id == rows.c.session_id, sessions.c.token == rows.c.token)
+        .where(sessions.c.session_id.in_(select(chosen.c.session_id)))
         .values(lease_until=until)
         .returning(sessions.c.session_id, sessions.c.token)
     )

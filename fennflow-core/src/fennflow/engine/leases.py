@@ -131,6 +131,6 @@ class Leases:
         for lease in held:
             if lease.token in kept:
                 lease.until = started + self.ttl * (1 - MARGIN)
-            else:
-                self.release(lease)  # P25: settled, or another owner's
+            elif lease.until <= started:
+                self.release(lease)  # P25: settled, or another process's, or not renewed in time
         return bool(self._held)

@@ -26,6 +26,7 @@ from fennflow.engine.telemetry import tell
 from fennflow.exceptions import (
     CommitUncertainException,
     CompensationPendingWarning,
+    RecordLockedException,
     SessionLostException,
     TransactionException,
 )
@@ -240,9 +241,9 @@ class Session(Block):
             tx.outcome = Outcome.ABORTED  # P25: its objects are recovery's
             raise
         except Exception as error:
-            if isinstance(error, TransactionException):
+            if isinstance(error, (TransactionException, RecordLockedException)):
                 tx.failure = error
-                await self._decide_and_undo(error)  # refused before anything was written
+                await self._decide_and_undo(error)  # nothing of the pivot was written
                 raise
             decision = await self._decide_aborted(error)
             tx.outcome, tx.failure = decision.outcome, error
@@ -348,8 +349,9 @@ class Session(Block):
             self._tx.outcome = Outcome.ABORTED
             return
         joined = self._joined
+        # Who holds the decision, or on SQLite the file, may be who waits for this.
         surrounded = joined is not None and joined.surrounds
-        patience = PATIENCE if surrounded else None
+        patience = PATIENCE if surrounded or isinstance(cause, RecordLockedException) else None
         try:
             decision = await self._tx.backend.abort(self._tx.lease.token, patience=patience)
         except Exception as error:  # noqa: BLE001 - told by _tell_pending
