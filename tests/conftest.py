@@ -16,6 +16,7 @@ from fennflow.testing import (
     juicefs_gateway,
     moto_server,
     postgresql_server,
+    seaweedfs_server,
     strict_s3_server,
 )
 from stores import ALL_STORES, Store, make_store
@@ -42,6 +43,12 @@ def moto() -> Generator[S3Server]:
 def juicefs(tmp_path_factory: pytest.TempPathFactory) -> Generator[S3Server]:
     directory: Path = tmp_path_factory.mktemp("juicefs")
     with juicefs_gateway(directory) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def seaweedfs() -> Generator[S3Server]:
+    with seaweedfs_server() as server:
         yield server
 
 

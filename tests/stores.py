@@ -50,6 +50,7 @@ VERSIONING: dict[str, Literal["Enabled", "Suspended"]] = {
     "strict-versioned": "Enabled",
     "strict-suspended": "Suspended",
     "moto-suspended": "Suspended",
+    "seaweedfs-versioned": "Enabled",
 }
 ALL_STORES = [
     "memory",

@@ -16,8 +16,9 @@ from fennflow.exceptions import (
     SessionLostException,
 )
 from fennflow.files import BinaryContent, TextContent
-from fennflow.testing import Fault, S3Request
-from stores import FullUOW, Store, make_store, raw_client
+from fennflow.testing import Fault, S3Request, strict_s3_server
+from fennflow.testing.strict_s3 import DeletionOfNothing
+from stores import FullUOW, Store, make_store, new_bucket, raw_client, s3_config
 
 PLAIN = ObjectAttributes(media_type="text/plain")
 
@@ -179,6 +180,58 @@ async def test_a_conflict_while_deleting_is_no_proof_of_a_change(
             raise ZeroDivisionError
     assert script.left < 0
     assert "c" not in await store.objects()
+
+
+OF_NOTHING: list[DeletionOfNothing] = ["NoSuchKey", "PreconditionFailed", "success"]
+
+
+@pytest.mark.parametrize("in_batch", OF_NOTHING)
+@pytest.mark.parametrize("alone", OF_NOTHING)
+async def test_a_conditional_deletion_whose_answer_was_lost_is_done_when_repeated(
+    alone: DeletionOfNothing, in_batch: DeletionOfNothing, caplog: pytest.LogCaptureFixture
+) -> None:
+    """P7: whatever a server answers to a deletion by ETag where there is no object any more."""
+    with strict_s3_server(delete_of_nothing=alone, batch_delete_of_nothing=in_batch) as server:
+        store = Store(s3_config(server, max_attempts=1), await new_bucket(server), server)
+        uow_class = await seeded(store)
+        lost: list[S3Request] = []
+
+        def lose(request: S3Request) -> Fault | None:
+            first = request.operation in {"DELETE", "BATCH DELETE"} and request not in lost
+            lost.extend([request] * first)
+            return Fault.CUT if first else None
+
+        for names in ("c", "def"):  # undone one by one, and as a batch
+            with server.failing(lose), pytest.raises(ZeroDivisionError):
+                async with uow_class() as uow:
+                    await uow.files.create(*[text(name, name) for name in names])
+                    raise ZeroDivisionError
+        with server.failing(lose):  # committed
+            async with uow_class() as uow:
+                await uow.files.delete("a", "b")
+        assert {each.operation for each in lost} == {"DELETE", "BATCH DELETE"}
+        assert await store.objects() == {}
+    assert [each for each in caplog.records if "rule" in each.__dict__] == []
+
+
+@pytest.mark.parametrize("of_nothing", OF_NOTHING)
+async def test_a_conditional_deletion_spares_another_object_whatever_nothing_is_answered(
+    of_nothing: DeletionOfNothing,
+) -> None:
+    with strict_s3_server(
+        delete_of_nothing=of_nothing, batch_delete_of_nothing=of_nothing
+    ) as server:
+        store = Store(s3_config(server), await new_bucket(server), server)
+        async with store.connector() as connector:
+            other = Deletion(location=Location("a"), if_match="0" * 32)
+            nothing = Deletion(location=Location("b"), if_match="0" * 32)
+            await connector.put(store.namespace, "a", b"1", PLAIN)
+            for batch in ([other], [nothing], [other, nothing]):
+                report = await connector.delete(store.namespace, batch)
+                assert [
+                    isinstance(each, PreconditionFailedException) for each in report.errors
+                ] == [each is other for each in batch]
+        assert await store.objects() == {"a": b"1"}
 
 
 @pytest.mark.parametrize("kind", ["moto", "strict"])

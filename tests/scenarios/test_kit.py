@@ -15,8 +15,8 @@ from fennflow.connectors import InMemoryConnectorConfig, ObjectAttributes
 from fennflow.exceptions import ConnectorUnavailableException
 from fennflow.files import TextContent
 from fennflow.repositories import CrudRepository, RepoField
-from fennflow.testing.connector_suite import Target, opened
 from fennflow.testing.fixtures import failing, fennflow_memory, leftovers
+from fennflow.testing.stream_suite import Target, opened
 
 __all__ = ["fennflow_memory"]
 

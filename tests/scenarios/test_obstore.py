@@ -324,13 +324,9 @@ async def test_a_prefix_need_not_end_at_a_segment(store: Store) -> None:
         for key in keys:
             await connector.put(store.namespace, key, b"1", TEXT)
         for prefix in ("", "a", "ab", "ab/", "abc", "b", "c", "!", " "):
-            for after in ("", "ab", "abc", "z"):
-                found = [
-                    each.location.key
-                    async for each in connector.list(store.namespace, prefix, start_after=after)
-                ]
-                wanted = sorted(key for key in keys if key.startswith(prefix) and key > after)
-                assert found == wanted, (prefix, after)
+            listing = connector.list(store.namespace, prefix)
+            found = [each.location.key async for each in listing]
+            assert sorted(found) == sorted(key for key in keys if key.startswith(prefix)), prefix
 
 
 async def test_presigned_urls_are_those_of_the_store(s3: Store, files: Store) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -546,7 +546,9 @@ class Unordered(faults.FaultyConnector):
             yield each
 
 
-async def test_a_store_that_lists_in_no_order_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+async def unordered(monkeypatch: pytest.MonkeyPatch) -> AsyncGenerator[Store]:
+    """Return a store that lists backwards, with five objects."""
     with plugins.override(faults):
 
         async def script(*_: str) -> None: ...
@@ -557,10 +559,26 @@ async def test_a_store_that_lists_in_no_order_is_refused(monkeypatch: pytest.Mon
             faults.FaultyConnectorConfig(inner=inner.config, faults=faults.Scripted(script)),
             "bucket",
         )
-        for key in ("a", "b", "c"):
+        for key in "abcde":
             await put_raw(store, key, b"1")
-        with pytest.raises(ReconcileFailedException, match="in the order"):
-            await listed(store.uow())
+        yield store
+
+
+async def test_an_empty_catalog_is_filled_from_a_store_that_lists_in_no_order(
+    unordered: Store,
+) -> None:
+    uow_class = unordered.uow(reconcile=ReconcileConfig(batch_size=2))
+    assert await listed(uow_class) == list("abcde")
+
+
+async def test_a_store_that_lists_in_no_order_is_not_compared_with_records(
+    unordered: Store,
+) -> None:
+    uow_class = unordered.uow(reconcile=ReconcileConfig(batch_size=2))
+    assert await listed(uow_class) == list("abcde")
+    with pytest.raises(ReconcileFailedException, match="in the order"):
+        await uow_class.reconcile(strategy="replace")
+    assert await listed(uow_class) == list("abcde")
 
 
 async def test_a_cancelled_reconciliation_leaves_no_lock() -> None:

@@ -340,6 +340,14 @@ class Connector(ABC):
     async def delete(self, namespace: str, deletions: Sequence[Deletion]) -> DeletionReport:
         """Delete at most `max_deletions` objects in as few requests as possible.
 
+        The engine repeats deletions (P7). So a deletion has succeeded where there is no object any
+        more, or never was one, whatever its `if_match` and whatever the store answers to that. A
+        refusal that may mean either that or another ETag has to be told apart, for instance by a
+        `head`: only an object with another ETag is a `PreconditionFailedException`.
+
+        Returns:
+            for each deletion, None or what prevented it.
+
         Raises:
             BaseConnectorException: the request as a whole failed.
         """
@@ -348,9 +356,19 @@ class Connector(ABC):
     def list(
         self, namespace: str, prefix: str = "", *, start_after: str = ""
     ) -> AsyncIterator[StoredObject]:
-        """Iterate over all objects under a prefix in the order of their keys' UTF-8 bytes.
+        """Iterate over all objects under a prefix, each of them once.
 
-        Metadata and media type need not be filled: listings seldom hold them.
+        The order is the store's own: of UTF-8 bytes in S3, by directory in SeaweedFS (`a/1` before
+        `a-`). Nothing may depend on a certain one. An object that is written or deleted during the
+        listing may be in it or not; no other is left out. Metadata and media type need not be
+        filled: listings seldom hold them.
+
+        Args:
+            namespace: bucket, container or directory.
+            prefix: of the keys; it need not end with a segment.
+            start_after: leave out this key, and those before it in the order of the store. It
+                saves requests; as the order is the store's own, nothing that has to be complete
+                may depend on it.
         """
 
     @abstractmethod

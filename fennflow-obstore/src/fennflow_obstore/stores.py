@@ -33,40 +33,24 @@ _memories: dict[tuple[str, str], MemoryStore] = {}
 async def listed(
     store: ObjectStore, prefix: str, start_after: str
 ) -> AsyncGenerator[tuple[str, ObjectMeta]]:
-    """Iterate over what lies under a prefix and after a key, in the order of UTF-8 bytes."""
-    # obstore takes whole segments for a prefix: the rest is looked at here.
+    """Iterate over the objects under a prefix that follow a key in the order of the store."""
+    # obstore takes whole segments for a prefix: the rest is compared here.
     directory = prefix.rpartition("/")[0]
-    offset = max(start_after, _before(prefix), key=str.encode)
-    if directory and not offset.startswith(f"{directory}/"):
-        offset = ""  # some servers refuse one that is not under the prefix
     # Its overloads name types of a package that is not installed.
     pages: ListStream[Sequence[ObjectMeta]] = obstore.list(  # pyright: ignore[reportUnknownMemberType]
-        store, directory or None, offset=offset or None, chunk_size=LISTED_AT_ONCE
+        store, directory or None, offset=start_after or None, chunk_size=LISTED_AT_ONCE
     )
     if isinstance(store, AzureStore):
-        # Azure has an order of its own.
+        # Azure has an order of its own, and obstore applies the offset to it.
         found = await pages.collect_async()
         for item in sorted(found, key=lambda each: each["path"].encode()):
-            if item["path"].startswith(prefix) and item["path"].encode() > start_after.encode():
+            if item["path"].startswith(prefix):
                 yield item["path"], item
         return
     async for page in pages:
         for item in page:
-            key = item["path"]
-            if key.startswith(prefix):
-                if key.encode() > start_after.encode():
-                    yield key, item
-            elif key.encode() > prefix.encode():
-                return
-
-
-def _before(prefix: str) -> str:
-    """Return a key that stands before all of a prefix, as closely as one character can."""
-    if not prefix or prefix.endswith("//") or prefix == "/":
-        return ""
-    before = chr(ord(prefix[-1]) - 1)
-    # Neither control characters nor surrogates stand in paths of obstore's.
-    return prefix[:-1] + before if before.isprintable() else ""
+            if item["path"].startswith(prefix):
+                yield item["path"], item
 
 
 class Stores:

@@ -14,6 +14,7 @@ from fennflow.exceptions import (
     ConnectorUnavailableException,
     NoSuchKeyException,
     NoSuchNamespaceException,
+    PreconditionFailedException,
 )
 from fennflow_s3.client import from_code, is_refusal, translated
 
@@ -90,7 +91,12 @@ async def _delete_objects(
             retried=attempts.lost,
         )
     return DeletionReport(
-        errors=[_gone(errors.get((d.location.key, d.location.version_id))) for d in deletions],
+        errors=[
+            await _obstacle(
+                client, namespace, d, errors.get((d.location.key, d.location.version_id))
+            )
+            for d in deletions
+        ],
         retried=attempts.lost,
     )
 
@@ -105,7 +111,8 @@ async def delete_one(client: S3Client, namespace: str, deletion: Deletion) -> De
     except (ConnectorUnavailableException, NoSuchNamespaceException):
         raise
     except BaseConnectorException as error:
-        return DeletionReport(errors=[_gone(error)], retried=error.retried)
+        obstacle = await _obstacle(client, namespace, deletion, error)
+        return DeletionReport(errors=[obstacle], retried=error.retried)
     return DeletionReport(errors=[None], retried=attempts.lost)
 
 
@@ -119,6 +126,21 @@ async def delete_directories(
             await client.delete_object(Bucket=namespace, Key=f"{parent}/")
 
 
-def _gone(error: BaseConnectorException | None) -> BaseConnectorException | None:
-    """Return what prevented a deletion: not that the object is gone already."""
-    return None if isinstance(error, NoSuchKeyException) else error
+async def _obstacle(
+    client: S3Client, namespace: str, deletion: Deletion, error: BaseConnectorException | None
+) -> BaseConnectorException | None:
+    """Return what prevented a deletion; None if there is no object, as after an earlier attempt.
+
+    Where there is no object, some servers answer NoSuchKey to a deletion by ETag, and others
+    PreconditionFailed, as for an object with another ETag: then a HEAD decides.
+    """
+    if isinstance(error, NoSuchKeyException):
+        return None
+    if isinstance(error, PreconditionFailedException) and not error.contended:
+        location = deletion.location
+        try:
+            with translated("head", f"{namespace}/{location.key}"):
+                await client.head_object(Bucket=namespace, **named_by(location))
+        except NoSuchKeyException:
+            return None
+    return error

@@ -1,8 +1,9 @@
 """Reconciliation: bringing the catalog and a bucket together where they differ.
 
-Bucket and catalog are walked side by side in key order, so memory stays constant. What differs is
-looked at once more, a batch at a time, and where something is to be done that happens under the
-keys' locks and through the journal, like everything else that changes the catalog.
+Bucket and catalog are walked side by side in key order, so memory stays constant. An empty catalog
+is filled in whatever order the store lists. What differs is looked at once more, a batch at a time,
+and where something is to be done that happens under the keys' locks and through the journal, like
+everything else that changes the catalog.
 """
 
 from __future__ import annotations
@@ -143,13 +144,17 @@ class Reconciler:
         """Compare a bucket with the catalog, and do about the differences what the settings say.
 
         Raises:
-            ReconcileFailedException: the store does not list its objects in order.
+            ReconcileFailedException: the catalog has records, and the store does not list its
+                objects in the order of the UTF-8 bytes of their keys.
             BaseConnectorException: the store refused or cannot be reached.
         """
         run = _Run(self, namespace, settings, filling=not await self._has_records(namespace))
         differing: list[str] = []
         walked = 0
-        async with aclosing(self._pairs(namespace, settings.batch_size)) as pairs:
+        walk = (
+            self._filling(namespace) if run.filling else self._pairs(namespace, settings.batch_size)
+        )
+        async with aclosing(walk) as pairs:
             async for key, stored, record in pairs:
                 walked += 1
                 run.objects += stored is not None
@@ -170,11 +175,19 @@ class Reconciler:
         run.tell(on_finding)
         return run.report()
 
+    async def _filling(
+        self, namespace: str
+    ) -> AsyncGenerator[tuple[str, StoredObject | None, Record | None]]:
+        """Walk a bucket of which the catalog has no record, in any order."""
+        async with aclosing(self._objects(namespace)) as objects:
+            async for stored in objects:
+                yield _key(stored), stored, None
+
     async def _pairs(
         self, namespace: str, batch_size: int
     ) -> AsyncGenerator[tuple[str, StoredObject | None, Record | None]]:
         """Walk bucket and catalog side by side in key order."""
-        objects = self._objects(namespace)
+        objects = self._in_order(namespace)
         records = self._records(namespace, batch_size)
         async with aclosing(objects), aclosing(records):
             stored, record = await anext(objects, None), await anext(records, None)
@@ -189,21 +202,34 @@ class Reconciler:
                     yield _key(stored), stored, record
                     stored, record = await anext(objects, None), await anext(records, None)
 
+    async def _in_order(self, namespace: str) -> AsyncGenerator[StoredObject]:
+        """List what users may have put, from a store that lists as the catalog does.
+
+        Connectors need not do so (SeaweedFS lists by directory). What was compared before a key
+        turned up out of order was read again, so it stands.
+        """
+        last = ""
+        async with aclosing(self._objects(namespace)) as objects:
+            async for stored in objects:
+                key = _key(stored)
+                if key < last and _is_key(key) and _is_key(last):
+                    message = (
+                        f"The store lists {namespace}/{key} after {last}. A store that does not "
+                        "list its objects in the order of their UTF-8 bytes cannot be compared "
+                        "with a catalog that has records; what was reported before stands, and "
+                        "the rest was not compared. Set ReconcileConfig(frequency='never') to "
+                        "work without reconciliation."
+                    )
+                    raise ReconcileFailedException(message)
+                last = key
+                yield stored
+
     async def _objects(self, namespace: str) -> AsyncGenerator[StoredObject]:
         """List what users may have put: not what is FennFlow's own, nor mere directories."""
-        last = ""
         listing = self.parts.connector.list(namespace)
         try:
             async for stored in listing:
                 key = _key(stored)
-                if key < last and _is_key(key) and _is_key(last):
-                    message = (
-                        f"The store lists {namespace}/{key} after {last}. What does not list its "
-                        "objects in the order of their UTF-8 bytes cannot be reconciled; nothing "
-                        "of this batch was changed. Set ReconcileConfig(frequency='never')."
-                    )
-                    raise ReconcileFailedException(message)
-                last = key
                 if not key.startswith(self.parts.config.reserved_prefix) and not key.endswith("/"):
                     yield stored
         finally:

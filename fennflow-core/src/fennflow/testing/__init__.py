@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from fennflow.testing import faults as faults
 from fennflow.testing.boundaries import Boundary, boundaries, killing
 from fennflow.testing.databases import PostgresqlServer, postgresql_server
+from fennflow.testing.seaweedfs import seaweedfs_server
 from fennflow.testing.servers import (
     Fault,
     S3Request,
@@ -23,12 +24,12 @@ from fennflow.testing.servers import (
 if TYPE_CHECKING:
     from fennflow.testing.backend_suite import BackendSuite as BackendSuite
     from fennflow.testing.connector_suite import ConnectorSuite as ConnectorSuite
-    from fennflow.testing.connector_suite import Target as Target
+    from fennflow.testing.stream_suite import Target as Target
 else:
     _SUITES = {
         "BackendSuite": "backend_suite",
         "ConnectorSuite": "connector_suite",
-        "Target": "connector_suite",
+        "Target": "stream_suite",
     }
 
     def __getattr__(name: str) -> object:
@@ -54,5 +55,6 @@ __all__ = [
     "killing",
     "moto_server",
     "postgresql_server",
+    "seaweedfs_server",
     "strict_s3_server",
 ]

@@ -19,9 +19,9 @@ from fennflow.exceptions import ConnectorUnavailableException
 from fennflow.repositories import ListRepository, RepoField
 from fennflow.repositories.fields import fields_of
 from fennflow.testing.boundaries import Boundary, boundaries
-from fennflow.testing.connector_suite import Target, keys, opened
 from fennflow.testing.databases import PostgresqlServer, postgresql_server
 from fennflow.testing.servers import S3Server, moto_server
+from fennflow.testing.stream_suite import Target, keys, opened
 
 __all__ = ["failing", "leftovers"]
 

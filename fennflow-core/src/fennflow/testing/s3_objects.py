@@ -25,6 +25,10 @@ class S3Error(Exception):
         self.code = code
 
 
+class NoObjectError(S3Error):
+    """A condition on an ETag where there is no object."""
+
+
 @dataclass(frozen=True, slots=True)
 class Version:
     """A version of an object; a delete marker has no body."""
@@ -99,7 +103,8 @@ class Bucket:
         """Delete a version for good, or the object as the versioning says.
 
         Raises:
-            S3Error: the current version has another ETag.
+            NoObjectError: there is no current version to have the ETag.
+            S3Error: it has another ETag.
         """
         self._check_etag(key, etag)
         if version_id is None and self.versioning:
@@ -110,7 +115,7 @@ class Bucket:
     def _check_etag(self, key: str, etag: str | None) -> None:
         current = self.current(key)
         if etag is not None and current is None:
-            raise S3Error(HTTPStatus.NOT_FOUND, "NoSuchKey")
+            raise NoObjectError(HTTPStatus.NOT_FOUND, "NoSuchKey")
         if etag is not None and current is not None and etag.strip('"') != current.etag:
             raise S3Error(HTTPStatus.PRECONDITION_FAILED, "PreconditionFailed")
 

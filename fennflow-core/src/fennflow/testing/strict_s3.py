@@ -16,12 +16,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from email.utils import format_datetime
 from http import HTTPStatus
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 from urllib.parse import parse_qsl, quote, unquote
 from xml.etree import ElementTree as ET
 from xml.sax.saxutils import escape
 
-from fennflow.testing.s3_objects import Bucket, S3Error, Upload, Version
+from fennflow.testing.s3_objects import Bucket, NoObjectError, S3Error, Upload, Version
 
 MAX_KEYS = 1000
 MAX_METADATA_BYTES = 2048
@@ -44,6 +44,10 @@ STORED_HEADERS = (
 # What CopyObject takes from its own request whatever the directive.
 NOT_COPIED = ("x-amz-server-side-encryption", "x-amz-storage-class")
 ARCHIVED = ("GLACIER", "DEEP_ARCHIVE")
+
+
+DeletionOfNothing = Literal["NoSuchKey", "PreconditionFailed", "success"]
+"""What a server answers to a deletion by ETag where there is no object."""
 
 
 class Answer(NamedTuple):
@@ -101,9 +105,23 @@ class Call:
 
 
 class StrictS3:
-    """The buckets; every request is answered as a whole, one at a time."""
+    """The buckets; every request is answered as a whole, one at a time.
 
-    def __init__(self) -> None:
+    Args:
+        delete_of_nothing: what a DELETE with `If-Match` is answered where there is no object:
+            404 NoSuchKey as by AWS, 412 PreconditionFailed as by SeaweedFS, or success.
+        batch_delete_of_nothing: what DeleteObjects says of a key with an ETag where there is no
+            object: one of these codes under Errors, or success.
+    """
+
+    def __init__(
+        self,
+        *,
+        delete_of_nothing: DeletionOfNothing = "NoSuchKey",
+        batch_delete_of_nothing: DeletionOfNothing = "NoSuchKey",
+    ) -> None:
+        self._of_nothing: DeletionOfNothing = delete_of_nothing
+        self._batch_of_nothing: DeletionOfNothing = batch_delete_of_nothing
         self._buckets: dict[str, Bucket] = {}
         self._lock = threading.Lock()
         self._numbers = itertools.count(1)
@@ -234,7 +252,7 @@ class StrictS3:
     def _delete(self, call: Call) -> Answer:
         bucket = self._bucket(call.bucket)
         version_id, etag = call.query.get("versionId"), call.headers.get("if-match")
-        bucket.delete(call.key, version_id, etag)
+        _delete(bucket, call.key, version_id, etag, self._of_nothing)
         return Answer(HTTPStatus.NO_CONTENT)
 
     def _delete_objects(self, call: Call) -> Answer:
@@ -249,7 +267,8 @@ class StrictS3:
         for each in objects:
             key, version_id = each.findtext("{*}Key") or "", each.findtext("{*}VersionId")
             try:
-                bucket.delete(key, version_id, each.findtext("{*}ETag"))
+                etag = each.findtext("{*}ETag")
+                _delete(bucket, key, version_id, etag, self._batch_of_nothing)
             except S3Error as error:
                 errors += f"<Error><Key>{escape(key)}</Key><Code>{error.code}</Code></Error>"
             else:
@@ -358,6 +377,22 @@ class StrictS3:
 def _check_readable(version: Version) -> None:
     if version.headers.get("x-amz-storage-class") in ARCHIVED:
         raise S3Error(HTTPStatus.FORBIDDEN, "InvalidObjectState")
+
+
+def _delete(
+    bucket: Bucket,
+    key: str,
+    version_id: str | None,
+    etag: str | None,
+    of_nothing: DeletionOfNothing,
+) -> None:
+    try:
+        bucket.delete(key, version_id, etag)
+    except NoObjectError:
+        if of_nothing == "NoSuchKey":
+            raise
+        if of_nothing == "PreconditionFailed":
+            raise S3Error(HTTPStatus.PRECONDITION_FAILED, of_nothing) from None
 
 
 def _check_digests(call: Call) -> None:
