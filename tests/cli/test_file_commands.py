@@ -143,6 +143,8 @@ async def test_what_is_no_place_is_used_wrongly(shell: Shell) -> None:
         ("cat", "app:UOW", "nothing:a"),
         ("cp", "app:UOW", "a", "b"),
         ("rm", "app:UOW", "a"),
+        ("cp", "app:UOW", "files:a", "flies:b"),
+        ("cp", "app:UOW", "flies:b", "files:a"),
     ):
         done = await shell(*arguments)
         assert done.code == 2, arguments

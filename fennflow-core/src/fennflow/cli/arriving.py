@@ -136,7 +136,11 @@ class Arriving:
         *parents, _ = name.split("/")
         directory = Path(root, *parents)
         real = os.path.realpath(directory)
-        if os.path.normcase(real) != os.path.normcase(directory):
+        # A link to itself is resolved to itself.
+        links = (
+            Path(root, *parents[:number]).is_symlink() for number in range(1, len(parents) + 1)
+        )
+        if os.path.normcase(real) != os.path.normcase(directory) or any(links):
             message = (
                 f"{name!r} would be written through a link, to {real}, which is not in {self._base} "
                 "under this name. Remove the link, or choose another destination; nothing was "

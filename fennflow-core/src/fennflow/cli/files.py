@@ -1,7 +1,7 @@
 """Commands about files: what a unit of work keeps, and ways in and out.
 
 A place is `FIELD:PATH`: a repository field of the unit of work, and a path in it, from the root of
-its bucket. Whatever has no field of the unit of work before its first colon is a local path.
+its bucket. What has no name before its first colon is a local path.
 """
 
 from __future__ import annotations
@@ -81,13 +81,20 @@ class Uow:
         self.uow_class: type[UnitOfWork] = type(uow_class.__name__, (uow_class,), fields)
 
     def place(self, text: str) -> Place | None:
-        """Return the place that a text names; None for a local path."""
+        """Return the place that a text names; None for a local path.
+
+        Raises:
+            typer.BadParameter: it looks like a place, and there is no such field.
+        """
         name, colon, path = text.partition(":")
         if not colon:
             return None
         if not name and len(self.fields) == 1:
             return Place(self.fields[0], path.lstrip("/"))
-        return Place(name, path.lstrip("/")) if name in self.fields else None
+        if name in self.fields:
+            return Place(name, path.lstrip("/"))
+        # One letter may be a drive.
+        return self.refuse(text) if name.isidentifier() and len(name) > 1 else None
 
     def places(self, texts: Sequence[str]) -> list[Place]:
         """Return the places that texts name.
@@ -99,7 +106,10 @@ class Uow:
 
     def refuse(self, text: str) -> NoReturn:
         """Say what a place looks like."""
-        message = f"{text!r} is no place: write FIELD:PATH, with one of {', '.join(self.fields)}."
+        message = (
+            f"{text!r} is not a place in the store: write FIELD:PATH, where FIELD is one of "
+            f"{', '.join(self.fields)}. A local path with a colon begins with ./"
+        )
         raise typer.BadParameter(message)
 
     def open(self) -> UnitOfWork:
