@@ -60,6 +60,7 @@ def test_all_options_have_the_names_and_defaults_of_the_design() -> None:
         recovery_interval=60.0,
         doubt_period=960.0,
         max_session_age=43200.0,
+        upload_idle_timeout=60.0,
         max_concurrency=32,
         validate_reads=False,
         hide_pending=False,

@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import io
 import random
+import time
 from collections.abc import AsyncGenerator, Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +29,7 @@ from fennflow.exceptions import (
     RecordAlreadyExistsException,
     SessionLostException,
     TransactionException,
+    UploadIdleException,
 )
 from fennflow.files import BinaryContent, FileContent, StreamContent, TextContent
 from fennflow.repositories import ObjectStream
@@ -701,3 +703,54 @@ async def test_a_copy_in_parts_that_fails_is_aborted_and_tried_again(
     assert not left
     assert await store.objects() == {"a.bin": LONG}
     assert await uploads(store) == []
+
+
+@pytest.mark.parametrize("size", [1, 20 << 20])
+@pytest.mark.parametrize("kind", ["memory", "strict", "obstore-file", "obstore-moto"])
+async def test_a_source_that_gives_nothing_any_more_fails_the_call(
+    kind: str, size: int, request: pytest.FixtureRequest
+) -> None:
+    """Else a client that stops sending would hold the lock of a path for hours."""
+    closed: list[str] = []
+
+    async def stalled() -> AsyncGenerator[bytes]:
+        try:
+            yield b"x" * size
+            while True:
+                yield b""
+                await asyncio.sleep(0.01)
+        finally:
+            closed.append(kind)
+
+    store = await make_store(kind, request)
+    uow_class = store.uow(upload_idle_timeout=0.3, lock_timeout=0.0)
+    async with uow_class() as uow:
+        with pytest.raises(UploadIdleException, match=r"a\.txt gave no bytes for 0\.3 seconds"):
+            await uow.files.put(StreamContent.from_iterable(stalled(), filename="a.txt"))
+    assert closed == [kind]
+    async with uow_class() as uow:
+        await uow.files.put(StreamContent.from_iterable([b"2"], filename="a.txt"))
+    assert await store.objects() == {"a.txt": b"2"}
+
+
+async def test_only_the_time_of_the_source_counts_and_its_own_errors_stay_its_own(
+    request: pytest.FixtureRequest,
+) -> None:
+    store = await make_store("memory", request)
+    uow_class = store.uow(upload_idle_timeout=0.5)
+    mine = TimeoutError("mine")
+
+    def slow() -> Iterator[bytes]:
+        for _ in range(4):
+            time.sleep(0.2)  # in its thread; the sum is longer than the limit
+            yield b"x"
+
+    async def fails() -> AsyncGenerator[bytes]:
+        yield b"x"
+        raise mine
+
+    async with uow_class() as uow:
+        await uow.files.put(StreamContent.from_iterable(slow(), filename="a.txt"))
+        with pytest.raises(TimeoutError, match="mine"):
+            await uow.files.put(StreamContent.from_iterable(fails(), filename="b.txt"))
+    assert await store.objects() == {"a.txt": b"xxxx"}

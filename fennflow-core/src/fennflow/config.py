@@ -106,6 +106,8 @@ class ConfigDict(_Config):
         doubt_period: seconds after which a request whose answer was lost can no longer take
             effect (P20); S3 refuses signatures older than 15 minutes.
         max_session_age: seconds after which a session can no longer commit (P27).
+        upload_idle_timeout: seconds for which the source of a stream may give no bytes, for
+            instance an upload of a web client; then the call fails, so that it holds no lock.
         max_concurrency: object requests in flight per unit of work.
         validate_reads: fail the commit if a record that the session read was changed.
         hide_pending: write creates to a staging key too, so that nobody who reads the bucket
@@ -136,6 +138,7 @@ class ConfigDict(_Config):
     recovery_interval: Seconds = 60.0
     doubt_period: Seconds = 960.0
     max_session_age: Seconds = 43200.0
+    upload_idle_timeout: Seconds = 60.0
     max_concurrency: Annotated[int, Field(gt=0)] = 32
     validate_reads: bool = False
     hide_pending: bool = False

@@ -11,7 +11,8 @@ FennFlowException
 ├── FileException
 │   ├── MediaTypeCannotBeGuessedException
 │   ├── MetadataException
-│   └── ChecksumMismatchException
+│   ├── ChecksumMismatchException
+│   └── UploadIdleException
 ├── BaseBackendException
 │   ├── RecordAlreadyExistsException
 │   ├── RecordLockedException
@@ -67,6 +68,7 @@ __all__ = [
     "RecordLockedException",
     "SessionLostException",
     "TransactionException",
+    "UploadIdleException",
 ]
 
 
@@ -112,6 +114,10 @@ class MetadataException(FileException):
 
 class ChecksumMismatchException(FileException):
     """The bytes that were read are not the bytes that were committed."""
+
+
+class UploadIdleException(FileException):
+    """The source of a stream gave no bytes for `upload_idle_timeout`; nothing of the call stays."""
 
 
 class BaseBackendException(FennFlowException):

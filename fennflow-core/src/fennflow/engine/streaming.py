@@ -18,6 +18,7 @@ from fennflow.exceptions import (
     NoSuchKeyException,
     ObjectChangedException,
     PreconditionFailedException,
+    UploadIdleException,
 )
 
 READ_ATTEMPTS = 4
@@ -62,10 +63,15 @@ class Source:
     _opened: AsyncGenerator[bytes] | None = None
     _begun: list[bytes] = field(default_factory=list[bytes])
 
-    async def whole(self, limit: int) -> bytes | None:
+    async def whole(self, limit: int, idle: float) -> bytes | None:
         """Return the body if it is shorter than the limit; else keep what was read of it.
 
+        Args:
+            limit: in bytes.
+            idle: seconds for which the source may give nothing.
+
         Raises:
+            UploadIdleException: it gave nothing for longer.
             Exception: what the source raises.
         """
         if self.size is not None and self.size >= limit:
@@ -73,8 +79,8 @@ class Source:
         self._opened = self.chunks()
         size = 0
         try:
-            async for chunk in self._opened:
-                self._begun.append(self._checked(chunk))
+            while (chunk := await self._next(self._opened, idle)) is not None:
+                self._begun.append(chunk)
                 size += len(self._begun[-1])
                 if size >= limit:
                     return None
@@ -84,11 +90,12 @@ class Source:
         self.check_size(size)
         return b"".join(self._begun)
 
-    async def read(self, check: Callable[[], None]) -> AsyncGenerator[bytes]:
+    async def read(self, check: Callable[[], None], idle: float) -> AsyncGenerator[bytes]:
         """Iterate over all of it, from its beginning.
 
         Args:
             check: called before each chunk is handed on, and at the end.
+            idle: seconds for which the source may give nothing.
 
         Raises:
             SourceError: the source failed, or has another size than it should.
@@ -100,11 +107,11 @@ class Source:
         async with aclosing(opened):
             while True:
                 try:
-                    chunk = begun.pop(0) if begun else await anext(opened, None)
+                    chunk = begun.pop(0) if begun else await self._next(opened, idle)
                     if chunk is None:
                         self.check_size(self.count)
                     else:
-                        self._tell(len(self._checked(chunk)))
+                        self._tell(len(chunk))
                 except Exception as error:
                     raise SourceError(error) from error
                 check()
@@ -113,6 +120,24 @@ class Source:
                 await digest.update(chunk)
                 yield chunk
         self.sha256 = await digest.hexdigest()
+
+    async def _next(self, opened: AsyncGenerator[bytes], idle: float) -> bytes | None:
+        """Return the next bytes; None at the end. The time that a store takes does not count."""
+        try:
+            async with asyncio.timeout(idle) as limit:
+                while True:
+                    chunk = await anext(opened, None)
+                    if chunk is None or self._checked(chunk):
+                        return chunk
+                    await asyncio.sleep(0)  # else a source of empty chunks would stop the loop
+        except TimeoutError:
+            if not limit.expired():
+                raise  # the source's own
+            message = (
+                f"{self.name} gave no bytes for {idle:g} seconds (upload_idle_timeout). Nothing of "
+                "this call stays; send it again."
+            )
+            raise UploadIdleException(message) from None
 
     def check_size(self, size: int) -> None:
         """Refuse a body that is not as long as was said."""

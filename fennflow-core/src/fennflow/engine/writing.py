@@ -132,7 +132,7 @@ async def _send_stream(
     tx: Transaction, seqs: list[int], seq: int, upload: Upload, source: Source, *, create: bool
 ) -> Record:
     """Send a stream, in one piece if it is short."""
-    body = await source.whole(tx.connector.stream_threshold)
+    body = await source.whole(tx.connector.stream_threshold, tx.config.upload_idle_timeout)
     if body is not None:
         short = replace(upload, body=body, sha256=await sha256_of(body))
         record = await _send(tx, seqs, seq, short, create=create)
@@ -313,7 +313,7 @@ async def _transfer(
         )
     if isinstance(body, Source):
         # No part is sent once the lease may have run out (P23).
-        async with aclosing(body.read(tx.check)) as chunks:
+        async with aclosing(body.read(tx.check, tx.config.upload_idle_timeout)) as chunks:
             return await tx.connector.upload(
                 intent.namespace,
                 intent.target,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import time
 from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable, Iterator, Mapping
 from itertools import islice
 from os import PathLike
@@ -21,6 +22,8 @@ CHUNK = 1 << 20
 """Bytes that are read at a time."""
 CHUNKS_AT_ONCE = 64
 """Of an iterable that is no coroutine: taken in a thread, in which it may wait."""
+TAKEN_FOR = 0.1
+"""Seconds after which what was taken of a slow one is handed on."""
 
 
 @runtime_checkable
@@ -259,6 +262,14 @@ async def _read(file: Readable) -> AsyncGenerator[bytes]:
 
 
 async def _take(chunks: Iterator[bytes]) -> AsyncGenerator[bytes]:
-    while taken := await asyncio.to_thread(lambda: list(islice(chunks, CHUNKS_AT_ONCE))):
+    def take() -> list[bytes]:
+        taken, until = list[bytes](), time.monotonic() + TAKEN_FOR
+        for chunk in islice(chunks, CHUNKS_AT_ONCE):
+            taken.append(chunk)
+            if time.monotonic() >= until:
+                break
+        return taken
+
+    while taken := await asyncio.to_thread(take):
         for chunk in taken:
             yield chunk
