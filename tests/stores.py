@@ -45,6 +45,7 @@ WEAK = Capabilities()
 VERSIONED = Capabilities(
     conditional_create=True, conditional_delete="batch", conditional_copy=True, versioned=True
 )
+FILES = Capabilities(hierarchical=True)
 VERSIONING: dict[str, Literal["Enabled", "Suspended"]] = {
     "moto-versioned": "Enabled",
     "strict-versioned": "Enabled",
@@ -179,7 +180,11 @@ async def new_bucket(
 
 async def make_store(kind: str, request: pytest.FixtureRequest, **changes: Any) -> Store:
     if kind.startswith("memory"):
-        capabilities = {"memory-weak": WEAK, "memory-versioned": VERSIONED}.get(kind)
+        capabilities = {
+            "memory-weak": WEAK,
+            "memory-versioned": VERSIONED,
+            "memory-files": FILES,
+        }.get(kind)
         config = InMemoryConnectorConfig(name=f"m{next(numbers)}", capabilities=capabilities)
         return Store(config, "bucket")
     server: S3Server

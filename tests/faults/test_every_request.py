@@ -33,13 +33,13 @@ def text(value: str, name: str) -> TextContent:
 
 async def seed(uow_class: type[FullUOW], folder: str = "") -> None:
     async with uow_class() as uow:
-        files = uow.files.at(folder)
+        files = uow.files.at(folder) if folder else uow.files
         await files.put(*(text(body.decode(), key) for key, body in BEFORE.items()))
 
 
 async def change(uow_class: type[FullUOW], folder: str) -> None:
     async with uow_class() as uow:
-        files = uow.files.at(folder)
+        files = uow.files.at(folder) if folder else uow.files
         await files.put(text("new a", "a"), text("new d", "d"))
         await files.delete("b", "c")
         await files.put(text("new b", "b"))
@@ -54,7 +54,7 @@ class StopError(Exception):
 
 async def give_up(uow_class: type[FullUOW], folder: str) -> None:
     async with uow_class() as uow:
-        files = uow.files.at(folder)
+        files = uow.files.at(folder) if folder else uow.files
         await files.put(text("new a", "a"), text("new d", "d"))
         await files.delete("b", "c")
         await files.create(text("new f", "f"))

@@ -590,7 +590,10 @@ async def test_what_it_enforces_is_found_by_trying(store: Store) -> None:
     async with store.connector() as connector:
         found = await connector.capabilities(store.namespace)
     juicefs = store.server is not None and store.server.access_key == "tester"
+    assert isinstance(store.config, ObstoreConnectorConfig)
     expected = (
-        Capabilities(keeps_directories=True) if juicefs else Capabilities(conditional_create=True)
+        Capabilities(keeps_directories=True, hierarchical=True)
+        if juicefs
+        else Capabilities(conditional_create=True, hierarchical=store.config.scheme == "file")
     )
     assert found == expected

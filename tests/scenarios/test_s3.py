@@ -206,7 +206,9 @@ async def test_what_moto_and_juicefs_enforce_is_found_out(
         )
     weak = await make_store("juicefs", request)
     async with weak.connector() as connector:
-        assert await connector.capabilities(weak.namespace) == Capabilities(keeps_directories=True)
+        assert await connector.capabilities(weak.namespace) == Capabilities(
+            keeps_directories=True, hierarchical=True
+        )
 
 
 async def test_processes_that_probe_at_the_same_time_find_the_same(
@@ -217,7 +219,9 @@ async def test_processes_that_probe_at_the_same_time_find_the_same(
     attributes = ObjectAttributes(media_type="text/plain", metadata={})
     async with weak.connector() as connector:
         await connector.put(weak.namespace, ".fennflow/probe/of-another", b"1", attributes)
-        assert await connector.capabilities(weak.namespace) == Capabilities(keeps_directories=True)
+        assert await connector.capabilities(weak.namespace) == Capabilities(
+            keeps_directories=True, hierarchical=True
+        )
 
 
 def test_amazons_endpoints_are_taken_at_their_documentation() -> None:

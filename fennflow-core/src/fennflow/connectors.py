@@ -24,7 +24,7 @@ import hashlib
 import json
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from fennflow.exceptions import ConnectorCapabilityException, PreconditionFailedException
@@ -160,10 +160,10 @@ class Connector(ABC):
         name = f"probe:{digest[:32]}"
         kept = None if anew or self._memory is None else await self._memory.recall(name)
         if kept is not None:
-            try:
-                return Capabilities(**json.loads(kept))
-            except TypeError:
-                pass  # another version of FennFlow kept it
+            known = json.loads(kept)
+            if known.keys() == {each.name for each in fields(Capabilities)}:
+                return Capabilities(**known)
+            # Another version of FennFlow kept it, which looked for other things.
         found = await self.probe(namespace)
         if self._memory is not None:
             await self._memory.remember(name, json.dumps(asdict(found)))

@@ -138,6 +138,8 @@ class Capabilities:
         versioned: every write makes a version with an id of its own (S3: versioning `Enabled`).
         keeps_directories: a batch of deletions leaves empty directories behind, which are listed
             as keys that end in `/` (JuiceFS).
+        hierarchical: the store is a file system: an object under `a` and one under `a/b` exclude each
+            other, and a segment of a key has at most 255 bytes.
     """
 
     conditional_create: bool = False
@@ -145,6 +147,7 @@ class Capabilities:
     conditional_copy: bool = False
     versioned: bool = False
     keeps_directories: bool = False
+    hierarchical: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,11 +24,14 @@ from fennflow.connectors import (
     UploadCallback,
     headers_of,
 )
-from fennflow.exceptions import NoSuchKeyException, PreconditionFailedException
+from fennflow.exceptions import (
+    BaseConnectorException,
+    NoSuchKeyException,
+    PreconditionFailedException,
+)
 
 if TYPE_CHECKING:
     from fennflow.config import ConfigDict
-    from fennflow.exceptions import BaseConnectorException
     from fennflow_memory.config import InMemoryConnectorConfig
 
 EVERYTHING = Capabilities(
@@ -221,6 +224,14 @@ class InMemoryConnector(Connector):
         message = f"{namespace}/{key} has the ETag {there}, and {if_match} was wanted."
         raise PreconditionFailedException(message)
 
+    def _check_directories(self, namespace: str, key: str) -> None:
+        """Refuse a key below another one, or above, as a file system does."""
+        for bucket, other in self._store.objects:
+            near = other.startswith(f"{key}/") or key.startswith(f"{other}/")
+            if bucket == namespace and near and self._find(namespace, Location(other)):
+                message = f"Could not put {namespace}/{key}: {namespace}/{other} is there."
+                raise BaseConnectorException(message)
+
     def _add(
         self,
         namespace: str,
@@ -230,6 +241,8 @@ class InMemoryConnector(Connector):
         *,
         headers: Mapping[str, str] | None = None,
     ) -> StoredObject:
+        if self._enforced.hierarchical:
+            self._check_directories(namespace, key)
         versioned = self._enforced.versioned
         version_id = f"v{next(self._store.numbers)}" if versioned else None
         stored = StoredObject(

@@ -10,7 +10,6 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import obstore
-import stamina
 from obstore.exceptions import GenericError, PreconditionError
 from obstore.store import AzureStore, GCSStore, MemoryStore, S3Store
 from typing_extensions import override
@@ -43,7 +42,7 @@ from fennflow_obstore.beside import (
     taken_along,
     written_object,
 )
-from fennflow_obstore.errors import translated, worth_another
+from fennflow_obstore.errors import sent, translated
 from fennflow_obstore.probe import probe
 from fennflow_obstore.stores import Stores, listed
 
@@ -110,27 +109,10 @@ class ObstoreConnector(Connector):
         writes: bool = False,
         attempts: int | None = None,
     ) -> tuple[R, bool]:
-        """Send a request until it is answered.
-
-        Returns:
-            the answer, and whether that to an earlier attempt was lost, so that it may still take
-            effect.
-        """
+        """Send a request as often as the config says; see `sent`."""
         if attempts is None:
             attempts = 1 if self._config.scheme in {"file", "memory"} else self._config.max_attempts
-        lost = False
-        async for attempt in stamina.retry_context(
-            on=worth_another, attempts=attempts, wait_initial=0.1, wait_max=5.0, timeout=None
-        ):
-            with attempt:
-                try:
-                    with translated(verb, name, writes=writes, retried=lost):
-                        return await request(), lost
-                except BaseConnectorException as error:
-                    lost = error.ambiguous
-                    raise
-        message = "unreachable: retry_context raises when it gives up"
-        raise AssertionError(message)
+        return await sent(verb, name, request, writes=writes, attempts=attempts)
 
     @override
     async def probe(self, namespace: str) -> Capabilities:
@@ -166,6 +148,13 @@ class ObstoreConnector(Connector):
             namespace, key, body, attributes_of(attributes), if_none_match=if_none_match
         )
 
+    async def put_once(
+        self, namespace: str, key: str, body: bytes, attributes: ObjectAttributes
+    ) -> StoredObject:
+        """Write an object, or fail at the first attempt."""
+        described = attributes_of(attributes)
+        return await self._put(namespace, key, body, described, if_none_match=False, attempts=1)
+
     async def _put(
         self,
         namespace: str,
@@ -174,6 +163,7 @@ class ObstoreConnector(Connector):
         attributes: Attributes,
         *,
         if_none_match: bool,
+        attempts: int | None = None,
     ) -> StoredObject:
         store = self._stores.of(namespace, "writing")
 
@@ -187,7 +177,8 @@ class ObstoreConnector(Connector):
                 use_multipart=False,
             )
 
-        answer, retried = await self._sent("put", f"{namespace}/{key}", put, writes=True)
+        name = f"{namespace}/{key}"
+        answer, retried = await self._sent("put", name, put, writes=True, attempts=attempts)
         return written_object(key, answer["e_tag"], len(body), attributes, retried=retried)
 
     @override

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Generator
+from collections.abc import Awaitable, Callable, Generator
 from contextlib import contextmanager
 from http import HTTPStatus
+from typing import TypeVar
 
+import stamina
 from obstore import exceptions as obstore
 
 from fennflow.exceptions import (
@@ -20,14 +22,19 @@ from fennflow.exceptions import (
 )
 from fennflow.printable import without_credentials
 
+R = TypeVar("R")
+
 _STATUS = re.compile(r"status code: (\d{3})")
 _NO_NAMESPACE = re.compile(r"NoSuchBucket|ContainerNotFound|bucket does not exist")
+
+# Of a local path below a file, or of a directory: ENOTDIR and EISDIR.
+_NO_FILE = re.compile(r"LocalFileSystem error: .*\(os error (20|21)\)", re.DOTALL)
 
 _LATER = frozenset({HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS})
 _MEANINGS: tuple[
     tuple[tuple[type[Exception], ...], set[int], type[BaseConnectorException], str], ...
 ] = (
-    ((FileNotFoundError,), set(), NoSuchKeyException, ""),
+    ((FileNotFoundError,), {HTTPStatus.NOT_FOUND}, NoSuchKeyException, ""),
     (
         (obstore.PermissionDeniedError, obstore.UnauthenticatedError, PermissionError),
         {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN},
@@ -98,6 +105,8 @@ def exception_for(
     if _NO_NAMESPACE.search(words):
         said = f"{said} Create it, or correct the namespace."
         return NoSuchNamespaceException(said, retried=retried)
+    if _NO_FILE.search(words):
+        status = HTTPStatus.NOT_FOUND
     for kinds, statuses, exception, advice in _MEANINGS:
         if isinstance(error, kinds) or status in statuses:
             return exception(f"{said} {advice}".rstrip(), retried=retried)
@@ -113,7 +122,37 @@ def exception_for(
     )
 
 
-def worth_another(error: Exception) -> bool:
+async def sent(
+    verb: str, name: str, request: Callable[[], Awaitable[R]], *, writes: bool, attempts: int
+) -> tuple[R, bool]:
+    """Send a request until it is answered.
+
+    Args:
+        verb: what is tried, for the message.
+        name: on what: namespace and key.
+        request: sends it.
+        writes: whether it changes the store.
+        attempts: how often it is sent in all.
+
+    Returns:
+        the answer, and whether that to an earlier attempt was lost, so that it may still take effect.
+    """
+    lost = False
+    async for attempt in stamina.retry_context(
+        on=_worth_another, attempts=attempts, wait_initial=0.1, wait_max=5.0, timeout=None
+    ):
+        with attempt:
+            try:
+                with translated(verb, name, writes=writes, retried=lost):
+                    return await request(), lost
+            except BaseConnectorException as error:
+                lost = error.ambiguous
+                raise
+    message = "unreachable: retry_context raises when it gives up"
+    raise AssertionError(message)
+
+
+def _worth_another(error: Exception) -> bool:
     """Return whether a request may succeed if it is sent again."""
     contended = isinstance(error, PreconditionFailedException) and error.contended
     return contended or isinstance(error, ConnectorUnavailableException)

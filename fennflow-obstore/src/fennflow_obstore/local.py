@@ -15,6 +15,7 @@ import os
 import re
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import aclosing, suppress
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -23,7 +24,13 @@ import obstore
 import uuid_utils
 from typing_extensions import override
 
-from fennflow.connectors import Location, ObjectAttributes, PendingUpload, StoredObject
+from fennflow.connectors import (
+    Capabilities,
+    Location,
+    ObjectAttributes,
+    PendingUpload,
+    StoredObject,
+)
 from fennflow.exceptions import (
     AccessDeniedException,
     BaseConnectorException,
@@ -65,6 +72,11 @@ class LocalConnector(ObstoreConnector):
             raise ConnectorCapabilityException(message)
 
     @override
+    async def capabilities(self, namespace: str, *, anew: bool = False) -> Capabilities:
+        # Whatever the user claims.
+        return replace(await super().capabilities(namespace, anew=anew), hierarchical=True)
+
+    @override
     def validate(self, namespace: str, key: str, attributes: ObjectAttributes) -> None:
         super().validate(namespace, key, attributes)
         for segment in key.split("/"):
@@ -101,7 +113,9 @@ class LocalConnector(ObstoreConnector):
         attributes: Attributes,
         *,
         if_none_match: bool,
+        attempts: int | None = None,
     ) -> StoredObject:
+        del attempts  # there is one
         return await self._place(namespace, key, body, attributes, if_none_match=if_none_match)
 
     @override

@@ -25,10 +25,33 @@ async def probe(connector: ObstoreConnector, namespace: str, reserved_prefix: st
     key = f"{reserved_prefix}/probe/{uuid_utils.uuid7()}/object"
     await connector.put(namespace, key, b"1", TEXT)
     try:
+        hierarchical = await _excludes_keys_below(connector, namespace, key)
         conditional_create = await _refuses(connector, namespace, key)
     finally:
         keeps_directories = await _delete(connector, namespace, key)
-    return Capabilities(conditional_create=conditional_create, keeps_directories=keeps_directories)
+    return Capabilities(
+        conditional_create=conditional_create,
+        keeps_directories=keeps_directories,
+        hierarchical=hierarchical,
+    )
+
+
+async def _excludes_keys_below(connector: ObstoreConnector, namespace: str, key: str) -> bool:
+    """Return whether nothing can be written below a key, as on a file system."""
+    below = f"{key}/below"
+    for last in (False, True):
+        try:
+            await connector.put_once(namespace, below, b"1", TEXT)
+        except BaseConnectorException as error:
+            # Gateways answer 400, 409 or 500, which no attempt changes.
+            if isinstance(error, ConnectorUnavailableException) and not error.ambiguous:
+                raise
+            if last:
+                return True
+        else:
+            await connector.delete_one(namespace, below)
+            return False
+    return False
 
 
 async def _refuses(connector: ObstoreConnector, namespace: str, key: str) -> bool:

@@ -176,6 +176,7 @@ def client_context(config: S3ConnectorConfig) -> AbstractAsyncContextManager[S3C
     session.register_component("data_loader", _loader(session.get_config_variable("data_path")))
     session.register("before-sign.s3.DeleteObjects", _add_content_md5)
     session.register("response-received.s3", _note_attempt)
+    session.register("needs-retry.s3.PutObject", _no_retry)
     with translated("open a client for", "S3"):
         # Its overloads name the stubs of every service of AWS.
         create = cast("Callable[..., Any]", session.create_client)  # pyright: ignore[reportUnknownMemberType]
@@ -225,6 +226,22 @@ class Attempts:
 
 
 _attempts: ContextVar[Attempts | None] = ContextVar("_attempts", default=None)
+_once: ContextVar[bool] = ContextVar("_once", default=False)
+
+
+@contextmanager
+def sent_once() -> Generator[None]:
+    """Send the PUTs of the block once, whatever they are answered."""
+    token = _once.set(True)
+    try:
+        yield
+    finally:
+        _once.reset(token)
+
+
+def _no_retry(**_kwargs: Any) -> bool | None:
+    """Answer before botocore does, which takes the first answer that is not None."""
+    return False if _once.get() else None
 
 
 def _note_attempt(

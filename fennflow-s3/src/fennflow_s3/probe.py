@@ -14,6 +14,7 @@ import uuid_utils
 from botocore.exceptions import ClientError
 
 from fennflow.connectors import Capabilities
+from fennflow_s3.client import sent_once
 
 if TYPE_CHECKING:
     from types_aiobotocore_s3 import S3Client
@@ -40,6 +41,7 @@ async def probe(client: S3Client, bucket: str, reserved_prefix: str) -> Capabili
     key = f"{reserved_prefix}/probe/{uuid_utils.uuid7()}/object"
     try:
         await client.put_object(Bucket=bucket, Key=key, Body=b"1")
+        hierarchical = await _excludes_keys_below(client, bucket, key)
         conditional_create = await _refused(
             client.put_object(Bucket=bucket, Key=key, Body=b"2", IfNoneMatch="*")
         )
@@ -62,6 +64,7 @@ async def probe(client: S3Client, bucket: str, reserved_prefix: str) -> Capabili
         conditional_copy=conditional_copy,
         versioned=versioning == "Enabled",
         keeps_directories=keeps_directories,
+        hierarchical=hierarchical,
     )
 
 
@@ -92,10 +95,30 @@ async def _copy_conditions(client: S3Client, bucket: str, key: str) -> bool:
     )
 
 
+async def _excludes_keys_below(client: S3Client, bucket: str, key: str) -> bool:
+    """Return whether nothing can be written below a key, as on a file system."""
+    for last in (False, True):
+        try:
+            with sent_once():
+                await client.put_object(Bucket=bucket, Key=_below(key), Body=b"1")
+        except ClientError as error:
+            # Gateways answer 400, 409 or 500, which no attempt changes.
+            if _status(error) in {HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE}:
+                raise
+            if last:
+                return True
+        else:
+            return False
+    return False
+
+
+def _below(key: str) -> str:
+    return f"{key}/below"
+
+
 async def _batch_conditions(client: S3Client, bucket: str, key: str) -> bool:
-    answer = await client.delete_objects(
-        Bucket=bucket, Delete={"Objects": [{"Key": key, "ETag": OTHER_ETAG}]}
-    )
+    objects: Any = [{"Key": key, "ETag": OTHER_ETAG}, {"Key": _below(key)}]
+    answer = await client.delete_objects(Bucket=bucket, Delete={"Objects": objects})
     codes = {error.get("Code") for error in answer.get("Errors", [])}
     return "PreconditionFailed" in codes
 
@@ -132,5 +155,7 @@ async def _clean_up(client: S3Client, bucket: str, key: str, *, versions: bool) 
     listed = await client.list_object_versions(Bucket=bucket, Prefix=key)
     for version in [*listed.get("Versions", []), *listed.get("DeleteMarkers", [])]:
         await client.delete_object(
-            Bucket=bucket, Key=key, VersionId=version.get("VersionId", "null")
+            Bucket=bucket,
+            Key=version.get("Key", key),
+            VersionId=version.get("VersionId", "null"),
         )

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from fennflow.backends import ObjectKey, Placement, Record
+from fennflow.engine.directories import check_directories
 from fennflow.engine.plan import Write, choose_placement, visible
 from fennflow.engine.transaction import Transaction, no_such_key
 from fennflow.engine.uploads import Upload, check_beside
@@ -75,6 +76,7 @@ async def _stage_copy(
 ) -> tuple[list[int], Record]:
     """Journal the intents of a copy or a move, the target's first; return the source's record."""
     capabilities = await tx.know(target.namespace)
+    await check_directories(tx, target.namespace, [target.key])
     seen: list[Record | None] = []
     if move:
         await tx.know(source.namespace)

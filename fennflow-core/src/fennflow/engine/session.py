@@ -18,6 +18,7 @@ from fennflow.engine import telemetry
 from fennflow.engine.block import Block
 from fennflow.engine.callbacks import Callbacks
 from fennflow.engine.concurrency import shielded
+from fennflow.engine.directories import check_directories_again
 from fennflow.engine.finish import finish
 from fennflow.engine.plan import outstanding, plan_commit, tombstones, undo
 from fennflow.engine.recovery import PATIENCE, Unsettled
@@ -26,6 +27,7 @@ from fennflow.engine.telemetry import tell
 from fennflow.exceptions import (
     CommitUncertainException,
     CompensationPendingWarning,
+    KeyException,
     RecordLockedException,
     SessionLostException,
     TransactionException,
@@ -235,13 +237,14 @@ class Session(Block):
         )
         try:
             tx.check_age()
+            await check_directories_again(tx)
             await self._pivot(commit)
         except SessionLostException:
             self._engine.leases.release(tx.lease)
             tx.outcome = Outcome.ABORTED  # P25: its objects are recovery's
             raise
         except Exception as error:
-            if isinstance(error, (TransactionException, RecordLockedException)):
+            if isinstance(error, (TransactionException, RecordLockedException, KeyException)):
                 tx.failure = error
                 await self._decide_and_undo(error)  # nothing of the pivot was written
                 raise

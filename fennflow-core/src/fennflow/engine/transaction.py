@@ -80,6 +80,7 @@ class Transaction:
         failure: why it could not commit.
         writes: by sequence; `chains` has the sequences of each key.
         capabilities: of the namespaces that it writes to.
+        directories: those of the keys that it writes to, on stores that are file systems.
         reads: the records that it read, where `validate_reads` asks for them.
         slots: bounds the object requests in flight.
         streams: bounds the streams on their way to the store, a part of each of which is in memory.
@@ -105,6 +106,7 @@ class Transaction:
         self.writes: dict[int, Write] = {}
         self.chains: dict[ObjectKey, list[int]] = {}
         self.capabilities: dict[str, Capabilities] = {}
+        self.directories: set[ObjectKey] = set()
         self.reads: dict[ObjectKey, Record | None] = {}
         self.slots = asyncio.Semaphore(engine.config.max_concurrency)
         self.streams = asyncio.Semaphore(STREAMS_AT_ONCE)

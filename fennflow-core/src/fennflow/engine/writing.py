@@ -19,6 +19,7 @@ from fennflow.connectors import (
     headers_of,
 )
 from fennflow.engine.concurrency import run_all, shielded
+from fennflow.engine.directories import check_directories
 from fennflow.engine.plan import Write, choose_placement, visible
 from fennflow.engine.stamps import made_by, stamp_of
 from fennflow.engine.streaming import Source, SourceError, sha256_of
@@ -51,6 +52,7 @@ async def write(
     if not uploads:
         return []
     capabilities = await tx.know(namespace)
+    await check_directories(tx, namespace, [upload.key for upload in uploads])
 
     def place(key: ObjectKey, before: Record | None, chain: Sequence[Write]) -> Placement:
         if create and visible(chain, before) is not None:
