@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ import pytest
 
 from crashing import Site, make_site
 from fennflow.cli import main
+from fennflow.cli.target import load
+from fennflow.files import TextContent
 from fennflow.testing import S3Server
 
 PROGRAM = Path(sys.executable).with_name("fennflow")
@@ -96,6 +99,24 @@ class Program:
         out, err = self._capture.readouterr()
         assert isinstance(ended.value.code, int)
         return Done(ended.value.code, out.decode(), err.decode())
+
+    def put(self, files: Mapping[str, str]) -> None:
+        """Put files into the store, by path and text."""
+        contents = [
+            TextContent.from_content(text, filename=path, media_type="text/plain")
+            for path, text in files.items()
+        ]
+
+        async def work() -> None:
+            uow_class: Any = load(self.target)
+            async with uow_class() as uow:
+                await uow.files.put(*contents)
+
+        asyncio.run(work())
+
+    def contents(self) -> dict[str, str]:
+        """Return the files of the store, by path and text."""
+        return {path: self("cat", f"files:{path}").out for path in self.files()}
 
     def files(self) -> list[str]:
         """Return the paths of all files in the store."""

@@ -11,20 +11,12 @@ from pathlib import Path
 import pytest
 
 from fennflow.cli.arriving import Arriving, check_local_name
-from fennflow.cli.target import load
 from fennflow.exceptions import FileException, FilepathsCollisionError, PathException
-from fennflow.files import TextContent
 from shells import Program
 
 
 def fill(program: Program, *paths: str) -> None:
-    contents = [TextContent.from_content(f"of {path}", filename=path) for path in paths]
-
-    async def put() -> None:
-        async with load(program.target)() as uow:
-            await getattr(uow, "files").put(*contents)  # noqa: B009 - of the user's class
-
-    asyncio.run(put())
+    program.put({path: f"of {path}" for path in paths})
 
 
 def tree(directory: Path) -> dict[str, str]:
