@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
-from typing import Annotated
+from typing import Annotated, Any
 
 import uvicorn
 from fastapi import Depends, FastAPI, Form, HTTPException, Request, Response, UploadFile
@@ -101,18 +101,18 @@ async def download(letter_id: int, name: str, request: Request) -> Response:
 
 
 @app.post("/letters/{letter_id}/{name}/upload-url")
-async def upload_url(letter_id: int, name: str, session: Database) -> dict[str, str]:
-    """Return a URL by which a browser sends a large attachment straight to S3.
+async def upload_url(letter_id: int, name: str, session: Database) -> dict[str, Any]:
+    """Return a URL by which a browser sends a large attachment straight to S3, with these headers.
 
     What arrives there is no part of a transaction: `fennflow reconcile` records it.
     """
     if await session.get(Letter, letter_id) is None:
         raise HTTPException(404, "There is no such letter.")
     async with UOW() as uow:
-        [url] = await uow.attachments.at(f"letters/{letter_id}").generate_presigned_url(
+        urls = await uow.attachments.at(f"letters/{letter_id}").generate_presigned_url(
             name, method="PUT", expires_in=600
         )
-    return {"url": url}
+    return {"url": urls[0], "headers": urls.headers}
 
 
 if __name__ == "__main__":

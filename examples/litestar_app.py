@@ -117,18 +117,18 @@ async def download(
 @post("/letters/{letter_id:int}/{name:str}/upload-url")
 async def upload_url(
     letter_id: FromPath[int], name: FromPath[str], session: Database
-) -> dict[str, str]:
-    """Return a URL by which a browser sends a large attachment straight to S3.
+) -> dict[str, Any]:
+    """Return a URL by which a browser sends a large attachment straight to S3, with these headers.
 
     What arrives there is no part of a transaction: `fennflow reconcile` records it.
     """
     if await session.get(Letter, letter_id) is None:
         raise NotFoundException("There is no such letter.")
     async with UOW() as uow:
-        [url] = await uow.attachments.at(f"letters/{letter_id}").generate_presigned_url(
+        urls = await uow.attachments.at(f"letters/{letter_id}").generate_presigned_url(
             name, method="PUT", expires_in=600
         )
-    return {"url": url}
+    return {"url": urls[0], "headers": urls.headers}
 
 
 app = Litestar(

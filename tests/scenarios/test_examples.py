@@ -106,9 +106,10 @@ async def test_the_web_examples_store_letters_with_their_files(
         assert client.get("/letters/1/a.txt", headers={"Range": "bytes=9-"}).status_code == 416
         head = client.head("/letters/1/a.txt")
         assert (head.content, head.headers["content-length"]) == (b"", "3")
-        url = client.post("/letters/1/large.bin/upload-url").json()["url"]
-        async with httpx.AsyncClient() as browser:
-            assert (await browser.put(url, content=b"straight to the bucket")).is_success
+        upload = client.post("/letters/1/large.bin/upload-url").json()
+        async with httpx.AsyncClient(headers=upload["headers"]) as browser:
+            sent = await browser.put(upload["url"], content=b"straight to the bucket")
+            assert sent.is_success
         assert client.post("/letters/1/a.txt/upload-url").status_code == 409
     with served(app, moto, bucket, database) as client:
         assert client.get("/letters/1").json() == stored | {"title": "Dear Cleo"}

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from urllib.error import HTTPError
+from urllib.parse import parse_qs, urlsplit
 from urllib.request import Request, urlopen
 
 import pytest
@@ -28,11 +30,14 @@ def text(value: str, name: str) -> TextContent:
     return TextContent.from_content(value, filename=name)
 
 
-async def fetch(url: str, body: bytes | None = None) -> bytes:
+async def fetch(
+    url: str, body: bytes | None = None, headers: Mapping[str, str] | None = None
+) -> bytes:
     def send() -> bytes:
         method = "GET" if body is None else "PUT"
         # Without a type of its own urllib would call it a form, which moto takes apart.
-        request = Request(url, data=body, method=method, headers={"Content-Type": "a/b"})
+        every = {"Content-Type": "a/b", **(headers or {})}
+        request = Request(url, data=body, method=method, headers=every)
         with urlopen(request) as answer:
             found: bytes = answer.read()
             return found
@@ -82,11 +87,45 @@ async def test_the_url_names_the_version_where_there_is_one(
 async def test_what_is_uploaded_by_url_lies_in_the_bucket(s3_store: Store) -> None:
     uow_class = await seeded(s3_store)
     async with uow_class() as uow:
-        [url] = await uow.files.at("up").generate_presigned_url("c", method="PUT")
-        await fetch(url, b"uploaded")
+        urls = await uow.files.at("up").generate_presigned_url("c", method="PUT")
+        await fetch(urls[0], b"uploaded", urls.headers)
         with pytest.raises(RecordAlreadyExistsException, match="a/2"):
             await uow.files.generate_presigned_url("a/2", method="PUT")
     assert (await s3_store.objects())["up/c"] == b"uploaded"
+
+
+@pytest.mark.parametrize("kind", ["moto", "moto-versioned", "strict"])
+async def test_an_upload_by_url_replaces_nothing_that_was_committed_meanwhile(
+    request: pytest.FixtureRequest, kind: str
+) -> None:
+    """I1: the condition is part of what is signed."""
+    store = await make_store(kind, request)
+    uow_class = store.uow()
+    async with uow_class() as uow:
+        urls = await uow.files.generate_presigned_url("a", "b", method="PUT")
+    assert urls.headers == {"If-None-Match": "*"}
+    signed = parse_qs(urlsplit(urls[0]).query)["X-Amz-SignedHeaders"]
+    assert signed == ["host;if-none-match"]
+    async with uow_class() as uow:
+        await uow.files.put(text("committed", "a"))
+    with pytest.raises(HTTPError) as caught:
+        await fetch(urls[0], b"by url", urls.headers)
+    caught.value.close()
+    assert caught.value.code == 412
+    await fetch(urls[1], b"by url", urls.headers)
+    with pytest.raises(HTTPError) as caught:
+        await fetch(urls[1], b"once more", urls.headers)
+    caught.value.close()
+    assert await store.objects() == {"a": b"committed", "b": b"by url"}
+
+
+async def test_a_connector_that_cannot_sign_the_condition_gives_no_url_for_uploads(
+    request: pytest.FixtureRequest,
+) -> None:
+    store = await make_store("obstore-moto", request)
+    async with store.uow()() as uow:
+        with pytest.raises(ConnectorCapabilityException, match="signs no headers"):
+            await uow.files.generate_presigned_url("a", method="PUT")
 
 
 @pytest.mark.parametrize("method", ["GET", "PUT"])

@@ -136,6 +136,30 @@ async def test_a_suspended_bucket_counts_as_one_without_versions(
     assert await store.objects() == {"a": b"new"}
 
 
+@pytest.mark.parametrize("kind", ["moto-suspended", "strict-suspended"])
+async def test_nothing_is_left_under_the_reserved_prefix_of_a_suspended_bucket(
+    request: pytest.FixtureRequest, kind: str
+) -> None:
+    """No delete marker for every overwrite, nor for what was undone."""
+    store = await make_store(kind, request)
+    assert store.server is not None
+    uow_class = store.uow()
+    for number in range(3):
+        async with uow_class() as uow:
+            await uow.files.put(text(str(number), "a"), text(str(number), "b"))
+    with pytest.raises(ZeroDivisionError):
+        async with uow_class() as uow:
+            await uow.files.put(text("new", "a"))
+            raise ZeroDivisionError
+    async with uow_class() as uow:
+        await uow.files.delete("b")
+    async with raw_client(store.server) as client:
+        listed = await client.list_object_versions(Bucket=store.namespace)
+    versions, markers = listed.get("Versions", []), listed.get("DeleteMarkers", [])
+    assert [each.get("Key") for each in versions] == ["a"]
+    assert {each.get("Key") for each in markers} <= {"b"}  # moto makes none
+
+
 async def test_versions_from_before_the_versioning_are_staged_over(
     request: pytest.FixtureRequest,
 ) -> None:

@@ -404,7 +404,13 @@ class Connector(ABC):
             yield upload
 
     async def presign(
-        self, namespace: str, location: Location, *, method: PresignMethod, expires_in: float
+        self,
+        namespace: str,
+        location: Location,
+        *,
+        method: PresignMethod,
+        expires_in: float,
+        if_none_match: bool = False,
     ) -> str:
         """Return a URL by which whoever has it may read or write one object for a while.
 
@@ -415,11 +421,14 @@ class Connector(ABC):
             location: its key, and for reading maybe a version id, which the URL then names.
             method: `GET` or `PUT`.
             expires_in: seconds from now.
+            if_none_match: `PUT` only where no object is; the client sends `If-None-Match: *`, and
+                the signature covers it. Given only where `conditional_create` says so.
 
         Raises:
-            ConnectorCapabilityException: the store has no such URLs, or not for so long.
+            ConnectorCapabilityException: the store has no such URLs, or not for so long, or
+                cannot sign the condition.
         """
-        del method, expires_in
+        del method, expires_in, if_none_match
         message = (
             f"{type(self).__name__} has no presigned URLs, asked for {namespace}/{location.key}. "
             "Use a connector that has them, for instance S3."

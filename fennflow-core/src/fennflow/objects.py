@@ -140,6 +140,8 @@ class Capabilities:
             as keys that end in `/` (JuiceFS).
         hierarchical: the store is a file system: an object under `a` and one under `a/b` exclude each
             other, and a segment of a key has at most 255 bytes.
+        suspended: the namespace had versions once (S3: versioning `Suspended`), so that a deletion
+            by key alone leaves a delete marker.
     """
 
     conditional_create: bool = False
@@ -148,6 +150,7 @@ class Capabilities:
     versioned: bool = False
     keeps_directories: bool = False
     hierarchical: bool = False
+    suspended: bool = False
 
 
 @dataclass(frozen=True, slots=True)

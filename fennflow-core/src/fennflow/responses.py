@@ -142,13 +142,21 @@ class PresignedUrlResponse(Response[str]):
     Args:
         items: the URLs.
         paths: what they lead to.
+        headers: what a client has to send with its request, since it is signed.
     """
 
-    __slots__ = ("paths",)
+    __slots__ = ("headers", "paths")
 
-    def __init__(self, items: Sequence[str] = (), *, paths: Sequence[StoragePath] = ()) -> None:
+    def __init__(
+        self,
+        items: Sequence[str] = (),
+        *,
+        paths: Sequence[StoragePath] = (),
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
         super().__init__(items)
         self.paths = tuple(paths)
+        self.headers = dict(headers or {})
 
     @override
     def __repr__(self) -> str:

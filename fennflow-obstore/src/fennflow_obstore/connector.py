@@ -44,7 +44,7 @@ from fennflow_obstore.beside import (
 )
 from fennflow_obstore.errors import sent, translated
 from fennflow_obstore.probe import probe
-from fennflow_obstore.stores import Stores, listed
+from fennflow_obstore.stores import Stores, check_signable, listed
 
 if TYPE_CHECKING:
     from obstore import Attributes, GetOptions, GetResult
@@ -61,7 +61,6 @@ READ_WHOLE = 8 << 20
 """Bytes up to which a copy passes through here, which makes it exact."""
 MAX_PARTS = 10_000
 PARTS_AT_ONCE = 4
-MAX_EXPIRES_IN = 7 * 24 * 3600
 
 
 class ObstoreConnector(Connector):
@@ -422,14 +421,18 @@ class ObstoreConnector(Connector):
 
     @override
     async def presign(
-        self, namespace: str, location: Location, *, method: PresignMethod, expires_in: float
+        self,
+        namespace: str,
+        location: Location,
+        *,
+        method: PresignMethod,
+        expires_in: float,
+        if_none_match: bool = False,
     ) -> str:
         store = self._stores.of(namespace, "reading")
         if not isinstance(store, (S3Store, GCSStore, AzureStore)):
             return await super().presign(namespace, location, method=method, expires_in=expires_in)
-        if not 1 <= expires_in <= MAX_EXPIRES_IN:
-            message = f"URLs are signed for 1 to {MAX_EXPIRES_IN} seconds, not for {expires_in}."
-            raise ConnectorCapabilityException(message)
+        check_signable(f"{namespace}/{location.key}", expires_in, conditional=if_none_match)
         with translated("sign a URL of", f"{namespace}/{location.key}"):
             return await obstore.sign_async(
                 store, method, location.key, timedelta(seconds=int(expires_in))

@@ -13,7 +13,7 @@ import obstore
 from obstore.exceptions import BaseError
 from obstore.store import AzureStore, LocalStore, MemoryStore, from_url
 
-from fennflow.exceptions import ConfigException
+from fennflow.exceptions import ConfigException, ConnectorCapabilityException
 from fennflow_obstore.errors import is_panic, words_of
 
 if TYPE_CHECKING:
@@ -23,11 +23,30 @@ if TYPE_CHECKING:
     from fennflow_obstore.config import ObstoreConnectorConfig
 
 LISTED_AT_ONCE = 1000
+MAX_EXPIRES_IN = 7 * 24 * 3600
+"""Seconds for which a URL may be signed."""
 
 Use = Literal["reading", "writing", "deleting singly"]
 """`reading` sends again by itself; `writing` does not, as it would tell nobody (P20)."""
 
 _memories: dict[tuple[str, str], MemoryStore] = {}
+
+
+def check_signable(name: str, expires_in: float, *, conditional: bool) -> None:
+    """Refuse what obstore cannot sign.
+
+    Raises:
+        ConnectorCapabilityException: a condition, or a time that stores do not take.
+    """
+    if conditional:
+        message = (
+            f"obstore signs no headers, so an upload by a URL for {name} could replace what is "
+            "committed there later. Use fennflow-s3 for upload URLs."
+        )
+        raise ConnectorCapabilityException(message)
+    if not 1 <= expires_in <= MAX_EXPIRES_IN:
+        message = f"URLs are signed for 1 to {MAX_EXPIRES_IN} seconds, not for {expires_in}."
+        raise ConnectorCapabilityException(message)
 
 
 async def listed(

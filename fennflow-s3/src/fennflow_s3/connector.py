@@ -35,7 +35,13 @@ from fennflow.printable import without_credentials
 from fennflow_s3 import options
 from fennflow_s3.client import client_context, connections_of, translated
 from fennflow_s3.copying import complete_copy, copy_parts, named, taken_along
-from fennflow_s3.deleting import delete_batch, delete_directories, delete_one, named_by
+from fennflow_s3.deleting import (
+    delete_batch,
+    delete_directories,
+    delete_one,
+    named_by,
+    null_version,
+)
 from fennflow_s3.downloads import Downloads
 from fennflow_s3.probe import probe
 from fennflow_s3.upload import Upload, size_of_part, split
@@ -296,8 +302,17 @@ class S3Connector(Connector):
     async def delete(self, namespace: str, deletions: Sequence[Deletion]) -> DeletionReport:
         if len(deletions) == 1 and deletions[0].if_match is not None:
             return await delete_one(self._client, namespace, deletions[0])
+        capabilities = await self.capabilities(namespace)
+        if capabilities.suspended:
+            # What FennFlow keeps for a moment has no older version to hide, and needs no marker.
+            deletions = [
+                null_version(each)
+                if each.location.key.startswith(f"{self._reserved_prefix}/")
+                else each
+                for each in deletions
+            ]
         report = await delete_batch(self._client, namespace, deletions)
-        if (await self.capabilities(namespace)).keeps_directories:
+        if capabilities.keeps_directories:
             await delete_directories(self._client, namespace, deletions)
         return report
 
@@ -362,16 +377,23 @@ class S3Connector(Connector):
 
     @override
     async def presign(
-        self, namespace: str, location: Location, *, method: PresignMethod, expires_in: float
+        self,
+        namespace: str,
+        location: Location,
+        *,
+        method: PresignMethod,
+        expires_in: float,
+        if_none_match: bool = False,
     ) -> str:
         if not 1 <= expires_in <= MAX_EXPIRES_IN:
             message = f"S3 signs URLs for 1 to {MAX_EXPIRES_IN} seconds, not for {expires_in}."
             raise ConnectorCapabilityException(message)
         operation = "get_object" if method == "GET" else "put_object"
+        condition = {"IfNoneMatch": "*"} if if_none_match else {}
         with translated("sign a URL of", f"{namespace}/{location.key}"):
             return await self._signer.generate_presigned_url(
                 operation,
-                Params={"Bucket": namespace, **named_by(location)},
+                Params={"Bucket": namespace, **named_by(location), **condition},
                 ExpiresIn=int(expires_in),
             )
 

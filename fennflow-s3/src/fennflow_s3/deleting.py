@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from fennflow.connectors import Deletion, DeletionReport, Location
@@ -30,6 +31,13 @@ def named_by(location: Location) -> Any:
     if location.version_id is None:
         return {"Key": location.key}
     return {"Key": location.key, "VersionId": location.version_id}
+
+
+def null_version(deletion: Deletion) -> Deletion:
+    """Return the deletion of the object itself, for good, where one by key leaves a delete marker."""
+    if deletion.location.version_id is not None:
+        return deletion
+    return replace(deletion, location=Location(deletion.location.key, "null"))
 
 
 async def delete_batch(

@@ -36,6 +36,7 @@ async def probe(client: S3Client, bucket: str, reserved_prefix: str) -> Capabili
             conditional_delete="batch",
             conditional_copy=True,
             versioned=versioning == "Enabled",
+            suspended=versioning == "Suspended",
         )
     # In a directory of its own: what other processes try at the same time must not fill it.
     key = f"{reserved_prefix}/probe/{uuid_utils.uuid7()}/object"
@@ -65,6 +66,7 @@ async def probe(client: S3Client, bucket: str, reserved_prefix: str) -> Capabili
         versioned=versioning == "Enabled",
         keeps_directories=keeps_directories,
         hierarchical=hierarchical,
+        suspended=versioning == "Suspended",
     )
 
 

@@ -28,8 +28,8 @@ async def presign(
     *,
     method: PresignMethod,
     expires_in: float,
-) -> list[str]:
-    """Return a URL for every key.
+) -> tuple[list[str], dict[str, str]]:
+    """Return a URL for every key, and the headers that a client has to send with its request.
 
     Raises:
         NoSuchKeyException: `GET`, and some keys have nothing; names them all.
@@ -63,10 +63,20 @@ async def presign(
             )
             raise RecordAlreadyExistsException(message)
         locations = [Location(key) for key in keys]
-    return [
-        await tx.connector.presign(namespace, location, method=method, expires_in=expires_in)
-        for location in locations
+        if (await tx.connector.capabilities(namespace)).conditional_create:
+            # Else an upload could replace what is committed there before the URL expires (I1).
+            urls = [
+                await tx.connector.presign(
+                    namespace, each, method=method, expires_in=expires_in, if_none_match=True
+                )
+                for each in locations
+            ]
+            return urls, {"If-None-Match": "*"}
+    urls = [
+        await tx.connector.presign(namespace, each, method=method, expires_in=expires_in)
+        for each in locations
     ]
+    return urls, {}
 
 
 def _check_seconds(expires_in: object) -> None:

@@ -174,18 +174,23 @@ class GeneratePresignedUrlRepository(Repository):
             method: `GET`, or `PUT` for an upload to a path that is free.
 
         Returns:
-            the URLs, in the order of the paths.
+            the URLs, in the order of the paths. Its `headers` have to be sent with the request:
+            for an upload `If-None-Match: *`, where the store enforces it, so that no upload
+            replaces what was committed in the meantime.
 
         Raises:
             NoSuchKeyException: `GET`, and some paths do not exist; names them all.
             RecordAlreadyExistsException: `PUT`, and a path is taken.
             TransactionException: this unit of work has uncommitted changes of a path.
-            ConnectorCapabilityException: the store has no such URLs, or not for so long.
+            ConnectorCapabilityException: the store has no such URLs, or not for so long, or the
+                connector cannot sign that an upload replaces nothing.
         """
         keys = [self._key(path) for path in paths]
         async with self._call("presign") as tx:
-            urls = await presign(tx, self._namespace, keys, method=method, expires_in=expires_in)
-        return PresignedUrlResponse(urls, paths=[StoragePath(key) for key in keys])
+            urls, headers = await presign(
+                tx, self._namespace, keys, method=method, expires_in=expires_in
+            )
+        return PresignedUrlResponse(urls, paths=[StoragePath(key) for key in keys], headers=headers)
 
 
 class GeneratePresignedUrlPrefixRepository(Repository):
@@ -209,9 +214,10 @@ class GeneratePresignedUrlPrefixRepository(Repository):
         paths: list[StoragePath] = []
         async with self._call("presign") as tx:
             async for keys in self._pages(tx, prefix):
-                urls += await presign(
+                found, _ = await presign(
                     tx, self._namespace, keys, method="GET", expires_in=expires_in
                 )
+                urls += found
                 paths += map(StoragePath, keys)
         return PresignedUrlResponse(urls, paths=paths)
 

@@ -40,7 +40,6 @@ from fennflow.connectors import (
     Location,
     ObjectAttributes,
     PendingUpload,
-    PresignMethod,
     StoredObject,
     UploadCallback,
 )
@@ -264,10 +263,8 @@ class FaultyConnector(Connector):
         return await self._around("versions", key, lambda: self.inner.versions(namespace, key))
 
     @override
-    async def presign(
-        self, namespace: str, location: Location, *, method: PresignMethod, expires_in: float
-    ) -> str:
-        return await self.inner.presign(namespace, location, method=method, expires_in=expires_in)
+    async def presign(self, namespace: str, location: Location, **options: Any) -> str:
+        return await self.inner.presign(namespace, location, **options)
 
     @override
     def uploads(self, namespace: str, prefix: str) -> AsyncIterator[PendingUpload]:
