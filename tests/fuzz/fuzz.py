@@ -6,12 +6,14 @@ Each target takes what strangers can choose, and lets only our own exceptions ou
 from __future__ import annotations
 
 import base64
+import json
 import sys
 from collections.abc import Callable
 from contextlib import redirect_stdout, suppress
 from datetime import UTC, datetime
 from io import StringIO
 from pathlib import PurePosixPath, PureWindowsPath
+from string import whitespace
 
 import atheris
 
@@ -22,8 +24,17 @@ with atheris.instrument_imports(include=["fennflow"]):
     from fennflow.exceptions import FennFlowException
     from fennflow.files import ContentFactory, JsonContent, TextContent, UrlContent
     from fennflow.metadata import decode, encode
-    from fennflow.paths import StoragePath, check_key, decode_token, encode_token, join_key
+    from fennflow.objects import ObjectAttributes, check_attributes, headers_of
+    from fennflow.paths import (
+        StoragePath,
+        check_key,
+        check_prefix,
+        decode_token,
+        encode_token,
+        join_key,
+    )
     from fennflow.plugins import registry
+    from fennflow.printable import without_credentials
     from fennflow.responses import ObjectInfo
     from fennflow.web import answer_for
 
@@ -40,6 +51,61 @@ def keys(data: atheris.FuzzedDataProvider) -> None:
         assert not {"", ".", ".."} & set(key.split("/"))
 
 
+def prefixes(data: atheris.FuzzedDataProvider) -> None:
+    """A prefix is one of keys, or refused: no database meets what it cannot store."""
+    prefix, rest = data.ConsumeUnicode(200), data.ConsumeUnicode(200)
+    with suppress(FennFlowException):
+        check_key(prefix + rest)
+        assert check_prefix(prefix) == prefix
+    with suppress(FennFlowException):
+        check_prefix(prefix)
+        assert len(prefix.encode()) <= 1024
+        assert "\0" not in prefix
+
+
+def options(data: atheris.FuzzedDataProvider) -> None:
+    """What is accepted beside the bytes can stand in a header and in the journal."""
+    text = data.ConsumeUnicode(40)
+    values = (
+        text,
+        text.encode(errors="replace"),
+        [text],
+        {text: text},
+        None,
+        1,
+        data.ConsumeFloat(),
+    )
+    extra = {data.ConsumeUnicode(20): data.PickValueInList(list(values)), "CacheControl": text}
+    attributes = ObjectAttributes(
+        media_type=data.PickValueInList(["text/plain", data.ConsumeUnicode(40)]),
+        metadata={data.ConsumeUnicode(9): data.ConsumeUnicode(9)},
+        extra=extra,
+    )
+    for value in headers_of(extra).values():
+        assert value.isascii()
+        assert value.isprintable()
+    with suppress(FennFlowException):
+        check_attributes(attributes)
+        assert attributes.media_type.isascii()
+        assert attributes.media_type.isprintable()
+        assert "\n" not in json.dumps(extra, allow_nan=False, ensure_ascii=False)
+        assert text.isprintable()
+
+
+def urls(data: atheris.FuzzedDataProvider) -> None:
+    """A password is left out, however badly it is escaped; and no link runs as a script."""
+    password = "".join(
+        each for each in data.ConsumeUnicode(30) if each not in "\"'<>`" + whitespace
+    )
+    assert "Pl4in" not in without_credentials(
+        f"at http://zoe:{''.join(password.split())}Pl4in@host/a"
+    )
+    with suppress(FennFlowException):
+        link = UrlContent.from_content(data.ConsumeUnicode(40)).content
+        assert link.lower().startswith(("http://", "https://"))
+        assert link.isprintable()
+
+
 def tokens(data: atheris.FuzzedDataProvider) -> None:
     text = data.ConsumeUnicode(200)
     with suppress(FennFlowException):
@@ -48,8 +114,8 @@ def tokens(data: atheris.FuzzedDataProvider) -> None:
 
 
 def metadata(data: atheris.FuzzedDataProvider) -> None:
-    json = base64.urlsafe_b64encode(data.ConsumeBytes(1500)).decode()
-    text = data.PickValueInList([json, data.ConsumeUnicodeNoSurrogates(300)])
+    encoded = base64.urlsafe_b64encode(data.ConsumeBytes(1500)).decode()
+    text = data.PickValueInList([encoded, data.ConsumeUnicodeNoSurrogates(300)])
     found = decode({"fennflow_encoded": text, data.ConsumeUnicodeNoSurrogates(9): "other"})
     for name, value in found.items():
         (name + value).encode()
@@ -60,10 +126,11 @@ def metadata(data: atheris.FuzzedDataProvider) -> None:
 
 def ranges(data: atheris.FuzzedDataProvider) -> None:
     info = ObjectInfo(
-        path=StoragePath("a"),
+        path=StoragePath(data.ConsumeUnicode(20)),
         size=data.ConsumeIntInRange(0, 1 << 50),
-        media_type="text/plain",
+        media_type=data.PickValueInList(["text/plain", data.ConsumeUnicode(40)]),
         etag="e",
+        headers={name: data.ConsumeUnicode(30) for name in ("Content-Encoding", "Cache-Control")},
         sha256=None,
         metadata={},
         created_at=NOW,
@@ -77,8 +144,8 @@ def ranges(data: atheris.FuzzedDataProvider) -> None:
     answer = answer_for(info, headers, download_as=data.ConsumeUnicodeNoSurrogates(20))
     assert 0 <= answer.start <= answer.end <= info.size
     for value in answer.headers.values():
-        value.encode("latin-1")
-        assert "\n" not in value
+        assert value.isascii()
+        assert value.isprintable()
 
 
 def contents(data: atheris.FuzzedDataProvider) -> None:
@@ -130,7 +197,10 @@ def terminal(data: atheris.FuzzedDataProvider) -> None:
 
 TARGETS: dict[str, Callable[[atheris.FuzzedDataProvider], None]] = {
     each.__name__: each
-    for each in (keys, tokens, metadata, ranges, contents, variants, configs, local_paths, terminal)
+    for each in (
+        *(keys, prefixes, tokens, metadata, options, ranges, contents, variants, configs, urls),
+        *(local_paths, terminal),
+    )
 }
 
 

@@ -21,6 +21,7 @@ from fennflow.exceptions import (
     MetadataException,
 )
 from fennflow.files import BinaryContent, StreamContent, TextContent
+from fennflow.repositories import CrudRepository, RepoField, S3RepoField
 from fennflow.testing import S3Request, faults
 from fennflow.web import answer_for
 from stores import Store, make_store
@@ -76,6 +77,14 @@ def test_all_options_have_the_names_and_defaults_of_the_design() -> None:
 def test_a_prefix_that_is_no_key_is_refused(prefix: str) -> None:
     with pytest.raises(ConfigException, match="reserved_prefix"):
         ConfigDict(reserved_prefix=prefix)
+
+
+@pytest.mark.parametrize("namespace", ["", "a\0", "a\n", "\ud800", None, 7])
+def test_a_namespace_that_no_store_has_is_refused(namespace: Any) -> None:
+    with pytest.raises(ConfigException, match="namespace"):
+        RepoField(CrudRepository, namespace=namespace)
+    with pytest.raises(ConfigException, match="namespace"):
+        S3RepoField(CrudRepository, bucket_name=namespace)
 
 
 @pytest.mark.parametrize("limit", [1, 3])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast, overload
 
-from fennflow.exceptions import TransactionException
+from fennflow.exceptions import ConfigException, TransactionException
 from fennflow.repositories.base import Repository
 
 if TYPE_CHECKING:
@@ -23,6 +23,9 @@ class RepoField(Generic[R_co]):
         repository: its class.
         namespace: the bucket, container or directory.
 
+    Raises:
+        ConfigException: the namespace is empty, or has what no store and no database takes.
+
     Example:
         ```python
         from fennflow import UnitOfWork
@@ -35,6 +38,10 @@ class RepoField(Generic[R_co]):
     """
 
     def __init__(self, repository: type[R_co], *, namespace: str) -> None:
+        given: object = namespace
+        if not isinstance(given, str) or not given or not given.isprintable():
+            message = f"The namespace {given!a} is not a text without control characters."
+            raise ConfigException(message)
         self._repository = repository
         self.namespace = namespace
 
