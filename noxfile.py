@@ -167,3 +167,17 @@ def model(session: nox.Session) -> None:
     minutes, *others = session.posargs or ["15"]
     env = {"FENNFLOW_MODEL_MINUTES": minutes}
     session.run("pytest", "tests/model/test_model.py", *others, env=env)
+
+
+@nox.session
+def azurite(session: nox.Session) -> None:
+    """Run the connectors' suite on Azurite, for Azure; npm installs it."""
+    npm = shutil.which("npm")
+    if npm is None:
+        session.skip("npm, which installs Azurite, is not installed")
+    sync(session, "test")
+    folder = session.create_tmp()
+    install = [npm, "install", "--no-save", "--no-package-lock", "--no-audit", "--no-fund"]
+    session.run(*install, f"--prefix={folder}", "azurite@3.35.0", "--silent", external=True)
+    env = {"FENNFLOW_AZURITE": f"{folder}/node_modules/.bin/azurite-blob"}
+    session.run("pytest", "tests/contract/azurite_suite.py", *session.posargs, env=env)

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import random
 from collections.abc import Mapping
 
@@ -29,6 +30,22 @@ from stores import raw_client
 pytestmark = [pytest.mark.crashes, pytest.mark.timeout(1800)]
 
 STORES = ["moto", "moto-versioned", "juicefs", "strict", "obstore-file"]
+CASES = [
+    *itertools.product(STORES, ("sqlite", "postgresql"), (False, True)),
+    ("seaweedfs", "sqlite", False),
+    ("seaweedfs-versioned", "postgresql", True),
+    *(
+        pytest.param(*case, marks=pytest.mark.thorough)
+        for case in [
+            ("seaweedfs", "sqlite", True),
+            ("seaweedfs", "postgresql", False),
+            ("seaweedfs", "postgresql", True),
+            ("seaweedfs-versioned", "sqlite", False),
+            ("seaweedfs-versioned", "sqlite", True),
+            ("seaweedfs-versioned", "postgresql", False),
+        ]
+    ),
+]
 SAMPLE = 14
 
 
@@ -44,9 +61,7 @@ async def kill_at(site: Site, scope: str, at: int, *, fails: bool) -> int | None
         pipe.close()
 
 
-@pytest.mark.parametrize("fails", [False, True], ids=["commits", "fails"])
-@pytest.mark.parametrize("database", ["sqlite", "postgresql"])
-@pytest.mark.parametrize("kind", STORES)
+@pytest.mark.parametrize(("kind", "database", "fails"), CASES)
 async def test_killed_at_any_boundary(
     kind: str, database: str, *, fails: bool, request: pytest.FixtureRequest
 ) -> None:

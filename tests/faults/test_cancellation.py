@@ -284,7 +284,16 @@ async def test_what_compensation_cannot_finish_in_time_is_left_to_recovery_and_t
             assert await uow.files.list() == []
 
 
-@pytest.mark.parametrize("kind", ["moto", "moto-versioned", "juicefs"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "moto",
+        "moto-versioned",
+        "juicefs",
+        pytest.param("seaweedfs", marks=pytest.mark.once),
+        pytest.param("seaweedfs-versioned", marks=pytest.mark.thorough),
+    ],
+)
 async def test_a_cancellation_at_any_time_over_real_sockets_leaves_all_or_nothing(
     kind: str, request: pytest.FixtureRequest
 ) -> None:

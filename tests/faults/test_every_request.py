@@ -87,17 +87,25 @@ class FaultAt:
 
 
 FAULTS = [Fault.BEFORE, Fault.AFTER, Fault.CUT]
-KINDS = [
-    "moto",
+CASES = [
+    *(pytest.param("moto", fault) for fault in FAULTS),
     *(
-        pytest.param(kind, marks=pytest.mark.once)
+        pytest.param(kind, fault, marks=pytest.mark.once)
         for kind in ("strict", "strict-versioned", "obstore-moto")
+        for fault in FAULTS
+    ),
+    # Of a server that is a process of its own every change runs the fault that leaves most open.
+    *(
+        pytest.param(
+            kind, fault, marks=pytest.mark.once if fault is Fault.CUT else pytest.mark.thorough
+        )
+        for kind in ("seaweedfs", "seaweedfs-versioned")
+        for fault in FAULTS
     ),
 ]
 
 
-@pytest.mark.parametrize("fault", FAULTS)
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("kind", "fault"), CASES)
 async def test_a_fault_at_any_request_of_a_session_leaves_all_or_nothing(
     kind: str, fault: Fault, request: pytest.FixtureRequest
 ) -> None:
@@ -126,8 +134,7 @@ async def test_a_fault_at_any_request_of_a_session_leaves_all_or_nothing(
     assert committed >= 2
 
 
-@pytest.mark.parametrize("fault", FAULTS)
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("kind", "fault"), CASES)
 async def test_a_fault_while_undoing_is_overcome(
     kind: str, fault: Fault, request: pytest.FixtureRequest
 ) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -96,3 +97,29 @@ async def test_what_lies_about_is_told(fennflow_memory: InMemory) -> None:
     async with opened(Target(UOW.config.connector, "files")) as connector:
         await connector.put("files", "b", b"1", ObjectAttributes(media_type="text/plain"))
     assert await leftovers(UOW) == ["files/b is unknown to the catalog"]
+
+
+def test_a_server_ends_with_the_process_that_started_it(tmp_path: Path) -> None:
+    """Even if that is killed, and cannot clean up."""
+    files, program = tmp_path / "files", tmp_path / "program.py"
+    files.mkdir()
+    program.write_text(f"""
+import sys, time
+from pathlib import Path
+from fennflow.testing.processes import running
+
+server = [sys.executable, "-c", "import os, time; print(os.getpid(), flush=True); time.sleep(600)"]
+with running(server, lambda: None, garbage=[Path({str(files)!r})]):
+    print("runs", flush=True)
+    time.sleep(600)
+""")
+    with subprocess.Popen([sys.executable, program], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"runs\n"
+        assert files.exists()
+        process.kill()
+    # The guard removes the files when the server has ended.
+    deadline = time.monotonic() + 30
+    while files.exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)

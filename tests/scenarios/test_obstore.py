@@ -13,6 +13,7 @@ from typing import Any
 from urllib.request import Request, urlopen
 
 import pytest
+from obstore.exceptions import AlreadyExistsError
 
 from fennflow import ReconcileConfig
 from fennflow.connectors import (
@@ -38,6 +39,7 @@ from fennflow.exceptions import (
 from fennflow.files import StreamContent, TextContent
 from fennflow.testing import Fault, S3Request, S3Server
 from fennflow_obstore import local
+from fennflow_obstore.errors import exception_for
 from fennflow_obstore.stores import Stores
 from stores import OBSTORES, Store, make_store, obstore_config, s3_config
 
@@ -327,6 +329,19 @@ async def test_a_prefix_need_not_end_at_a_segment(store: Store) -> None:
             listing = connector.list(store.namespace, prefix)
             found = [each.location.key async for each in listing]
             assert sorted(found) == sorted(key for key in keys if key.startswith(prefix)), prefix
+
+
+@pytest.mark.parametrize(
+    ("code", "contended"), [("BlobAlreadyExists", False), ("ConditionalRequestConflict", True)]
+)
+def test_a_create_that_azure_refuses_is_not_sent_again(code: str, *, contended: bool) -> None:
+    error = AlreadyExistsError(
+        "Object already exists: Server returned non-2xx status code: 409 Conflict: "
+        f"<Error><Code>{code}</Code></Error>"
+    )
+    found = exception_for(error, "put", "a", writes=True, retried=False)
+    assert isinstance(found, PreconditionFailedException)
+    assert found.contended == contended
 
 
 async def test_presigned_urls_are_those_of_the_store(s3: Store, files: Store) -> None:

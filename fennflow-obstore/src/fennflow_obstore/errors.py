@@ -100,7 +100,8 @@ def exception_for(
     status = int(found[1]) if found else 0
     conditions = (obstore.AlreadyExistsError, obstore.PreconditionError)
     if status == HTTPStatus.CONFLICT or isinstance(error, conditions):
-        contended = status == HTTPStatus.CONFLICT
+        # Azure answers 409 to a create where there is an object; elsewhere it means a race.
+        contended = status == HTTPStatus.CONFLICT and "<Code>BlobAlreadyExists</Code>" not in words
         return PreconditionFailedException(said, contended=contended, retried=retried)
     if _NO_NAMESPACE.search(words):
         said = f"{said} Create it, or correct the namespace."

@@ -55,15 +55,17 @@ async def listed(
     """Iterate over the objects under a prefix that follow a key in the order of the store."""
     # obstore takes whole segments for a prefix: the rest is compared here.
     directory = prefix.rpartition("/")[0]
+    azure = isinstance(store, AzureStore)
+    offset = None if azure else start_after or None
     # Its overloads name types of a package that is not installed.
     pages: ListStream[Sequence[ObjectMeta]] = obstore.list(  # pyright: ignore[reportUnknownMemberType]
-        store, directory or None, offset=start_after or None, chunk_size=LISTED_AT_ONCE
+        store, directory or None, offset=offset, chunk_size=LISTED_AT_ONCE
     )
-    if isinstance(store, AzureStore):
-        # Azure has an order of its own, and obstore applies the offset to it.
+    if azure:
+        # It has an order of its own, and its emulator ignores offsets.
         found = await pages.collect_async()
         for item in sorted(found, key=lambda each: each["path"].encode()):
-            if item["path"].startswith(prefix):
+            if item["path"].startswith(prefix) and item["path"].encode() > start_after.encode():
                 yield item["path"], item
         return
     async for page in pages:
