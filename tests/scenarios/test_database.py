@@ -411,14 +411,17 @@ async def test_the_time_of_a_statement_grows_with_its_rows_and_not_with_their_sq
 ) -> None:
     """The planner must not compare all rows of a table with all rows of a parameter."""
     config = SqlalchemyBackendConfig(url=url_of(database, request))
-    keys = [ObjectKey("bucket", f"{number:06}") for number in range(3000)]
+    keys = [ObjectKey("bucket", f"{number:06}") for number in range(6000)]
     async with opened(config) as backend:
         session = new_session()
-        await backend.stage(session, keys, lambda _: ())
+        await backend.stage(session, keys, plan_for(*keys))
+        async with asyncio.timeout(1.5):
+            await backend.settle(session, keys=keys[:1000])
         async with asyncio.timeout(3):
-            await backend.settle(session, keep_locked=keys)
+            await backend.settle(session, keep_locked=keys[1000:])
         with pytest.raises(RecordLockedException):
             await backend.stage(new_session(), keys[-1:], lambda _: ())
+        await backend.stage(new_session(), keys[:1], lambda _: ())
 
 
 @asynccontextmanager

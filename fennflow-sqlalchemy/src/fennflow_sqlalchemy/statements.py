@@ -234,11 +234,13 @@ class SessionStatements:
         self.held = select(locks.c.namespace, locks.c.key).where(
             locks.c.session_id == session_id, locks.c.kept_until.is_(None)
         )
-        self.release_locks = _delete_rows(journal, locks, ("namespace", "key")).where(
-            locks.c.session_id == session_id, locks.c.kept_until.is_(None)
+        self.release_locks = delete(locks).where(
+            locks.c.session_id == session_id,
+            locks.c.kept_until.is_(None),
+            _among_rows(journal, locks),
         )
-        self.release_intents = _delete_rows(journal, intents, ("namespace", "key")).where(
-            intents.c.session_id == session_id
+        self.release_intents = delete(intents).where(
+            intents.c.session_id == session_id, _among_rows(journal, intents)
         )
         self.beat = _beat(journal, sessions, now + lease_ttl, together=together)
         expired = (
@@ -347,6 +349,17 @@ def _keys_in(database: Database, table: Table) -> tuple[FromClause, ColumnElemen
     """Return the rows of a parameter with keys, and the condition that joins a table with them."""
     rows = database.rows("rows", [table.c.namespace, table.c.key])
     return rows, and_(table.c.namespace == rows.c.namespace, table.c.key == rows.c.key)
+
+
+def _among_rows(database: Database, table: Table) -> ColumnElement[bool]:
+    """Return a condition on few rows of a table: that a parameter has their keys.
+
+    `IS TRUE` keeps PostgreSQL from joining the two: of a session that has just written its rows
+    its statistics know nothing, so that it would compare each row with each key.
+    """
+    key = table.c.namespace, table.c.key
+    rows = database.rows("rows", key)
+    return tuple_(*key).in_(select(rows.c.namespace, rows.c.key)).is_(true())
 
 
 def _upsert(database: Database, table: Table, columns: Sequence[Column[Any]]) -> Any:
