@@ -26,12 +26,14 @@ from crashing import Site, make_site, text
 from fennflow import UnitOfWork
 from fennflow.engine import recovery
 from fennflow.exceptions import (
+    BackendUnavailableException,
     ConfigException,
     ConflictException,
     RecordLockedException,
     TransactionException,
 )
 from fennflow.testing import S3Server
+from fennflow.testing.recovery_suite import opened
 from fennflow_sqlalchemy.tables import make_tables
 from stores import FullUOW, raw_client
 
@@ -586,6 +588,38 @@ async def test_a_catalog_is_filled_before_a_joined_block_writes_to_the_database(
                 await uow.files.put(text("Dear Ann", "a"))
                 assert await uow.files.list() == ["a", "old"]
             await session.commit()
+    await engine.dispose()
+
+
+@pytest.mark.parametrize("tables", [False, True])
+async def test_a_catalog_that_waits_for_the_users_own_transaction_names_the_way_out(
+    request: pytest.FixtureRequest,
+    moto: S3Server,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    tables: bool,
+) -> None:
+    monkeypatch.setattr("fennflow_sqlalchemy.engines.SHORTEST_PATIENCE", 0.3)
+    site = await make_site("moto", "sqlite", request)
+    site = replace(site, settings={**site.settings, "lock_timeout": 0.3})
+    async with raw_client(moto) as client:
+        await client.put_object(Bucket=site.store.namespace, Key="old", Body=b"old")
+    engine = create_async_engine(site.backend.url.get_secret_value())
+    async with engine.begin() as connection:
+        await connection.run_sync(Base.metadata.create_all)
+    if tables:
+        async with opened(site.backend):
+            pass
+    async with asyncio.timeout(20), AsyncSession(engine) as session, session.begin():
+        session.add(Letter(name="a"))
+        await session.flush()
+        refused = RecordLockedException if tables else BackendUnavailableException
+        with pytest.raises(refused) as caught:
+            async with site.uow_class(join=session):
+                pytest.fail("it must not open")
+    assert "UOW.lifespan()" in "".join(caught.value.__notes__)
+    async with site.uow_class() as uow:
+        assert await uow.files.list() == ["old"]
     await engine.dispose()
 
 

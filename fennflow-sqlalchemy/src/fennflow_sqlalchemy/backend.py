@@ -160,8 +160,9 @@ class SqlalchemyBackend(RecoverableBackend):
             return records
 
         try:
-            # On PostgreSQL who has one of the locks holds it for a moment; the engine tries again.
-            return await self._journal.run(work, patience=LOCK_SLICE if self._together else None)
+            # Who has a lock in PostgreSQL's journal holds it for a moment; the engine tries again.
+            patience = LOCK_SLICE if self._together else self._catalog.patience
+            return await self._journal.run(work, patience=patience)
         except ImpatientError as error:
             raise locked(None) from error
 

@@ -218,6 +218,14 @@ async def create_tables(
         found = connection.execute(select(meta.c.value).where(meta.c.name == "catalog_id"))
         return str(found.scalar_one())
 
-    # Where nothing is to be done nobody is waited for: a user's transaction may hold SQLite's lock.
-    found = await database.run(read, write=False)
-    return await database.run(work) if found is None else found
+    try:
+        # Where nothing is to be done nobody is waited for: a user's transaction may hold the lock.
+        found = await database.run(read, write=False)
+        return await database.run(work) if found is None else found
+    except (RecordLockedException, BackendUnavailableException) as error:
+        error.add_note(
+            f"This happened while {database.name} was opened. On SQLite your own transaction keeps "
+            "others from creating the tables. Hold UOW.lifespan() from the start of the program: "
+            "then it happens there."
+        )
+        raise

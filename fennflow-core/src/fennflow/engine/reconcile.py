@@ -87,7 +87,8 @@ class Reconciler:
                 except Exception as error:
                     error.add_note(
                         f"This happened while the catalog was reconciled with {namespace} before "
-                        "its first use, as ConfigDict(reconcile=ReconcileConfig(...)) says."
+                        "its first use, as ConfigDict(reconcile=ReconcileConfig(...)) says. Hold "
+                        "UOW.lifespan() from the start of the program: then it happens there."
                     )
                     raise
                 done.add(namespace)
