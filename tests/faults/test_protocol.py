@@ -23,6 +23,7 @@ from fennflow.exceptions import (
     ChecksumMismatchException,
     CompensationPendingWarning,
     ConnectorUnavailableException,
+    NoSuchNamespaceException,
     PreconditionFailedException,
     RecordAlreadyExistsException,
     RecordLockedException,
@@ -312,6 +313,11 @@ async def fail() -> None:
     raise AccessDeniedException(message)
 
 
+async def stop() -> None:
+    message = "not now"
+    raise NoSuchNamespaceException(message)
+
+
 @pytest.mark.parametrize("phase", ["before", "after"])
 @pytest.mark.parametrize("operation", ["copy", "relocate", "delete", "settle"])
 async def test_apply_may_stop_anywhere_and_be_run_again(
@@ -321,7 +327,7 @@ async def test_apply_may_stop_anywhere_and_be_run_again(
     uow_class = scene.uow(**AFTER_DOUBT)
     async with uow_class() as uow:
         await uow.files.put(text("old", "a"), text("old", "b"))
-    scene.script.once(phase, operation, fail)
+    scene.script.once(phase, operation, stop)
     async with uow_class() as uow:
         await uow.files.put(text("new", "a"), text("new", "c"))
         await uow.files.delete("b")
@@ -345,7 +351,7 @@ async def test_compensation_may_stop_anywhere_and_be_run_again(
         async with uow_class() as uow:
             await uow.files.put(text("new", "a"), text("new", "c"))
             await uow.files.delete("b")
-            scene.script.once(phase, operation, fail)
+            scene.script.once(phase, operation, stop)
             raise ZeroDivisionError
     assert scene.script.action is None
     [note] = caught.value.__notes__

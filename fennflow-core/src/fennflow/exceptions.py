@@ -135,11 +135,15 @@ class RecordLockedException(BaseBackendException):
         message: which key, and why it is locked.
         free_in: seconds until a key is free that is locked because a request may still reach it
             (protocol P20); None if another transaction is writing the key.
+        holder: the id of the transaction that is writing it, where that is known.
     """
 
-    def __init__(self, message: str = "", *, free_in: float | None = None) -> None:
+    def __init__(
+        self, message: str = "", *, free_in: float | None = None, holder: str | None = None
+    ) -> None:
         super().__init__(message)
         self.free_in = free_in
+        self.holder = holder
 
 
 class ConflictException(BaseBackendException):

@@ -105,8 +105,8 @@ class RecoveryReport:
     Args:
         rolled_forward: sessions that were committed, and are applied now.
         compensated: sessions that were not committed, and are undone now.
-        pending: sessions that have to wait: the store, or a transaction that is still open, did
-            not let them be settled.
+        pending: sessions that have to wait, whoever tries to settle them: the store, or a
+            transaction that is still open, does not let them be settled.
         buried: places where a late request could have left something, and that are clean now.
         swept: objects under the reserved prefix that no session knew of, deleted.
         uploads: unfinished multipart uploads there, aborted.

@@ -288,16 +288,20 @@ def conflict(keys: Collection[ObjectKey]) -> ConflictException:
     return ConflictException(message)
 
 
-def locked(key: ObjectKey | None, free_in: float | None = None) -> RecordLockedException:
+def locked(
+    key: ObjectKey | None, free_in: float | None = None, holder: str | None = None
+) -> RecordLockedException:
     """Return the error for a key that another session holds, or a request of it may still reach.
 
     Args:
         key: which one; None if it was freed before it could be named.
         free_in: seconds until it is free, if its session has ended (protocol P20).
+        holder: the id of the session that holds it.
     """
     name = "A key of this call" if key is None else f"{key.namespace}/{key.key}"
     if free_in is None:
-        return RecordLockedException(f"{name} is being written by another session.")
+        message = f"{name} is being written by another session."
+        return RecordLockedException(message, holder=holder)
     until = datetime.now(UTC) + timedelta(seconds=free_in)
     message = (
         f"{name} is locked until {until:%Y-%m-%d %H:%M:%S} UTC, {free_in:.0f} s from now "

@@ -147,7 +147,7 @@ class InMemoryBackend(Backend):
                 holder, until = tables.locks.get(key, (session.session_id, None))
                 free_in = None if until is None else until - time.monotonic()
                 if holder != session.session_id and (free_in is None or free_in > 0):
-                    raise locked(key, free_in)
+                    raise locked(key, free_in, holder)
             records = self._records(keys)
             intents = plan(records)
             tables.sessions[session.session_id] = row

@@ -152,7 +152,8 @@ class SqlalchemyBackend(RecoverableBackend):
                     holder = holders.first()
                     if holder is None:
                         raise locked(None)
-                    raise locked(ObjectKey(holder.namespace, holder.key), holder.free_in)
+                    key = ObjectKey(holder.namespace, holder.key)
+                    raise locked(key, holder.free_in, holder.session_id)
             records = self._see(connection, session, keys)
             if intents := plan(records):
                 rows = intent_rows(session.session_id, intents)

@@ -190,7 +190,12 @@ class SessionStatements:
         ).returning(locks.c.key)
         rows, same = _keys_in(journal, locks)
         self.holders = (
-            select(locks.c.namespace, locks.c.key, (locks.c.kept_until - now).label("free_in"))
+            select(
+                locks.c.namespace,
+                locks.c.key,
+                locks.c.session_id,
+                (locks.c.kept_until - now).label("free_in"),
+            )
             .join(rows, same)
             .where(
                 locks.c.session_id != session_id,

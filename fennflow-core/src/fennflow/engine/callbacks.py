@@ -91,6 +91,10 @@ async def run_callbacks(callbacks: list[Callback], session: str) -> None:
         callback = callbacks.pop(0)
         try:
             await _call(callback)
+        except asyncio.CancelledError:
+            message = "A callback was cut off, and is not called again: %s"
+            tell(logging.ERROR, message, _name_of(callback), rule="I8", session=session)
+            raise
         except Exception as error:  # noqa: BLE001 - logged
             message = "A callback failed after the outcome was settled: %s"
             name = _name_of(callback)

@@ -12,11 +12,12 @@ import uuid_utils
 from fennflow.connectors import Deletion, Location, ObjectAttributes
 from fennflow.engine.concurrency import run_all
 from fennflow.engine.stamps import Stamp, made_by, stamped
+from fennflow.engine.stuck import unfinished
 from fennflow.exceptions import FennFlowException
 from fennflow.reports import Diagnosis, NamespaceDiagnosis
 
 if TYPE_CHECKING:
-    from fennflow.engine.settle import Parts
+    from fennflow.engine.parts import Parts
 
 MUCH_SKEW = 60.0
 """Seconds: S3 refuses requests that are 15 minutes off, and the sweep compares clocks."""
@@ -28,9 +29,10 @@ async def diagnose(parts: Parts, namespaces: Sequence[str]) -> Diagnosis:
     started = time.monotonic()
     try:
         sessions = len(await parts.backend.sessions(after="", limit=1000))
+        latency = time.monotonic() - started
+        left = await unfinished(parts.backend)
     except FennFlowException as error:
         return Diagnosis(problems=[f"The backend cannot be reached: {error}"])
-    latency = time.monotonic() - started
 
     async def look(namespace: str) -> NamespaceDiagnosis:
         return await _look(parts, namespace)
@@ -40,7 +42,7 @@ async def diagnose(parts: Parts, namespaces: Sequence[str]) -> Diagnosis:
         guarantees=parts.backend.guarantees, latency=latency, sessions=sessions, namespaces=seen
     )
     return replace(
-        diagnosis, problems=tuple(_problems(seen)), advice=tuple(_advice(parts, diagnosis))
+        diagnosis, problems=(*_problems(seen), *left), advice=tuple(_advice(parts, diagnosis))
     )
 
 

@@ -23,7 +23,8 @@ from fennflow.connectors import Location, PendingUpload, StoredObject
 from fennflow.engine.concurrency import run_all
 from fennflow.engine.finish import finish
 from fennflow.engine.leases import Lease, Leases
-from fennflow.engine.settle import Parts, Settler, versions_since
+from fennflow.engine.parts import Parts
+from fennflow.engine.settle import Settler, versions_since
 from fennflow.engine.stamps import checked_write, made_by
 from fennflow.engine.telemetry import tell
 from fennflow.exceptions import (

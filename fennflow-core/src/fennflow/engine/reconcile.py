@@ -26,8 +26,9 @@ from fennflow.engine.differences import Policy, Verdict, agree, judge, refused, 
 from fennflow.engine.finish import finish
 from fennflow.engine.garbage import Described, describe, lock_free
 from fennflow.engine.leases import Lease
+from fennflow.engine.parts import Parts
 from fennflow.engine.recovery import Recovery, Unsettled
-from fennflow.engine.settle import Parts, Settler
+from fennflow.engine.settle import Settler
 from fennflow.engine.telemetry import tell
 from fennflow.exceptions import (
     BaseConnectorException,

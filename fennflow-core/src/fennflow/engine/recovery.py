@@ -26,9 +26,11 @@ from fennflow.engine.concurrency import Periodic, run_all
 from fennflow.engine.finish import finish
 from fennflow.engine.garbage import bury, sweep
 from fennflow.engine.leases import Lease, clock
+from fennflow.engine.parts import Parts, Progress
 from fennflow.engine.plan import Write, outstanding, tombstones, undo
-from fennflow.engine.settle import Parts, Progress, Settler
-from fennflow.engine.telemetry import count_recovered, tell
+from fennflow.engine.settle import Settler
+from fennflow.engine.stuck import unfinished
+from fennflow.engine.telemetry import count_recovered, tell, with_notes
 from fennflow.exceptions import CommitUncertainException, SessionLostException
 from fennflow.reports import RecoveryReport
 
@@ -162,7 +164,11 @@ class Recovery:
         """
         self.namespaces.update(namespaces)
         async with self._working:
-            return await self._run(sweeping=True, now=True)
+            report = await self._run(sweeping=True, now=True)
+        # Others may hold the lease of what fails, so that no attempt of this one says so.
+        left = await unfinished(self.parts.backend)
+        pending = max(report.pending, len(left))
+        return replace(report, pending=pending, problems=(*report.problems, *left))
 
     async def _turn(self) -> bool:
         try:
@@ -325,9 +331,10 @@ def _log_pending(unsettled: Unsettled, error: Exception) -> None:
     waiting = isinstance(error, CommitUncertainException)
     tell(
         logging.INFO if waiting else logging.WARNING,
-        "Session %s could not be settled yet: %r",
+        "Session %s could not be settled yet: %s: %s",
         session_id,
-        error,
+        type(error).__name__,
+        with_notes(error),
         rule="P5" if waiting else "P9",
         session=session_id,
     )

@@ -13,9 +13,9 @@ from weakref import WeakKeyDictionary
 
 from fennflow.engine.concurrency import shielded
 from fennflow.engine.leases import Leases
+from fennflow.engine.parts import Parts
 from fennflow.engine.reconcile import Reconciler
 from fennflow.engine.recovery import Recovery
-from fennflow.engine.settle import Parts
 
 if TYPE_CHECKING:
     from fennflow.config import ConfigDict

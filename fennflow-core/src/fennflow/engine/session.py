@@ -23,7 +23,7 @@ from fennflow.engine.finish import finish
 from fennflow.engine.plan import outstanding, plan_commit, tombstones, undo
 from fennflow.engine.recovery import PATIENCE, Unsettled
 from fennflow.engine.settle import Settler
-from fennflow.engine.telemetry import tell
+from fennflow.engine.telemetry import tell, with_notes
 from fennflow.exceptions import (
     CommitUncertainException,
     CompensationPendingWarning,
@@ -261,7 +261,7 @@ class Session(Block):
         try:
             await self._finish(decision)
         except Exception as error:  # noqa: BLE001 - P9: the commit stands
-            self._leave_over(f"is committed, and will be applied later: {error}")
+            self._leave_over(f"is committed, and will be applied later: {with_notes(error)}")
 
     async def _finish(self, decision: Decision) -> None:
         """Perform what is left to do, unless all is done (P6)."""
@@ -404,8 +404,8 @@ class Session(Block):
 
     def _tell_pending(self, cause: BaseException | None, error: Exception) -> None:
         note = self._leave_over(
-            f"is not undone completely: {type(error).__name__}: {error} No reader of FennFlow "
-            "sees any of it, and the rest will be removed later."
+            f"is not undone completely: {type(error).__name__}: {with_notes(error)} No reader of "
+            "FennFlow sees any of it, and the rest will be removed later."
         )
         if cause is None:
             warnings.warn(CompensationPendingWarning(note), stacklevel=2)

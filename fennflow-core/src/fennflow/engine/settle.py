@@ -6,7 +6,6 @@ The steps come from `plan`, or from the journal after a crash. `finish` notes wh
 from __future__ import annotations
 
 import logging
-from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
@@ -21,12 +20,12 @@ from fennflow.connectors import (
     Location,
     StoredObject,
 )
-from fennflow.engine.concurrency import run_all
+from fennflow.engine.concurrency import run_all, shielded
+from fennflow.engine.parts import Parts, Progress
 from fennflow.engine.retrying import may_pass, retry
 from fennflow.engine.stamps import began, made_by, stamp_of
 from fennflow.engine.telemetry import tell
 from fennflow.exceptions import (
-    AccessDeniedException,
     BaseConnectorException,
     ConnectorUnavailableException,
     NoSuchKeyException,
@@ -36,17 +35,17 @@ from fennflow.exceptions import (
 )
 
 if TYPE_CHECKING:
-    from fennflow.backends import Backend
-    from fennflow.config import ConfigDict
-    from fennflow.connectors import Connector
-    from fennflow.engine.leases import Lease, Leases
+    from fennflow.engine.leases import Lease
 
 R = TypeVar("R")
 S = TypeVar("S", Copy, Delete, AbortUpload)
 T = TypeVar("T")
 
 OUTAGE = 8
-"""Steps which the store does not answer, one after the other, until it counts as away."""
+"""Steps which the store does not answer, one after the other, until it counts as away; and
+deletions that it refuses one by one, until those that follow are not tried one by one."""
+UNDER_WAY = 5.0
+"""Seconds for which a copy may go on that is cancelled while its upload is begun, at most."""
 NAMED = 5
 """Keys that an error names."""
 
@@ -54,40 +53,6 @@ _DeletionBatch = tuple[str, Sequence[tuple[ObjectKey, Deletion]]]
 
 CLOCK_SKEW = 960.0
 """Seconds that two clocks may differ: S3 refuses requests that are 15 minutes off."""
-
-
-@dataclass(frozen=True, slots=True)
-class Parts:
-    """What everything that an engine does works with.
-
-    Args:
-        config: the user's configuration.
-        connector: where the objects lie.
-        backend: where they are recorded, and sessions are journaled.
-        leases: held by this process.
-    """
-
-    config: ConfigDict
-    connector: Connector
-    backend: Backend
-    leases: Leases
-
-
-@dataclass(slots=True)
-class Progress:
-    """What attempts to finish a session have left for the next one to know.
-
-    Args:
-        in_doubt: the keys which copies and deletions may still reach; they stay locked for a while
-            when they are released (P20 b, c).
-        uploads: of copies in parts that were begun, by the sequence of the write. Each is aborted
-            before another is begun, so none is left (P13).
-        failures: how often steps of a key have failed; others come first.
-    """
-
-    in_doubt: set[ObjectKey] = field(default_factory=set[ObjectKey])
-    uploads: dict[int, str] = field(default_factory=dict[int, str])
-    failures: Counter[ObjectKey] = field(default_factory=Counter[ObjectKey])
 
 
 @dataclass(slots=True)
@@ -108,6 +73,7 @@ class Settler:
     progress: Progress = field(default_factory=Progress)
     failed: dict[ObjectKey, Exception] = field(default_factory=dict[ObjectKey, Exception])
     _missed: int = 0
+    _refusals: int = 0
 
     async def perform(self, steps: Sequence[Step]) -> None:
         """Perform all steps in the order of P28; the journal knows nothing of them.
@@ -126,7 +92,7 @@ class Settler:
         names = [f"{key.namespace}/{key.key}" for key in list(self.failed)[:NAMED]]
         more = len(self.failed) - len(names)
         error.add_note(
-            f"Not finished yet: {', '.join(names)}{f' and {more} more' if more > 0 else ''}"
+            f"Not finished yet: {', '.join(names)}{f' and {more} more' if more > 0 else ''}."
         )
         raise error
 
@@ -220,24 +186,8 @@ class Settler:
         capabilities = await self.parts.connector.capabilities(step.namespace)
         conditional = capabilities.conditional_copy
 
-        async def on_upload(upload_id: str) -> None:
-            self.lease.check()  # no part is sent once the lease may have run out (P23)
-            if self.progress.uploads.get(step.seq) == upload_id:
-                return
-            self.progress.uploads[step.seq] = upload_id
-            await self.parts.backend.note_upload(self.lease.token, step.seq, upload_id)
-
         async def send(*, overwrite: bool) -> StoredObject:
-            await self._end_upload_of(step)
-            return await self.parts.connector.copy(
-                step.namespace,
-                step.key,
-                CopySource(step.namespace, step.source, size=size),
-                extra=step.extra,
-                if_match=None if overwrite else step.expected,
-                if_none_match=not overwrite and step.expected is None,
-                on_upload=on_upload,
-            )
+            return await self._copy_once(step, size, overwrite=overwrite)
 
         try:
             stored, lost = await retry(self.lease, lambda: send(overwrite=not conditional))
@@ -270,6 +220,37 @@ class Settler:
             )
         self.progress.uploads.pop(step.seq, None)
         return stored, lost
+
+    async def _copy_once(self, step: Copy, size: int, *, overwrite: bool) -> StoredObject:
+        await self._end_upload_of(step)
+
+        async def on_upload(upload_id: str) -> None:
+            self.lease.check()  # no part is sent once the lease may have run out (P23)
+            if self.progress.uploads.get(step.seq) == upload_id:
+                return
+            self.progress.uploads[step.seq] = upload_id
+            await self.parts.backend.note_upload(self.lease.token, step.seq, upload_id)
+
+        async def copy() -> StoredObject:
+            self.lease.check()  # here, since others may have run after the task was made
+            return await self.parts.connector.copy(
+                step.namespace,
+                step.key,
+                CopySource(step.namespace, step.source, size=size),
+                extra=step.extra,
+                if_match=None if overwrite else step.expected,
+                if_none_match=not overwrite and step.expected is None,
+                on_upload=on_upload,
+            )
+
+        # The answer that begins an upload is the only one to tell its id.
+        most = min(UNDER_WAY, self.parts.config.compensation_timeout)
+        copying, cancellation = await shielded(
+            copy(), grace=lambda: 0.0 if step.seq in self.progress.uploads else most
+        )
+        if cancellation is not None:
+            raise cancellation
+        return copying.result()
 
     async def _end_upload_of(self, step: Copy) -> None:
         """Abort what an earlier attempt to copy in parts has left, which nobody else would (P13)."""
@@ -363,7 +344,8 @@ class Settler:
         except Exception as error:  # noqa: BLE001 - raised when all else is done
             if isinstance(error, BaseConnectorException) and not error.ambiguous:
                 self.progress.in_doubt -= new
-            if len(left) == 1 or not _may_be_about_one(error):
+            self._refusals += len(left) == 1
+            if len(left) == 1 or self._refusals >= OUTAGE or not _may_be_about_one(error):
                 for key, _ in left:
                     self._fail(key, error)
                 return
@@ -372,7 +354,7 @@ class Settler:
             for part in (left[:half], left[half:]):
                 await self._delete_batch((namespace, part))
             return
-        self._missed = 0
+        self._missed = self._refusals = 0
         if not (doubtful or report.retried):
             self.progress.in_doubt -= new
 
@@ -434,7 +416,7 @@ async def versions_since(
 
 def _may_be_about_one(error: Exception) -> bool:
     """Whether a batch may have been refused because of one of its keys."""
-    about_all = (ConnectorUnavailableException, AccessDeniedException, NoSuchNamespaceException)
+    about_all = (ConnectorUnavailableException, NoSuchNamespaceException)
     return isinstance(error, BaseConnectorException) and not isinstance(error, about_all)
 
 

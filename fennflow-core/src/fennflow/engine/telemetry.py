@@ -93,6 +93,11 @@ def tell(
         instruments.events.add(1, {"fennflow.rule": rule, "fennflow.severity": severity})
 
 
+def with_notes(error: BaseException) -> str:
+    """Return what an exception says, and its notes."""
+    return " ".join([str(error), *getattr(error, "__notes__", ())])
+
+
 def count_recovered(outcomes: Mapping[str, int]) -> None:
     """Count what a recovery did."""
     if instruments := _instruments():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -16,8 +16,9 @@ from fennflow.backends import Intent, ObjectKey, Outcome, Placement, Record, Ses
 from fennflow.connectors import Capabilities
 from fennflow.engine.callbacks import Callbacks, Undo
 from fennflow.engine.leases import Lease, clock
+from fennflow.engine.parts import Progress
 from fennflow.engine.plan import Write, staging_key, visible
-from fennflow.engine.settle import Progress
+from fennflow.engine.stuck import holder
 from fennflow.exceptions import (
     BackendUnavailableException,
     FennFlowException,
@@ -326,7 +327,7 @@ class Transaction:
                     help_due = loop.time() + HELP_EVERY
                 left = deadline - loop.time()
                 if left <= 0:
-                    raise self._still_locked(error) from error
+                    raise await self._still_locked(error) from error
             except BaseException as error:
                 # If the answer was lost, the journal may have rows of this session.
                 answered = isinstance(error, FennFlowException)
@@ -339,17 +340,23 @@ class Transaction:
             await asyncio.sleep(min(left, pause * random.uniform(0.5, 1.5)))  # noqa: S311
             pause = min(pause * 2, 0.1)
 
-    def _still_locked(self, error: RecordLockedException) -> RecordLockedException:
+    async def _still_locked(self, error: RecordLockedException) -> RecordLockedException:
+        decided = None
+        if error.holder is not None:
+            with suppress(FennFlowException):  # that the key is locked is what matters
+                decided = await holder(self.backend, error.holder)
         waited = f"lock_timeout={self.config.lock_timeout} s; nothing of this call was sent."
         if error.free_in is not None:
             message = f"{error} It was still so after {waited} Try again then."
+        elif decided is not None:
+            message = f"{error} It was still so after {waited} {decided}"
         else:
             message = (
                 f"{error} It was still so after {waited} Try again, or raise lock_timeout. If the "
                 "process that holds it has died, it is free at most lease_ttl="
                 f"{self.config.lease_ttl} s after its last sign of life."
             )
-        return RecordLockedException(message, free_in=error.free_in)
+        return RecordLockedException(message, free_in=error.free_in, holder=error.holder)
 
     async def free_locks(self) -> bool:
         """Settle sessions that only wait for it, and return whether there were any."""
