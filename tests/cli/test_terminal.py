@@ -72,6 +72,9 @@ def test_logs_warnings_and_tracebacks_are_escaped_too(
             raise ValueError(NASTY)  # noqa: TRY301 - it is what is logged
         except ValueError as error:
             logger.exception("It holds %s", NASTY)
+            with monkeypatch.context() as patch:
+                patch.setattr(logging, "raiseExceptions", False)
+                logger.warning("%d does not fit", NASTY)
             terminal.show_traceback(error)
         sys.stderr.write(warnings.formatwarning(NASTY, UserWarning, "a.py", 1, ""))
     finally:

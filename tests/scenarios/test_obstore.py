@@ -41,7 +41,7 @@ from fennflow.testing import Fault, S3Request, S3Server
 from fennflow_obstore import local
 from fennflow_obstore.errors import exception_for
 from fennflow_obstore.stores import Stores
-from stores import OBSTORES, Store, make_store, obstore_config, s3_config
+from stores import OBSTORES, Store, make_store, obstore_config, raw_client, s3_config
 
 TEXT = ObjectAttributes(media_type="text/plain", metadata={"Über": "ü"})
 LARGE = bytes(range(256)) * (9 << 12)  # 9 MiB
@@ -342,6 +342,15 @@ def test_a_create_that_azure_refuses_is_not_sent_again(code: str, *, contended: 
     found = exception_for(error, "put", "a", writes=True, retried=False)
     assert isinstance(found, PreconditionFailedException)
     assert found.contended == contended
+
+
+async def test_a_key_that_obstore_cannot_list_is_named(s3: Store) -> None:
+    assert s3.server is not None
+    async with raw_client(s3.server) as client:
+        await client.put_object(Bucket=s3.namespace, Key="a//b", Body=b"1")
+    async with s3.connector() as connector:
+        with pytest.raises(ConnectorCapabilityException, match=r"a//b.*fennflow-s3"):
+            assert [each async for each in connector.list(s3.namespace)]
 
 
 async def test_presigned_urls_are_those_of_the_store(s3: Store, files: Store) -> None:

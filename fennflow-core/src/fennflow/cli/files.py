@@ -31,7 +31,7 @@ from fennflow.repositories.fields import fields_of
 from fennflow.responses import ObjectInfo
 from fennflow.uow import UnitOfWork
 
-STATED_AT_ONCE = 1000
+AT_ONCE = 1000
 
 Places = Annotated[list[str], typer.Argument(metavar="FIELD:PATH…", help="Files of the store.")]
 Recursive = Annotated[
@@ -179,8 +179,8 @@ async def _listed(uow: Uow, where: Place, *, recursive: bool) -> tuple[list[str]
 async def stated(files: Files, paths: Sequence[StoragePath]) -> list[ObjectInfo]:
     """Return what the catalog says of files, a thousand at a time."""
     infos: list[ObjectInfo] = []
-    for start in range(0, len(paths), STATED_AT_ONCE):
-        found: Any = await files.stat(*paths[start : start + STATED_AT_ONCE])
+    for start in range(0, len(paths), AT_ONCE):
+        found: Any = await files.stat(*paths[start : start + AT_ONCE])
         infos += [found] if isinstance(found, ObjectInfo) else found
     return infos
 
@@ -274,9 +274,11 @@ def rm(
             for field_name in dict.fromkeys(each.field for each in found):
                 files: Files = getattr(opened, field_name)
                 paths = [StoragePath(each.path) for each in found if each.field == field_name]
-                # Of a directory, another program may have deleted some meanwhile.
-                deleted = await files.delete(*paths, missing_ok=recursive)
-                gone += [Place(field_name, str(path)) for path in deleted]
+                for start in range(0, len(paths), AT_ONCE):
+                    # Of a directory, another program may have deleted some meanwhile.
+                    some = paths[start : start + AT_ONCE]
+                    deleted = await files.delete(*some, missing_ok=recursive)
+                    gone += [Place(field_name, str(path)) for path in deleted]
         return gone
 
     show_done(_done(run(work())), "Deleted", as_json=as_json)

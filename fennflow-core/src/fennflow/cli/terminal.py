@@ -13,6 +13,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 
 from rich.cells import cell_len, set_cell_size
 from rich.console import Console
@@ -111,7 +112,8 @@ def guard() -> None:
 
     def record(*args: object, **kwargs: object) -> logging.LogRecord:
         made = make(*args, **kwargs)
-        made.msg, made.args = printable(made.getMessage()), None
+        with suppress(Exception):  # its arguments do not fit: the handler says so
+            made.msg, made.args = printable(made.getMessage()), None
         if made.exc_info:
             made.exc_text = _escaped_lines(logging.Formatter().formatException(made.exc_info))
         return made
