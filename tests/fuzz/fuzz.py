@@ -14,13 +14,18 @@ from datetime import UTC, datetime
 from io import StringIO
 from pathlib import PurePosixPath, PureWindowsPath
 from string import whitespace
+from uuid import UUID
 
 import atheris
 
 with atheris.instrument_imports(include=["fennflow"]):
+    from fennflow.backends import ObjectKey
     from fennflow.cli.arriving import check_local_name
     from fennflow.cli.terminal import Terminal
-    from fennflow.config import ConfigDict
+    from fennflow.config import ConfigDict, ReconcileConfig
+    from fennflow.connectors import Location, StoredObject
+    from fennflow.engine.differences import Policy, judge
+    from fennflow.engine.stamps import stamp_of
     from fennflow.exceptions import FennFlowException
     from fennflow.files import ContentFactory, JsonContent, TextContent, UrlContent
     from fennflow.metadata import decode, encode
@@ -38,6 +43,14 @@ with atheris.instrument_imports(include=["fennflow"]):
     from fennflow.responses import ObjectInfo
     from fennflow.web import answer_for
 
+SESSION = "01890000-0000-7000-8000-000000000000"
+POLICY = Policy(
+    settings=ReconcileConfig(strategy="replace", orphans="adopt"),
+    filling=False,
+    dead_before=2e9,
+    session_id=SESSION,
+    catalog_id="c",
+)
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
 
@@ -119,6 +132,28 @@ def metadata(data: atheris.FuzzedDataProvider) -> None:
     found = decode({"fennflow_encoded": text, data.ConsumeUnicodeNoSurrogates(9): "other"})
     for name, value in found.items():
         (name + value).encode()
+    forged = {
+        f"fennflow_{name}": data.PickValueInList([value, data.ConsumeUnicode(60)])
+        for name, value in {"session": SESSION, "seq": "1", "catalog": "c", "type": "json"}.items()
+    }
+    beside = {data.ConsumeUnicode(9): data.ConsumeUnicode(40), **found, **forged}
+    stored = StoredObject(
+        location=Location("a"),
+        etag="e",
+        size=1,
+        media_type=data.ConsumeUnicode(30),
+        metadata=beside,
+        headers={"Cache-Control": data.ConsumeUnicode(20)},
+    )
+    stamp = stamp_of(stored)
+    assert stamp is None or 0 < stamp.seq < 1 << 63
+    assert stamp is None or str(UUID(stamp.session_id)) == stamp.session_id
+    verdict = judge(ObjectKey("bucket", "a"), stored, None, POLICY, seq=1)
+    record = None if verdict is None else verdict.record
+    if record is not None:
+        assert (record.content_type, record.sha256, record.seq) == (None, None, 1)
+        texts = {**record.metadata, **record.headers, record.media_type: ""}
+        assert "\0" not in "".join([*texts, *texts.values()]).encode().decode()
     with suppress(FennFlowException):
         given = {data.ConsumeUnicodeNoSurrogates(9).lower(): data.ConsumeUnicodeNoSurrogates(40)}
         assert decode(encode(given)) == given

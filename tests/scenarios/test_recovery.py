@@ -359,6 +359,9 @@ async def test_one_refusal_does_not_stop_the_clean_up_of_the_rest(
     for what in ("1 late writes to bucket", "Late writes to gone", "Leftovers in bucket"):
         assert sum(what in problem for problem in report.problems) == 1
         assert what in caplog.text
+    diagnosis = await Two.diagnose()
+    assert sum("a listing is refused" in problem for problem in diagnosis.problems) == 1
+    assert sum("gone cannot be used" in problem for problem in diagnosis.problems) == 1
     # No lock is left behind by those that could not be looked for.
     async with Two() as uow:
         await uow.files.put(text("mine", "z"))

@@ -153,6 +153,8 @@ class NamespaceDiagnosis:
         clock_skew: seconds that the store's clock is ahead of this machine's; None if it does
             not tell.
         error: what went wrong; None if nothing did.
+        unswept: why leftovers under the reserved prefix cannot be listed; None if they can.
+        lists_uploads: whether the store has a listing of unfinished multipart uploads.
     """
 
     capabilities: Capabilities | None = None
@@ -160,6 +162,8 @@ class NamespaceDiagnosis:
     latency: float = 0.0
     clock_skew: float | None = None
     error: str | None = None
+    unswept: str | None = None
+    lists_uploads: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

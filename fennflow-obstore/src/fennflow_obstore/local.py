@@ -318,7 +318,7 @@ def described(path: Path) -> dict[str, str]:
     """Return what stands beside the bytes; nothing for a file that others wrote."""
     try:
         found: object = json.loads(os.getxattr(path, ATTRIBUTE))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     if not isinstance(found, dict):
         return {}

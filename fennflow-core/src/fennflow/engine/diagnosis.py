@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -13,7 +13,7 @@ from fennflow.connectors import Deletion, Location, ObjectAttributes
 from fennflow.engine.concurrency import run_all
 from fennflow.engine.stamps import Stamp, made_by, stamped
 from fennflow.engine.stuck import unfinished
-from fennflow.exceptions import FennFlowException
+from fennflow.exceptions import ConnectorCapabilityException, FennFlowException
 from fennflow.reports import Diagnosis, NamespaceDiagnosis
 
 if TYPE_CHECKING:
@@ -68,9 +68,27 @@ async def _look(parts: Parts, namespace: str) -> NamespaceDiagnosis:
     skew = None
     if found is not None and found.modified_at is not None:
         skew = found.modified_at.timestamp() - time.time()
-    return NamespaceDiagnosis(
+    diagnosis = NamespaceDiagnosis(
         capabilities=capabilities, keeps_stamps=kept, latency=latency, clock_skew=skew
     )
+    prefix = f"{parts.config.reserved_prefix}/"
+    try:
+        await _first(parts.connector.list(namespace, prefix))
+        await _first(parts.connector.uploads(namespace, prefix))
+    except ConnectorCapabilityException:
+        return replace(diagnosis, lists_uploads=False)
+    except FennFlowException as error:
+        return replace(diagnosis, unswept=f"{type(error).__name__}: {error}")
+    return diagnosis
+
+
+async def _first(listing: AsyncIterator[object]) -> None:
+    """Ask for a listing, and for no more than its beginning."""
+    try:
+        await anext(listing, None)
+    finally:
+        if isinstance(listing, AsyncGenerator):
+            await listing.aclose()
 
 
 def _problems(seen: Mapping[str, NamespaceDiagnosis]) -> list[str]:
@@ -84,6 +102,11 @@ def _problems(seen: Mapping[str, NamespaceDiagnosis]) -> list[str]:
                 f"{namespace} loses metadata whose names have underscores, so that objects cannot "
                 "tell whose they are. If a proxy drops such headers, let them pass (nginx: "
                 "underscores_in_headers on)."
+            )
+        if found.unswept is not None:
+            problems.append(
+                f"What dead processes leave in {namespace} cannot be found and deleted, since a "
+                f"listing is refused: {found.unswept}"
             )
         if found.clock_skew is not None and abs(found.clock_skew) > MUCH_SKEW:
             problems.append(
@@ -105,6 +128,11 @@ def _advice(parts: Parts, diagnosis: Diagnosis) -> list[str]:
         advice.append("The backend serves one machine. Use PostgreSQL if several use the buckets.")
     for namespace, found in diagnosis.namespaces.items():
         capabilities = found.capabilities
+        if not found.lists_uploads:
+            advice.append(
+                f"{namespace} does not list unfinished multipart uploads: those of dead processes "
+                "stay. Let a lifecycle rule of the store abort them."
+            )
         if capabilities is None or capabilities.versioned:
             continue
         if not capabilities.conditional_create:
