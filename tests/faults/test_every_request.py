@@ -69,7 +69,7 @@ async def everything(store: Store, uow_class: type[FullUOW], folder: str = "") -
     if folder:
         objects |= await store.objects(".fennflow/")
     async with uow_class() as uow:
-        paths = await uow.files.at(folder).list()
+        paths = await (uow.files.at(folder) if folder else uow.files).list()
         assert {file.path: file.data for file in await uow.files.get(*paths)} == objects
     return {key.removeprefix(f"{folder}/"): body for key, body in objects.items()}
 

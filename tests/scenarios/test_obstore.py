@@ -39,7 +39,7 @@ from fennflow.exceptions import (
 from fennflow.files import StreamContent, TextContent
 from fennflow.testing import Fault, S3Request, S3Server
 from fennflow_obstore import local
-from fennflow_obstore.errors import exception_for
+from fennflow_obstore.errors import exception_for, translated
 from fennflow_obstore.stores import Stores
 from stores import OBSTORES, Store, make_store, obstore_config, raw_client, s3_config
 
@@ -182,17 +182,45 @@ async def test_a_request_that_was_sent_again_says_so(s3: Store) -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [{"endpoint": "not a url"}, {"region": "us-east-1\n"}, {"session_token": "t\n"}]
+    ("name", "value", "reason"),
+    [
+        ("endpoint", "not a url", "endpoint must be"),
+        ("AWS_ENDPOINT_URL", "localhost:9000", "must be an http"),
+        ("endpoint", "http://", "must be an http"),
+        ("region", "us-east-1\n", "region must not hold control"),
+        ("session_token", "very secret\n", "session_token must not hold control"),
+    ],
 )
-async def test_a_panic_of_rust_is_an_exception_of_ours(options: dict[str, str]) -> None:
-    """It would pass every `except Exception`, and leave open what became of the write."""
-    server = S3Server("http://127.0.0.1:9", "key", "very secret")
-    known = obstore_config(server).options
-    config = obstore_config(server, options={**known, **options}, max_attempts=1)
-    async with Store(config, "bucket").connector() as connector:
-        with pytest.raises(FennFlowException) as caught:
-            await connector.put("bucket", "a", b"1", TEXT)
+def test_an_option_at_which_obstore_would_panic_is_refused(
+    name: str, value: str, reason: str
+) -> None:
+    with pytest.raises(ConfigException, match=reason) as caught:
+        ObstoreConnectorConfig(url="s3://", options={name: value})
     assert "very secret" not in "".join(traceback.format_exception(caught.value))
+
+
+async def test_options_of_which_no_store_can_be_made_are_refused_before_any_request() -> None:
+    options = {"nonsense": "1"}
+    for config in (
+        ObstoreConnectorConfig(url="s3://", options=options),
+        ObstoreConnectorConfig(url="s3://", client_options=options),
+    ):
+        store = Store(config, "bucket")
+        with pytest.raises(ConfigException, match="nonsense"):
+            async with store.connector():
+                raise AssertionError
+
+
+class RustPanic(BaseException):
+    """What pyo3 raises is called so, or PanicException, which is not an `Exception`."""
+
+
+def test_a_panic_of_rust_is_an_exception_of_ours() -> None:
+    """It would pass every `except Exception`, and leave open what became of the write."""
+    with pytest.raises(ConnectorUnavailableException, match="failed inside") as caught:
+        with translated("put", "bucket/a", writes=True):
+            raise RustPanic
+    assert caught.value.ambiguous
 
 
 async def test_requests_give_up(s3: Store) -> None:

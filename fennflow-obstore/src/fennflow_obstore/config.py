@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from fennflow.connectors import Capabilities
 
 MiB = 1 << 20
+_ENDPOINT = re.compile(r"^(?!use_|.*_use_).*(endpoint|endpoint_url|base_url)$")
+_HTTP = re.compile(r"https?://[^\s/?#]+[^\s]*$")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _URL = re.compile(r"\s*[A-Za-z][A-Za-z0-9+.-]*://")
 SCHEMES = frozenset({"s3", "s3a", "gs", "az", "adl", "azure", "abfs", "abfss", "file", "memory"})
 
@@ -105,10 +108,20 @@ class ObstoreConnectorConfig(ConnectorConfig):
 
     @field_validator("options")
     @classmethod
-    def _no_credentials(cls, options: Mapping[str, SecretStr]) -> Mapping[str, SecretStr]:
-        for name, value in options.items():
-            if _URL.match(value.get_secret_value()) and "@" in value.get_secret_value():
+    def _usable(cls, options: Mapping[str, SecretStr]) -> Mapping[str, SecretStr]:
+        for name, secret in options.items():
+            value = secret.get_secret_value()
+            if _URL.match(value) and "@" in value:
                 message = f"{name} must not hold credentials; use options such as access_key_id"
+                raise ValueError(message)
+            # obstore takes these, and panics at the first request.
+            if _ENDPOINT.search(name.lower()) and not _HTTP.match(value):
+                message = f"{name} must be an http:// or https:// URL with a host"
+                raise ValueError(message)
+            if _CONTROL.search(value) and not value.lstrip().startswith("{"):
+                message = (
+                    f"{name} must not hold control characters, such as a line break at its end"
+                )
                 raise ValueError(message)
         return options
 

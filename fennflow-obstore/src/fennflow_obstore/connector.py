@@ -93,7 +93,9 @@ class ObstoreConnector(Connector):
 
     @override
     async def open(self) -> None:
-        """Do nothing: stores open when they are first used."""
+        """Try whether the options make a store; those of namespaces open when they are first used."""
+        if self._config.scheme not in {"file", "memory"}:
+            self._stores.of("options", "writing")
 
     @override
     async def aclose(self) -> None:

@@ -37,8 +37,8 @@ from fennflow_s3.client import client_context, connections_of, translated
 from fennflow_s3.copying import complete_copy, copy_parts, named, taken_along
 from fennflow_s3.deleting import (
     delete_batch,
-    delete_directories,
     delete_one,
+    delete_with_directories,
     named_by,
     null_version,
 )
@@ -311,10 +311,9 @@ class S3Connector(Connector):
                 else each
                 for each in deletions
             ]
-        report = await delete_batch(self._client, namespace, deletions)
         if capabilities.keeps_directories:
-            await delete_directories(self._client, namespace, deletions)
-        return report
+            return await delete_with_directories(self._client, namespace, deletions)
+        return await delete_batch(self._client, namespace, deletions)
 
     @override
     async def list(

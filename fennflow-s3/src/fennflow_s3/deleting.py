@@ -59,15 +59,51 @@ async def delete_batch(
         absent = isinstance(error, ConnectorCapabilityException)
         if error.ambiguous or not (absent or len(deletions) == 1):
             raise
-    limit = asyncio.Semaphore(AT_ONCE)
+    return await _delete_each(client, namespace, deletions)
 
-    async def alone(deletion: Deletion) -> DeletionReport:
+
+async def delete_with_directories(
+    client: S3Client, namespace: str, deletions: Sequence[Deletion]
+) -> DeletionReport:
+    """Delete from a server whose batches leave empty directories behind.
+
+    A deletion by itself takes along the directories that it leaves empty. So the last key of each
+    directory is deleted so. To delete the directory by its name would delete a file that was put in
+    its place meanwhile.
+    """
+    last = {each.location.key.rpartition("/")[0]: index for index, each in enumerate(deletions)}
+    alone = {index for parent, index in last.items() if parent}
+    errors: list[BaseConnectorException | None] = [None] * len(deletions)
+    retried = False
+    together = [index for index in range(len(deletions)) if index not in alone]
+    for indexes, delete in ((together, delete_batch), (sorted(alone), _delete_each)):
+        if indexes:
+            report = await delete(client, namespace, [deletions[index] for index in indexes])
+            retried = retried or report.retried
+            for index, error in zip(indexes, report.errors, strict=True):
+                errors[index] = error
+    return DeletionReport(errors=errors, retried=retried)
+
+
+async def _delete_each(
+    client: S3Client, namespace: str, deletions: Sequence[Deletion]
+) -> DeletionReport:
+    limit = asyncio.Semaphore(AT_ONCE)
+    failures: list[BaseConnectorException] = []
+
+    async def alone(deletion: Deletion) -> DeletionReport | None:
         async with limit:
-            return await delete_one(client, namespace, deletion)
+            try:
+                return await delete_one(client, namespace, deletion)
+            except BaseConnectorException as error:
+                failures.append(error)
+                return None
 
     async with asyncio.TaskGroup() as group:
         tasks = [group.create_task(alone(each)) for each in deletions]
-    reports = [task.result() for task in tasks]
+    if failures:
+        raise failures[0]
+    reports = [report for task in tasks if (report := task.result()) is not None]
     return DeletionReport(
         errors=[error for report in reports for error in report.errors],
         retried=any(report.retried for report in reports),
@@ -122,16 +158,6 @@ async def delete_one(client: S3Client, namespace: str, deletion: Deletion) -> De
         obstacle = await _obstacle(client, namespace, deletion, error)
         return DeletionReport(errors=[obstacle], retried=error.retried)
     return DeletionReport(errors=[None], retried=attempts.lost)
-
-
-async def delete_directories(
-    client: S3Client, namespace: str, deletions: Sequence[Deletion]
-) -> None:
-    """Delete directories that are empty now; such servers ignore it where they are not."""
-    parents = {deletion.location.key.rpartition("/")[0] for deletion in deletions}
-    with translated("delete empty directories of", namespace):
-        for parent in sorted(parents - {""}):
-            await client.delete_object(Bucket=namespace, Key=f"{parent}/")
 
 
 async def _obstacle(

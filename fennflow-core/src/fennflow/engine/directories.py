@@ -128,8 +128,7 @@ async def _check_store(tx: Transaction, namespace: str, keys: Sequence[str]) -> 
         listed = tx.connector.list(namespace, f"{key}/")
         async with tx.slots, aclosing(cast("AsyncGenerator[StoredObject]", listed)) as found:
             async for each in found:
-                if not each.location.key.endswith("/"):  # an empty directory gives way
-                    raise _excluded(namespace, key, each.location.key)
+                raise _excluded(namespace, key, each.location.key)
 
     await run_all(tx.config.max_concurrency, below, keys)
 

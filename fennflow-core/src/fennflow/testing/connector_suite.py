@@ -27,7 +27,12 @@ from fennflow.connectors import (
     Location,
     ObjectAttributes,
 )
-from fennflow.exceptions import MetadataException, NoSuchKeyException, PreconditionFailedException
+from fennflow.exceptions import (
+    BaseConnectorException,
+    MetadataException,
+    NoSuchKeyException,
+    PreconditionFailedException,
+)
 from fennflow.files import BinaryContent, JsonContent, TextContent
 from fennflow.repositories import CrudRepository, RepoField
 from fennflow.testing.stream_suite import TEXT, StreamSuite, Target, keys, opened, require
@@ -113,6 +118,31 @@ class ConnectorSuite(StreamSuite):
                 location = Location("a")
                 got = await connector.get(target.namespace, location, if_match=second.etag)
                 assert got[1] == b"2"
+
+        asyncio.run(scenario())
+
+    @pytest.mark.parametrize(("first", "second"), [("a", "a/b"), ("a/b", "a")])
+    def test_a_key_below_another_one_is_held_or_refused_as_the_capabilities_say(
+        self, target: Target, first: str, second: str
+    ) -> None:
+        async def scenario() -> None:
+            async with opened(target) as connector:
+                namespace = target.namespace
+                hierarchical = (await connector.capabilities(namespace)).hierarchical
+                await connector.put(namespace, first, b"1", TEXT)
+                # What is not there is not there, and deleting it is no error.
+                assert await connector.head(namespace, Location(second)) is None
+                gone = await connector.delete(namespace, [Deletion(location=Location(second))])
+                assert list(gone.errors) == [None]
+                try:
+                    await connector.put(namespace, second, b"2", TEXT)
+                except BaseConnectorException:
+                    assert hierarchical, "Capabilities.hierarchical has to say so"
+                    assert await keys(connector, namespace) == [first]
+                else:
+                    assert not hierarchical
+                    assert await keys(connector, namespace) == sorted([first, second])
+                assert (await connector.get(namespace, Location(first)))[1] == b"1"
 
         asyncio.run(scenario())
 
