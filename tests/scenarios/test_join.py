@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncGenerator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -506,6 +506,25 @@ async def test_the_end_of_a_savepoint_around_the_block_is_not_missed(joint: Join
                     await nested.rollback()
     assert await joint.files() == set()
     assert await joint.rows() == {"a"}
+
+
+@pytest.mark.parametrize("fails", [False, True])
+async def test_a_unit_of_work_inside_another_one_of_the_same_session_ends_with_it(
+    joint: Joint, *, fails: bool
+) -> None:
+    """As where a function that joins the caller's session is called inside the caller's block."""
+    names = () if fails else ("a", "b")
+    with pytest.raises(ZeroDivisionError) if fails else nullcontext():
+        async with joint.session() as session, joint.uow_class(join=session) as outer:
+            session.add(Letter(name="a"))
+            await outer.files.put(text("Dear Ann", "a"))
+            async with joint.uow_class(join=session) as inner:
+                session.add(Letter(name="b"))
+                await inner.files.put(text("Dear Bob", "b"))
+            assert await joint.rows() == set()
+            if fails:
+                raise ZeroDivisionError
+    await joint.check(*names)
 
 
 async def test_a_savepoint_inside_the_block_may_be_rolled_back(joint: Joint) -> None:

@@ -40,6 +40,9 @@ if TYPE_CHECKING:
 
 Pivot = Callable[[AsyncConnection, SessionToken, Commit], Awaitable[None]]
 
+_JOINED = "joined by a unit of work of FennFlow's"
+"""Key in the `info` of a session that an open unit of work has joined, and ends."""
+
 _SAVEPOINT = re.compile(
     r"\s*(?P<verb>SAVEPOINT|RELEASE(\s+SAVEPOINT)?|ROLLBACK(\s+\w+)?\s+TO(\s+SAVEPOINT)?)\s+"
     r"(?P<name>\S+?)\s*;?\s*",
@@ -185,6 +188,8 @@ class UserTransaction(JoinedTransaction):
             raise ConfigException(message)
         if self._surrounds:
             self._root = _root_of(connection)
+        elif isinstance(self._transaction, AsyncSession):
+            self._transaction.sync_session.info[_JOINED] = True
         self._watch_from(_sync(connection))
         self._listen(connection)
 
@@ -211,6 +216,8 @@ class UserTransaction(JoinedTransaction):
         self._unwatch()
         self._begins()
         self._begins = _nothing
+        if isinstance(self._transaction, AsyncSession) and not self._surrounds:
+            self._transaction.sync_session.info.pop(_JOINED, None)
 
     def _unwatch(self) -> str | None:
         """Watch no longer, and return how the transaction has ended, if it has."""
@@ -331,8 +338,8 @@ class UserTransaction(JoinedTransaction):
 def _has_begun(transaction: AsyncSession | AsyncConnection) -> bool:
     if isinstance(transaction, AsyncConnection):
         return transaction.in_transaction()
-    if transaction.in_nested_transaction():
-        return True  # whatever began the outer one, the savepoint's own block ends it
+    if transaction.in_nested_transaction() or _JOINED in transaction.sync_session.info:
+        return True  # the block of the savepoint, or of the outer unit of work, ends it
     root = transaction.sync_session.get_transaction()
     return root is not None and root.origin is SessionTransactionOrigin.BEGIN
 
