@@ -52,11 +52,11 @@ def script() -> Script:
     return Script()
 
 
-async def seeded(store: Store, script: Script) -> type[FullUOW]:
+async def seeded(store: Store, script: Script, **settings: object) -> type[FullUOW]:
     backend = faults.FaultyBackendConfig(
         inner=InMemoryBackendConfig(name=f"f{next(numbers)}"), faults=faults.Scripted(script)
     )
-    uow_class = store.uow(backend=backend, lock_timeout=0.0)
+    uow_class = store.uow(**{"backend": backend, "lock_timeout": 0.0, **settings})
     async with uow_class() as uow:
         await uow.files.put(text("old a", "a"), text("old b", "b"))
     return uow_class
@@ -100,6 +100,7 @@ async def test_an_outcome_that_cannot_be_learnt_is_told_and_nothing_is_touched(
             await change(uow_class)
         assert isinstance(caught.value.__cause__, DatabaseGoneError)
         script.fails = lambda _phase, _operation: False
+        await uow_class.recover()
         async with uow_class() as uow:
             assert await uow.files.list() == ["a", "b"]
             assert (await uow.files.get("a")).one().data == b"old a"
@@ -142,6 +143,7 @@ async def test_a_backend_that_fails_after_the_pivot_does_not_fail_the_commit(
         script.fails = lambda phase, each: (phase, each) == ("before", operation)
         await change(uow_class)
         script.fails = lambda _phase, _operation: False
+        await uow_class.recover()
         async with uow_class() as uow:
             assert await uow.files.list() == ["a", "c"]
             assert (await uow.files.get("a")).one().data == b"new a"
@@ -196,13 +198,13 @@ async def test_validated_reads_fail_the_commit_if_they_changed(store: Store) -> 
     assert (await store.objects())["written"] == b"3"
 
 
-async def test_whoever_waits_for_a_lock_has_what_holds_it_settled(
+async def test_whoever_waits_for_a_lock_gets_it_when_what_holds_it_is_settled(
     script: Script, request: pytest.FixtureRequest
 ) -> None:
-    """P9: what was left over is tried again, at once where somebody waits for its keys."""
+    """P9: what was left over is tried again in the background."""
     store = await make_store("memory", request)
     with plugins.override(faults):
-        uow_class = await seeded(store, script)
+        uow_class = await seeded(store, script, lock_timeout=5.0)
         async with uow_class() as uow:
             script.fails = lambda phase, each: (phase, each) == ("before", "settle")
             async with uow_class() as other:

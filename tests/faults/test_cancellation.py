@@ -59,13 +59,13 @@ def faulty_store(
 
 async def seed(uow_class: type[FullUOW], folder: str = "") -> None:
     async with uow_class() as uow:
-        files = uow.files.at(folder)
+        files = uow.files.at(folder) if folder else uow.files
         await files.put(*(text(body.decode(), key) for key, body in BEFORE.items()))
 
 
 async def change(uow_class: type[FullUOW], folder: str = "") -> None:
     async with uow_class() as uow:
-        files = uow.files.at(folder)
+        files = uow.files.at(folder) if folder else uow.files
         await files.put(text("new a", "a"), text("new d", "d"), text("new e", "e"))
         await files.delete("b")
         await files.put(text("newer d", "d"), text("new b", "b"))
@@ -90,7 +90,7 @@ AFTER = {
 
 async def seen_by_fennflow(uow_class: type[FullUOW], folder: str = "") -> dict[str, bytes]:
     async with uow_class() as uow:
-        paths = await uow.files.at(folder).list()
+        paths = await (uow.files.at(folder) if folder else uow.files).list()
         return {file.path or "": file.data for file in await uow.files.get(*paths)}
 
 

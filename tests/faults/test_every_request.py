@@ -171,10 +171,11 @@ async def test_a_server_that_stays_away_while_undoing_is_told_and_masks_nothing(
     store.server.fault = lambda _: None
     [note] = caught.value.__notes__
     assert "is not undone completely" in note
+    await uow_class.recover()
     async with uow_class() as uow:
         assert await uow.files.list() == list(BEFORE)
         assert (await uow.files.get("a")).one().data == b"old a"
-    # That unit of work has finished the undoing, and the keys are free when the doubt is over.
+    # Recovery has finished the undoing, and the keys are free when the doubt is over.
     assert await everything(store, uow_class) == BEFORE
     async with uow_class() as uow:
         await uow.files.put(text("newer a", "a"), text("newer d", "d"))
@@ -195,10 +196,10 @@ async def test_a_server_that_stays_away_after_the_pivot_does_not_fail_the_commit
         )
     store.server.fault = lambda _: None
     assert "is committed, and will be applied later" in caplog.text
+    await uow_class.recover()
     async with uow_class() as uow:
         assert await uow.files.list() == ["a", "c", "d", "m", "n"]
         assert (await uow.files.get("a")).one().data == b"new a"
-    # The next unit of work has finished it.
     assert await everything(store, uow_class) == UNMOVED | {
         "a": b"new a",
         "d": b"new d",

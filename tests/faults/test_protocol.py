@@ -264,6 +264,7 @@ async def test_a_deletion_that_is_refused_for_one_key_is_not_overlooked(
     async with uow_class() as uow:
         await uow.files.delete("a")
     assert "will be applied later: bucket/a may not be deleted." in caplog.text
+    await uow_class.recover()
     async with uow_class() as uow:
         assert await uow.files.list() == []
     assert await scene.inner.objects() == {}

@@ -11,11 +11,13 @@ import pickle
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Generator
+from collections import Counter
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Generator
 from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 from datetime import datetime
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import uuid_utils
@@ -459,3 +461,115 @@ def test_a_program_without_lifespan_ends_without_a_warning(site: Site) -> None:
         timeout=100,
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+class Leftovers:
+    """Units of work that cannot be undone, since the store does not answer.
+
+    Attributes:
+        undone: how often the undoing of each was begun.
+    """
+
+    def __init__(self, store: Store, **settings: Any) -> None:
+        self.undone: Counter[str] = Counter()
+        self.hangs = True
+        self.fails = False
+        connector = faults.FaultyConnectorConfig(
+            inner=store.config, faults=faults.Scripted(self._script)
+        )
+        faulty = replace(store, config=connector, settings={"compensation_timeout": 0.3})
+        self.uow_class = faulty.uow(**settings)
+
+    async def _script(self, when: str, operation: str, key: str) -> None:
+        if (when, operation) == ("before", "delete"):
+            self.undone[key] += 1
+            if self.fails:
+                message = "not now"
+                raise AccessDeniedException(message)
+            if self.hangs:
+                await asyncio.Event().wait()
+
+    async def leave(self, *names: str) -> None:
+        async def one(name: str) -> None:
+            async with self.uow_class() as uow:
+                await uow.files.put(text("1", name))
+                written.release()
+                await asyncio.Event().wait()
+
+        written = asyncio.Semaphore(0)
+        tasks = [asyncio.create_task(one(name)) for name in names]
+        for _ in names:
+            await written.acquire()
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+
+
+@pytest.fixture
+async def memory(request: pytest.FixtureRequest) -> AsyncGenerator[Store]:
+    with plugins.override(faults):
+        yield await make_store("memory", request)
+
+
+async def test_what_is_left_over_delays_neither_opening_nor_closing(memory: Store) -> None:
+    """P26, P27: all of it has one time limit at the end, and none at the beginning."""
+    left = Leftovers(memory)
+    async with asyncio.timeout(10):
+        async with left.uow_class.lifespan():
+            await left.leave(*map(str, range(12)))
+            async with asyncio.timeout(0.2), left.uow_class() as uow:
+                assert await uow.files.list() == []
+            begun = time.monotonic()
+        assert time.monotonic() - begun < 12 * 0.3 / 2
+
+
+async def test_who_waits_for_a_lock_waits_no_longer_than_it_may(memory: Store) -> None:
+    """Whatever recovery does meanwhile."""
+    left = Leftovers(memory, lock_timeout=0.1)
+    await left.leave("a")
+    with pytest.raises(RecordLockedException):
+        async with asyncio.timeout(0.25), left.uow_class() as uow:
+            await uow.files.put(text("2", "a"))
+    left.hangs = False
+
+
+async def test_who_waits_for_a_lock_does_not_have_tried_earlier_what_fails(memory: Store) -> None:
+    """P9: nothing is sent to a store that refuses before the pause is over."""
+    left = Leftovers(memory, lock_timeout=0.0)
+    left.fails = True
+    with pytest.raises(ZeroDivisionError):
+        async with left.uow_class() as uow:
+            await uow.files.put(text("1", "a"))
+            raise ZeroDivisionError
+
+    async def tried_again() -> bool:
+        return left.undone["a"] == 2
+
+    await eventually(tried_again)
+    for _ in range(5):
+        with pytest.raises(RecordLockedException):
+            async with left.uow_class() as uow:
+                await uow.files.put(text("2", "a"))
+        await asyncio.sleep(0)
+    assert left.undone["a"] == 2
+    left.fails = left.hangs = False
+    assert (await left.uow_class.recover()).compensated == 1
+    async with left.uow_class() as uow:
+        await uow.files.put(text("2", "a"))
+
+
+async def test_what_hangs_does_not_hold_up_what_is_left_over_beside_it(memory: Store) -> None:
+    left = Leftovers(memory)
+    await left.leave("a")
+    left.fails = True
+    with pytest.raises(ZeroDivisionError):
+        async with left.uow_class() as uow:
+            await uow.files.put(text("1", "b"))
+            left.hangs = False
+            raise ZeroDivisionError
+    left.fails = False
+
+    async def settled() -> bool:
+        return [each.paths for each in await left.uow_class.sessions()] == [["bucket/a"]]
+
+    await eventually(settled)

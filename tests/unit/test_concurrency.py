@@ -188,3 +188,24 @@ async def test_a_call_that_fails_as_it_is_broken_off_raises_what_it_failed_with(
     await asyncio.wait({failing, ending})
     assert isinstance(failing.exception(), ZeroDivisionError)
     assert ending.result() == 0
+
+
+async def test_a_turn_can_be_brought_forward_and_asked_for_while_another_is_under_way() -> None:
+    turns = 0
+    twice = asyncio.Event()
+
+    async def work() -> bool:
+        nonlocal turns
+        turns += 1
+        if turns == 1:
+            periodic.start(delay=0.0)
+        else:
+            twice.set()
+        return False
+
+    periodic = Periodic(3600.0, work)
+    periodic.start()
+    periodic.start(delay=0.0)
+    async with asyncio.timeout(5):
+        await twice.wait()
+    await periodic.aclose()

@@ -240,14 +240,26 @@ class Periodic:
         self._work = work
         self._timer: asyncio.TimerHandle | None = None
         self._task: asyncio.Task[None] | None = None
+        self._next: float | None = None
         self._closed = False
 
     def start(self, delay: float | None = None) -> None:
-        """See to it that a turn is due within the interval, or the delay."""
-        if self._timer is None and self._task is None and not self._closed:
-            loop = asyncio.get_running_loop()
-            delay = self._interval if delay is None else delay
-            self._timer = loop.call_later(delay, self._turn, loop, context=Context())
+        """See to it that a turn begins within the interval, or the delay.
+
+        If a turn is under way that means another one, after it.
+        """
+        if self._closed:
+            return
+        loop = asyncio.get_running_loop()
+        due = loop.time() + (self._interval if delay is None else delay)
+        if self._task is not None:
+            self._next = due if self._next is None else min(due, self._next)
+            return
+        if self._timer is not None:
+            if self._timer.when() <= due:
+                return
+            self._timer.cancel()
+        self._timer = loop.call_at(due, self._turn, loop, context=Context())
 
     async def aclose(self) -> None:
         """Cancel a turn under way, and have no other."""
@@ -268,5 +280,8 @@ class Periodic:
             again = await self._work()
         finally:
             self._task = None
+            due, self._next = self._next, None
             if again:
                 self.start()
+            if due is not None:
+                self.start(max(0.0, due - asyncio.get_running_loop().time()))

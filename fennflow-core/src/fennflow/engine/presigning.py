@@ -96,10 +96,10 @@ async def _settled(tx: Transaction, namespace: str, keys: Sequence[str]) -> Sequ
         moving = [record for record in records if record.location.key != record.key]
         if not moving:
             return [record.location for record in records]
-        if not await tx.free_locks():
-            if loop.time() >= deadline:
-                raise _on_its_way(moving)
-            await asyncio.sleep(PAUSE)
+        tx.free_locks()
+        if loop.time() >= deadline:
+            raise _on_its_way(moving)
+        await asyncio.sleep(PAUSE)
 
 
 def _on_its_way(moving: Sequence[Record]) -> RecordLockedException:

@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Coroutine, Sequence
+from contextvars import Context
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from typing import Any
 
 from fennflow.backends import (
     Decision,
@@ -22,7 +25,7 @@ from fennflow.backends import (
     Tombstone,
 )
 from fennflow.engine.callbacks import Aftermaths, Callbacks
-from fennflow.engine.concurrency import Periodic, run_all
+from fennflow.engine.concurrency import Periodic
 from fennflow.engine.finish import finish
 from fennflow.engine.garbage import bury, sweep
 from fennflow.engine.leases import Lease, clock
@@ -38,10 +41,16 @@ CLAIMED_AT_ONCE = 100
 SETTLED_AT_ONCE = 8
 PATIENCE = 0.5
 """Seconds to wait for an open transaction that holds a decision (P5)."""
-LOOK_EVERY = 0.05
+WAITED_EVERY = 0.05
 """Seconds between two looks whether a user's transaction that holds a decision has ended."""
-MOST_DOUBLINGS = 3
-"""Of `recovery_interval`, as the pause after one more attempt that failed."""
+LOOK_EVERY = 1.0
+"""Seconds between two looks, while sessions wait for locks, whether a lock's holder is dead by now."""
+FIRST_PAUSE = 1.0
+"""Seconds after the first attempt that failed; twice as long after each further one."""
+LONGEST_PAUSE = 8
+"""Times `recovery_interval`."""
+
+_Attempt = asyncio.Task[Outcome | None]
 
 
 @dataclass(slots=True, kw_only=True)
@@ -94,14 +103,21 @@ class Recovery:
     namespaces: set[str] = field(default_factory=set[str])
     aftermaths: Aftermaths = field(default_factory=Aftermaths)
     _own: dict[str, Unsettled] = field(default_factory=dict[str, Unsettled])
+    _attempts: dict[str, _Attempt] = field(default_factory=dict[str, _Attempt])
+    _taken: set[_Attempt] = field(default_factory=set[_Attempt])
+    _slots: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(SETTLED_AT_ONCE))
+    _claiming: asyncio.Lock = field(default_factory=asyncio.Lock)
+    _cleaning: asyncio.Lock = field(default_factory=asyncio.Lock)
     _sweep_due: float = 0.0
-    _working: asyncio.Lock = field(default_factory=asyncio.Lock)
+    _look_due: float = 0.0
     _turns: Periodic = field(init=False)
     _looks: Periodic = field(init=False)
+    _retries: Periodic = field(init=False)
 
     def __post_init__(self) -> None:
         self._turns = Periodic(self.parts.config.recovery_interval, self._turn)
         self._looks = Periodic(LOOK_EVERY, self._look)
+        self._retries = Periodic(WAITED_EVERY, self._retry)
 
     def start(self) -> None:
         """Run at once in the background, and from then on at intervals."""
@@ -110,61 +126,57 @@ class Recovery:
         self._turns.start(delay=0.0)
 
     async def aclose(self) -> None:
-        """Try the own sessions once more; what is left then is other processes' to claim."""
-        await self._turns.aclose()
-        await self._looks.aclose()
-        await self.settle(now=True)
-        await self.aftermaths.aclose(self.parts.config.compensation_timeout)
+        """Try the own sessions once more, side by side, for `compensation_timeout` in all.
+
+        What is left then is other processes' to claim.
+        """
+        for each in (self._turns, self._looks, self._retries):
+            await each.aclose()
+        grace = self.parts.config.compensation_timeout
+        attempts = {*self._begin_own(now=True), *self._taken}
+        if attempts:
+            _, late = await asyncio.wait(attempts, timeout=grace)
+            for attempt in late:
+                attempt.cancel()
+            if late:
+                await asyncio.wait(late)
+        if self._own:
+            tell(
+                logging.WARNING,
+                "Not settled when the engine was closed, and left to the next process: %s",
+                ", ".join(self._own),
+                rule="P9",
+            )
+        await self.aftermaths.aclose(grace)
 
     def add(self, unsettled: Unsettled) -> None:
-        """Take over a session of this process; the next attempt is due at once."""
+        """Take over a session of this process; the next attempt begins at once."""
         self._own[unsettled.lease.token.session_id] = unsettled
-        if unsettled.joined is not None:
-            self._looks.start()
+        self._retries.start(delay=WAITED_EVERY if unsettled.waits else 0.0)
 
-    async def settle(self, *, now: bool = False) -> bool:
-        """Try to settle this process's own sessions; what fails is logged, and tried again later.
+    def free_locks(self) -> None:
+        """Look soon for sessions whose owner is gone: another session waits for a lock.
 
-        The caller waits for `compensation_timeout` at most; what is done by then stays done.
-
-        Args:
-            now: whether to try although an attempt failed a moment ago.
-
-        Returns:
-            whether any was settled, so that locks are free.
+        Who waits does not do it, so that its own time limit holds. What failed to be settled is not
+        tried earlier for it.
         """
-        if not self._own or self._working.locked():
-            return False
-        async with self._working:
-            try:
-                async with asyncio.timeout(self.parts.config.compensation_timeout):
-                    return bool(await self._settle_own(now=now))
-            except TimeoutError as error:
-                for each in self._own.values():
-                    self._postpone(each, error)
-                return False
-
-    async def free_locks(self) -> bool:
-        """Settle what is due: another session waits for a lock.
-
-        Returns:
-            whether any session was settled.
-        """
-        if self._working.locked():
-            return False
-        async with self._working:
-            own = await self._settle_own()
-            return any([*own, *await self._settle_claimed()])
+        now = asyncio.get_running_loop().time()
+        if now >= self._look_due:
+            self._look_due = now + LOOK_EVERY
+            self._looks.start(delay=0.0)
 
     async def run(self, namespaces: Collection[str]) -> RecoveryReport:
-        """Settle, bury and sweep everything that is due.
+        """Settle, bury and sweep everything that there is, due or not.
 
         Args:
             namespaces: to sweep, besides those that the engine has used.
         """
         self.namespaces.update(namespaces)
-        async with self._working:
-            report = await self._run(sweeping=True, now=True)
+        own = self._begin_own(now=True)
+        claimed = {*await self._claim(), *self._taken}
+        if own or claimed:
+            await asyncio.wait({*own, *claimed})
+        report = await self._clean(own, claimed, sweeping=True)
         # Others may hold the lease of what fails, so that no attempt of this one says so.
         left = await unfinished(self.parts.backend)
         pending = max(report.pending, len(left))
@@ -172,59 +184,91 @@ class Recovery:
 
     async def _turn(self) -> bool:
         try:
-            async with self._working:
-                await self._run(sweeping=asyncio.get_running_loop().time() >= self._sweep_due)
+            claimed = await self._claim()
+            if claimed:
+                await asyncio.wait(claimed, timeout=self.parts.config.compensation_timeout)
+            due = asyncio.get_running_loop().time() >= self._sweep_due
+            await self._clean((), claimed, sweeping=due)
         except Exception as error:  # noqa: BLE001 - logged, and tried again
-            tell(
-                logging.WARNING,
-                "Recovery failed, and will be tried again: %r",
-                error,
-                rule="P26",
-            )
+            _log_failed(error)
         return True
 
     async def _look(self) -> bool:
-        """Settle sessions whose joined transaction has ended; go on while there are such."""
-        if not all(each.waits for each in self._joined()):
-            await self.settle()
-        return bool(self._joined())
+        """Claim what dead processes left; somebody waits for it."""
+        try:
+            await self._claim()
+        except Exception as error:  # noqa: BLE001 - logged, and tried again
+            _log_failed(error)
+        return False
 
-    def _joined(self) -> Sequence[Unsettled]:
-        return [each for each in self._own.values() if each.joined is not None]
+    async def _retry(self) -> bool:
+        """Begin the attempts that are due; go on while sessions wait for a joined transaction."""
+        self._begin_own()
+        now = asyncio.get_running_loop().time()
+        pauses = [
+            each.due - now
+            for session_id, each in self._own.items()
+            if not each.waits and session_id not in self._attempts
+        ]
+        if pauses:
+            self._retries.start(delay=max(0.0, min(pauses)))
+        return any(each.waits for each in self._own.values())
 
-    async def _run(self, *, sweeping: bool, now: bool = False) -> RecoveryReport:
-        outcomes = [*await self._settle_own(now=now), *await self._settle_claimed()]
+    async def _clean(
+        self, own: Collection[_Attempt], claimed: Collection[_Attempt], *, sweeping: bool
+    ) -> RecoveryReport:
+        """Look after late writes, sweep, and report it with what became of attempts."""
+        outcomes = [_outcome(each) for each in (*own, *claimed)]
+        waiting = [each for each in claimed if _outcome(each) is None]
         problems: list[str] = []
-        report = RecoveryReport(
-            rolled_forward=outcomes.count(Outcome.COMMITTED),
-            compensated=outcomes.count(Outcome.ABORTED),
-            pending=outcomes.count(None) + len(self._own),
-            buried=await bury(self.parts, problems),
-        )
-        if sweeping:
-            self._sweep_due = asyncio.get_running_loop().time() + self.parts.config.doubt_period
-            for namespace in sorted(self.namespaces):
-                objects, uploads = await sweep(self.parts, namespace, problems)
-                report = replace(
-                    report, swept=report.swept + objects, uploads=report.uploads + uploads
-                )
+        async with self._cleaning:
+            report = RecoveryReport(
+                rolled_forward=outcomes.count(Outcome.COMMITTED),
+                compensated=outcomes.count(Outcome.ABORTED),
+                pending=len(waiting) + len(self._own),
+                buried=await bury(self.parts, problems),
+            )
+            if sweeping:
+                now = asyncio.get_running_loop().time()
+                self._sweep_due = now + self.parts.config.doubt_period
+                for namespace in sorted(self.namespaces):
+                    objects, uploads = await sweep(self.parts, namespace, problems)
+                    report = replace(
+                        report, swept=report.swept + objects, uploads=report.uploads + uploads
+                    )
         report = replace(report, problems=tuple(problems))
         if report != RecoveryReport():
             tell(logging.INFO, "Recovered: %s", report, rule="P24")
-            count_recovered({**asdict(report), "problems": len(problems)})
+            # Sessions are counted when they are settled, by whatever attempt.
+            unsettled = replace(report, rolled_forward=0, compensated=0)
+            count_recovered({**asdict(unsettled), "problems": len(problems)})
         return report
 
-    async def _settle_own(self, *, now: bool = False) -> list[Outcome]:
-        clock = asyncio.get_running_loop().time()
-        due = [each for each in self._own.values() if not each.waits and (now or each.due <= clock)]
-        outcomes = await run_all(SETTLED_AT_ONCE, self._try_own, due)
-        return [outcome for outcome in outcomes if outcome is not None]
+    def _begin_own(self, *, now: bool = False) -> list[_Attempt]:
+        """Begin to settle this process's own sessions, each by itself.
+
+        Args:
+            now: whether to begin also what is not due, since an attempt failed a moment ago.
+
+        Returns:
+            the attempts under way.
+        """
+        moment = asyncio.get_running_loop().time()
+        for session_id, each in self._own.items():
+            if session_id not in self._attempts and not each.waits and (now or each.due <= moment):
+                attempt = self._attempts[session_id] = _begin(self._try_own(each))
+                attempt.add_done_callback(partial(self._ended, session_id))
+        return list(self._attempts.values())
+
+    def _ended(self, session_id: str, _: _Attempt) -> None:
+        del self._attempts[session_id]
 
     async def _try_own(self, unsettled: Unsettled) -> Outcome | None:
         """Settle a session of this process; None if it has to wait."""
         session_id = unsettled.lease.token.session_id
         try:
-            outcome = await self._settle(unsettled)
+            async with self._slots:
+                outcome = await self._settle(unsettled)
         except SessionLostException as error:
             # P25: it is another owner's now. How it was decided is asked once more for the callbacks.
             self.parts.leases.release(unsettled.lease)
@@ -243,36 +287,41 @@ class Recovery:
         """Try again later, and later each time: what fails may need a person."""
         # What another transaction keeps from a decision is looked at again soon.
         held = unsettled.joined is not None and isinstance(error, CommitUncertainException)
-        pause = self.parts.config.recovery_interval * 2 ** min(unsettled.failures, MOST_DOUBLINGS)
-        unsettled.due = asyncio.get_running_loop().time() + (LOOK_EVERY if held else pause)
+        most = self.parts.config.recovery_interval * LONGEST_PAUSE
+        pause = min(FIRST_PAUSE * 2 ** min(unsettled.failures, 30), most)
+        unsettled.due = asyncio.get_running_loop().time() + (WAITED_EVERY if held else pause)
         unsettled.failures += not held
+        self._retries.start(delay=WAITED_EVERY if held else pause)
         _log_pending(unsettled, error)
 
-    async def _settle_claimed(self) -> list[Outcome | None]:
-        """Claim sessions whose owner is gone, and roll them forward or compensate them (P24).
+    async def _claim(self) -> list[_Attempt]:
+        """Claim sessions whose owner is gone, and begin to settle them, each by itself (P24).
 
         Returns:
-            how each was decided; None of those that have to wait.
+            the attempts; one ends with None if its session has to wait.
         """
-        outcomes: list[Outcome | None] = []
+        begun: list[_Attempt] = []
         seen: set[str] = set()
-        while True:
-            started = clock()
-            claimed = await self.parts.backend.claim(CLAIMED_AT_ONCE)
-            new = [each for each in claimed if each.session.session_id not in seen]
-            if not new:
-                return outcomes
-            seen.update(each.session.session_id for each in new)
-            leases = [Lease(each.session) for each in new]
-            for lease in leases:
-                self.parts.leases.hold(lease, started)
-            outcomes += await run_all(
-                SETTLED_AT_ONCE, self._take_over, zip(leases, new, strict=True)
-            )
+        async with self._claiming:
+            while True:
+                if len(self._taken) >= CLAIMED_AT_ONCE:
+                    await asyncio.wait(self._taken, return_when=asyncio.FIRST_COMPLETED)
+                started = clock()
+                claimed = await self.parts.backend.claim(CLAIMED_AT_ONCE)
+                new = [each for each in claimed if each.session.session_id not in seen]
+                if not new:
+                    return begun
+                for each in new:
+                    seen.add(each.session.session_id)
+                    lease = Lease(each.session)
+                    self.parts.leases.hold(lease, started)
+                    attempt = _begin(self._take_over(lease, each))
+                    self._taken.add(attempt)
+                    attempt.add_done_callback(self._taken.discard)
+                    begun.append(attempt)
 
-    async def _take_over(self, claimed: tuple[Lease, JournaledSession]) -> Outcome | None:
+    async def _take_over(self, lease: Lease, found: JournaledSession) -> Outcome | None:
         """Settle a session that was claimed; None if it has to wait."""
-        lease, found = claimed
         # An owner that had decided nothing has sent nothing to undo its work, nor to apply it.
         decided = found.outcome is not None
         unsettled = Unsettled(lease=lease, undo=(), tombstones=(), claimed=decided)
@@ -293,7 +342,8 @@ class Recovery:
             }
             unsettled.undo = undo(writes, capabilities)
             unsettled.tombstones = tombstones(found.session.session_id, writes)
-            return await self._settle(unsettled)
+            async with self._slots:
+                return await self._settle(unsettled)
         except SessionLostException:
             return None
         except Exception as error:  # noqa: BLE001 - logged, and claimed again when it has expired
@@ -323,7 +373,24 @@ class Recovery:
             callbacks, unsettled.callbacks = unsettled.callbacks, Callbacks()
             if callbacks:
                 self.aftermaths.start(callbacks, decision.outcome, lease.token.session_id)
+        committed = decision.outcome is Outcome.COMMITTED
+        count_recovered({"rolled_forward" if committed else "compensated": 1})
         return decision.outcome
+
+
+def _begin(work: Coroutine[Any, Any, Outcome | None]) -> _Attempt:
+    """Begin an attempt in a task of its own, without the context of a request."""
+    return asyncio.get_running_loop().create_task(work, context=Context())
+
+
+def _outcome(attempt: _Attempt) -> Outcome | None:
+    """Return what an attempt has settled, if it has."""
+    return attempt.result() if attempt.done() and not attempt.cancelled() else None
+
+
+def _log_failed(error: Exception) -> None:
+    message = "Recovery failed, and will be tried again: %r"
+    tell(logging.WARNING, message, error, rule="P26")
 
 
 def _log_pending(unsettled: Unsettled, error: Exception) -> None:

@@ -89,15 +89,14 @@ async def engine_for(
         slot = _slots.setdefault(loop, {}).setdefault((config, id(plugins)), _Slot())
     async with slot.turn:
         if slot.engine is None:
-            slot.lifetime = _lifetime(config, plugins, slot)
             # In an empty context: connections and their tasks outlive the request that opens them.
-            slot.engine = await loop.create_task(_first(slot.lifetime), context=Context())
+            await loop.create_task(_open(slot, config, plugins), context=Context())
         engine = slot.engine
+        assert engine is not None  # noqa: S101 - it was opened, or that has raised
         slot.users += 1
         slot.lifespans += lifespan
         slot.due = slot.due and not lifespan
     try:
-        await engine.recovery.settle()
         yield engine
     finally:
         slot.users -= 1
@@ -119,8 +118,10 @@ async def _close(slot: _Slot) -> None:
             await slot.lifetime.aclose()
 
 
-async def _first(lifetime: AsyncGenerator[Engine]) -> Engine:
-    return await anext(lifetime)
+async def _open(slot: _Slot, config: ConfigDict, plugins: PluginRegistry) -> None:
+    """Open an engine; if who waits is cancelled as it is open, the next one finds it."""
+    slot.lifetime = _lifetime(config, plugins, slot)
+    slot.engine = await anext(slot.lifetime)
 
 
 async def _lifetime(

@@ -31,8 +31,6 @@ if TYPE_CHECKING:
     from fennflow.engine.runtime import Engine
 
 FIRST_PAUSE = 0.002
-HELP_EVERY = 1.0
-"""Seconds between two looks, of one that waits, whether a lock's holder is dead by now."""
 
 STREAMS_AT_ONCE = 4
 
@@ -314,17 +312,14 @@ class Transaction:
         """Stage, waiting up to `lock_timeout` for keys that other sessions hold (P3)."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self.config.lock_timeout
-        pause, help_due = FIRST_PAUSE, loop.time()
+        pause = FIRST_PAUSE
         if not self.journaled:
             self.began = clock()
         while True:
             try:
                 records = await self._leases.stage(self.lease, keys, plan, begins=not self.staged)
             except RecordLockedException as error:
-                if loop.time() >= help_due:
-                    if await self.free_locks():
-                        continue
-                    help_due = loop.time() + HELP_EVERY
+                self.free_locks()
                 left = deadline - loop.time()
                 if left <= 0:
                     raise await self._still_locked(error) from error
@@ -358,9 +353,9 @@ class Transaction:
             )
         return RecordLockedException(message, free_in=error.free_in, holder=error.holder)
 
-    async def free_locks(self) -> bool:
-        """Settle sessions that only wait for it, and return whether there were any."""
-        return await self._recovery.free_locks()
+    def free_locks(self) -> None:
+        """Let recovery look for sessions whose owner is gone: this one waits for a lock."""
+        self._recovery.free_locks()
 
     def _intent(self, seq: int, key: ObjectKey, placement: Placement) -> Intent:
         staged = placement is Placement.STAGED
