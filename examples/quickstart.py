@@ -15,7 +15,7 @@ from fennflow import ConfigDict, UnitOfWork
 from fennflow.connectors import S3ConnectorConfig
 from fennflow.files import BinaryContent, JsonContent, TextContent
 from fennflow.repositories import CrudRepository, S3RepoField
-from fennflow.testing import S3Server, moto_server
+from fennflow.testing import S3Server, seaweedfs_server
 
 if TYPE_CHECKING:
     from types_aiobotocore_s3 import S3Client
@@ -96,5 +96,5 @@ async def on_s3(server: S3Server) -> None:
 if __name__ == "__main__":
     print("In memory:")
     asyncio.run(main_job(UOW))
-    with moto_server() as server:
+    with seaweedfs_server() as server:
         asyncio.run(on_s3(server))
