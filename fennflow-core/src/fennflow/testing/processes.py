@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
+import random
 import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from typing import IO
 
 READY_WITHIN = 60.0
 
@@ -46,12 +49,18 @@ def find_program(name: str, package: str) -> str:
 
 
 def free_ports(count: int) -> list[int]:
-    """Return ports that nothing listens on now."""
+    """Return ports that nothing listens on now, and that no connection is given before it is used."""
     with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
+        found: list[int] = []
+        while len(found) < count:
+            # Below the ports that Linux and others give to connections. Tests may have seeded
+            # `random` alike in several processes.
+            port = random.SystemRandom().randrange(15_000, 32_000)
+            candidate = stack.enter_context(socket.socket())
+            with suppress(OSError):
+                candidate.bind(("127.0.0.1", port))
+                found.append(port)
+        return found
 
 
 @contextmanager
@@ -74,31 +83,36 @@ def running(
         RuntimeError: the server ended, or was not ready in time.
     """
     guard = [sys.executable, "-I", "-S", "-c", _GUARD, str(len(garbage)), *map(str, garbage)]
-    process = subprocess.Popen(  # noqa: S603 - a program of this environment
-        [*guard, *command],
-        env={**os.environ, **(env or {})},
-        stdin=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        # An interrupt at the terminal is for the tests, which still need the server to clean up.
-        start_new_session=True,
-    )
-    assert process.stdin is not None
-    try:
-        _wait_until(ready, process)
-        yield
-    finally:
-        process.stdin.close()
-        process.wait()
+    with tempfile.TemporaryFile() as output:
+        process = subprocess.Popen(  # noqa: S603 - a program of this environment
+            [*guard, *command],
+            env={**os.environ, **(env or {})},
+            stdin=subprocess.PIPE,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            # An interrupt at the terminal is for the tests, which still need the server to clean up.
+            start_new_session=True,
+        )
+        assert process.stdin is not None
+        try:
+            _wait_until(ready, process, output)
+            yield
+        finally:
+            process.stdin.close()
+            process.wait()
 
 
-def _wait_until(ready: Callable[[], None], process: subprocess.Popen[bytes]) -> None:
+def _wait_until(
+    ready: Callable[[], None], process: subprocess.Popen[bytes], output: IO[bytes]
+) -> None:
     deadline = time.monotonic() + READY_WITHIN
     while True:
         try:
             return ready()
         except OSError as error:
             if process.poll() is not None or time.monotonic() > deadline:
-                message = f"The server did not start: exit code {process.poll()}, {error}"
+                output.seek(0)
+                last = output.read()[-2000:].decode(errors="replace")
+                message = f"The server did not start: exit code {process.poll()}, {error}\n{last}"
                 raise RuntimeError(message) from error
             time.sleep(0.05)
