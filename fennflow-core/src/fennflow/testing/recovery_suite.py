@@ -243,6 +243,26 @@ class RecoverySuite:
 
         run(config, scenario, doubt_period=0.05)
 
+    def test_a_locked_key_says_whether_its_session_lives_and_else_until_when(
+        self, config: BackendConfig
+    ) -> None:
+        """P20: it may be kept after its session has ended."""
+
+        async def scenario(backend: Backend) -> None:
+            session = new_session()
+            await backend.stage(session, [A], plan_for(A))
+            with pytest.raises(RecordLockedException) as held:
+                await backend.stage(new_session(), [A], plan_for(A))
+            assert held.value.free_in is None
+            await backend.abort(session)
+            await backend.settle(session, keep_locked=[A])
+            with pytest.raises(RecordLockedException) as kept:
+                await backend.stage(new_session(), [A], plan_for(A))
+            assert kept.value.free_in is not None
+            assert 0 < kept.value.free_in <= 100.0
+
+        run(config, scenario, doubt_period=100.0)
+
     def test_tombstones_are_due_when_the_doubt_is_over(self, config: BackendConfig) -> None:
         """P20 a: and their session is settled; and they go when they have been buried."""
 
