@@ -333,6 +333,7 @@ async def test_apply_may_stop_anywhere_and_be_run_again(
         await uow.files.put(text("new", "a"), text("new", "c"))
         await uow.files.delete("b")
     assert scene.script.action is None
+    await uow_class.recover()
     async with uow_class() as uow:
         assert await uow.files.list() == ["a", "c"]
         await uow.files.put(text("newer", "b"))
@@ -357,6 +358,7 @@ async def test_compensation_may_stop_anywhere_and_be_run_again(
     assert scene.script.action is None
     [note] = caught.value.__notes__
     assert "not now" in note
+    await uow_class.recover()
     async with uow_class() as uow:
         assert await uow.files.list() == ["a", "b"]
         await uow.files.put(text("newer", "c"))
