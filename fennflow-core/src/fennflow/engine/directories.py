@@ -55,6 +55,8 @@ async def check_directories_again(tx: Transaction) -> None:
     Raises:
         KeyException: like `check_directories`.
     """
+    if not any(each.hierarchical for each in tx.capabilities.values()):
+        return
     new: dict[str, list[str]] = {}
     for key in tx.chains:
         alive = live(tx.chain(key))
