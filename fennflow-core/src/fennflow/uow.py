@@ -185,11 +185,12 @@ class UnitOfWork(Maintenance):
         await self._opened().rollback()
 
     def on_commit(self, callback: Callback) -> None:
-        """Call back after the transaction that is open has committed and is settled.
+        """Call back after the transaction that is open has committed.
 
         Args:
-            callback: without arguments, plain or async. The commit stands whatever it does: what
-                it raises is logged.
+            callback: without arguments, plain or async. It is called once. The commit stands
+                whatever it does: what it raises is logged. It goes on in the background if the
+                block is cancelled meanwhile.
         """
         for each in self._opened().register():
             each.on_commit.append(callback)
@@ -205,7 +206,8 @@ class UnitOfWork(Maintenance):
         Args:
             do: called now. If it raises it counts as not done; if it is cancelled, as done.
             undo: called when undoing, the last step's first, up to three times. If it keeps
-                failing, that is a note on the exception that ended the block.
+                failing, that is a note on the exception that ended the block. If it is cut off
+                by `compensation_timeout` it is called again in the background.
 
         Returns:
             what `do` returned.

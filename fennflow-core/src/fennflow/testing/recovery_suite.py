@@ -230,6 +230,86 @@ class RecoverySuite:
 
         run(config, scenario, lease_ttl=0.05)
 
+    def test_what_has_no_rows_is_finished(self, config: BackendConfig) -> None:
+        """P6, P7: others may have written the same keys since."""
+
+        async def scenario(backend: Backend) -> None:
+            settled, aborted, never = new_session(), new_session(), new_session()
+            steps = [Delete(namespace="bucket", location=Location("a"))]
+            await backend.stage(settled, [A], plan_for(A))
+            await backend.commit(settled, Commit(records=[record(A, settled)], steps=steps))
+            left = await backend.abort(settled)
+            assert (left.finished, set(left.keys), list(left.steps)) == (False, {A}, steps)
+            await backend.settle(settled)
+            await backend.stage(aborted, [B], plan_for(B))
+            left = await backend.abort(aborted)
+            assert (left.outcome, left.finished, set(left.keys)) == (Outcome.ABORTED, False, {B})
+            await backend.settle(aborted)
+            for session, outcome in (
+                (settled, Outcome.COMMITTED),
+                (await put(backend, C), Outcome.COMMITTED),
+                (aborted, Outcome.ABORTED),
+                (never, Outcome.ABORTED),
+            ):
+                left = await backend.abort(session)
+                assert (left.outcome, left.finished) == (outcome, True)
+                assert (list(left.keys), list(left.steps)) == ([], [])
+                await backend.settle(session)
+
+        run(config, scenario)
+
+    def test_keys_are_released_one_after_the_other(self, config: BackendConfig) -> None:
+        """P9, P28: one that cannot be finished holds no other."""
+
+        async def scenario(backend: Backend) -> None:
+            session, other = new_session(), new_session()
+            steps = [Delete(namespace="bucket", location=Location(key)) for key in "abc"]
+            await backend.stage(session, [A, B, C], plan_for(A, B, C))
+            await backend.commit(session, Commit(steps=steps))
+            for _ in range(2):  # the answer to the first may have been lost
+                await backend.settle(session, keys=[A, B], keep_locked=[B])
+            left = await backend.abort(session)
+            assert (left.outcome, left.finished) == (Outcome.COMMITTED, False)
+            assert set(left.keys) == {C}
+            [found] = await backend.sessions(after="", limit=10)
+            assert [intent.object_key for intent in found.intents] == [C]
+            await backend.stage(other, [A], plan_for(A))
+            for key in (B, C):
+                with pytest.raises(RecordLockedException):
+                    await backend.stage(new_session(), [key], plan_for(key))
+            await backend.settle(session, keys=[A, C], keep_locked=[A])
+            assert not (await backend.abort(session)).finished
+            await backend.settle(session)
+            assert (await backend.abort(session)).finished
+            assert set((await backend.abort(other)).keys) == {A}
+            await backend.stage(new_session(), [C], plan_for(C))
+            with pytest.raises(RecordLockedException):
+                await backend.stage(new_session(), [A], plan_for(A))
+
+        run(config, scenario)
+
+    def test_only_the_records_of_a_session_are_relocated(self, config: BackendConfig) -> None:
+        """P28: what others committed since stays where it is."""
+
+        async def scenario(backend: Backend) -> None:
+            late = new_session()
+            newer = record(A, await put(backend, A))
+            await backend.stage(late, [B], plan_for(B))
+            await backend.relocate(late, [record(A, late, etag="e2")])
+            assert await backend.records([A]) == {A: newer}
+
+        run(config, scenario)
+
+    def test_who_holds_a_lock_is_told(self, config: BackendConfig) -> None:
+        async def scenario(backend: Backend) -> None:
+            session = new_session()
+            await backend.stage(session, [A], plan_for(A))
+            with pytest.raises(RecordLockedException) as caught:
+                await backend.stage(new_session(), [A, B], plan_for(A, B))
+            assert caught.value.holder in {session.session_id, None}
+
+        run(config, scenario)
+
     def test_a_kept_lock_ends_with_the_doubt(self, config: BackendConfig) -> None:
         """P20 b."""
 
