@@ -6,9 +6,12 @@ import asyncio
 import logging
 from collections import Counter
 from collections.abc import Callable, Generator
+from contextvars import ContextVar
+from pathlib import Path
 
 import pytest
 import stamina
+from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 
 from fennflow import plugins
 from fennflow.backends import InMemoryBackendConfig, SqlalchemyBackendConfig
@@ -536,6 +539,39 @@ async def test_an_undo_that_ends_with_a_cancellation_of_its_own_is_a_failure_lik
             raise ZeroDivisionError
     assert undone == ["first"]
     assert any("cancelled" in note for note in caught.value.__notes__)
+
+
+async def test_callbacks_of_a_joined_block_run_to_their_end_in_its_context(
+    tmp_path: Path,
+) -> None:
+    """P5, I8: though recovery calls them, and they take longer than `compensation_timeout`."""
+    name: ContextVar[str] = ContextVar("name", default="nobody")
+    url = f"sqlite:///{tmp_path}/catalog.db"
+    uow_class = Scene(SqlalchemyBackendConfig(url=url)).second()
+    uow_class.config = uow_class.config.model_copy(update={"compensation_timeout": 0.05})
+    ran: list[str] = []
+    go = asyncio.Event()
+
+    async def slow() -> None:
+        ran.append(name.get())
+        await go.wait()
+        ran.append("done")
+
+    database = create_async_engine(url.replace("sqlite", "sqlite+aiosqlite"))
+    async with uow_class.lifespan():
+        name.set("me")
+        async with AsyncSession(database) as session, session.begin():
+            async with uow_class(join=session) as uow:
+                await uow.files.put(text("1", "a"))
+                uow.on_commit(slow)
+                uow.on_commit(lambda: ran.append("second"))
+        await _until(lambda: bool(ran))
+        await uow_class.recover()
+        assert ran == ["me"]
+        go.set()
+        await _until(lambda: "second" in ran)
+    await database.dispose()
+    assert ran == ["me", "done", "second"]
 
 
 # --- what operators see --------------------------------------------------------------------------

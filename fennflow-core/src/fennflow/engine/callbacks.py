@@ -7,6 +7,7 @@ import inspect
 import logging
 from collections import Counter
 from collections.abc import Awaitable, Callable
+from contextvars import Context
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -133,20 +134,27 @@ class Aftermath:
         callbacks: of the transaction; each leaves its list when it was called.
         outcome: of the transaction.
         session: its id.
+        context: in which to call; None for that of whoever starts this.
 
     Attributes:
         task: what calls them.
         notes: what could not be undone.
     """
 
-    def __init__(self, callbacks: Callbacks, outcome: Outcome, session: str) -> None:
+    def __init__(
+        self,
+        callbacks: Callbacks,
+        outcome: Outcome,
+        session: str,
+        context: Context | None = None,
+    ) -> None:
         self.notes: list[str] = []
         self._callbacks = callbacks
         self._aborted = outcome is Outcome.ABORTED
         self._session = session
         self._undoing = False
         self._cut = False
-        self.task = asyncio.ensure_future(self._run())
+        self.task = asyncio.get_running_loop().create_task(self._run(), context=context)
 
     async def wait(self) -> None:
         """Wait for the end; if that is cancelled, the calls go on."""
@@ -215,9 +223,15 @@ class Aftermaths:
     def __init__(self) -> None:
         self._under_way: set[Aftermath] = set()
 
-    def start(self, callbacks: Callbacks, outcome: Outcome, session: str) -> Aftermath:
+    def start(
+        self,
+        callbacks: Callbacks,
+        outcome: Outcome,
+        session: str,
+        context: Context | None = None,
+    ) -> Aftermath:
         """Call what is due for an outcome."""
-        aftermath = Aftermath(callbacks, outcome, session)
+        aftermath = Aftermath(callbacks, outcome, session, context)
         self._under_way.add(aftermath)
         aftermath.task.add_done_callback(lambda _: self._under_way.discard(aftermath))
         return aftermath

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Collection, Coroutine, Sequence
-from contextvars import Context
+from contextvars import Context, copy_context
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -67,6 +67,7 @@ class Unsettled:
         progress: of earlier attempts.
         failures: how many attempts of recovery have failed.
         due: when the next one may begin, by the loop's clock.
+        context: in which to call back: that of the block, not of what runs in the background.
     """
 
     lease: Lease
@@ -78,6 +79,7 @@ class Unsettled:
     progress: Progress = field(default_factory=Progress)
     failures: int = 0
     due: float = 0.0
+    context: Context = field(default_factory=copy_context)
 
     @property
     def waits(self) -> bool:
@@ -372,7 +374,9 @@ class Recovery:
         finally:
             callbacks, unsettled.callbacks = unsettled.callbacks, Callbacks()
             if callbacks:
-                self.aftermaths.start(callbacks, decision.outcome, lease.token.session_id)
+                self.aftermaths.start(
+                    callbacks, decision.outcome, lease.token.session_id, unsettled.context
+                )
         committed = decision.outcome is Outcome.COMMITTED
         count_recovered({"rolled_forward" if committed else "compensated": 1})
         return decision.outcome
