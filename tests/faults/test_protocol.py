@@ -337,6 +337,7 @@ async def test_apply_may_stop_anywhere_and_be_run_again(
     async with uow_class() as uow:
         assert await uow.files.list() == ["a", "c"]
         await uow.files.put(text("newer", "b"))
+    assert (await uow_class.recover()).pending == 0
     assert await scene.inner.objects() == {"a": b"new", "b": b"newer", "c": b"new"}
 
 
