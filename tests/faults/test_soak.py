@@ -25,6 +25,7 @@ POOL = 32
 
 
 @pytest.mark.once
+@pytest.mark.sampled
 @pytest.mark.timeout(int(300 + 60 * MINUTES * 1.2))
 @pytest.mark.parametrize("database", ["sqlite", "postgresql"])
 async def test_many_sessions_at_a_failing_server(

@@ -177,24 +177,28 @@ def repeat(walk: Callable[[int], object], walks: int) -> None:
         number += 1
 
 
+@pytest.mark.sampled
 @pytest.mark.timeout(int(600 + 120 * MINUTES))
 def test_a_search_finds_nothing_in_memory() -> None:
     search(None, examples=60 + int(300 * MINUTES))
 
 
 @pytest.mark.once
+@pytest.mark.sampled
 @pytest.mark.timeout(int(600 + 120 * MINUTES))
 def test_a_search_finds_nothing_on_sqlite() -> None:
     with tempfile.TemporaryDirectory() as directory:
         search(Path(directory), examples=15 + int(50 * MINUTES))
 
 
+@pytest.mark.sampled
 @pytest.mark.timeout(int(600 + 120 * MINUTES))
 def test_a_walk_finds_nothing_in_memory() -> None:
     repeat(walk, 400)
 
 
 @pytest.mark.once
+@pytest.mark.sampled
 @pytest.mark.timeout(int(600 + 120 * MINUTES))
 def test_a_walk_finds_nothing_on_sqlite() -> None:
     with tempfile.TemporaryDirectory() as directory:
@@ -214,6 +218,7 @@ def far(moto: S3Server) -> Generator[Remote]:
 
 @pytest.mark.once
 @pytest.mark.parametrize("versioning", [None, "Enabled"])
+@pytest.mark.sampled
 @pytest.mark.timeout(int(600 + 120 * MINUTES))
 def test_a_walk_finds_nothing_on_a_real_server(
     far: Remote, versioning: Literal["Enabled"] | None
@@ -228,6 +233,7 @@ def test_a_walk_finds_nothing_on_a_real_server(
 
 
 @pytest.mark.once
+@pytest.mark.sampled
 @pytest.mark.timeout(int(600 + 120 * MINUTES))
 def test_a_search_finds_nothing_on_a_real_server(far: Remote) -> None:
     search(None, examples=6 + int(20 * MINUTES), far=far)
