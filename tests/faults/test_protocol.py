@@ -378,8 +378,9 @@ async def test_an_own_write_whose_answer_was_lost_is_nobody_elses(
 
     async with scene.uow()() as uow:
         scene.script.once("after", "put", lose)
-        with pytest.raises(AccessDeniedException):
+        with pytest.raises(ConnectorUnavailableException) as caught:
             await uow.files.put(text("lost", "a"))
+        assert "Whether it was written is not known" in caught.value.__notes__[0]
         await uow.files.put(text("new", "a"))
     assert await scene.inner.objects() == {"a": b"new"}
     assert "changed behind the catalog" not in caplog.text

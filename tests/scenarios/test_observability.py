@@ -151,10 +151,21 @@ async def test_every_record_names_session_key_and_rule(
     assert {record.module for record in records} == {"writing", "callbacks"}
 
 
-def test_nothing_is_logged_but_through_what_names_them() -> None:
+async def test_what_a_plugin_logs_has_the_same_attributes_and_is_counted(
+    told: Telemetry, caplog: pytest.LogCaptureFixture
+) -> None:
+    logging.getLogger("fennflow").warning("%s is left out of a listing (%d)", "a\nb", 1)
+    [record] = caplog.records
+    assert [record.__dict__[name] for name in ("rule", "session", "key")] == ["plugin", None, None]
+    assert record.getMessage() == "a\\nb is left out of a listing (1)"
+    counted = [attributes for attributes, _ in told.points("fennflow.events")]
+    assert counted == [{"fennflow.rule": "plugin", "fennflow.severity": "warning"}]
+
+
+def test_the_engine_logs_only_through_what_names_session_key_and_rule() -> None:
     elsewhere = [
         path.name
-        for path in ROOT.glob("fennflow-*/src/**/*.py")
+        for path in ROOT.glob("fennflow-core/src/**/*.py")
         if "getLogger" in path.read_text() and path.name != "telemetry.py"
     ]
     assert elsewhere == []

@@ -175,8 +175,10 @@ async def test_headers_that_a_user_stores_come_back_with_the_file(
                 assert stream.info.headers == headers
                 assert b"".join([chunk async for chunk in stream]) == body
             assert answer_for(read.info, {}).headers["Content-Encoding"] == "gzip"
-    # Another catalog learns of them from the store.
+    # A catalog that replaces the lost one learns of them from the store.
     other = store.uow(backend=SqlalchemyBackendConfig(url=f"sqlite:///{tmp_path}/other.db"))
+    found = (await other.reconcile())[store.namespace].findings
+    await other.reconcile(adopt_catalogs=[each.catalog_id for each in found if each.catalog_id])
     async with other() as uow:
         assert (await uow.files.stat("b")).headers == headers
 

@@ -85,12 +85,33 @@ def tell(
         failed: an exception whose traceback belongs to it.
     """
     extra = {"session": session, "key": key, "rule": rule}
+    logger.log(level, message, *_shown(args), extra=extra, exc_info=failed, stacklevel=2)
+    _count(level, rule)
+
+
+def _shown(args: tuple[object, ...]) -> tuple[object, ...]:
     # Keys are chosen by others: no line break in one makes a record of its own.
-    shown = [printable(arg) if isinstance(arg, str) else arg for arg in args]
-    logger.log(level, message, *shown, extra=extra, exc_info=failed, stacklevel=2)
+    return tuple(printable(arg) if isinstance(arg, str) else arg for arg in args)
+
+
+def _count(level: int, rule: str) -> None:
     if instruments := _instruments():
         severity = logging.getLevelName(level).lower()
         instruments.events.add(1, {"fennflow.rule": rule, "fennflow.severity": severity})
+
+
+def _complete(record: logging.LogRecord) -> bool:
+    """Let what a connector or a backend logs have the same attributes, and count it."""
+    if not hasattr(record, "rule"):
+        for name, value in {"rule": "plugin", "session": None, "key": None}.items():
+            record.__dict__.setdefault(name, value)
+        if isinstance(record.args, tuple):
+            record.args = _shown(record.args)
+        _count(record.levelno, "plugin")
+    return True
+
+
+logger.addFilter(_complete)
 
 
 def with_notes(error: BaseException) -> str:
