@@ -17,7 +17,7 @@ import pytest
 import sqlalchemy
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from sqlalchemy import Connection
+from sqlalchemy import Connection, text
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from fennflow.backends import Commit, ObjectKey, SqlalchemyBackendConfig
@@ -25,14 +25,16 @@ from fennflow.exceptions import (
     BackendUnavailableException,
     ConfigException,
     ConflictException,
+    FennFlowException,
     RecordLockedException,
 )
-from fennflow.testing import PostgresqlServer
+from fennflow.files import TextContent
+from fennflow.testing import PostgresqlServer, S3Server
 from fennflow.testing.recovery_suite import A, B, new_session, opened, plan_for, put, record
 from fennflow_sqlalchemy import metadata_for, tables
 from fennflow_sqlalchemy.database import Database, ImpatientError
 from fennflow_sqlalchemy.engines import Postgresql, Sqlite, open_databases, shown
-from stores import numbers
+from stores import Store, new_bucket, numbers, s3_config
 
 PREFIXES = ["", "fennflow_", "my_"]
 
@@ -403,6 +405,47 @@ def test_what_sqlalchemy_takes_for_the_host_is_not_shown_if_it_may_be_a_password
     for password in ("p@secret", "p@secret/secret", "secret"):
         url = sqlalchemy.make_url(f"postgresql+asyncpg://app:{password}@host/database")
         assert "secret" not in shown(url)
+
+
+async def test_a_statement_that_fails_shows_no_values(url: str) -> None:
+    """They are keys and metadata, which a message of SQLAlchemy would name."""
+    asked = "hunter2"
+    config = SqlalchemyBackendConfig(url=url)
+    async with opened(config) as backend:
+        await put(backend, A)
+        async with engine_of(config) as engine, engine.begin() as connection:
+            await connection.execute(text("DROP TABLE fennflow_records"))
+        with pytest.raises(FennFlowException) as caught:
+            await backend.scan("bucket", prefix=asked, start="", limit=9)
+    assert asked not in "".join(traceback.format_exception(caught.value))
+
+
+@pytest.mark.parametrize("database", ["sqlite", "postgresql"])
+async def test_a_database_holds_neither_the_bytes_of_files_nor_the_credentials_of_stores(
+    database: str, request: pytest.FixtureRequest
+) -> None:
+    moto: S3Server = request.getfixturevalue("moto")
+    url = url_of(database, request)
+    config = s3_config(moto, aws_secret_access_key="very-secret")
+    store = Store(config, await new_bucket(moto))
+    catalog = SqlalchemyBackendConfig(url=url)
+    held = ""
+
+    def read(connection: Connection) -> str:
+        names = sqlalchemy.inspect(connection).get_table_names()
+        return repr([connection.execute(text(f'SELECT * FROM "{each}"')).all() for each in names])
+
+    uow_class = store.uow(backend=catalog)
+    async with uow_class() as uow:
+        await uow.files.put(TextContent.from_content("the bytes of a file", filename="a.txt"))
+    async with uow_class() as uow:
+        await uow.files.put(TextContent.from_content("the bytes of a new one", filename="a.txt"))
+        for each in (catalog, catalog.model_copy(update={"url": journal_url(catalog)})):
+            async with engine_of(each) as engine, engine.connect() as connection:
+                held += await connection.run_sync(read)
+    assert "a.txt" in held
+    assert "the bytes" not in held
+    assert "very-secret" not in held
 
 
 @pytest.mark.parametrize("database", ["sqlite", "postgresql"])

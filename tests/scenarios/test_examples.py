@@ -97,6 +97,8 @@ async def test_the_web_examples_store_letters_with_their_files(
         answer = client.get("/letters/1/a.txt")
         assert answer.content == b"new"
         assert answer.headers["content-type"].startswith("text/plain")
+        assert answer.headers["content-disposition"].startswith("attachment")
+        assert answer.headers["x-content-type-options"] == "nosniff"
         assert client.get("/letters/1/c.txt").status_code == 404
         again = {"If-None-Match": answer.headers["etag"]}
         assert client.get("/letters/1/a.txt", headers=again).status_code == 304

@@ -193,6 +193,26 @@ async def test_an_expired_url_is_good_for_nothing(juicefs_store: Store) -> None:
     assert refused == 403
 
 
+async def test_a_url_is_good_for_its_key_and_its_method_alone(juicefs_store: Store) -> None:
+    """The signature covers both."""
+    uow_class = await seeded(juicefs_store)
+    async with uow_class() as uow:
+        [url] = await uow.files.generate_presigned_url("b")
+        [upload] = await uow.files.generate_presigned_url("new", method="PUT")
+    before = await juicefs_store.objects()
+    other_key = url.replace("/b?", "/a/2?")
+    longer = url.replace("X-Amz-Expires=", "X-Amz-Expires=9")
+    other_upload = upload.replace("/new?", "/c?")
+    assert len({url, other_key, longer}) == 3
+    assert upload != other_upload
+    for tried, body in ((other_key, None), (longer, None), (url, b"2"), (other_upload, b"2")):
+        with pytest.raises(HTTPError) as caught:
+            await fetch(tried, body)
+        caught.value.close()
+        assert caught.value.code == 403
+    assert await juicefs_store.objects() == before
+
+
 @pytest.fixture
 async def juicefs_store(request: pytest.FixtureRequest) -> Store:
     return await make_store("juicefs", request)
