@@ -17,7 +17,14 @@ from unittest import mock
 import pytest
 
 from actions import Habits, walk
-from fennflow.backends import JournaledSession, SessionToken
+from fennflow.backends import (
+    Commit,
+    Decision,
+    JournaledSession,
+    ObjectKey,
+    SessionToken,
+    Step,
+)
 from fennflow.connectors import Capabilities, Deletion
 from fennflow.engine import session, settle, writing
 from fennflow_memory.backend import InMemoryBackend
@@ -145,6 +152,31 @@ def no_write_ahead(stack: ExitStack) -> None:
     changed(stack, InMemoryBackend, "stage", stage)
 
 
+def no_end(stack: ExitStack) -> None:
+    """P6: a session whose rows are gone is finished once more."""
+    keys: dict[str, set[ObjectKey]] = {}
+    steps: dict[str, Sequence[Step]] = {}
+    stage, commit, abort = (InMemoryBackend.stage, InMemoryBackend.commit, InMemoryBackend.abort)
+
+    async def stage_(self: Any, token: SessionToken, locked: Any, *args: Any, **kwargs: Any) -> Any:
+        keys.setdefault(token.session_id, set()).update(locked)
+        return await stage(self, token, locked, *args, **kwargs)
+
+    async def commit_(self: Any, token: SessionToken, pivot: Commit) -> None:
+        steps[token.session_id] = pivot.steps
+        await commit(self, token, pivot)
+
+    async def abort_(self: Any, token: SessionToken, **kwargs: Any) -> Decision:
+        found = await abort(self, token, **kwargs)
+        if not found.finished:
+            return found
+        held, left = keys.get(token.session_id, set()), steps.get(token.session_id, ())
+        return replace(found, finished=False, keys=held, steps=left)
+
+    for name, value in (("stage", stage_), ("commit", commit_), ("abort", abort_)):
+        changed(stack, InMemoryBackend, name, value)
+
+
 def no_shield(stack: ExitStack) -> None:
     """P21: a cancellation cuts off what is under way, compensation too."""
 
@@ -175,6 +207,7 @@ MUTATIONS: Sequence[Mutation] = (
     no_kept_locks,
     no_check_of_reads,
     no_write_ahead,
+    no_end,
     no_shield,
 )
 

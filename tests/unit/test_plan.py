@@ -10,17 +10,21 @@ import pytest
 from fennflow.backends import (
     AbortUpload,
     Copy,
+    Decision,
     Delete,
     Intent,
     ObjectKey,
+    Outcome,
     Placement,
     Record,
+    Step,
     Tombstone,
 )
 from fennflow.connectors import Capabilities, Location
 from fennflow.engine.plan import (
     Write,
     choose_placement,
+    outstanding,
     plan_commit,
     staging_key,
     undo,
@@ -178,6 +182,24 @@ def test_a_write_whose_answer_was_lost_counts_as_done() -> None:
         Tombstone(namespace="bucket", key="a", session_id="s", seq=3)
     ]
     assert undo([replace(lost, sent=False)], {"bucket": STRONG}) == []
+
+
+def test_what_is_left_are_the_steps_of_keys_that_are_held() -> None:
+    """P6, P7: of a session that is finished there are none."""
+    staged = Delete(namespace="bucket", location=Location(".fennflow/c/s/1"), for_key="a")
+    steps: list[Step] = [
+        Copy(seq=1, namespace="bucket", key="a", source=staged.location, expected="e"),
+        AbortUpload(namespace="bucket", key=".fennflow/c/s/2", upload_id="u", for_key="b"),
+        staged,
+        Delete(namespace="bucket", location=Location("b")),
+    ]
+    other: list[Step] = [Delete(namespace="bucket", location=Location("a"))]
+    committed = Decision(outcome=Outcome.COMMITTED, keys=[KEY], steps=steps)
+    assert outstanding(committed, other) == [steps[0], steps[2]]
+    aborted = Decision(outcome=Outcome.ABORTED, keys=[KEY])
+    assert outstanding(aborted, [*other, steps[3]]) == other
+    for decision in (committed, aborted):
+        assert outstanding(replace(decision, finished=True), other) == []
 
 
 def test_an_unfinished_upload_is_aborted() -> None:
