@@ -17,6 +17,7 @@ from sqlalchemy.engine import Engine
 from sqlalchemy.pool import Pool
 
 from crashing import make_site, text
+from fennflow import ReconcileConfig
 from fennflow.backends import SqlalchemyBackendConfig
 from fennflow.connectors import InMemoryConnectorConfig, Location, StoredObject
 from fennflow.reports import ReconcileReport
@@ -246,7 +247,7 @@ async def test_reconciling_takes_the_same_memory_whatever_the_bucket_holds(
     async def peak() -> int:
         backend = SqlalchemyBackendConfig(url=f"sqlite:///{tmp_path}/{objects}.db")
         store = Store(InMemoryConnectorConfig(name=f"m{next(numbers)}"), "bucket")
-        uow_class = store.uow(backend=backend)
+        uow_class = store.uow(backend=backend, reconcile=ReconcileConfig(frequency="never"))
         progress: list[ReconcileReport] = []
         async with uow_class.lifespan():
             tracemalloc.start()
