@@ -144,7 +144,9 @@ async def test_a_key_that_a_dead_owner_may_still_delete_stays_locked(
 ) -> None:
     """P20 b: only what others cannot have written again can be deleted late."""
     site = await make_site("moto", database, request)
-    site.settings.update(doubt_period=960.0, lock_timeout=0.0, lease_ttl=2.0)
+    site.settings.update(
+        doubt_period=960.0, lock_timeout=0.0
+    )  # no heartbeat is cut off that would lock SQLite
     await prepare(site, moto, "s")
     process, pipe = start(crashing.run_until_stopped, site, "s", Boundary("before", "delete"), 2)
     assert await asyncio.to_thread(pipe.recv) == "stops"
