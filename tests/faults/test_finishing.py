@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Callable, Generator
+from collections.abc import Awaitable, Callable, Generator
+from contextlib import suppress
 from contextvars import ContextVar
 from pathlib import Path
 
@@ -541,6 +542,102 @@ async def test_an_undo_that_ends_with_a_cancellation_of_its_own_is_a_failure_lik
             raise ZeroDivisionError
     assert undone == ["first"]
     assert any("cancelled" in note for note in caught.value.__notes__)
+
+
+class OddEnd(BaseException):
+    """What is not an Exception."""
+
+
+async def cut_itself_off() -> None:
+    task = asyncio.current_task()
+    assert task is not None
+    task.cancel()
+    await asyncio.sleep(0)
+
+
+async def raise_no_exception() -> None:
+    raise OddEnd
+
+
+@pytest.mark.parametrize("bad", [cut_itself_off, raise_no_exception])
+async def test_user_code_that_ends_in_an_odd_way_does_not_keep_the_rest_from_being_called(
+    volatile: Scene,
+    once: None,
+    caplog: pytest.LogCaptureFixture,
+    bad: Callable[[], Awaitable[None]],
+) -> None:
+    """I8: a log record says what failed; the caller's exception is its own."""
+    del once
+    called: list[str] = []
+
+    async def undo() -> None:
+        called.append("undone")
+
+    async with volatile.first()() as uow:
+        with pytest.raises(ZeroDivisionError):
+            async with uow.savepoint():
+                await uow.step(nothing, undo)
+                await uow.step(nothing, bad)
+                raise ZeroDivisionError
+        uow.on_commit(bad)
+        uow.on_commit(lambda: called.append("committed"))
+    with pytest.raises(ZeroDivisionError):
+        async with volatile.first()() as uow:
+            await uow.step(nothing, undo)
+            await uow.step(nothing, bad)
+            uow.on_rollback(bad)
+            uow.on_rollback(lambda: called.append("rolled back"))
+            raise ZeroDivisionError
+    assert called == ["undone", "committed", "undone", "rolled back"]
+    told = [each.getMessage() for each in caplog.records if each.levelno == logging.ERROR]
+    assert len(told) == 4
+    assert all(bad.__name__ in message for message in told)
+
+
+@pytest.mark.parametrize("commits", [True, False])
+async def test_an_undo_of_a_savepoint_that_is_cut_off_is_called_again_however_the_block_ends(
+    volatile: Scene, *, commits: bool
+) -> None:
+    """P21: the caller waits for `compensation_timeout`, and a note says what is not undone."""
+    calls: list[str] = []
+
+    async def undo_first() -> None:
+        calls.append("first")
+
+    async def undo_second() -> None:
+        calls.append("second tried")
+        if len(calls) == 1:
+            await asyncio.Event().wait()
+        calls.append("second")
+
+    async def undo_outer() -> None:
+        calls.append("outer")
+
+    causes: list[BaseException] = []
+
+    async def savepoint(uow: FullUOW) -> None:
+        async with uow.savepoint():
+            await uow.step(nothing, undo_first)
+            await uow.step(nothing, undo_second)
+            try:
+                await asyncio.Event().wait()
+            except BaseException as cause:
+                causes.append(cause)
+                raise
+
+    with suppress(ZeroDivisionError):
+        async with volatile.first(**BRIEF)() as uow:
+            await uow.step(nothing, undo_outer)
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.01):
+                    await savepoint(uow)
+            if not commits:
+                raise ZeroDivisionError
+    undone = ["second tried", "second tried", "second", "first"]
+    assert calls == (undone if commits else [*undone, "outer"])
+    [note] = causes[0].__notes__
+    assert "undo_second" in note
+    assert "undo_first" in note
 
 
 async def test_callbacks_of_a_joined_block_run_to_their_end_in_its_context(

@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, TypeVar
 
 from fennflow.engine import telemetry
-from fennflow.engine.callbacks import Callbacks, Undo, run_undos
+from fennflow.engine.callbacks import Callbacks, Undo, names_of, run_undos
 from fennflow.engine.concurrency import Calls, shielded
 from fennflow.engine.transaction import Scope, Transaction, rolled_back
 from fennflow.exceptions import TransactionException
@@ -146,12 +146,18 @@ class Block:
         work, again = await shielded(
             run_undos(undos, tx.session_id),
             grace=lambda: self._grace,
-            hurry=cancellation is not None,
+            hurry=cancellation is not None or isinstance(cause, asyncio.CancelledError),
         )
         for note in [] if work.cancelled() else work.result():
             cause.add_note(note)
+        if undos:
+            cause.add_note(
+                "Not all steps of the savepoint were undone in time. They are undone when the unit "
+                f"of work ends, however it does: {names_of(reversed(undos))}"
+            )
         for each in around:
-            each.undos += undos  # what was cut off is left to the session's end
+            each.undos += undos
+            each.overdue += undos
         return again or cancellation
 
     def close(self) -> None:

@@ -6,7 +6,7 @@ import asyncio
 import inspect
 import logging
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from contextvars import Context
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -24,9 +24,18 @@ T = TypeVar("T")
 
 @dataclass(slots=True)
 class Callbacks:
-    """Callbacks of one transaction, in the order in which they were registered."""
+    """Callbacks of one transaction, in the order in which they were registered.
+
+    Args:
+        undos: of steps, for the case that the transaction does not commit.
+        overdue: those of the undos that are called however it ends: of savepoints that were undone,
+            and could not call them in time.
+        on_commit: called after a commit.
+        on_rollback: called after a rollback.
+    """
 
     undos: list[Undo] = field(default_factory=list[Undo])
+    overdue: list[Undo] = field(default_factory=list[Undo])
     on_commit: list[Callback] = field(default_factory=list[Callback])
     on_rollback: list[Callback] = field(default_factory=list[Callback])
 
@@ -38,6 +47,7 @@ class Callbacks:
         """Remove others, as far as they are here, and return the undos that were."""
         _remove(self.on_commit, others.on_commit)
         _remove(self.on_rollback, others.on_rollback)
+        _remove(self.overdue, others.overdue)
         return _remove(self.undos, others.undos)
 
 
@@ -103,21 +113,37 @@ async def run_callbacks(callbacks: list[Callback], session: str) -> None:
 
 
 async def _call(function: Callback) -> None:
-    """Call a function of the user's.
+    """Call a function of the user's, in a task of its own: what it does to that does not end others.
 
     Raises:
-        TransactionException: it was cancelled, and not this task: what it waited for was.
+        TransactionException: it was cancelled, and not by whoever calls it; or it ended with what is
+            not an Exception.
     """
+
+    async def call() -> None:
+        try:
+            result = function()
+            if inspect.isawaitable(result):
+                await result
+        except (Exception, asyncio.CancelledError, KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:
+            message = f"It ended with {error!r}, which is not an Exception."
+            raise TransactionException(message) from error
+
+    caller = asyncio.current_task()
     try:
-        result = function()
-        if inspect.isawaitable(result):
-            await result
+        await asyncio.get_running_loop().create_task(call())
     except asyncio.CancelledError as error:
-        task = asyncio.current_task()
-        if task is None or task.cancelling():
+        if caller is None or caller.cancelling():
             raise
         message = "It ended with a CancelledError, and nobody had cancelled it."
         raise TransactionException(message) from error
+
+
+def names_of(functions: Iterable[Callback]) -> str:
+    """Return the names of functions of the user's, to be logged."""
+    return ", ".join(map(_name_of, functions))
 
 
 def _name_of(function: Callback) -> str:
@@ -151,6 +177,8 @@ class Aftermath:
         self.notes: list[str] = []
         self._callbacks = callbacks
         self._aborted = outcome is Outcome.ABORTED
+        if not self._aborted:
+            callbacks.undos[:] = callbacks.overdue
         self._session = session
         self._undoing = False
         self._cut = False
@@ -166,9 +194,9 @@ class Aftermath:
         Returns:
             what is to be told of it.
         """
-        if self.task.done() or not (self._aborted and self._callbacks.undos):
+        if self.task.done() or not self._callbacks.undos:
             return self.notes
-        names = ", ".join(map(_name_of, reversed(self._callbacks.undos)))
+        names = names_of(reversed(self._callbacks.undos))
         if self._undoing:
             self._begin_again()
         note = (
@@ -193,10 +221,9 @@ class Aftermath:
     async def _run(self) -> None:
         while True:
             try:
-                if self._aborted:
-                    self._undoing = True
-                    self.notes += await run_undos(self._callbacks.undos, self._session)
-                    self._undoing = False
+                self._undoing = True
+                self.notes += await run_undos(self._callbacks.undos, self._session)
+                self._undoing = False
                 due = self._callbacks.on_rollback if self._aborted else self._callbacks.on_commit
                 return await run_callbacks(due, self._session)
             except asyncio.CancelledError:
@@ -209,10 +236,9 @@ class Aftermath:
 
     def _tell_lost(self) -> None:
         """Log what is not called any more, since the process ends."""
-        left: list[Callback] = [*self._callbacks.on_commit]
-        if self._aborted:
-            left = [*reversed(self._callbacks.undos), *self._callbacks.on_rollback]
-        names = ", ".join(map(_name_of, left)) or "nothing else"
+        due = self._callbacks.on_rollback if self._aborted else self._callbacks.on_commit
+        left: list[Callback] = [*reversed(self._callbacks.undos), *due]
+        names = names_of(left) or "nothing else"
         message = "Cut off by the end of the program while calling back; not called: %s"
         tell(logging.ERROR, message, names, rule="P9", session=self._session)
 
