@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import random
-import socket
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -16,6 +15,7 @@ import crashing
 from crashing import ROWS_AFTER, ROWS_BEFORE, SEED, Site, check_jointly, make_site, start
 from fennflow.backends import SqlalchemyBackendConfig
 from fennflow.testing import Boundary, S3Server
+from fennflow.testing.processes import free_ports
 
 pytestmark = [pytest.mark.crashes, pytest.mark.timeout(1800)]
 
@@ -64,16 +64,10 @@ async def test_rows_and_files_agree_wherever_the_process_is_killed(
     await check_jointly(site, allowed)
 
 
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
-
-
 async def post(url: str, method: str, body: bytes) -> None:
     """Send a letter with one attachment, as soon as the server is there."""
     async with httpx.AsyncClient(timeout=30) as client:
-        for _ in range(200):
+        for _ in range(1200):
             try:
                 answer = await client.request(
                     method,
@@ -107,7 +101,7 @@ async def test_the_example_survives_a_kill_between_commit_and_copy(
         "AWS_ACCESS_KEY_ID": moto.access_key,
         "AWS_SECRET_ACCESS_KEY": moto.secret_key,
     }
-    port = free_port()
+    [port] = free_ports(1)
     arguments = (crashing.serve_until, Boundary("before", "copy"), variables, port)
     process, _ = await asyncio.to_thread(start, *arguments)
     letters = f"http://127.0.0.1:{port}/letters"

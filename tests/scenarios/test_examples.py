@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import socket
 import subprocess
 import sys
 import time
@@ -16,6 +15,7 @@ import httpx
 import pytest
 
 from fennflow.testing import PostgresqlServer, S3Server
+from fennflow.testing.processes import READY_WITHIN, free_ports
 from stores import new_bucket
 
 ROOT = Path(__file__).parents[2]
@@ -24,9 +24,7 @@ ROOT = Path(__file__).parents[2]
 @contextmanager
 def served(app: str, server: S3Server, bucket: str, database: str) -> Generator[httpx.Client]:
     """Run an example as a program, as its users do."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    [port] = free_ports(1)
     process = subprocess.Popen(
         [
             *(sys.executable, "-W", "error", "-m", "uvicorn", "--app-dir", "examples"),
@@ -45,7 +43,7 @@ def served(app: str, server: S3Server, bucket: str, database: str) -> Generator[
         stderr=subprocess.PIPE,
         text=True,
     )
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + READY_WITHIN
     try:
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
             while True:

@@ -88,7 +88,7 @@ async def leave(site: Site, key: str, at: Boundary) -> None:
 
 
 async def eventually(condition: Callable[[], Awaitable[bool]]) -> None:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while not await condition():
         assert time.monotonic() < deadline, "it did not happen"
         await asyncio.sleep(0.05)

@@ -18,9 +18,11 @@ from sqlalchemy import (
     Update,
     and_,
     bindparam,
+    case,
     cast,
     delete,
     exists,
+    false,
     func,
     literal,
     null,
@@ -359,12 +361,14 @@ def _keys_in(database: Database, table: Table) -> tuple[FromClause, ColumnElemen
 def _among_rows(database: Database, table: Table) -> ColumnElement[bool]:
     """Return a condition on few rows of a table: that a parameter has their keys.
 
-    `IS TRUE` keeps PostgreSQL from joining the two: of a session that has just written its rows
-    its statistics know nothing, so that it would compare each row with each key.
+    `CASE` keeps PostgreSQL from joining the two: of a session that has just written its rows its
+    statistics know nothing, so that it would compare each row with each key. With `IS TRUE`
+    SQLite would compare them, to find out whether the condition is false or null.
     """
     key = table.c.namespace, table.c.key
     rows = database.rows("rows", key)
-    return tuple_(*key).in_(select(rows.c.namespace, rows.c.key)).is_(true())
+    among = tuple_(*key).in_(select(rows.c.namespace, rows.c.key))
+    return case((among, true()), else_=false())
 
 
 def _upsert(database: Database, table: Table, columns: Sequence[Column[Any]]) -> Any:
