@@ -339,6 +339,27 @@ async def test_there_is_no_commit_inside_a_step(memory: Store) -> None:
             await uow.step(uow.commit, uow.rollback)
 
 
+@pytest.mark.parametrize("end", ["commit", "rollback"])
+async def test_there_is_no_commit_in_a_task_that_a_call_waits_for(memory: Store, end: str) -> None:
+    """The one would wait for the other, without end: in a step, and where files have a source."""
+    async with memory.uow()() as uow, asyncio.timeout(10):
+
+        async def chunks() -> AsyncGenerator[bytes]:
+            yield b"1"
+            await getattr(uow, end)()
+
+        async def in_a_task() -> None:
+            await asyncio.create_task(getattr(uow, end)())
+
+        with pytest.raises(TransactionException, match="started there"):
+            await uow.step(in_a_task, in_a_task)
+        stream = StreamContent.from_iterable(chunks(), filename="a.txt")
+        with pytest.raises(TransactionException, match="started there"):
+            await uow.files.put(stream, text("1", "b.txt"))
+        await uow.files.put(text("1", "c.txt"))
+    assert await memory.objects() == {"c.txt": b"1"}
+
+
 def test_a_unit_of_work_belongs_to_the_loop_that_opened_it(memory_in_no_loop: Store) -> None:
     uow = memory_in_no_loop.uow()()
     loop = asyncio.new_event_loop()

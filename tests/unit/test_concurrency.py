@@ -32,6 +32,21 @@ async def test_the_first_failure_is_raised_and_others_are_its_notes() -> None:
     assert caught.value.__notes__ == ["Also failed: ValueError: 1"]
 
 
+@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("finish", [False, True])
+async def test_a_call_that_ends_with_a_cancellation_of_its_own_ends_all_with_one(
+    count: int, *, finish: bool
+) -> None:
+    """Nobody cancelled the caller: what a call waited for was cancelled."""
+
+    async def end(number: int) -> None:
+        if number == 0:
+            raise asyncio.CancelledError
+
+    with pytest.raises(asyncio.CancelledError):
+        await run_all(2, end, range(count), finish=finish)
+
+
 async def test_a_failure_beside_a_cancellation_does_not_lose_the_cancellation() -> None:
     """Also where the caller catches the failure and goes on: it is cancelled at the next await."""
     started = asyncio.Event()

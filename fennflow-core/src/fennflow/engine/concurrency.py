@@ -14,7 +14,7 @@ from collections.abc import (
     Sequence,
 )
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from contextvars import Context
+from contextvars import Context, ContextVar
 from dataclasses import dataclass, field
 from typing import Any, TypeVar, cast
 
@@ -63,6 +63,8 @@ async def run_all(
     await _group(worker, min(limit, len(todo)))
     if failures:
         raise _first(failures)
+    if len(results) < len(todo):
+        raise asyncio.CancelledError  # as one of the calls ended, which nobody had cancelled
     return [results[index] for index in range(len(todo))]
 
 
@@ -154,6 +156,19 @@ def _cancelled_once() -> AbstractContextManager[object]:
     return nullcontext() if scope is None else scope(shield=True)
 
 
+@dataclass(slots=True, eq=False)
+class _Call:
+    task: asyncio.Task[Any]
+    owners: Collection[object]
+    cancelling: int
+    broken_off: bool = False
+    ended: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+_calls: ContextVar[tuple[_Call, ...]] = ContextVar("fennflow_calls", default=())
+"""Those inside which the caller runs, or was started."""
+
+
 class Calls:
     """Calls that tasks have under way: they can be waited for, and broken off."""
 
@@ -174,6 +189,8 @@ class Calls:
         assert task is not None  # noqa: S101 - calls are made by tasks
         call = _Call(task, owners, task.cancelling())
         self._under_way.add(call)
+        outer = _calls.get()
+        _calls.set((*outer, call))
         try:
             yield
         except asyncio.CancelledError as error:
@@ -189,13 +206,17 @@ class Calls:
             if call.broken_off:
                 task.uncancel()
         finally:
+            _calls.set(outer)
             self._under_way.discard(call)
             call.ended.set()
 
     def inside(self) -> bool:
-        """Return whether the running task has a call under way."""
-        current = asyncio.current_task()
-        return any(call.task is current for call in self._under_way)
+        """Return whether the caller runs inside a call, which may wait for it and cannot be waited for.
+
+        It does in a task, too, that was started inside one.
+        """
+        task, around = asyncio.current_task(), _calls.get()
+        return any(call.task is task or call in around for call in self._under_way)
 
     async def wait(self) -> None:
         """Wait until no call is under way."""
@@ -210,15 +231,6 @@ class Calls:
             call.task.cancel()
         for call in calls:
             await call.ended.wait()
-
-
-@dataclass(slots=True, eq=False)
-class _Call:
-    task: asyncio.Task[Any]
-    owners: Collection[object]
-    cancelling: int
-    broken_off: bool = False
-    ended: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 class Periodic:

@@ -196,7 +196,10 @@ class Session(Block):
         if not self._free.is_set():
             message = "This unit of work is being committed or rolled back already."
         elif self._calls.inside():
-            message = "Inside step() there is no commit() or rollback()."
+            message = (
+                "Inside step(), or the source of a stream, there is no commit() or rollback(), nor "
+                "in a task that was started there."
+            )
         elif self._savepoints and not last:
             message = (
                 "While a savepoint is open, in this task or in another one, there is no commit() "
