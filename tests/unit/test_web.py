@@ -141,6 +141,17 @@ def test_what_a_browser_could_run_is_downloaded_unless_asked_otherwise(media_typ
 
 
 @pytest.mark.parametrize(
+    "disposition",
+    ["attachment x", 'attachment"x"', "attachment, inline", "attachment=;", "attachments"],
+)
+def test_a_stored_disposition_that_browsers_ignore_does_not_show_html(disposition: str) -> None:
+    info = info_of(1, media_type="text/html", headers={"Content-Disposition": disposition})
+    assert answer_for(info, {}).headers["Content-Disposition"] == (
+        "attachment; filename*=UTF-8''a.txt"
+    )
+
+
+@pytest.mark.parametrize(
     "media_type", ["text/plain; charset=utf-8", "image/png", "video/mp4", "application/pdf"]
 )
 def test_what_is_passive_is_shown(media_type: str) -> None:

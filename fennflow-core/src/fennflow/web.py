@@ -22,6 +22,8 @@ __all__ = ["Answer", "answer_for"]
 _RANGE = re.compile(r"bytes=(?:([0-9]{1,18})-([0-9]{0,18})|-([0-9]{1,18}))")
 
 _VISIBLE = re.compile(r"[\x20-\x7e]+")
+# Browsers ignore a type of disposition with any other character in it, and show the file.
+_SAVED = re.compile(r"attachment *(?:;.*)?", re.IGNORECASE)
 _ON_EVERY_ANSWER = frozenset({"Cache-Control", "Expires"})
 _PASSIVE = frozenset(
     {"application/json", "application/pdf", "text/csv", "text/markdown", "text/plain"}
@@ -118,7 +120,7 @@ def answer_for(
     if etag in known or known == ["*"]:
         return Answer(HTTPStatus.NOT_MODIFIED, told, 0, 0)
     media_type = media_type_of(info.media_type)
-    saved = (disposition or "").lower().startswith("attachment")
+    saved = _SAVED.fullmatch(disposition or "")
     if download_as is not None or not (inline or saved or is_passive(media_type)):
         disposition = _attachment(info.path.name if download_as is None else download_as)
     if disposition is not None:
