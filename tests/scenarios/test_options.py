@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import gzip
 from collections.abc import AsyncGenerator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -184,7 +185,9 @@ async def test_headers_that_a_user_stores_come_back_with_the_file(
 
 
 BAD_TEXTS = ["a\r\nX-Other: 1", "a\n", "a\0b", "\ud800", "a\x7f", "\x1b[2J"]
+NESTED = functools.reduce(lambda inner, _: [inner], range(5000), cast("Any", "x"))
 BAD_OPTIONS: list[Any] = [
+    {"CacheControl": NESTED},
     *({"CacheControl": each, "Cache-Control": each} for each in BAD_TEXTS),
     {"CacheControl": object()},
     {"CacheControl": b"x"},

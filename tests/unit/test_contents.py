@@ -29,8 +29,10 @@ from fennflow.files import (
     BinaryContent,
     ContentFactory,
     DocumentContent,
+    FileContent,
     JsonContent,
     ModelContent,
+    StreamContent,
     TextContent,
     UrlContent,
 )
@@ -390,3 +392,24 @@ def test_the_factory_reads_local_files(tmp_path: Path) -> None:
 def test_the_factory_fetches_no_url() -> None:
     link = ContentFactory.from_url("https://unreachable.invalid/file.pdf", filename="l.uri")
     assert link.content == "https://unreachable.invalid/file.pdf"
+
+
+@pytest.mark.parametrize("path", ["a\0b", "\ud800"])
+def test_what_no_local_file_can_be_called_is_refused(path: str) -> None:
+    with pytest.raises(FileException, match="cannot be the path of a file"):
+        FileContent.from_local_path(path)
+
+
+def test_a_name_in_an_error_is_one_that_can_be_encoded() -> None:
+    for make in (
+        lambda: StreamContent.from_iterable([b""], filename="\ud800"),
+        lambda: BinaryContent(data=b"", filename="\ud800"),
+    ):
+        with pytest.raises(MediaTypeCannotBeGuessedException) as caught:
+            make()
+        assert str(caught.value).encode()
+
+
+def test_a_size_that_no_store_holds_is_refused() -> None:
+    with pytest.raises(FileException, match="size"):
+        StreamContent.from_iterable([b""], filename="a.txt", size=10**400)

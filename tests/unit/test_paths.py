@@ -227,3 +227,13 @@ def test_a_value_that_does_not_fit_its_format_is_told() -> None:
 
     with pytest.raises(KeyException, match="does not fit"):
         Wrong(user="a").render()
+
+
+def test_a_number_that_is_too_large_for_its_format_is_refused() -> None:
+    class Priced(PathModel):
+        template: ClassVar[str] = "{price:.2f}"
+        price: int
+
+    assert Priced(price=1).render() == "1.00"
+    with pytest.raises(KeyException, match="does not fit"):
+        Priced(price=10**400).render()

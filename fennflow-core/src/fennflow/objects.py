@@ -91,7 +91,11 @@ def check_attributes(attributes: ObjectAttributes) -> None:
             message = f"Metadata {name!a} is not a text that UTF-8 can hold. Nothing was sent."
             raise MetadataException(message)
     for name, value in cast("Mapping[object, object]", attributes.extra).items():
-        if not _is_option(name) or not isinstance(name, str) or not _is_option(value):
+        try:
+            fits = isinstance(name, str) and _is_option(name) and _is_option(value)
+        except RecursionError:
+            fits = False
+        if not fits:
             message = (
                 f"connector_extra {name!a} is not an option that a store can take: a value is text "
                 "without line breaks and control characters, a number or a truth value. "

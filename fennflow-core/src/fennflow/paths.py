@@ -93,7 +93,7 @@ class PathModel(BaseModel):
                 continue
             try:
                 value = format(_CONVERSIONS[conversion](getattr(self, name)), spec or "")
-            except (KeyError, TypeError, ValueError) as error:
+            except (ArithmeticError, KeyError, TypeError, ValueError) as error:
                 message = f"{name!r} of {type(self).__name__} does not fit {spec!r}: {error}"
                 raise KeyException(message) from error
             if not value or "/" in value:

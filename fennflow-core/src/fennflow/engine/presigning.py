@@ -39,7 +39,7 @@ async def presign(
         ConnectorCapabilityException: the store has no such URLs.
     """
     if method not in get_args(PresignMethod):
-        message = f"There are presigned URLs for GET and PUT, not for {method}."
+        message = f"There are presigned URLs for GET and PUT, not for {method!a}."
         raise ConnectorCapabilityException(message)
     _check_seconds(expires_in)
     for key in keys:

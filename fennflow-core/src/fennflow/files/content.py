@@ -25,6 +25,7 @@ from fennflow.files.charsets import codec_of
 from fennflow.files.round_trips import first_difference
 from fennflow.objects import MEDIA_TYPE
 from fennflow.paths import StoragePath
+from fennflow.printable import printable
 from fennflow.responses import ObjectInfo
 
 MAX_METADATA_BYTES = 2048
@@ -102,8 +103,9 @@ class BaseContent(Described):
         if guess is None and isinstance(data, bytes):
             guess = media_types.from_bytes(data)
         if guess is None:
+            shown = printable(str(name)) if name else "a file without a name"
             message = (
-                f"The media type of {name or 'a file without a name'} cannot be told from its "
+                f"The media type of {shown} cannot be told from its "
                 f"name or bytes: pass media_type to {cls.__name__}."
             )
             raise MediaTypeCannotBeGuessedException(message)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import os
 import time
 from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable, Iterator, Mapping
 from itertools import islice
@@ -17,6 +18,7 @@ from fennflow.exceptions import FileException, MediaTypeCannotBeGuessedException
 from fennflow.files import media_types
 from fennflow.files.content import Described
 from fennflow.objects import MEDIA_TYPE
+from fennflow.printable import printable
 
 CHUNK = 1 << 20
 """Bytes that are read at a time."""
@@ -86,7 +88,7 @@ class StreamContent(Described):
     filename: Annotated[str, Field(min_length=1)]
     media_type: Annotated[str, Field(pattern=f"^{MEDIA_TYPE}$")]
     metadata: Mapping[str, str] = Field(default_factory=dict[str, str])
-    size: Annotated[int | None, Field(ge=0)] = None
+    size: Annotated[int | None, Field(ge=0, lt=1 << 63)] = None
 
     _open: Opener = PrivateAttr()
     _repeatable: bool = PrivateAttr(default=False)
@@ -188,6 +190,9 @@ class FileContent(StreamContent):
             size = local.stat().st_size
         except OSError as error:
             raise _unreadable(local, error) from error
+        except ValueError as error:  # a NUL, or a lone surrogate
+            message = f"{os.fspath(path)!a} cannot be the path of a file: {error}."
+            raise FileException(message) from error
         if not local.is_file():
             message = f"{local} is no file."
             raise FileException(message)
@@ -206,7 +211,9 @@ class FileContent(StreamContent):
 def _guess(name: str) -> str:
     guess = media_types.from_name(name)
     if guess is None:
-        message = f"The media type of {name} cannot be told from its name: pass media_type."
+        message = (
+            f"The media type of {printable(name)} cannot be told from its name: pass media_type."
+        )
         raise MediaTypeCannotBeGuessedException(message)
     return guess
 
