@@ -472,3 +472,18 @@ async def test_what_was_probed_is_known_to_the_next_process(
     store.config = store.config.model_copy(update={"endpoint_url": elsewhere})
     await put("f")
     assert probes == [store.namespace] * 3
+
+
+async def test_an_upload_for_a_key_that_xml_cannot_hold_does_not_stop_clean_up(
+    request: pytest.FixtureRequest,
+) -> None:
+    store = await make_store("strict", request)
+    assert store.server is not None
+    keys = [".fennflow/\x01", ".fennflow/a +%41&<", ".fennflow/é"]
+    async with raw_client(store.server) as client:
+        for key in keys:
+            await client.create_multipart_upload(Bucket=store.namespace, Key=key)
+    async with store.connector() as connector:
+        found = [each.key async for each in connector.uploads(store.namespace, ".fennflow/")]
+    assert sorted(found) == sorted(keys)
+    assert (await store.uow().recover()).problems == ()

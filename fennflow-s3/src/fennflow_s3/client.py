@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import cache
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, cast
+from urllib.parse import unquote_plus
 
 import aiohttp
 from aiobotocore.config import AioConfig
@@ -175,6 +176,8 @@ def client_context(config: S3ConnectorConfig) -> AbstractAsyncContextManager[S3C
     # Parsing botocore's model of S3 takes most of the time that a new client takes.
     session.register_component("data_loader", _loader(session.get_config_variable("data_path")))
     session.register("before-sign.s3.DeleteObjects", _add_content_md5)
+    session.register("before-parameter-build.s3.ListMultipartUploads", _ask_for_encoded_keys)
+    session.register("after-call.s3.ListMultipartUploads", _decode_keys)
     session.register("response-received.s3", _note_attempt)
     session.register("needs-retry.s3.PutObject", _no_retry)
     with translated("open a client for", "S3"):
@@ -212,6 +215,24 @@ def _add_content_md5(request: Any, **_kwargs: Any) -> None:
     """Name the MD5 that servers ask of DeleteObjects which do not know newer checksums."""
     digest = hashlib.md5(request.body, usedforsecurity=False).digest()
     request.headers["Content-MD5"] = base64.b64encode(digest).decode()
+
+
+def _ask_for_encoded_keys(params: Any, **_kwargs: Any) -> None:
+    """Ask for keys that XML can hold; botocore does so for objects and versions alone.
+
+    Anybody who may write can begin an upload for a key with a control character. As it is, no client
+    could parse the list that has it.
+    """
+    params.setdefault("EncodingType", "url")
+
+
+def _decode_keys(parsed: Any, **_kwargs: Any) -> None:
+    """Decode the keys of a list of uploads, and where its next page begins."""
+    if parsed.get("EncodingType") != "url":
+        return  # the server did not encode them
+    for part in (parsed, *parsed.get("Uploads", ())):
+        for name in {"Key", "NextKeyMarker"} & part.keys():
+            part[name] = unquote_plus(part[name])
 
 
 @dataclass(slots=True)

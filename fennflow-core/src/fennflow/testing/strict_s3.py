@@ -321,10 +321,14 @@ class StrictS3:
 
     def _list_uploads(self, call: Call) -> Answer:
         rows = "".join(
-            f"<Upload><Key>{escape(upload.key)}</Key><UploadId>{upload_id}</UploadId></Upload>"
+            f"<Upload><Key>{_named(upload.key, call.query)}</Key><UploadId>{upload_id}</UploadId></Upload>"
             for upload_id, upload in self._bucket(call.bucket).uploads.items()
         )
-        return _xml(f"<ListMultipartUploadsResult {XMLNS}>{rows}</ListMultipartUploadsResult>")
+        encoding = escape(call.query.get("encoding-type", ""))
+        return _xml(
+            f"<ListMultipartUploadsResult {XMLNS}><EncodingType>{encoding}</EncodingType>{rows}"
+            "</ListMultipartUploadsResult>"
+        )
 
     def _create_upload(self, call: Call) -> Answer:
         upload_id = f"u{next(self._numbers)}"
