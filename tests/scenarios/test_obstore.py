@@ -522,6 +522,73 @@ async def test_what_cannot_have_a_key_is_left_out_of_a_listing_and_logged(
         assert list(await uow.files.list()) == ["good.txt", "z"]
 
 
+async def test_directories_deeper_than_a_key_can_be_are_left_out_of_a_listing(
+    files: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    root = tmp_path / files.namespace
+    root.mkdir()
+    (root / "a").write_text("1")
+    monkeypatch.chdir(root)
+    for _ in range(1000):  # together they are longer than any path that Linux opens
+        os.mkdir("deeper")  # noqa: PTH102 - which has no path to name it by
+        os.chdir("deeper")
+    async with files.connector() as connector:
+        assert [each.location.key async for each in connector.list(files.namespace)] == ["a"]
+    assert "is longer than a key can be" in caplog.text
+
+
+async def test_a_file_of_a_time_that_no_calendar_has_stops_no_other(
+    files: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with files.uow()() as uow:
+        await uow.files.put(text("1", "a"), text("2", "odd"))
+    lstat = Path.lstat
+
+    def of_the_year_200_000(path: Path) -> os.stat_result:
+        found = lstat(path)
+        # Not every file system holds such a time, and of those that do obstore panics.
+        return os.stat_result([*found[:8], 1 << 43, 0]) if path.name == "odd" else found
+
+    monkeypatch.setattr(Path, "lstat", of_the_year_200_000)
+    async with files.connector() as connector:
+        assert [each.location.key async for each in connector.list(files.namespace)] == ["a"]
+    assert "odd was written at a time that no calendar has" in caplog.text
+    async with files.uow()() as uow:
+        assert (await uow.files.get("a")).one().data == b"1"
+        with pytest.raises(BaseConnectorException, match="no calendar has"):
+            await uow.files.get("odd")
+        with pytest.raises(BaseConnectorException, match="no calendar has"):
+            async with uow.files.open("odd") as stream:
+                assert [chunk async for chunk in stream]
+    incoming = tmp_path / files.namespace / ".fennflow" / "incoming"
+    (incoming / "odd").write_text("half")
+    assert (await files.uow().recover()).problems == ()
+
+
+async def test_what_others_left_where_files_are_written_first_stops_no_clean_up(
+    files: Store, tmp_path: Path
+) -> None:
+    incoming = tmp_path / files.namespace / ".fennflow" / "incoming"
+    (incoming / "directory" / "sub").mkdir(parents=True)
+    (incoming / "loop").symlink_to("loop")
+    os.mkfifo(incoming / "pipe")
+    (incoming / "old").write_text("half")
+    for name in ("directory", "pipe", "old"):
+        os.utime(incoming / name, (1, 1))
+    assert (await files.uow().recover()).problems == ()
+    assert sorted(path.name for path in incoming.iterdir()) == ["directory", "loop", "pipe"]
+
+
+async def test_a_file_in_the_place_where_files_are_written_first_is_no_reason_to_raise(
+    files: Store, tmp_path: Path
+) -> None:
+    root = tmp_path / files.namespace
+    root.mkdir()
+    (root / ".fennflow").write_text("in the way")
+    async with files.connector() as connector:
+        assert [each async for each in connector.uploads(files.namespace, ".fennflow/")] == []
+
+
 async def test_a_directory_that_cannot_be_read_is_left_out_of_a_listing(
     files: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -10,9 +10,13 @@ import os
 import stat
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from datetime import UTC, datetime
 from pathlib import Path
 
+from fennflow.paths import MAX_KEY_BYTES
+
 ATTEMPTS_TO_MAKE = 10
+SHOWN = 80
 DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
 
 
@@ -32,6 +36,17 @@ def obstacle(root: Path, key: str) -> str:
         if not stat.S_ISDIR(mode) and not stat.S_ISREG(mode):
             return f"{path} is not a regular file"
     return ""
+
+
+def written_at(path: Path) -> datetime | None:
+    """Return when a file was written; None for a time that no calendar has.
+
+    Anybody who may write a file can set its time to one of a hundred million years. obstore fails at it.
+    """
+    try:
+        return datetime.fromtimestamp(path.lstat().st_mtime, UTC)
+    except (OverflowError, ValueError):
+        return None
 
 
 @contextmanager
@@ -142,24 +157,33 @@ def walk(
     waiting = [directory]
     while waiting:
         above = waiting.pop()
-        try:
-            entries = os.scandir(root / above)
-        except (FileNotFoundError, NotADirectoryError):
-            continue
-        except PermissionError as error:
-            if above == directory:
-                raise
-            report(above, f"cannot be read: {error.strerror}")
-            continue
-        with entries:
-            for entry in entries:
-                path = f"{above}/{entry.name}" if above else entry.name
-                if path == skip:
-                    continue
-                if entry.is_dir(follow_symlinks=False):
-                    waiting.append(path)
-                elif entry.is_file(follow_symlinks=False):
-                    yield path
-                else:
-                    kind = "a symbolic link" if entry.is_symlink() else "not a regular file"
-                    report(path, f"is {kind}")
+        for entry in _entries(root, above, report, first=above == directory):
+            path = f"{above}/{entry.name}" if above else entry.name
+            if path == skip:
+                continue
+            if entry.is_dir(follow_symlinks=False):
+                waiting.append(path)
+            elif entry.is_file(follow_symlinks=False):
+                yield path
+            else:
+                kind = "a symbolic link" if entry.is_symlink() else "not a regular file"
+                report(path, f"is {kind}")
+
+
+def _entries(
+    root: Path, directory: str, report: Callable[[str, str], None], *, first: bool
+) -> Sequence[os.DirEntry[str]]:
+    """Return what is in a directory; nothing of one that is gone or left out."""
+    if len(os.fsencode(directory)) >= MAX_KEY_BYTES:
+        report(f"{directory[:SHOWN]}...", "is longer than a key can be")
+        return ()
+    try:
+        with os.scandir(root / directory) as entries:
+            return list(entries)
+    except (FileNotFoundError, NotADirectoryError):
+        return ()
+    except PermissionError as error:
+        if first:
+            raise
+        report(directory, f"cannot be read: {error.strerror}")
+        return ()

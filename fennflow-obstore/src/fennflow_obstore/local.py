@@ -13,10 +13,11 @@ import json
 import logging
 import os
 import re
+import stat
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import aclosing, suppress
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -53,6 +54,7 @@ ATTRIBUTE = "user.fennflow"
 MAX_NAME_BYTES = 240  # of 255, since obstore makes names of its own by adding to them
 ATTEMPTS_TO_DESCRIBE = 10
 SHOWN_LEFT_OUT = 5
+NO_TIME = "was written at a time that no calendar has"
 
 logger = logging.getLogger("fennflow")
 
@@ -103,6 +105,18 @@ class LocalConnector(ObstoreConnector):
         if blocked:
             message = f"{namespace}/{key} is not accessed: {blocked}. Remove it from the directory."
             raise AccessDeniedException(message)
+
+    async def _check_time(self, namespace: str, key: str) -> None:
+        """Refuse to read a file at whose time obstore would fail.
+
+        Raises:
+            BaseConnectorException: no calendar has that time.
+        """
+        path = self._stores.root(namespace) / key
+        with suppress(OSError):  # whatever it is, reading the file says it
+            if await asyncio.to_thread(beneath.written_at, path) is None:
+                message = f"{namespace}/{key} cannot be read: it {NO_TIME}. Set another (touch)."
+                raise BaseConnectorException(message)
 
     @override
     async def _put(
@@ -186,6 +200,7 @@ class LocalConnector(ObstoreConnector):
     ) -> tuple[GetResult, Attributes]:
         store, path = self._stores.of(namespace, "reading"), self._stores.root(namespace) / key
         await self._check(namespace, key)
+        await self._check_time(namespace, key)
         for _ in range(ATTEMPTS_TO_DESCRIBE):
             result = await obstore.get_async(store, key, options=options)
             attributes = await asyncio.to_thread(described, path)
@@ -207,6 +222,7 @@ class LocalConnector(ObstoreConnector):
         end: int | None = None,
     ) -> AsyncGenerator[bytes]:
         await self._check(namespace, location.key)
+        await self._check_time(namespace, location.key)
         inner = super().stream(namespace, location, if_match=if_match, start=start, end=end)
         async with aclosing(inner) as chunks:
             async for chunk in chunks:
@@ -240,7 +256,7 @@ class LocalConnector(ObstoreConnector):
                     continue
                 if path.startswith(prefix) and encoded > start_after.encode():
                     keys.append((encoded, path))
-            metas = (meta_of(store, key, report) for _, key in sorted(keys))
+            metas = (meta_of(store, root, key, report) for _, key in sorted(keys))
             return [meta for meta in metas if meta is not None]
 
         # A directory is read in no order: all of it comes before the first.
@@ -265,7 +281,9 @@ class LocalConnector(ObstoreConnector):
         root = self._stores.root(namespace)
         if not self._incoming.startswith(prefix) or beneath.obstacle(root, self._incoming):
             return
-        for name, written_at in await asyncio.to_thread(_contents, root / self._incoming):
+        with translated("list", f"{namespace}/{self._incoming}"):
+            found = await asyncio.to_thread(_contents, root / self._incoming)
+        for name, written_at in found:
             yield PendingUpload(
                 key=f"{self._incoming}/{name}", upload_id=name, modified_at=written_at
             )
@@ -326,12 +344,17 @@ def described(path: Path) -> dict[str, str]:
     return {str(name): str(value) for name, value in pairs.items()}
 
 
-def meta_of(store: ObjectStore, key: str, report: Callable[[str, str], None]) -> ObjectMeta | None:
-    """Return what a listing says of a file; None if it is gone, or its name cannot be a key."""
+def meta_of(
+    store: ObjectStore, root: Path, key: str, report: Callable[[str, str], None]
+) -> ObjectMeta | None:
+    """Return what a listing says of a file; None if it is gone, or cannot be an object."""
     if _STAGED.search(key):
         report(key, "has a name that obstore uses while it writes")
         return None
     try:
+        if beneath.written_at(root / key) is None:
+            report(key, NO_TIME)
+            return None
         return obstore.head(store, key)
     except FileNotFoundError:
         return None
@@ -340,11 +363,12 @@ def meta_of(store: ObjectStore, key: str, report: Callable[[str, str], None]) ->
         return None
 
 
-def _contents(directory: Path) -> list[tuple[str, datetime]]:
-    """Return names of files, and when they were last written."""
-    found: list[tuple[str, datetime]] = []
-    with suppress(FileNotFoundError):
+def _contents(directory: Path) -> list[tuple[str, datetime | None]]:
+    """Return names of files, and when they were last written; what else is there is not ours."""
+    found: list[tuple[str, datetime | None]] = []
+    with suppress(FileNotFoundError, NotADirectoryError):
         for path in directory.iterdir():
             with suppress(FileNotFoundError):
-                found.append((path.name, datetime.fromtimestamp(path.stat().st_mtime, UTC)))
+                if stat.S_ISREG(path.lstat().st_mode):
+                    found.append((path.name, beneath.written_at(path)))
     return found
