@@ -76,6 +76,7 @@ def text(value: str, name: str) -> TextContent:
         ("s3://key:se/cret@bucket", "neither credentials"),
         ("s3://secret@bucket", "neither credentials"),
         ("file://relative/path", "absolute directory"),
+        ("file:///a%00b", "absolute directory"),
     ],
 )
 def test_a_url_of_another_kind_is_refused(url: str, reason: str) -> None:
@@ -133,6 +134,24 @@ async def test_options_that_obstore_does_not_know_are_told_without_their_values(
         async with store.uow()() as uow:
             await uow.files.put(text("1", "a"))
     assert "secret" not in "".join(traceback.format_exception(caught.value))
+
+
+async def test_a_wrong_value_of_an_option_is_not_shown() -> None:
+    options = {"aws_copy_if_not_exists": "a secret in the wrong place"}
+    store = Store(ObstoreConnectorConfig(url="s3://", options=options), "bucket")
+    with pytest.raises(ConfigException, match=r"\*\*\*.*S3CopyIfNotExists") as caught:
+        async with store.uow()() as uow:
+            await uow.files.put(text("1", "a"))
+    assert "secret in" not in "".join(traceback.format_exception(caught.value))
+
+
+async def test_a_namespace_that_no_directory_can_be_called_is_an_error_of_ours(
+    tmp_path: Path,
+) -> None:
+    store = Store(ObstoreConnectorConfig(url=f"file://{tmp_path}"), "x" * 300)
+    with pytest.raises(FennFlowException, match="name too long"):
+        async with store.uow()() as uow:
+            await uow.files.put(text("1", "a"))
 
 
 @pytest.mark.parametrize("namespace", ["", ".", "..", "a/b"])

@@ -661,7 +661,14 @@ async def test_reading_what_was_replaced_in_the_bucket_works_after_reconciling(
 
 
 @pytest.mark.parametrize(
-    "settings", [{"strategy": "x"}, {"orphans": True}, {"batch_size": 0}, {"frequency": ""}]
+    "settings",
+    [
+        {"strategy": "x"},
+        {"orphans": True},
+        {"batch_size": 0},
+        {"batch_size": 1 << 70},
+        {"frequency": ""},
+    ],
 )
 def test_settings_that_mean_nothing_are_refused(settings: dict[str, Any]) -> None:
     with pytest.raises(ConfigException):

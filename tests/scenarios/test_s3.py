@@ -259,6 +259,7 @@ def test_amazons_endpoints_are_taken_at_their_documentation() -> None:
     "values",
     [
         {"endpoint_url": "http://user:password@host"},
+        {"endpoint_url": "http://host/?token=password@"},
         {"endpoint_url": "ftp://host"},
         {"multipart_part_size": 1},
         {"max_attempts": 0},
@@ -487,3 +488,13 @@ async def test_an_upload_for_a_key_that_xml_cannot_hold_does_not_stop_clean_up(
         found = [each.key async for each in connector.uploads(store.namespace, ".fennflow/")]
     assert sorted(found) == sorted(keys)
     assert (await store.uow().recover()).problems == ()
+
+
+@pytest.mark.parametrize("host", ["a b", "under score", "h\n:1"])
+@pytest.mark.parametrize("name", ["endpoint_url", "presign_endpoint_url"])
+async def test_an_endpoint_that_botocore_refuses_is_an_error_of_ours(host: str, name: str) -> None:
+    values: dict[str, Any] = {"region_name": "us-east-1", name: f"http://{host}"}
+    store = Store(S3ConnectorConfig(**values), "bucket")
+    with pytest.raises(ConfigException, match="makes no client"):
+        async with store.uow()() as uow:
+            await uow.files.list()

@@ -71,14 +71,15 @@ class ReconcileConfig(_Config):
             bucket. Those of sessions younger than `max_session_age` are only reported.
         adopt_catalogs: ids of other catalogs whose objects count as this one's, for instance of one
             that was lost. Objects of any other catalog are left alone, whatever the settings.
-        batch_size: keys that are examined, and locked if they are changed, at a time.
+        batch_size: keys that are examined, and locked if they are changed, at a time; 1,000,000 at
+            most, as they are held in memory.
     """
 
     frequency: Literal["on_start_app", "on_session_start", "never"] = "on_start_app"
     strategy: Literal["fill_if_empty", "insert_missing", "replace"] = "fill_if_empty"
     orphans: Literal["report", "adopt", "delete"] = "report"
     adopt_catalogs: tuple[str, ...] = ()
-    batch_size: Annotated[int, Field(gt=0)] = 1000
+    batch_size: Annotated[int, Field(gt=0, le=1_000_000)] = 1000
 
 
 def _memory_connector() -> ConnectorConfig:

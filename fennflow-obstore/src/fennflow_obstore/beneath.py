@@ -29,7 +29,7 @@ def obstacle(root: Path, key: str) -> str:
             mode = os.lstat(path).st_mode
         except (FileNotFoundError, NotADirectoryError):
             return ""
-        except PermissionError as error:
+        except OSError as error:
             return f"{path} cannot be examined ({error.strerror})"
         if stat.S_ISLNK(mode):
             return f"{path} is a symbolic link, which is not followed"

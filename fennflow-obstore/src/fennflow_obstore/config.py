@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from pydantic import Field, SecretStr, field_validator
 from typing_extensions import override
@@ -101,7 +101,9 @@ class ObstoreConnectorConfig(ConnectorConfig):
         if parts.password is not None or secret or parts.query or parts.fragment:
             message = "must hold neither credentials nor a query; use options"
             raise ValueError(message)
-        if parts.scheme == "file" and (parts.netloc or not parts.path.startswith("/")):
+        if parts.scheme == "file" and (
+            parts.netloc or not parts.path.startswith("/") or "\0" in unquote(parts.path)
+        ):
             message = "must name an absolute directory, as in file:///srv/files"
             raise ValueError(message)
         return url

@@ -136,8 +136,18 @@ class Stores:
             # What Rust raises for an option that it did not expect is not an `Exception`.
             if not (isinstance(error, (BaseError, ValueError, TypeError)) or is_panic(error)):
                 raise
-            message = f"ObstoreConnectorConfig makes no store of {url}: {words_of(error)}"
-            raise ConfigException(message) from error
+            words = words_of(error)
+            for value in _values(config):
+                words = words.replace(value, "***")
+            message = f"ObstoreConnectorConfig makes no store of {url}: {words}"
+            raise ConfigException(message) from None  # the cause has the values
+
+
+def _values(config: ObstoreConnectorConfig) -> Sequence[str]:
+    """Return the texts among the values of options, the longest first; any may be a secret."""
+    options = (value.get_secret_value() for value in config.options.values())
+    values = {*options, *(each for each in config.client_options.values() if isinstance(each, str))}
+    return sorted(values - {""}, key=len, reverse=True)
 
 
 def _check_segment(url: str, namespace: str) -> None:

@@ -100,6 +100,9 @@ class S3ConnectorConfig(ConnectorConfig):
         if parts.scheme not in {"http", "https"} or not parts.hostname:
             message = "must be an http:// or https:// URL with a host"
             raise ValueError(message)
+        if parts.query or parts.fragment:
+            message = "must not hold a query, which no request would send"
+            raise ValueError(message)
         if "@" in parts.netloc:
             message = "must not hold credentials; use aws_access_key_id and aws_secret_access_key"
             raise ValueError(message)

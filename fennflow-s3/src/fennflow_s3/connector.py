@@ -28,6 +28,7 @@ from fennflow.connectors import (
     headers_of,
 )
 from fennflow.exceptions import (
+    ConfigException,
     ConnectorCapabilityException,
     NoSuchKeyException,
 )
@@ -94,16 +95,26 @@ class S3Connector(Connector):
 
     @override
     async def open(self) -> None:
-        with translated("open a client for", "S3"):
-            client = await self._stack.enter_async_context(client_context(self._config))
-            self._opened = self._signer = client
-            self._downloads = Downloads(connections_of(client))
-            if self._config.presign_endpoint_url is not None:
-                # It signs alone, and opens no connection.
-                config = self._config.model_copy(
-                    update={"endpoint_url": self._config.presign_endpoint_url}
-                )
-                self._signer = await self._stack.enter_async_context(client_context(config))
+        client = await self._enter(self._config)
+        self._opened = self._signer = client
+        self._downloads = Downloads(connections_of(client))
+        if self._config.presign_endpoint_url is not None:
+            # It signs alone, and opens no connection.
+            url = self._config.presign_endpoint_url
+            self._signer = await self._enter(self._config.model_copy(update={"endpoint_url": url}))
+
+    async def _enter(self, config: S3ConnectorConfig) -> S3Client:
+        """Open a client.
+
+        Raises:
+            ConfigException: botocore refuses the endpoint, which may come from the environment.
+        """
+        try:
+            with translated("open a client for", "S3"):
+                return await self._stack.enter_async_context(client_context(config))
+        except ValueError as error:
+            message = f"S3ConnectorConfig makes no client: {without_credentials(str(error))}"
+            raise ConfigException(message) from None
 
     @override
     async def aclose(self) -> None:
