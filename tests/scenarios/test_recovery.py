@@ -16,6 +16,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, 
 from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 from datetime import datetime
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -27,7 +28,16 @@ import crashing
 import fennflow_memory.connector
 from crashing import Site, make_site, start, text
 from fennflow import plugins
-from fennflow.backends import Backend, InMemoryBackendConfig, ObjectKey, SessionToken, Tombstone
+from fennflow.backends import (
+    Backend,
+    InMemoryBackendConfig,
+    Intent,
+    ObjectKey,
+    Placement,
+    SessionToken,
+    SqlalchemyBackendConfig,
+    Tombstone,
+)
 from fennflow.connectors import (
     Capabilities,
     InMemoryConnectorConfig,
@@ -364,9 +374,75 @@ async def test_one_refusal_does_not_stop_the_clean_up_of_the_rest(
     diagnosis = await Two.diagnose()
     assert sum("a listing is refused" in problem for problem in diagnosis.problems) == 1
     assert sum("gone cannot be used" in problem for problem in diagnosis.problems) == 1
+    late = "2 late writes have still to be looked for and deleted: bucket/denied, gone/a."
+    assert sum(late in problem for problem in diagnosis.problems) == 1
     # No lock is left behind by those that could not be looked for.
     async with Two() as uow:
         await uow.files.put(text("mine", "z"))
+
+
+@pytest.mark.parametrize("database", ["memory", "sqlite"])
+async def test_a_bucket_that_is_gone_keeps_no_path_of_another_one_locked(
+    refusing: Store, tmp_path: Path, database: str
+) -> None:
+    """P9, P26: though a dead process wrote to both; and all who are asked know of what is left."""
+    if database == "sqlite":
+        url = f"sqlite:///{tmp_path}/catalog.db"
+        refusing.settings["backend"] = SqlalchemyBackendConfig(url=url)
+    refusing.settings |= {"lease_ttl": 0.3, "lock_timeout": 0.0}
+    dead = new_session()
+    keys = [ObjectKey("bucket", "a"), ObjectKey("gone", "a")]
+    async with catalog_of(refusing) as backend:
+        await backend.stage(
+            dead,
+            keys,
+            lambda _: [
+                Intent(
+                    seq=seq,
+                    namespace=key.namespace,
+                    key=key.key,
+                    placement=Placement.DIRECT,
+                    target=key.key,
+                )
+                for seq, key in enumerate(keys, 1)
+            ],
+        )
+        uow_class = refusing.uow()  # it does not know the bucket that is gone
+
+        async def undone() -> bool:
+            return (await uow_class.recover()).pending == 1
+
+        async with uow_class.lifespan():
+            await eventually(undone)
+            async with uow_class() as uow:
+                await uow.files.put(text("mine", "a"))
+            problems = (await uow_class.recover()).problems
+            [left] = [each for each in problems if each.startswith("Session")]
+            assert "rolled back, and not undone completely yet: gone/a." in left
+            assert left in (await uow_class.diagnose()).problems
+
+
+async def test_what_is_open_for_longer_than_late_writes_take_is_reported_by_all_who_are_asked(
+    refusing: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    """P6: nobody else knows why its paths are locked; recovery has nothing to do for it."""
+    uow_class = refusing.uow(lease_ttl=0.3, lock_timeout=0.0)
+    async with uow_class.lifespan(), uow_class() as uow:
+        await uow.files.put(text("1", "a"))
+
+        async def logged() -> bool:
+            return any("has not ended for" in each.getMessage() for each in caplog.records)
+
+        await eventually(logged)
+        report = await uow_class.recover()
+        told = [each for each in report.problems if "has been open for" in each]
+        assert (report.pending, len(told)) == (0, 1)
+        assert "bucket/a" in told[0]
+        problems = (await uow_class.diagnose()).problems
+        assert sum("has been open for" in each and "bucket/a" in each for each in problems) == 1
+        with pytest.raises(RecordLockedException, match="has been open for"):
+            async with uow_class() as other:
+                await other.files.put(text("2", "a"))
 
 
 async def test_what_another_catalog_staged_is_never_swept(refusing: Store) -> None:

@@ -110,7 +110,8 @@ class RecoveryReport:
         buried: places where a late request could have left something, and that are clean now.
         swept: objects under the reserved prefix that no session knew of, deleted.
         uploads: unfinished multipart uploads there, aborted.
-        problems: what was refused or could not be reached, and was passed over.
+        problems: what was refused or could not be reached, and was passed over; and sessions that
+            have been open for long.
     """
 
     rolled_forward: int = 0

@@ -12,7 +12,7 @@ import uuid_utils
 from fennflow.connectors import Deletion, Location, ObjectAttributes
 from fennflow.engine.concurrency import run_all
 from fennflow.engine.stamps import Stamp, made_by, stamped
-from fennflow.engine.stuck import unfinished
+from fennflow.engine.stuck import long_open, overdue, unfinished
 from fennflow.exceptions import ConnectorCapabilityException, FennFlowException
 from fennflow.reports import Diagnosis, NamespaceDiagnosis
 
@@ -30,7 +30,11 @@ async def diagnose(parts: Parts, namespaces: Sequence[str]) -> Diagnosis:
     try:
         sessions = len(await parts.backend.sessions(after="", limit=1000))
         latency = time.monotonic() - started
-        left = await unfinished(parts.backend)
+        left = [
+            *await unfinished(parts.backend),
+            *await long_open(parts.backend, parts.config.doubt_period),
+            *await overdue(parts.backend),
+        ]
     except FennFlowException as error:
         return Diagnosis(problems=[f"The backend cannot be reached: {error}"])
 

@@ -49,10 +49,12 @@ class Lease:
         token: the session's id, and the fencing token under which it is held.
         until: when it ends, by `clock`. The backend's clock decides when others
             may take over; this one started earlier and ends earlier (P23).
+        since: when it was first held, by `clock`, until it was told that this is long ago.
     """
 
     token: SessionToken
     until: float = float("inf")
+    since: float | None = None
 
     def check(self) -> None:
         """Refuse to send anything once the lease may have run out (P23).
@@ -75,10 +77,12 @@ class Leases:
     Args:
         backend: where the sessions are journaled.
         ttl: seconds that a lease runs.
+        long: seconds after which it is logged that a session is still open.
     """
 
     backend: Backend
     ttl: float
+    long: float
     _held: dict[str, Lease] = field(default_factory=dict[str, Lease])
     _heart: Periodic = field(init=False)
 
@@ -107,6 +111,8 @@ class Leases:
             started: when the call that gave or renewed it began, by `clock`.
         """
         lease.until = started + self.ttl * (1 - MARGIN)
+        if lease.token.session_id not in self._held:
+            lease.since = started
         self._held[lease.token.session_id] = lease
         self._heart.start()
 
@@ -131,6 +137,16 @@ class Leases:
         for lease in held:
             if lease.token in kept:
                 lease.until = started + self.ttl * (1 - MARGIN)
+                self._tell_long(lease, started)
             elif lease.until <= started:
                 self.release(lease)  # P25: settled, or another process's, or not renewed in time
         return bool(self._held)
+
+    def _tell_long(self, lease: Lease, now: float) -> None:
+        """Log once that a session holds its paths for long."""
+        if lease.since is None or now - lease.since < self.long:
+            return
+        message = "Session %s has not ended for %.0f s; what it writes stays locked for others until it has"
+        session = lease.token.session_id
+        tell(logging.WARNING, message, session, now - lease.since, rule="P6", session=session)
+        lease.since = None

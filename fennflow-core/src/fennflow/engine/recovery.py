@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Collection, Coroutine, Sequence
+from collections.abc import Collection, Coroutine, Mapping, Sequence
 from contextvars import Context, copy_context
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -24,6 +24,7 @@ from fennflow.backends import (
     Step,
     Tombstone,
 )
+from fennflow.connectors import Capabilities
 from fennflow.engine.callbacks import Aftermaths, Callbacks
 from fennflow.engine.concurrency import Periodic
 from fennflow.engine.finish import finish
@@ -32,9 +33,13 @@ from fennflow.engine.leases import Lease, clock
 from fennflow.engine.parts import Parts, Progress
 from fennflow.engine.plan import Write, outstanding, tombstones, undo
 from fennflow.engine.settle import Settler
-from fennflow.engine.stuck import unfinished
+from fennflow.engine.stuck import long_open, unfinished
 from fennflow.engine.telemetry import count_recovered, tell, with_notes
-from fennflow.exceptions import CommitUncertainException, SessionLostException
+from fennflow.exceptions import (
+    BaseConnectorException,
+    CommitUncertainException,
+    SessionLostException,
+)
 from fennflow.reports import RecoveryReport
 
 CLAIMED_AT_ONCE = 100
@@ -65,6 +70,7 @@ class Unsettled:
         joined: the user's transaction that holds the decision until it ends, if there is one.
         claimed: whether its owner was another one, who had begun to settle it.
         progress: of earlier attempts.
+        unreachable: buckets of which it is not known how to undo something in them, and why.
         failures: how many attempts of recovery have failed.
         due: when the next one may begin, by the loop's clock.
         context: in which to call back: that of the block, not of what runs in the background.
@@ -77,6 +83,9 @@ class Unsettled:
     joined: JoinedTransaction | None = None
     claimed: bool = False
     progress: Progress = field(default_factory=Progress)
+    unreachable: Mapping[str, BaseConnectorException] = field(
+        default_factory=dict[str, BaseConnectorException]
+    )
     failures: int = 0
     due: float = 0.0
     context: Context = field(default_factory=copy_context)
@@ -181,8 +190,10 @@ class Recovery:
         report = await self._clean(own, claimed, sweeping=True)
         # Others may hold the lease of what fails, so that no attempt of this one says so.
         left = await unfinished(self.parts.backend)
+        open_for_long = await long_open(self.parts.backend, self.parts.config.doubt_period)
         pending = max(report.pending, len(left))
-        return replace(report, pending=pending, problems=(*report.problems, *left))
+        problems = (*report.problems, *left, *open_for_long)
+        return replace(report, pending=pending, problems=problems)
 
     async def _turn(self) -> bool:
         try:
@@ -338,11 +349,11 @@ class Recovery:
             intent.seq: intent.upload_id for intent in found.intents if intent.upload_id is not None
         }
         try:
-            capabilities = {
-                namespace: await self.parts.connector.capabilities(namespace)
-                for namespace in {write.intent.namespace for write in writes}
-            }
-            unsettled.undo = undo(writes, capabilities)
+            capabilities, unsettled.unreachable = await self._reach(
+                {write.intent.namespace for write in writes}
+            )
+            reached = [each for each in writes if each.intent.namespace in capabilities]
+            unsettled.undo = undo(reached, capabilities)
             unsettled.tombstones = tombstones(found.session.session_id, writes)
             async with self._slots:
                 return await self._settle(unsettled)
@@ -353,6 +364,19 @@ class Recovery:
             return None
         finally:
             self.parts.leases.release(lease)
+
+    async def _reach(
+        self, namespaces: Collection[str]
+    ) -> tuple[dict[str, Capabilities], dict[str, BaseConnectorException]]:
+        """Return what buckets enforce, and why others do not say so: none holds up another (P26)."""
+        capabilities: dict[str, Capabilities] = {}
+        unreachable: dict[str, BaseConnectorException] = {}
+        for namespace in namespaces:
+            try:
+                capabilities[namespace] = await self.parts.connector.capabilities(namespace)
+            except BaseConnectorException as error:
+                unreachable[namespace] = error
+        return capabilities, unreachable
 
     async def _settle(self, unsettled: Unsettled) -> Outcome:
         """Finish what the journal says is left, and call back once the outcome is known."""
@@ -365,6 +389,12 @@ class Recovery:
                 settler = Settler(
                     self.parts, lease, claimed=unsettled.claimed, progress=unsettled.progress
                 )
+                if decision.outcome is Outcome.ABORTED:
+                    settler.failed |= {
+                        key: unsettled.unreachable[key.namespace]
+                        for key in decision.keys
+                        if key.namespace in unsettled.unreachable
+                    }
                 await finish(
                     settler,
                     outstanding(decision, unsettled.undo),

@@ -139,7 +139,7 @@ async def _lifetime(
             stack.push_async_callback(backend.aclose)
             await backend.open()
             connector.remember_in(backend)
-            leases = Leases(backend, config.lease_ttl)
+            leases = Leases(backend, config.lease_ttl, config.doubt_period)
             stack.push_async_callback(leases.aclose)
             parts = Parts(config, connector, backend, leases)
             recovery = Recovery(parts)

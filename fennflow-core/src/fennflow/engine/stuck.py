@@ -1,4 +1,4 @@
-"""Sessions that are decided and not finished: what an operator has to know of (P9)."""
+"""What an operator has to know of: what keeps paths locked, or waits to be cleaned up (P6, P9, P20)."""
 
 from __future__ import annotations
 
@@ -30,32 +30,71 @@ async def unfinished(backend: Backend) -> list[str]:
     return [_described(each) for each in after if each.session.session_id in ids]
 
 
-async def holder(backend: Backend, session_id: str) -> str | None:
-    """Describe the session that holds a lock, if it is decided."""
+async def long_open(backend: Backend, period: float) -> list[str]:
+    """Describe the sessions that nobody has decided for longer than a period."""
+    return [
+        _described(each)
+        for each in await _journaled(backend)
+        if each.outcome is None and each.age > period
+    ]
+
+
+async def overdue(backend: Backend) -> list[str]:
+    """Describe the late writes that are to be looked for, and were not within a moment."""
+    before = set(await backend.due_tombstones(after=None, limit=PAGE))
+    if not before:
+        return []
+    await asyncio.sleep(A_MOMENT)
+    after = await backend.due_tombstones(after=None, limit=PAGE)
+    left = [f"{each.namespace}/{each.key}" for each in after if each in before]
+    text = (
+        f"{len(left)} late writes have still to be looked for and deleted: {_named(left)}. "
+        "UOW.recover(), or fennflow recover, says what the store refuses (rule P20)."
+    )
+    return [text] if left else []
+
+
+async def holder(backend: Backend, session_id: str, period: float) -> str | None:
+    """Describe the session that holds a lock, if it is decided, or open for longer than a period."""
     near = await backend.sessions(after=session_id[:-1], limit=SAME_BUT_LAST)
-    found = [each for each in near if each.session.session_id == session_id and each.outcome]
-    return _described(found[0]) if found else None
+    found = [each for each in near if each.session.session_id == session_id]
+    odd = [each for each in found if each.outcome is not None or each.age > period]
+    return _described(odd[0]) if odd else None
 
 
 async def _decided(backend: Backend) -> Sequence[JournaledSession]:
-    decided: list[JournaledSession] = []
+    return [each for each in await _journaled(backend) if each.outcome is not None]
+
+
+async def _journaled(backend: Backend) -> Sequence[JournaledSession]:
+    journaled: list[JournaledSession] = []
     last = ""
     while page := await backend.sessions(after=last, limit=PAGE):
         last = page[-1].session.session_id
-        decided += [each for each in page if each.outcome is not None]
-    return decided
+        journaled += page
+    return journaled
 
 
 def _described(session: JournaledSession) -> str:
-    paths = [f"{each.namespace}/{each.key}" for each in session.intents]
-    named = ", ".join(dict.fromkeys(paths[:NAMED])) + (" …" if len(paths) > NAMED else "")
+    named = _named([f"{each.namespace}/{each.key}" for each in session.intents])
+    name = f"Session {session.session.session_id}"
+    if session.outcome is None:
+        return (
+            f"{name} has been open for {session.age:.0f} s: {named}. Until its block ends, and the "
+            "transaction of the database that it joined, if it did, these paths stay locked. If its "
+            "process hangs or is stopped, end that process; if it is gone, recovery undoes the session."
+        )
     is_what = (
         "committed, and not applied completely"
         if session.outcome is Outcome.COMMITTED
         else "rolled back, and not undone completely"
     )
     return (
-        f"Session {session.session.session_id} is {is_what} yet: {named or 'no path is left'}. "
-        "Until the store takes its requests these paths stay locked. If that takes long, the log "
-        "says what the store refuses (rule P9)."
+        f"{name} is {is_what} yet: {named}. Until the store takes its requests these paths stay "
+        "locked. If that takes long, the log says what the store refuses (rule P9)."
     )
+
+
+def _named(paths: Sequence[str]) -> str:
+    more = " …" if len(paths) > NAMED else ""
+    return f"{', '.join(dict.fromkeys(paths[:NAMED]))}{more}" or "no path is left"

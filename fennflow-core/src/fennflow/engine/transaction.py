@@ -336,15 +336,15 @@ class Transaction:
             pause = min(pause * 2, 0.1)
 
     async def _still_locked(self, error: RecordLockedException) -> RecordLockedException:
-        decided = None
+        why = None
         if error.holder is not None:
             with suppress(FennFlowException):  # that the key is locked is what matters
-                decided = await holder(self.backend, error.holder)
+                why = await holder(self.backend, error.holder, self.config.doubt_period)
         waited = f"lock_timeout={self.config.lock_timeout} s; nothing of this call was sent."
         if error.free_in is not None:
             message = f"{error} It was still so after {waited} Try again then."
-        elif decided is not None:
-            message = f"{error} It was still so after {waited} {decided}"
+        elif why is not None:
+            message = f"{error} It was still so after {waited} {why}"
         else:
             message = (
                 f"{error} It was still so after {waited} Try again, or raise lock_timeout. If the "
