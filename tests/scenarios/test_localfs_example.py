@@ -14,6 +14,10 @@ from fennflow.exceptions import AccessDeniedException, KeyException
 
 SOURCE = Path(__file__).parents[2] / "examples" / "fennflow-localfs" / "src"
 TEXT = ObjectAttributes(media_type="text/plain")
+ROW = (
+    '{{"file": "{}", "etag": "{}", "size": {}, "media_type": "", "metadata": {{}}, '
+    '"modified_at": "{}"}}'
+)
 
 
 def connect(root: Path, monkeypatch: pytest.MonkeyPatch, **config: Any) -> Any:
@@ -56,6 +60,12 @@ async def test_files_of_others_do_not_end_a_listing(
         ("no json", ""),
         ("list", "[]"),
         ("outside", '{"file": "../../x", "etag": "", "size": 1, "media_type": "", "metadata": {}}'),
+        ("nested", "[" * 100_000),
+        ("size", ROW.format("a", "a", "Infinity", "2026-01-01")),
+        ("big", ROW.format("a", "a", 1 << 70, "2026-01-01")),
+        ("time", ROW.format("a", "a", 1, "0001-01-01T00:00:00+14:00")),
+        ("file", ROW.format("\\u0000", "a", 1, "2026-01-01")),
+        ("etag", ROW.format("a", "\\ud800", 1, "2026-01-01")),
         ("two\nlines", "{}"),
         ("caf\udce9", "{}"),
         ("%zz", "{}"),

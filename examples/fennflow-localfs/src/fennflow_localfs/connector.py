@@ -50,6 +50,9 @@ logger = logging.getLogger("fennflow")
 
 READ_ATTEMPTS = 10
 MAX_NAME_BYTES = 200  # of 255, since a name gets a suffix
+SIZES = range(1 << 63)  # what a database holds
+# What reading the JSON of others may raise: RecursionError is that of one which nests deeply.
+NOT_OURS = (ArithmeticError, AttributeError, KeyError, RecursionError, TypeError, ValueError)
 
 
 class LocalFsConnector(Connector):
@@ -261,15 +264,17 @@ class LocalFsConnector(Connector):
                 size=int(row["size"]),
                 media_type=str(row["media_type"]),
                 metadata={str(name): str(value) for name, value in row["metadata"].items()},
-                modified_at=datetime.fromisoformat(row["modified_at"]),
+                modified_at=datetime.fromisoformat(row["modified_at"]).astimezone(UTC),
             )
+            if stored.size not in SIZES or not stored.etag.isalnum():
+                raise ValueError(stored.size, stored.etag)
             file = path.with_name(row["file"])  # a name alone: it leads nowhere else
+            self._check_no_link(file)
         except FileNotFoundError:
             return None
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
+        except NOT_OURS as error:
             message = f"{path} was not written by this connector, and is not used: {error!r}"
             raise AccessDeniedException(message) from error
-        self._check_no_link(file)
         return stored, file
 
     def _snapshot(
