@@ -330,3 +330,10 @@ def test_a_dash_is_standard_input_or_output(
         assert (done.code, done.out) == (2, ""), arguments
     assert not (program.directory / "-").exists()
     assert program.files() == ["b.txt"]
+
+
+def test_a_destination_with_a_name_that_is_too_long_is_an_error_of_ours(program: Program) -> None:
+    fill(program, "a")
+    done = program("cp", "files:a", "x" * 300)
+    assert (done.code, done.out) == (1, "")
+    assert done.err.startswith("FileException: ")

@@ -243,7 +243,7 @@ class LocalConnector(ObstoreConnector):
         left_out: list[str] = []
 
         def report(path: str, reason: str) -> None:
-            left_out.append(f"{printable(path)} {reason}")
+            left_out.append(printable(f"{path} {reason}"))
 
         def listed() -> list[ObjectMeta]:
             directory = prefix.rpartition("/")[0]

@@ -137,7 +137,8 @@ class _Transfer:
             message = f"Neither {sources[0]!r} nor {destination!r} is a place, FIELD:PATH."
             raise typer.BadParameter(message)
         into = destination.endswith(("/", ":")) or len(sources) > 1 or recursive
-        self._into = into or (isinstance(goal, Path) and goal.is_dir())
+        # Of a name that is too long, `Path.is_dir` raises; what writes there says it better.
+        self._into = into or (isinstance(goal, Path) and os.path.isdir(goal))  # noqa: PTH112
         self._places = [each for each in origins if isinstance(each, Place)]
         self._local = [
             each
