@@ -36,7 +36,6 @@ from fennflow.testing import postgresql_server
 
 BUCKET = "bucket"
 LOOKS = 21
-LEASE = 30.0
 DEAD = 9
 ROWS = {
     "SQLite": (
@@ -130,22 +129,22 @@ async def pages(uow_class: type[Any], count: int) -> dict[str, float]:
 
 
 async def recovery(
-    uow_class: type[Any], url: str, backend: SqlalchemyBackendConfig, count: int
+    uow_class: type[Any], url: str, backend: SqlalchemyBackendConfig, count: int, lease: float
 ) -> dict[str, float]:
     """Return what it takes to settle sessions whose process died when each had put a file."""
-    dying = get_context("spawn").Process(target=die, args=(url, backend, count))
+    dying = get_context("spawn").Process(target=die, args=(url, backend, count, lease))
     dying.start()
     await asyncio.to_thread(dying.join)
     assert dying.exitcode == DEAD
-    await asyncio.sleep(LEASE + 1.0)
+    await asyncio.sleep(lease + 1.0)
     seconds = await timed(uow_class.recover())
     assert list(await uow_class.sessions()) == []
     return {"recover": seconds}
 
 
-def die(url: str, backend: SqlalchemyBackendConfig, count: int) -> None:
+def die(url: str, backend: SqlalchemyBackendConfig, count: int, lease: float) -> None:
     """Put a file in each of so many units of work, and die before any of them ends."""
-    uow_class = unit_of_work(url, backend, lease_ttl=LEASE)
+    uow_class = unit_of_work(url, backend, lease_ttl=lease)
     free, left = asyncio.Semaphore(IN_FLIGHT), count
 
     async def put(number: int) -> None:
@@ -228,7 +227,9 @@ async def run(options: argparse.Namespace, console: Console) -> Rows:
                     uow_class = unit_of_work(server.url, config)
                     async with uow_class.lifespan():
                         if what == "sessions":
-                            found = await recovery(uow_class, server.url, config, count)
+                            found = await recovery(
+                                uow_class, server.url, config, count, options.lease
+                            )
                         else:
                             server.fill(BUCKET, count)
                             found = await taking_in(uow_class, count)
@@ -247,6 +248,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--records", type=int, nargs="+", default=[10_000, 100_000, 1_000_000])
     parser.add_argument("--sessions", type=int, default=10_000, help="left by a dead process")
+    parser.add_argument("--lease", type=float, default=30.0, help="seconds of its sessions")
     parser.add_argument("--objects", type=int, default=100_000, help="to fill a catalog with")
     parser.add_argument("--json", type=Path, help="where to write what was measured")
     options = parser.parse_args(arguments)
