@@ -183,10 +183,14 @@ class Recovery:
             namespaces: to sweep, besides those that the engine has used.
         """
         self.namespaces.update(namespaces)
-        own = self._begin_own(now=True)
-        claimed = {*await self._claim(), *self._taken}
+        # What is under way may fail because of what has been put right by now.
+        earlier, taken = set(self._attempts.values()), set(self._taken)
+        if earlier or taken:
+            await asyncio.wait(earlier | taken)
+        own = earlier.union(self._begin_own(now=True))
+        claimed = taken.union(await self._claim(), self._taken)
         if own or claimed:
-            await asyncio.wait({*own, *claimed})
+            await asyncio.wait(own | claimed)
         report = await self._clean(own, claimed, sweeping=True)
         # Others may hold the lease of what fails, so that no attempt of this one says so.
         left = await unfinished(self.parts.backend)
