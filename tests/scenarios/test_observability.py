@@ -162,6 +162,15 @@ async def test_what_a_plugin_logs_has_the_same_attributes_and_is_counted(
     assert counted == [{"fennflow.rule": "plugin", "fennflow.severity": "warning"}]
 
 
+def test_what_an_error_says_is_escaped_in_messages_too(caplog: pytest.LogCaptureFixture) -> None:
+    error = ValueError("Could not head a\nb\x1b[2J\u202e.")
+    telemetry.tell(logging.WARNING, "%s: %s", "It", error, rule="P27")
+    logging.getLogger("fennflow").warning("It: %s", error)
+    logging.getLogger("fennflow").warning(f"It: {error}")  # noqa: G004 - as a plugin may
+    messages = {record.getMessage() for record in caplog.records}
+    assert messages == {"It: Could not head a\\nb\\x1b[2J\\u202e."}
+
+
 def test_the_engine_logs_only_through_what_names_session_key_and_rule() -> None:
     elsewhere = [
         path.name

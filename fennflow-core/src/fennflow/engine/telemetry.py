@@ -90,8 +90,10 @@ def tell(
 
 
 def _shown(args: tuple[object, ...]) -> tuple[object, ...]:
-    # Keys are chosen by others: no line break in one makes a record of its own.
-    return tuple(printable(arg) if isinstance(arg, str) else arg for arg in args)
+    # Keys are chosen by others, and errors name them: no line break makes a record of its own.
+    return tuple(
+        printable(str(arg)) if isinstance(arg, (str, BaseException)) else arg for arg in args
+    )
 
 
 def _count(level: int, rule: str) -> None:
@@ -107,6 +109,8 @@ def _complete(record: logging.LogRecord) -> bool:
             record.__dict__.setdefault(name, value)
         if isinstance(record.args, tuple):
             record.args = _shown(record.args)
+        if not record.args:
+            record.msg = printable(str(record.msg))
         _count(record.levelno, "plugin")
     return True
 
