@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sqlite3
 from collections import Counter
 from collections.abc import Awaitable, Callable, Generator
-from contextlib import suppress
+from contextlib import closing, suppress
 from contextvars import ContextVar
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from fennflow import plugins
 from fennflow.backends import InMemoryBackendConfig, SqlalchemyBackendConfig
 from fennflow.config import BackendConfig
 from fennflow.connectors import Capabilities, Deletion, InMemoryConnectorConfig, Location
-from fennflow.engine import finish, settle
+from fennflow.engine import diagnosis, finish, settle
 from fennflow.engine.leases import Lease
 from fennflow.exceptions import (
     AccessDeniedException,
@@ -692,6 +693,24 @@ async def test_what_is_stuck_is_reported_by_all_who_are_asked(scene: Scene) -> N
     await first.recover()
     assert (await second.recover()).pending == 0
     assert (await second.diagnose()).problems == ()
+
+
+@pytest.mark.parametrize("file", ["catalog.db", "catalog.journal.db"])
+async def test_a_database_that_can_only_be_read_is_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str
+) -> None:
+    """A process that is stopped may hold the only lock for as long as it stands."""
+    url = f"sqlite:///{tmp_path}/catalog.db"
+    uow_class = Scene(SqlalchemyBackendConfig(url=url)).second()
+    async with uow_class.lifespan():
+        await put(uow_class, "1", "a")
+        assert (await uow_class.diagnose()).problems == ()
+        assert await uow_class.sessions() == []
+        monkeypatch.setattr(diagnosis, "WRITES_WITHIN", 0.2)
+        with closing(sqlite3.connect(tmp_path / file, isolation_level=None)) as holder:
+            holder.execute("begin immediate")
+            [problem] = (await uow_class.diagnose()).problems
+            assert "takes no changes" in problem
 
 
 async def _until(condition: Callable[[], bool]) -> None:

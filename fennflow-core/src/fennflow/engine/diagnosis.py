@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from dataclasses import replace
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import uuid_utils
 
+from fennflow.backends import ObjectKey, SessionToken
 from fennflow.connectors import Deletion, Location, ObjectAttributes
 from fennflow.engine.concurrency import run_all
 from fennflow.engine.stamps import Stamp, made_by, stamped
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
 MUCH_SKEW = 60.0
 """Seconds: S3 refuses requests that are 15 minutes off, and the sweep compares clocks."""
 PROBES_AT_ONCE = 4
+WRITES_WITHIN = 5.0
+"""Seconds in which the backend has to take a small change."""
 
 
 async def diagnose(parts: Parts, namespaces: Sequence[str]) -> Diagnosis:
@@ -34,6 +38,7 @@ async def diagnose(parts: Parts, namespaces: Sequence[str]) -> Diagnosis:
             *await unfinished(parts.backend),
             *await long_open(parts.backend, parts.config.doubt_period),
             *await overdue(parts.backend),
+            *await _refuses_writes(parts),
         ]
     except FennFlowException as error:
         return Diagnosis(problems=[f"The backend cannot be reached: {error}"])
@@ -48,6 +53,28 @@ async def diagnose(parts: Parts, namespaces: Sequence[str]) -> Diagnosis:
     return replace(
         diagnosis, problems=(*_problems(seen), *left), advice=tuple(_advice(parts, diagnosis))
     )
+
+
+async def _refuses_writes(parts: Parts) -> list[str]:
+    """Journal a session that does nothing, and say if the backend does not take that."""
+    token = SessionToken(str(uuid_utils.uuid7()))
+    key = ObjectKey("", f"{parts.config.reserved_prefix}/probe/{token.session_id}")
+    try:
+        async with asyncio.timeout(WRITES_WITHIN):
+            await parts.backend.stage(token, [key], lambda _: ())
+            await parts.backend.abort(token)
+            await parts.backend.settle(token)
+    except (FennFlowException, TimeoutError) as error:
+        reason = str(error) or f"it did not within {WRITES_WITHIN} s"
+        return [
+            (
+                f"The backend can be read, and takes no changes: {reason}. Nothing can be written, "
+                "committed or recovered until it does. Look for a process that is stopped, or a "
+                "transaction that does not end, and holds a lock of the database; and for its disk "
+                "and the rights of its user."
+            )
+        ]
+    return []
 
 
 async def _look(parts: Parts, namespace: str) -> NamespaceDiagnosis:
