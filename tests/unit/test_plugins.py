@@ -75,6 +75,7 @@ def test_a_third_partys_config_is_importable_by_name(install: Install) -> None:
     [
         ("import there_is_no_such_driver", "No module named 'there_is_no_such_driver'"),
         ("raise ValueError('bad day')", "ValueError: bad day"),
+        ("raise SystemExit('no driver')", "SystemExit: no driver"),
         (GOOD.replace("def fennflow_connectors", "def fennflow_conectors"), "did you mean"),
         (GOOD.replace("    @hookimpl\n", ""), "is not marked with"),
         ("x = 1", "implements no hook"),
@@ -82,7 +83,17 @@ def test_a_third_partys_config_is_importable_by_name(install: Install) -> None:
         (GOOD.replace("return [", "return 7 # "), "TypeError"),
         (GOOD.replace("return [", "return ['s'] # "), "is no ConnectorPlugin"),
     ],
-    ids=["import", "raises", "misspelt", "unmarked", "empty", "version", "no list", "wrong item"],
+    ids=[
+        "import",
+        "raises",
+        "exits",
+        "misspelt",
+        "unmarked",
+        "empty",
+        "version",
+        "no list",
+        "wrong item",
+    ],
 )
 def test_a_plugin_that_does_not_work_breaks_no_other(
     install: Install, code: str, said: str

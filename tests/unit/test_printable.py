@@ -58,3 +58,9 @@ def test_no_url_shows_a_password(password: str, text: str) -> None:
 )
 def test_what_follows_a_question_mark_in_a_url_is_left_out(text: str, shown: str) -> None:
     assert without_credentials(text) == shown
+
+
+def test_a_long_word_in_an_error_takes_no_time() -> None:
+    """Without a limit for schemes it takes minutes."""
+    word = "a" * 200_000
+    assert without_credentials(f"{word}://ann:pa/ss@db {word}") == f"{word}://***@db {word}"

@@ -312,7 +312,7 @@ def _register(
         manager.register(module, name=f"{plugin.name} ({plugin.distribution})")
         _check_hooks(manager, module)
         brought = _collect(manager, module)
-    except Exception as error:  # noqa: BLE001 - told by `installed()` and to whoever asks for it
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - told by `installed()` and to whoever asks for it
         problem = PluginException(
             f"Plugin {plugin.name!r} ({plugin.module}) of {plugin.distribution} "
             f"{plugin.version} does not work: {type(error).__name__}: {error}"
