@@ -13,10 +13,12 @@ from fennflow.config import BackendConfig
 _URL = re.compile(r"(?P<dialect>sqlite|postgresql|postgres)(?:\+(?P<driver>\w+))?://(?P<rest>.*)")
 _SERVER = re.compile(
     r"([^:/?@]*(:[^@]*)?@)?"  # user and password
-    r"(\[[^]/?@]+\]|[^]\[:/?@]*)(:\d{1,5})?"  # host and port
+    r"(\[[^]/?@]+\]|[^]\[:/?@]*)(:(?P<port>[0-9]{1,5}))?"  # host and port
     r"(/[^?@]*)?(\?[^@]*)?"  # database and options
 )
 """What follows `postgresql://`. With another `@`, a part of the password would pass for a host."""
+_UNUSABLE = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
+MAX_PORT = 65535
 _DRIVERS = {"sqlite": "aiosqlite", "postgresql": "asyncpg"}
 
 
@@ -99,7 +101,11 @@ class SqlalchemyBackendConfig(BackendConfig):
             message = f"names a driver that is not {driver}; leave the driver out"
             raise ValueError(message)
         rest = found["rest"]
-        if dialect == "postgresql" and not _SERVER.fullmatch(rest):
+        if _UNUSABLE.search(rest):
+            message = "must not hold control characters or lone surrogates"
+            raise ValueError(message)
+        server = _SERVER.fullmatch(rest)
+        if dialect == "postgresql" and (server is None or int(server["port"] or 0) > MAX_PORT):
             message = (
                 "must be postgresql://user:password@host:port/database; inside user name, password "
                 "and options write @ as %40, and in a user name / as %2F and : as %3A"
