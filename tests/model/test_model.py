@@ -229,7 +229,7 @@ def test_a_walk_finds_nothing_on_a_real_server(
         assert there.capabilities.versioned == (versioning is not None)
         walk(seed, server=there, capabilities=there.capabilities)
 
-    repeat(walk_there, 12)
+    repeat(walk_there, 6)
 
 
 @pytest.mark.once

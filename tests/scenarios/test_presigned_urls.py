@@ -154,7 +154,7 @@ async def test_a_time_that_s3_does_not_sign_for_is_refused(
 
 async def test_nonsense_is_refused(moto_store: Store) -> None:
     async with moto_store.uow()() as uow:
-        with pytest.raises(ConnectorCapabilityException, match="not for DELETE"):
+        with pytest.raises(ConnectorCapabilityException, match="not for 'DELETE'"):
             await uow.files.generate_presigned_url("b", method="DELETE")  # type: ignore[arg-type]
         with pytest.raises(KeyException):
             await uow.files.generate_presigned_url(".fennflow/x", method="PUT")

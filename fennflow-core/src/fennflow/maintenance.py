@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from fennflow import plugins
 from fennflow.config import ReconcileConfig
@@ -82,7 +82,7 @@ class Maintenance:
             asyncio.run(main())
             ```
         """
-        changes = {
+        changes: dict[str, Any] = {
             "strategy": strategy,
             "orphans": orphans,
             "adopt_catalogs": adopt_catalogs,

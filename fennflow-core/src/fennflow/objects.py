@@ -106,9 +106,10 @@ def check_attributes(attributes: ObjectAttributes) -> None:
 
 def _is_text(value: object) -> bool:
     try:
-        return isinstance(value, str) and value.encode() is not None
+        str(value).encode()
     except UnicodeEncodeError:
         return False
+    return isinstance(value, str)
 
 
 def _is_option(value: object) -> bool:

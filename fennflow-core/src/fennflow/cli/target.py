@@ -79,7 +79,7 @@ class _WorkingDirectory(MetaPathFinder):
         found = PathFinder.find_spec(fullname, [self._directory])
         if found is None or fullname == self._named:
             return found
-        if not self._asked_by_user(sys._getframe(1)):  # noqa: SLF001 - the finders' way to know
+        if not self._asked_by_user(sys._getframe(1)):  # noqa: SLF001 # pyright: ignore[reportPrivateUsage] - the finders' way
             return None
         others = (each for each in sys.meta_path if each is not self)
         if any(each.find_spec(fullname, None) is not None for each in others):

@@ -214,6 +214,10 @@ class Aftermath:
             tell(logging.ERROR, message, name, rule="P9", session=self._session)
         self._begin_again()
 
+    def cancel(self) -> None:
+        """Give up all that is left."""
+        self.task.cancel()
+
     def _begin_again(self) -> None:
         self._cut = True
         self.task.cancel()
@@ -268,7 +272,7 @@ class Aftermaths:
         Args:
             grace: seconds to wait, twice at most.
         """
-        for give_up in (Aftermath.skip, lambda each: each.task.cancel()):
+        for give_up in (Aftermath.skip, Aftermath.cancel):
             if not self._under_way:
                 return
             await asyncio.wait({each.task for each in self._under_way}, timeout=grace)

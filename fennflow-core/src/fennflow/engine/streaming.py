@@ -123,8 +123,9 @@ class Source:
 
     async def _next(self, opened: AsyncGenerator[bytes], idle: float) -> bytes | None:
         """Return the next bytes; None at the end. The time that a store takes does not count."""
+        limit = asyncio.timeout(idle)
         try:
-            async with asyncio.timeout(idle) as limit:
+            async with limit:
                 while True:
                     chunk = await anext(opened, None)
                     if chunk is None or self._checked(chunk):

@@ -352,7 +352,7 @@ def _written(
         )
     now = datetime.now(UTC)
     # What a copy is not given it takes over from its source.
-    taken_over = upload.body.headers if isinstance(upload.body, Record) else {}
+    taken_over: Mapping[str, str] = upload.body.headers if isinstance(upload.body, Record) else {}
     record = Record(
         namespace=write.intent.namespace,
         key=write.intent.key,

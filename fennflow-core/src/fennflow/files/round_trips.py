@@ -36,7 +36,7 @@ def first_difference(given: object, back: object, *, json: bool = False) -> str 
         return None
     if isinstance(given, float) and isinstance(back, float) and math.isnan(given):
         return None if math.isnan(back) else ""
-    return None if _equal(given, back) else ""
+    return None if _equal(given, back) else ""  # pyright: ignore[reportUnknownArgumentType]
 
 
 def _parts(value: object) -> Mapping[object, object] | None:

@@ -39,7 +39,7 @@ class RepoField(Generic[R_co]):
 
     def __init__(self, repository: type[R_co], *, namespace: str) -> None:
         given: object = namespace
-        if not isinstance(given, str) or not given or not given.isprintable():
+        if not isinstance(given, str) or not given or not given.isprintable():  # pyright: ignore[reportUnnecessaryIsInstance]
             message = f"The namespace {given!a} is not a text without control characters."
             raise ConfigException(message)
         self._repository = repository
