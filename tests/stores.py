@@ -21,6 +21,7 @@ from fennflow.connectors import (
     ObstoreConnectorConfig,
     S3ConnectorConfig,
 )
+from fennflow.exceptions import NoSuchKeyException
 from fennflow.repositories import (
     CopyRepository,
     CreateRepository,
@@ -120,14 +121,21 @@ class Store:
             await connector.aclose()
 
     async def objects(self, prefix: str = "") -> dict[str, bytes]:
-        """Return the objects of the bucket, those below the reserved prefix included."""
+        """Return the objects of the bucket, those below the reserved prefix included.
+
+        A store over a file system lists empty directories, which an engine removes in the
+        background: one that is gone before it was read is left out.
+        """
+        found: dict[str, bytes] = {}
         async with self.connector() as connector:
-            return {
-                stored.location.key: (
-                    await connector.get(self.namespace, Location(stored.location.key))
-                )[1]
-                async for stored in connector.list(self.namespace, prefix)
-            }
+            async for stored in connector.list(self.namespace, prefix):
+                key = stored.location.key
+                try:
+                    found[key] = (await connector.get(self.namespace, Location(key)))[1]
+                except NoSuchKeyException:
+                    if not key.endswith("/"):
+                        raise
+        return found
 
 
 @asynccontextmanager
