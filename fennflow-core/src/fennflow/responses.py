@@ -114,12 +114,14 @@ class DeleteResponse(Response[StoragePath]):
 
 
 class ListResponse(Response[StoragePath]):
-    """A page of paths in key order.
+    """Paths in key order: all that were asked for, or a page of them if a `limit` was given.
+
+    Its `repr` says if there are more behind a page.
 
     Args:
         items: the paths.
         prefixes: with a delimiter, what the paths beyond it have in common, as S3 rolls them up.
-        continuation_token: what `list` takes to return the next page; None on the last.
+        continuation_token: what `list` takes to return the next page; None if there are no more.
     """
 
     __slots__ = ("continuation_token", "prefixes")
@@ -134,6 +136,13 @@ class ListResponse(Response[StoragePath]):
         super().__init__(items)
         self.prefixes = tuple(prefixes)
         self.continuation_token = continuation_token
+
+    @override
+    def __repr__(self) -> str:
+        shown = [repr(item) for item in self]
+        if self.continuation_token is not None:
+            shown.append("… more: continuation_token")
+        return f"{type(self).__name__}[{', '.join(shown)}]"
 
 
 class PresignedUrlResponse(Response[str]):

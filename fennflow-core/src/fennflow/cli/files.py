@@ -159,21 +159,10 @@ def ls(
 
 
 async def _listed(uow: Uow, where: Place, *, recursive: bool) -> tuple[list[str], list[ObjectInfo]]:
-    directories: list[str] = []
-    paths: list[StoragePath] = []
     async with uow.open() as opened:
         files: Files = getattr(opened, where.field)
-        token: str | None = None
-        while True:
-            page = await files.list(
-                where.path, continuation_token=token, delimiter=None if recursive else "/"
-            )
-            directories += map(str, page.prefixes)
-            paths += page
-            token = page.continuation_token
-            if token is None:
-                break
-        return directories, await stated(files, paths)
+        found = await files.list(where.path, delimiter=None if recursive else "/")
+        return [str(each) for each in found.prefixes], await stated(files, found)
 
 
 async def stated(files: Files, paths: Sequence[StoragePath]) -> list[ObjectInfo]:

@@ -76,15 +76,16 @@ class ListRepository(Repository):
         self,
         prefix: str = "",
         *,
-        limit: int = PAGE,
+        limit: int | None = None,
         continuation_token: str | None = None,
         delimiter: str | None = None,
     ) -> ListResponse:
-        """Return a page of paths in the order of their UTF-8 bytes, as S3 lists.
+        """Return all paths, or a page of them, in the order of their UTF-8 bytes, as S3 lists.
 
         Args:
             prefix: relative to the scope; it need not end at a `/`.
-            limit: paths and rolled-up prefixes on the page, 1 to 1,000,000.
+            limit: paths and rolled-up prefixes on the page, 1 to 1,000,000. Without it all of
+                them are returned, read a thousand at a time.
             continuation_token: of the page before.
             delimiter: roll up what has it beyond the prefix, for instance `/`.
 
@@ -96,19 +97,28 @@ class ListRepository(Repository):
         whole = self._prefix(prefix)
         _check_page(limit, delimiter)
         start = "" if continuation_token is None else decode_token(continuation_token)
+        keys: list[str] = []
+        prefixes: list[str] = []
+        following: str | None = start
         async with self._call("list") as tx:
-            page = await reading.page(
-                tx,
-                self._namespace,
-                prefix=whole,
-                start=start,
-                limit=limit,
-                delimiter=delimiter,
-            )
+            while following is not None:
+                page = await reading.page(
+                    tx,
+                    self._namespace,
+                    prefix=whole,
+                    start=following,
+                    limit=PAGE if limit is None else limit,
+                    delimiter=delimiter,
+                )
+                keys += page.keys
+                prefixes += page.prefixes
+                following = page.start
+                if limit is not None:
+                    break
         return ListResponse(
-            [StoragePath(key) for key in page.keys],
-            prefixes=[StoragePath(each) for each in page.prefixes],
-            continuation_token=None if page.start is None else encode_token(page.start),
+            [StoragePath(key) for key in keys],
+            prefixes=[StoragePath(each) for each in prefixes],
+            continuation_token=None if following is None else encode_token(following),
         )
 
     async def iter(self, prefix: str = "") -> AsyncIterator[StoragePath]:
@@ -223,7 +233,7 @@ class GeneratePresignedUrlPrefixRepository(Repository):
 
 
 def _check_page(limit: object, delimiter: object) -> None:
-    if not isinstance(limit, int) or not 1 <= limit <= MAX_LIMIT:
+    if limit is not None and (not isinstance(limit, int) or not 1 <= limit <= MAX_LIMIT):
         message = f"limit={limit!a} is not a number from 1 to {MAX_LIMIT}."
         raise PathException(message)
     if delimiter is not None and not (isinstance(delimiter, str) and delimiter):
