@@ -29,6 +29,11 @@ settings.register_profile("thorough", deadline=None, max_examples=2000, print_bl
 settings.load_profile("quick")
 
 
+def pytest_xdist_auto_num_workers() -> int:
+    """Return two workers for each core: half of the time a test waits for a server or a timer."""
+    return 2 * (os.cpu_count() or 1)
+
+
 def pytest_report_header() -> str:
     return f"FENNFLOW_SEED={os.environ['FENNFLOW_SEED']}"
 
