@@ -343,13 +343,14 @@ async def leave_late_writes(store: Store, backend: Backend, *places: ObjectKey) 
     doubts = [Tombstone(namespace=n, key=k, session_id=late.session_id, seq=1) for n, k in places]
     async with store.connector() as connector:
         await backend.stage(late, places, lambda _: ())
-        await backend.abort(late)
-        await backend.settle(late, tombstones=doubts)
         attributes = ObjectAttributes(
             media_type="text/plain", metadata=stamped({}, Stamp(late.session_id, 1))
         )
         for namespace, key in places:
             await connector.put(namespace, key, b"late", attributes)
+        # From then on an engine's background work may look for them.
+        await backend.abort(late)
+        await backend.settle(late, tombstones=doubts)
 
 
 async def test_one_refusal_does_not_stop_the_clean_up_of_the_rest(
