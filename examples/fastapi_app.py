@@ -25,7 +25,7 @@ from letters import UOW, Letter, body, contents, database, refusal, running
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from fennflow.exceptions import FennFlowException
-from fennflow.web import answer_for
+from fennflow.web import answer_for, fastapi_dependency
 
 
 @asynccontextmanager
@@ -37,6 +37,9 @@ async def lifespan(_: FastAPI) -> AsyncGenerator[None]:
 
 app = FastAPI(lifespan=lifespan)
 Database = Annotated[AsyncSession, Depends(database)]
+# They end before the response is sent, so a commit that fails is answered as an error.
+Files = Annotated[UOW, fastapi_dependency(UOW)]
+Joined = Annotated[UOW, fastapi_dependency(UOW, join=database)]
 
 
 @app.exception_handler(FennFlowException)
@@ -48,52 +51,53 @@ async def refuse(_: Request, error: FennFlowException) -> Response:
 
 @app.post("/letters", status_code=201)
 async def write(
-    session: Database, title: Annotated[str, Form()], files: list[UploadFile]
+    session: Database, uow: Joined, title: Annotated[str, Form()], files: list[UploadFile]
 ) -> dict[str, object]:
     """Store a letter and its attachments: all of it, or nothing."""
-    async with UOW(join=session) as uow:
-        letter = Letter(title=title)
-        session.add(letter)
-        await session.flush()  # it gives the letter its id
-        stored = await uow.attachments.at(f"letters/{letter.id}").put(*await contents(files))
+    letter = Letter(title=title)
+    session.add(letter)
+    await session.flush()  # it gives the letter its id
+    stored = await uow.attachments.at(f"letters/{letter.id}").put(*contents(files))
     return {"id": letter.id, "attachments": [path.name for path in stored]}
 
 
 @app.put("/letters/{letter_id}")
 async def rewrite(
-    letter_id: int, session: Database, title: Annotated[str, Form()], files: list[UploadFile]
+    letter_id: int,
+    session: Database,
+    uow: Joined,
+    title: Annotated[str, Form()],
+    files: list[UploadFile],
 ) -> dict[str, object]:
     """Replace the title, and attachments of the same name."""
-    async with UOW(join=session) as uow:
-        letter = await session.get(Letter, letter_id)
-        if letter is None:
-            raise HTTPException(404, "There is no such letter.")
-        letter.title = title
-        stored = await uow.attachments.at(f"letters/{letter_id}").put(*await contents(files))
+    letter = await session.get(Letter, letter_id)
+    if letter is None:
+        raise HTTPException(404, "There is no such letter.")
+    letter.title = title
+    stored = await uow.attachments.at(f"letters/{letter_id}").put(*contents(files))
     return {"id": letter_id, "attachments": [path.name for path in stored]}
 
 
 @app.get("/letters/{letter_id}")
-async def read(letter_id: int, session: Database) -> dict[str, object]:
+async def read(letter_id: int, session: Database, uow: Files) -> dict[str, object]:
     """Return what is known of a letter."""
     letter = await session.get(Letter, letter_id)
     if letter is None:
         raise HTTPException(404, "There is no such letter.")
-    async with UOW() as uow:
-        paths = await uow.attachments.at(f"letters/{letter_id}").list()
     return {
         "id": letter_id,
         "title": letter.title,
-        "attachments": [path.name for path in paths],
+        "attachments": [
+            path.name async for path in uow.attachments.at(f"letters/{letter_id}").iter()
+        ],
     }
 
 
 @app.get("/letters/{letter_id}/{name}")
 @app.head("/letters/{letter_id}/{name}")
-async def download(letter_id: int, name: str, request: Request) -> Response:
+async def download(letter_id: int, name: str, uow: Files, request: Request) -> Response:
     """Return an attachment, or a part of it: players seek, browsers ask only for what is new."""
-    async with UOW() as uow:
-        info = await uow.attachments.at(f"letters/{letter_id}").stat(name)
+    info = await uow.attachments.at(f"letters/{letter_id}").stat(name)
     answer = answer_for(info, request.headers, download_as=name)
     if request.method == "HEAD" or answer.start == answer.end:
         return Response(status_code=answer.status, headers=answer.headers)
@@ -101,17 +105,16 @@ async def download(letter_id: int, name: str, request: Request) -> Response:
 
 
 @app.post("/letters/{letter_id}/{name}/upload-url")
-async def upload_url(letter_id: int, name: str, session: Database) -> dict[str, Any]:
+async def upload_url(letter_id: int, name: str, session: Database, uow: Files) -> dict[str, Any]:
     """Return a URL by which a browser sends a large attachment straight to S3, with these headers.
 
     What arrives there is no part of a transaction: `fennflow reconcile` records it.
     """
     if await session.get(Letter, letter_id) is None:
         raise HTTPException(404, "There is no such letter.")
-    async with UOW() as uow:
-        urls = await uow.attachments.at(f"letters/{letter_id}").generate_presigned_url(
-            name, method="PUT", expires_in=600
-        )
+    urls = await uow.attachments.at(f"letters/{letter_id}").generate_presigned_url(
+        name, method="PUT", expires_in=600
+    )
     return {"url": urls[0], "headers": urls.headers}
 
 

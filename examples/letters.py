@@ -6,9 +6,11 @@ on AWS, and so do `BUCKET` and `DATABASE_URL`.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
+from http import HTTPStatus
 from typing import Protocol
 
 from sqlalchemy import String
@@ -19,6 +21,8 @@ from fennflow import ConfigDict, UnitOfWork
 from fennflow.backends import SqlalchemyBackendConfig
 from fennflow.connectors import S3ConnectorConfig
 from fennflow.exceptions import (
+    BackendUnavailableException,
+    ConnectorUnavailableException,
     FennFlowException,
     FileException,
     NoSuchKeyException,
@@ -27,7 +31,7 @@ from fennflow.exceptions import (
     RecordAlreadyExistsException,
     RecordLockedException,
 )
-from fennflow.files import BaseContent, ContentFactory
+from fennflow.files import StreamContent
 from fennflow.repositories import (
     CrudRepository,
     GeneratePresignedUrlRepository,
@@ -37,6 +41,8 @@ from fennflow.repositories import (
 )
 from fennflow.responses import ObjectInfo
 from fennflow.web import Answer
+
+logger = logging.getLogger("letters")
 
 DATABASE = SqlalchemyBackendConfig(url=os.environ.get("DATABASE_URL", "sqlite:///letters.db"))
 BUCKET = os.environ.get("BUCKET", "letters")
@@ -91,13 +97,18 @@ STATUS: dict[type[FennFlowException], int] = {
     NoSuchKeyException: 404,
     RecordLockedException: 409,
     RecordAlreadyExistsException: 409,
+    BackendUnavailableException: 503,
+    ConnectorUnavailableException: 503,
 }
 
 
 def refusal(error: FennFlowException) -> tuple[int, str]:
-    """Return status and text for an error: what is the client's fault is told, all else is ours."""
+    """Return status and text for an error; what is not the client's fault is logged, and not shown."""
     status = next((code for kind, code in STATUS.items() if isinstance(error, kind)), 500)
-    return status, str(error) if status < 500 else "Internal Server Error"  # noqa: PLR2004
+    if status < 500:  # noqa: PLR2004
+        return status, str(error)
+    logger.error("A request failed: %s", error, exc_info=error)
+    return status, HTTPStatus(status).phrase
 
 
 class Upload(Protocol):
@@ -111,21 +122,14 @@ class Upload(Protocol):
     def filename(self) -> str | None:
         """Its name, as the client told it."""
 
-    async def read(self) -> bytes:
-        """Return all of it."""
+    async def read(self, size: int = -1, /) -> bytes:
+        """Return the next bytes."""
         ...
 
 
-async def contents(files: Sequence[Upload]) -> list[BaseContent]:
-    """Return uploads as files of the classes that their media types ask for."""
-    return [
-        ContentFactory.from_bytes(
-            file.content_type or "application/octet-stream",
-            await file.read(),
-            filename=file.filename,
-        )
-        for file in files
-    ]
+def contents(files: Sequence[Upload]) -> list[StreamContent]:
+    """Return uploads as files that are read while they are sent, a piece at a time."""
+    return [StreamContent.from_iterable(file) for file in files]
 
 
 async def body(info: ObjectInfo, answer: Answer) -> AsyncGenerator[bytes]:

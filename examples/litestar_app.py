@@ -64,7 +64,7 @@ async def write(session: Database, data: MultipartBody[Form]) -> dict[str, objec
         letter = Letter(title=data.title)
         session.add(letter)
         await session.flush()  # it gives the letter its id
-        stored = await uow.attachments.at(f"letters/{letter.id}").put(*await contents(data.files))
+        stored = await uow.attachments.at(f"letters/{letter.id}").put(*contents(data.files))
     return {"id": letter.id, "attachments": [path.name for path in stored]}
 
 
@@ -78,7 +78,7 @@ async def rewrite(
         if letter is None:
             raise NotFoundException("There is no such letter.")
         letter.title = data.title
-        stored = await uow.attachments.at(f"letters/{letter_id}").put(*await contents(data.files))
+        stored = await uow.attachments.at(f"letters/{letter_id}").put(*contents(data.files))
     return {"id": letter_id, "attachments": [path.name for path in stored]}
 
 
@@ -89,7 +89,7 @@ async def read(letter_id: FromPath[int], session: Database) -> dict[str, object]
     if letter is None:
         raise NotFoundException("There is no such letter.")
     async with UOW() as uow:
-        paths = await uow.attachments.at(f"letters/{letter_id}").list()
+        paths = [path async for path in uow.attachments.at(f"letters/{letter_id}").iter()]
     return {
         "id": letter_id,
         "title": letter.title,

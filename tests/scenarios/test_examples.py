@@ -16,7 +16,7 @@ import pytest
 
 from fennflow.testing import PostgresqlServer, S3Server
 from fennflow.testing.processes import READY_WITHIN, free_ports
-from stores import new_bucket
+from stores import new_bucket, raw_client
 
 ROOT = Path(__file__).parents[2]
 
@@ -71,6 +71,8 @@ async def test_the_web_examples_store_letters_with_their_files(
         server: PostgresqlServer = request.getfixturevalue("postgresql")
         database = server.new_database()
     bucket = await new_bucket(moto)
+    async with raw_client(moto) as raw:
+        await raw.put_object(Bucket=bucket, Key="older.txt", Body=b"of another program")
     first = ("a.txt", b"one", "text/plain")
     with served(app, moto, bucket, database) as client:
         both = [("files", first), ("files", ("b.bin", b"two", "application/octet-stream"))]

@@ -12,6 +12,7 @@ from typing_extensions import override
 from fennflow import plugins
 from fennflow.config import ConfigDict
 from fennflow.engine.callbacks import Callback, Undo
+from fennflow.engine.diagnosis import reach
 from fennflow.engine.runtime import engine_for
 from fennflow.engine.session import Session
 from fennflow.exceptions import ConfigException, TransactionException
@@ -284,14 +285,26 @@ class UnitOfWork(Maintenance):
 
     @classmethod
     @asynccontextmanager
-    async def lifespan(cls) -> AsyncGenerator[None]:
+    async def lifespan(cls, *, check: bool = True) -> AsyncGenerator[None]:
         """Open the engine now, and close it at the end of the block instead of the loop's end.
 
         Units of work inside need no time to connect, nor to reconcile buckets before their first
         use, if `ReconcileConfig.frequency` is `on_start_app`. Engines are shared: the last lifespan of
         equal configurations closes theirs, once the units of work have ended that still use it.
+
+        Args:
+            check: list each bucket first, so that a program whose store or bucket is missing does
+                not start. If not, the first use raises what it meets.
+
+        Raises:
+            NoSuchNamespaceException: `check`, and a bucket does not exist.
+            BaseConnectorException: `check`, and the store cannot be reached, or does not let these
+                credentials list the bucket.
+            BaseBackendException: the backend cannot be reached.
         """
         async with engine_for(cls.config, plugins.registry(), lifespan=True) as engine:
+            if check:
+                await reach(engine, namespaces_of(cls))
             await engine.reconciler.prepare_all(namespaces_of(cls), set())
             yield
 

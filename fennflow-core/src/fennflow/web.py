@@ -1,22 +1,25 @@
-"""What a web application answers when a file is asked for, whatever its framework.
+"""For web applications: a unit of work for each request, and the answer to a request for a file.
 
-The rules are those of RFC 9110: `If-None-Match` (13.1.2), `Range` and `If-Range` (14.2, 13.1.5).
+The rules of answers are those of RFC 9110: `If-None-Match` (13.1.2), `Range` and `If-Range` (14.2,
+13.1.5).
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from dataclasses import dataclass
 from email.utils import format_datetime
 from http import HTTPStatus
+from typing import Any
 from urllib.parse import quote
 
-from fennflow.exceptions import FileException
+from fennflow.exceptions import ConfigException, FileException
 from fennflow.objects import headers_of, media_type_of, utc
 from fennflow.responses import ObjectInfo
+from fennflow.uow import UnitOfWork
 
-__all__ = ["Answer", "answer_for"]
+__all__ = ["Answer", "answer_for", "fastapi_dependency", "litestar_dependency"]
 
 # No object has more bytes than 18 digits tell, and Python refuses to read numbers of thousands.
 _RANGE = re.compile(r"bytes=(?:([0-9]{1,18})-([0-9]{0,18})|-([0-9]{1,18}))")
@@ -162,3 +165,111 @@ def is_passive(media_type: str) -> bool:
 def _attachment(name: str) -> str:
     # Half a character, which UTF-8 cannot hold, becomes a question mark.
     return f"attachment; filename*=UTF-8''{quote(name.encode(errors='replace'), safe='')}"
+
+
+def fastapi_dependency(uow: type[UnitOfWork], *, join: Callable[..., Any] | None = None) -> Any:
+    """Return a dependency of FastAPI that gives each request a unit of work.
+
+    It commits after the path function has returned and before the response is sent, so a commit
+    that fails becomes an error response. An exception that leaves the path function undoes the
+    work; a returned response commits it, whatever its status. A plain `Depends` on a function that
+    yields commits after the response was sent, when the client has its 200 already.
+
+    Args:
+        uow: the class to open.
+        join: a dependency that provides the session to join; a path function that depends on it,
+            too, gets the same session.
+
+    Raises:
+        ConfigException: FastAPI is not installed, or older than 0.121, which cannot do it.
+
+    Example:
+        ```python
+        from typing import Annotated
+
+        from fastapi import FastAPI, UploadFile
+
+        from fennflow import UnitOfWork
+        from fennflow.files import StreamContent
+        from fennflow.repositories import CrudRepository, RepoField
+        from fennflow.web import fastapi_dependency
+
+
+        class UOW(UnitOfWork):
+            inbox = RepoField(CrudRepository, namespace="inbox")
+
+
+        app = FastAPI()
+
+
+        @app.post("/inbox")
+        async def receive(
+            file: UploadFile, uow: Annotated[UOW, fastapi_dependency(UOW)]
+        ) -> list[str]:
+            return list(await uow.inbox.put(StreamContent.from_iterable(file)))
+        ```
+    """
+    try:
+        from fastapi import Depends
+
+        joined = None if join is None else Depends(join)
+
+        async def provide(session: Any = joined) -> AsyncGenerator[UnitOfWork]:
+            async with uow(join=session) as opened:
+                yield opened
+
+        return Depends(provide, scope="function")
+    except (ImportError, TypeError) as error:
+        message = "fastapi_dependency needs FastAPI 0.121 or newer: pip install 'fastapi>=0.121'."
+        raise ConfigException(message) from error
+
+
+def litestar_dependency(uow: type[UnitOfWork]) -> Any:
+    """Return a dependency of Litestar that gives each request a unit of work.
+
+    It commits after the handler has returned and before the response is sent; an exception that
+    leaves the handler undoes the work. To join a session, open the unit of work in the handler:
+    Litestar ends dependencies that yield at the same time, so the session could be closed first.
+
+    Args:
+        uow: the class to open.
+
+    Raises:
+        ConfigException: Litestar is not installed.
+
+    Example:
+        ```python
+        from litestar import Litestar, get
+        from litestar.di import NamedDependency
+
+        from fennflow import UnitOfWork
+        from fennflow.repositories import CrudRepository, RepoField
+        from fennflow.web import litestar_dependency
+
+
+        class UOW(UnitOfWork):
+            inbox = RepoField(CrudRepository, namespace="inbox")
+
+
+        @get("/inbox")
+        async def look(uow: NamedDependency[UOW]) -> list[str]:
+            return list(await uow.inbox.list())
+
+
+        app = Litestar([look], dependencies={"uow": litestar_dependency(UOW)})
+        ```
+    """
+    try:
+        from litestar.di import Provide
+    except ImportError as error:
+        message = "litestar_dependency needs Litestar: pip install litestar."
+        raise ConfigException(message) from error
+    return Provide(_opened(uow))
+
+
+def _opened(uow: type[UnitOfWork]) -> Callable[[], AsyncGenerator[UnitOfWork]]:
+    async def provide() -> AsyncGenerator[UnitOfWork]:
+        async with uow() as opened:
+            yield opened
+
+    return provide

@@ -55,6 +55,28 @@ async def diagnose(parts: Parts, namespaces: Sequence[str]) -> Diagnosis:
     )
 
 
+async def reach(parts: Parts, namespaces: Sequence[str]) -> None:
+    """List the beginning of each namespace, and ask the backend for its oldest session.
+
+    Raises:
+        BaseConnectorException: a namespace is missing, or cannot be listed.
+        BaseBackendException: the backend cannot be reached.
+    """
+
+    async def look(namespace: str) -> None:
+        try:
+            await _first(parts.connector.list(namespace, f"{parts.config.reserved_prefix}/"))
+        except FennFlowException as error:
+            error.add_note(
+                f"UOW.lifespan() checks that {namespace} can be listed. To start without that, use "
+                "UOW.lifespan(check=False)."
+            )
+            raise
+
+    await parts.backend.sessions(after="", limit=1)
+    await run_all(PROBES_AT_ONCE, look, namespaces)
+
+
 async def _refuses_writes(parts: Parts) -> list[str]:
     """Journal a session that does nothing, and say if the backend does not take that."""
     token = SessionToken(str(uuid_utils.uuid7()))

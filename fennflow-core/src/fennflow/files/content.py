@@ -38,7 +38,7 @@ class Described(BaseModel):
     """What files in memory and streams have in common: they are checked when they are made.
 
     Raises:
-        MetadataException: metadata over 2 KB.
+        MetadataException: more metadata than stores hold.
         FileException: a field of the wrong type.
     """
 
@@ -70,14 +70,15 @@ class BaseContent(Described):
         filename: path relative to the scope of the `put`; without one, the file is named by the
             SHA-256 of its bytes and the extension of its media type.
         media_type: told by the name or the bytes where it is not given.
-        metadata: the user's own, any Unicode, at most 2 KB; names that start with `fennflow_`
+        metadata: the user's own, any Unicode; S3 takes about 1,800 bytes of ASCII, and a third as many other
+            characters. Names that start with `fennflow_`
             are FennFlow's.
         path: on what was read, where it lies.
         info: on what was read, what the catalog says of it.
 
     Raises:
         MediaTypeCannotBeGuessedException: no media type was given, nor do name or bytes tell it.
-        MetadataException: metadata over 2 KB.
+        MetadataException: more metadata than stores hold.
         FileException: a field of the wrong type.
     """
 
@@ -177,7 +178,7 @@ def check_metadata(metadata: Mapping[str, str]) -> None:
     """Refuse metadata that no store holds.
 
     Raises:
-        MetadataException: over 2 KB, a reserved or empty name, lone surrogates.
+        MetadataException: more than stores hold, a reserved or empty name, lone surrogates.
     """
     try:
         size = sum(len(name.encode()) + len(value.encode()) for name, value in metadata.items())

@@ -48,7 +48,7 @@ class StreamContent(Described):
     Args:
         filename: path relative to the scope of the `put`.
         media_type: told by the name where it is not given.
-        metadata: the user's own, any Unicode, at most 2 KB.
+        metadata: the user's own, like that of `BaseContent`.
         size: in bytes, where it is known; a body of another size is refused.
 
     Example:
