@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 import time
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator
@@ -29,6 +30,7 @@ from fennflow.connectors import (
     ObjectAttributes,
     StoredObject,
 )
+from fennflow.engine import walking
 from fennflow.engine.stamps import Stamp, stamped
 from fennflow.exceptions import (
     AccessDeniedException,
@@ -571,13 +573,49 @@ async def test_an_empty_catalog_is_filled_from_a_store_that_lists_in_no_order(
     assert await listed(uow_class) == list("abcde")
 
 
-async def test_a_store_that_lists_in_no_order_is_not_compared_with_records(
-    unordered: Store,
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 100])
+async def test_a_store_that_lists_in_no_order_is_compared_with_records(
+    unordered: Store, batch_size: int
+) -> None:
+    """Whatever the order, each difference is one finding, and what agrees is none."""
+    uow_class = unordered.uow(reconcile=ReconcileConfig(batch_size=batch_size))
+    async with uow_class() as uow:
+        assert await uow.files.list() == list("abcde")
+        await uow.files.put(*(text(key, key) for key in ("aa", "cc", "f", "g")))
+        await uow.files.delete("c")
+    await delete_raw(unordered, "aa")
+    await delete_raw(unordered, "b")
+    await delete_raw(unordered, "g")
+    await put_raw(unordered, "d", b"other")
+    await put_raw(unordered, "bb", b"unknown")
+    await put_raw(unordered, "z", b"unknown")
+    findings: list[Finding] = []
+    report = await reconciled(uow_class, on_finding=findings.append)
+    assert told(report) == {
+        **dict.fromkeys(("aa", "b", "g"), (Difference.MISSING, None)),
+        **dict.fromkeys(("bb", "z"), (Difference.UNKNOWN, None)),
+        "d": (Difference.CHANGED, None),
+    }
+    assert len(findings) == 6
+    assert (report.objects, report.records) == (7, 8)
+    await reconciled(uow_class, strategy="replace")
+    assert (await reconciled(uow_class)).findings == ()
+    assert await listed(uow_class) == ["a", "bb", "cc", "d", "e", "f", "z"]
+
+
+async def test_a_temporary_file_that_cannot_be_written_is_named(
+    unordered: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     uow_class = unordered.uow(reconcile=ReconcileConfig(batch_size=2))
     assert await listed(uow_class) == list("abcde")
-    with pytest.raises(ReconcileFailedException, match="in the order"):
-        await uow_class.reconcile(strategy="replace")
+
+    def refuse() -> Any:
+        message = "unable to open database file"
+        raise sqlite3.OperationalError(message)
+
+    monkeypatch.setattr(walking, "_temporary_database", refuse)
+    with pytest.raises(ReconcileFailedException, match="SQLITE_TMPDIR"):
+        await uow_class.reconcile()
     assert await listed(uow_class) == list("abcde")
 
 

@@ -57,8 +57,8 @@ class Maintenance:
             for each bucket, how it differed and what was done.
 
         Raises:
-            ReconcileFailedException: the catalog has records, and the store does not list its
-                objects in the order of the UTF-8 bytes of their keys.
+            ReconcileFailedException: a temporary file cannot be written, which a store that lists
+                in no order needs.
             BaseConnectorException: the store refused or cannot be reached.
 
         Example:

@@ -1,7 +1,7 @@
 """Reconciliation: bringing the catalog and a bucket together where they differ.
 
-Bucket and catalog are walked side by side in key order, so memory stays constant. An empty catalog
-is filled in whatever order the store lists. What differs is looked at once more, a batch at a time,
+Bucket and catalog are walked together, in whatever order the store lists and in constant memory. What
+differs is looked at once more, a batch at a time,
 and where something is to be done that happens under the keys' locks and through the journal, like
 everything else that changes the catalog.
 """
@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 import uuid_utils
 
 from fennflow.backends import Commit, ObjectKey, Record, SessionToken
-from fennflow.connectors import Location, StoredObject
+from fennflow.connectors import Location
 from fennflow.engine.concurrency import run_all, shielded
 from fennflow.engine.differences import Policy, Verdict, agree, judge, refused, unreadable
 from fennflow.engine.finish import finish
@@ -30,12 +30,11 @@ from fennflow.engine.parts import Parts
 from fennflow.engine.recovery import Recovery, Unsettled
 from fennflow.engine.settle import Settler
 from fennflow.engine.telemetry import tell
+from fennflow.engine.walking import Pair, is_key, objects, pairs
 from fennflow.exceptions import (
     BaseConnectorException,
-    KeyException,
-    ReconcileFailedException,
 )
-from fennflow.paths import StoragePath, after_key, check_key
+from fennflow.paths import StoragePath
 from fennflow.reports import Difference, Finding, ReconcileAction, ReconcileReport
 
 if TYPE_CHECKING:
@@ -146,24 +145,25 @@ class Reconciler:
         """Compare a bucket with the catalog, and do about the differences what the settings say.
 
         Raises:
-            ReconcileFailedException: the catalog has records, and the store does not list its
-                objects in the order of the UTF-8 bytes of their keys.
+            ReconcileFailedException: a temporary file cannot be written.
             BaseConnectorException: the store refused or cannot be reached.
         """
         run = _Run(self, namespace, settings, filling=not await self._has_records(namespace))
         differing: list[str] = []
         walked = 0
         walk = (
-            self._filling(namespace) if run.filling else self._pairs(namespace, settings.batch_size)
+            self._filling(namespace)
+            if run.filling
+            else pairs(self.parts, namespace, "", settings.batch_size)
         )
-        async with aclosing(walk) as pairs:
-            async for key, stored, record in pairs:
+        async with aclosing(walk) as walking:
+            async for key, stored, record in walking:
                 walked += 1
                 run.objects += stored is not None
                 run.records += record is not None
                 if agree(stored, record):
                     pass
-                elif record is None and not _is_key(key):
+                elif record is None and not is_key(key):
                     run.refuse(key)
                 else:
                     differing.append(key)
@@ -177,76 +177,11 @@ class Reconciler:
         run.tell(on_finding)
         return run.report()
 
-    async def _filling(
-        self, namespace: str
-    ) -> AsyncGenerator[tuple[str, StoredObject | None, Record | None]]:
-        """Walk a bucket of which the catalog has no record, in any order."""
-        async with aclosing(self._objects(namespace)) as objects:
-            async for stored in objects:
-                yield _key(stored), stored, None
-
-    async def _pairs(
-        self, namespace: str, batch_size: int
-    ) -> AsyncGenerator[tuple[str, StoredObject | None, Record | None]]:
-        """Walk bucket and catalog side by side in key order."""
-        objects = self._in_order(namespace)
-        records = self._records(namespace, batch_size)
-        async with aclosing(objects), aclosing(records):
-            stored, record = await anext(objects, None), await anext(records, None)
-            while stored is not None or record is not None:
-                if stored is not None and (record is None or _key(stored) < record.key):
-                    yield _key(stored), stored, None
-                    stored = await anext(objects, None)
-                elif record is not None and (stored is None or record.key < _key(stored)):
-                    yield record.key, None, record
-                    record = await anext(records, None)
-                elif stored is not None:
-                    yield _key(stored), stored, record
-                    stored, record = await anext(objects, None), await anext(records, None)
-
-    async def _in_order(self, namespace: str) -> AsyncGenerator[StoredObject]:
-        """List what users may have put, from a store that lists as the catalog does.
-
-        Connectors need not do so (SeaweedFS lists by directory). What was compared before a key
-        turned up out of order was read again, so it stands.
-        """
-        last = ""
-        async with aclosing(self._objects(namespace)) as objects:
-            async for stored in objects:
-                key = _key(stored)
-                if key < last and _is_key(key) and _is_key(last):
-                    message = (
-                        f"The store lists {namespace}/{key} after {last}. A store that does not "
-                        "list its objects in the order of their UTF-8 bytes cannot be compared "
-                        "with a catalog that has records; what was reported before stands, and "
-                        "the rest was not compared. Set ReconcileConfig(frequency='never') to "
-                        "work without reconciliation."
-                    )
-                    raise ReconcileFailedException(message)
-                last = key
-                yield stored
-
-    async def _objects(self, namespace: str) -> AsyncGenerator[StoredObject]:
-        """List what users may have put: not what is FennFlow's own, nor mere directories."""
-        listing = self.parts.connector.list(namespace)
-        try:
+    async def _filling(self, namespace: str) -> AsyncGenerator[Pair]:
+        """Walk a bucket of which the catalog has no record."""
+        async with aclosing(objects(self.parts, namespace, "")) as listing:
             async for stored in listing:
-                key = _key(stored)
-                if not key.startswith(self.parts.config.reserved_prefix) and not key.endswith("/"):
-                    yield stored
-        finally:
-            if isinstance(listing, AsyncGenerator):
-                await listing.aclose()
-
-    async def _records(self, namespace: str, batch_size: int) -> AsyncGenerator[Record]:
-        start: str | None = ""
-        while start is not None:
-            page = await self.parts.backend.scan(
-                namespace, prefix="", start=start, limit=batch_size
-            )
-            start = after_key(page[-1].key) if len(page) == batch_size else None
-            for record in page:
-                yield record
+                yield stored.location.key, stored, None
 
 
 @dataclass(slots=True)
@@ -394,16 +329,3 @@ def _warn_of(key: ObjectKey, error: BaseConnectorException) -> None:
         rule="reconcile",
         key=f"{key.namespace}/{key.key}",
     )
-
-
-def _is_key(key: str) -> bool:
-    """Return whether a record can have this key."""
-    try:
-        check_key(key)
-    except KeyException:
-        return False
-    return True
-
-
-def _key(stored: StoredObject) -> str:
-    return stored.location.key

@@ -1,0 +1,237 @@
+"""Walking through a bucket and its catalog together, in whatever order the store lists."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from collections import deque
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TypeVar
+
+from fennflow.backends import Backend, ObjectKey, Record
+from fennflow.connectors import StoredObject
+from fennflow.engine.concurrency import shielded
+from fennflow.engine.parts import Parts
+from fennflow.exceptions import KeyException, ReconcileFailedException
+from fennflow.paths import after_key, check_key
+
+T = TypeVar("T")
+
+SPILL_TIMEOUT = 60.0
+"""Seconds that a cancelled caller waits for the temporary file."""
+
+Pair = tuple[str, StoredObject | None, Record | None]
+
+
+async def pairs(parts: Parts, namespace: str, prefix: str, batch_size: int) -> AsyncGenerator[Pair]:
+    """Yield every key of a bucket and of its catalog once, with its object and its record.
+
+    The catalog is read in key order, as far as the store has listed. Records that the store has not
+    listed by then are noted, and looked up again when it lists their keys after all. So a store that
+    lists in key order costs one pass over both, and any other one is compared as well. What is
+    noted lies in a temporary file, so that memory stays constant.
+
+    Args:
+        parts: of the engine.
+        namespace: the bucket.
+        prefix: of the keys.
+        batch_size: objects and records that are read at a time.
+
+    Raises:
+        ReconcileFailedException: the temporary file cannot be written.
+    """
+    catalog = _Catalog(parts.backend, namespace, prefix, batch_size)
+    noted = _NotedKeys()
+    try:
+        async with aclosing(objects(parts, namespace, prefix)) as listing:
+            async for page in _batches(listing, batch_size):
+                stored = {each.location.key: each for each in page}
+                behind = [key for key in stored if key <= catalog.passed and is_key(key)]
+                if behind:
+                    wanted = [ObjectKey(namespace, key) for key in behind]
+                    records = await parts.backend.records(wanted)
+                    await noted.discard(behind)
+                    for each in wanted:
+                        yield each.key, stored.pop(each.key), records.get(each)
+                last = max(filter(is_key, stored), default="")
+                async with aclosing(catalog.up_to(last, stored, noted)) as found:
+                    async for record in found:
+                        yield record.key, stored.pop(record.key), record
+                for key, unrecorded in stored.items():
+                    yield key, unrecorded, None
+        async with aclosing(catalog.up_to(None, {}, noted)) as found:
+            async for record in found:
+                yield record.key, None, record
+        async with aclosing(noted.batches(batch_size)) as batches:
+            async for keys in batches:
+                wanted = [ObjectKey(namespace, key) for key in keys]
+                for record in (await parts.backend.records(wanted)).values():
+                    yield record.key, None, record
+    finally:
+        await noted.aclose()
+
+
+async def objects(parts: Parts, namespace: str, prefix: str) -> AsyncGenerator[StoredObject]:
+    """List what users may have put: not what is FennFlow's own, nor mere directories."""
+    listing = parts.connector.list(namespace, prefix)
+    try:
+        async for stored in listing:
+            key = stored.location.key
+            if not key.startswith(parts.config.reserved_prefix) and not key.endswith("/"):
+                yield stored
+    finally:
+        if isinstance(listing, AsyncGenerator):
+            await listing.aclose()
+
+
+def is_key(key: str) -> bool:
+    """Return whether a record can have this key."""
+    try:
+        check_key(key)
+    except KeyException:
+        return False
+    return True
+
+
+async def _batches(items: AsyncIterator[T], size: int) -> AsyncGenerator[list[T]]:
+    batch: list[T] = []
+    async for item in items:
+        batch.append(item)
+        if len(batch) == size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+@dataclass(slots=True)
+class _Catalog:
+    """The records of a namespace, read once in key order.
+
+    Args:
+        backend: that has them.
+        namespace: which one.
+        prefix: of the keys.
+        batch_size: records that are read at a time.
+
+    Attributes:
+        passed: no record up to this key is left.
+    """
+
+    backend: Backend
+    namespace: str
+    prefix: str
+    batch_size: int
+    passed: str = ""
+    _start: str | None = ""
+    _page: deque[Record] = field(default_factory=deque[Record])
+
+    async def up_to(
+        self, last: str | None, stored: dict[str, StoredObject], noted: _NotedKeys
+    ) -> AsyncGenerator[Record]:
+        """Yield the records up to a key that are among the objects, and note the others.
+
+        Args:
+            last: the key; None for all that are left, which are yielded then.
+            stored: the objects.
+            noted: gets the keys of the others.
+        """
+        others: list[str] = []
+        while self._page or self._start is not None:
+            if not self._page:
+                await self._read()
+                continue
+            if last is not None and self._page[0].key > last:
+                break
+            record = self._page.popleft()
+            if last is None or record.key in stored:
+                yield record
+                continue
+            others.append(record.key)
+            if len(others) == self.batch_size:
+                await noted.add(others)
+                others = []
+        await noted.add(others)
+        self.passed = max(self.passed, last or "")
+
+    async def _read(self) -> None:
+        page = await self.backend.scan(
+            self.namespace, prefix=self.prefix, start=self._start or "", limit=self.batch_size
+        )
+        self._start = after_key(page[-1].key) if len(page) == self.batch_size else None
+        self._page.extend(page)
+
+
+class _NotedKeys:
+    """A set of keys that may be larger than the memory: SQLite keeps it in a temporary file."""
+
+    def __init__(self) -> None:
+        self._database: sqlite3.Connection | None = None
+
+    async def add(self, keys: Sequence[str]) -> None:
+        """Add keys."""
+        if keys:
+            await self._run(lambda it: it.executemany("INSERT INTO noted VALUES (?)", _rows(keys)))
+
+    async def discard(self, keys: Sequence[str]) -> None:
+        """Remove those of the keys that are in it."""
+        if self._database is not None:
+            await self._run(
+                lambda it: it.executemany("DELETE FROM noted WHERE key = ?", _rows(keys))
+            )
+
+    async def batches(self, size: int) -> AsyncGenerator[list[str]]:
+        """Yield all keys in their order, so many at a time."""
+        last = ""
+        while self._database is not None and (keys := await self._run(partial(_page, last, size))):
+            last = keys[-1]
+            yield keys
+
+    async def aclose(self) -> None:
+        """Remove the file."""
+        if self._database is not None:
+            self._database.close()
+
+    async def _run(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        """Do something in a thread, and wait for it although the caller is cancelled meanwhile."""
+        done, cancellation = await shielded(
+            asyncio.to_thread(self._do, work), grace=lambda: SPILL_TIMEOUT
+        )
+        if cancellation is not None:
+            raise cancellation
+        return done.result()
+
+    def _do(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        try:
+            if self._database is None:
+                self._database = _temporary_database()
+            with self._database:
+                return work(self._database)
+        except sqlite3.Error as error:
+            message = (
+                "The records that the store has not listed yet are noted in a temporary file, which "
+                f"cannot be written: {error}. What was reported before stands, and the rest was not "
+                "compared. Give the process room for temporary files (SQLITE_TMPDIR), and try again."
+            )
+            raise ReconcileFailedException(message) from error
+
+
+def _temporary_database() -> sqlite3.Connection:
+    # Without a name it is in memory as long as it is small, and its file has no name either.
+    database = sqlite3.connect("", check_same_thread=False)
+    database.execute("PRAGMA journal_mode = OFF")
+    database.execute("PRAGMA synchronous = OFF")
+    database.execute("CREATE TABLE noted (key TEXT PRIMARY KEY) WITHOUT ROWID")
+    return database
+
+
+def _page(last: str, size: int, database: sqlite3.Connection) -> list[str]:
+    page = "SELECT key FROM noted WHERE key > ? ORDER BY key LIMIT ?"
+    return [str(key) for (key,) in database.execute(page, (last, size))]
+
+
+def _rows(keys: Sequence[str]) -> list[tuple[str]]:
+    return [(key,) for key in keys]
