@@ -14,6 +14,8 @@ from contextlib import asynccontextmanager, closing, nullcontext
 from pathlib import Path
 from typing import Any
 
+import alembic.command
+import alembic.config
 import pytest
 import sqlalchemy
 from alembic.autogenerate import compare_metadata
@@ -32,7 +34,7 @@ from fennflow.exceptions import (
 from fennflow.files import TextContent
 from fennflow.testing import PostgresqlServer, S3Server
 from fennflow.testing.recovery_suite import A, B, new_session, opened, plan_for, put, record
-from fennflow_sqlalchemy import metadata_for, tables
+from fennflow_sqlalchemy import include_object_for, metadata_for, tables
 from fennflow_sqlalchemy.database import Database, ImpatientError
 from fennflow_sqlalchemy.engines import Postgresql, Sqlite, open_databases, shown
 from stores import Store, new_bucket, numbers, s3_config
@@ -289,6 +291,55 @@ async def test_alembic_finds_nothing_to_do(url: str) -> None:
 
     async with engine_of(config) as engine, engine.connect() as connection:
         assert await connection.run_sync(differences) == []
+
+
+ENV = """
+import sqlalchemy
+from alembic import context
+from {module} import {name}
+
+metadata = sqlalchemy.MetaData()
+sqlalchemy.Table("letters", metadata, sqlalchemy.Column("id", sqlalchemy.Integer, primary_key=True))
+url = context.config.get_main_option("sqlalchemy.url")
+with sqlalchemy.create_engine(url).connect() as connection:
+    context.configure(connection=connection, target_metadata=metadata, {name}={name})
+    with context.begin_transaction():
+        context.run_migrations()
+"""
+TEMPLATE = "revision = '1'\ndown_revision = None\n\n\ndef upgrade():\n    ${upgrades if upgrades else 'pass'}\n"
+
+
+@pytest.mark.parametrize("name", ["include_object", "print"])
+async def test_a_revision_of_alembic_drops_no_tables_of_the_catalog(
+    name: str, tmp_path: Path
+) -> None:
+    async with opened(SqlalchemyBackendConfig(url=f"sqlite:///{tmp_path}/app.db")):
+        pass
+    filtered = name == "include_object"
+    env = ENV.format(name=name, module="fennflow_sqlalchemy" if filtered else "builtins")
+    scripts = tmp_path / "migrations"
+    (scripts / "versions").mkdir(parents=True)
+    (scripts / "env.py").write_text(env if filtered else env.replace(", print=print", ""))
+    (scripts / "script.py.mako").write_text(TEMPLATE)
+    config = alembic.config.Config()
+    config.set_main_option("script_location", str(scripts))
+    config.set_main_option("path_separator", "os")
+    config.set_main_option("sqlalchemy.url", f"sqlite:///{tmp_path}/app.db")
+    await asyncio.to_thread(alembic.command.revision, config, "letters", autogenerate=True)
+    [revision] = (scripts / "versions").glob("*.py")
+    written = revision.read_text()
+    assert "op.create_table('letters'" in written
+    assert ("op.drop_table('fennflow_records')" in written) == (not filtered)
+
+
+@pytest.mark.parametrize("schema", [None, "files"])
+def test_tables_of_the_same_name_in_another_schema_are_the_users(schema: str | None) -> None:
+    include = include_object_for("", "files")
+    named = sqlalchemy.Table("records", sqlalchemy.MetaData(schema=schema))
+    users = sqlalchemy.Table("records", sqlalchemy.MetaData(schema="public"))
+    assert not include(named, "records", "table", True, None)  # noqa: FBT003 - Alembic's signature
+    assert include(users, "records", "table", True, None)  # noqa: FBT003 - likewise
+    assert include(users.c, "records", "column", True, None)  # noqa: FBT003 - likewise
 
 
 async def test_tables_that_alembic_is_to_make_are_missed_by_name(url: str) -> None:

@@ -5,13 +5,15 @@ from typing import TYPE_CHECKING
 from fennflow_sqlalchemy.config import SqlalchemyBackendConfig
 
 if TYPE_CHECKING:
+    from fennflow_sqlalchemy.tables import include_object as include_object
+    from fennflow_sqlalchemy.tables import include_object_for as include_object_for
     from fennflow_sqlalchemy.tables import metadata as metadata
     from fennflow_sqlalchemy.tables import metadata_for as metadata_for
 else:
 
     def __getattr__(name: str) -> object:
         # SQLAlchemy takes most of a second to import, and discovery imports this package.
-        if name in {"metadata", "metadata_for"}:
+        if name in __all__:
             from fennflow_sqlalchemy import tables
 
             return getattr(tables, name)
@@ -19,4 +21,10 @@ else:
         raise AttributeError(message)
 
 
-__all__ = ["SqlalchemyBackendConfig", "metadata", "metadata_for"]
+__all__ = [
+    "SqlalchemyBackendConfig",
+    "include_object",
+    "include_object_for",
+    "metadata",
+    "metadata_for",
+]

@@ -184,6 +184,28 @@ def metadata_for(table_prefix: str = "fennflow_", schema_name: str | None = None
 metadata = metadata_for()
 """Of the tables with the default prefix."""
 
+
+def include_object_for(
+    table_prefix: str = "fennflow_", schema_name: str | None = None
+) -> Callable[..., bool]:
+    """Return Alembic's `include_object` that leaves FennFlow's tables alone.
+
+    Args:
+        table_prefix: as in `SqlalchemyBackendConfig`.
+        schema_name: likewise.
+    """
+    own = {table.name for table in make_tables(table_prefix, None)[0].tables.values()}
+
+    def include_object(item: Any, name: str | None, type_: str, *_: object) -> bool:
+        # Alembic reflects the tables of the default schema without one.
+        return type_ != "table" or name not in own or item.schema not in {None, schema_name}
+
+    return include_object
+
+
+include_object = include_object_for()
+"""For the tables with the default prefix."""
+
 _MIGRATIONS: dict[int, Callable[[Connection, Sequence[Table]], None]] = {}
 """By version, what leads from it to the next; called with the tables of one file."""
 
