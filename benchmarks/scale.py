@@ -1,6 +1,6 @@
 """What grows with the catalog, the journal and the bucket: `uv run benchmarks/scale.py`.
 
-Pages of large catalogs, recovery of many sessions whose process died, and reconciliation of a
+Pages of large catalogs, recovery of many transactions whose process died, and reconciliation of a
 catalog with a large bucket.
 """
 
@@ -55,7 +55,7 @@ ROWS = {
 }
 SAME = (
     "version_id, size, media_type, content_type, sha256, metadata, created_at, modified_at, "
-    "session_id, seq"
+    "transaction_id, seq"
 )
 Rows = dict[str, dict[str, float]]
 
@@ -131,14 +131,14 @@ async def pages(uow_class: type[Any], count: int) -> dict[str, float]:
 async def recovery(
     uow_class: type[Any], url: str, backend: SqlalchemyBackendConfig, count: int, lease: float
 ) -> dict[str, float]:
-    """Return what it takes to settle sessions whose process died when each had put a file."""
+    """Return what it takes to settle transactions whose process died when each had put a file."""
     dying = get_context("spawn").Process(target=die, args=(url, backend, count, lease))
     dying.start()
     await asyncio.to_thread(dying.join)
     assert dying.exitcode == DEAD
     await asyncio.sleep(lease + 1.0)
     seconds = await timed(uow_class.recover())
-    assert list(await uow_class.sessions()) == []
+    assert list(await uow_class.transactions()) == []
     return {"recover": seconds}
 
 
@@ -200,7 +200,7 @@ async def run(options: argparse.Namespace, console: Console) -> Rows:
             url = sqlite if name == "SQLite" else postgresql.new_database()
             return SqlalchemyBackendConfig(url=url)
 
-        def tell(what: str, count: int, name: str, seconds: Mapping[str, float]) -> None:
+        def report(what: str, count: int, name: str, seconds: Mapping[str, float]) -> None:
             for kind, value in seconds.items():
                 row = f"{kind}, {count:,} {what}"
                 rows.setdefault(row, {})[name] = value
@@ -216,24 +216,27 @@ async def run(options: argparse.Namespace, console: Console) -> Rows:
                 with cheap_server() as server:
                     uow_class = unit_of_work(server.url, config)
                     async with filled(uow_class, config, name, count):
-                        tell("records", count, name, await pages(uow_class, count))
+                        report("records", count, name, await pages(uow_class, count))
                         if count == max(options.records):
                             server.fill(BUCKET, count)
-                            tell("objects", count, name, await reconciliation(uow_class, count))
-            for what, count in (("sessions", options.sessions), ("objects", options.objects)):
+                            report("objects", count, name, await reconciliation(uow_class, count))
+            for what, count in (
+                ("transactions", options.transactions),
+                ("objects", options.objects),
+            ):
                 number += 1
                 config = backend(name, number)
                 with cheap_server() as server:
                     uow_class = unit_of_work(server.url, config)
                     async with uow_class.lifespan():
-                        if what == "sessions":
+                        if what == "transactions":
                             found = await recovery(
                                 uow_class, server.url, config, count, options.lease
                             )
                         else:
                             server.fill(BUCKET, count)
                             found = await taking_in(uow_class, count)
-                    tell(what, count, name, found)
+                    report(what, count, name, found)
     return rows
 
 
@@ -247,8 +250,8 @@ def show(rows: Rows, console: Console) -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--records", type=int, nargs="+", default=[10_000, 100_000, 1_000_000])
-    parser.add_argument("--sessions", type=int, default=10_000, help="left by a dead process")
-    parser.add_argument("--lease", type=float, default=30.0, help="seconds of its sessions")
+    parser.add_argument("--transactions", type=int, default=10_000, help="left by a dead process")
+    parser.add_argument("--lease", type=float, default=30.0, help="seconds of its transactions")
     parser.add_argument("--objects", type=int, default=100_000, help="to fill a catalog with")
     parser.add_argument("--json", type=Path, help="where to write what was measured")
     options = parser.parse_args(arguments)

@@ -136,10 +136,10 @@ class Site:
         return found
 
     async def expire(self) -> None:
-        """Let all leases, tombstones and kept locks run out."""
+        """Let all leases, late writes and kept locks run out."""
         await self.sql(
-            "UPDATE {}sessions SET lease_until = 0",
-            "UPDATE {}tombstones SET due_at = 0",
+            "UPDATE {}transactions SET lease_until = 0",
+            "UPDATE {}late_writes SET due_at = 0",
             "UPDATE {}locks SET kept_until = 0 WHERE kept_until IS NOT NULL",
         )
 
@@ -153,10 +153,10 @@ class Site:
     async def journal(self) -> dict[str, int]:
         """Return how many rows of each table of the journal there are, locks that ran out aside."""
         tables = {
-            "sessions": "{}sessions",
+            "transactions": "{}transactions",
             "intents": "{}intents",
             "locks": "{}locks WHERE kept_until IS NULL OR kept_until > 0",
-            "tombstones": "{}tombstones",
+            "late_writes": "{}late_writes",
         }
         return {
             name: (await self.sql(f"SELECT count(*) FROM {table}"))[0]
@@ -180,7 +180,7 @@ async def check(site: Site, scopes: Mapping[str, Collection[Mapping[str, bytes]]
         found = under(files, scope)
         assert found in allowed, f"{scope}: {sorted(found)}"
         assert under(objects, scope) == found | FOREIGN, scope
-    assert set(await site.journal()) == {"sessions", "intents", "locks", "tombstones"}
+    assert set(await site.journal()) == {"transactions", "intents", "locks", "late_writes"}
     assert set((await site.journal()).values()) == {0}, await site.journal()
 
 
@@ -202,7 +202,7 @@ async def make_site(kind: str, database: str, request: pytest.FixtureRequest) ->
         server = request.getfixturevalue("postgresql")
         backend = SqlalchemyBackendConfig(url=server.url, table_prefix=f"{name}_")
     # Nothing of a dead process arrives late at a server on this machine.
-    return Site(store.config, store.namespace, backend, {"doubt_period": 0.5})
+    return Site(store.config, store.namespace, backend, {"late_write_period": 0.5})
 
 
 def run_until_killed(site: Site, scope: str, at: int, pipe: Connection, *, fails: bool) -> None:
@@ -254,7 +254,7 @@ async def seed_jointly(site: Site, *scopes: str) -> None:
                     await uow.files.put(text(value, f"{scope}/{name}"))
 
 
-async def change_jointly(site: Site, scope: str, *, surrounds: bool) -> None:
+async def change_jointly(site: Site, scope: str, *, managed_by_caller: bool) -> None:
     """Create, overwrite and delete, rows and files in one transaction."""
     rows = rows_of(site)
 
@@ -270,7 +270,7 @@ async def change_jointly(site: Site, scope: str, *, surrounds: bool) -> None:
             await files.delete("b")
 
     async with user_engine(site) as engine, AsyncSession(engine) as session:
-        if surrounds:
+        if managed_by_caller:
             async with session.begin():
                 await work(session)
         else:
@@ -292,7 +292,7 @@ async def check_jointly(site: Site, scopes: Mapping[str, Collection[Mapping[str,
 
 
 def run_jointly_until_killed(
-    site: Site, scope: str, at: int, pipe: Connection, *, surrounds: bool
+    site: Site, scope: str, at: int, pipe: Connection, *, managed_by_caller: bool
 ) -> None:
     """Run `change_jointly`, killed at a boundary; tell how many there were if it was not."""
     count = 0
@@ -304,7 +304,7 @@ def run_jointly_until_killed(
         kill(boundary)
 
     with boundaries(reached):
-        asyncio.run(change_jointly(site, scope, surrounds=surrounds))
+        asyncio.run(change_jointly(site, scope, managed_by_caller=managed_by_caller))
     pipe.send(count)
 
 

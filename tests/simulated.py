@@ -25,7 +25,7 @@ from fennflow.exceptions import (
     ObjectChangedException,
     PreconditionFailedException,
     RecordAlreadyExistsException,
-    SessionLostException,
+    TransactionLostException,
 )
 from fennflow.files import BinaryContent, StreamContent
 from stores import FullUOW
@@ -67,7 +67,7 @@ class SimulatedSession:
     overlay: Overlay = field(default_factory=dict[str, "bytes | None"])
     pivots: int = 0
     told: int = 0
-    session_id: str = ""
+    transaction_id: str = ""
     ended: str = ""
     busy: bool = False
     effects: set[str] = field(default_factory=set[str])
@@ -124,7 +124,7 @@ class SimulatedSession:
                 await self._work(uow)
                 changed = bool(self.overlay)
                 if not self.auto_commit:
-                    self.session_id = ""  # what it cannot undo it tells by a warning
+                    self.transaction_id = ""  # what it cannot undo it tells by a warning
         except GeneratorExit:
             raise  # it was killed, and is thrown away
         except BaseException as error:
@@ -150,15 +150,15 @@ class SimulatedSession:
     def _check_undone(self, error: BaseException) -> None:
         """Check that nothing is left of a session that failed, unless that was said (I3, P21)."""
         notes = " ".join(note for each in _chain(error) for note in getattr(each, "__notes__", ()))
-        lost = any(isinstance(each, SessionLostException) for each in _chain(error))
+        lost = any(isinstance(each, TransactionLostException) for each in _chain(error))
         told = lost or "is not undone completely" in notes
         if told:
             assert self.troubled, "nothing kept it from undoing all"
         else:
             assert not self.effects, "the steps of a failed session were not undone"
-            sessions = self.world.now_do(self.world.observer.sessions(after="", limit=1000))
-            left = {each.session.session_id for each in sessions}
-            assert self.session_id not in left, "a failed session waits, and nobody said so"
+            sessions = self.world.now_do(self.world.observer.transactions(after="", limit=1000))
+            left = {each.token.transaction_id for each in sessions}
+            assert self.transaction_id not in left, "a failed session waits, and nobody said so"
 
     def _end(self, how: str) -> None:
         self.ended = how
@@ -171,8 +171,8 @@ class SimulatedSession:
                 await self._wake.wait()
             call = self._calls.pop(0)
             session: Any = uow._session
-            self.session_id = session._tx.session_id
-            self.world.on_pivot[self.session_id] = self.pivot
+            self.transaction_id = session._tx.transaction_id
+            self.world.on_pivot[self.transaction_id] = self.pivot
             self.world.note(f"s{self.number} {call.kind} {' '.join(call.keys)}")
             if call.kind in {"end", "release"}:
                 return
@@ -245,10 +245,10 @@ class SimulatedSession:
             await uow.commit()
             assert self.pivots >= self.told + changed, "I8: commit() returned, and did nothing"
             self.told = self.pivots
-            self.session_id = ""  # committed, whatever is still to be applied
+            self.transaction_id = ""  # committed, whatever is still to be applied
             self.effects.clear()
         else:
-            self.session_id = ""  # what it cannot undo it tells by a warning
+            self.transaction_id = ""  # what it cannot undo it tells by a warning
             await uow.rollback()
             assert self.pivots == self.told, "I8: rollback() committed"
             assert not self.effects, "rollback() did not undo the steps"

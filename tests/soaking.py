@@ -69,9 +69,9 @@ async def session(uow_class: type[FullUOW], name: str, choice: random.Random) ->
     deletes = choice.random() < 0.2
     values = dict.fromkeys((f"{each}/{key}" for each in groups for key in "ab"), name)
     begun, outcome = time.monotonic(), "undone"
-    patience = choice.uniform(0.01, 1.0) if choice.random() < 0.1 else 60.0
+    lock_wait = choice.uniform(0.01, 1.0) if choice.random() < 0.1 else 60.0
     try:
-        async with asyncio.timeout(patience):
+        async with asyncio.timeout(lock_wait):
             async with uow_class() as uow:
                 await look(uow, f"g{choice.randrange(GROUPS)}")
                 if deletes:

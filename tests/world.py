@@ -183,7 +183,7 @@ class World:
         settings = ConfigDict(
             connector=self.store_config,
             backend=self.backend_config,
-            doubt_period=DOUBT,
+            late_write_period=DOUBT,
             lease_ttl=LEASE,
         )
         registry = plugins.registry()
@@ -206,7 +206,7 @@ class World:
                 **{
                     "connector": FaultyConnectorConfig(inner=world.store_config, faults=fate),
                     "backend": FaultyBackendConfig(inner=world.backend_config, faults=fate),
-                    "doubt_period": DOUBT,
+                    "late_write_period": DOUBT,
                     "lease_ttl": LEASE,
                     "reconcile": ReconcileConfig(frequency="never"),
                     **self.settings,
@@ -246,8 +246,8 @@ class World:
         async def work() -> R:
             result = await effect()
             self.effects += 1
-            if operation.name == "commit" and operation.session in self.on_pivot:
-                self.on_pivot[operation.session]()
+            if operation.name == "commit" and operation.transaction in self.on_pivot:
+                self.on_pivot[operation.transaction]()
             return result
 
         pending = Pending(process, operation, self.loop.now, work)
@@ -371,8 +371,10 @@ class World:
 
     def put_foreign(self, key: str, body: bytes) -> None:
         """Put an object that FennFlow knows nothing of, under a key that nobody uses now."""
-        sessions = self.now_do(self.observer.sessions(after="", limit=100))
-        used = {intent.key for each in sessions for intent in each.intents} | set(self.committed)
+        transactions = self.now_do(self.observer.transactions(after="", limit=100))
+        used = {intent.key for each in transactions for intent in each.intents} | set(
+            self.committed
+        )
         waiting = {name for each in (*self.late, *self.pending) for name in each.operation.keys}
         if key in used | waiting | set(self.objects()):
             return
@@ -390,13 +392,13 @@ class World:
             assert body == self.committed[key], f"{key} has {body!r}"  # I1, I2
             stamp = stamp_of(stored)
             assert stamp is not None
-            assert stamp[:2] == (record.session_id, record.seq)
-        sessions = self.now_do(self.observer.sessions(after="", limit=1000))
+            assert stamp[:2] == (record.transaction_id, record.seq)
+        transactions = self.now_do(self.observer.transactions(after="", limit=1000))
         writers: dict[str, str] = {}
-        for each in sessions:
+        for each in transactions:
             for intent in each.intents:
-                writer = writers.setdefault(intent.key, each.session.session_id)
-                assert writer == each.session.session_id, f"two write {intent.key}"  # I6
+                writer = writers.setdefault(intent.key, each.token.transaction_id)
+                assert writer == each.token.transaction_id, f"two write {intent.key}"  # I6
         self._check_objects(records, set(writers))
         for told in self.told:
             key = getattr(told, "key", "").removeprefix(f"{BUCKET}/")
@@ -411,8 +413,8 @@ class World:
             stamp = stamp_of(stored)
             if stamp is None or key in records or key in in_use or key.startswith(STAGING):
                 continue
-            tombstones = self.now_do(self.observer.tombstones([ObjectKey(BUCKET, key)]))
-            known = {(each.session_id, each.seq) for each in tombstones}
+            late_writes = self.now_do(self.observer.late_writes([ObjectKey(BUCKET, key)]))
+            known = {(each.transaction_id, each.seq) for each in late_writes}
             assert stamp[:2] in known, f"nobody knows of {key}"  # P2
         for key, body in self.foreign.items():
             # In a versioned bucket a pending version may lie above it.
@@ -440,8 +442,8 @@ class World:
         self.check()
         objects = {key: body for key, (_, body) in self.objects().items()}
         assert objects == {**self.foreign, **self.committed}, f"{sorted(objects)}"
-        assert self.now_do(self.observer.sessions(after="", limit=10)) == []
-        due = self.observer.due_tombstones(after=None, limit=10)
+        assert self.now_do(self.observer.transactions(after="", limit=10)) == []
+        due = self.observer.due_late_writes(after=None, limit=10)
         assert list(self.now_do(due)) == []
         before = self.objects()
         self.recover()

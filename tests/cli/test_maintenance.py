@@ -64,11 +64,11 @@ async def test_a_dead_process_is_seen_and_recovered_from(shell: Shell, moto: S3S
     process, pipe = start(crashing.die, shell.site, "a", Boundary("before", "copy"))
     await asyncio.to_thread(process.join)
     pipe.close()
-    [session] = (await shell("sessions", "app:UOW", "--json")).json
-    assert session["state"] == "committed"
-    assert session["paths"] == [f"{shell.site.namespace}/a"]
-    done = await shell("sessions", "app:UOW")
-    assert session["session_id"] in done.out
+    [transaction] = (await shell("transactions", "app:UOW", "--json")).json
+    assert transaction["state"] == "committed"
+    assert transaction["paths"] == [f"{shell.site.namespace}/a"]
+    done = await shell("transactions", "app:UOW")
+    assert transaction["transaction_id"] in done.out
     await shell.site.expire()
     with moto.failing(lambda each: Fault.CONFLICT if each.copy and each.key == "a" else None):
         done = await shell("recover", "app:UOW")
@@ -77,7 +77,7 @@ async def test_a_dead_process_is_seen_and_recovered_from(shell: Shell, moto: S3S
     await shell.site.expire()
     done = await shell("recover", "app:UOW", "--json")
     assert (done.code, done.json["rolled_forward"]) == (0, 1)
-    assert (await shell("sessions", "app:UOW")).out == "No session is under way.\n"
+    assert (await shell("transactions", "app:UOW")).out == "No transaction is under way.\n"
     assert "Rolled forward 0, compensated 0, pending 0" in (await shell("recover", "app:UOW")).out
     assert await shell.site.store.objects() == {"a": b"new"}
 
@@ -109,7 +109,7 @@ async def test_differences_are_told_and_mended(shell: Shell) -> None:
     ],
 )
 async def test_a_target_that_is_none_is_explained(shell: Shell, target: str, hint: str) -> None:
-    done = await shell("sessions", target)
+    done = await shell("transactions", target)
     assert (done.code, done.out) == (2, "")
     assert hint in done.err
     assert "Traceback" not in done.err
@@ -124,7 +124,7 @@ async def test_an_error_is_told_without_a_traceback(shell: Shell) -> None:
 
 async def test_help_suffices(shell: Shell) -> None:
     done = await shell()
-    for command in ("plugins", "doctor", "sessions", "recover", "reconcile"):
+    for command in ("plugins", "doctor", "transactions", "recover", "reconcile"):
         assert command in done.out
         help_text = (await shell(command, "--help")).out
         assert "--json" in help_text

@@ -29,7 +29,7 @@ def test_files_in_the_working_directory_are_not_run(tmp_path: Path, command: lis
         "from fennflow import UnitOfWork\n\n\nclass UOW(UnitOfWork): ...\n"
     )
     done = subprocess.run(
-        [*command, "sessions", "app:UOW"],
+        [*command, "transactions", "app:UOW"],
         cwd=tmp_path,
         capture_output=True,
         timeout=60,
@@ -58,7 +58,7 @@ def test_modules_of_the_user_find_each_other(program: Program) -> None:
         "from .settings import later, one\nlater()\nUOW = one.UOW\n"
     )
     program.target = f"{package}.storage:UOW"
-    assert program("sessions").out == "No session is under way.\n"
+    assert program("transactions").out == "No transaction is under way.\n"
 
 
 def test_what_is_installed_goes_before_what_lies_in_the_working_directory(
@@ -69,13 +69,13 @@ def test_what_is_installed_goes_before_what_lies_in_the_working_directory(
     source.write_text(f"import colorsys\n{source.read_text()}")  # of the standard library
     sys.modules.pop("colorsys", None)
     (program.directory / "colorsys.py").write_text(MARKER)
-    assert program("sessions").code == 0
+    assert program("transactions").code == 0
     assert ran(program.directory) == []
 
 
 def test_nothing_else_finds_the_working_directory(program: Program) -> None:
     (program.directory / "unknown_library.py").write_text(MARKER)
-    assert program("sessions").code == 0
+    assert program("transactions").code == 0
     with pytest.raises(ModuleNotFoundError):
         import unknown_library  # type: ignore[import-not-found]  # noqa: F401
     assert ran(program.directory) == []

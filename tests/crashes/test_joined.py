@@ -23,10 +23,15 @@ SAMPLE = 10
 FULL = "FENNFLOW_THOROUGH" in os.environ
 
 
-async def kill_at(site: Site, scope: str, at: int, *, surrounds: bool) -> int | None:
+async def kill_at(site: Site, scope: str, at: int, *, managed_by_caller: bool) -> int | None:
     """Run a child until it is killed; return how many boundaries it met if it was not."""
     process, pipe = await asyncio.to_thread(
-        start, crashing.run_jointly_until_killed, site, scope, at, surrounds=surrounds
+        start,
+        crashing.run_jointly_until_killed,
+        site,
+        scope,
+        at,
+        managed_by_caller=managed_by_caller,
     )
     try:
         return int(await asyncio.to_thread(pipe.recv))
@@ -37,27 +42,27 @@ async def kill_at(site: Site, scope: str, at: int, *, surrounds: bool) -> int | 
         pipe.close()
 
 
-@pytest.mark.parametrize("surrounds", [False, True], ids=["with the block", "surrounding"])
+@pytest.mark.parametrize("managed_by_caller", [False, True], ids=["with the block", "surrounding"])
 @pytest.mark.parametrize("database", ["sqlite", "postgresql"])
 @pytest.mark.parametrize("kind", ["moto", "moto-versioned", "juicefs"])
 async def test_rows_and_files_agree_wherever_the_process_is_killed(
-    kind: str, database: str, *, surrounds: bool, request: pytest.FixtureRequest
+    kind: str, database: str, *, managed_by_caller: bool, request: pytest.FixtureRequest
 ) -> None:
     site = await make_site(kind, database, request)
     await crashing.seed_jointly(site, "whole")
-    total = await kill_at(site, "whole", 1 << 30, surrounds=surrounds)
+    total = await kill_at(site, "whole", 1 << 30, managed_by_caller=managed_by_caller)
     assert total is not None
     assert total > 15
     points = list(range(total))
     if not FULL:
-        choice = random.Random(f"{SEED} {kind} {database} {surrounds}")
+        choice = random.Random(f"{SEED} {kind} {database} {managed_by_caller}")
         points = sorted(choice.sample(points, SAMPLE))
     allowed: dict[str, list[Mapping[str, str]]] = {"whole": [ROWS_AFTER]}
     await crashing.seed_jointly(site, *(f"at{at}" for at in points))
     for at in points:
-        ended = await kill_at(site, f"at{at}", at, surrounds=surrounds) is not None
+        ended = await kill_at(site, f"at{at}", at, managed_by_caller=managed_by_caller) is not None
         allowed[f"at{at}"] = [ROWS_AFTER] if ended else [ROWS_BEFORE, ROWS_AFTER]
-    await asyncio.sleep(1.0)  # the sweep spares what is younger than the doubt period
+    await asyncio.sleep(1.0)  # the sweep spares what is younger than the late-write period
     await site.recover()
     await check_jointly(site, allowed)
     await site.recover()  # I7

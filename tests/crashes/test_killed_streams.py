@@ -103,7 +103,7 @@ async def test_killed_at_any_request(
         points = sorted(random.Random(f"{SEED} {kind} {takes_effect}").sample(points, SAMPLE))
     for at in points:
         await run_until(at, f"at{at}")
-    await asyncio.sleep(1.0)  # the sweep spares what is younger than the doubt period
+    await asyncio.sleep(1.0)  # the sweep spares what is younger than the late-write period
     await site.recover()
     assert await left_parts(moto, site.namespace) == []
     objects = await site.store.objects()

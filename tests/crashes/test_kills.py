@@ -105,7 +105,7 @@ async def test_killed_at_any_boundary(
     async with asyncio.TaskGroup() as group:
         for at in points:
             group.create_task(kill(at))
-    await asyncio.sleep(1.0)  # the sweep spares what is younger than the doubt period
+    await asyncio.sleep(1.0)  # the sweep spares what is younger than the late-write period
     await site.recover()
     await check(site, allowed)
     before = await site.store.objects()

@@ -50,14 +50,14 @@ async def prepare(site: Site, server: S3Server, *scopes: str) -> None:
 async def test_two_recoverers_at_once(
     database: str, request: pytest.FixtureRequest, moto: S3Server
 ) -> None:
-    """I7, P24: each session is settled once, whoever claims it."""
+    """I7, P24: each transaction is settled once, whoever claims it."""
     site = await make_site("moto", database, request)
     scopes = {f"at{at}": at for at in (20, 35, 50, 60, 70, 75, 80, 85, 90)}
     await prepare(site, moto, *scopes)
     for scope, at in scopes.items():
         process, _ = start(crashing.run_until_killed, site, scope, at, fails=False)
         await asyncio.to_thread(process.join)
-    assert (await site.journal())["sessions"] > 3
+    assert (await site.journal())["transactions"] > 3
     await asyncio.sleep(1.0)
     await site.expire()
     recoverers = [start(crashing.recover, site) for _ in range(3)]
@@ -122,14 +122,14 @@ async def test_an_owner_that_slept_past_its_lease_hurts_nothing_when_it_wakes(
         return
     await site.expire()
     await site.uow_class.recover()
-    assert (await site.journal())["sessions"] == 0
+    assert (await site.journal())["transactions"] == 0
     recovered = await site.store.objects()
     assert process.pid is not None
     os.kill(process.pid, signal.SIGCONT)
     outcome = await asyncio.to_thread(pipe.recv)
     await asyncio.to_thread(process.join)
     committed = outcome == "committed"
-    assert committed or outcome == "SessionLostException"
+    assert committed or outcome == "TransactionLostException"
     # One request was on its way; all else is as the recoverer left it.
     late = await site.store.objects()
     assert len(set(late.items()) ^ set(recovered.items())) <= 1
@@ -145,12 +145,12 @@ async def test_a_key_that_a_dead_owner_may_still_delete_stays_locked(
     """P20 b: only what others cannot have written again can be deleted late."""
     site = await make_site("moto", database, request)
     site.settings.update(
-        doubt_period=960.0, lock_timeout=0.0
+        late_write_period=960.0, lock_timeout=0.0
     )  # no heartbeat is cut off that would lock SQLite
     await prepare(site, moto, "s")
     process, pipe = start(crashing.run_until_stopped, site, "s", Boundary("before", "delete"), 2)
     assert await asyncio.to_thread(pipe.recv) == "stops"
-    await site.sql("UPDATE {}sessions SET lease_until = 0")
+    await site.sql("UPDATE {}transactions SET lease_until = 0")
     report = await site.uow_class.recover()
     assert report.rolled_forward == 1
     with pytest.raises(RecordLockedException):
@@ -180,8 +180,8 @@ async def test_a_store_that_is_gone_during_apply_and_back_later(
         await asyncio.to_thread(process.join)
         async with site.uow_class() as uow:
             assert (await uow.files.get("s/a")).one().data == b"new a"
-        [session] = await site.uow_class.sessions()
-        assert session.state == "committed"
+        [transaction] = await site.uow_class.transactions()
+        assert transaction.state == "committed"
         await site.expire()
         assert (await site.uow_class.recover()).pending == 1
     await asyncio.sleep(1.0)
@@ -201,7 +201,7 @@ def own_postgresql(request: pytest.FixtureRequest) -> Generator[PostgresqlServer
 
 
 @pytest.mark.parametrize("when", ["before", "after", "at some time"])
-async def test_postgresql_is_killed_in_the_middle_of_a_session(
+async def test_postgresql_is_killed_in_the_middle_of_a_transaction(
     when: str, request: pytest.FixtureRequest, moto: S3Server
 ) -> None:
     """P5, I8: an uncertain commit ends as one of the two, never in between."""
@@ -272,7 +272,7 @@ def files_of(directory: Path) -> list[Path]:
 
 
 @pytest.mark.parametrize("pages", range(0, 12, 2))
-async def test_a_full_disk_fails_the_session_and_nothing_else(
+async def test_a_full_disk_fails_the_transaction_and_nothing_else(
     pages: int, request: pytest.FixtureRequest, moto: S3Server, tmp_path: Path
 ) -> None:
     site = await make_site("moto", "sqlite", request)

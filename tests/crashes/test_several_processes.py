@@ -20,7 +20,7 @@ KILL_EVERY = (0.5, 3.0)
 
 
 async def drive(site: Site, worker: int, choice: random.Random) -> list[Event]:
-    """Run one worker's sessions, in a new process after each time that it was killed."""
+    """Run one worker's transactions, in a new process after each time that it was killed."""
     last: dict[int, Event] = {}
     turn = 0
     while turn < SESSIONS:

@@ -163,7 +163,7 @@ async def test_a_backend_that_fails_before_anything_is_sent_leaves_the_bucket_al
                 (each, operation)
                 == (  # type: ignore[misc]
                     phase,
-                    "stage",
+                    "begin_writes",
                 )
             )
             with pytest.raises(DatabaseGoneError):
@@ -221,7 +221,7 @@ async def test_a_call_that_is_refused_takes_nothing_from_one_beside_it(
     waiting = asyncio.Event()
 
     async def script(phase: str, operation: str, _key: str) -> None:
-        if (phase, operation) == ("before", "stage") and not waiting.is_set():
+        if (phase, operation) == ("before", "begin_writes") and not waiting.is_set():
             waiting.set()
             await asyncio.sleep(0.02)
 

@@ -124,7 +124,7 @@ async def run_until_all_awaits_were_cancelled(
     backend: BackendConfig | None = None,
     stride: int = 1,
 ) -> list[bool]:
-    """Return, for every cancelled await in turn, whether the session committed."""
+    """Return, for every cancelled await in turn, whether the transaction committed."""
     outcomes: list[bool] = []
     while True:
         script = Canceller()
@@ -144,7 +144,7 @@ async def run_until_all_awaits_were_cancelled(
         expected = BEFORE if cancelled else AFTER
         assert await attempt.objects() == expected, f"cancelled at await {at}"
         assert await seen_by_fennflow(uow_class) == expected
-        # No lock is left: the next session need not wait.
+        # No lock is left: the next transaction need not wait.
         async with uow_class() as uow:
             await uow.files.put(*[text("last", name) for name in "abcdefghmn"])
         if not reached:
@@ -161,7 +161,7 @@ async def test_a_cancellation_at_any_await_leaves_all_or_nothing(
         store = await make_store(kind, request)
         outcomes = await run_until_all_awaits_were_cancelled(store, times)
     assert len(outcomes) > 20
-    # Once the pivot has begun the session can only go forward; before it never does.
+    # Once the pivot has begun the transaction can only go forward; before it never does.
     assert outcomes == sorted(outcomes)
     assert {True, False} <= set(outcomes)
 

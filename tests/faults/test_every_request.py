@@ -106,7 +106,7 @@ CASES = [
 
 
 @pytest.mark.parametrize(("kind", "fault"), CASES)
-async def test_a_fault_at_any_request_of_a_session_leaves_all_or_nothing(
+async def test_a_fault_at_any_request_of_a_transaction_leaves_all_or_nothing(
     kind: str, fault: Fault, request: pytest.FixtureRequest
 ) -> None:
     # One bucket, client and probe for all faults; each has a folder of its own.
@@ -161,7 +161,7 @@ async def test_a_server_that_stays_away_while_undoing_is_told_and_masks_nothing(
 ) -> None:
     store = await make_store("moto", request, max_attempts=1)
     assert store.server is not None
-    uow_class = store.uow(doubt_period=0.5)
+    uow_class = store.uow(late_write_period=0.5)
     await seed(uow_class)
     with pytest.raises(StopError) as caught:
         async with uow_class() as uow:
@@ -208,7 +208,7 @@ async def test_a_server_that_stays_away_after_the_pivot_does_not_fail_the_commit
         await uow.files.put(text("newer a", "a"))
 
 
-async def test_a_call_that_fails_is_undone_and_the_session_goes_on(
+async def test_a_call_that_fails_is_undone_and_the_transaction_goes_on(
     request: pytest.FixtureRequest,
 ) -> None:
     store = await make_store("moto", request, max_attempts=1)
@@ -230,7 +230,7 @@ async def test_a_call_that_fails_is_undone_and_the_session_goes_on(
     assert await everything(store, uow_class) == UNMOVED | {"d": b"first"}
 
 
-async def test_of_two_sessions_racing_for_one_key_the_second_waits(store: Store) -> None:
+async def test_of_two_transactions_racing_for_one_key_the_second_waits(store: Store) -> None:
     uow_class = store.uow()
     order: list[str] = []
     wrote = asyncio.Event()

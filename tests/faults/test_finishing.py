@@ -28,13 +28,13 @@ from fennflow.exceptions import (
     ConnectorUnavailableException,
     NoSuchKeyException,
     RecordLockedException,
-    SessionLostException,
+    TransactionLostException,
 )
 from fennflow.files import BinaryContent, TextContent
 from fennflow.testing import Fault, S3Request, faults
 from stores import FullUOW, Store, make_store, numbers
 
-BRIEF = {"compensation_timeout": 0.05, "doubt_period": 0.2}
+BRIEF = {"compensation_timeout": 0.05, "late_write_period": 0.2}
 
 
 def text(value: str, name: str) -> TextContent:
@@ -130,7 +130,7 @@ async def put(uow_class: type[FullUOW], value: str, *names: str) -> None:
 
 
 async def journaled(uow_class: type[FullUOW]) -> list[str]:
-    return sorted({path for each in await uow_class.sessions() for path in each.paths})
+    return sorted({path for each in await uow_class.transactions() for path in each.paths})
 
 
 def lost(operation: str) -> Callable[[str, str, str], Exception | None]:
@@ -213,7 +213,7 @@ async def test_a_lease_that_was_released_allows_nothing_more(volatile: Scene) ->
         await uow.files.put(text("1", "a"))
         tx = uow._session._tx  # type: ignore[union-attr]
     lease: Lease = tx.lease
-    with pytest.raises(SessionLostException):
+    with pytest.raises(TransactionLostException):
         lease.check()
 
 
@@ -705,7 +705,7 @@ async def test_a_database_that_can_only_be_read_is_reported(
     async with uow_class.lifespan():
         await put(uow_class, "1", "a")
         assert (await uow_class.diagnose()).problems == ()
-        assert await uow_class.sessions() == []
+        assert await uow_class.transactions() == []
         monkeypatch.setattr(diagnosis, "WRITES_WITHIN", 0.2)
         with closing(sqlite3.connect(tmp_path / file, isolation_level=None)) as holder:
             holder.execute("begin immediate")

@@ -102,7 +102,7 @@ async def test_a_server_that_was_never_reached_did_nothing(
 async def test_what_was_certainly_refused_keeps_nothing_locked(
     kind: str, request: pytest.FixtureRequest
 ) -> None:
-    """P20 b: one 503 must not lock a path for the doubt period."""
+    """P20 b: one 503 must not lock a path for the late-write period."""
     store = await make_store(kind, request)
     assert store.server is not None
     uow_class = store.uow(lock_timeout=0.0)
@@ -121,7 +121,7 @@ async def test_the_error_of_a_kept_lock_says_why_and_until_when(
 ) -> None:
     store = await make_store("strict", request)
     assert store.server is not None
-    uow_class = store.uow(lock_timeout=0.0, doubt_period=100.0)
+    uow_class = store.uow(lock_timeout=0.0, late_write_period=100.0)
     async with uow_class() as uow:
         await uow.files.put(text("old a", "a"), text("old b", "b"))
     with store.server.failing(in_turn([Fault.AFTER], changes)):
@@ -170,7 +170,7 @@ async def test_what_a_refused_repetition_left_is_removed(
     """P19: the first attempt took effect, and the second one was refused."""
     store = await make_store(kind, request)
     assert store.server is not None
-    uow_class = store.uow(doubt_period=DOUBT)
+    uow_class = store.uow(late_write_period=DOUBT)
     if before:
         async with uow_class() as uow:
             await uow.files.put(text("old a", "a"))

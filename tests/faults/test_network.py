@@ -26,7 +26,7 @@ class StopError(Exception):
 
 
 class Worker:
-    """Runs one session after the other on keys of its own, and keeps what may be there."""
+    """Runs one transaction after the other on keys of its own, and keeps what may be there."""
 
     def __init__(self, number: int, choice: random.Random) -> None:
         self.number = number
@@ -80,7 +80,7 @@ async def test_all_or_nothing_over_a_network_that_cannot_be_relied_upon(
         through = replace(
             store, config=s3_config(store.server, endpoint_url=network.url, max_attempts=2)
         )
-        uow_class = through.uow(doubt_period=1.0, lock_timeout=10.0)
+        uow_class = through.uow(late_write_period=1.0, lock_timeout=10.0)
         async with uow_class.lifespan():
             async with uow_class() as uow:  # probed while the network works
                 await uow.files.list()

@@ -12,9 +12,9 @@ import uuid_utils
 from fennflow import ConfigDict, plugins
 from fennflow.backends import (
     InMemoryBackendConfig,
+    LateWrite,
     ObjectKey,
-    SessionToken,
-    Tombstone,
+    TransactionToken,
 )
 from fennflow.connectors import InMemoryConnectorConfig, Location, ObjectAttributes
 from fennflow.engine.stamps import Stamp, stamped
@@ -33,10 +33,10 @@ from fennflow.testing import S3Request, faults
 from fennflow_memory import connector as memory
 from stores import FullUOW, Store, make_store, numbers
 
-BACKGROUND = {"claim", "due_tombstones", "scan"}
+BACKGROUND = {"claim", "due_late_writes", "scan"}
 PLAIN = ObjectAttributes(media_type="text/plain")
 # A key that a failed deletion may still reach is free when the doubt is over.
-AFTER_DOUBT = {"doubt_period": 0.2, "lock_timeout": 5.0}
+AFTER_DOUBT = {"late_write_period": 0.2, "lock_timeout": 5.0}
 
 
 def text(value: str, name: str) -> TextContent:
@@ -61,7 +61,7 @@ class Script:
             await action()
 
     def operations(self) -> list[str]:
-        """Return what sessions did, without recovery and reconciliation at first use."""
+        """Return what transactions did, without recovery and reconciliation at first use."""
         return [
             operation
             for phase, operation, _ in self.seen
@@ -108,7 +108,7 @@ def _faulty_plugin() -> object:  # pyright: ignore[reportUnusedFunction]
         yield
 
 
-async def test_a_session_that_only_reads_never_writes_to_the_journal(scene: Scene) -> None:
+async def test_a_transaction_that_only_reads_never_writes_to_the_journal(scene: Scene) -> None:
     """P1."""
     async with scene.uow()() as uow:
         await uow.files.list()
@@ -117,11 +117,11 @@ async def test_a_session_that_only_reads_never_writes_to_the_journal(scene: Scen
     assert set(scene.script.operations()) == {"records"}
 
 
-async def test_a_session_of_plain_creates_costs_two_journal_transactions(scene: Scene) -> None:
+async def test_a_transaction_of_plain_creates_costs_two_journal_transactions(scene: Scene) -> None:
     """P2, P4: the intents of a whole call before its first request, and the pivot."""
     async with scene.uow()() as uow:
         await uow.files.put(text("1", "a"), text("1", "b"))
-    assert scene.script.operations() == ["stage", "put", "put", "commit"]
+    assert scene.script.operations() == ["begin_writes", "put", "put", "commit"]
 
 
 async def test_apply_copies_then_moves_the_records_then_deletes_then_settles(scene: Scene) -> None:
@@ -134,10 +134,10 @@ async def test_apply_copies_then_moves_the_records_then_deletes_then_settles(sce
         await uow.files.put(text("2", "a"))
         await uow.files.delete("b")
     assert scene.script.operations() == [
-        *("stage", "put", "stage", "commit"),
+        *("begin_writes", "put", "begin_writes", "commit"),
         *("copy", "records", "relocate", "delete", "settle"),
     ] or scene.script.operations() == [
-        *("stage", "put", "stage", "commit"),
+        *("begin_writes", "put", "begin_writes", "commit"),
         *("records", "copy", "relocate", "delete", "settle"),
     ]
 
@@ -152,27 +152,31 @@ async def test_every_object_tells_whose_it_is(store: Store) -> None:
         stored = await connector.head(store.namespace, Location("a"))
     assert stored is not None
     assert set(stored.metadata) == {
-        *("fennflow_session", "fennflow_seq", "fennflow_type", "fennflow_sha256", "mine")
+        *("fennflow_transaction", "fennflow_seq", "fennflow_type", "fennflow_sha256", "mine")
     }
     assert stored.metadata["fennflow_type"] == "text"
     assert stored.metadata["fennflow_sha256"].startswith("315f5bdb")
 
 
 async def test_garbage_that_arrived_late_does_not_take_a_key(scene: Scene) -> None:
-    """P14: what a tombstone names may be written over, also by `create`."""
-    dead = SessionToken(str(uuid_utils.uuid7()))
+    """P14: what a late write names may be written over, also by `create`."""
+    dead = TransactionToken(str(uuid_utils.uuid7()))
     uow_class = scene.uow()
     config = ConfigDict(connector=scene.inner.config, backend=scene.backend_config)
     backend = plugins.registry().backend_for(config.backend).factory(config.backend, config)
     key = ObjectKey("bucket", "a")
-    await backend.stage(dead, [key], lambda _: [])
+    await backend.begin_writes(dead, [key], lambda _: [])
     await backend.abort(dead)
     await backend.settle(
         dead,
-        tombstones=[Tombstone(namespace="bucket", key="a", session_id=dead.session_id, seq=1)],
+        late_writes=[
+            LateWrite(namespace="bucket", key="a", transaction_id=dead.transaction_id, seq=1)
+        ],
     )
     for seq, key_name in ((1, "a"), (2, "b")):
-        late = ObjectAttributes(media_type="a/b", metadata=stamped({}, Stamp(dead.session_id, seq)))
+        late = ObjectAttributes(
+            media_type="a/b", metadata=stamped({}, Stamp(dead.transaction_id, seq))
+        )
         await scene.put_raw(key_name, b"late", late)
     async with uow_class() as uow:
         await uow.files.create(text("new", "a"))
@@ -251,7 +255,7 @@ async def test_a_get_finds_what_was_deleted_meanwhile_gone(scene: Scene) -> None
 async def test_a_deletion_that_is_refused_for_one_key_is_not_overlooked(
     scene: Scene, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """P31: the errors in a batch are read; the session stays in the journal (P9)."""
+    """P31: the errors in a batch are read; the transaction stays in the journal (P9)."""
 
     async def refuse() -> None:
         message = "bucket/a may not be deleted."
@@ -270,7 +274,7 @@ async def test_a_deletion_that_is_refused_for_one_key_is_not_overlooked(
     assert await scene.inner.objects() == {}
 
 
-async def test_locks_are_held_until_the_session_is_settled(scene: Scene) -> None:
+async def test_locks_are_held_until_the_transaction_is_settled(scene: Scene) -> None:
     """P6: also after the pivot, while apply is under way."""
     uow_class = scene.uow()
     async with uow_class() as uow:
@@ -431,7 +435,7 @@ async def test_other_bytes_under_the_same_etag_are_not_returned(scene: Scene) ->
             await uow.files.get("a")
 
 
-async def test_a_write_under_way_hides_nothing_from_its_own_session(scene: Scene) -> None:
+async def test_a_write_under_way_hides_nothing_from_its_own_transaction(scene: Scene) -> None:
     uow_class = scene.uow()
     async with uow_class() as uow:
         await uow.files.put(text("old", "a"))
@@ -457,7 +461,7 @@ async def test_a_create_that_raced_is_sent_again(scene: Scene) -> None:
     async with scene.uow()() as uow:
         scene.script.once("before", "put", contend)
         await uow.files.create(text("1", "a"))
-    assert scene.script.operations() == ["stage", "put", "head", "put", "commit"]
+    assert scene.script.operations() == ["begin_writes", "put", "head", "put", "commit"]
     assert await scene.inner.objects() == {"a": b"1"}
 
 

@@ -28,7 +28,7 @@ POOL = 32
 @pytest.mark.sampled
 @pytest.mark.timeout(int(300 + 60 * MINUTES * 1.2))
 @pytest.mark.parametrize("database", ["sqlite", "postgresql"])
-async def test_many_sessions_at_a_failing_server(
+async def test_many_transactions_at_a_failing_server(
     database: str, request: pytest.FixtureRequest
 ) -> None:
     loop = asyncio.get_running_loop()
@@ -39,7 +39,7 @@ async def test_many_sessions_at_a_failing_server(
             connector,
             await new_bucket(server),
             backend_on(database, request),
-            {"doubt_period": 2.0, "recovery_interval": 2.0, "lock_timeout": 10.0},
+            {"late_write_period": 2.0, "recovery_interval": 2.0, "lock_timeout": 10.0},
         )
         uow_class = site.uow_class
 
@@ -84,10 +84,10 @@ async def test_many_sessions_at_a_failing_server(
 
 async def settled(uow_class: type[FullUOW]) -> None:
     for _ in range(300):
-        if not await uow_class.sessions():
+        if not await uow_class.transactions():
             return
         await asyncio.sleep(0.2)
-    pytest.fail(f"not settled: {await uow_class.sessions()}")
+    pytest.fail(f"not settled: {await uow_class.transactions()}")
 
 
 def backend_on(database: str, request: pytest.FixtureRequest) -> SqlalchemyBackendConfig:

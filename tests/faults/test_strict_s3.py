@@ -13,7 +13,7 @@ from fennflow.connectors import Capabilities, Deletion, Location, ObjectAttribut
 from fennflow.exceptions import (
     AccessDeniedException,
     PreconditionFailedException,
-    SessionLostException,
+    TransactionLostException,
 )
 from fennflow.files import BinaryContent, TextContent
 from fennflow.testing import Fault, S3Request, strict_s3_server
@@ -302,7 +302,7 @@ async def test_no_part_is_sent_once_the_lease_may_have_run_out(
     async with uow_class() as uow:
         await uow.files.put(large)
     loop = asyncio.get_running_loop()
-    with pytest.raises(SessionLostException), store.server.watched() as seen:
+    with pytest.raises(TransactionLostException), store.server.watched() as seen:
         async with uow_class() as uow:
             lease = uow.files._session._tx.lease
 
@@ -326,7 +326,7 @@ async def test_a_machine_that_was_suspended_has_lost_its_leases(
 ) -> None:
     """P23: the loop's clock stood still meanwhile."""
     uow_class = store.uow(lease_ttl=60.0)
-    with pytest.raises(SessionLostException):
+    with pytest.raises(TransactionLostException):
         async with uow_class() as uow:
             await uow.files.put(text("1", "a"))
             monkeypatch.setattr("fennflow.engine.leases.suspended", lambda: 1e9)

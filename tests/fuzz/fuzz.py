@@ -48,7 +48,7 @@ POLICY = Policy(
     settings=ReconcileConfig(strategy="replace", orphans="adopt"),
     filling=False,
     dead_before=2e9,
-    session_id=SESSION,
+    transaction_id=SESSION,
     catalog_id="c",
 )
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -134,7 +134,12 @@ def metadata(data: atheris.FuzzedDataProvider) -> None:
         (name + value).encode()
     forged = {
         f"fennflow_{name}": data.PickValueInList([value, data.ConsumeUnicode(60)])
-        for name, value in {"session": SESSION, "seq": "1", "catalog": "c", "type": "json"}.items()
+        for name, value in {
+            "transaction": SESSION,
+            "seq": "1",
+            "catalog": "c",
+            "type": "json",
+        }.items()
     }
     beside = {data.ConsumeUnicode(9): data.ConsumeUnicode(40), **found, **forged}
     stored = StoredObject(
@@ -147,7 +152,7 @@ def metadata(data: atheris.FuzzedDataProvider) -> None:
     )
     stamp = stamp_of(stored)
     assert stamp is None or 0 < stamp.seq < 1 << 63
-    assert stamp is None or str(UUID(stamp.session_id)) == stamp.session_id
+    assert stamp is None or str(UUID(stamp.transaction_id)) == stamp.transaction_id
     verdict = judge(ObjectKey("bucket", "a"), stored, None, POLICY, seq=1)
     record = None if verdict is None else verdict.record
     if record is not None:

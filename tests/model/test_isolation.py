@@ -137,7 +137,7 @@ async def work(
                     txn.committed = True
                     history.order.append(txn)
 
-                world.on_pivot[session._tx.session_id] = pivot
+                world.on_pivot[session._tx.transaction_id] = pivot
                 for _ in range(choice.randrange(1, 5)):
                     await act(uow, txn, history, choice)
                 abort_sometimes(choice)
@@ -199,7 +199,7 @@ def check(histories: Sequence[History]) -> None:
 
 @pytest.mark.once
 @pytest.mark.parametrize("on_sqlite", [False, True])
-def test_sessions_are_read_committed_and_each_call_sees_one_moment(*, on_sqlite: bool) -> None:
+def test_transactions_are_read_committed_and_each_call_sees_one_moment(*, on_sqlite: bool) -> None:
     """PL-2; and not more: what a session has read may be overwritten before it commits."""
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name) if on_sqlite else None
@@ -213,7 +213,7 @@ def test_sessions_are_read_committed_and_each_call_sees_one_moment(*, on_sqlite:
 
 @pytest.mark.once
 @pytest.mark.parametrize("on_sqlite", [False, True])
-def test_with_validate_reads_sessions_are_repeatable_read(*, on_sqlite: bool) -> None:
+def test_with_validate_reads_transactions_are_repeatable_read(*, on_sqlite: bool) -> None:
     """PL-2.99: no lost update, no write skew on the paths that a session has read."""
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name) if on_sqlite else None

@@ -1,4 +1,4 @@
-"""Sessions, crashes, faults and recoveries in any order: the engine does what the model says.
+"""Transactions, crashes, faults and recoveries in any order: the engine does what the model says.
 
 The reference model is a dictionary and the operations of `simulated.py`. After every rule I1, I2, I5
 and I6 are checked, by each call I8 and I9, and at the end, when all has been recovered, I3, I4, I7.
@@ -46,7 +46,7 @@ indexes = st.integers(0, 7)
 
 
 class Machine(RuleBasedStateMachine):
-    """Up to six sessions at a time, in up to four processes."""
+    """Up to six transactions at a time, in up to four processes."""
 
     directory: Path | None = None
     far: Remote | None = None

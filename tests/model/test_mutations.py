@@ -20,10 +20,10 @@ from actions import Habits, walk
 from fennflow.backends import (
     Commit,
     Decision,
-    JournaledSession,
+    JournaledTransaction,
     ObjectKey,
-    SessionToken,
     Step,
+    TransactionToken,
 )
 from fennflow.connectors import Capabilities, Deletion
 from fennflow.engine import session, settle, writing
@@ -71,13 +71,13 @@ def no_read_back(stack: ExitStack) -> None:
 
 def no_lock(stack: ExitStack) -> None:
     """P3: whoever comes writes."""
-    original = InMemoryBackend.stage
+    original = InMemoryBackend.begin_writes
 
-    async def stage(self: Any, *args: Any, **kwargs: Any) -> Any:
+    async def begin_writes(self: Any, *args: Any, **kwargs: Any) -> Any:
         self._tables.locks.clear()
         return await original(self, *args, **kwargs)
 
-    changed(stack, InMemoryBackend, "stage", stage)
+    changed(stack, InMemoryBackend, "begin_writes", begin_writes)
 
 
 def no_condition_of_compensation(stack: ExitStack) -> None:
@@ -92,8 +92,8 @@ def no_condition_of_compensation(stack: ExitStack) -> None:
 def no_probe(stack: ExitStack) -> None:
     """P15: the store is taken to enforce all that it is asked for."""
 
-    async def capabilities(_: Any, namespace: str, *, anew: bool = False) -> Capabilities:
-        del namespace, anew
+    async def capabilities(_: Any, namespace: str, *, refresh: bool = False) -> Capabilities:
+        del namespace, refresh
         return Capabilities(
             conditional_create=True, conditional_delete="batch", conditional_copy=True
         )
@@ -105,16 +105,16 @@ def no_fencing(stack: ExitStack) -> None:
     """P24: a session that is claimed is still its old owner's, too."""
     original = InMemoryBackend.claim
 
-    async def claim(self: Any, limit: int) -> Sequence[JournaledSession]:
+    async def claim(self: Any, limit: int) -> Sequence[JournaledTransaction]:
         found = await original(self, limit)
         for each in found:
-            self._tables.sessions[each.session.session_id].token = 0
-        return [replace(each, session=SessionToken(each.session.session_id)) for each in found]
+            self._tables.sessions[each.token.transaction_id].fence = 0
+        return [replace(each, token=TransactionToken(each.token.transaction_id)) for each in found]
 
     changed(stack, InMemoryBackend, "claim", claim)
 
 
-def no_tombstones(stack: ExitStack) -> None:
+def no_late_writes(stack: ExitStack) -> None:
     """P20 a: nobody remembers what may arrive late."""
     changed(stack, InMemoryBackend, "_bury", lambda *_: None)
 
@@ -123,7 +123,7 @@ def no_kept_locks(stack: ExitStack) -> None:
     """P20 b: a key is free though a deletion of it may still arrive."""
     original = InMemoryBackend.settle
 
-    async def settle_(self: Any, token: SessionToken, **kwargs: Any) -> None:
+    async def settle_(self: Any, token: TransactionToken, **kwargs: Any) -> None:
         await original(self, token, **{**kwargs, "keep_locked": ()})
 
     changed(stack, InMemoryBackend, "settle", settle_)
@@ -142,38 +142,44 @@ def no_check_of_reads(stack: ExitStack) -> None:
 
 def no_write_ahead(stack: ExitStack) -> None:
     """P2: intents are not journaled before the bytes are sent."""
-    original = InMemoryBackend.stage
+    original = InMemoryBackend.begin_writes
 
-    async def stage(self: Any, token: SessionToken, *args: Any, **kwargs: Any) -> Any:
+    async def begin_writes(self: Any, token: TransactionToken, *args: Any, **kwargs: Any) -> Any:
         records = await original(self, token, *args, **kwargs)
-        self._tables.sessions[token.session_id].intents.clear()
+        self._tables.sessions[token.transaction_id].intents.clear()
         return records
 
-    changed(stack, InMemoryBackend, "stage", stage)
+    changed(stack, InMemoryBackend, "begin_writes", begin_writes)
 
 
 def no_end(stack: ExitStack) -> None:
     """P6: a session whose rows are gone is finished once more."""
     keys: dict[str, set[ObjectKey]] = {}
     steps: dict[str, Sequence[Step]] = {}
-    stage, commit, abort = (InMemoryBackend.stage, InMemoryBackend.commit, InMemoryBackend.abort)
+    begin_writes, commit, abort = (
+        InMemoryBackend.begin_writes,
+        InMemoryBackend.commit,
+        InMemoryBackend.abort,
+    )
 
-    async def stage_(self: Any, token: SessionToken, locked: Any, *args: Any, **kwargs: Any) -> Any:
-        keys.setdefault(token.session_id, set()).update(locked)
-        return await stage(self, token, locked, *args, **kwargs)
+    async def begin_writes_(
+        self: Any, token: TransactionToken, locked: Any, *args: Any, **kwargs: Any
+    ) -> Any:
+        keys.setdefault(token.transaction_id, set()).update(locked)
+        return await begin_writes(self, token, locked, *args, **kwargs)
 
-    async def commit_(self: Any, token: SessionToken, pivot: Commit) -> None:
-        steps[token.session_id] = pivot.steps
+    async def commit_(self: Any, token: TransactionToken, pivot: Commit) -> None:
+        steps[token.transaction_id] = pivot.steps
         await commit(self, token, pivot)
 
-    async def abort_(self: Any, token: SessionToken, **kwargs: Any) -> Decision:
+    async def abort_(self: Any, token: TransactionToken, **kwargs: Any) -> Decision:
         found = await abort(self, token, **kwargs)
         if not found.finished:
             return found
-        held, left = keys.get(token.session_id, set()), steps.get(token.session_id, ())
+        held, left = keys.get(token.transaction_id, set()), steps.get(token.transaction_id, ())
         return replace(found, finished=False, keys=held, steps=left)
 
-    for name, value in (("stage", stage_), ("commit", commit_), ("abort", abort_)):
+    for name, value in (("begin_writes", begin_writes_), ("commit", commit_), ("abort", abort_)):
         changed(stack, InMemoryBackend, name, value)
 
 
@@ -203,7 +209,7 @@ MUTATIONS: Sequence[Mutation] = (
     no_condition_of_compensation,
     no_probe,
     no_fencing,
-    no_tombstones,
+    no_late_writes,
     no_kept_locks,
     no_check_of_reads,
     no_write_ahead,

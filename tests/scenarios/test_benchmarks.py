@@ -36,7 +36,7 @@ def test_the_benchmarks_run(tmp_path: Path) -> None:
 @pytest.mark.once
 def test_the_benchmarks_of_large_catalogs_run(tmp_path: Path) -> None:
     report = tmp_path / "report.json"
-    options = ["--records", "2000", "--sessions", "20", "--objects", "50", "--lease", "3"]
+    options = ["--records", "2000", "--transactions", "20", "--objects", "50", "--lease", "3"]
     subprocess.run(
         [sys.executable, ROOT / "benchmarks" / "scale.py", *options, "--json", report],
         check=True,

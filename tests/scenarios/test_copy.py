@@ -76,7 +76,7 @@ async def test_a_copy_replaces_and_a_failure_brings_back(store: Store) -> None:
 
 
 async def test_own_changes_are_copied_and_moved_again(store: Store) -> None:
-    """P12: what a session copies is what it sees."""
+    """P12: what a transaction copies is what it sees."""
     uow_class = await seeded(store)
     async with uow_class() as uow:
         await uow.files.put(text("new a", "a"))
@@ -135,7 +135,7 @@ async def test_what_cannot_be_copied_is_refused_and_changes_nothing(store: Store
 
 
 async def test_the_source_of_a_move_is_locked_and_that_of_a_copy_is_not(store: Store) -> None:
-    """P3: nobody writes what a session is about to delete."""
+    """P3: nobody writes what a transaction is about to delete."""
     uow_class = await seeded(store, lock_timeout=0.05)
     async with uow_class() as mover, uow_class() as other:
         await mover.files.move("a", "c")
@@ -256,5 +256,5 @@ async def test_headers_go_along_and_options_win(kind: str, request: pytest.Fixtu
     assert (b["CacheControl"], b["ContentDisposition"]) == ("no-store", "inline")
     assert (c["CacheControl"], c["ContentDisposition"]) == ("max-age=1", "inline")
     # P11: the copy names the write that made it, not that of its source.
-    assert b["Metadata"]["fennflow_session"] == c["Metadata"]["fennflow_session"]
+    assert b["Metadata"]["fennflow_transaction"] == c["Metadata"]["fennflow_transaction"]
     assert b["Metadata"]["fennflow_seq"] != c["Metadata"]["fennflow_seq"]

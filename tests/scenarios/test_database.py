@@ -33,9 +33,9 @@ from fennflow.exceptions import (
 )
 from fennflow.files import TextContent
 from fennflow.testing import PostgresqlServer, S3Server
-from fennflow.testing.recovery_suite import A, B, new_session, opened, plan_for, put, record
+from fennflow.testing.recovery_suite import A, B, new_transaction, opened, plan_for, put, record
 from fennflow_sqlalchemy import include_object_for, metadata_for, tables
-from fennflow_sqlalchemy.database import Database, ImpatientError
+from fennflow_sqlalchemy.database import Database, LockWaitTimeoutError
 from fennflow_sqlalchemy.engines import Postgresql, Sqlite, open_databases, shown
 from stores import Store, new_bucket, numbers, s3_config
 
@@ -158,7 +158,7 @@ async def test_whoever_is_impatient_does_not_queue_behind_one_who_waits(tmp_path
     config = SqlalchemyBackendConfig(url=f"sqlite:///{tmp_path}/turns.db")
     database, _ = open_databases(config, lease_ttl=60)
     assert isinstance(database, Sqlite)
-    database.turn_patience = 0.01
+    database.turn_wait = 0.01
     entered, done = threading.Event(), threading.Event()
 
     def hold(connection: Connection) -> None:
@@ -172,10 +172,10 @@ async def test_whoever_is_impatient_does_not_queue_behind_one_who_waits(tmp_path
         async with asyncio.TaskGroup() as group:
             group.create_task(database.run(hold))
             await asyncio.to_thread(entered.wait)
-            with pytest.raises(ImpatientError):
-                await database.run(never, patience=0.01)
+            with pytest.raises(LockWaitTimeoutError):
+                await database.run(never, lock_wait=0.01)
             done.set()
-        await database.run(hold, patience=0.01)
+        await database.run(hold, lock_wait=0.01)
     finally:
         await database.aclose()
 
@@ -235,7 +235,7 @@ async def test_writers_of_both_files_do_not_wait_for_each_others_connections(
     async def write(first: Database, second: Database) -> None:
         def work(connection: Connection) -> None:
             both.wait(10)
-            with second.beside(connection) as beside:
+            with second.peek(connection) as beside:
                 assert beside.scalar(one) == 1
 
         await first.run(work)
@@ -511,18 +511,18 @@ async def test_the_time_of_a_statement_grows_with_its_rows_and_not_with_their_sq
     config = SqlalchemyBackendConfig(url=url_of(database, request))
     keys = [ObjectKey("bucket", f"{number:06}") for number in range(6000)]
     async with opened(config) as backend:
-        session = new_session()
+        transaction = new_transaction()
         begun = time.monotonic()
-        await backend.stage(session, keys, plan_for(*keys))
+        await backend.begin_writes(transaction, keys, plan_for(*keys))
         # It takes a tenth of the time to release the keys; it took seven times as long.
         as_long = time.monotonic() - begun
         async with asyncio.timeout(2 * as_long):
-            await backend.settle(session, keys=keys[:1000])
+            await backend.settle(transaction, keys=keys[:1000])
         async with asyncio.timeout(5 * as_long):
-            await backend.settle(session, keep_locked=keys[1000:])
+            await backend.settle(transaction, keep_locked=keys[1000:])
         with pytest.raises(RecordLockedException):
-            await backend.stage(new_session(), keys[-1:], lambda _: ())
-        await backend.stage(new_session(), keys[:1], lambda _: ())
+            await backend.begin_writes(new_transaction(), keys[-1:], lambda _: ())
+        await backend.begin_writes(new_transaction(), keys[:1], lambda _: ())
 
 
 @asynccontextmanager
@@ -538,15 +538,13 @@ async def held(config: SqlalchemyBackendConfig, *statements: str) -> AsyncGenera
 async def test_a_heartbeat_does_not_wait_for_a_row_that_another_transaction_holds(
     request: pytest.FixtureRequest,
 ) -> None:
-    """P22: the lease of one session must not cost those of all others."""
+    """P22: the lease of one transaction must not cost those of all others."""
     config = SqlalchemyBackendConfig(url=url_of("postgresql", request))
     async with opened(config) as backend:
-        blocked, free = new_session(), new_session()
-        for session, key in ((blocked, A), (free, B)):
-            await backend.stage(session, [key], plan_for(key))
-        lock = (
-            f"SELECT * FROM fennflow_sessions WHERE session_id = '{blocked.session_id}' FOR UPDATE"
-        )
+        blocked, free = new_transaction(), new_transaction()
+        for transaction, key in ((blocked, A), (free, B)):
+            await backend.begin_writes(transaction, [key], plan_for(key))
+        lock = f"SELECT * FROM fennflow_transactions WHERE transaction_id = '{blocked.transaction_id}' FOR UPDATE"
         async with held(config, lock), asyncio.timeout(3):
             assert await backend.heartbeat([blocked, free]) == [free]
         assert set(await backend.heartbeat([blocked, free])) == {blocked, free}
@@ -566,10 +564,10 @@ async def test_of_two_that_read_what_the_other_writes_at_most_one_commits(
             reads = {key: (await backend.records([key])).get(key) for key in (one, two)}
             commits: list[Coroutine[None, None, None]] = []
             for mine, other in ((one, two), (two, one)):
-                session = new_session()
-                await backend.stage(session, [mine], plan_for(mine))
-                commit = Commit(records=[record(mine, session)], reads={other: reads[other]})
-                commits.append(backend.commit(session, commit))
+                transaction = new_transaction()
+                await backend.begin_writes(transaction, [mine], plan_for(mine))
+                commit = Commit(records=[record(mine, transaction)], reads={other: reads[other]})
+                commits.append(backend.commit(transaction, commit))
             async with asyncio.timeout(3):
                 results = await asyncio.gather(*commits, return_exceptions=True)
             assert [type(each) for each in results if each is not None][:1] == [ConflictException]
@@ -585,27 +583,27 @@ async def test_a_commit_that_reads_waits_for_no_transaction_that_writes(
         change = "UPDATE fennflow_records SET etag = 'other' WHERE key = 'a'"
         async with held(config, change), asyncio.timeout(3):
             for key, refused in ((B, False), (A, True)):
-                session = new_session()
+                transaction = new_transaction()
                 mine = ObjectKey("bucket", f"reads {key.key}")
-                await backend.stage(session, [mine], plan_for(mine))
-                commit = Commit(records=[record(mine, session)], reads={key: read[key]})
+                await backend.begin_writes(transaction, [mine], plan_for(mine))
+                commit = Commit(records=[record(mine, transaction)], reads={key: read[key]})
                 with pytest.raises(ConflictException) if refused else nullcontext():
-                    await backend.commit(session, commit)
+                    await backend.commit(transaction, commit)
 
 
 async def test_a_wait_for_a_users_transaction_ends_with_an_error_that_nothing_was_done(
     url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fennflow_sqlalchemy.engines.SHORTEST_PATIENCE", 0.2)
+    monkeypatch.setattr("fennflow_sqlalchemy.engines.SHORTEST_LOCK_WAIT", 0.2)
     config = SqlalchemyBackendConfig(url=url)
     async with opened(config, lock_timeout=0.2) as backend:
         await put(backend, A)
-        session = new_session()
-        await backend.stage(session, [A], plan_for(A))
+        transaction = new_transaction()
+        await backend.begin_writes(transaction, [A], plan_for(A))
         change = "UPDATE fennflow_records SET etag = 'other' WHERE key = 'a'"
         async with held(config, change), asyncio.timeout(5):
             with pytest.raises(RecordLockedException, match="nothing of this was done"):
-                await backend.commit(session, Commit(records=[record(A, session)]))
-            assert await backend.heartbeat([session]) == [session]
-        await backend.commit(session, Commit(records=[record(A, session, etag="e2")]))
+                await backend.commit(transaction, Commit(records=[record(A, transaction)]))
+            assert await backend.heartbeat([transaction]) == [transaction]
+        await backend.commit(transaction, Commit(records=[record(A, transaction, etag="e2")]))
         assert (await backend.records([A]))[A].etag == "e2"

@@ -37,7 +37,7 @@ async def holds(store: Store, uow_class: type[FullUOW], *keys: str) -> None:
     """Check that exactly these files are there, and that nothing waits or is locked."""
     expected = {key: key.encode() for key in keys}
     assert await store.objects() == expected
-    assert not await uow_class.sessions()
+    assert not await uow_class.transactions()
     async with uow_class() as uow:
         assert await uow.files.list() == sorted(keys)
         await uow.files.put(*[text(key, key) for key in keys], text("x", "innocent"))

@@ -138,7 +138,7 @@ async def test_an_upload_in_parts_that_fails_is_aborted(request: pytest.FixtureR
     assert await store.objects() == {}
 
 
-async def test_the_last_call_wins_inside_a_session(store: Store) -> None:
+async def test_the_last_call_wins_inside_a_transaction(store: Store) -> None:
     uow_class = store.uow()
     async with uow_class() as uow:
         await uow.files.put(text("1", "put put"), text("1", "put delete"), text("1", "old"))
@@ -326,7 +326,7 @@ async def test_metadata_and_types_are_checked_before_any_request(moto_store: Sto
     with pytest.raises(MetadataException):
         TextContent.from_content("1", metadata={"a": "x" * 2048})
     with pytest.raises(MetadataException):
-        TextContent.from_content("1", metadata={"fennflow_session": "x"})
+        TextContent.from_content("1", metadata={"fennflow_transaction": "x"})
     with pytest.raises(FileException):
         TextContent(data="no bytes")  # type: ignore[arg-type]
     with pytest.raises(FileException):
@@ -460,7 +460,7 @@ async def test_a_prefix_that_no_key_can_have_is_refused_before_anything_is_asked
             for files in (uow.files, uow.files.at("in")):
                 with pytest.raises(KeyException, match="Prefix"):
                     await call(files, prefix)
-            assert not {"records", "scan", "stage"} & set(asked)  # recovery runs beside
+            assert not {"records", "scan", "begin_writes"} & set(asked)  # recovery runs beside
 
 
 @pytest.mark.parametrize(

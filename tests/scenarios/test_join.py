@@ -70,10 +70,10 @@ class Joint:
 
     async def settled(self) -> None:
         for _ in range(200):
-            if not await self.uow_class.sessions():
+            if not await self.uow_class.transactions():
                 return
             await asyncio.sleep(0.05)
-        pytest.fail(f"not settled: {await self.uow_class.sessions()}")
+        pytest.fail(f"not settled: {await self.uow_class.transactions()}")
 
     async def check(self, *names: str) -> None:
         assert await self.files() == set(names)
@@ -262,7 +262,9 @@ async def test_a_decision_that_another_transaction_holds_up_is_looked_for_again_
 ) -> None:
     """P5, P26: not after `recovery_interval` alone; on SQLite, one writer keeps all others out."""
     del moto
-    monkeypatch.setattr(recovery, "LOOK_EVERY", 1.0)  # time for the other to be there first
+    monkeypatch.setattr(
+        recovery, "DEAD_HOLDER_CHECK_INTERVAL", 1.0
+    )  # time for the other to be there first
     caplog.set_level(logging.INFO, "fennflow")
     outcomes: list[str] = []
     async with jointly("sqlite", request) as joint, joint.engine.connect() as other:
@@ -618,7 +620,7 @@ async def test_a_catalog_that_waits_for_the_users_own_transaction_names_the_way_
     *,
     tables: bool,
 ) -> None:
-    monkeypatch.setattr("fennflow_sqlalchemy.engines.SHORTEST_PATIENCE", 0.3)
+    monkeypatch.setattr("fennflow_sqlalchemy.engines.SHORTEST_LOCK_WAIT", 0.3)
     site = await make_site("moto", "sqlite", request)
     site = replace(site, settings={**site.settings, "lock_timeout": 0.3})
     async with raw_client(moto) as client:
@@ -699,8 +701,10 @@ async def test_an_overwrite_that_a_snapshot_cannot_see_is_a_conflict(
             assert (await uow.files.get("a")).one().data == b"2"
 
 
-@pytest.mark.parametrize("surrounds", [False, True])
-async def test_reads_are_validated_beyond_the_snapshot(joint: Joint, *, surrounds: bool) -> None:
+@pytest.mark.parametrize("managed_by_caller", [False, True])
+async def test_reads_are_validated_beyond_the_snapshot(
+    joint: Joint, *, managed_by_caller: bool
+) -> None:
     strict = replace(joint.site, settings={**joint.site.settings, "validate_reads": True})
     async with joint.uow_class() as uow:
         await uow.files.put(text("1", "a"))
@@ -718,7 +722,7 @@ async def test_reads_are_validated_beyond_the_snapshot(joint: Joint, *, surround
     async with joint.session() as session:
         await session.connection(execution_options={"isolation_level": level})
         with pytest.raises(ConflictException):
-            if surrounds:
+            if managed_by_caller:
                 await session.rollback()
                 async with session.begin():
                     await run(session)
@@ -790,8 +794,8 @@ async def test_two_joined_sessions_write_one_path_one_after_the_other(joint: Joi
 @pytest.fixture
 def brief(joint: Joint, monkeypatch: pytest.MonkeyPatch) -> Site:
     """Return the site with a process that does not wait for long."""
-    monkeypatch.setattr("fennflow_sqlalchemy.engines.SHORTEST_PATIENCE", 0.3)
-    monkeypatch.setattr("fennflow_sqlalchemy.backend.PATIENCE", 0.3)
+    monkeypatch.setattr("fennflow_sqlalchemy.engines.SHORTEST_LOCK_WAIT", 0.3)
+    monkeypatch.setattr("fennflow_sqlalchemy.backend.LOCK_WAIT", 0.3)
     return replace(joint.site, settings={**joint.site.settings, "lock_timeout": 0.3})
 
 

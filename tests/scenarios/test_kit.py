@@ -90,7 +90,7 @@ async def test_what_lies_about_is_told(fennflow_memory: InMemory) -> None:
     fennflow_memory(UOW)
     async with UOW() as uow:
         await uow.files.put(text("1", "a"))
-        [pending] = [line for line in await leftovers(UOW) if "session" in line]
+        [pending] = [line for line in await leftovers(UOW) if "transaction" in line]
         assert "files/a is unknown" in " ".join(await leftovers(UOW))
     assert pending
     assert await leftovers(UOW) == []

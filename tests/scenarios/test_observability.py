@@ -79,7 +79,7 @@ async def test_each_operation_is_a_span_and_is_timed(told: Telemetry) -> None:
     with told.tracer.start_as_current_span("request"):
         async with UOW() as uow:
             await uow.notes.put(TextContent.from_content("1", filename="a"))
-            session = uow.notes._session._tx.session_id
+            transaction = uow.notes._session._tx.transaction_id
             await uow.notes.get("a")
     spans = told.spans.get_finished_spans()
     assert [span.name for span in spans] == ["put notes", "get notes", "commit", "request"]
@@ -88,7 +88,7 @@ async def test_each_operation_is_a_span_and_is_timed(told: Telemetry) -> None:
         "db.system.name": "fennflow",
         "db.operation.name": "put",
         "db.collection.name": "notes",
-        "fennflow.session.id": session,
+        "fennflow.transaction.id": transaction,
     }
     assert spans[0].kind is trace.SpanKind.CLIENT
     timed = {
@@ -131,7 +131,7 @@ async def test_what_recovery_did_is_counted(told: Telemetry) -> None:
     assert point.value == 3
 
 
-async def test_every_record_names_session_key_and_rule(
+async def test_every_record_names_transaction_key_and_rule(
     moto_store: Store, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "fennflow")
@@ -143,10 +143,10 @@ async def test_every_record_names_session_key_and_rule(
     async with uow_class() as uow:
         uow.on_commit(fail)
         await uow.files.put(TextContent.from_content("1", filename="a"))
-        session = uow.files._session._tx.session_id
+        transaction = uow.files._session._tx.transaction_id
     records: list[Any] = [record for record in caplog.records if record.name == "fennflow"]
-    told = [(record.rule, record.session, record.key) for record in records]
-    assert told == [("P14", session, f"{moto_store.namespace}/a"), ("I8", session, None)]
+    told = [(record.rule, record.transaction, record.key) for record in records]
+    assert told == [("P14", transaction, f"{moto_store.namespace}/a"), ("I8", transaction, None)]
     assert records[1].exc_info
     assert {record.module for record in records} == {"writing", "callbacks"}
 
@@ -156,7 +156,11 @@ async def test_what_a_plugin_logs_has_the_same_attributes_and_is_counted(
 ) -> None:
     logging.getLogger("fennflow").warning("%s is left out of a listing (%d)", "a\nb", 1)
     [record] = caplog.records
-    assert [record.__dict__[name] for name in ("rule", "session", "key")] == ["plugin", None, None]
+    assert [record.__dict__[name] for name in ("rule", "transaction", "key")] == [
+        "plugin",
+        None,
+        None,
+    ]
     assert record.getMessage() == "a\\nb is left out of a listing (1)"
     counted = [attributes for attributes, _ in told.points("fennflow.events")]
     assert counted == [{"fennflow.rule": "plugin", "fennflow.severity": "warning"}]
@@ -164,14 +168,14 @@ async def test_what_a_plugin_logs_has_the_same_attributes_and_is_counted(
 
 def test_what_an_error_says_is_escaped_in_messages_too(caplog: pytest.LogCaptureFixture) -> None:
     error = ValueError("Could not head a\nb\x1b[2J\u202e.")
-    telemetry.tell(logging.WARNING, "%s: %s", "It", error, rule="P27")
+    telemetry.log_event(logging.WARNING, "%s: %s", "It", error, rule="P27")
     logging.getLogger("fennflow").warning("It: %s", error)
     logging.getLogger("fennflow").warning(f"It: {error}")  # noqa: G004 - as a plugin may
     messages = {record.getMessage() for record in caplog.records}
     assert messages == {"It: Could not head a\\nb\\x1b[2J\\u202e."}
 
 
-def test_the_engine_logs_only_through_what_names_session_key_and_rule() -> None:
+def test_the_engine_logs_only_through_what_names_transaction_key_and_rule() -> None:
     elsewhere = [
         path.name
         for path in ROOT.glob("fennflow-core/src/**/*.py")

@@ -18,10 +18,10 @@ from typing_extensions import override
 from fennflow import ReconcileConfig, plugins
 from fennflow.backends import (
     InMemoryBackendConfig,
+    LateWrite,
     ObjectKey,
-    SessionToken,
     SqlalchemyBackendConfig,
-    Tombstone,
+    TransactionToken,
 )
 from fennflow.config import BackendConfig
 from fennflow.connectors import (
@@ -71,9 +71,9 @@ async def put_raw(store: Store, key: str, body: bytes, media_type: str = "text/p
 async def put_orphan(
     store: Store, key: str, *, began: int = OLD, catalog_id: str | None = None
 ) -> None:
-    """Put what a session wrote that died before its commit."""
-    session_id = uuid.UUID(int=began * 1000 << 80 | 7 << 76 | 2 << 62 | next(numbers))
-    stamp = Stamp(str(session_id), 1, "text", catalog_id=catalog_id)
+    """Put what a transaction wrote that died before its commit."""
+    transaction_id = uuid.UUID(int=began * 1000 << 80 | 7 << 76 | 2 << 62 | next(numbers))
+    stamp = Stamp(str(transaction_id), 1, "text", catalog_id=catalog_id)
     metadata = stamped({"für": "Ann"}, stamp)
     async with store.connector() as connector:
         attributes = ObjectAttributes(media_type="text/plain", metadata=metadata)
@@ -140,7 +140,7 @@ async def test_files_of_others_get_the_class_of_their_media_type(store: Store) -
 
 async def test_what_users_cannot_have_is_left_alone(request: pytest.FixtureRequest) -> None:
     store = await make_store("moto", request)
-    for key in ("dir/", "dir/a", ".fennflow/other/session/1", "a//b"):
+    for key in ("dir/", "dir/a", ".fennflow/other/transaction/1", "a//b"):
         await put_raw(store, key, b"1")
     uow_class = fresh(store)
     assert await listed(uow_class) == ["dir/a"]
@@ -232,8 +232,8 @@ async def test_records_are_replaced_by_what_the_bucket_holds(store: Store) -> No
     assert (await stat_of(uow_class, "changed")).created_at == created
 
 
-async def test_orphans_are_adopted_once_their_session_cannot_commit(store: Store) -> None:
-    """P27: a younger one may be a session that lives elsewhere."""
+async def test_orphans_are_adopted_once_their_transaction_cannot_commit(store: Store) -> None:
+    """P27: a younger one may be a transaction that lives elsewhere."""
     uow_class = await differing(store)
     report = await reconciled(uow_class, orphans="adopt")
     assert told(report) == REPORTED | {"orphan": (Difference.ORPHAN, ReconcileAction.INSERTED)}
@@ -245,7 +245,7 @@ async def test_orphans_are_adopted_once_their_session_cannot_commit(store: Store
     assert "orphan" not in await store.objects()
 
 
-async def test_orphans_are_deleted_once_their_session_cannot_commit(store: Store) -> None:
+async def test_orphans_are_deleted_once_their_transaction_cannot_commit(store: Store) -> None:
     """I5: nothing else is, not even what lies beside them."""
     uow_class = await differing(store)
     before = await store.objects()
@@ -269,12 +269,12 @@ async def test_with_an_empty_catalog_nothing_is_an_orphan(store: Store) -> None:
     assert list(await store.objects()) == ["a"]
 
 
-async def test_what_a_session_is_writing_is_left_alone(store: Store) -> None:
-    """I5, P6: a live session's objects have no record yet."""
+async def test_what_a_transaction_is_writing_is_left_alone(store: Store) -> None:
+    """I5, P6: a live transaction's objects have no record yet."""
     uow_class = fresh(store, lock_timeout=0.0)
 
     class Impatient(uow_class):  # type: ignore[valid-type, misc]  # a class made at run time
-        config = uow_class.config.model_copy(update={"max_session_age": 0.001})
+        config = uow_class.config.model_copy(update={"max_transaction_age": 0.001})
 
     async with uow_class() as uow:
         await uow.files.put(text("0", "z"))
@@ -321,17 +321,17 @@ async def test_what_a_stamp_claims_is_not_believed(store: Store) -> None:
 
 UUID7 = "01890000-0000-7000-8000-000000000000"
 NOT_STAMPS = [
-    {"fennflow_session": UUID7, "fennflow_seq": str(2**63)},
-    {"fennflow_session": UUID7, "fennflow_seq": "9" * 5000},
-    {"fennflow_session": UUID7, "fennflow_seq": "٣"},
-    {"fennflow_session": UUID7, "fennflow_seq": "0"},
-    {"fennflow_session": UUID7, "fennflow_seq": "01"},
-    {"fennflow_session": UUID7.upper().replace("0", "A"), "fennflow_seq": "1"},
-    {"fennflow_session": "x\0y", "fennflow_seq": "1"},
-    {"fennflow_session": UUID7 + "\n", "fennflow_seq": "1"},
-    {"fennflow_session": UUID7, "fennflow_seq": "1", "fennflow_catalog": "a/b"},
-    {"fennflow_session": UUID7, "fennflow_seq": "1", "fennflow_catalog": "x" * 5000},
-    {"fennflow_session": UUID7},
+    {"fennflow_transaction": UUID7, "fennflow_seq": str(2**63)},
+    {"fennflow_transaction": UUID7, "fennflow_seq": "9" * 5000},
+    {"fennflow_transaction": UUID7, "fennflow_seq": "٣"},
+    {"fennflow_transaction": UUID7, "fennflow_seq": "0"},
+    {"fennflow_transaction": UUID7, "fennflow_seq": "01"},
+    {"fennflow_transaction": UUID7.upper().replace("0", "A"), "fennflow_seq": "1"},
+    {"fennflow_transaction": "x\0y", "fennflow_seq": "1"},
+    {"fennflow_transaction": UUID7 + "\n", "fennflow_seq": "1"},
+    {"fennflow_transaction": UUID7, "fennflow_seq": "1", "fennflow_catalog": "a/b"},
+    {"fennflow_transaction": UUID7, "fennflow_seq": "1", "fennflow_catalog": "x" * 5000},
+    {"fennflow_transaction": UUID7},
 ]
 ODD_METADATA = [
     {"a\0b": "c\0d"},
@@ -480,10 +480,12 @@ async def test_what_arrived_late_is_never_adopted(store: Store, strategy: str) -
     """P20 a: neither beside a record nor without one, and not into an empty catalog either."""
     backend = InMemoryBackendConfig(name=f"r{next(numbers)}")
     uow_class = store.uow(backend=backend)
-    late = SessionToken(str(uuid.UUID(int=OLD * 1000 << 80 | 7 << 76 | 2 << 62 | next(numbers))))
+    late = TransactionToken(
+        str(uuid.UUID(int=OLD * 1000 << 80 | 7 << 76 | 2 << 62 | next(numbers)))
+    )
 
     async def arrive(key: str) -> None:
-        metadata = stamped({}, Stamp(late.session_id, 1))
+        metadata = stamped({}, Stamp(late.transaction_id, 1))
         async with store.connector() as connector:
             attributes = ObjectAttributes(media_type="text/plain", metadata=metadata)
             await connector.put(store.namespace, key, b"late", attributes)
@@ -491,12 +493,14 @@ async def test_what_arrived_late_is_never_adopted(store: Store, strategy: str) -
     async with opened(backend, connector=store.config) as journal:
         keys = [ObjectKey(store.namespace, key) for key in ("a", "b")]
         doubts = [
-            Tombstone(namespace=key.namespace, key=key.key, session_id=late.session_id, seq=1)
+            LateWrite(
+                namespace=key.namespace, key=key.key, transaction_id=late.transaction_id, seq=1
+            )
             for key in keys
         ]
-        await journal.stage(late, keys, lambda _: ())
+        await journal.begin_writes(late, keys, lambda _: ())
         await journal.abort(late)
-        await journal.settle(late, tombstones=doubts)
+        await journal.settle(late, late_writes=doubts)
     await arrive("b")
     assert await listed(uow_class) == []
     async with uow_class() as uow:

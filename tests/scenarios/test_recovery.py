@@ -1,4 +1,4 @@
-"""Recovery as an engine does it beside its work: leases, takeover, tombstones and the sweep.
+"""Recovery as an engine does it beside its work: leases, takeover, late writes and the sweep.
 
 What is left when processes are killed at other moments is looked at in `tests/crashes`.
 """
@@ -32,11 +32,11 @@ from fennflow.backends import (
     Backend,
     InMemoryBackendConfig,
     Intent,
+    LateWrite,
     ObjectKey,
     Placement,
-    SessionToken,
     SqlalchemyBackendConfig,
-    Tombstone,
+    TransactionToken,
 )
 from fennflow.connectors import (
     Capabilities,
@@ -54,12 +54,12 @@ from fennflow.exceptions import (
     ConnectorUnavailableException,
     NoSuchNamespaceException,
     RecordLockedException,
-    SessionLostException,
     TransactionException,
+    TransactionLostException,
 )
 from fennflow.repositories import CrudRepository, RepoField
 from fennflow.testing import Boundary, S3Server, faults
-from fennflow.testing.recovery_suite import new_session, opened
+from fennflow.testing.recovery_suite import new_transaction, opened
 from stores import Store, make_store, numbers, raw_client
 
 UNCOMMITTED = Boundary("after", "put")
@@ -104,8 +104,8 @@ async def eventually(condition: Callable[[], Awaitable[bool]]) -> None:
         await asyncio.sleep(0.05)
 
 
-async def test_a_session_keeps_its_lease_as_long_as_it_lives(site: Site) -> None:
-    """P22: the heartbeat renews it; nobody else can claim the session."""
+async def test_a_transaction_keeps_its_lease_as_long_as_it_lives(site: Site) -> None:
+    """P22: the heartbeat renews it; nobody else can claim the transaction."""
     brief = changed(site, lease_ttl=2.5)
     other = changed(site, lease_ttl=2.4)
     async with brief.uow_class() as uow:
@@ -118,17 +118,17 @@ async def test_a_session_keeps_its_lease_as_long_as_it_lives(site: Site) -> None
     assert await read(site, "b") == "mine"
 
 
-async def test_a_session_that_somebody_claimed_sends_nothing_more(site: Site) -> None:
+async def test_a_transaction_that_somebody_claimed_sends_nothing_more(site: Site) -> None:
     """P23, P25: its token is old, and no request leaves although its work is not over."""
     uow_class, other = site.uow_class, changed(site, lease_ttl=59.0)
-    with pytest.raises(SessionLostException):
+    with pytest.raises(TransactionLostException):
         async with uow_class() as uow:
             await uow.files.put(text("mine", "a"))
             await site.expire()
             assert (await other.uow_class.recover()).compensated == 1
             await uow.files.put(text("mine", "b"))
     assert await site.store.objects() == {}
-    assert await site.journal() == {"sessions": 0, "intents": 0, "locks": 0, "tombstones": 1}
+    assert await site.journal() == {"transactions": 0, "intents": 0, "locks": 0, "late_writes": 1}
 
 
 async def test_a_lease_that_cannot_be_renewed_ends_by_the_clock_of_its_owner(
@@ -147,7 +147,7 @@ async def test_a_lease_that_cannot_be_renewed_ends_by_the_clock_of_its_owner(
         async with uow_class() as uow:
             await uow.files.put(text("up", "warm"))
         files = [text("mine", str(number)) for number in range(9)]
-        lost = pytest.raises(SessionLostException, match="lease")
+        lost = pytest.raises(TransactionLostException, match="lease")
         with moto.watched() as requests, moto.delayed(0.2), lost:
             async with uow_class() as uow:
                 await uow.files.put(*files)
@@ -158,10 +158,10 @@ async def test_a_lease_that_cannot_be_renewed_ends_by_the_clock_of_its_owner(
     assert await site.store.objects() == {"warm": b"up"}
 
 
-async def test_a_session_does_not_commit_when_it_is_too_old(site: Site) -> None:
+async def test_a_transaction_does_not_commit_when_it_is_too_old(site: Site) -> None:
     """P27: the sweep of others takes it for dead."""
-    aged = changed(site, max_session_age=0.3)
-    with pytest.raises(TransactionException, match="max_session_age"):
+    aged = changed(site, max_transaction_age=0.3)
+    with pytest.raises(TransactionException, match="max_transaction_age"):
         async with aged.uow_class() as uow:
             await uow.files.put(text("mine", "a"))
             await asyncio.sleep(0.4)
@@ -175,16 +175,16 @@ async def test_what_a_dead_process_left_is_settled_at_first_use(
     """P24, P26."""
     await put(site, "a", "old")
     await leave(site, "a", at)
-    [session] = await site.uow_class.sessions()
-    assert session.state == ("committed" if at == COMMITTED else "open")
-    assert session.paths == [f"{site.namespace}/a"]
-    assert session.lease_left > 0
+    [transaction] = await site.uow_class.transactions()
+    assert transaction.state == ("committed" if at == COMMITTED else "open")
+    assert transaction.paths == [f"{site.namespace}/a"]
+    assert transaction.lease_left > 0
     await site.expire()
     other = changed(site, recovery_interval=3600.0)
     assert await read(other, "a") == value
 
     async def settled() -> bool:
-        return not await other.uow_class.sessions()
+        return not await other.uow_class.transactions()
 
     await eventually(settled)
     assert (await site.store.objects())["a"] == value.encode()
@@ -197,7 +197,7 @@ async def test_what_a_dead_process_left_is_settled_at_intervals(site: Site) -> N
     await leave(changed(site, lease_ttl=1.0), "a", COMMITTED)
 
     async def settled() -> bool:
-        return not (await site.journal())["sessions"]
+        return not (await site.journal())["transactions"]
 
     await eventually(settled)
     assert await site.store.objects() == {"a": b"new"}
@@ -214,35 +214,37 @@ async def test_who_waits_for_a_path_of_a_dead_process_takes_it_over(site: Site) 
 
 async def test_what_arrives_late_is_buried(site: Site, moto: S3Server) -> None:
     """P20 a: an object that a lost request made after all was undone; and no other one."""
-    late, fresh = new_session(), new_session()
+    late, fresh = new_transaction(), new_transaction()
     doubts = [
-        Tombstone(namespace=site.namespace, key=key, session_id=late.session_id, seq=seq)
+        LateWrite(namespace=site.namespace, key=key, transaction_id=late.transaction_id, seq=seq)
         for seq, key in enumerate(["a", "b"], start=1)
     ]
     async with opened(site.backend) as backend:
-        await backend.stage(late, [ObjectKey(site.namespace, key) for key in "ab"], lambda _: ())
+        await backend.begin_writes(
+            late, [ObjectKey(site.namespace, key) for key in "ab"], lambda _: ()
+        )
         await backend.abort(late)
-        await backend.settle(late, tombstones=doubts)
+        await backend.settle(late, late_writes=doubts)
     async with raw_client(moto) as client:
-        for key, session, seq in [("a", late, 1), ("b", fresh, 2)]:
-            stamp = {"fennflow_session": session.session_id, "fennflow_seq": str(seq)}
+        for key, transaction, seq in [("a", late, 1), ("b", fresh, 2)]:
+            stamp = {"fennflow_transaction": transaction.transaction_id, "fennflow_seq": str(seq)}
             await client.put_object(Bucket=site.namespace, Key=key, Body=b"late", Metadata=stamp)
-    assert (await site.uow_class.recover()).buried == 0
+    assert (await site.uow_class.recover()).late_writes_checked == 0
     await site.expire()
-    assert (await site.uow_class.recover()).buried == 2
+    assert (await site.uow_class.recover()).late_writes_checked == 2
     assert set(await site.store.objects()) == {"b"}
-    assert (await site.journal())["tombstones"] == 0
+    assert (await site.journal())["late_writes"] == 0
 
 
 async def test_a_burial_that_was_broken_off_may_still_delete(site: Site, moto: S3Server) -> None:
     """P20 b: its deletion may arrive late, so the key stays locked, whoever finishes the burial."""
-    late = new_session()
-    doubt = Tombstone(namespace=site.namespace, key="a", session_id=late.session_id, seq=1)
+    late = new_transaction()
+    doubt = LateWrite(namespace=site.namespace, key="a", transaction_id=late.transaction_id, seq=1)
     async with opened(site.backend) as backend:
-        await backend.stage(late, [ObjectKey(site.namespace, "a")], lambda _: ())
+        await backend.begin_writes(late, [ObjectKey(site.namespace, "a")], lambda _: ())
         await backend.abort(late)
-        await backend.settle(late, tombstones=[doubt])
-    stamp = {"fennflow_session": late.session_id, "fennflow_seq": "1"}
+        await backend.settle(late, late_writes=[doubt])
+    stamp = {"fennflow_transaction": late.transaction_id, "fennflow_seq": "1"}
     async with raw_client(moto) as client:
         await client.put_object(Bucket=site.namespace, Key="a", Body=b"late", Metadata=stamp)
 
@@ -259,7 +261,7 @@ async def test_a_burial_that_was_broken_off_may_still_delete(site: Site, moto: S
         await site.store.uow(backend=faulty, **settings).recover()
     assert await site.store.objects() == {}
     await site.expire()
-    patient = changed(site, doubt_period=960.0, lock_timeout=0.0)
+    patient = changed(site, late_write_period=960.0, lock_timeout=0.0)
     assert (await patient.uow_class.recover()).pending == 0
     with pytest.raises(RecordLockedException):
         await put(patient, "a", "mine")
@@ -268,21 +270,21 @@ async def test_a_burial_that_was_broken_off_may_still_delete(site: Site, moto: S
 async def test_the_sweep_takes_what_nobody_knows_of_and_nothing_else(
     site: Site, moto: S3Server
 ) -> None:
-    """P27: staged bytes and uploads of this catalog that are old, and of no live session."""
+    """P27: staged bytes and uploads of this catalog that are old, and of no live transaction."""
     async with opened(site.backend) as backend:
         own = f".fennflow/{backend.catalog_id}"
-    foreign = ".fennflow/another-catalog/some-session/1"
+    foreign = ".fennflow/another-catalog/some-transaction/1"
     async with raw_client(moto) as client:
         for key in (f"{own}/dead/1", foreign):
             await client.put_object(Bucket=site.namespace, Key=key, Body=b"left")
-        patient = changed(site, doubt_period=960.0)
+        patient = changed(site, late_write_period=960.0)
         assert (await patient.uow_class.recover()).swept == 0  # they are too young
         # For moto's server every upload began in 2010.
         await client.create_multipart_upload(Bucket=site.namespace, Key=f"{own}/dead/2")
         await put(patient, "a", "old")
         async with patient.uow_class() as uow:
             await uow.files.put(text("new", "a"))
-            await asyncio.sleep(1.1)  # S3 counts seconds; `doubt_period` is half of one
+            await asyncio.sleep(1.1)  # S3 counts seconds; `late_write_period` is half of one
             await changed(site, lock_timeout=1.0).uow_class.recover()
             assert f"{own}/dead/1" not in await site.store.objects()
             uploads = await client.list_multipart_uploads(Bucket=site.namespace)
@@ -329,7 +331,7 @@ def refusing(monkeypatch: pytest.MonkeyPatch) -> Generator[Store]:
     connector = faults.FaultyConnectorConfig(inner=inner, faults=faults.Scripted(script))
     backend = InMemoryBackendConfig(name=f"r{next(numbers)}")
     with plugins.override(faults):
-        yield Store(connector, "bucket", settings={"backend": backend, "doubt_period": 0.001})
+        yield Store(connector, "bucket", settings={"backend": backend, "late_write_period": 0.001})
 
 
 def catalog_of(store: Store) -> AbstractAsyncContextManager[Backend]:
@@ -339,18 +341,20 @@ def catalog_of(store: Store) -> AbstractAsyncContextManager[Backend]:
 
 async def leave_late_writes(store: Store, backend: Backend, *places: ObjectKey) -> None:
     """Leave objects that late requests made, and what the journal holds of them."""
-    late = SessionToken(str(uuid_utils.uuid7()))
-    doubts = [Tombstone(namespace=n, key=k, session_id=late.session_id, seq=1) for n, k in places]
+    late = TransactionToken(str(uuid_utils.uuid7()))
+    doubts = [
+        LateWrite(namespace=n, key=k, transaction_id=late.transaction_id, seq=1) for n, k in places
+    ]
     async with store.connector() as connector:
-        await backend.stage(late, places, lambda _: ())
+        await backend.begin_writes(late, places, lambda _: ())
         attributes = ObjectAttributes(
-            media_type="text/plain", metadata=stamped({}, Stamp(late.session_id, 1))
+            media_type="text/plain", metadata=stamped({}, Stamp(late.transaction_id, 1))
         )
         for namespace, key in places:
             await connector.put(namespace, key, b"late", attributes)
         # From then on an engine's background work may look for them.
         await backend.abort(late)
-        await backend.settle(late, tombstones=doubts)
+        await backend.settle(late, late_writes=doubts)
 
 
 async def test_one_refusal_does_not_stop_the_clean_up_of_the_rest(
@@ -392,10 +396,10 @@ async def test_a_bucket_that_is_gone_keeps_no_path_of_another_one_locked(
         url = f"sqlite:///{tmp_path}/catalog.db"
         refusing.settings["backend"] = SqlalchemyBackendConfig(url=url)
     refusing.settings |= {"lease_ttl": 0.3, "lock_timeout": 0.0}
-    dead = new_session()
+    dead = new_transaction()
     keys = [ObjectKey("bucket", "a"), ObjectKey("gone", "a")]
     async with catalog_of(refusing) as backend:
-        await backend.stage(
+        await backend.begin_writes(
             dead,
             keys,
             lambda _: [
@@ -419,7 +423,7 @@ async def test_a_bucket_that_is_gone_keeps_no_path_of_another_one_locked(
             async with uow_class() as uow:
                 await uow.files.put(text("mine", "a"))
             problems = (await uow_class.recover()).problems
-            [left] = [each for each in problems if each.startswith("Session")]
+            [left] = [each for each in problems if each.startswith("Transaction")]
             assert "rolled back, and not undone completely yet: gone/a." in left
             assert left in (await uow_class.diagnose()).problems
 
@@ -670,6 +674,6 @@ async def test_what_hangs_does_not_hold_up_what_is_left_over_beside_it(memory: S
     left.fails = False
 
     async def settled() -> bool:
-        return [each.paths for each in await left.uow_class.sessions()] == [["bucket/a"]]
+        return [each.paths for each in await left.uow_class.transactions()] == [["bucket/a"]]
 
     await eventually(settled)

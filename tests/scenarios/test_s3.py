@@ -360,7 +360,7 @@ async def test_an_archive_class_is_given_at_the_last_copy(
     async with raw_client(store.server) as client:
         head = await client.head_object(Bucket=store.namespace, Key="a")
         assert (head["StorageClass"], head["ContentLength"]) == ("DEEP_ARCHIVE", size)
-    assert not await uow_class.sessions()
+    assert not await uow_class.transactions()
     async with uow_class() as uow:
         await uow.files.put(BinaryContent(data=b"3", media_type="a/b", filename="a"))
     assert (await store.objects())["a"] == b"3"

@@ -155,7 +155,7 @@ FILL = {
 }
 REST = (
     "version_id, etag, size, media_type, content_type, sha256, metadata, created_at, modified_at, "
-    "session_id, seq"
+    "transaction_id, seq"
 )
 
 

@@ -27,8 +27,8 @@ from fennflow.exceptions import (
     ObjectChangedException,
     PathException,
     RecordAlreadyExistsException,
-    SessionLostException,
     TransactionException,
+    TransactionLostException,
     UploadIdleException,
 )
 from fennflow.files import BinaryContent, FileContent, StreamContent, TextContent
@@ -260,7 +260,7 @@ async def test_a_lost_lease_stops_a_stream(moto_store: Store) -> None:
     server = moto_store.server
     assert server is not None
     uow_class = moto_store.uow()
-    with server.watched() as seen, pytest.raises(SessionLostException):
+    with server.watched() as seen, pytest.raises(TransactionLostException):
         async with uow_class() as uow:
 
             async def lose() -> AsyncGenerator[bytes]:
@@ -451,7 +451,7 @@ async def test_what_is_no_range_is_refused(store: Store, start: int, end: int | 
             await read(uow)
 
 
-async def test_a_stream_can_be_left_and_its_session_goes_on(store: Store) -> None:
+async def test_a_stream_can_be_left_and_its_transaction_goes_on(store: Store) -> None:
     uow_class = store.uow()
     async with uow_class() as uow:
         await uow.files.put(stream(LONG))

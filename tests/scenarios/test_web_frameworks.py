@@ -100,7 +100,7 @@ async def test_a_request_commits_before_it_is_answered(make: App, memory: Store)
             assert await uow.files.exists("a.txt")
 
 
-async def test_a_request_of_fastapi_joins_the_session_of_its_path_function(
+async def test_a_request_of_fastapi_joins_the_transaction_of_its_path_function(
     tmp_path: Path, memory: Store
 ) -> None:
     url = f"{tmp_path}/app.db"

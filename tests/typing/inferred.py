@@ -26,7 +26,7 @@ from fennflow.files import (
     UrlContent,
 )
 from fennflow.paths import StoragePath
-from fennflow.reports import Diagnosis, ReconcileReport, RecoveryReport, SessionInfo
+from fennflow.reports import Diagnosis, ReconcileReport, RecoveryReport, TransactionInfo
 from fennflow.repositories import (
     CopyRepository,
     CrudRepository,
@@ -167,7 +167,7 @@ async def streams(session: AsyncSession) -> None:
 async def maintenance() -> None:
     assert_type(await UOW.recover(), RecoveryReport)
     assert_type(await UOW.reconcile(), Mapping[str, ReconcileReport])
-    assert_type(await UOW.sessions(), Sequence[SessionInfo])
+    assert_type(await UOW.transactions(), Sequence[TransactionInfo])
     assert_type(await UOW.diagnose(), Diagnosis)
 
 

@@ -126,16 +126,18 @@ def cancellations() -> int:
     return task.cancelling()
 
 
-@pytest.mark.parametrize("hurry", [False, True])
+@pytest.mark.parametrize("grace_started", [False, True])
 async def test_a_scope_of_anyio_that_is_cancelled_does_not_wake_what_is_shielded(
-    *, hurry: bool
+    *, grace_started: bool
 ) -> None:
     """P21: such a scope cancels at every turn of the loop, which would keep a CPU busy."""
     with anyio.CancelScope() as scope:
         scope.cancel()
-        work, cancellation = await shielded(asyncio.sleep(0.05, 1), grace=lambda: 5, hurry=hurry)
+        work, cancellation = await shielded(
+            asyncio.sleep(0.05, 1), grace=lambda: 5, grace_started=grace_started
+        )
         assert work.result() == 1
-        assert (cancellation is None) == hurry
+        assert (cancellation is None) == grace_started
         assert cancellations() < 3
         await asyncio.sleep(10)
     assert scope.cancelled_caught

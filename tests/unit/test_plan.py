@@ -1,4 +1,4 @@
-"""What a session is to do: pure decisions (protocol sections 4 and 5)."""
+"""What a transaction is to do: pure decisions (protocol sections 4 and 5)."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from fennflow.backends import (
     Decision,
     Delete,
     Intent,
+    LateWrite,
     ObjectKey,
     Outcome,
     Placement,
     Record,
     Step,
-    Tombstone,
 )
 from fennflow.connectors import Capabilities, Location
 from fennflow.engine.plan import (
@@ -48,7 +48,7 @@ def record(location: Location, *, etag: str = "e", seq: int = 1) -> Record:
         media_type="text/plain",
         created_at=NOW,
         modified_at=NOW,
-        session_id="s",
+        transaction_id="s",
         seq=seq,
     )
 
@@ -94,12 +94,14 @@ def test_bytes_go_where_they_alter_nothing_committed(
     assert chosen is expected
 
 
-def test_the_staging_key_names_catalog_session_and_sequence() -> None:
+def test_the_staging_key_names_catalog_transaction_and_sequence() -> None:
     """P10."""
-    assert staging_key(".fennflow", "catalog", "session", 7) == ".fennflow/catalog/session/7"
+    assert (
+        staging_key(".fennflow", "catalog", "transaction", 7) == ".fennflow/catalog/transaction/7"
+    )
 
 
-def test_a_session_of_plain_creates_has_no_steps() -> None:
+def test_a_transaction_of_plain_creates_has_no_steps() -> None:
     """P4."""
     commit = plan_commit("s", {KEY: [write(Placement.DIRECT)]}, {"bucket": STRONG}, {})
     assert list(commit.steps) == []
@@ -173,19 +175,19 @@ def test_compensation_names_what_proves_that_the_object_is_ours() -> None:
 
 def test_a_write_whose_answer_was_lost_counts_as_done() -> None:
     """P19, P20 a."""
-    lost = write(Placement.DIRECT, 3, record=None, doubtful=True)
+    lost = write(Placement.DIRECT, 3, record=None, ambiguous=True)
     assert undo([lost], {"bucket": STRONG}) == [
         Delete(namespace="bucket", location=Location("a"), owner=3)
     ]
     commit = plan_commit("s", {KEY: [lost]}, {"bucket": STRONG}, {})
-    assert list(commit.tombstones) == [
-        Tombstone(namespace="bucket", key="a", session_id="s", seq=3)
+    assert list(commit.late_writes) == [
+        LateWrite(namespace="bucket", key="a", transaction_id="s", seq=3)
     ]
     assert undo([replace(lost, sent=False)], {"bucket": STRONG}) == []
 
 
 def test_what_is_left_are_the_steps_of_keys_that_are_held() -> None:
-    """P6, P7: of a session that is finished there are none."""
+    """P6, P7: of a transaction that is finished there are none."""
     staged = Delete(namespace="bucket", location=Location(".fennflow/c/s/1"), for_key="a")
     steps: list[Step] = [
         Copy(seq=1, namespace="bucket", key="a", source=staged.location, expected="e"),
@@ -212,7 +214,7 @@ def test_an_unfinished_upload_is_aborted() -> None:
 
 
 def test_staged_bytes_in_a_versioned_bucket_are_looked_for_if_their_version_is_unknown() -> None:
-    lost = write(Placement.STAGED, 1, record=None, doubtful=True)
+    lost = write(Placement.STAGED, 1, record=None, ambiguous=True)
     assert undo([lost], {"bucket": VERSIONED}) == [
         Delete(namespace="bucket", location=Location(".fennflow/c/s/1"), owner=1, for_key="a")
     ]

@@ -1,8 +1,8 @@
 """The contract of a backend, and by name the configs that plugins bring.
 
 A backend is the source of truth: the catalog of committed objects and the journal of live
-sessions. It does no object I/O. Every method is one transaction: all of it is durable on return,
-or nothing of it happened. Who calls what, in the life of a session:
+transactions. It does no object I/O. Every method is one transaction: all of it is durable on return,
+or nothing of it happened. Who calls what, in the life of a transaction:
 
 | method | called | rule |
 | --- | --- | --- |
@@ -13,10 +13,10 @@ or nothing of it happened. Who calls what, in the life of a session:
 | `relocate` | after the copies of each batch of apply, before its deletions | P28 |
 | `settle` | when nothing is left to do, for some keys or for all | P6 P20 |
 | `heartbeat` | by the owner, every third of `lease_ttl` | P22 |
-| `claim` | by recovery, for sessions whose lease has run out | P24 |
+| `claim` | by recovery, for transactions whose lease has run out | P24 |
 | `join` | when a unit of work with `join=` is opened: the pivot is then written by what it returns | P5 |
 
-Time is the backend's: leases, kept locks and the doubt of tombstones run out by its clock.
+Time is the backend's: leases, kept locks and the doubt of late writes run out by its clock.
 """
 
 from __future__ import annotations
@@ -48,7 +48,10 @@ from fennflow.rows import (
     Intent as Intent,
 )
 from fennflow.rows import (
-    JournaledSession as JournaledSession,
+    JournaledTransaction as JournaledTransaction,
+)
+from fennflow.rows import (
+    LateWrite as LateWrite,
 )
 from fennflow.rows import (
     ObjectKey as ObjectKey,
@@ -63,13 +66,10 @@ from fennflow.rows import (
     Record as Record,
 )
 from fennflow.rows import (
-    SessionToken as SessionToken,
-)
-from fennflow.rows import (
     Step as Step,
 )
 from fennflow.rows import (
-    Tombstone as Tombstone,
+    TransactionToken as TransactionToken,
 )
 from fennflow.rows import (
     conflict as conflict,
@@ -106,16 +106,16 @@ __all__ = [
     "InMemoryBackendConfig",
     "Intent",
     "JoinedTransaction",
-    "JournaledSession",
+    "JournaledTransaction",
+    "LateWrite",
     "ObjectKey",
     "Outcome",
     "Placement",
     "Plan",
     "Record",
-    "SessionToken",
     "SqlalchemyBackendConfig",
     "Step",
-    "Tombstone",
+    "TransactionToken",
     "conflict",
     "dump_steps",
     "load_steps",
@@ -131,7 +131,7 @@ class JoinedTransaction(ABC):
 
     @property
     @abstractmethod
-    def surrounds(self) -> bool:
+    def managed_by_caller(self) -> bool:
         """Whether the user's own block ends it; else it is ended with the unit of work."""
 
     @property
@@ -140,7 +140,7 @@ class JoinedTransaction(ABC):
         """Whether it is over, one way or the other, so that the decision is there to be read."""
 
     @abstractmethod
-    async def commit(self, session: SessionToken, commit: Commit | None) -> None:
+    async def commit(self, token: TransactionToken, commit: Commit | None) -> None:
         """Write the pivot in it, then end it unless it surrounds the unit of work.
 
         Like `Backend.commit`, but that no row of the journal is touched: the transaction may not
@@ -150,7 +150,7 @@ class JoinedTransaction(ABC):
         after the last `commit` or `rollback`: files and rows would else come apart.
 
         Args:
-            session: who commits; its token is checked.
+            token: who commits; its token is checked.
             commit: what to write; None if there is nothing, and the transaction is only ended.
 
         Raises:
@@ -231,9 +231,9 @@ class Backend(ABC):
         """
 
     @abstractmethod
-    async def stage(
+    async def begin_writes(
         self,
-        session: SessionToken,
+        token: TransactionToken,
         keys: Collection[ObjectKey],
         plan: Plan,
         *,
@@ -241,41 +241,41 @@ class Backend(ABC):
     ) -> Mapping[ObjectKey, Record]:
         """Lock keys and write intents for them: all or nothing.
 
-        In one transaction, in this order: the session's row is written if it is new, and its lease
-        runs from now (P22); the keys are locked in sorted order (a key that the session holds already counts as locked); their
+        In one transaction, in this order: the transaction's row is written if it is new, and its lease
+        runs from now (P22); the keys are locked in sorted order (a key that the transaction holds already counts as locked); their
         records are read; `plan(records)` says which intents to write; they are written.
 
         Args:
-            session: who stages.
+            token: who stages.
             keys: what is locked.
             plan: a pure function, which may be called in another thread, and again. What it raises
                 undoes the transaction and propagates.
-            begins: whether the session may be new. If not, and it has no row, then it was settled
+            begins: whether the transaction may be new. If not, and it has no row, then it was settled
                 by others, so long ago maybe that its outcome is forgotten: it is lost.
 
         Returns:
-            the records of the keys. They cannot change until the session is settled (P6).
+            the records of the keys. They cannot change until the transaction is settled (P6).
 
         Raises:
-            RecordLockedException: another session holds one of the keys. The engine waits.
-            SessionLostException: the token is no longer the session's, or it was decided.
+            RecordLockedException: another transaction holds one of the keys. The engine waits.
+            TransactionLostException: the token is no longer the transaction's, or it was decided.
         """
 
     @abstractmethod
-    async def note_upload(self, session: SessionToken, seq: int, upload_id: str) -> None:
+    async def note_upload(self, token: TransactionToken, seq: int, upload_id: str) -> None:
         """Store the upload id in an intent.
 
         Raises:
-            SessionLostException: the token is no longer the session's.
+            TransactionLostException: the token is no longer the transaction's.
         """
 
     @abstractmethod
-    async def commit(self, session: SessionToken, commit: Commit) -> None:
+    async def commit(self, token: TransactionToken, commit: Commit) -> None:
         """The pivot: decide `committed` and make all changes visible in one instant (P4, P5).
 
         Raises:
             ConflictException: a record of `commit.reads` changed. Nothing happened.
-            SessionLostException: the session is not this owner's any more, or was decided
+            TransactionLostException: the transaction is not this owner's any more, or was decided
                 `aborted`. Nothing happened.
             Exception: any other leaves the outcome open; the engine then calls `abort`.
         """
@@ -297,76 +297,78 @@ class Backend(ABC):
         raise ConfigException(message)
 
     @abstractmethod
-    async def abort(self, session: SessionToken, *, patience: float | None = None) -> Decision:
-        """Decide `aborted` unless the session is decided already (P5).
+    async def abort(self, token: TransactionToken, *, lock_wait: float | None = None) -> Decision:
+        """Decide `aborted` unless the transaction is decided already (P5).
 
         Args:
-            session: which one.
-            patience: seconds to wait for an open transaction that holds the decision; None for
+            token: which one.
+            lock_wait: seconds to wait for an open transaction that holds the decision; None for
                 as long as the backend thinks right.
 
         Returns:
             the outcome that stands, and what is left to do. COMMITTED means that a pivot whose
-            answer was lost had gone through. Where the journal has no rows of the session it is
+            answer was lost had gone through. Where the journal has no rows of the transaction it is
             `finished`, whoever settled it.
 
         Raises:
-            SessionLostException: the journal has rows, under another token.
+            TransactionLostException: the journal has rows, under another token.
             CommitUncertainException: a transaction that is still open holds the decision; ask
                 again when it has ended. Nothing happened.
         """
 
     @abstractmethod
-    async def relocate(self, session: SessionToken, records: Sequence[Record]) -> None:
+    async def relocate(self, token: TransactionToken, records: Sequence[Record]) -> None:
         """Replace records by ones that differ in `location` and `etag` alone (P28).
 
         Raises:
-            SessionLostException: the token is no longer the session's.
+            TransactionLostException: the token is no longer the transaction's.
         """
 
     @abstractmethod
     async def settle(
         self,
-        session: SessionToken,
+        token: TransactionToken,
         *,
         keys: Collection[ObjectKey] | None = None,
-        tombstones: Collection[Tombstone] = (),
+        late_writes: Collection[LateWrite] = (),
         keep_locked: Collection[ObjectKey] = (),
-        buried: Collection[Tombstone] = (),
+        late_writes_checked: Collection[LateWrite] = (),
     ) -> None:
-        """Remove the session's rows and locks, or those of some keys; nothing if it has none.
+        """Remove the transaction's rows and locks, or those of some keys; nothing if it has none.
 
-        The outcome stays for at least `doubt_period` more (P5).
+        The outcome stays for at least `late_write_period` more (P5).
 
         Args:
-            session: which one.
+            token: which one.
             keys: those that are finished, while others are not yet: their locks and intents go,
-                the session stays. None for all of it.
-            tombstones: writes that may still arrive; due after `doubt_period`.
-            keep_locked: of the keys that are released, those that stay locked for `doubt_period`
+                the transaction stays. None for all of it.
+            late_writes: writes that may still arrive; due after `late_write_period`.
+            keep_locked: of the keys that are released, those that stay locked for `late_write_period`
                 (P20 b, c).
-            buried: tombstones that were due and have been seen to; they go.
+            late_writes_checked: late writes that were due and have been seen to; they go.
 
         Raises:
-            SessionLostException: the token is no longer the session's.
+            TransactionLostException: the token is no longer the transaction's.
         """
 
     @abstractmethod
-    async def tombstones(self, keys: Collection[ObjectKey]) -> Collection[Tombstone]:
-        """Return the tombstones that the journal holds of keys (P14)."""
+    async def late_writes(self, keys: Collection[ObjectKey]) -> Collection[LateWrite]:
+        """Return the late writes that the journal holds of keys (P14)."""
 
     @abstractmethod
-    async def due_tombstones(self, *, after: Tombstone | None, limit: int) -> Sequence[Tombstone]:
-        """Return up to `limit` tombstones whose doubt is over and whose session is settled (P20 a).
+    async def due_late_writes(self, *, after: LateWrite | None, limit: int) -> Sequence[LateWrite]:
+        """Return up to `limit` late writes whose doubt is over and whose transaction is settled (P20 a).
 
         Args:
-            after: those that sort behind it, by namespace, key, session id and sequence.
+            after: those that sort behind it, by namespace, key, transaction id and sequence.
             limit: how many.
         """
 
     @abstractmethod
-    async def heartbeat(self, sessions: Collection[SessionToken]) -> Collection[SessionToken]:
-        """Let the leases of sessions run from now (P22), waiting for nobody.
+    async def heartbeat(
+        self, transactions: Collection[TransactionToken]
+    ) -> Collection[TransactionToken]:
+        """Let the leases of transactions run from now (P22), waiting for nobody.
 
         Returns:
             those whose lease was renewed. The others have another token, or an open transaction
@@ -374,8 +376,8 @@ class Backend(ABC):
         """
 
     @abstractmethod
-    async def claim(self, limit: int) -> Sequence[JournaledSession]:
-        """Take over up to `limit` sessions whose lease has run out (P24).
+    async def claim(self, limit: int) -> Sequence[JournaledTransaction]:
+        """Take over up to `limit` transactions whose lease has run out (P24).
 
         In one transaction each one's token is raised and its lease runs from now, so that of many
         recoverers one gets it, and its owner is refused from here on. Also the place to forget
@@ -386,9 +388,9 @@ class Backend(ABC):
         """
 
     @abstractmethod
-    async def sessions(self, *, after: str, limit: int) -> Sequence[JournaledSession]:
-        """Return up to `limit` sessions of the journal with ids behind `after`, in their order."""
+    async def transactions(self, *, after: str, limit: int) -> Sequence[JournaledTransaction]:
+        """Return up to `limit` transactions of the journal with ids behind `after`, in their order."""
 
     @abstractmethod
-    async def known(self, session_ids: Collection[str]) -> Collection[str]:
-        """Return which of the sessions the journal has rows of (P27)."""
+    async def known(self, transaction_ids: Collection[str]) -> Collection[str]:
+        """Return which of the transactions the journal has rows of (P27)."""

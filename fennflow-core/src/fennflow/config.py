@@ -68,7 +68,7 @@ class ReconcileConfig(_Config):
         orphans: of objects that this catalog wrote, or one that ended with its process, and that
             have no record while the catalog is not empty. `report`; `adopt` records them; `delete`
             removes them, which is right only where no memory backend of another process uses the
-            bucket. Those of sessions younger than `max_session_age` are only reported.
+            bucket. Those of transactions younger than `max_transaction_age` are only reported.
         adopt_catalogs: ids of other catalogs whose objects count as this one's, for instance of one
             that was lost. Objects of any other catalog are left alone, whatever the settings.
         batch_size: keys that are examined, and locked if they are changed, at a time; 1,000,000 at
@@ -100,17 +100,17 @@ class ConfigDict(_Config):
     Args:
         connector: where objects lie; memory by default.
         backend: where the catalog and the journal lie; memory by default.
-        lock_timeout: seconds to wait for a key that another session is writing.
-        lease_ttl: seconds that a session lives without a sign of life (protocol P22).
+        lock_timeout: seconds to wait for a key that another transaction is writing.
+        lease_ttl: seconds that a transaction lives without a sign of life (protocol P22).
         compensation_timeout: seconds that undoing may take after a cancellation (P21).
-        recovery_interval: seconds between two looks for sessions that were left behind (P26).
-        doubt_period: seconds after which a request whose answer was lost can no longer take
+        recovery_interval: seconds between two looks for transactions that were left behind (P26).
+        late_write_period: seconds after which a request whose answer was lost can no longer take
             effect (P20); S3 refuses signatures older than 15 minutes.
-        max_session_age: seconds after which a session can no longer commit (P27).
+        max_transaction_age: seconds after which a transaction can no longer commit (P27).
         upload_idle_timeout: seconds for which the source of a stream may give no bytes, for
             instance an upload of a web client; then the call fails, so that it holds no lock.
         max_concurrency: object requests in flight per unit of work.
-        validate_reads: fail the commit if a record that the session read was changed.
+        validate_reads: fail the commit if a record that the transaction read was changed.
         hide_pending: write creates to a staging key too, so that nobody who reads the bucket
             without FennFlow sees them before the commit.
         keep_versions: whether versions that a commit replaces or deletes stay in a versioned
@@ -137,8 +137,8 @@ class ConfigDict(_Config):
     lease_ttl: Seconds = 60.0
     compensation_timeout: Seconds = 30.0
     recovery_interval: Seconds = 60.0
-    doubt_period: Seconds = 960.0
-    max_session_age: Seconds = 43200.0
+    late_write_period: Seconds = 960.0
+    max_transaction_age: Seconds = 43200.0
     upload_idle_timeout: Seconds = 60.0
     max_concurrency: Annotated[int, Field(gt=0)] = 32
     validate_reads: bool = False

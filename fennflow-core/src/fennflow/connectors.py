@@ -8,7 +8,7 @@ back, but for `on_upload`. Who calls what, and when:
 | `open`, `aclose` | once each, first and last, on one event loop | |
 | `validate` | before any I/O of a call | |
 | `probe` | before the first write to a namespace | nothing is left of what it tried |
-| `put`, `upload`, `copy` | in a session before the pivot; `copy` after it | the object is complete and durable |
+| `put`, `upload`, `copy` | in a transaction before the pivot; `copy` after it | the object is complete and durable |
 | `get`, `stream`, `head`, `list`, `versions`, `recent_versions` | at any time | reads see every write that returned before |
 | `delete`, `abort_upload` | after the pivot, or to undo | what was named is gone |
 | `uploads` | by the sweep (P27) | |
@@ -140,25 +140,25 @@ class Connector(ABC):
         """Share what is probed with other processes (P15); the engine says where."""
         self._memory = memory
 
-    async def capabilities(self, namespace: str, *, anew: bool = False) -> Capabilities:
+    async def capabilities(self, namespace: str, *, refresh: bool = False) -> Capabilities:
         """Return what the namespace enforces: claimed, else probed, by others maybe (P15).
 
         Args:
             namespace: which one.
-            anew: probe although it is known already.
+            refresh: probe although it is known already.
         """
         if self._claimed is not None:
             return self._claimed
-        if anew or namespace not in self._probed:
+        if refresh or namespace not in self._probed:
             async with self._probing:
-                if anew or namespace not in self._probed:
-                    self._probed[namespace] = await self._find_out(namespace, anew=anew)
+                if refresh or namespace not in self._probed:
+                    self._probed[namespace] = await self._find_out(namespace, refresh=refresh)
         return self._probed[namespace]
 
-    async def _find_out(self, namespace: str, *, anew: bool) -> Capabilities:
+    async def _find_out(self, namespace: str, *, refresh: bool) -> Capabilities:
         digest = hashlib.sha256(f"{self.store_id}\n{namespace}".encode()).hexdigest()
         name = f"probe:{digest[:32]}"
-        kept = None if anew or self._memory is None else await self._memory.recall(name)
+        kept = None if refresh or self._memory is None else await self._memory.recall(name)
         if kept is not None:
             known = json.loads(kept)
             if known.keys() == {each.name for each in fields(Capabilities)}:

@@ -18,7 +18,7 @@ FennFlowException
 │   ├── RecordLockedException
 │   ├── BackendUnavailableException
 │   ├── ConflictException
-│   └── SessionLostException
+│   └── TransactionLostException
 ├── BaseConnectorException
 │   ├── NoSuchKeyException
 │   ├── NoSuchNamespaceException
@@ -66,8 +66,8 @@ __all__ = [
     "ReconcileFailedException",
     "RecordAlreadyExistsException",
     "RecordLockedException",
-    "SessionLostException",
     "TransactionException",
+    "TransactionLostException",
     "UploadIdleException",
 ]
 
@@ -147,11 +147,11 @@ class RecordLockedException(BaseBackendException):
 
 
 class ConflictException(BaseBackendException):
-    """What the session had read was changed by another one before the commit (`validate_reads`)."""
+    """What the transaction had read was changed by another one before the commit (`validate_reads`)."""
 
 
-class SessionLostException(BaseBackendException):
-    """The session's lease ran out: recovery owns it now, and it did not commit here."""
+class TransactionLostException(BaseBackendException):
+    """The transaction's lease ran out: recovery owns it now, and it did not commit here."""
 
 
 class BackendUnavailableException(BaseBackendException):
@@ -245,8 +245,8 @@ class TransactionException(FennFlowException):
 
 
 class CommitUncertainException(TransactionException):
-    """Whether the session committed could not be learnt; recovery settles it one way."""
+    """Whether the transaction committed could not be learnt; recovery settles it one way."""
 
 
 class CompensationPendingWarning(TransactionException, RuntimeWarning):
-    """The session is undone for every FennFlow reader, but objects of it wait for recovery."""
+    """The transaction is undone for every FennFlow reader, but objects of it wait for recovery."""

@@ -14,21 +14,21 @@ from fennflow.reports import (
     Finding,
     ReconcileReport,
     RecoveryReport,
-    SessionInfo,
+    TransactionInfo,
 )
 from fennflow.repositories.fields import namespaces_of
 
 if TYPE_CHECKING:
     from fennflow.config import ConfigDict
 
-SESSIONS_AT_ONCE = 1000
+TRANSACTIONS_AT_ONCE = 1000
 
 ReconcileStrategy = Literal["fill_if_empty", "insert_missing", "replace"]
 ReconcileOrphans = Literal["report", "adopt", "delete"]
 
 
 class Maintenance:
-    """The class methods of a `UnitOfWork` that concern all of its buckets, and no session."""
+    """The class methods of a `UnitOfWork` that concern all of its buckets, and no transaction."""
 
     config: ClassVar[ConfigDict]
 
@@ -104,10 +104,10 @@ class Maintenance:
 
     @classmethod
     async def recover(cls) -> RecoveryReport:
-        """Settle the sessions of processes that died, and remove what they left in the buckets.
+        """Settle the transactions of processes that died, and remove what they left in the buckets.
 
         This happens by itself: when units of work of a configuration are first used, and every
-        `recovery_interval`. Call it where nothing else runs, or where you cannot wait. A session
+        `recovery_interval`. Call it where nothing else runs, or where you cannot wait. A transaction
         is taken over when its lease has run out, `lease_ttl` after the last sign of life.
 
         Returns:
@@ -142,16 +142,16 @@ class Maintenance:
             return await engine.recovery.run(namespaces_of(cls))
 
     @classmethod
-    async def sessions(cls) -> Sequence[SessionInfo]:
-        """Return the sessions that are under way, or wait to be settled, oldest first."""
-        found: list[SessionInfo] = []
+    async def transactions(cls) -> Sequence[TransactionInfo]:
+        """Return the transactions that are under way, or wait to be settled, oldest first."""
+        found: list[TransactionInfo] = []
         last = ""
         async with engine_for(cls.config, plugins.registry()) as engine:
-            while page := await engine.backend.sessions(after=last, limit=SESSIONS_AT_ONCE):
-                last = page[-1].session.session_id
+            while page := await engine.backend.transactions(after=last, limit=TRANSACTIONS_AT_ONCE):
+                last = page[-1].token.transaction_id
                 found += [
-                    SessionInfo(
-                        session_id=each.session.session_id,
+                    TransactionInfo(
+                        transaction_id=each.token.transaction_id,
                         state="open" if each.outcome is None else each.outcome.value,
                         age=each.age,
                         lease_left=each.lease_left,

@@ -19,7 +19,7 @@ __all__ = [
     "ReconcileAction",
     "ReconcileReport",
     "RecoveryReport",
-    "SessionInfo",
+    "TransactionInfo",
 ]
 
 
@@ -30,7 +30,7 @@ class Difference(StrEnum):
     """An object that FennFlow did not write, and no record."""
 
     ORPHAN = "orphan"
-    """An object that FennFlow wrote, and no record: its session died, or its catalog is lost."""
+    """An object that FennFlow wrote, and no record: its transaction died, or its catalog is lost."""
 
     MISSING = "missing"
     """A record, and no object."""
@@ -103,32 +103,32 @@ class RecoveryReport:
     """What a recovery did.
 
     Args:
-        rolled_forward: sessions that were committed, and are applied now.
-        compensated: sessions that were not committed, and are undone now.
-        pending: sessions that have to wait, whoever tries to settle them: the store, or a
+        rolled_forward: transactions that were committed, and are applied now.
+        compensated: transactions that were not committed, and are undone now.
+        pending: transactions that have to wait, whoever tries to settle them: the store, or a
             transaction that is still open, does not let them be settled.
-        buried: places where a late request could have left something, and that are clean now.
-        swept: objects under the reserved prefix that no session knew of, deleted.
+        late_writes_checked: places where a late request could have left something, and that are clean now.
+        swept: objects under the reserved prefix that no transaction knew of, deleted.
         uploads: unfinished multipart uploads there, aborted.
-        problems: what was refused or could not be reached, and was passed over; and sessions that
+        problems: what was refused or could not be reached, and was passed over; and transactions that
             have been open for long.
     """
 
     rolled_forward: int = 0
     compensated: int = 0
     pending: int = 0
-    buried: int = 0
+    late_writes_checked: int = 0
     swept: int = 0
     uploads: int = 0
     problems: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SessionInfo:
-    """A session that is not settled.
+class TransactionInfo:
+    """A transaction that is not settled.
 
     Args:
-        session_id: its id.
+        transaction_id: its id.
         state: `open`, `committed` (and not applied completely yet) or `aborted` (and not undone
             completely yet).
         age: seconds since its first intents.
@@ -136,7 +136,7 @@ class SessionInfo:
         paths: what it writes or deletes, as `bucket/path`.
     """
 
-    session_id: str
+    transaction_id: str
     state: Literal["open", "committed", "aborted"]
     age: float
     lease_left: float
@@ -174,7 +174,7 @@ class Diagnosis:
     Args:
         guarantees: of the backend; None if it could not be reached.
         latency: seconds that a small question to the backend took.
-        sessions: how many the journal holds.
+        transactions: how many the journal holds.
         namespaces: by name.
         problems: what is wrong, and what to do; empty if nothing is.
         advice: what could be better.
@@ -182,7 +182,7 @@ class Diagnosis:
 
     guarantees: Guarantees | None = None
     latency: float = 0.0
-    sessions: int = 0
+    transactions: int = 0
     namespaces: Mapping[str, NamespaceDiagnosis] = field(
         default_factory=dict[str, NamespaceDiagnosis]
     )

@@ -1,4 +1,4 @@
-"""What a backend keeps: records, intents, steps, tombstones; `fennflow.backends` exports them."""
+"""What a backend keeps: records, intents, steps, late writes; `fennflow.backends` exports them."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ __all__ = [
     "Delete",
     "Guarantees",
     "Intent",
-    "JournaledSession",
+    "JournaledTransaction",
+    "LateWrite",
     "ObjectKey",
     "Outcome",
     "Placement",
     "Record",
-    "SessionToken",
     "Step",
-    "Tombstone",
+    "TransactionToken",
     "conflict",
     "dump_steps",
     "load_steps",
@@ -52,17 +52,17 @@ class Placement(StrEnum):
 
 
 class Outcome(StrEnum):
-    """How a session was decided (P5)."""
+    """How a transaction was decided (P5)."""
 
     COMMITTED = "committed"
     ABORTED = "aborted"
 
 
-class SessionToken(NamedTuple):
-    """A session's id (UUIDv7) and the fencing token of who works on it."""
+class TransactionToken(NamedTuple):
+    """A transaction's id (UUIDv7) and the fencing number of its owner."""
 
-    session_id: str
-    token: int = 0
+    transaction_id: str
+    fence: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,8 +97,8 @@ class Record:
         headers: HTTP headers that are stored with the object, such as Content-Encoding.
         created_at: when the key was first committed, UTC.
         modified_at: when this content was written, UTC.
-        session_id: of the session that wrote it; with `seq` its identity.
-        seq: of the write in that session.
+        transaction_id: of the transaction that wrote it; with `seq` its identity.
+        seq: of the write in that transaction.
     """
 
     namespace: str
@@ -113,7 +113,7 @@ class Record:
     headers: Mapping[str, str] = field(default_factory=dict[str, str])
     created_at: datetime
     modified_at: datetime
-    session_id: str
+    transaction_id: str
     seq: int
 
     @property
@@ -124,10 +124,10 @@ class Record:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Intent:
-    """A journal row: this session is about to write or delete this key, here.
+    """A journal row: this transaction is about to write or delete this key, here.
 
     Args:
-        seq: numbers the intents of a session.
+        seq: numbers the intents of a transaction.
         namespace: the bucket.
         key: the key that users know.
         placement: where the bytes go.
@@ -153,12 +153,12 @@ class Copy:
     """Apply: copy staged bytes to their key.
 
     Args:
-        seq: the write; with the session's id what the copy carries in its metadata (P30).
+        seq: the write; with the transaction's id what the copy carries in its metadata (P30).
         namespace: the bucket.
         key: the target.
         source: the staging key.
-        expected: ETag of what the session knows to lie at the key; None if nothing (P17).
-        doubtful: whether the PUT of the source was in doubt (P20 c).
+        expected: ETag of what the transaction knows to lie at the key; None if nothing (P17).
+        ambiguous: whether the PUT of the source was in doubt (P20 c).
         extra: the `connector_extra` of the write, JSON values alone.
     """
 
@@ -167,7 +167,7 @@ class Copy:
     key: str
     source: Location
     expected: str | None
-    doubtful: bool = False
+    ambiguous: bool = False
     extra: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
     @property
@@ -186,7 +186,7 @@ class Delete:
         etag: what the object is known to have; None if that is not known.
         owner: the write that must have made the object (P18); None if the name says so already
             (a staging key, a version id) or a committed `delete` asks for it.
-        owner_session: whose write that is; None for the session that deletes.
+        owner_transaction: whose write that is; None for the transaction that deletes.
         for_key: the key that users know, where `location` is another one: a staging key.
     """
 
@@ -194,7 +194,7 @@ class Delete:
     location: Location
     etag: str | None = None
     owner: int | None = None
-    owner_session: str | None = None
+    owner_transaction: str | None = None
     for_key: str | None = None
 
     @property
@@ -229,12 +229,12 @@ Step = Copy | Delete | AbortUpload
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Tombstone:
-    """A write that may still arrive: what carries this session and seq is garbage (P20 a)."""
+class LateWrite:
+    """A write that may still arrive: what carries this transaction and seq is garbage (P20 a)."""
 
     namespace: str
     key: str
-    session_id: str
+    transaction_id: str
     seq: int
 
 
@@ -245,16 +245,16 @@ class Commit:
     Args:
         records: new and changed records.
         removed: keys whose records go.
-        steps: what apply has to do; none settles the session in the same transaction (P4).
-        tombstones: doubtful writes.
-        reads: the record that the session saw under each key it read, None for no record; empty
+        steps: what apply has to do; none settles the transaction in the same transaction (P4).
+        late_writes: doubtful writes.
+        reads: the record that the transaction saw under each key it read, None for no record; empty
             unless `validate_reads`.
     """
 
     records: Sequence[Record] = ()
     removed: Collection[ObjectKey] = ()
     steps: Sequence[Step] = ()
-    tombstones: Collection[Tombstone] = ()
+    late_writes: Collection[LateWrite] = ()
     reads: Mapping[ObjectKey, Record | None] = field(
         default_factory=dict[ObjectKey, "Record | None"]
     )
@@ -262,13 +262,13 @@ class Commit:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decision:
-    """How a session was decided, and what is left of it (P5, P6).
+    """How a transaction was decided, and what is left of it (P5, P6).
 
     Args:
         outcome: the one that stands.
-        finished: whether the journal has no rows of the session. Then nothing may be sent for it
+        finished: whether the journal has no rows of the transaction. Then nothing may be sent for it
             any more: others may have committed the same keys since.
-        keys: that the session still holds; those that were released are finished.
+        keys: that the transaction still holds; those that were released are finished.
         steps: of apply, as the pivot stored them. Those of keys that are not held are done.
     """
 
@@ -279,7 +279,7 @@ class Decision:
 
 
 def conflict(keys: Collection[ObjectKey]) -> ConflictException:
-    """Return the error for records that changed after a session had read them."""
+    """Return the error for records that changed after a transaction had read them."""
     names = ", ".join(f"{key.namespace}/{key.key}" for key in sorted(keys))
     message = (
         f"Changed by others after this unit of work had read them: {names}. Nothing was "
@@ -291,21 +291,21 @@ def conflict(keys: Collection[ObjectKey]) -> ConflictException:
 def locked(
     key: ObjectKey | None, free_in: float | None = None, holder: str | None = None
 ) -> RecordLockedException:
-    """Return the error for a key that another session holds, or a request of it may still reach.
+    """Return the error for a key that another transaction holds, or a request of it may still reach.
 
     Args:
         key: which one; None if it was freed before it could be named.
-        free_in: seconds until it is free, if its session has ended (protocol P20).
-        holder: the id of the session that holds it.
+        free_in: seconds until it is free, if its transaction has ended (protocol P20).
+        holder: the id of the transaction that holds it.
     """
     name = "A key of this call" if key is None else f"{key.namespace}/{key.key}"
     if free_in is None:
-        message = f"{name} is being written by another session."
+        message = f"{name} is being written by another transaction."
         return RecordLockedException(message, holder=holder)
     until = datetime.now(UTC) + timedelta(seconds=free_in)
     message = (
         f"{name} is locked until {until:%Y-%m-%d %H:%M:%S} UTC, {free_in:.0f} s from now "
-        "(doubt_period): the answer to a request of an earlier session was lost, and that request "
+        "(late_write_period): the answer to a request of an earlier transaction was lost, and that request "
         "may still change the object."
     )
     return RecordLockedException(message, free_in=free_in)
@@ -343,18 +343,18 @@ def load_steps(text: str) -> list[Step]:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class JournaledSession:
-    """What the journal holds of a session.
+class JournaledTransaction:
+    """What the journal holds of a transaction.
 
     Args:
-        session: its id, and the token of who works on it.
+        token: its id, and the fence of its owner.
         outcome: how it was decided; None if it was not.
         age: seconds since its first intents.
         lease_left: seconds until its lease runs out; negative if it has.
         intents: what it was about to write or delete.
     """
 
-    session: SessionToken
+    token: TransactionToken
     outcome: Outcome | None
     age: float
     lease_left: float

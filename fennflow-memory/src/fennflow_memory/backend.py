@@ -21,18 +21,18 @@ from fennflow.backends import (
     Commit,
     Decision,
     Intent,
-    JournaledSession,
+    JournaledTransaction,
+    LateWrite,
     ObjectKey,
     Outcome,
     Plan,
     Record,
-    SessionToken,
     Step,
-    Tombstone,
+    TransactionToken,
     conflict,
     locked,
 )
-from fennflow.exceptions import SessionLostException
+from fennflow.exceptions import TransactionLostException
 
 if TYPE_CHECKING:
     from fennflow.config import ConfigDict, ConnectorConfig
@@ -40,10 +40,10 @@ if TYPE_CHECKING:
 
 
 @dataclass(slots=True)
-class _Session:
-    """A session's row."""
+class _Transaction:
+    """A transaction's row."""
 
-    token: int
+    fence: int
     began: float = 0.0
     lease_until: float = 0.0
     outcome: Outcome | None = None
@@ -60,12 +60,12 @@ class _Tables:
     lock: threading.Lock = field(default_factory=threading.Lock)
     records: dict[ObjectKey, Record] = field(default_factory=dict[ObjectKey, Record])
     keys: dict[str, list[str]] = field(default_factory=dict[str, list[str]])
-    sessions: dict[str, _Session] = field(default_factory=dict[str, _Session])
-    # Of a key: the session that holds it, and until when if that session is settled (P20 b).
+    transactions: dict[str, _Transaction] = field(default_factory=dict[str, _Transaction])
+    # Of a key: the transaction that holds it, and until when if that transaction is settled (P20 b).
     locks: dict[ObjectKey, tuple[str, float | None]] = field(
         default_factory=dict[ObjectKey, "tuple[str, float | None]"]
     )
-    tombstones: dict[Tombstone, float] = field(default_factory=dict[Tombstone, float])
+    late_writes: dict[LateWrite, float] = field(default_factory=dict[LateWrite, float])
     outcomes: dict[str, tuple[Outcome, float]] = field(
         default_factory=dict[str, "tuple[Outcome, float]"]
     )
@@ -79,7 +79,9 @@ def new_backend(config: InMemoryBackendConfig, settings: ConfigDict) -> Backend:
     """Return a backend on the process's tables for this pair of configs."""
     with _tables_lock:
         tables = _tables.setdefault((config, settings.connector), _Tables())
-    return InMemoryBackend(tables, doubt_period=settings.doubt_period, lease_ttl=settings.lease_ttl)
+    return InMemoryBackend(
+        tables, late_write_period=settings.late_write_period, lease_ttl=settings.lease_ttl
+    )
 
 
 class InMemoryBackend(Backend):
@@ -87,13 +89,13 @@ class InMemoryBackend(Backend):
 
     Args:
         tables: the rows.
-        doubt_period: seconds for which tombstones and kept locks stand.
+        late_write_period: seconds for which late writes and kept locks stand.
         lease_ttl: seconds for which a lease runs.
     """
 
-    def __init__(self, tables: _Tables, *, doubt_period: float, lease_ttl: float) -> None:
+    def __init__(self, tables: _Tables, *, late_write_period: float, lease_ttl: float) -> None:
         self._tables = tables
-        self._doubt_period = doubt_period
+        self._late_write_period = late_write_period
         self._lease_ttl = lease_ttl
 
     @property
@@ -128,9 +130,9 @@ class InMemoryBackend(Backend):
             return found
 
     @override
-    async def stage(
+    async def begin_writes(
         self,
-        session: SessionToken,
+        token: TransactionToken,
         keys: Collection[ObjectKey],
         plan: Plan,
         *,
@@ -138,39 +140,39 @@ class InMemoryBackend(Backend):
     ) -> Mapping[ObjectKey, Record]:
         tables = self._tables
         with tables.lock:
-            row = tables.sessions.get(session.session_id)
-            if row is None and begins and session.session_id not in tables.outcomes:
-                row = _Session(token=0, began=time.monotonic())
-            if row is None or row.token != session.token or row.outcome is not None:
-                raise _lost(session)
+            row = tables.transactions.get(token.transaction_id)
+            if row is None and begins and token.transaction_id not in tables.outcomes:
+                row = _Transaction(fence=0, began=time.monotonic())
+            if row is None or row.fence != token.fence or row.outcome is not None:
+                raise _lost(token)
             for key in sorted(keys):
-                holder, until = tables.locks.get(key, (session.session_id, None))
+                holder, until = tables.locks.get(key, (token.transaction_id, None))
                 free_in = None if until is None else until - time.monotonic()
-                if holder != session.session_id and (free_in is None or free_in > 0):
+                if holder != token.transaction_id and (free_in is None or free_in > 0):
                     raise locked(key, free_in, holder)
             records = self._records(keys)
             intents = plan(records)
-            tables.sessions[session.session_id] = row
+            tables.transactions[token.transaction_id] = row
             row.lease_until = time.monotonic() + self._lease_ttl
             for key in keys:
-                tables.locks[key] = (session.session_id, None)
+                tables.locks[key] = (token.transaction_id, None)
             row.locks.update(keys)
             row.intents.update({intent.seq: intent for intent in intents})
             return records
 
     @override
-    async def note_upload(self, session: SessionToken, seq: int, upload_id: str) -> None:
+    async def note_upload(self, token: TransactionToken, seq: int, upload_id: str) -> None:
         with self._tables.lock:
-            intents = self._row(session).intents
+            intents = self._row(token).intents
             intents[seq] = replace(intents[seq], upload_id=upload_id)
 
     @override
-    async def commit(self, session: SessionToken, commit: Commit) -> None:
+    async def commit(self, token: TransactionToken, commit: Commit) -> None:
         tables = self._tables
         with tables.lock:
-            row = self._row(session)
+            row = self._row(token)
             if row.outcome is not None:
-                raise _lost(session)
+                raise _lost(token)
             now = self._records(commit.reads)
             changed = [key for key, record in commit.reads.items() if now.get(key) != record]
             if changed:
@@ -179,125 +181,130 @@ class InMemoryBackend(Backend):
                 self._put_record(record)
             for key in commit.removed:
                 self._remove_record(key)
-            self._decide(session, row, Outcome.COMMITTED)
-            self._bury(commit.tombstones)
+            self._decide(token, row, Outcome.COMMITTED)
+            self._record_late_writes(commit.late_writes)
             row.steps = commit.steps
             if not commit.steps:
-                self._drop(session, row)
+                self._drop(token, row)
 
     @override
-    async def abort(self, session: SessionToken, *, patience: float | None = None) -> Decision:
-        del patience  # no transaction is ever open
+    async def abort(self, token: TransactionToken, *, lock_wait: float | None = None) -> Decision:
+        del lock_wait  # no transaction is ever open
         with self._tables.lock:
-            row = self._tables.sessions.get(session.session_id)
+            row = self._tables.transactions.get(token.transaction_id)
             if row is None:
-                decided = self._tables.outcomes.get(session.session_id)
+                decided = self._tables.outcomes.get(token.transaction_id)
                 if decided is None:
                     # Nothing of it was ever staged; decided all the same, so nothing ever is.
-                    self._decide(session, _Session(session.token), Outcome.ABORTED)
+                    self._decide(token, _Transaction(token.fence), Outcome.ABORTED)
                 return Decision(outcome=decided[0] if decided else Outcome.ABORTED, finished=True)
-            if row.token != session.token:
-                raise _lost(session)
+            if row.fence != token.fence:
+                raise _lost(token)
             if row.outcome is None:
-                self._decide(session, row, Outcome.ABORTED)
+                self._decide(token, row, Outcome.ABORTED)
             outcome = row.outcome or Outcome.ABORTED
             return Decision(outcome=outcome, keys=frozenset(row.locks), steps=row.steps)
 
     @override
-    async def relocate(self, session: SessionToken, records: Sequence[Record]) -> None:
+    async def relocate(self, token: TransactionToken, records: Sequence[Record]) -> None:
         with self._tables.lock:
-            self._row(session)
+            self._row(token)
             for record in records:
                 now = self._tables.records.get(record.object_key)
-                if now is not None and (now.session_id, now.seq) == (record.session_id, record.seq):
+                if now is not None and (now.transaction_id, now.seq) == (
+                    record.transaction_id,
+                    record.seq,
+                ):
                     self._put_record(record)
 
     @override
     async def settle(
         self,
-        session: SessionToken,
+        token: TransactionToken,
         *,
         keys: Collection[ObjectKey] | None = None,
-        tombstones: Collection[Tombstone] = (),
+        late_writes: Collection[LateWrite] = (),
         keep_locked: Collection[ObjectKey] = (),
-        buried: Collection[Tombstone] = (),
+        late_writes_checked: Collection[LateWrite] = (),
     ) -> None:
         with self._tables.lock:
-            if session.session_id not in self._tables.sessions:
+            if token.transaction_id not in self._tables.transactions:
                 return
-            row = self._row(session)
-            for tombstone in buried:
-                self._tables.tombstones.pop(tombstone, None)
-            self._bury(tombstones)
+            row = self._row(token)
+            for late_write in late_writes_checked:
+                self._tables.late_writes.pop(late_write, None)
+            self._record_late_writes(late_writes)
             released = row.locks if keys is None else row.locks.intersection(keys)
             kept = released.intersection(keep_locked)
             self._release(row, released)
             if keys is None:
-                self._drop(session, row)
-            until = time.monotonic() + self._doubt_period
-            self._tables.locks.update(dict.fromkeys(kept, (session.session_id, until)))
+                self._drop(token, row)
+            until = time.monotonic() + self._late_write_period
+            self._tables.locks.update(dict.fromkeys(kept, (token.transaction_id, until)))
 
     @override
-    async def tombstones(self, keys: Collection[ObjectKey]) -> Collection[Tombstone]:
+    async def late_writes(self, keys: Collection[ObjectKey]) -> Collection[LateWrite]:
         wanted = set(keys)
         with self._tables.lock:
             return [
-                tombstone
-                for tombstone in self._tables.tombstones
-                if ObjectKey(tombstone.namespace, tombstone.key) in wanted
+                late_write
+                for late_write in self._tables.late_writes
+                if ObjectKey(late_write.namespace, late_write.key) in wanted
             ]
 
     @override
-    async def due_tombstones(self, *, after: Tombstone | None, limit: int) -> Sequence[Tombstone]:
+    async def due_late_writes(self, *, after: LateWrite | None, limit: int) -> Sequence[LateWrite]:
         now = time.monotonic()
         with self._tables.lock:
             due = [
-                tombstone
-                for tombstone, until in self._tables.tombstones.items()
+                late_write
+                for late_write, until in self._tables.late_writes.items()
                 if until <= now
-                and tombstone.session_id not in self._tables.sessions
-                and (after is None or _order(tombstone) > _order(after))
+                and late_write.transaction_id not in self._tables.transactions
+                and (after is None or _order(late_write) > _order(after))
             ]
         return sorted(due, key=_order)[:limit]
 
     @override
-    async def heartbeat(self, sessions: Collection[SessionToken]) -> Collection[SessionToken]:
+    async def heartbeat(
+        self, transactions: Collection[TransactionToken]
+    ) -> Collection[TransactionToken]:
         until = time.monotonic() + self._lease_ttl
-        kept: list[SessionToken] = []
+        kept: list[TransactionToken] = []
         with self._tables.lock:
-            for session in sessions:
-                row = self._tables.sessions.get(session.session_id)
-                if row is not None and row.token == session.token:
+            for token in transactions:
+                row = self._tables.transactions.get(token.transaction_id)
+                if row is not None and row.fence == token.fence:
                     row.lease_until = until
-                    kept.append(session)
+                    kept.append(token)
         return kept
 
     @override
-    async def claim(self, limit: int) -> Sequence[JournaledSession]:
+    async def claim(self, limit: int) -> Sequence[JournaledTransaction]:
         now = time.monotonic()
         with self._tables.lock:
             self._purge(now)
             expired = [
-                (session_id, row)
-                for session_id, row in self._tables.sessions.items()
+                (transaction_id, row)
+                for transaction_id, row in self._tables.transactions.items()
                 if row.lease_until <= now
             ]
             for _, row in expired[:limit]:
-                row.token += 1
+                row.fence += 1
                 row.lease_until = now + self._lease_ttl
-            return [_journaled(session_id, row, now) for session_id, row in expired[:limit]]
+            return [_journaled(transaction_id, row, now) for transaction_id, row in expired[:limit]]
 
     @override
-    async def sessions(self, *, after: str, limit: int) -> Sequence[JournaledSession]:
+    async def transactions(self, *, after: str, limit: int) -> Sequence[JournaledTransaction]:
         with self._tables.lock:
-            ids = sorted(each for each in self._tables.sessions if each > after)[:limit]
+            ids = sorted(each for each in self._tables.transactions if each > after)[:limit]
             now = time.monotonic()
-            return [_journaled(each, self._tables.sessions[each], now) for each in ids]
+            return [_journaled(each, self._tables.transactions[each], now) for each in ids]
 
     @override
-    async def known(self, session_ids: Collection[str]) -> Collection[str]:
+    async def known(self, transaction_ids: Collection[str]) -> Collection[str]:
         with self._tables.lock:
-            return [each for each in session_ids if each in self._tables.sessions]
+            return [each for each in transaction_ids if each in self._tables.transactions]
 
     def _records(self, keys: Collection[ObjectKey]) -> dict[ObjectKey, Record]:
         records = self._tables.records
@@ -314,51 +321,51 @@ class InMemoryBackend(Backend):
             keys = self._tables.keys[key.namespace]
             del keys[bisect_left(keys, key.key)]
 
-    def _row(self, session: SessionToken) -> _Session:
-        row = self._tables.sessions.get(session.session_id)
-        if row is None or row.token != session.token:
-            raise _lost(session)
+    def _row(self, token: TransactionToken) -> _Transaction:
+        row = self._tables.transactions.get(token.transaction_id)
+        if row is None or row.fence != token.fence:
+            raise _lost(token)
         return row
 
-    def _decide(self, session: SessionToken, row: _Session, outcome: Outcome) -> None:
+    def _decide(self, token: TransactionToken, row: _Transaction, outcome: Outcome) -> None:
         row.outcome = outcome
-        until = time.monotonic() + self._doubt_period
-        self._tables.outcomes[session.session_id] = (outcome, until)
+        until = time.monotonic() + self._late_write_period
+        self._tables.outcomes[token.transaction_id] = (outcome, until)
 
-    def _bury(self, tombstones: Collection[Tombstone]) -> None:
-        due = time.monotonic() + self._doubt_period
-        self._tables.tombstones.update(dict.fromkeys(tombstones, due))
+    def _record_late_writes(self, late_writes: Collection[LateWrite]) -> None:
+        due = time.monotonic() + self._late_write_period
+        self._tables.late_writes.update(dict.fromkeys(late_writes, due))
 
-    def _drop(self, session: SessionToken, row: _Session) -> None:
+    def _drop(self, token: TransactionToken, row: _Transaction) -> None:
         if row.outcome is not None:
-            self._decide(session, row, row.outcome)  # it outlives the rows by the doubt period
+            self._decide(token, row, row.outcome)  # it outlives the rows by the late-write period
         self._release(row, row.locks)
-        del self._tables.sessions[session.session_id]
+        del self._tables.transactions[token.transaction_id]
 
-    def _release(self, row: _Session, keys: Collection[ObjectKey]) -> None:
+    def _release(self, row: _Transaction, keys: Collection[ObjectKey]) -> None:
         for key in keys:
             self._tables.locks.pop(key, None)
         kept = {seq: each for seq, each in row.intents.items() if each.object_key not in keys}
         row.locks, row.intents = row.locks.difference(keys), kept
 
     def _purge(self, now: float) -> None:
-        """Forget outcomes and kept locks that have outlived the doubt period."""
+        """Forget outcomes and kept locks that have outlived the late-write period."""
         tables = self._tables
-        for session_id, (_, until) in list(tables.outcomes.items()):
-            if until <= now and session_id not in tables.sessions:
-                del tables.outcomes[session_id]
+        for transaction_id, (_, until) in list(tables.outcomes.items()):
+            if until <= now and transaction_id not in tables.transactions:
+                del tables.outcomes[transaction_id]
         for key, (_, kept_until) in list(tables.locks.items()):
             if kept_until is not None and kept_until <= now:
                 del tables.locks[key]
 
 
-def _order(tombstone: Tombstone) -> tuple[str, str, str, int]:
-    return tombstone.namespace, tombstone.key, tombstone.session_id, tombstone.seq
+def _order(late_write: LateWrite) -> tuple[str, str, str, int]:
+    return late_write.namespace, late_write.key, late_write.transaction_id, late_write.seq
 
 
-def _journaled(session_id: str, row: _Session, now: float) -> JournaledSession:
-    return JournaledSession(
-        session=SessionToken(session_id, row.token),
+def _journaled(transaction_id: str, row: _Transaction, now: float) -> JournaledTransaction:
+    return JournaledTransaction(
+        token=TransactionToken(transaction_id, row.fence),
         outcome=row.outcome,
         age=now - row.began,
         lease_left=row.lease_until - now,
@@ -366,9 +373,9 @@ def _journaled(session_id: str, row: _Session, now: float) -> JournaledSession:
     )
 
 
-def _lost(session: SessionToken) -> SessionLostException:
+def _lost(token: TransactionToken) -> TransactionLostException:
     message = (
-        f"Session {session.session_id} is no longer this process's: its lease ran out, or it was "
+        f"Transaction {token.transaction_id} is no longer this process's: its lease ran out, or it was "
         "decided otherwise. Nothing of it was committed here; run the unit of work again."
     )
-    return SessionLostException(message)
+    return TransactionLostException(message)

@@ -34,7 +34,7 @@ from fennflow.exceptions import (
     PreconditionFailedException,
 )
 from fennflow.printable import without_credentials
-from fennflow_obstore.beside import (
+from fennflow_obstore.attributes import (
     EXTRA,
     Counted,
     attributes_of,

@@ -42,7 +42,7 @@ from fennflow.exceptions import (
 )
 from fennflow.printable import printable
 from fennflow_obstore import beneath
-from fennflow_obstore.beside import stored_object, written_object
+from fennflow_obstore.attributes import stored_object, written_object
 from fennflow_obstore.connector import ObstoreConnector
 from fennflow_obstore.errors import translated
 
@@ -74,9 +74,9 @@ class LocalConnector(ObstoreConnector):
             raise ConnectorCapabilityException(message)
 
     @override
-    async def capabilities(self, namespace: str, *, anew: bool = False) -> Capabilities:
+    async def capabilities(self, namespace: str, *, refresh: bool = False) -> Capabilities:
         # Whatever the user claims.
-        return replace(await super().capabilities(namespace, anew=anew), hierarchical=True)
+        return replace(await super().capabilities(namespace, refresh=refresh), hierarchical=True)
 
     @override
     def validate(self, namespace: str, key: str, attributes: ObjectAttributes) -> None:

@@ -18,12 +18,12 @@ from fennflow.backends import (
     Commit,
     Decision,
     JoinedTransaction,
+    LateWrite,
     ObjectKey,
     Outcome,
     Plan,
     Record,
-    SessionToken,
-    Tombstone,
+    TransactionToken,
     conflict,
     dump_steps,
     load_steps,
@@ -32,20 +32,20 @@ from fennflow.backends import (
 from fennflow.exceptions import (
     CommitUncertainException,
     ConfigException,
-    SessionLostException,
+    TransactionLostException,
 )
 from fennflow.paths import after_prefix
-from fennflow_sqlalchemy.database import ImpatientError, create_tables
+from fennflow_sqlalchemy.database import LockWaitTimeoutError, create_tables
 from fennflow_sqlalchemy.engines import LOCK_SLICE
 from fennflow_sqlalchemy.join import UserTransaction
 from fennflow_sqlalchemy.recovery import RecoverableBackend
 from fennflow_sqlalchemy.rows import (
     intent_rows,
     key_rows,
-    of,
+    late_write_rows,
     record_of,
     record_rows,
-    tombstone_rows,
+    transaction_params,
 )
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection
 
 
-PATIENCE = 5.0
+LOCK_WAIT = 5.0
 """Seconds to wait for one's own pivot, of which only the answer was lost."""
 
 
@@ -62,7 +62,7 @@ class SqlalchemyBackend(RecoverableBackend):
 
     Args:
         config: which one.
-        doubt_period: seconds for which tombstones and kept locks stand.
+        late_write_period: seconds for which late writes and kept locks stand.
         lease_ttl: seconds that a lease runs.
         lock_timeout: seconds to wait for locks that users' transactions hold.
     """
@@ -70,7 +70,7 @@ class SqlalchemyBackend(RecoverableBackend):
     @override
     async def open(self) -> None:
         tables, create = self._tables, self._config.create_tables
-        if self._together:
+        if self._single_database:
             everything = [*tables.catalog, *tables.journal]
             self._catalog_id = await create_tables(
                 self._catalog, everything, str(uuid_utils.uuid7()), create=create
@@ -107,7 +107,7 @@ class SqlalchemyBackend(RecoverableBackend):
     ) -> dict[ObjectKey, Record]:
         if not keys:
             return {}
-        rows = connection.execute(self._of_catalog.records, {"rows": key_rows(keys)}).all()
+        rows = connection.execute(self._catalog_sql.records, {"rows": key_rows(keys)}).all()
         return {record.object_key: record for record in map(record_of, rows)}
 
     @override
@@ -117,7 +117,7 @@ class SqlalchemyBackend(RecoverableBackend):
         # No key holds a NUL, which PostgreSQL does not take either: "a\0" is what follows "a".
         start, nul, _ = max(start, prefix).partition("\0")
         stop = after_prefix(prefix)
-        statement = self._of_catalog.scan[bool(nul), stop is not None]
+        statement = self._catalog_sql.scan[bool(nul), stop is not None]
         parameters = {"namespace": namespace, "start": start, "limit": limit}
         if stop is not None:
             parameters["stop"] = stop
@@ -127,86 +127,86 @@ class SqlalchemyBackend(RecoverableBackend):
 
         return await self._catalog.run(work, write=False)
 
-    # --- a session ---------------------------------------------------------------------------
+    # --- a transaction ---------------------------------------------------------------------------
 
     @override
-    async def stage(
+    async def begin_writes(
         self,
-        session: SessionToken,
+        token: TransactionToken,
         keys: Collection[ObjectKey],
         plan: Plan,
         *,
         begins: bool = True,
     ) -> Mapping[ObjectKey, Record]:
-        locking = {"rows": key_rows(keys), "of_session": session.session_id}
-        open_it = self._of_session.open_session if begins else self._of_session.renew
+        locking = {"rows": key_rows(keys), "transaction": token.transaction_id}
+        open_it = self._transaction_sql.open_transaction if begins else self._transaction_sql.renew
 
         def work(connection: Connection) -> Mapping[ObjectKey, Record]:
-            opened = connection.execute(open_it, of(session))
+            opened = connection.execute(open_it, transaction_params(token))
             if opened.first() is None:
-                raise _lost(session)
+                raise _lost(token)
             if keys:
-                taken = connection.execute(self._of_session.lock, locking).all()
+                taken = connection.execute(self._transaction_sql.lock, locking).all()
                 if len(taken) < len(set(keys)):
-                    holders = connection.execute(self._of_session.holders, locking)
+                    holders = connection.execute(self._transaction_sql.holders, locking)
                     holder = holders.first()
                     if holder is None:
                         raise locked(None)
                     key = ObjectKey(holder.namespace, holder.key)
-                    raise locked(key, holder.free_in, holder.session_id)
-            records = self._see(connection, session, keys)
+                    raise locked(key, holder.free_in, holder.transaction_id)
+            records = self._see(connection, token, keys)
             if intents := plan(records):
-                rows = intent_rows(session.session_id, intents)
-                connection.execute(self._of_session.write_intents, {"rows": rows})
+                rows = intent_rows(token.transaction_id, intents)
+                connection.execute(self._transaction_sql.write_intents, {"rows": rows})
             return records
 
         try:
             # Who has a lock in PostgreSQL's journal holds it for a moment; the engine tries again.
-            patience = LOCK_SLICE if self._together else self._catalog.patience
-            return await self._journal.run(work, patience=patience)
-        except ImpatientError as error:
+            lock_wait = LOCK_SLICE if self._single_database else self._catalog.lock_wait
+            return await self._journal.run(work, lock_wait=lock_wait)
+        except LockWaitTimeoutError as error:
             raise locked(None) from error
 
     def _see(
-        self, connection: Connection, session: SessionToken, keys: Collection[ObjectKey]
+        self, connection: Connection, token: TransactionToken, keys: Collection[ObjectKey]
     ) -> Mapping[ObjectKey, Record]:
         """Return the records of keys that were just locked, so that nobody changes them."""
-        with self._catalog.beside(connection) as catalog:
+        with self._catalog.peek(connection) as catalog:
             # In one database the statement that renewed the lease has looked for it.
-            if not self._together:
-                decided = catalog.execute(self._of_catalog.outcome, of(session))
+            if not self._single_database:
+                decided = catalog.execute(self._catalog_sql.outcome, transaction_params(token))
                 if decided.first() is not None:
-                    raise _lost(session)
+                    raise _lost(token)
             return self._records(catalog, keys)
 
     @override
-    async def note_upload(self, session: SessionToken, seq: int, upload_id: str) -> None:
+    async def note_upload(self, token: TransactionToken, seq: int, upload_id: str) -> None:
         def work(connection: Connection) -> None:
-            self._check_token(connection, session)
-            parameters = {"of_session": session.session_id, "number": seq, "upload": upload_id}
-            connection.execute(self._of_session.note_upload, parameters)
+            self._check_token(connection, token)
+            parameters = {"transaction": token.transaction_id, "number": seq, "upload": upload_id}
+            connection.execute(self._transaction_sql.note_upload, parameters)
 
         await self._journal.run(work)
 
     @override
-    async def commit(self, session: SessionToken, commit: Commit) -> None:
-        if commit.tombstones:
-            # They name what is garbage if the session aborts, and are spared if it commits.
-            await self._dig(commit.tombstones)
+    async def commit(self, token: TransactionToken, commit: Commit) -> None:
+        if commit.late_writes:
+            # They name what is garbage if the transaction aborts, and are spared if it commits.
+            await self._record_late_writes(commit.late_writes)
         done = not commit.steps
 
         def pivot(connection: Connection) -> None:
-            self._check_reads(connection, session, commit)
-            self._pivot(connection, session, commit)
+            self._check_reads(connection, token, commit)
+            self._pivot(connection, token, commit)
             # Last, since on PostgreSQL it locks the row that heartbeats renew.
-            with self._journal.beside(connection) as journal:
-                self._check_token(journal, session)
-            if done and self._together:
-                self._drop(connection, session)
+            with self._journal.peek(connection) as journal:
+                self._check_token(journal, token)
+            if done and self._single_database:
+                self._drop(connection, token)
 
         await self._catalog.run(pivot, once=True)
-        if done and not self._together:
-            await self._journal.run(lambda each: self._drop(each, session))
+        if done and not self._single_database:
+            await self._journal.run(lambda each: self._drop(each, token))
 
     @override
     async def join(self, transaction: object) -> JoinedTransaction:
@@ -215,43 +215,45 @@ class SqlalchemyBackend(RecoverableBackend):
         return joined
 
     async def _pivot_joined(
-        self, connection: AsyncConnection, session: SessionToken, commit: Commit
+        self, connection: AsyncConnection, token: TransactionToken, commit: Commit
     ) -> None:
         """Write the pivot in a user's transaction, which may not see the journal's rows (P5)."""
-        if commit.tombstones:
-            await self._dig(commit.tombstones)
+        if commit.late_writes:
+            await self._record_late_writes(commit.late_writes)
 
         # A block without files has no rows of the journal; one with files must have kept them.
         empty = not (commit.records or commit.removed or commit.steps)
 
         def check(journal: Connection) -> None:
-            self._check_token(journal, session, missing_ok=empty)
+            self._check_token(journal, token, missing_ok=empty)
 
         await self._journal.run(check, write=False)
 
         def check_reads(catalog: Connection) -> None:
-            self._check_reads(catalog, session, commit)
+            self._check_reads(catalog, token, commit)
 
         if commit.reads:
             # The user's transaction may have a snapshot from before what others committed since.
             await self._catalog.run(check_reads, write=False)
-        await connection.run_sync(self._pivot, session, commit)
+        await connection.run_sync(self._pivot, token, commit)
 
-    def _check_reads(self, connection: Connection, session: SessionToken, commit: Commit) -> None:
+    def _check_reads(self, connection: Connection, token: TransactionToken, commit: Commit) -> None:
         """Check that what was read is as it was, and that nobody is about to write what was not there.
 
         On PostgreSQL two pivots run at the same time. What both would create, or change, is locked
-        in the journal by then: of two sessions that each read what the other one writes, the later
+        in the journal by then: of two transactions that each read what the other one writes, the later
         one at least sees that here or in `_hold_reads`. Nobody waits.
 
         Raises:
             ConflictException: something was changed, or is being written.
         """
-        if self._together:
+        if self._single_database:
             missing = [key for key, record in commit.reads.items() if record is None]
             if missing:
-                parameters = {"rows": key_rows(missing), "of_session": session.session_id}
-                found = connection.execute(self._of_session.written_by_others, parameters).all()
+                parameters = {"rows": key_rows(missing), "transaction": token.transaction_id}
+                found = connection.execute(
+                    self._transaction_sql.written_by_others, parameters
+                ).all()
                 if found:
                     raise conflict([ObjectKey(*row) for row in found])
         now = self._records(connection, commit.reads)
@@ -271,143 +273,147 @@ class SqlalchemyBackend(RecoverableBackend):
             for key, record in commit.reads.items()
             if record is not None and key not in written
         }
-        if not read or not self._together:
+        if not read or not self._single_database:
             return  # SQLite has one writer at a time
-        rows = connection.execute(self._of_catalog.hold_records, {"rows": key_rows(read)}).all()
+        rows = connection.execute(self._catalog_sql.hold_records, {"rows": key_rows(read)}).all()
         held = {record.object_key: record for record in map(record_of, rows)}
         changed = [key for key, record in read.items() if held.get(key) != record]
         if changed:
             raise conflict(changed)
 
-    def _pivot(self, connection: Connection, session: SessionToken, commit: Commit) -> None:
+    def _pivot(self, connection: Connection, token: TransactionToken, commit: Commit) -> None:
         """Decide `committed`, and write the records; inserts alone decide (P5)."""
         decision = {
-            "of_session": session.session_id,
+            "transaction": token.transaction_id,
             "decided": Outcome.COMMITTED.value,
             "apply": dump_steps(commit.steps),
         }
-        if connection.execute(self._of_catalog.decide, decision).first() is None:
-            raise _lost(session)
+        if connection.execute(self._catalog_sql.decide, decision).first() is None:
+            raise _lost(token)
         if commit.records:
             rows = record_rows(commit.records)
-            connection.execute(self._of_catalog.upsert_records, {"rows": rows})
+            connection.execute(self._catalog_sql.upsert_records, {"rows": rows})
         if commit.removed:
             rows = key_rows(commit.removed)
-            connection.execute(self._of_catalog.remove_records, {"rows": rows})
+            connection.execute(self._catalog_sql.remove_records, {"rows": rows})
         # After the writes, so that two who read what the other one writes do not wait for each other.
         self._hold_reads(connection, commit)
 
     @override
-    async def abort(self, session: SessionToken, *, patience: float | None = None) -> Decision:
+    async def abort(self, token: TransactionToken, *, lock_wait: float | None = None) -> Decision:
         def left(journal: Connection) -> Decision:
-            if not self._check_token(journal, session, missing_ok=True):
+            if not self._check_token(journal, token, missing_ok=True):
                 return Decision(outcome=Outcome.ABORTED, finished=True)
-            held = journal.execute(self._of_session.held, of(session))
+            held = journal.execute(self._transaction_sql.held, transaction_params(token))
             keys = [ObjectKey(row.namespace, row.key) for row in held]
             return Decision(outcome=Outcome.ABORTED, keys=keys)
 
         def decide(connection: Connection) -> Decision:
             decision = {
-                "of_session": session.session_id,
+                "transaction": token.transaction_id,
                 "decided": Outcome.ABORTED.value,
                 "apply": "[]",
             }
-            decided = connection.execute(self._of_catalog.decide, decision).first()
+            decided = connection.execute(self._catalog_sql.decide, decision).first()
             # Last, since on PostgreSQL it locks the row that heartbeats renew.
-            with self._journal.beside(connection) as journal:
+            with self._journal.peek(connection) as journal:
                 found = left(journal)
             if decided is not None:
                 return found
-            stands = connection.execute(self._of_catalog.outcome, of(session))
+            stands = connection.execute(self._catalog_sql.outcome, transaction_params(token))
             outcome, steps = stands.one()
             stored = () if found.finished else load_steps(steps)
             return replace(found, outcome=Outcome(outcome), steps=stored)
 
-        if patience is None:
-            patience = PATIENCE
+        if lock_wait is None:
+            lock_wait = LOCK_WAIT
         try:
-            decision = await self._catalog.run(decide, patience=patience)
-        except ImpatientError as error:
+            decision = await self._catalog.run(decide, lock_wait=lock_wait)
+        except LockWaitTimeoutError as error:
             # A pivot inside a user's transaction may hold the decision for long (P5).
             message = (
-                f"Session {session.session_id} waits for a transaction of the database that has "
+                f"Transaction {token.transaction_id} waits for a transaction of the database that has "
                 "not ended yet."
             )
             raise CommitUncertainException(message) from error
-        if self._together or decision.finished:
+        if self._single_database or decision.finished:
             return decision
-        # Who claimed the session meanwhile did not see this decision: it is theirs to act on.
+        # Who claimed the transaction meanwhile did not see this decision: it is theirs to act on.
         found = await self._journal.run(left, write=False)
         return replace(found, outcome=decision.outcome, steps=decision.steps)
 
     @override
-    async def relocate(self, session: SessionToken, records: Sequence[Record]) -> None:
+    async def relocate(self, token: TransactionToken, records: Sequence[Record]) -> None:
         def work(connection: Connection) -> None:
-            connection.execute(self._of_catalog.relocate, {"rows": record_rows(records)})
+            connection.execute(self._catalog_sql.relocate, {"rows": record_rows(records)})
             # Last, since on PostgreSQL it locks the row that heartbeats renew.
-            with self._journal.beside(connection) as journal:
-                self._check_token(journal, session)
+            with self._journal.peek(connection) as journal:
+                self._check_token(journal, token)
 
         await self._catalog.run(work)
 
     @override
     async def settle(
         self,
-        session: SessionToken,
+        token: TransactionToken,
         *,
         keys: Collection[ObjectKey] | None = None,
-        tombstones: Collection[Tombstone] = (),
+        late_writes: Collection[LateWrite] = (),
         keep_locked: Collection[ObjectKey] = (),
-        buried: Collection[Tombstone] = (),
+        late_writes_checked: Collection[LateWrite] = (),
     ) -> None:
-        released = None if keys is None else {**of(session), "rows": key_rows(keys)}
+        released = None if keys is None else {**transaction_params(token), "rows": key_rows(keys)}
 
         def work(connection: Connection) -> None:
-            if not self._check_token(connection, session, missing_ok=True):
+            if not self._check_token(connection, token, missing_ok=True):
                 return
-            if buried:
-                connection.execute(self._of_tombstones.fill_in, {"rows": tombstone_rows(buried)})
-            if tombstones:
-                connection.execute(self._of_tombstones.dig, {"rows": tombstone_rows(tombstones)})
+            if late_writes_checked:
+                connection.execute(
+                    self._late_write_sql.clear, {"rows": late_write_rows(late_writes_checked)}
+                )
+            if late_writes:
+                connection.execute(
+                    self._late_write_sql.record, {"rows": late_write_rows(late_writes)}
+                )
             if keep_locked:
-                kept = {"rows": key_rows(keep_locked), "of_session": session.session_id}
-                connection.execute(self._of_session.keep_locks, kept)
+                kept = {"rows": key_rows(keep_locked), "transaction": token.transaction_id}
+                connection.execute(self._transaction_sql.keep_locks, kept)
             if released is None:
-                self._drop(connection, session)
+                self._drop(connection, token)
             else:
-                connection.execute(self._of_session.release_locks, released)
-                connection.execute(self._of_session.release_intents, released)
+                connection.execute(self._transaction_sql.release_locks, released)
+                connection.execute(self._transaction_sql.release_intents, released)
 
         await self._journal.run(work)
 
-    def _drop(self, connection: Connection, session: SessionToken) -> None:
+    def _drop(self, connection: Connection, token: TransactionToken) -> None:
         for statement in (
-            self._of_session.drop_locks,
-            self._of_session.drop_intents,
-            self._of_session.drop_session,
+            self._transaction_sql.drop_locks,
+            self._transaction_sql.drop_intents,
+            self._transaction_sql.drop_transaction,
         ):
-            connection.execute(statement, of(session))
+            connection.execute(statement, transaction_params(token))
 
     def _check_token(
-        self, connection: Connection, session: SessionToken, *, missing_ok: bool = False
+        self, connection: Connection, token: TransactionToken, *, missing_ok: bool = False
     ) -> bool:
-        """Return whether the journal has the session, which nobody claims until the end of this.
+        """Return whether the journal has the transaction, which nobody claims until the end of this.
 
         Raises:
-            SessionLostException: it is somebody else's, or gone and that is not `missing_ok`.
+            TransactionLostException: it is somebody else's, or gone and that is not `missing_ok`.
         """
-        found = connection.execute(self._of_session.hold_token, of(session))
-        token = found.scalar()
-        if token == session.token:
+        found = connection.execute(self._transaction_sql.hold_fence, transaction_params(token))
+        fence = found.scalar()
+        if fence == token.fence:
             return True
-        if token is None and missing_ok:
+        if fence is None and missing_ok:
             return False
-        raise _lost(session)
+        raise _lost(token)
 
 
-def _lost(session: SessionToken) -> SessionLostException:
+def _lost(token: TransactionToken) -> TransactionLostException:
     message = (
-        f"Session {session.session_id} is no longer this process's: its lease ran out, or it was "
+        f"Transaction {token.transaction_id} is no longer this process's: its lease ran out, or it was "
         "decided otherwise. Nothing of it was committed here; run the unit of work again."
     )
-    return SessionLostException(message)
+    return TransactionLostException(message)

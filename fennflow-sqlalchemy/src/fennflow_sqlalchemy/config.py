@@ -26,7 +26,7 @@ class SqlalchemyBackendConfig(BackendConfig):
     """Catalog and journal in a database: what is committed outlives every process.
 
     On SQLite several processes of one machine share the file. The catalog lies in the file that
-    the URL names, and the journal in a file of its own beside it, so that sessions go on while
+    the URL names, and the journal in a file of its own beside it, so that transactions go on while
     somebody holds the one write lock of the first. Back both up together.
 
     Give every object store a database, a schema or a table prefix of its own: a catalog names

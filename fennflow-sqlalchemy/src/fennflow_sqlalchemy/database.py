@@ -41,11 +41,11 @@ Dialect = Literal["sqlite", "postgresql"]
 Work = Callable[[Connection], R]
 
 
-class ImpatientError(Exception):
+class LockWaitTimeoutError(Exception):
     """Another transaction held a lock for longer than one was ready to wait; nothing happened."""
 
 
-class AgainError(Exception):
+class RetryableError(Exception):
     """Nothing was committed, or it may be repeated: try once more."""
 
 
@@ -54,14 +54,14 @@ class Database(ABC):
 
     Args:
         name: for errors, without credentials.
-        patience: seconds to wait for locks that other transactions hold.
+        lock_wait: seconds to wait for locks that other transactions hold.
     """
 
     dialect: Dialect
 
-    def __init__(self, name: str, patience: float) -> None:
+    def __init__(self, name: str, lock_wait: float) -> None:
         self.name = name
-        self.patience = patience
+        self.lock_wait = lock_wait
 
     async def run(
         self,
@@ -69,7 +69,7 @@ class Database(ABC):
         *,
         write: bool = True,
         once: bool = False,
-        patience: float | None = None,
+        lock_wait: float | None = None,
     ) -> R:
         """Run work in a transaction, again if the connection or the race was lost.
 
@@ -77,55 +77,55 @@ class Database(ABC):
             work: executes statements; called once or more, on SQLite in another thread.
             write: whether it writes.
             once: whether a COMMIT whose answer was lost is not to be repeated: the pivot.
-            patience: seconds to wait for another transaction; None for the database's.
+            lock_wait: seconds to wait for another transaction; None for the database's.
 
         Raises:
-            ImpatientError: another transaction did not end within the `patience` that was given.
+            LockWaitTimeoutError: another transaction did not end within the `lock_wait` that was given.
             RecordLockedException: it did not end within the database's.
             BackendUnavailableException: the database cannot be reached, is locked or full.
             Exception: what `work` raises.
         """
-        left = self.patience if patience is None else patience
+        left = self.lock_wait if lock_wait is None else lock_wait
         deadline = monotonic() + left
         while True:
             try:
-                return await self._repeat(work, write=write, once=once, patience=left)
-            except ImpatientError as error:
+                return await self._repeat(work, write=write, once=once, lock_wait=left)
+            except LockWaitTimeoutError as error:
                 left = deadline - monotonic()
                 if left > 0:
                     continue
-                if patience is not None:
+                if lock_wait is not None:
                     raise
                 message = (
                     f"Another transaction of {self.name} held a lock that was needed for longer "
-                    f"than {self.patience} s, so nothing of this was done. Try again when it has "
+                    f"than {self.lock_wait} s, so nothing of this was done. Try again when it has "
                     "ended. If it is your own, which surrounds this call, end it first, or join it."
                 )
                 raise RecordLockedException(message) from error
 
-    async def _repeat(self, work: Work[R], *, write: bool, once: bool, patience: float) -> R:
+    async def _repeat(self, work: Work[R], *, write: bool, once: bool, lock_wait: float) -> R:
         try:
             async for attempt in stamina.retry_context(
-                on=AgainError, attempts=7, wait_initial=0.05, wait_max=1.0, timeout=None
+                on=RetryableError, attempts=7, wait_initial=0.05, wait_max=1.0, timeout=None
             ):
                 with attempt:
-                    return await self._once(work, write=write, once=once, patience=patience)
-        except AgainError as error:
+                    return await self._once(work, write=write, once=once, lock_wait=lock_wait)
+        except RetryableError as error:
             raise self.unavailable(error.__cause__ or error) from error.__cause__
         message = "unreachable: retry_context raises when it gives up"
         raise AssertionError(message)
 
     @abstractmethod
-    async def _once(self, work: Work[R], *, write: bool, once: bool, patience: float) -> R:
+    async def _once(self, work: Work[R], *, write: bool, once: bool, lock_wait: float) -> R:
         """Try it once.
 
         Raises:
-            AgainError: nothing was committed, or it may be repeated.
-            ImpatientError: another transaction held a lock, for `patience` or a part of it.
+            RetryableError: nothing was committed, or it may be repeated.
+            LockWaitTimeoutError: another transaction held a lock, for `lock_wait` or a part of it.
         """
 
     @abstractmethod
-    def beside(self, connection: Connection) -> AbstractContextManager[Connection]:
+    def peek(self, connection: Connection) -> AbstractContextManager[Connection]:
         """Return what reads here, within work that a transaction of another database is doing.
 
         Args:

@@ -27,7 +27,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 from typing_extensions import override
 
 from fennflow.exceptions import FennFlowException
-from fennflow_sqlalchemy.database import AgainError, Database, ImpatientError, Work
+from fennflow_sqlalchemy.database import Database, LockWaitTimeoutError, RetryableError, Work
 
 if TYPE_CHECKING:
     from fennflow_sqlalchemy.config import SqlalchemyBackendConfig
@@ -42,7 +42,7 @@ _NOT_NOW = {"57P01", "57P02", "57P03", "53300", "25P03"}
 LOCK_NOT_AVAILABLE = "55P03"
 FAILED_BEFORE = "25P02"
 
-SHORTEST_PATIENCE = 5.0
+SHORTEST_LOCK_WAIT = 5.0
 """Seconds that the short transactions of others may take together on a busy machine."""
 
 LOCK_SLICE = 0.5
@@ -52,7 +52,7 @@ again: who waits must not keep from others what it holds, such as the row that a
 SLICE = 0.1
 """Seconds for which a thread waits for SQLite's write lock without asking whether it still should."""
 
-TURN_PATIENCE = 5.0
+TURN_WAIT = 5.0
 """Long for those who write, of whom each takes milliseconds; short beside `busy_timeout`, for which
 one of them may be waiting for another process."""
 
@@ -88,23 +88,23 @@ class Postgresql(Database):
     Args:
         name: for errors, without credentials.
         engine: its pool, of one event loop.
-        patience: seconds to wait for locks that other transactions hold.
+        lock_wait: seconds to wait for locks that other transactions hold.
     """
 
     dialect = "postgresql"
 
-    def __init__(self, name: str, engine: AsyncEngine, patience: float) -> None:
-        super().__init__(name, patience)
+    def __init__(self, name: str, engine: AsyncEngine, lock_wait: float) -> None:
+        super().__init__(name, lock_wait)
         self.engine = engine
 
     @override
-    async def _once(self, work: Work[R], *, write: bool, once: bool, patience: float) -> R:
+    async def _once(self, work: Work[R], *, write: bool, once: bool, lock_wait: float) -> R:
         committing = False
         try:
             async with self._connection() as connection:
                 transaction = await connection.begin()
-                if patience < LOCK_SLICE:
-                    limit = f"SET LOCAL lock_timeout = {_milliseconds(patience)}"
+                if lock_wait < LOCK_SLICE:
+                    limit = f"SET LOCAL lock_timeout = {_milliseconds(lock_wait)}"
                     await connection.exec_driver_sql(limit)
                 result = await connection.run_sync(work)
                 committing = True
@@ -114,17 +114,17 @@ class Postgresql(Database):
             raise
         except DBAPIError as error:
             if sqlstate(error) == LOCK_NOT_AVAILABLE:
-                raise ImpatientError from error
+                raise LockWaitTimeoutError from error
             lost = error.connection_invalidated or sqlstate(error) in _NOT_NOW
             if sqlstate(error) in ROLLED_BACK or (lost and not (committing and once)):
-                raise AgainError from error
+                raise RetryableError from error
             raise self.unavailable(error) from error
         except PoolTimeoutError as error:
             raise self.unavailable(error) from error
         except (OSError, TimeoutError) as error:
             if committing and once:
                 raise self.unavailable(error) from error
-            raise AgainError from error
+            raise RetryableError from error
 
     @asynccontextmanager
     async def _connection(self) -> AsyncGenerator[AsyncConnection]:
@@ -139,7 +139,7 @@ class Postgresql(Database):
                 await connection.close()
 
     @override
-    def beside(self, connection: Connection) -> AbstractContextManager[Connection]:
+    def peek(self, connection: Connection) -> AbstractContextManager[Connection]:
         return nullcontext(connection)
 
     @override
@@ -155,7 +155,7 @@ class Sqlite(Database):
         engine: its pool, of one connection for each thread and one for `beside`.
         threads: in which all is done.
         busy_timeout: seconds to wait for another process to release the file.
-        patience: seconds to wait for its write lock.
+        lock_wait: seconds to wait for its write lock.
     """
 
     dialect = "sqlite"
@@ -167,34 +167,34 @@ class Sqlite(Database):
         threads: ThreadPoolExecutor,
         *,
         busy_timeout: float,
-        patience: float,
+        lock_wait: float,
     ) -> None:
-        super().__init__(name, patience)
+        super().__init__(name, lock_wait)
         self.engine = engine
-        self.turn_patience = TURN_PATIENCE
+        self.turn_wait = TURN_WAIT
         self._threads = threads
         self._busy_timeout = busy_timeout
         # There is one writer at a time; who waits here waits in order, and keeps no thread.
         self._writing = asyncio.Lock()
 
     @override
-    async def _once(self, work: Work[R], *, write: bool, once: bool, patience: float) -> R:
+    async def _once(self, work: Work[R], *, write: bool, once: bool, lock_wait: float) -> R:
         if not write:
             return await self._in_thread(lambda _: self._read(work))
-        async with self._turn(patience):
-            return await self._in_thread(lambda given_up: self._write(work, patience, given_up))
+        async with self._turn(lock_wait):
+            return await self._in_thread(lambda cancelled: self._write(work, lock_wait, cancelled))
 
     async def _in_thread(self, work: Callable[[Event], R]) -> R:
         """Do it in a thread, to its end though the caller is cancelled: it is told, and hurries."""
-        given_up = Event()
-        done = asyncio.get_running_loop().run_in_executor(self._threads, work, given_up)
+        cancelled = Event()
+        done = asyncio.get_running_loop().run_in_executor(self._threads, work, cancelled)
         cancellation: asyncio.CancelledError | None = None
         while not done.done():
             try:
                 await asyncio.wait({done})
             except asyncio.CancelledError as error:
                 cancellation = error
-                given_up.set()
+                cancelled.set()
         if cancellation is not None:
             raise cancellation from done.exception()
         return done.result()
@@ -209,9 +209,9 @@ class Sqlite(Database):
             connection.exec_driver_sql("BEGIN")
             yield connection
 
-    def _write(self, work: Work[R], patience: float, given_up: Event) -> R:
+    def _write(self, work: Work[R], lock_wait: float, cancelled: Event) -> R:
         with self._translated(), self._connection() as connection, connection.begin():
-            self._begin_to_write(connection, patience, given_up)
+            self._begin_to_write(connection, lock_wait, cancelled)
             return work(connection)
 
     @contextmanager
@@ -221,16 +221,16 @@ class Sqlite(Database):
         except DBAPIError as error:
             if locked_out(error):
                 # Of two who switch a new file to WAL one is refused, and not made to wait.
-                raise AgainError from error
+                raise RetryableError from error
             raise
         with connection:
             yield connection
 
-    def _begin_to_write(self, connection: Connection, patience: float, given_up: Event) -> None:
+    def _begin_to_write(self, connection: Connection, lock_wait: float, cancelled: Event) -> None:
         """Wait for the one write lock; asked for later on, it could be refused."""
-        deadline = monotonic() + patience
+        deadline = monotonic() + lock_wait
         driver: Any = connection.connection.driver_connection
-        driver.execute(f"PRAGMA busy_timeout = {_milliseconds(min(SLICE, patience))}")
+        driver.execute(f"PRAGMA busy_timeout = {_milliseconds(min(SLICE, lock_wait))}")
         try:
             while True:
                 try:
@@ -238,8 +238,8 @@ class Sqlite(Database):
                 except DBAPIError as error:
                     if not locked_out(error):
                         raise
-                    if monotonic() >= deadline or given_up.is_set():
-                        raise ImpatientError from error
+                    if monotonic() >= deadline or cancelled.is_set():
+                        raise LockWaitTimeoutError from error
                 else:
                     return
         finally:
@@ -255,23 +255,23 @@ class Sqlite(Database):
             raise self.unavailable(error) from error
 
     @asynccontextmanager
-    async def _turn(self, patience: float) -> AsyncGenerator[None]:
+    async def _turn(self, lock_wait: float) -> AsyncGenerator[None]:
         """Write when nobody else of this process does, who may be waiting for another process."""
         # What runs in no task, as in the model, cannot be timed, and has nobody beside it.
         timed = asyncio.current_task() is not None
-        limit = max(self.turn_patience, patience)
+        limit = max(self.turn_wait, lock_wait)
         try:
             async with asyncio.timeout(limit) if timed else nullcontext():
                 await self._writing.acquire()
         except TimeoutError as error:
-            raise ImpatientError from error
+            raise LockWaitTimeoutError from error
         try:
             yield
         finally:
             self._writing.release()
 
     @override
-    def beside(self, connection: Connection) -> AbstractContextManager[Connection]:
+    def peek(self, connection: Connection) -> AbstractContextManager[Connection]:
         return self._reading()
 
     @override
@@ -282,7 +282,7 @@ class Sqlite(Database):
 
 
 def open_databases(
-    config: SqlalchemyBackendConfig, *, lease_ttl: float, lock_timeout: float = SHORTEST_PATIENCE
+    config: SqlalchemyBackendConfig, *, lease_ttl: float, lock_timeout: float = SHORTEST_LOCK_WAIT
 ) -> tuple[Database, Database]:
     """Return the databases of catalog and journal; one and the same on PostgreSQL.
 
@@ -291,10 +291,10 @@ def open_databases(
         lease_ttl: seconds for which PostgreSQL keeps the locks of a client that fell silent.
         lock_timeout: seconds to wait for locks that users' transactions hold.
     """
-    patience = max(lock_timeout, SHORTEST_PATIENCE)
+    lock_wait = max(lock_timeout, SHORTEST_LOCK_WAIT)
     url = make_url(config.url.get_secret_value())
     if url.get_backend_name() == "postgresql":
-        database = Postgresql(shown(url), _postgresql_engine(url, config, lease_ttl), patience)
+        database = Postgresql(shown(url), _postgresql_engine(url, config, lease_ttl), lock_wait)
         return database, database
     # The pool opens files whenever it needs one more: in the directory of this moment.
     path = Path(url.database or "").absolute()
@@ -302,7 +302,7 @@ def open_databases(
     # The driver that the URL names is for users' own transactions.
     url = url.set(drivername="sqlite")
     # Users' transactions write to the first file; to the other one only short ones of FennFlow's.
-    shorter = min(patience, config.busy_timeout)
+    shorter = min(lock_wait, config.busy_timeout)
     catalog = _sqlite(url.set(database=str(path)), config, shorter)
     return catalog, _sqlite(url.set(database=str(journal)), config, config.busy_timeout)
 
@@ -328,7 +328,7 @@ def _postgresql_engine(url: URL, config: SqlalchemyBackendConfig, lease_ttl: flo
     return engine
 
 
-def _sqlite(url: URL, config: SqlalchemyBackendConfig, patience: float) -> Sqlite:
+def _sqlite(url: URL, config: SqlalchemyBackendConfig, lock_wait: float) -> Sqlite:
     # One more than there are threads: that of the other file's writer, who looks here.
     engine = create_engine(url, pool_size=config.pool_size, max_overflow=1, hide_parameters=True)
 
@@ -349,5 +349,5 @@ def _sqlite(url: URL, config: SqlalchemyBackendConfig, patience: float) -> Sqlit
     event.listen(engine, "connect", on_connect)
     threads = ThreadPoolExecutor(config.pool_size, thread_name_prefix="fennflow-sqlite")
     return Sqlite(
-        str(url.database), engine, threads, busy_timeout=config.busy_timeout, patience=patience
+        str(url.database), engine, threads, busy_timeout=config.busy_timeout, lock_wait=lock_wait
     )

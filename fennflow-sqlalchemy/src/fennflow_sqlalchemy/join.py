@@ -17,7 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, async_scoped_s
 from sqlalchemy.orm import SessionTransactionOrigin
 from typing_extensions import override
 
-from fennflow.backends import Commit, JoinedTransaction, SessionToken
+from fennflow.backends import Commit, JoinedTransaction, TransactionToken
 from fennflow.exceptions import (
     ConfigException,
     ConflictException,
@@ -38,7 +38,7 @@ from fennflow_sqlalchemy.tables import catalog_id_of
 if TYPE_CHECKING:
     from sqlalchemy import RootTransaction
 
-Pivot = Callable[[AsyncConnection, SessionToken, Commit], Awaitable[None]]
+Pivot = Callable[[AsyncConnection, TransactionToken, Commit], Awaitable[None]]
 
 _JOINED = "joined by a unit of work of FennFlow's"
 """Key in the `info` of a session that an open unit of work has joined, and ends."""
@@ -149,15 +149,15 @@ class UserTransaction(JoinedTransaction):
         self._catalog = catalog
         self._meta = meta
         self._pivot = pivot
-        self._surrounds = _has_begun(transaction)
+        self._managed_by_caller = _has_begun(transaction)
         self._root: RootTransaction | None = None
         self._watch: Watch | None = None
         self._begins: Callable[[], None] = _nothing
 
     @property
     @override
-    def surrounds(self) -> bool:
-        return self._surrounds
+    def managed_by_caller(self) -> bool:
+        return self._managed_by_caller
 
     @property
     @override
@@ -186,7 +186,7 @@ class UserTransaction(JoinedTransaction):
                 "SqlalchemyBackendConfig and your engine the same url (and schema)."
             )
             raise ConfigException(message)
-        if self._surrounds:
+        if self._managed_by_caller:
             self._root = _root_of(connection)
         elif isinstance(self._transaction, AsyncSession):
             self._transaction.sync_session.info[_JOINED] = True
@@ -216,7 +216,7 @@ class UserTransaction(JoinedTransaction):
         self._unwatch()
         self._begins()
         self._begins = _nothing
-        if isinstance(self._transaction, AsyncSession) and not self._surrounds:
+        if isinstance(self._transaction, AsyncSession) and not self._managed_by_caller:
             self._transaction.sync_session.info.pop(_JOINED, None)
 
     def _unwatch(self) -> str | None:
@@ -228,10 +228,10 @@ class UserTransaction(JoinedTransaction):
         return watch.end
 
     @override
-    async def commit(self, session: SessionToken, commit: Commit | None) -> None:
+    async def commit(self, token: TransactionToken, commit: Commit | None) -> None:
         if self._watch is not None and self._watch.end is not None:
             error = _ended(self._watch.end)
-            if self._surrounds:
+            if self._managed_by_caller:
                 self._unwatch()
             else:
                 await self._abandon(error)  # what followed in the next one is the block's too
@@ -241,8 +241,8 @@ class UserTransaction(JoinedTransaction):
             self._root = _root_of(connection)
             try:
                 before = await self._check_atomic(connection)
-                await self._pivot(connection, session, commit)
-                if before is not None and self._surrounds:
+                await self._pivot(connection, token, commit)
+                if before is not None and self._managed_by_caller:
                     await connection.execute(select(_set_lock_timeout(before)))
             except DBAPIError as error:
                 await self._abandon(error)
@@ -251,7 +251,7 @@ class UserTransaction(JoinedTransaction):
                 await self._abandon(error)
                 raise
         self._unwatch()
-        if not self._surrounds:
+        if not self._managed_by_caller:
             try:
                 await self._transaction.commit()
             except BaseException as error:
@@ -261,7 +261,7 @@ class UserTransaction(JoinedTransaction):
     @override
     async def rollback(self) -> None:
         end = self._unwatch()
-        if not self._surrounds:
+        if not self._managed_by_caller:
             await self._transaction.rollback()
         if end == "committed":
             raise _ended(end)
@@ -294,7 +294,7 @@ class UserTransaction(JoinedTransaction):
             xid = func.pg_current_xact_id().cast(self._meta.c.value.type)
             settings = await connection.execute(select(xid, func.current_setting("lock_timeout")))
             first, before = settings.one()
-            limit = str(int(self._catalog.patience * 1000))
+            limit = str(int(self._catalog.lock_wait * 1000))
             second, _ = (await connection.execute(select(xid, _set_lock_timeout(limit)))).one()
             atomic = first == second
         else:

@@ -25,7 +25,7 @@ def _new_backend(config: SqlalchemyBackendConfig, settings: ConfigDict) -> Backe
 
     return SqlalchemyBackend(
         config,
-        doubt_period=settings.doubt_period,
+        late_write_period=settings.late_write_period,
         lease_ttl=settings.lease_ttl,
         lock_timeout=settings.lock_timeout,
     )

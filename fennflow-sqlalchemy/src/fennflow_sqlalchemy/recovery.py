@@ -1,4 +1,4 @@
-"""Recovery's half of the contract: tombstones, leases, claims, and what is purged in time."""
+"""Recovery's half of the contract: late writes, leases, claims, and what is purged in time."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ from fennflow.backends import (
     Backend,
     Guarantees,
     Intent,
-    JournaledSession,
+    JournaledTransaction,
+    LateWrite,
     Outcome,
-    SessionToken,
-    Tombstone,
+    TransactionToken,
 )
-from fennflow_sqlalchemy.database import ImpatientError
+from fennflow_sqlalchemy.database import LockWaitTimeoutError
 from fennflow_sqlalchemy.engines import open_databases
 from fennflow_sqlalchemy.rows import (
     dumps,
     id_rows,
     intent_of,
     key_rows,
-    tombstone_of,
-    tombstone_rows,
+    late_write_of,
+    late_write_rows,
 )
 from fennflow_sqlalchemy.statements import (
     CatalogStatements,
+    LateWriteStatements,
     NoteStatements,
-    SessionStatements,
-    TombstoneStatements,
+    TransactionStatements,
 )
 from fennflow_sqlalchemy.tables import make_tables
 
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from fennflow.backends import ObjectKey
     from fennflow_sqlalchemy.config import SqlalchemyBackendConfig
 
-PURGE_PATIENCE = 0.05
+PURGE_LOCK_WAIT = 0.05
 """Seconds to wait for the catalog's file on SQLite, which a user's transaction may hold for long."""
 
 
@@ -51,7 +51,7 @@ class RecoverableBackend(Backend):
 
     Args:
         config: which one.
-        doubt_period: seconds for which tombstones and kept locks stand.
+        late_write_period: seconds for which late writes and kept locks stand.
         lease_ttl: seconds that a lease runs.
         lock_timeout: seconds to wait for locks that users' transactions hold.
     """
@@ -60,7 +60,7 @@ class RecoverableBackend(Backend):
         self,
         config: SqlalchemyBackendConfig,
         *,
-        doubt_period: float,
+        late_write_period: float,
         lease_ttl: float,
         lock_timeout: float,
     ) -> None:
@@ -69,21 +69,23 @@ class RecoverableBackend(Backend):
         self._catalog, self._journal = open_databases(
             config, lease_ttl=lease_ttl, lock_timeout=lock_timeout
         )
-        self._together = self._catalog is self._journal
-        self._of_catalog = CatalogStatements(self._tables, self._catalog, doubt_period=doubt_period)
-        self._of_session = SessionStatements(
+        self._single_database = self._catalog is self._journal
+        self._catalog_sql = CatalogStatements(
+            self._tables, self._catalog, late_write_period=late_write_period
+        )
+        self._transaction_sql = TransactionStatements(
             self._tables,
             self._journal,
-            together=self._together,
+            single_database=self._single_database,
             lease_ttl=lease_ttl,
-            doubt_period=doubt_period,
+            late_write_period=late_write_period,
         )
-        self._of_tombstones = TombstoneStatements(
-            self._tables, self._journal, doubt_period=doubt_period
+        self._late_write_sql = LateWriteStatements(
+            self._tables, self._journal, late_write_period=late_write_period
         )
-        self._of_notes = NoteStatements(self._tables, self._journal)
+        self._note_sql = NoteStatements(self._tables, self._journal)
         self._catalog_id = ""
-        self._purge_every = doubt_period / 2
+        self._purge_every = late_write_period / 2
         self._purge_due = 0.0
 
     @property
@@ -94,12 +96,12 @@ class RecoverableBackend(Backend):
     @property
     @override
     def guarantees(self) -> Guarantees:
-        return Guarantees(shared="network" if self._together else "machine", durable=True)
+        return Guarantees(shared="network" if self._single_database else "machine", durable=True)
 
     @override
     async def aclose(self) -> None:
         await self._catalog.aclose()
-        if not self._together:
+        if not self._single_database:
             await self._journal.aclose()
 
     # --- what was probed ----------------------------------------------------------------------
@@ -107,7 +109,7 @@ class RecoverableBackend(Backend):
     @override
     async def recall(self, name: str) -> str | None:
         def work(connection: Connection) -> str | None:
-            kept = connection.scalar(self._of_notes.recall, {"noted": name})
+            kept = connection.scalar(self._note_sql.recall, {"noted": name})
             return None if kept is None else str(kept).partition(" ")[2]
 
         return await self._journal.run(work, write=False)
@@ -115,125 +117,131 @@ class RecoverableBackend(Backend):
     @override
     async def remember(self, name: str, value: str) -> None:
         def work(connection: Connection) -> None:
-            connection.execute(self._of_notes.remember, {"noted": name, "text": value})
+            connection.execute(self._note_sql.remember, {"noted": name, "text": value})
 
         # In the journal's file: the catalog's may be locked by a user's transaction.
         await self._journal.run(work)
 
-    # --- tombstones --------------------------------------------------------------------------
+    # --- late writes --------------------------------------------------------------------------
 
-    async def _dig(self, tombstones: Collection[Tombstone]) -> None:
+    async def _record_late_writes(self, late_writes: Collection[LateWrite]) -> None:
         def work(connection: Connection) -> None:
-            connection.execute(self._of_tombstones.dig, {"rows": tombstone_rows(tombstones)})
+            connection.execute(self._late_write_sql.record, {"rows": late_write_rows(late_writes)})
 
         await self._journal.run(work)
 
     @override
-    async def tombstones(self, keys: Collection[ObjectKey]) -> Collection[Tombstone]:
-        def work(connection: Connection) -> list[Tombstone]:
-            rows = connection.execute(self._of_tombstones.tombstones, {"rows": key_rows(keys)})
-            return [tombstone_of(row) for row in rows]
+    async def late_writes(self, keys: Collection[ObjectKey]) -> Collection[LateWrite]:
+        def work(connection: Connection) -> list[LateWrite]:
+            rows = connection.execute(self._late_write_sql.late_writes, {"rows": key_rows(keys)})
+            return [late_write_of(row) for row in rows]
 
         return await self._journal.run(work, write=False)
 
     @override
-    async def due_tombstones(self, *, after: Tombstone | None, limit: int) -> Sequence[Tombstone]:
+    async def due_late_writes(self, *, after: LateWrite | None, limit: int) -> Sequence[LateWrite]:
         parameters = {
             "after_namespace": "" if after is None else after.namespace,
             "after_key": "" if after is None else after.key,
-            "after_session_id": "" if after is None else after.session_id,
+            "after_transaction_id": "" if after is None else after.transaction_id,
             "after_seq": 0 if after is None else after.seq,
             "limit": limit,
         }
 
-        def work(connection: Connection) -> list[Tombstone]:
-            rows = connection.execute(self._of_tombstones.due_tombstones, parameters)
-            return [tombstone_of(row) for row in rows]
+        def work(connection: Connection) -> list[LateWrite]:
+            rows = connection.execute(self._late_write_sql.due_late_writes, parameters)
+            return [late_write_of(row) for row in rows]
 
         return await self._journal.run(work, write=False)
 
     # --- leases and recovery -----------------------------------------------------------------
 
     @override
-    async def heartbeat(self, sessions: Collection[SessionToken]) -> Collection[SessionToken]:
-        def work(connection: Connection) -> list[SessionToken]:
-            rows = dumps(session._asdict() for session in sorted(sessions))
-            kept = connection.execute(self._of_session.beat, {"rows": rows})
-            return [SessionToken(*row) for row in kept]
+    async def heartbeat(
+        self, transactions: Collection[TransactionToken]
+    ) -> Collection[TransactionToken]:
+        def work(connection: Connection) -> list[TransactionToken]:
+            rows = dumps(token._asdict() for token in sorted(transactions))
+            kept = connection.execute(self._transaction_sql.beat, {"rows": rows})
+            return [TransactionToken(*row) for row in kept]
 
         return await self._journal.run(work)
 
     @override
-    async def claim(self, limit: int) -> Sequence[JournaledSession]:
+    async def claim(self, limit: int) -> Sequence[JournaledTransaction]:
         await self._purge()
 
-        def work(connection: Connection) -> list[JournaledSession]:
-            rows = connection.execute(self._of_session.claim, {"limit": limit}).all()
+        def work(connection: Connection) -> list[JournaledTransaction]:
+            rows = connection.execute(self._transaction_sql.claim, {"limit": limit}).all()
             return self._journaled(connection, rows)
 
         return await self._with_outcomes(await self._journal.run(work))
 
     @override
-    async def sessions(self, *, after: str, limit: int) -> Sequence[JournaledSession]:
-        def work(connection: Connection) -> list[JournaledSession]:
+    async def transactions(self, *, after: str, limit: int) -> Sequence[JournaledTransaction]:
+        def work(connection: Connection) -> list[JournaledTransaction]:
             parameters = {"after": after, "limit": limit}
-            rows = connection.execute(self._of_session.sessions, parameters).all()
+            rows = connection.execute(self._transaction_sql.transactions, parameters).all()
             return self._journaled(connection, rows)
 
         return await self._with_outcomes(await self._journal.run(work, write=False))
 
-    def _journaled(self, connection: Connection, rows: Sequence[Any]) -> list[JournaledSession]:
+    def _journaled(self, connection: Connection, rows: Sequence[Any]) -> list[JournaledTransaction]:
         if not rows:
             return []
-        intents: dict[str, list[Intent]] = {row.session_id: [] for row in rows}
-        for row in connection.execute(self._of_session.intents, {"rows": id_rows(intents)}):
-            intents[row.session_id].append(intent_of(row))
+        intents: dict[str, list[Intent]] = {row.transaction_id: [] for row in rows}
+        for row in connection.execute(self._transaction_sql.intents, {"rows": id_rows(intents)}):
+            intents[row.transaction_id].append(intent_of(row))
         return [
-            JournaledSession(
-                session=SessionToken(row.session_id, row.token),
+            JournaledTransaction(
+                token=TransactionToken(row.transaction_id, row.fence),
                 outcome=None,
                 age=row.age,
                 lease_left=row.lease_left,
-                intents=intents[row.session_id],
+                intents=intents[row.transaction_id],
             )
             for row in rows
         ]
 
     async def _with_outcomes(
-        self, sessions: Sequence[JournaledSession]
-    ) -> Sequence[JournaledSession]:
-        """Add how sessions were decided, as it stands after they were claimed."""
-        if not sessions:
-            return sessions
-        ids = id_rows(each.session.session_id for each in sessions)
+        self, transactions: Sequence[JournaledTransaction]
+    ) -> Sequence[JournaledTransaction]:
+        """Add how transactions were decided, as it stands after they were claimed."""
+        if not transactions:
+            return transactions
+        ids = id_rows(each.token.transaction_id for each in transactions)
 
         def work(connection: Connection) -> dict[str, Outcome]:
-            rows = connection.execute(self._of_catalog.outcomes, {"rows": ids})
-            return {row.session_id: Outcome(row.outcome) for row in rows}
+            rows = connection.execute(self._catalog_sql.outcomes, {"rows": ids})
+            return {row.transaction_id: Outcome(row.outcome) for row in rows}
 
         outcomes = await self._catalog.run(work, write=False)
-        return [replace(each, outcome=outcomes.get(each.session.session_id)) for each in sessions]
+        return [
+            replace(each, outcome=outcomes.get(each.token.transaction_id)) for each in transactions
+        ]
 
     @override
-    async def known(self, session_ids: Collection[str]) -> Collection[str]:
-        if not session_ids:
+    async def known(self, transaction_ids: Collection[str]) -> Collection[str]:
+        if not transaction_ids:
             return []
-        parameters = {"rows": id_rows(session_ids)}
+        parameters = {"rows": id_rows(transaction_ids)}
 
         def journaled(connection: Connection) -> set[str]:
-            return set(connection.execute(self._of_session.known, parameters).scalars())
+            return set(connection.execute(self._transaction_sql.known, parameters).scalars())
 
         def staged(connection: Connection) -> set[str]:
-            return set(connection.execute(self._of_catalog.staged_sessions, parameters).scalars())
+            return set(
+                connection.execute(self._catalog_sql.staged_transactions, parameters).scalars()
+            )
 
         # What was lost of the journal must not cost the bytes that records still point at.
         found = await self._journal.run(journaled, write=False)
         return found | await self._catalog.run(staged, write=False)
 
     async def _purge(self) -> None:
-        """Forget kept locks that ran out, and outcomes that outlived their sessions (P5).
+        """Forget kept locks that ran out, and outcomes that outlived their transactions (P5).
 
-        An outcome is marked when its session is seen to be gone, and goes a doubt period later.
+        An outcome is marked when its transaction is seen to be gone, and goes a late-write period later.
         """
         loop = asyncio.get_running_loop()
         if loop.time() < self._purge_due:
@@ -241,37 +249,39 @@ class RecoverableBackend(Backend):
         self._purge_due = loop.time() + self._purge_every
 
         def locks(connection: Connection) -> None:
-            connection.execute(self._of_session.drop_kept_locks)
+            connection.execute(self._transaction_sql.drop_kept_locks)
 
         def outcomes(connection: Connection) -> None:
-            connection.execute(self._of_catalog.purge_outcomes)
+            connection.execute(self._catalog_sql.purge_outcomes)
 
         last = ""
         try:
-            await self._journal.run(locks, patience=PURGE_PATIENCE)
+            await self._journal.run(locks, lock_wait=PURGE_LOCK_WAIT)
             while old := await self._old_outcomes(last):
                 last = old[-1]
                 await self._mark_settled(old)
-            await self._catalog.run(outcomes, patience=PURGE_PATIENCE)
-        except ImpatientError:
+            await self._catalog.run(outcomes, lock_wait=PURGE_LOCK_WAIT)
+        except LockWaitTimeoutError:
             return  # another transaction holds a lock: what is old can become older
 
     async def _old_outcomes(self, after: str) -> list[str]:
         def work(connection: Connection) -> list[str]:
-            found = connection.execute(self._of_catalog.old_outcomes, {"after": after})
+            found = connection.execute(self._catalog_sql.old_outcomes, {"after": after})
             return list(found.scalars())
 
         return await self._catalog.run(work, write=False)
 
-    async def _mark_settled(self, session_ids: Sequence[str]) -> None:
+    async def _mark_settled(self, transaction_ids: Sequence[str]) -> None:
         def known(connection: Connection) -> set[str]:
-            found = connection.execute(self._of_session.known, {"rows": id_rows(session_ids)})
+            found = connection.execute(
+                self._transaction_sql.known, {"rows": id_rows(transaction_ids)}
+            )
             return set(found.scalars())
 
         alive = await self._journal.run(known, write=False)
-        gone = id_rows(each for each in session_ids if each not in alive)
+        gone = id_rows(each for each in transaction_ids if each not in alive)
 
         def mark(connection: Connection) -> None:
-            connection.execute(self._of_catalog.settle_outcomes, {"rows": gone})
+            connection.execute(self._catalog_sql.settle_outcomes, {"rows": gone})
 
-        await self._catalog.run(mark, patience=PURGE_PATIENCE)
+        await self._catalog.run(mark, lock_wait=PURGE_LOCK_WAIT)

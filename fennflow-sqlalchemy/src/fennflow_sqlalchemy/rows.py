@@ -1,4 +1,4 @@
-"""Rows: records, intents and tombstones on their way into the database, and back."""
+"""Rows: records, intents and late writes on their way into the database, and back."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from fennflow.backends import Intent, ObjectKey, Placement, Record, SessionToken, Tombstone
+from fennflow.backends import Intent, LateWrite, ObjectKey, Placement, Record, TransactionToken
 from fennflow.connectors import Location
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -15,9 +15,9 @@ HEADERS = "fennflow_headers"
 MICROSECOND = timedelta(microseconds=1)
 
 
-def of(session: SessionToken) -> dict[str, str | int]:
-    """Return the parameters that name a session and its token."""
-    return {"of_session": session.session_id, "held": session.token}
+def transaction_params(token: TransactionToken) -> dict[str, str | int]:
+    """Return the parameters that name a transaction and its token."""
+    return {"transaction": token.transaction_id, "held": token.fence}
 
 
 def dumps(rows: Iterable[Mapping[str, Any]]) -> str:
@@ -30,9 +30,9 @@ def key_rows(keys: Iterable[ObjectKey]) -> str:
     return dumps({"namespace": key.namespace, "key": key.key} for key in sorted(keys))
 
 
-def id_rows(session_ids: Iterable[str]) -> str:
-    """Return session ids as a parameter."""
-    return dumps({"session_id": each} for each in session_ids)
+def id_rows(transaction_ids: Iterable[str]) -> str:
+    """Return transaction ids as a parameter."""
+    return dumps({"transaction_id": each} for each in transaction_ids)
 
 
 def record_rows(records: Iterable[Record]) -> str:
@@ -51,7 +51,7 @@ def record_rows(records: Iterable[Record]) -> str:
             "metadata": json.dumps(_beside(record)),
             "created_at": (record.created_at - EPOCH) // MICROSECOND,
             "modified_at": (record.modified_at - EPOCH) // MICROSECOND,
-            "session_id": record.session_id,
+            "transaction_id": record.transaction_id,
             "seq": record.seq,
         }
         for record in sorted(records, key=lambda record: record.object_key)
@@ -82,16 +82,16 @@ def record_of(row: Any) -> Record:
         headers=headers,
         created_at=EPOCH + timedelta(microseconds=row.created_at),
         modified_at=EPOCH + timedelta(microseconds=row.modified_at),
-        session_id=row.session_id,
+        transaction_id=row.transaction_id,
         seq=row.seq,
     )
 
 
-def intent_rows(session_id: str, intents: Iterable[Intent]) -> str:
+def intent_rows(transaction_id: str, intents: Iterable[Intent]) -> str:
     """Return intents as a parameter."""
     return dumps(
         {
-            "session_id": session_id,
+            "transaction_id": transaction_id,
             "seq": intent.seq,
             "namespace": intent.namespace,
             "key": intent.key,
@@ -115,19 +115,21 @@ def intent_of(row: Any) -> Intent:
     )
 
 
-def tombstone_rows(tombstones: Collection[Tombstone]) -> str:
-    """Return tombstones as a parameter."""
+def late_write_rows(late_writes: Collection[LateWrite]) -> str:
+    """Return late writes as a parameter."""
     return dumps(
         {
             "namespace": each.namespace,
             "key": each.key,
-            "session_id": each.session_id,
+            "transaction_id": each.transaction_id,
             "seq": each.seq,
         }
-        for each in tombstones
+        for each in late_writes
     )
 
 
-def tombstone_of(row: Any) -> Tombstone:
-    """Return the tombstone of a row."""
-    return Tombstone(namespace=row.namespace, key=row.key, session_id=row.session_id, seq=row.seq)
+def late_write_of(row: Any) -> LateWrite:
+    """Return the late write of a row."""
+    return LateWrite(
+        namespace=row.namespace, key=row.key, transaction_id=row.transaction_id, seq=row.seq
+    )

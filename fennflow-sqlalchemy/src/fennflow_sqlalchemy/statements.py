@@ -42,7 +42,7 @@ TIME_DIGITS = 10
 """Of the seconds since the epoch, until the year 2286."""
 
 
-_IDENTITY = ("namespace", "key", "session_id", "seq")
+_IDENTITY = ("namespace", "key", "transaction_id", "seq")
 
 
 class CatalogStatements:
@@ -51,12 +51,12 @@ class CatalogStatements:
     Args:
         tables: that they are about.
         catalog: their database.
-        doubt_period: seconds that an outcome outlives its session at least.
+        late_write_period: seconds that an outcome outlives its transaction at least.
     """
 
-    def __init__(self, tables: Tables, catalog: Database, *, doubt_period: float) -> None:
+    def __init__(self, tables: Tables, catalog: Database, *, late_write_period: float) -> None:
         records, outcomes = tables.records, tables.outcomes
-        session_id = bindparam("of_session", type_=Text())
+        transaction_id = bindparam("transaction", type_=Text())
         rows, same = _keys_in(catalog, records)
         self.records = select(records).join(rows, same)
         self.scan = {
@@ -72,7 +72,7 @@ class CatalogStatements:
             records.c.location_key,
             records.c.version_id,
             records.c.etag,
-            records.c.session_id,
+            records.c.transaction_id,
             records.c.seq,
         ]
         rows = catalog.rows("rows", moved)
@@ -82,19 +82,21 @@ class CatalogStatements:
             .values({name: rows.c[name] for name in ("location_key", "version_id", "etag")})
         )
         decision = select(
-            session_id,
+            transaction_id,
             bindparam("decided", type_=Text()),
             bindparam("apply", type_=Text()),
             catalog.now(),
         )
         self.decide = (
             catalog.insert(outcomes)
-            .from_select(["session_id", "outcome", "steps", "decided_at"], decision.where(true()))
+            .from_select(
+                ["transaction_id", "outcome", "steps", "decided_at"], decision.where(true())
+            )
             .on_conflict_do_nothing()
-            .returning(outcomes.c.session_id)
+            .returning(outcomes.c.transaction_id)
         )
         self.outcome = select(outcomes.c.outcome, outcomes.c.steps).where(
-            outcomes.c.session_id == session_id
+            outcomes.c.transaction_id == transaction_id
         )
         rows, same = _keys_in(catalog, records)
         # Who is about to change one of them holds it: it is left out instead of waited for.
@@ -103,47 +105,47 @@ class CatalogStatements:
             .join(rows, same)
             .with_for_update(read=True, of=records, skip_locked=True)
         )
-        rows = catalog.rows("rows", [outcomes.c.session_id])
-        self.outcomes = select(outcomes.c.session_id, outcomes.c.outcome).join(
-            rows, outcomes.c.session_id == rows.c.session_id
+        rows = catalog.rows("rows", [outcomes.c.transaction_id])
+        self.outcomes = select(outcomes.c.transaction_id, outcomes.c.outcome).join(
+            rows, outcomes.c.transaction_id == rows.c.transaction_id
         )
         self.old_outcomes = (
-            select(outcomes.c.session_id)
+            select(outcomes.c.transaction_id)
             .where(
                 outcomes.c.settled_at.is_(None),
-                outcomes.c.decided_at < catalog.now() - doubt_period,
-                outcomes.c.session_id > bindparam("after", type_=Text()),
+                outcomes.c.decided_at < catalog.now() - late_write_period,
+                outcomes.c.transaction_id > bindparam("after", type_=Text()),
             )
-            .order_by(outcomes.c.session_id)
+            .order_by(outcomes.c.transaction_id)
             .limit(1000)
         )
-        rows = catalog.rows("rows", [outcomes.c.session_id])
+        rows = catalog.rows("rows", [outcomes.c.transaction_id])
         self.settle_outcomes = (
             update(outcomes)
-            .where(outcomes.c.session_id == rows.c.session_id)
+            .where(outcomes.c.transaction_id == rows.c.transaction_id)
             .values(settled_at=catalog.now())
         )
         self.purge_outcomes = delete(outcomes).where(
-            outcomes.c.settled_at < catalog.now() - doubt_period
+            outcomes.c.settled_at < catalog.now() - late_write_period
         )
-        rows = catalog.rows("rows", [records.c.session_id])
-        self.staged_sessions = (
-            select(records.c.session_id)
-            .join(rows, records.c.session_id == rows.c.session_id)
+        rows = catalog.rows("rows", [records.c.transaction_id])
+        self.staged_transactions = (
+            select(records.c.transaction_id)
+            .join(rows, records.c.transaction_id == rows.c.transaction_id)
             .where(records.c.location_key != records.c.key)
             .distinct()
         )
 
 
-class SessionStatements:
-    """Of sessions, intents and locks.
+class TransactionStatements:
+    """Of transactions, intents and locks.
 
     Args:
         tables: that they are about.
         journal: their database.
-        together: whether it is the catalog's too.
+        single_database: whether it is the catalog's too.
         lease_ttl: seconds that a lease runs.
-        doubt_period: seconds for which kept locks stand.
+        late_write_period: seconds for which kept locks stand.
     """
 
     def __init__(
@@ -151,56 +153,64 @@ class SessionStatements:
         tables: Tables,
         journal: Database,
         *,
-        together: bool,
+        single_database: bool,
         lease_ttl: float,
-        doubt_period: float,
+        late_write_period: float,
     ) -> None:
         now = journal.now()
-        outcomes, sessions = tables.outcomes, tables.sessions
+        outcomes, transactions = tables.outcomes, tables.transactions
         intents, locks = tables.intents, tables.locks
-        session_id = bindparam("of_session", type_=Text())
-        token = bindparam("held", type_=Integer())
+        transaction_id = bindparam("transaction", type_=Text())
+        fence = bindparam("held", type_=Integer())
         # Where they lie in another file, the backend looks at the outcomes itself.
-        decided = exists().where(outcomes.c.session_id == session_id)
-        undecided = ~decided if together else true()
-        begun = select(session_id, literal(0), now, now + lease_ttl).where(token == 0, undecided)
-        opened = journal.insert(sessions).from_select(
-            ["session_id", "token", "began_at", "lease_until"], begun
+        decided = exists().where(outcomes.c.transaction_id == transaction_id)
+        undecided = ~decided if single_database else true()
+        begun = select(transaction_id, literal(0), now, now + lease_ttl).where(
+            fence == 0, undecided
         )
-        self.open_session = opened.on_conflict_do_update(
-            index_elements=["session_id"],
+        opened = journal.insert(transactions).from_select(
+            ["transaction_id", "fence", "began_at", "lease_until"], begun
+        )
+        self.open_transaction = opened.on_conflict_do_update(
+            index_elements=["transaction_id"],
             set_={"lease_until": opened.excluded.lease_until},
-            where=sessions.c.token == token,
-        ).returning(sessions.c.session_id)
+            where=transactions.c.fence == fence,
+        ).returning(transactions.c.transaction_id)
         self.renew = (
-            update(sessions)
-            .where(sessions.c.session_id == session_id, sessions.c.token == token, undecided)
+            update(transactions)
+            .where(
+                transactions.c.transaction_id == transaction_id,
+                transactions.c.fence == fence,
+                undecided,
+            )
             .values(lease_until=now + lease_ttl)
-            .returning(sessions.c.session_id)
+            .returning(transactions.c.transaction_id)
         )
         rows = journal.rows("rows", [locks.c.namespace, locks.c.key])
         wanted = (
-            select(rows.c.namespace, rows.c.key, session_id)
+            select(rows.c.namespace, rows.c.key, transaction_id)
             .where(true())
             .order_by(rows.c.namespace, rows.c.key)
         )
-        locked = journal.insert(locks).from_select(["namespace", "key", "session_id"], wanted)
+        locked = journal.insert(locks).from_select(["namespace", "key", "transaction_id"], wanted)
         self.lock = locked.on_conflict_do_update(
             index_elements=["namespace", "key"],
-            set_={"session_id": locked.excluded.session_id, "kept_until": null()},
-            where=or_(locks.c.session_id == locked.excluded.session_id, locks.c.kept_until <= now),
+            set_={"transaction_id": locked.excluded.transaction_id, "kept_until": null()},
+            where=or_(
+                locks.c.transaction_id == locked.excluded.transaction_id, locks.c.kept_until <= now
+            ),
         ).returning(locks.c.key)
         rows, same = _keys_in(journal, locks)
         self.holders = (
             select(
                 locks.c.namespace,
                 locks.c.key,
-                locks.c.session_id,
+                locks.c.transaction_id,
                 (locks.c.kept_until - now).label("free_in"),
             )
             .join(rows, same)
             .where(
-                locks.c.session_id != session_id,
+                locks.c.transaction_id != transaction_id,
                 or_(locks.c.kept_until.is_(None), locks.c.kept_until > now),
             )
             # The one that is free last is what the caller waits for.
@@ -211,117 +221,123 @@ class SessionStatements:
         self.written_by_others = (
             select(locks.c.namespace, locks.c.key)
             .join(rows, same)
-            .where(locks.c.session_id != session_id, locks.c.kept_until.is_(None))
+            .where(locks.c.transaction_id != transaction_id, locks.c.kept_until.is_(None))
         )
         self.write_intents = _upsert(journal, intents, list(intents.columns))
         self.note_upload = (
             update(intents)
-            .where(intents.c.session_id == session_id, intents.c.seq == bindparam("number"))
+            .where(intents.c.transaction_id == transaction_id, intents.c.seq == bindparam("number"))
             .values(upload_id=bindparam("upload"))
         )
-        self.token = select(sessions.c.token).where(sessions.c.session_id == session_id)
-        self.hold_token = self.token.with_for_update() if together else self.token
-        self.drop_intents = delete(intents).where(intents.c.session_id == session_id)
-        self.drop_session = delete(sessions).where(sessions.c.session_id == session_id)
+        self.fence = select(transactions.c.fence).where(
+            transactions.c.transaction_id == transaction_id
+        )
+        self.hold_fence = self.fence.with_for_update() if single_database else self.fence
+        self.drop_intents = delete(intents).where(intents.c.transaction_id == transaction_id)
+        self.drop_transaction = delete(transactions).where(
+            transactions.c.transaction_id == transaction_id
+        )
         # An upsert finds each lock by its key. An update that joins the two may compare all with all.
         rows = journal.rows("rows", [locks.c.namespace, locks.c.key])
         kept = journal.insert(locks).from_select(
-            ["namespace", "key", "session_id", "kept_until"],
-            select(rows.c.namespace, rows.c.key, session_id, now + doubt_period).where(true()),
+            ["namespace", "key", "transaction_id", "kept_until"],
+            select(rows.c.namespace, rows.c.key, transaction_id, now + late_write_period).where(
+                true()
+            ),
         )
         self.keep_locks = kept.on_conflict_do_update(
             index_elements=["namespace", "key"],
             set_={"kept_until": kept.excluded.kept_until},
-            where=locks.c.session_id == kept.excluded.session_id,
+            where=locks.c.transaction_id == kept.excluded.transaction_id,
         )
         self.drop_locks = delete(locks).where(
-            locks.c.session_id == session_id, locks.c.kept_until.is_(None)
+            locks.c.transaction_id == transaction_id, locks.c.kept_until.is_(None)
         )
         self.drop_kept_locks = delete(locks).where(locks.c.kept_until <= now)
         self.held = select(locks.c.namespace, locks.c.key).where(
-            locks.c.session_id == session_id, locks.c.kept_until.is_(None)
+            locks.c.transaction_id == transaction_id, locks.c.kept_until.is_(None)
         )
         self.release_locks = delete(locks).where(
-            locks.c.session_id == session_id,
+            locks.c.transaction_id == transaction_id,
             locks.c.kept_until.is_(None),
             _among_rows(journal, locks),
         )
         self.release_intents = delete(intents).where(
-            intents.c.session_id == session_id, _among_rows(journal, intents)
+            intents.c.transaction_id == transaction_id, _among_rows(journal, intents)
         )
-        self.beat = _beat(journal, sessions, now + lease_ttl, together=together)
+        self.beat = _beat(journal, transactions, now + lease_ttl, single_database=single_database)
         expired = (
-            select(sessions.c.session_id)
-            .where(sessions.c.lease_until <= now)
-            .order_by(sessions.c.lease_until)
+            select(transactions.c.transaction_id)
+            .where(transactions.c.lease_until <= now)
+            .order_by(transactions.c.lease_until)
             .limit(bindparam("limit", type_=Integer()))
         )
-        if together:
+        if single_database:
             expired = expired.with_for_update(skip_locked=True)
         chosen = expired.cte("expired")
         self.claim = (
-            update(sessions)
-            .where(sessions.c.session_id.in_(select(chosen.c.session_id)))
-            .values(token=sessions.c.token + 1, lease_until=now + lease_ttl)
+            update(transactions)
+            .where(transactions.c.transaction_id.in_(select(chosen.c.transaction_id)))
+            .values(fence=transactions.c.fence + 1, lease_until=now + lease_ttl)
             .returning(
-                sessions.c.session_id,
-                sessions.c.token,
-                (now - sessions.c.began_at).label("age"),
-                (sessions.c.lease_until - now).label("lease_left"),
+                transactions.c.transaction_id,
+                transactions.c.fence,
+                (now - transactions.c.began_at).label("age"),
+                (transactions.c.lease_until - now).label("lease_left"),
             )
         )
-        self.sessions = (
+        self.transactions = (
             select(
-                sessions.c.session_id,
-                sessions.c.token,
-                (now - sessions.c.began_at).label("age"),
-                (sessions.c.lease_until - now).label("lease_left"),
+                transactions.c.transaction_id,
+                transactions.c.fence,
+                (now - transactions.c.began_at).label("age"),
+                (transactions.c.lease_until - now).label("lease_left"),
             )
-            .where(sessions.c.session_id > bindparam("after", type_=Text()))
-            .order_by(sessions.c.session_id)
+            .where(transactions.c.transaction_id > bindparam("after", type_=Text()))
+            .order_by(transactions.c.transaction_id)
             .limit(bindparam("limit", type_=Integer()))
         )
-        rows = journal.rows("rows", [intents.c.session_id])
+        rows = journal.rows("rows", [intents.c.transaction_id])
         self.intents = (
             select(intents)
-            .join(rows, intents.c.session_id == rows.c.session_id)
-            .order_by(intents.c.session_id, intents.c.seq)
+            .join(rows, intents.c.transaction_id == rows.c.transaction_id)
+            .order_by(intents.c.transaction_id, intents.c.seq)
         )
-        rows = journal.rows("rows", [sessions.c.session_id])
-        self.known = select(sessions.c.session_id).join(
-            rows, sessions.c.session_id == rows.c.session_id
+        rows = journal.rows("rows", [transactions.c.transaction_id])
+        self.known = select(transactions.c.transaction_id).join(
+            rows, transactions.c.transaction_id == rows.c.transaction_id
         )
 
 
-class TombstoneStatements:
-    """Of tombstones.
+class LateWriteStatements:
+    """Of late writes.
 
     Args:
         tables: that they are about.
         journal: their database.
-        doubt_period: seconds after which they are due.
+        late_write_period: seconds after which they are due.
     """
 
-    def __init__(self, tables: Tables, journal: Database, *, doubt_period: float) -> None:
+    def __init__(self, tables: Tables, journal: Database, *, late_write_period: float) -> None:
         now = journal.now()
-        sessions, tombstones = tables.sessions, tables.tombstones
-        identity = [tombstones.c[name] for name in _IDENTITY]
+        transactions, late_writes = tables.transactions, tables.late_writes
+        identity = [late_writes.c[name] for name in _IDENTITY]
         rows = journal.rows("rows", identity)
-        dug = journal.insert(tombstones).from_select(
+        recorded = journal.insert(late_writes).from_select(
             [*_IDENTITY, "due_at"],
-            select(*(rows.c[name] for name in _IDENTITY), now + doubt_period).where(true()),
+            select(*(rows.c[name] for name in _IDENTITY), now + late_write_period).where(true()),
         )
-        self.dig = dug.on_conflict_do_update(
-            index_elements=list(_IDENTITY), set_={"due_at": dug.excluded.due_at}
+        self.record = recorded.on_conflict_do_update(
+            index_elements=list(_IDENTITY), set_={"due_at": recorded.excluded.due_at}
         )
-        self.fill_in = _delete_rows(journal, tombstones, _IDENTITY)
-        rows, same = _keys_in(journal, tombstones)
-        self.tombstones = select(tombstones).join(rows, same)
-        self.due_tombstones = (
-            select(tombstones)
+        self.clear = _delete_rows(journal, late_writes, _IDENTITY)
+        rows, same = _keys_in(journal, late_writes)
+        self.late_writes = select(late_writes).join(rows, same)
+        self.due_late_writes = (
+            select(late_writes)
             .where(
-                tombstones.c.due_at <= now,
-                ~exists().where(sessions.c.session_id == tombstones.c.session_id),
+                late_writes.c.due_at <= now,
+                ~exists().where(transactions.c.transaction_id == late_writes.c.transaction_id),
                 tuple_(*identity)
                 > tuple_(*(bindparam(f"after_{c.name}", type_=c.type) for c in identity)),
             )
@@ -361,7 +377,7 @@ def _keys_in(database: Database, table: Table) -> tuple[FromClause, ColumnElemen
 def _among_rows(database: Database, table: Table) -> ColumnElement[bool]:
     """Return a condition on few rows of a table: that a parameter has their keys.
 
-    `CASE` keeps PostgreSQL from joining the two: of a session that has just written its rows its
+    `CASE` keeps PostgreSQL from joining the two: of a transaction that has just written its rows its
     statistics know nothing, so that it would compare each row with each key. With `IS TRUE`
     SQLite would compare them, to find out whether the condition is false or null.
     """
@@ -386,22 +402,25 @@ def _upsert(database: Database, table: Table, columns: Sequence[Column[Any]]) ->
 
 
 def _beat(
-    database: Database, sessions: Table, until: ColumnElement[float], *, together: bool
+    database: Database, transactions: Table, until: ColumnElement[float], *, single_database: bool
 ) -> Update:
     """Return what renews leases; rows that others have locked are passed over (P22)."""
-    rows = database.rows("rows", [sessions.c.session_id, sessions.c.token])
-    held = select(sessions.c.session_id).join(
+    rows = database.rows("rows", [transactions.c.transaction_id, transactions.c.fence])
+    held = select(transactions.c.transaction_id).join(
         rows,
-        and_(sessions.c.session_id == rows.c.session_id, sessions.c.token == rows.c.token),
+        and_(
+            transactions.c.transaction_id == rows.c.transaction_id,
+            transactions.c.fence == rows.c.fence,
+        ),
     )
-    if together:
-        held = held.with_for_update(of=sessions, skip_locked=True)
+    if single_database:
+        held = held.with_for_update(of=transactions, skip_locked=True)
     chosen = held.cte("held")
     return (
-        update(sessions)
-        .where(sessions.c.session_id.in_(select(chosen.c.session_id)))
+        update(transactions)
+        .where(transactions.c.transaction_id.in_(select(chosen.c.transaction_id)))
         .values(lease_until=until)
-        .returning(sessions.c.session_id, sessions.c.token)
+        .returning(transactions.c.transaction_id, transactions.c.fence)
     )
 
 

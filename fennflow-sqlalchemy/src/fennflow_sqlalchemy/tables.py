@@ -46,22 +46,22 @@ class Tables:
     Args:
         meta: names and values: the schema's version, the catalog's id.
         records: the catalog.
-        outcomes: how sessions were decided, one insert each (protocol P5), with the apply steps.
+        outcomes: how transactions were decided, one insert each (protocol P5), with the apply steps.
         journal_meta: like `meta`, where the journal lies.
-        sessions: the journal: sessions that are not settled, with lease and fencing token.
+        transactions: the journal: transactions that are not settled, with lease and fencing token.
         intents: what they are about to write or delete.
         locks: the keys that they hold, and those that stay locked for a while.
-        tombstones: writes that may still arrive.
+        late_writes: writes that may still arrive.
     """
 
     meta: Table
     records: Table
     outcomes: Table
     journal_meta: Table
-    sessions: Table
+    transactions: Table
     intents: Table
     locks: Table
-    tombstones: Table
+    late_writes: Table
 
     @property
     def catalog(self) -> Sequence[Table]:
@@ -71,7 +71,7 @@ class Tables:
     @property
     def journal(self) -> Sequence[Table]:
         """Those that have a file of their own on SQLite."""
-        return self.journal_meta, self.sessions, self.intents, self.locks, self.tombstones
+        return self.journal_meta, self.transactions, self.intents, self.locks, self.late_writes
 
 
 def make_tables(prefix: str, schema: str | None) -> tuple[MetaData, Tables]:
@@ -92,8 +92,8 @@ def make_tables(prefix: str, schema: str | None) -> tuple[MetaData, Tables]:
             Column("key", _bytewise(), primary_key=primary, nullable=False),
         )
 
-    def session(*, primary: bool) -> Column[str]:
-        return Column("session_id", _bytewise(), primary_key=primary, nullable=False)
+    def transaction(*, primary: bool) -> Column[str]:
+        return Column("transaction_id", _bytewise(), primary_key=primary, nullable=False)
 
     def time(name: str, *, nullable: bool = False) -> Column[float]:
         # Seconds since the epoch by the database's clock (P22).
@@ -112,35 +112,35 @@ def make_tables(prefix: str, schema: str | None) -> tuple[MetaData, Tables]:
         Column("metadata", Text, nullable=False),  # JSON
         Column("created_at", BigInteger, nullable=False),  # microseconds since the epoch
         Column("modified_at", BigInteger, nullable=False),
-        session(primary=False),
+        transaction(primary=False),
         Column("seq", BigInteger, nullable=False),
     )
     staged = records.c.location_key != records.c.key
     Index(
         f"{prefix}records_staged",
-        records.c.session_id,
+        records.c.transaction_id,
         sqlite_where=staged,
         postgresql_where=staged,
     )
     outcomes = table(
         "outcomes",
-        session(primary=True),
+        transaction(primary=True),
         Column("outcome", Text, nullable=False),
         Column("steps", Text, nullable=False),  # JSON
         time("decided_at"),
         time("settled_at", nullable=True),
     )
-    sessions = table(
-        "sessions",
-        session(primary=True),
-        Column("token", Integer, nullable=False),
+    transactions = table(
+        "transactions",
+        transaction(primary=True),
+        Column("fence", Integer, nullable=False),
         time("began_at"),
         time("lease_until"),
     )
-    Index(f"{prefix}sessions_lease", sessions.c.lease_until)
+    Index(f"{prefix}transactions_lease", transactions.c.lease_until)
     intents = table(
         "intents",
-        session(primary=True),
+        transaction(primary=True),
         Column("seq", BigInteger, primary_key=True, autoincrement=False),
         *key(primary=False),
         Column("placement", Text, nullable=False),
@@ -148,26 +148,26 @@ def make_tables(prefix: str, schema: str | None) -> tuple[MetaData, Tables]:
         Column("upload_id", Text),
     )
     locks = table(
-        "locks", *key(primary=True), session(primary=False), time("kept_until", nullable=True)
+        "locks", *key(primary=True), transaction(primary=False), time("kept_until", nullable=True)
     )
-    Index(f"{prefix}locks_session", locks.c.session_id)
-    tombstones = table(
-        "tombstones",
+    Index(f"{prefix}locks_transaction", locks.c.transaction_id)
+    late_writes = table(
+        "late_writes",
         *key(primary=True),
-        session(primary=True),
+        transaction(primary=True),
         Column("seq", BigInteger, primary_key=True, autoincrement=False),
         time("due_at"),
     )
-    Index(f"{prefix}tombstones_due", tombstones.c.due_at)
+    Index(f"{prefix}late_writes_due", late_writes.c.due_at)
     return metadata, Tables(
         meta=meta("meta"),
         records=records,
         outcomes=outcomes,
         journal_meta=meta("journal_meta"),
-        sessions=sessions,
+        transactions=transactions,
         intents=intents,
         locks=locks,
-        tombstones=tombstones,
+        late_writes=late_writes,
     )
 
 

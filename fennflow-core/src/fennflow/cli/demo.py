@@ -58,9 +58,9 @@ def demo(*, as_json: Json = False) -> None:
         tempfile.TemporaryDirectory(prefix="fennflow-demo-") as directory,
     ):
         _http("PUT", f"{server.url}/{BUCKET}")
-        told = run(_Demo(server, Path(directory), quiet=as_json).tell())
+        story = run(_Demo(server, Path(directory), quiet=as_json).narrate())
     if as_json:
-        show_json(told)
+        show_json(story)
 
 
 def unit_of_work(url: str, directory: Path) -> type[Any]:
@@ -110,9 +110,9 @@ class _Demo:
         self._quiet = quiet
         self._uow = unit_of_work(server.url, directory)
 
-    async def tell(self) -> dict[str, Texts]:
+    async def narrate(self) -> dict[str, Texts]:
         """Run it all, and return what was seen at each step."""
-        told: dict[str, Texts] = {}
+        story: dict[str, Texts] = {}
         self._say(
             "An S3 server in this process",
             f"It listens on {self._server.url}, keeps its objects in memory, and has the bucket "
@@ -124,7 +124,7 @@ class _Demo:
                 "async with UOW() as uow: await uow.letters.put(anna, bert, carl)",
             )
             await write(self._uow, "first version")
-            told["committed"] = self._show(
+            story["committed"] = self._show(
                 "the bucket, as any S3 client sees it", await self._raw()
             )
 
@@ -138,21 +138,21 @@ class _Demo:
                     await uow.letters.put(*changed)
                     raise LookupError  # noqa: TRY301 - that is the point
             except LookupError:
-                told["after_exception"] = self._show("the bucket", await self._raw())
+                story["after_exception"] = self._show("the bucket", await self._raw())
 
             self._say(
                 "A process is killed before it commits",
                 "It overwrites all three, and dies (SIGKILL) while it sends the second one.",
             )
             await self._killed("PUT", 2, "never to be seen")
-            told["killed_before_commit"] = self._show("the bucket", await self._raw())
+            story["killed_before_commit"] = self._show("the bucket", await self._raw())
             report = await self._recovered()
             self._say(
                 "Recovery finds what it left",
-                f"UOW.recover() undid {report.compensated} session: its bytes lay beside the "
+                f"UOW.recover() undid {report.compensated} transaction: its bytes lay beside the "
                 "letters, under .fennflow/, and are deleted.",
             )
-            told["compensated"] = self._show("the bucket", await self._raw())
+            story["compensated"] = self._show("the bucket", await self._raw())
 
             self._say(
                 "A process is killed while it commits",
@@ -160,25 +160,25 @@ class _Demo:
                 "while the bytes are copied to their places: one is there, two are not.",
             )
             await self._killed("COPY", 2, "second version")
-            told["killed_while_committing"] = self._show("the bucket", await self._raw())
-            told["read_meanwhile"] = self._show(
+            story["killed_while_committing"] = self._show("the bucket", await self._raw())
+            story["read_meanwhile"] = self._show(
                 "the same moment through FennFlow, which knows where the bytes lie",
                 await self._read(),
             )
             report = await self._recovered()
             self._say(
                 "Recovery finishes what was decided",
-                f"UOW.recover() rolled {report.rolled_forward} session forward. No program has to "
+                f"UOW.recover() rolled {report.rolled_forward} transaction forward. No program has to "
                 "call it: whoever next uses the unit of work does that, and a living one at "
                 "intervals.",
             )
-            told["rolled_forward"] = self._show("the bucket", await self._raw())
+            story["rolled_forward"] = self._show("the bucket", await self._raw())
         if not self._quiet:
             stdout.line()
             stdout.line(
                 "All or nothing, whenever it dies. Now yours: the quick start in the README."
             )
-        return told
+        return story
 
     async def _killed(self, operation: str, number: int, text: str) -> None:
         """Let a process write the letters, and kill it at its n-th request of a kind."""

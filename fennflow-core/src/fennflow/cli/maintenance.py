@@ -1,4 +1,4 @@
-"""Commands about plugins, guarantees, sessions, recovery and reconciliation."""
+"""Commands about plugins, guarantees, transactions, recovery and reconciliation."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SHARED = {"process": "in one process", "machine": "on one machine", "network": "
 
 def register(app: typer.Typer) -> None:
     """Add the commands of this module."""
-    for command in (plugins, doctor, sessions, recover, reconcile):
+    for command in (plugins, doctor, transactions, recover, reconcile):
         app.command()(command)
 
 
@@ -98,7 +98,7 @@ def _show_diagnosis(diagnosis: Diagnosis) -> None:
         stdout.line()
         stdout.line(
             f"The backend answers in {diagnosis.latency * 1000:.1f} ms; the journal holds "
-            f"{diagnosis.sessions} sessions."
+            f"{diagnosis.transactions} transactions."
         )
     reached = {name: each for name, each in diagnosis.namespaces.items() if each.capabilities}
     if reached:
@@ -144,18 +144,18 @@ def _transposed(columns: list[dict[str, str]]) -> list[tuple[str, ...]]:
     return [(name, *(column[name] for column in columns)) for name in columns[0]]
 
 
-def sessions(target: Target, *, as_json: Json = False) -> None:
-    """List the sessions that are under way, or wait to be settled, oldest first."""
-    found = run(load(target).sessions())
+def transactions(target: Target, *, as_json: Json = False) -> None:
+    """List the transactions that are under way, or wait to be settled, oldest first."""
+    found = run(load(target).transactions())
     if as_json:
         show_json(found)
         return
     if not found:
-        stdout.line("No session is under way.")
+        stdout.line("No transaction is under way.")
         return
     rows = [
         (
-            each.session_id,
+            each.transaction_id,
             each.state,
             f"{each.age:.0f} s",
             f"{each.lease_left:.0f} s",
@@ -163,11 +163,11 @@ def sessions(target: Target, *, as_json: Json = False) -> None:
         )
         for each in found
     ]
-    stdout.table(("session", "state", "age", "lease left", "paths"), rows)
+    stdout.table(("transaction", "state", "age", "lease left", "paths"), rows)
 
 
 def recover(target: Target, *, as_json: Json = False) -> None:
-    """Settle what dead processes left, bury late writes, sweep the reserved prefix.
+    """Settle what dead processes left, check late writes, sweep the reserved prefix.
 
     Exit code 3 says that something was left for later: the store or the database was away, or
     refused.
@@ -178,7 +178,7 @@ def recover(target: Target, *, as_json: Json = False) -> None:
     else:
         stdout.line(
             f"Rolled forward {report.rolled_forward}, compensated {report.compensated}, "
-            f"pending {report.pending}; buried {report.buried}, swept {report.swept} objects "
+            f"pending {report.pending}; late writes checked {report.late_writes_checked}, swept {report.swept} objects "
             f"and {report.uploads} uploads."
         )
         for problem in report.problems:

@@ -1,1 +1,1 @@
-"""The transaction protocol: what a session is to do, and the loop that does it."""
+"""The transaction protocol: what a transaction is to do, and the loop that does it."""

@@ -55,7 +55,7 @@ class Block:
         tx = self._open()
         with (
             self._calls.call([tx, *tx.scopes()], rolled_back),
-            telemetry.operation(operation, tx.session_id, namespace),
+            telemetry.operation(operation, tx.transaction_id, namespace),
         ):
             yield tx
 
@@ -144,9 +144,9 @@ class Block:
             return cancellation  # all of it is taken back
         undos = tx.rewind(scope)
         work, again = await shielded(
-            run_undos(undos, tx.session_id),
+            run_undos(undos, tx.transaction_id),
             grace=lambda: self._grace,
-            hurry=cancellation is not None or isinstance(cause, asyncio.CancelledError),
+            grace_started=cancellation is not None or isinstance(cause, asyncio.CancelledError),
         )
         for note in [] if work.cancelled() else work.result():
             cause.add_note(note)

@@ -14,7 +14,7 @@ from typing import TypeVar
 import stamina
 
 from fennflow.backends import Outcome
-from fennflow.engine.telemetry import tell
+from fennflow.engine.telemetry import log_event
 from fennflow.exceptions import TransactionException
 
 Callback = Callable[[], Awaitable[object] | object]
@@ -64,7 +64,7 @@ def _remove(callbacks: list[T], others: list[T]) -> list[T]:
     return removed[::-1]
 
 
-async def run_undos(undos: list[Undo], session: str) -> list[str]:
+async def run_undos(undos: list[Undo], transaction: str) -> list[str]:
     """Undo saga steps in reverse order, each up to three times, and empty the list.
 
     A step leaves the list when it was undone, or could not be. So one whose undo is cut off is still
@@ -72,7 +72,7 @@ async def run_undos(undos: list[Undo], session: str) -> list[str]:
 
     Args:
         undos: of the steps, in the order in which they were done.
-        session: whose steps they are.
+        transaction: whose steps they are.
 
     Returns:
         what could not be undone.
@@ -88,12 +88,14 @@ async def run_undos(undos: list[Undo], session: str) -> list[str]:
             name = _name_of(undo)
             notes.append(f"The undo of a step failed: {name}: {type(error).__name__}: {error}")
             message = "The undo of a step failed: %s"
-            tell(logging.ERROR, message, name, rule="P9", session=session, failed=error)
+            log_event(
+                logging.ERROR, message, name, rule="P9", transaction=transaction, failed=error
+            )
         undos.pop()
     return notes
 
 
-async def run_callbacks(callbacks: list[Callback], session: str) -> None:
+async def run_callbacks(callbacks: list[Callback], transaction: str) -> None:
     """Run callbacks in order, each once, and empty the list.
 
     The outcome stands: what they raise is logged, not raised (I8).
@@ -104,12 +106,16 @@ async def run_callbacks(callbacks: list[Callback], session: str) -> None:
             await _call(callback)
         except asyncio.CancelledError:
             message = "A callback was cut off, and is not called again: %s"
-            tell(logging.ERROR, message, _name_of(callback), rule="I8", session=session)
+            log_event(
+                logging.ERROR, message, _name_of(callback), rule="I8", transaction=transaction
+            )
             raise
         except Exception as error:  # noqa: BLE001 - logged
             message = "A callback failed after the outcome was settled: %s"
             name = _name_of(callback)
-            tell(logging.ERROR, message, name, rule="I8", session=session, failed=error)
+            log_event(
+                logging.ERROR, message, name, rule="I8", transaction=transaction, failed=error
+            )
 
 
 async def _call(function: Callback) -> None:
@@ -159,7 +165,7 @@ class Aftermath:
     Args:
         callbacks: of the transaction; each leaves its list when it was called.
         outcome: of the transaction.
-        session: its id.
+        transaction: its id.
         context: in which to call; None for that of whoever starts this.
 
     Attributes:
@@ -171,7 +177,7 @@ class Aftermath:
         self,
         callbacks: Callbacks,
         outcome: Outcome,
-        session: str,
+        transaction: str,
         context: Context | None = None,
     ) -> None:
         self.notes: list[str] = []
@@ -179,7 +185,7 @@ class Aftermath:
         self._aborted = outcome is Outcome.ABORTED
         if not self._aborted:
             callbacks.undos[:] = callbacks.overdue
-        self._session = session
+        self._transaction = transaction
         self._undoing = False
         self._cut = False
         self.task = asyncio.get_running_loop().create_task(self._run(), context=context)
@@ -200,10 +206,10 @@ class Aftermath:
         if self._undoing:
             self._begin_again()
         note = (
-            f"Session {self._session} is not undone completely: not all steps were undone in time. "
+            f"Transaction {self._transaction} is not undone completely: not all steps were undone in time. "
             f"While this process runs they are undone in the background: {names}"
         )
-        tell(logging.WARNING, "%s", note, rule="P9", session=self._session)
+        log_event(logging.WARNING, "%s", note, rule="P9", transaction=self._transaction)
         return [*self.notes, note]
 
     def skip(self) -> None:
@@ -211,7 +217,7 @@ class Aftermath:
         if self._undoing:
             name = _name_of(self._callbacks.undos.pop())
             message = "The undo of a step did not end, and was given up: %s"
-            tell(logging.ERROR, message, name, rule="P9", session=self._session)
+            log_event(logging.ERROR, message, name, rule="P9", transaction=self._transaction)
         self._begin_again()
 
     def cancel(self) -> None:
@@ -226,10 +232,10 @@ class Aftermath:
         while True:
             try:
                 self._undoing = True
-                self.notes += await run_undos(self._callbacks.undos, self._session)
+                self.notes += await run_undos(self._callbacks.undos, self._transaction)
                 self._undoing = False
                 due = self._callbacks.on_rollback if self._aborted else self._callbacks.on_commit
-                return await run_callbacks(due, self._session)
+                return await run_callbacks(due, self._transaction)
             except asyncio.CancelledError:
                 task = asyncio.current_task()
                 if task is None or not self._cut:
@@ -244,7 +250,7 @@ class Aftermath:
         left: list[Callback] = [*reversed(self._callbacks.undos), *due]
         names = names_of(left) or "nothing else"
         message = "Cut off by the end of the program while calling back; not called: %s"
-        tell(logging.ERROR, message, names, rule="P9", session=self._session)
+        log_event(logging.ERROR, message, names, rule="P9", transaction=self._transaction)
 
 
 class Aftermaths:
@@ -257,11 +263,11 @@ class Aftermaths:
         self,
         callbacks: Callbacks,
         outcome: Outcome,
-        session: str,
+        transaction: str,
         context: Context | None = None,
     ) -> Aftermath:
         """Call what is due for an outcome."""
-        aftermath = Aftermath(callbacks, outcome, session, context)
+        aftermath = Aftermath(callbacks, outcome, transaction, context)
         self._under_way.add(aftermath)
         aftermath.task.add_done_callback(lambda _: self._under_way.discard(aftermath))
         return aftermath

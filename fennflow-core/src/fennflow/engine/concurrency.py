@@ -108,14 +108,14 @@ def _leaves(error: BaseException) -> list[BaseException]:
 
 
 async def shielded(
-    work: Coroutine[Any, Any, R], *, grace: Callable[[], float], hurry: bool = False
+    work: Coroutine[Any, Any, R], *, grace: Callable[[], float], grace_started: bool = False
 ) -> tuple[asyncio.Task[R], asyncio.CancelledError | None]:
     """Run work to its end although the caller is cancelled meanwhile (protocol P21).
 
     Args:
         work: what must not be cut off.
         grace: asked at the cancellation; seconds that it may still take. Then it is cancelled.
-        hurry: whether the caller was cancelled before, so that the grace begins now.
+        grace_started: whether the caller was cancelled before, so that the grace begins now.
 
     Returns:
         the task, which is done, and the cancellation that arrived meanwhile: the caller has to
@@ -123,10 +123,10 @@ async def shielded(
     """
     task = asyncio.ensure_future(work)
     loop = asyncio.get_running_loop()
-    deadline = loop.time() + grace() if hurry else None
+    deadline = loop.time() + grace() if grace_started else None
     cancellation: asyncio.CancelledError | None = None
     with ExitStack() as quiet:
-        if hurry:
+        if grace_started:
             quiet.enter_context(_cancelled_once())
         while not task.done():
             left = None if deadline is None else deadline - loop.time()

@@ -1,4 +1,4 @@
-"""Copying and moving inside a session: the store moves the bytes, the catalog the names."""
+"""Copying and moving inside a transaction: the store moves the bytes, the catalog the names."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ COPY_ATTEMPTS = 3
 async def copy(
     tx: Transaction, source: ObjectKey, target: ObjectKey, extra: Mapping[str, Any], *, move: bool
 ) -> Record:
-    """Copy inside the store what the session sees under a key, replacing what lies at the target.
+    """Copy inside the store what the transaction sees under a key, replacing what lies at the target.
 
     Args:
         tx: the transaction.
@@ -39,7 +39,7 @@ async def copy(
     Raises:
         NoSuchKeyException: nothing lies at the source.
         FilepathsCollisionError: source and target are one key.
-        RecordLockedException: another session is writing the target, or the source of a move.
+        RecordLockedException: another transaction is writing the target, or the source of a move.
         ObjectChangedException: somebody changed the source behind the catalog's back.
     """
     for key in (source, target):
@@ -56,7 +56,9 @@ async def copy(
         upload = _draft(target, record, extra)
         try:
             copied = await send(tx, seqs, (seqs[0], upload), create=False)
-            if move or await tx.view(source.namespace, [source.key], missing_ok=True) == [record]:
+            if move or await tx.read_records(source.namespace, [source.key], missing_ok=True) == [
+                record
+            ]:
                 return copied
         except (NoSuchKeyException, PreconditionFailedException) as error:
             moved = error
@@ -75,13 +77,13 @@ async def _stage_copy(
     tx: Transaction, source: ObjectKey, target: ObjectKey, *, move: bool
 ) -> tuple[list[int], Record]:
     """Journal the intents of a copy or a move, the target's first; return the source's record."""
-    capabilities = await tx.know(target.namespace)
+    capabilities = await tx.capabilities_for(target.namespace)
     await check_directories(tx, target.namespace, [target.key])
     seen: list[Record | None] = []
     if move:
-        await tx.know(source.namespace)
+        await tx.capabilities_for(source.namespace)
     else:
-        seen = await tx.view(source.namespace, [source.key], missing_ok=False)
+        seen = await tx.read_records(source.namespace, [source.key], missing_ok=False)
 
     def place(key: ObjectKey, before: Record | None, chain: Sequence[Write]) -> Placement:
         if key == source:
@@ -100,7 +102,7 @@ async def _stage_copy(
             if seen == [None]:
                 raise no_such_key(source.namespace, [source.key])
 
-    seqs = await tx.stage([target, source] if move else [target], place, check)
+    seqs = await tx.begin_writes([target, source] if move else [target], place, check)
     [record] = [record for record in seen if record is not None]
     return seqs, record
 

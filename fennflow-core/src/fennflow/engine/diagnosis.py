@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import uuid_utils
 
-from fennflow.backends import ObjectKey, SessionToken
+from fennflow.backends import ObjectKey, TransactionToken
 from fennflow.connectors import Deletion, Location, ObjectAttributes
 from fennflow.engine.concurrency import run_all
 from fennflow.engine.stamps import Stamp, made_by, stamped
@@ -19,7 +19,7 @@ from fennflow.exceptions import ConnectorCapabilityException, FennFlowException
 from fennflow.reports import Diagnosis, NamespaceDiagnosis
 
 if TYPE_CHECKING:
-    from fennflow.engine.parts import Parts
+    from fennflow.engine.context import EngineContext
 
 MUCH_SKEW = 60.0
 """Seconds: S3 refuses requests that are 15 minutes off, and the sweep compares clocks."""
@@ -28,35 +28,38 @@ WRITES_WITHIN = 5.0
 """Seconds in which the backend has to take a small change."""
 
 
-async def diagnose(parts: Parts, namespaces: Sequence[str]) -> Diagnosis:
+async def diagnose(context: EngineContext, namespaces: Sequence[str]) -> Diagnosis:
     """Reach the backend and the namespaces, and tell what results."""
     started = time.monotonic()
     try:
-        sessions = len(await parts.backend.sessions(after="", limit=1000))
+        transactions = len(await context.backend.transactions(after="", limit=1000))
         latency = time.monotonic() - started
         left = [
-            *await unfinished(parts.backend),
-            *await long_open(parts.backend, parts.config.doubt_period),
-            *await overdue(parts.backend),
-            *await _refuses_writes(parts),
+            *await unfinished(context.backend),
+            *await long_open(context.backend, context.config.late_write_period),
+            *await overdue(context.backend),
+            *await _refuses_writes(context),
         ]
     except FennFlowException as error:
         return Diagnosis(problems=[f"The backend cannot be reached: {error}"])
 
     async def look(namespace: str) -> NamespaceDiagnosis:
-        return await _look(parts, namespace)
+        return await _look(context, namespace)
 
     seen = dict(zip(namespaces, await run_all(PROBES_AT_ONCE, look, namespaces), strict=True))
     diagnosis = Diagnosis(
-        guarantees=parts.backend.guarantees, latency=latency, sessions=sessions, namespaces=seen
+        guarantees=context.backend.guarantees,
+        latency=latency,
+        transactions=transactions,
+        namespaces=seen,
     )
     return replace(
-        diagnosis, problems=(*_problems(seen), *left), advice=tuple(_advice(parts, diagnosis))
+        diagnosis, problems=(*_problems(seen), *left), advice=tuple(_advice(context, diagnosis))
     )
 
 
-async def reach(parts: Parts, namespaces: Sequence[str]) -> None:
-    """List the beginning of each namespace, and ask the backend for its oldest session.
+async def reach(context: EngineContext, namespaces: Sequence[str]) -> None:
+    """List the beginning of each namespace, and ask the backend for its oldest transaction.
 
     Raises:
         BaseConnectorException: a namespace is missing, or cannot be listed.
@@ -65,7 +68,7 @@ async def reach(parts: Parts, namespaces: Sequence[str]) -> None:
 
     async def look(namespace: str) -> None:
         try:
-            await _first(parts.connector.list(namespace, f"{parts.config.reserved_prefix}/"))
+            await _first(context.connector.list(namespace, f"{context.config.reserved_prefix}/"))
         except FennFlowException as error:
             error.add_note(
                 f"UOW.lifespan() checks that {namespace} can be listed. To start without that, use "
@@ -73,19 +76,19 @@ async def reach(parts: Parts, namespaces: Sequence[str]) -> None:
             )
             raise
 
-    await parts.backend.sessions(after="", limit=1)
+    await context.backend.transactions(after="", limit=1)
     await run_all(PROBES_AT_ONCE, look, namespaces)
 
 
-async def _refuses_writes(parts: Parts) -> list[str]:
-    """Journal a session that does nothing, and say if the backend does not take that."""
-    token = SessionToken(str(uuid_utils.uuid7()))
-    key = ObjectKey("", f"{parts.config.reserved_prefix}/probe/{token.session_id}")
+async def _refuses_writes(context: EngineContext) -> list[str]:
+    """Journal a transaction that does nothing, and say if the backend does not take that."""
+    token = TransactionToken(str(uuid_utils.uuid7()))
+    key = ObjectKey("", f"{context.config.reserved_prefix}/probe/{token.transaction_id}")
     try:
         async with asyncio.timeout(WRITES_WITHIN):
-            await parts.backend.stage(token, [key], lambda _: ())
-            await parts.backend.abort(token)
-            await parts.backend.settle(token)
+            await context.backend.begin_writes(token, [key], lambda _: ())
+            await context.backend.abort(token)
+            await context.backend.settle(token)
     except (FennFlowException, TimeoutError) as error:
         reason = str(error) or f"it did not within {WRITES_WITHIN} s"
         return [
@@ -99,35 +102,35 @@ async def _refuses_writes(parts: Parts) -> list[str]:
     return []
 
 
-async def _look(parts: Parts, namespace: str) -> NamespaceDiagnosis:
+async def _look(context: EngineContext, namespace: str) -> NamespaceDiagnosis:
     stamp = Stamp(str(uuid_utils.uuid7()), 1)
-    key = f"{parts.config.reserved_prefix}/probe/{stamp.session_id}"
+    key = f"{context.config.reserved_prefix}/probe/{stamp.transaction_id}"
     place = Location(key)
     try:
-        capabilities = await parts.connector.capabilities(namespace, anew=True)
+        capabilities = await context.connector.capabilities(namespace, refresh=True)
         attributes = ObjectAttributes(
             media_type="text/plain", metadata=stamped({"Wörter": "äöü"}, stamp)
         )
         started = time.monotonic()
-        place = (await parts.connector.put(namespace, key, b"1", attributes)).location
+        place = (await context.connector.put(namespace, key, b"1", attributes)).location
         latency = time.monotonic() - started
         try:
-            found = await parts.connector.head(namespace, place)
+            found = await context.connector.head(namespace, place)
         finally:
-            await parts.connector.delete(namespace, [Deletion(location=place)])
+            await context.connector.delete(namespace, [Deletion(location=place)])
     except FennFlowException as error:
         return NamespaceDiagnosis(error=f"{type(error).__name__}: {error}")
-    kept = made_by(found, stamp.session_id, 1)
+    kept = made_by(found, stamp.transaction_id, 1)
     skew = None
     if found is not None and found.modified_at is not None:
         skew = found.modified_at.timestamp() - time.time()
     diagnosis = NamespaceDiagnosis(
         capabilities=capabilities, keeps_stamps=kept, latency=latency, clock_skew=skew
     )
-    prefix = f"{parts.config.reserved_prefix}/"
+    prefix = f"{context.config.reserved_prefix}/"
     try:
-        await _first(parts.connector.list(namespace, prefix))
-        await _first(parts.connector.uploads(namespace, prefix))
+        await _first(context.connector.list(namespace, prefix))
+        await _first(context.connector.uploads(namespace, prefix))
     except ConnectorCapabilityException:
         return replace(diagnosis, lists_uploads=False)
     except FennFlowException as error:
@@ -169,7 +172,7 @@ def _problems(seen: Mapping[str, NamespaceDiagnosis]) -> list[str]:
     return problems
 
 
-def _advice(parts: Parts, diagnosis: Diagnosis) -> list[str]:
+def _advice(context: EngineContext, diagnosis: Diagnosis) -> list[str]:
     advice: list[str] = []
     guarantees = diagnosis.guarantees
     if guarantees is not None and not guarantees.durable:
@@ -193,7 +196,7 @@ def _advice(parts: Parts, diagnosis: Diagnosis) -> list[str]:
                 f"{namespace} ignores If-None-Match: new files are staged and copied, two "
                 "requests each, and objects of others may be overwritten in a race."
             )
-        if capabilities.conditional_delete == "none" and not parts.config.hide_pending:
+        if capabilities.conditional_delete == "none" and not context.config.hide_pending:
             advice.append(
                 f"{namespace} ignores If-Match on deletes: undoing a new file looks first, and "
                 "deletes then. hide_pending=True closes that gap, for one more request per file."

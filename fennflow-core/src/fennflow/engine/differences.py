@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from fennflow.backends import Delete, ObjectKey, Record, Tombstone
+from fennflow.backends import Delete, LateWrite, ObjectKey, Record
 from fennflow.connectors import StoredObject
 from fennflow.engine.stamps import Stamp, began, stamp_of, unstamped
 from fennflow.objects import media_type_of, utc
@@ -26,15 +26,15 @@ class Policy:
         settings: the user's.
         filling: whether the catalog had no record of the namespace at the start. Then all objects
             are taken: what FennFlow wrote is told from an orphan by its record alone.
-        dead_before: seconds since the epoch; no session that began earlier can commit (P27).
-        session_id: of the session that changes the catalog.
+        dead_before: seconds since the epoch; no transaction that began earlier can commit (P27).
+        transaction_id: of the transaction that changes the catalog.
         catalog_id: of the catalog.
     """
 
     settings: ReconcileConfig
     filling: bool
     dead_before: float
-    session_id: str
+    transaction_id: str
     catalog_id: str
 
     def concerns(self, stamp: Stamp) -> bool:
@@ -44,7 +44,7 @@ class Policy:
 
     def is_dead(self, stamp: Stamp) -> bool:
         """Return whether the transaction that a stamp names began too long ago to commit."""
-        started = began(stamp.session_id)
+        started = began(stamp.transaction_id)
         return started is not None and started.timestamp() < self.dead_before
 
 
@@ -79,7 +79,7 @@ def judge(
     policy: Policy,
     *,
     seq: int,
-    tombstones: Collection[Tombstone] = (),
+    late_writes: Collection[LateWrite] = (),
 ) -> Verdict | None:
     """Decide about one key; None if nothing is wrong.
 
@@ -90,8 +90,8 @@ def judge(
         stored: what the store says of it, its metadata included.
         record: what the catalog says.
         policy: how to decide.
-        seq: with the policy's session the identity of a record that is adopted.
-        tombstones: of the key; what they name is garbage that arrived late (P20 a).
+        seq: with the policy's transaction the identity of a record that is adopted.
+        late_writes: of the key; what they name is garbage that arrived late (P20 a).
     """
     if agree(stored, record):
         return None
@@ -103,8 +103,8 @@ def judge(
     if stamp is not None and not policy.concerns(stamp):
         finding = _finding(key, Difference.OTHER_CATALOG)
         return Verdict(replace(finding, catalog_id=stamp.catalog_id))
-    late = stamp is not None and _late(key, stamp) in tombstones
-    adopted = _adopted(key, stored, policy.session_id, seq)
+    late = stamp is not None and _late(key, stamp) in late_writes
+    adopted = _adopted(key, stored, policy.transaction_id, seq)
     if record is not None:
         return _judge_changed(key, stored, stamp, record, adopted, policy, late=late)
     return None if late else _judge_unrecorded(key, stored, stamp, adopted, policy)
@@ -122,7 +122,7 @@ def _judge_changed(
 ) -> Verdict:
     updated = replace(adopted, created_at=record.created_at)
     replaces = policy.settings.strategy == "replace" and not late
-    if stamp is not None and stamp.write == (record.session_id, record.seq):
+    if stamp is not None and stamp.write == (record.transaction_id, record.seq):
         # What the record names, under another ETag: a store gives one when an object is moved.
         # A reader compares the bytes with the checksum of the catalog.
         same = replace(record, location=stored.location, etag=stored.etag)
@@ -159,15 +159,15 @@ def _judge_orphan(
         location=stored.location,
         etag=None if named else stored.etag,
         owner=None if named else stamp.seq,
-        owner_session=stamp.session_id,
+        owner_transaction=stamp.transaction_id,
     )
     finding = _finding(key, Difference.ORPHAN, ReconcileAction.DELETED)
     return Verdict(finding, deletion=deletion)
 
 
-def _late(key: ObjectKey, stamp: Stamp) -> Tombstone:
-    session_id, seq = stamp.write
-    return Tombstone(namespace=key.namespace, key=key.key, session_id=session_id, seq=seq)
+def _late(key: ObjectKey, stamp: Stamp) -> LateWrite:
+    transaction_id, seq = stamp.write
+    return LateWrite(namespace=key.namespace, key=key.key, transaction_id=transaction_id, seq=seq)
 
 
 def _finding(
@@ -186,7 +186,7 @@ def unreadable(key: ObjectKey) -> Verdict:
     return Verdict(_finding(key, Difference.UNREADABLE))
 
 
-def _adopted(key: ObjectKey, stored: StoredObject, session_id: str, seq: int) -> Record:
+def _adopted(key: ObjectKey, stored: StoredObject, transaction_id: str, seq: int) -> Record:
     """Return the record of an object as it lies there.
 
     What its stamp claims is not believed: it is read as the class of its media type, and has no
@@ -204,7 +204,7 @@ def _adopted(key: ObjectKey, stored: StoredObject, session_id: str, seq: int) ->
         headers=_storable(stored.headers),
         created_at=modified_at,
         modified_at=modified_at,
-        session_id=session_id,
+        transaction_id=transaction_id,
         seq=seq,
     )
 

@@ -1,6 +1,6 @@
-"""Finishing a session: its steps batch by batch, each noted in the journal when it is done.
+"""Finishing a transaction: its steps batch by batch, each noted in the journal when it is done.
 
-Whoever holds the session's token may finish it, any number of times (P7). Nothing that is noted is
+Whoever holds the transaction's token may finish it, any number of times (P7). Nothing that is noted is
 done again: the records that were moved, the keys that were released (P9, P28).
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Collection, Iterable
 
-from fennflow.backends import ObjectKey, Step, Tombstone
+from fennflow.backends import LateWrite, ObjectKey, Step
 from fennflow.engine.settle import Settler, batches_of
 
 KEYS_AT_ONCE = 1000
@@ -19,19 +19,19 @@ KEYS_AT_ONCE = 1000
 async def finish(
     settler: Settler,
     steps: Iterable[Step],
-    tombstones: Collection[Tombstone] = (),
+    late_writes: Collection[LateWrite] = (),
     *,
     keys: Iterable[ObjectKey] = (),
-    buried: Collection[Tombstone] = (),
+    late_writes_checked: Collection[LateWrite] = (),
 ) -> None:
-    """Perform all steps, release their keys, and remove the session from the journal.
+    """Perform all steps, release their keys, and remove the transaction from the journal.
 
     Args:
-        settler: a new one, of the session.
+        settler: a new one, of the transaction.
         steps: of apply or compensation.
-        tombstones: to leave.
-        keys: others that the session holds, for which nothing is to be done.
-        buried: tombstones to remove.
+        late_writes: to leave.
+        keys: others that the transaction holds, for which nothing is to be done.
+        late_writes_checked: late writes to remove.
 
     Raises:
         FennFlowException: steps of some keys failed. These keys stay in the journal, all others
@@ -47,18 +47,21 @@ async def finish(
         whole = batch is batches[-1] and not settler.failed
         if not (whole or done):
             continue
-        gone = {each for each in buried if whole or _key_of(each) in done}
-        await settler.parts.backend.settle(
+        gone = {each for each in late_writes_checked if whole or _key_of(each) in done}
+        await settler.context.backend.settle(
             settler.lease.token,
             keys=None if whole else done,
-            tombstones=tombstones,
-            keep_locked=settler.progress.in_doubt & done,
-            buried=gone,
+            late_writes=late_writes,
+            keep_locked=settler.progress.keys_in_flight & done,
+            late_writes_checked=gone,
         )
-        settler.progress.in_doubt -= done
-        tombstones, buried = (), [each for each in buried if each not in gone]
+        settler.progress.keys_in_flight -= done
+        late_writes, late_writes_checked = (
+            (),
+            [each for each in late_writes_checked if each not in gone],
+        )
     settler.raise_failures()
-    settler.parts.leases.release(settler.lease)
+    settler.context.leases.release(settler.lease)
 
 
 def _in_order(settler: Settler, keys: Iterable[ObjectKey]) -> list[ObjectKey]:
@@ -69,5 +72,5 @@ def _in_order(settler: Settler, keys: Iterable[ObjectKey]) -> list[ObjectKey]:
     return sorted(shuffled, key=lambda key: settler.progress.failures[key])
 
 
-def _key_of(tombstone: Tombstone) -> ObjectKey:
-    return ObjectKey(tombstone.namespace, tombstone.key)
+def _key_of(late_write: LateWrite) -> ObjectKey:
+    return ObjectKey(late_write.namespace, late_write.key)

@@ -13,20 +13,20 @@ from fennflow.backends import (
     AbortUpload,
     Commit,
     Delete,
+    LateWrite,
     ObjectKey,
     Record,
-    SessionToken,
     Step,
-    Tombstone,
+    TransactionToken,
 )
 from fennflow.connectors import Location, PendingUpload, StoredObject
 from fennflow.engine.concurrency import run_all
+from fennflow.engine.context import EngineContext
 from fennflow.engine.finish import finish
 from fennflow.engine.leases import Lease, Leases
-from fennflow.engine.parts import Parts
 from fennflow.engine.settle import Settler, versions_since
 from fennflow.engine.stamps import checked_write, made_by
-from fennflow.engine.telemetry import tell
+from fennflow.engine.telemetry import log_event
 from fennflow.exceptions import (
     BaseConnectorException,
     ConnectorCapabilityException,
@@ -34,9 +34,9 @@ from fennflow.exceptions import (
     RecordLockedException,
 )
 
-BURIED_AT_ONCE = 500
+CHECKED_AT_ONCE = 500
 SWEPT_AT_ONCE = 1000
-OF_CONNECTORS = {"probe", "incoming"}
+CONNECTOR_DIRECTORIES = {"probe", "incoming"}
 """Where connectors keep under the reserved prefix what they are about to delete or to move."""
 
 
@@ -45,7 +45,7 @@ async def lock_free(
 ) -> dict[ObjectKey, Record]:
     """Lock all keys that nobody is writing, note the others, and return the records of those."""
     try:
-        return dict(await leases.stage(lease, keys, lambda _: ()))
+        return dict(await leases.begin_writes(lease, keys, lambda _: ()))
     except RecordLockedException:
         if len(keys) == 1:
             busy += keys
@@ -59,7 +59,7 @@ Described = StoredObject | None | BaseConnectorException
 """What the store says of an object, which may be that it cannot describe this one."""
 
 
-async def describe(parts: Parts, namespace: str, location: Location) -> Described:
+async def describe(context: EngineContext, namespace: str, location: Location) -> Described:
     """Return what the store says of an object.
 
     A stranger's object can be denied, or have headers that no client can read. A question about
@@ -69,49 +69,51 @@ async def describe(parts: Parts, namespace: str, location: Location) -> Describe
         BaseConnectorException: the store does not describe any object.
     """
     try:
-        return await parts.connector.head(namespace, location)
+        return await context.connector.head(namespace, location)
     except BaseConnectorException as error:
-        await _check_answers(parts, namespace)
+        await _check_answers(context, namespace)
         if not isinstance(error, ConnectorUnavailableException):
             return error
     try:
-        return await parts.connector.head(namespace, location)
+        return await context.connector.head(namespace, location)
     except BaseConnectorException as error:
         return error
 
 
-async def _check_answers(parts: Parts, namespace: str) -> None:
+async def _check_answers(context: EngineContext, namespace: str) -> None:
     """Raise unless the store answers a question about a key under which nothing is."""
-    absent = Location(f"{parts.config.reserved_prefix}/probe/absent")
-    await parts.connector.head(namespace, absent)
+    absent = Location(f"{context.config.reserved_prefix}/probe/absent")
+    await context.connector.head(namespace, absent)
 
 
-async def bury(parts: Parts, problems: list[str]) -> int:
+async def check_late_writes(context: EngineContext, problems: list[str]) -> int:
     """Delete what late requests left, now that no more can arrive, and return how many (P20 a).
 
     Args:
-        parts: of the engine.
+        context: of the engine.
         problems: gets a line for what could not be cleaned up; the rest does not depend on it.
     """
-    buried = 0
-    last: Tombstone | None = None
-    while due := await parts.backend.due_tombstones(after=last, limit=BURIED_AT_ONCE):
+    late_writes_checked = 0
+    last: LateWrite | None = None
+    while due := await context.backend.due_late_writes(after=last, limit=CHECKED_AT_ONCE):
         last = due[-1]
         for namespace, group in groupby(due, key=lambda each: each.namespace):
             try:
-                await parts.connector.capabilities(namespace)
-                buried += await _bury(parts, list(group), problems)
+                await context.connector.capabilities(namespace)
+                late_writes_checked += await _check_group(context, list(group), problems)
             except BaseConnectorException as error:
                 _report(problems, f"Late writes to {namespace} were not deleted", error, "P20")
-    return buried
+    return late_writes_checked
 
 
-async def _bury(parts: Parts, due: Sequence[Tombstone], problems: list[str]) -> int:
-    """Bury tombstones under the locks of their keys; those of keys in use have to wait."""
-    lease = Lease(SessionToken(str(uuid_utils.uuid7())))
+async def _check_group(
+    context: EngineContext, due: Sequence[LateWrite], problems: list[str]
+) -> int:
+    """Check late writes under the locks of their keys; those of keys in use have to wait."""
+    lease = Lease(TransactionToken(str(uuid_utils.uuid7())))
     busy: list[ObjectKey] = []
     keys = sorted({ObjectKey(each.namespace, each.key) for each in due})
-    records = await lock_free(parts.leases, lease, keys, busy)
+    records = await lock_free(context.leases, lease, keys, busy)
     free = [each for each in due if ObjectKey(each.namespace, each.key) not in set(busy)]
     if not free:
         return 0
@@ -119,51 +121,51 @@ async def _bury(parts: Parts, due: Sequence[Tombstone], problems: list[str]) -> 
     unknown: list[BaseConnectorException] = []
     away = False
 
-    async def look(tombstone: Tombstone) -> Sequence[Delete] | None:
+    async def look(late_write: LateWrite) -> Sequence[Delete] | None:
         nonlocal away
         if away:
             return None
         try:
-            return await _garbage(parts, lease, records, tombstone)
+            return await _garbage(context, lease, records, late_write)
         except BaseConnectorException as error:
             unknown.append(error)
             try:
-                await _check_answers(parts, tombstone.namespace)
+                await _check_answers(context, late_write.namespace)
             except BaseConnectorException:
                 away = True
             return None
 
-    # If this fails the session is left to be claimed, and the tombstones stay. Its deletions are
+    # If this fails the transaction is left to be claimed, and the late writes stay. Its deletions are
     # journaled before they are sent, so that whoever claims it knows what may still arrive (P20 b).
     try:
-        found = await run_all(parts.config.max_concurrency, look, free)
+        found = await run_all(context.config.max_concurrency, look, free)
         garbage = [step for steps in found for step in steps or ()]
         if garbage:
-            await parts.backend.commit(lease.token, Commit(steps=garbage))
+            await context.backend.commit(lease.token, Commit(steps=garbage))
         else:
-            await parts.backend.abort(lease.token)
+            await context.backend.abort(lease.token)
         seen_to = [each for each, steps in zip(free, found, strict=True) if steps is not None]
         if unknown:
             left = len(free) - len(seen_to)
             what = f"{left} late writes to {free[0].namespace} were not looked for"
             _report(problems, what, unknown[0], "P20")
         held = {ObjectKey(each.namespace, each.key) for each in free}
-        await finish(Settler(parts, lease), garbage, keys=held, buried=seen_to)
+        await finish(Settler(context, lease), garbage, keys=held, late_writes_checked=seen_to)
     finally:
-        parts.leases.release(lease)
+        context.leases.release(lease)
     return len(seen_to)
 
 
 async def _garbage(
-    parts: Parts, lease: Lease, records: Mapping[ObjectKey, Record], tombstone: Tombstone
+    context: EngineContext, lease: Lease, records: Mapping[ObjectKey, Record], late_write: LateWrite
 ) -> Sequence[Delete]:
-    """Return the deletions of what carries a session and sequence, and is no record's."""
-    namespace, key = tombstone.namespace, tombstone.key
+    """Return the deletions of what carries a transaction and sequence, and is no record's."""
+    namespace, key = late_write.namespace, late_write.key
     record = records.get(ObjectKey(namespace, key))
-    versioned = (await parts.connector.capabilities(namespace)).versioned
+    versioned = (await context.connector.capabilities(namespace)).versioned
     lease.check()
     if versioned:
-        found = await versions_since(parts, namespace, key, tombstone.session_id)
+        found = await versions_since(context, namespace, key, late_write.transaction_id)
         places = [each.location for each in found]
     else:
         places = [Location(key)]
@@ -172,41 +174,43 @@ async def _garbage(
         if record is not None and record.location == place:
             continue
         lease.check()
-        there = await parts.connector.head(namespace, place)
-        if made_by(there, tombstone.session_id, tombstone.seq):
+        there = await context.connector.head(namespace, place)
+        if made_by(there, late_write.transaction_id, late_write.seq):
             garbage.append(
                 Delete(
                     namespace=namespace,
                     location=place,
-                    owner=None if versioned else tombstone.seq,
-                    owner_session=tombstone.session_id,
+                    owner=None if versioned else late_write.seq,
+                    owner_transaction=late_write.transaction_id,
                 )
             )
     return garbage
 
 
-async def sweep(parts: Parts, namespace: str, problems: list[str]) -> tuple[int, int]:
+async def sweep(context: EngineContext, namespace: str, problems: list[str]) -> tuple[int, int]:
     """Delete what this catalog has left under the reserved prefix and no transaction knows (P27).
 
     What another catalog has put there stays: a committed transaction whose process died before
     apply has its only bytes in staging, for as long as its application is down.
 
     Args:
-        parts: of the engine.
+        context: of the engine.
         namespace: which bucket.
         problems: gets a line for what was refused; the rest does not depend on it.
 
     Returns:
         how many objects were deleted and how many uploads aborted.
     """
-    prefix = f"{parts.config.reserved_prefix}/"
-    objects = await _sweep(parts, namespace, parts.connector.list(namespace, prefix), problems)
-    uploads = await _sweep(parts, namespace, parts.connector.uploads(namespace, prefix), problems)
+    prefix = f"{context.config.reserved_prefix}/"
+    objects = await _sweep(context, namespace, context.connector.list(namespace, prefix), problems)
+    uploads = await _sweep(
+        context, namespace, context.connector.uploads(namespace, prefix), problems
+    )
     return objects, uploads
 
 
 async def _sweep(
-    parts: Parts,
+    context: EngineContext,
     namespace: str,
     listing: AsyncIterator[StoredObject | PendingUpload],
     problems: list[str],
@@ -218,17 +222,19 @@ async def _sweep(
         async for each in listing:
             batch.append(each)
             if len(batch) == SWEPT_AT_ONCE:
-                swept += await _delete(parts, namespace, batch, problems)
+                swept += await _delete(context, namespace, batch, problems)
                 batch.clear()
     except ConnectorCapabilityException as error:
-        tell(logging.INFO, "Leftovers in %s are not all listed: %s", namespace, error, rule="P27")
+        log_event(
+            logging.INFO, "Leftovers in %s are not all listed: %s", namespace, error, rule="P27"
+        )
     except BaseConnectorException as error:
         _report(problems, f"Leftovers in {namespace} were not all listed", error, "P27")
-    return swept + await _delete(parts, namespace, batch, problems)
+    return swept + await _delete(context, namespace, batch, problems)
 
 
 async def _delete(
-    parts: Parts,
+    context: EngineContext,
     namespace: str,
     found: Sequence[StoredObject | PendingUpload],
     problems: list[str],
@@ -236,9 +242,9 @@ async def _delete(
     if not found:
         return 0
     try:
-        steps = await _swept(parts, namespace, found)
-        # No lease guards this: what is deleted is named by its session, and nobody else's.
-        await Settler(parts, Lease(SessionToken(""))).perform(steps)
+        steps = await _swept(context, namespace, found)
+        # No lease guards this: what is deleted is named by its transaction, and nobody else's.
+        await Settler(context, Lease(TransactionToken(""))).perform(steps)
     except BaseConnectorException as error:
         _report(problems, f"Leftovers in {namespace} were not all deleted", error, "P27")
         return 0
@@ -246,21 +252,24 @@ async def _delete(
 
 
 async def _swept(
-    parts: Parts, namespace: str, found: Sequence[StoredObject | PendingUpload]
+    context: EngineContext, namespace: str, found: Sequence[StoredObject | PendingUpload]
 ) -> list[Step]:
-    """Return what of a batch is garbage: it is old enough, and its session is gone."""
-    config = parts.config
+    """Return what of a batch is garbage: it is old enough, and its transaction is gone."""
+    config = context.config
     now = time.time()
-    versioned = (await parts.connector.capabilities(namespace)).versioned
+    versioned = (await context.connector.capabilities(namespace)).versioned
     candidates: list[tuple[str, Step]] = []
     for each in found:
         key = each.location.key if isinstance(each, StoredObject) else each.key
         names = key.removeprefix(f"{config.reserved_prefix}/").split("/")
-        if names[0] not in {parts.backend.catalog_id, *OF_CONNECTORS}:
+        if names[0] not in {context.backend.catalog_id, *CONNECTOR_DIRECTORIES}:
             continue
-        if each.modified_at is None or now - each.modified_at.timestamp() < config.doubt_period:
+        if (
+            each.modified_at is None
+            or now - each.modified_at.timestamp() < config.late_write_period
+        ):
             continue
-        write = _write_of(names[1:]) if names[0] == parts.backend.catalog_id else None
+        write = _write_of(names[1:]) if names[0] == context.backend.catalog_id else None
         step: Step
         if isinstance(each, PendingUpload):
             step = AbortUpload(namespace=namespace, key=key, upload_id=each.upload_id)
@@ -269,22 +278,24 @@ async def _swept(
                 namespace=namespace,
                 location=each.location,
                 owner=write[1] if write and versioned else None,
-                owner_session=write[0] if write and versioned else None,
+                owner_transaction=write[0] if write and versioned else None,
             )
         candidates.append((write[0] if write else "", step))
-    known = set(await parts.backend.known({session for session, _ in candidates if session}))
-    return [step for session, step in candidates if session not in known]
+    known = set(
+        await context.backend.known({transaction for transaction, _ in candidates if transaction})
+    )
+    return [step for transaction, step in candidates if transaction not in known]
 
 
 def _write_of(names: Sequence[str]) -> tuple[str, int] | None:
     """Return the transaction and the sequence that a staging key names, if it is one (P10)."""
     match names:
-        case [session_id, seq]:
-            return checked_write(session_id, seq)
+        case [transaction_id, seq]:
+            return checked_write(transaction_id, seq)
         case _:
             return None
 
 
 def _report(problems: list[str], what: str, error: BaseConnectorException, rule: str) -> None:
-    tell(logging.WARNING, "%s: %s", what, error, rule=rule)
+    log_event(logging.WARNING, "%s: %s", what, error, rule=rule)
     problems.append(f"{what}: {error}")

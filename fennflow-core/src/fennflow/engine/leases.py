@@ -1,4 +1,4 @@
-"""Leases: how long this process may act for a session (P22, P23, P25)."""
+"""Leases: how long this process may act for a transaction (P22, P23, P25)."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from fennflow.backends import Intent, ObjectKey, Record, SessionToken
+from fennflow.backends import Intent, ObjectKey, Record, TransactionToken
 from fennflow.engine.concurrency import Periodic
-from fennflow.engine.telemetry import tell
-from fennflow.exceptions import SessionLostException
+from fennflow.engine.telemetry import log_event
+from fennflow.exceptions import TransactionLostException
 
 if TYPE_CHECKING:
     from fennflow.backends import Backend
 
-MARGIN = 1 / 6
+LEASE_MARGIN = 1 / 6
 """Of the lease's length: what a request may take from the check to the wire."""
 _COUNTS_SUSPENSION: int | None = getattr(time, "CLOCK_BOOTTIME", None)
 if sys.platform == "darwin":
@@ -43,16 +43,16 @@ def suspended() -> float:
 
 @dataclass(slots=True)
 class Lease:
-    """The right of this process to act for one session.
+    """The right of this process to act for one transaction.
 
     Args:
-        token: the session's id, and the fencing token under which it is held.
+        token: the transaction's id, and the fencing token under which it is held.
         until: when it ends, by `clock`. The backend's clock decides when others
             may take over; this one started earlier and ends earlier (P23).
         since: when it was first held, by `clock`, until it was told that this is long ago.
     """
 
-    token: SessionToken
+    token: TransactionToken
     until: float = float("inf")
     since: float | None = None
 
@@ -60,14 +60,14 @@ class Lease:
         """Refuse to send anything once the lease may have run out (P23).
 
         Raises:
-            SessionLostException: it may have, or it was released.
+            TransactionLostException: it may have, or it was released.
         """
         if clock() >= self.until:
             message = (
-                f"Session {self.token.session_id} could not renew its lease in time, so it may be "
+                f"Transaction {self.token.transaction_id} could not renew its lease in time, so it may be "
                 "recovery's now. Run the unit of work again."
             )
-            raise SessionLostException(message)
+            raise TransactionLostException(message)
 
 
 @dataclass(slots=True)
@@ -75,9 +75,9 @@ class Leases:
     """The leases that an engine holds, renewed while it holds them.
 
     Args:
-        backend: where the sessions are journaled.
+        backend: where the transactions are journaled.
         ttl: seconds that a lease runs.
-        long: seconds after which it is logged that a session is still open.
+        long: seconds after which it is logged that a transaction is still open.
     """
 
     backend: Backend
@@ -89,7 +89,7 @@ class Leases:
     def __post_init__(self) -> None:
         self._heart = Periodic(self.ttl / 3, self._beat)
 
-    async def stage(
+    async def begin_writes(
         self,
         lease: Lease,
         keys: Collection[ObjectKey],
@@ -97,9 +97,9 @@ class Leases:
         *,
         begins: bool = True,
     ) -> Mapping[ObjectKey, Record]:
-        """Stage, and hold the lease that the session has from then on."""
+        """Begin writes, and hold the lease that the transaction has from then on."""
         started = clock()
-        records = await self.backend.stage(lease.token, keys, plan, begins=begins)
+        records = await self.backend.begin_writes(lease.token, keys, plan, begins=begins)
         self.hold(lease, started)
         return records
 
@@ -107,19 +107,19 @@ class Leases:
         """Renew a lease until it is released.
 
         Args:
-            lease: of a session in the journal.
+            lease: of a transaction in the journal.
             started: when the call that gave or renewed it began, by `clock`.
         """
-        lease.until = started + self.ttl * (1 - MARGIN)
-        if lease.token.session_id not in self._held:
+        lease.until = started + self.ttl * (1 - LEASE_MARGIN)
+        if lease.token.transaction_id not in self._held:
             lease.since = started
-        self._held[lease.token.session_id] = lease
+        self._held[lease.token.transaction_id] = lease
         self._heart.start()
 
     def release(self, lease: Lease) -> None:
-        """End a lease: its session is settled, or another owner's. Nothing is sent for it now."""
+        """End a lease: its transaction is settled, or another owner's. Nothing is sent for it now."""
         lease.until = float("-inf")
-        self._held.pop(lease.token.session_id, None)
+        self._held.pop(lease.token.transaction_id, None)
 
     async def aclose(self) -> None:
         """Renew nothing any more."""
@@ -132,21 +132,28 @@ class Leases:
             async with asyncio.timeout(self.ttl / 3):
                 kept = set(await self.backend.heartbeat([lease.token for lease in held]))
         except Exception as error:  # noqa: BLE001 - tried again; a lease that runs out is noticed
-            tell(logging.WARNING, "Leases could not be renewed: %r", error, rule="P22")
+            log_event(logging.WARNING, "Leases could not be renewed: %r", error, rule="P22")
             return True
         for lease in held:
             if lease.token in kept:
-                lease.until = started + self.ttl * (1 - MARGIN)
-                self._tell_long(lease, started)
+                lease.until = started + self.ttl * (1 - LEASE_MARGIN)
+                self._log_long_open(lease, started)
             elif lease.until <= started:
                 self.release(lease)  # P25: settled, or another process's, or not renewed in time
         return bool(self._held)
 
-    def _tell_long(self, lease: Lease, now: float) -> None:
-        """Log once that a session holds its paths for long."""
+    def _log_long_open(self, lease: Lease, now: float) -> None:
+        """Log once that a transaction holds its paths for long."""
         if lease.since is None or now - lease.since < self.long:
             return
-        message = "Session %s has not ended for %.0f s; what it writes stays locked for others until it has"
-        session = lease.token.session_id
-        tell(logging.WARNING, message, session, now - lease.since, rule="P6", session=session)
+        message = "Transaction %s has not ended for %.0f s; what it writes stays locked for others until it has"
+        transaction = lease.token.transaction_id
+        log_event(
+            logging.WARNING,
+            message,
+            transaction,
+            now - lease.since,
+            rule="P6",
+            transaction=transaction,
+        )
         lease.since = None

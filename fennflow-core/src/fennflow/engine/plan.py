@@ -1,7 +1,7 @@
-"""What a session is to do: pure decisions on frozen values, without I/O.
+"""What a transaction is to do: pure decisions on frozen values, without I/O.
 
-The session keeps a chain of writes for every key. The last one that is done and was not taken
-back is live: it is what the session sees and what the pivot commits. All others are garbage.
+The transaction keeps a chain of writes for every key. The last one that is done and was not taken
+back is live: it is what the transaction sees and what the pivot commits. All others are garbage.
 """
 
 from __future__ import annotations
@@ -17,25 +17,25 @@ from fennflow.backends import (
     Decision,
     Delete,
     Intent,
+    LateWrite,
     ObjectKey,
     Outcome,
     Placement,
     Record,
     Step,
-    Tombstone,
 )
 from fennflow.connectors import Capabilities, Location
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Write:
-    """One write or deletion of one key, as far as the session got with it.
+    """One write or deletion of one key, as far as the transaction got with it.
 
     Args:
         intent: what the journal holds of it.
         before: the committed record of the key; the lock keeps it unchanged.
         sent: whether a request may have changed the bucket.
-        doubtful: whether an attempt's answer was lost (P19, P20).
+        ambiguous: whether an attempt's answer was lost (P19, P20).
         record: what the pivot is to commit; None until the store has confirmed the bytes.
         retracted: whether the call that made it failed (P8).
         extra: the `connector_extra` it is written with.
@@ -44,15 +44,15 @@ class Write:
     intent: Intent
     before: Record | None = None
     sent: bool = False
-    doubtful: bool = False
+    ambiguous: bool = False
     record: Record | None = None
     retracted: bool = False
     extra: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
 
-def staging_key(reserved_prefix: str, catalog_id: str, session_id: str, seq: int) -> str:
+def staging_key(reserved_prefix: str, catalog_id: str, transaction_id: str, seq: int) -> str:
     """Return where a staged write puts its bytes (P10)."""
-    return f"{reserved_prefix}/{catalog_id}/{session_id}/{seq}"
+    return f"{reserved_prefix}/{catalog_id}/{transaction_id}/{seq}"
 
 
 def choose_placement(
@@ -66,7 +66,7 @@ def choose_placement(
 
     Args:
         before: the committed record of the key.
-        written: whether something of this session, or of somebody else, may lie at the key.
+        written: whether something of this transaction, or of somebody else, may lie at the key.
         capabilities: of the namespace.
         hide_pending: the user's switch.
     """
@@ -89,7 +89,7 @@ def live(chain: Sequence[Write]) -> Write | None:
 
 
 def visible(chain: Sequence[Write], committed: Record | None) -> Record | None:
-    """Return what the session sees under a key: its own change, else what is committed (P12)."""
+    """Return what the transaction sees under a key: its own change, else what is committed (P12)."""
     write = live(chain)
     return committed if write is None else write.record
 
@@ -115,7 +115,7 @@ def undo(writes: Iterable[Write], capabilities: Mapping[str, Capabilities]) -> l
         if intent.placement is Placement.DELETE or not write.sent:
             continue
         location = Location(intent.target) if record is None else record.location
-        # A version id or a staging key names this session's object alone; but of a staging key
+        # A version id or a staging key names this transaction's object alone; but of a staging key
         # in a versioned bucket the version has to be found first.
         unique = location.version_id is not None or (
             intent.placement is Placement.STAGED and not capabilities[intent.namespace].versioned
@@ -133,10 +133,10 @@ def undo(writes: Iterable[Write], capabilities: Mapping[str, Capabilities]) -> l
 
 
 def outstanding(decision: Decision, compensation: Iterable[Step]) -> list[Step]:
-    """Return what is left to do for a session: the steps of the keys that it still holds (P7).
+    """Return what is left to do for a transaction: the steps of the keys that it still holds (P7).
 
     Args:
-        decision: how the session stands in the journal.
+        decision: how the transaction stands in the journal.
         compensation: the steps that undo all of it, for the case that it was aborted.
     """
     committed = decision.outcome is Outcome.COMMITTED
@@ -145,22 +145,22 @@ def outstanding(decision: Decision, compensation: Iterable[Step]) -> list[Step]:
     return [] if decision.finished else [step for step in steps if step.object_key in held]
 
 
-def tombstones(session_id: str, writes: Iterable[Write]) -> list[Tombstone]:
-    """Return the places where a late request may still put an object of the session (P20 a)."""
+def late_writes(transaction_id: str, writes: Iterable[Write]) -> list[LateWrite]:
+    """Return the places where a late request may still put an object of the transaction (P20 a)."""
     return [
-        Tombstone(
+        LateWrite(
             namespace=write.intent.namespace,
             key=write.intent.target,
-            session_id=session_id,
+            transaction_id=transaction_id,
             seq=write.intent.seq,
         )
         for write in writes
-        if write.doubtful
+        if write.ambiguous
     ]
 
 
 def plan_commit(
-    session_id: str,
+    transaction_id: str,
     chains: Mapping[ObjectKey, Sequence[Write]],
     capabilities: Mapping[str, Capabilities],
     reads: Mapping[ObjectKey, Record | None],
@@ -170,7 +170,7 @@ def plan_commit(
     """Return what the pivot writes, and the steps of apply that it stores (P4, P28).
 
     Args:
-        session_id: of the session.
+        transaction_id: of the transaction.
         chains: its writes of each key, oldest first.
         capabilities: of the namespaces.
         reads: what the pivot is to check.
@@ -205,7 +205,7 @@ def plan_commit(
         records=records,
         removed=removed,
         steps=steps,
-        tombstones=tombstones(session_id, every),
+        late_writes=late_writes(transaction_id, every),
         reads=reads,
     )
 
@@ -213,7 +213,7 @@ def plan_commit(
 def _move(
     write: Write, record: Record, replaced: Sequence[Write], capabilities: Capabilities
 ) -> list[Step]:
-    """Return the steps that bring staged bytes to their key, over what the session put there."""
+    """Return the steps that bring staged bytes to their key, over what the transaction put there."""
     known = [w.record.etag for w in replaced if w.record is not None]
     if write.before is not None:
         known.append(write.before.etag)
@@ -223,7 +223,7 @@ def _move(
         key=record.key,
         source=record.location,
         expected=known[0] if known else None,
-        doubtful=write.doubtful,
+        ambiguous=write.ambiguous,
         extra=write.extra,
     )
     return [copy, *undo([write], {record.namespace: capabilities})]

@@ -35,7 +35,7 @@ async def presign(
         NoSuchKeyException: `GET`, and some keys have nothing; names them all.
         RecordAlreadyExistsException: `PUT`, and a key is taken.
         RecordLockedException: an object was still on its way to its key after `lock_timeout`.
-        TransactionException: the session itself has uncommitted changes of a key.
+        TransactionException: the transaction itself has uncommitted changes of a key.
         ConnectorCapabilityException: the store has no such URLs.
     """
     if method not in get_args(PresignMethod):
@@ -53,7 +53,7 @@ async def presign(
     if method == "GET":
         locations = await _settled(tx, namespace, keys)
     else:
-        view = await tx.view(namespace, keys, missing_ok=True)
+        view = await tx.read_records(namespace, keys, missing_ok=True)
         taken = [record.key for record in view if record is not None]
         if taken:
             # An upload over it would replace committed bytes behind the catalog (I1).
@@ -91,7 +91,7 @@ async def _settled(tx: Transaction, namespace: str, keys: Sequence[str]) -> Sequ
     loop = asyncio.get_running_loop()
     deadline = loop.time() + tx.config.lock_timeout
     while True:
-        view = await tx.view(namespace, keys, missing_ok=False)
+        view = await tx.read_records(namespace, keys, missing_ok=False)
         records = [record for record in view if record is not None]
         moving = [record for record in records if record.location.key != record.key]
         if not moving:

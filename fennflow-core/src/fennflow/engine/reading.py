@@ -1,4 +1,4 @@
-"""Reading and listing inside a session: the catalog decides, the objects follow (P29)."""
+"""Reading and listing inside a transaction: the catalog decides, the objects follow (P29)."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ async def read(
     """
     moved = _MovedError()
     for _ in range(READ_ATTEMPTS):
-        view = await tx.view(namespace, keys, missing_ok=missing_ok)
+        view = await tx.read_records(namespace, keys, missing_ok=missing_ok)
         records = {record.key: record for record in view if record is not None}
         try:
             bodies = await run_all(tx.config.max_concurrency, partial(_fetch, tx), records.values())
@@ -103,7 +103,7 @@ async def page(
     delimiter: str | None,
 ) -> Page:
     """Return up to `limit` keys and rolled-up prefixes in key order, from the catalog alone."""
-    await tx.look(namespace)
+    await tx.prepare_read(namespace)
     keys: list[str] = []
     prefixes: list[str] = []
     cursor: str | None = max(start, prefix)
@@ -139,7 +139,7 @@ async def page(
 async def _chunk(
     tx: Transaction, namespace: str, prefix: str, start: str, limit: int
 ) -> tuple[list[str], str | None]:
-    """Return what the session sees of a stretch of keys, and where the next one starts."""
+    """Return what the transaction sees of a stretch of keys, and where the next one starts."""
     records = await tx.backend.scan(namespace, prefix=prefix, start=start, limit=limit)
     following = after_key(records[-1].key) if len(records) == limit else None
     keys = {record.key for record in records}

@@ -19,17 +19,17 @@ from typing import TYPE_CHECKING
 
 import uuid_utils
 
-from fennflow.backends import Commit, ObjectKey, Record, SessionToken
+from fennflow.backends import Commit, ObjectKey, Record, TransactionToken
 from fennflow.connectors import Location
 from fennflow.engine.concurrency import run_all, shielded
+from fennflow.engine.context import EngineContext
 from fennflow.engine.differences import Policy, Verdict, agree, judge, refused, unreadable
 from fennflow.engine.finish import finish
 from fennflow.engine.garbage import Described, describe, lock_free
 from fennflow.engine.leases import Lease
-from fennflow.engine.parts import Parts
 from fennflow.engine.recovery import Recovery, Unsettled
 from fennflow.engine.settle import Settler
-from fennflow.engine.telemetry import tell
+from fennflow.engine.telemetry import log_event
 from fennflow.engine.walking import Pair, is_key, objects, pairs
 from fennflow.exceptions import (
     BaseConnectorException,
@@ -57,26 +57,26 @@ class Reconciler:
     """Reconciles the namespaces of an engine, by itself as `ReconcileConfig.frequency` says.
 
     Args:
-        parts: of the engine.
+        context: of the engine.
         recovery: takes over what could not be settled.
     """
 
-    parts: Parts
+    context: EngineContext
     recovery: Recovery
     _done: set[str] = field(default_factory=set[str])
     _locks: defaultdict[str, asyncio.Lock] = field(
         default_factory=lambda: defaultdict(asyncio.Lock)
     )
 
-    async def prepare(self, namespace: str, seen: set[str]) -> None:
-        """Reconcile a namespace before its first use by the engine, or by a session.
+    async def ensure_reconciled(self, namespace: str, seen: set[str]) -> None:
+        """Reconcile a namespace before its first use by the engine, or by a transaction.
 
         Args:
             namespace: which one.
-            seen: what the session has prepared already.
+            seen: what the transaction has prepared already.
         """
         self.recovery.namespaces.add(namespace)
-        settings = self.parts.config.reconcile
+        settings = self.context.config.reconcile
         done = seen if settings.frequency == "on_session_start" else self._done
         if settings.frequency == "never" or namespace in done:
             return
@@ -102,7 +102,7 @@ class Reconciler:
         """
         for namespace in namespaces:
             with suppress(BaseConnectorException):  # the first use raises what it meets
-                await self.prepare(namespace, seen)
+                await self.ensure_reconciled(namespace, seen)
 
     async def _run(self, namespace: str, settings: ReconcileConfig) -> None:
         if only_reports(settings) and await self._has_records(namespace):
@@ -111,7 +111,7 @@ class Reconciler:
         if report.differences:
             found = ", ".join(f"{count} {kind}" for kind, count in report.differences.items())
             done = ", ".join(f"{count} {kind}" for kind, count in report.actions.items())
-            tell(
+            log_event(
                 logging.INFO,
                 "The catalog was reconciled with %s: %s; %s",
                 namespace,
@@ -121,7 +121,7 @@ class Reconciler:
             )
         if Difference.OTHER_CATALOG in report.differences:
             catalogs = {each.catalog_id for each in report.findings} - {None}
-            tell(
+            log_event(
                 logging.WARNING,
                 "%d objects in %s belong to other catalogs (%s) and were left alone. If such a "
                 "catalog is lost, name it in ReconcileConfig(adopt_catalogs=...).",
@@ -132,7 +132,7 @@ class Reconciler:
             )
 
     async def _has_records(self, namespace: str) -> bool:
-        return bool(await self.parts.backend.scan(namespace, prefix="", start="", limit=1))
+        return bool(await self.context.backend.scan(namespace, prefix="", start="", limit=1))
 
     async def reconcile(
         self,
@@ -154,7 +154,7 @@ class Reconciler:
         walk = (
             self._filling(namespace)
             if run.filling
-            else pairs(self.parts, namespace, "", settings.batch_size)
+            else pairs(self.context, namespace, "", settings.batch_size)
         )
         async with aclosing(walk) as walking:
             async for key, stored, record in walking:
@@ -169,17 +169,17 @@ class Reconciler:
                     differing.append(key)
                 if len(differing) == settings.batch_size:
                     await run.examine(differing)
-                    run.tell(on_finding)
+                    run.emit(on_finding)
                     differing.clear()
                 if on_progress is not None and walked % settings.batch_size == 0:
                     on_progress(run.report())
         await run.examine(differing)
-        run.tell(on_finding)
+        run.emit(on_finding)
         return run.report()
 
     async def _filling(self, namespace: str) -> AsyncGenerator[Pair]:
         """Walk a bucket of which the catalog has no record."""
-        async with aclosing(objects(self.parts, namespace, "")) as listing:
+        async with aclosing(objects(self.context, namespace, "")) as listing:
             async for stored in listing:
                 yield stored.location.key, stored, None
 
@@ -204,7 +204,7 @@ class _Run:
     _differences: Counter[Difference] = field(default_factory=Counter[Difference])
     _actions: Counter[ReconcileAction] = field(default_factory=Counter[ReconcileAction])
     _findings: list[Finding] = field(default_factory=list[Finding])
-    _untold: list[Finding] = field(default_factory=list[Finding])
+    _not_emitted: list[Finding] = field(default_factory=list[Finding])
 
     def report(self) -> ReconcileReport:
         """Return how far it got."""
@@ -216,9 +216,9 @@ class _Run:
             findings=tuple(self._findings),
         )
 
-    def tell(self, on_finding: OnFinding | None) -> None:
+    def emit(self, on_finding: OnFinding | None) -> None:
         """Count what is new, and tell the caller."""
-        for finding in self._untold:
+        for finding in self._not_emitted:
             self._differences[finding.difference] += 1
             if finding.action is not None:
                 self._actions[finding.action] += 1
@@ -226,11 +226,11 @@ class _Run:
                 self._findings.append(finding)
             if on_finding is not None:
                 on_finding(finding)
-        self._untold.clear()
+        self._not_emitted.clear()
 
     def refuse(self, key: str) -> None:
         """Note an object whose key no record can have, nor any statement to a database."""
-        self._untold.append(refused(ObjectKey(self.namespace, key)).finding)
+        self._not_emitted.append(refused(ObjectKey(self.namespace, key)).finding)
 
     async def examine(self, keys: Sequence[str]) -> None:
         """Look at keys once more, and do what is to be done about them."""
@@ -239,27 +239,27 @@ class _Run:
             return
         if not self.filling and only_reports(self.settings):
             stored = await self._heads(wanted)
-            records = await self.reconciler.parts.backend.records(wanted)
+            records = await self.reconciler.context.backend.records(wanted)
             verdicts = await self._judge(stored, records, "")
-            self._untold += [verdict.finding for verdict in verdicts]
+            self._not_emitted += [verdict.finding for verdict in verdicts]
             return
         work, cancellation = await shielded(
-            self._change(wanted), grace=lambda: self.reconciler.parts.config.compensation_timeout
+            self._change(wanted), grace=lambda: self.reconciler.context.config.compensation_timeout
         )
         if cancellation is not None:
             raise cancellation
-        self._untold += work.result()
+        self._not_emitted += work.result()
 
     async def _change(self, keys: Sequence[ObjectKey]) -> list[Finding]:
         """Change the catalog under the keys' locks, in a transaction like those of users."""
-        parts = self.reconciler.parts
-        lease = Lease(SessionToken(str(uuid_utils.uuid7())))
+        context = self.reconciler.context
+        lease = Lease(TransactionToken(str(uuid_utils.uuid7())))
         busy: list[ObjectKey] = []
-        settler = Settler(parts, lease)
+        settler = Settler(context, lease)
         try:
-            records = await lock_free(parts.leases, lease, keys, busy)
+            records = await lock_free(context.leases, lease, keys, busy)
             stored = await self._heads([key for key in keys if key not in set(busy)])
-            verdicts = await self._judge(stored, records, lease.token.session_id)
+            verdicts = await self._judge(stored, records, lease.token.transaction_id)
             commit = Commit(
                 records=[each.record for each in verdicts if each.record is not None],
                 removed=[
@@ -270,13 +270,13 @@ class _Run:
                 steps=[each.deletion for each in verdicts if each.deletion is not None],
             )
             if len(busy) < len(keys):
-                await parts.backend.commit(lease.token, commit)
+                await context.backend.commit(lease.token, commit)
             if commit.steps:
                 await finish(settler, commit.steps, keys=set(keys).difference(busy))
-            parts.leases.release(lease)
+            context.leases.release(lease)
         except BaseException:
             self.reconciler.recovery.add(
-                Unsettled(lease=lease, undo=(), tombstones=(), progress=settler.progress)
+                Unsettled(lease=lease, undo=(), late_writes=(), progress=settler.progress)
             )
             raise
         return [
@@ -285,29 +285,29 @@ class _Run:
         ]
 
     async def _heads(self, keys: Sequence[ObjectKey]) -> dict[ObjectKey, Described]:
-        parts = self.reconciler.parts
+        context = self.reconciler.context
 
         async def head(key: ObjectKey) -> Described:
-            return await describe(parts, key.namespace, Location(key.key))
+            return await describe(context, key.namespace, Location(key.key))
 
-        found = await run_all(parts.config.max_concurrency, head, keys)
+        found = await run_all(context.config.max_concurrency, head, keys)
         return dict(zip(keys, found, strict=True))
 
     async def _judge(
         self,
         stored: Mapping[ObjectKey, Described],
         records: Mapping[ObjectKey, Record],
-        session_id: str,
+        transaction_id: str,
     ) -> list[Verdict]:
-        config = self.reconciler.parts.config
+        config = self.reconciler.context.config
         policy = Policy(
             settings=self.settings,
             filling=self.filling,
-            dead_before=time.time() - config.max_session_age,
-            session_id=session_id,
-            catalog_id=self.reconciler.parts.backend.catalog_id,
+            dead_before=time.time() - config.max_transaction_age,
+            transaction_id=transaction_id,
+            catalog_id=self.reconciler.context.backend.catalog_id,
         )
-        tombstones = await self.reconciler.parts.backend.tombstones(list(stored))
+        late_writes = await self.reconciler.context.backend.late_writes(list(stored))
         verdicts: list[Verdict | None] = []
         for seq, (key, there) in enumerate(stored.items(), 1):
             if isinstance(there, BaseConnectorException):
@@ -315,12 +315,12 @@ class _Run:
                 verdicts.append(unreadable(key))
                 continue
             record = records.get(key)
-            verdicts.append(judge(key, there, record, policy, seq=seq, tombstones=tombstones))
+            verdicts.append(judge(key, there, record, policy, seq=seq, late_writes=late_writes))
         return [verdict for verdict in verdicts if verdict is not None]
 
 
 def _warn_of(key: ObjectKey, error: BaseConnectorException) -> None:
-    tell(
+    log_event(
         logging.WARNING,
         "%r in %s cannot be read, and was passed over: %s",
         key.key,

@@ -1,6 +1,6 @@
-"""Recovery: sessions that their owners could not settle are settled all the same (section 6).
+"""Recovery: transactions that their owners could not settle are settled all the same (section 6).
 
-Of this process's own sessions, those that could not be settled at their end are kept here with
+Of this process's own transactions, those that could not be settled at their end are kept here with
 all that is known of them, and their leases held, until store and backend are back (P9). Those of
 processes that died are claimed when their lease has run out (P24), with what the journal says.
 """
@@ -18,38 +18,38 @@ from typing import Any
 from fennflow.backends import (
     Decision,
     JoinedTransaction,
-    JournaledSession,
+    JournaledTransaction,
+    LateWrite,
     Outcome,
     Placement,
     Step,
-    Tombstone,
 )
 from fennflow.connectors import Capabilities
 from fennflow.engine.callbacks import Aftermaths, Callbacks
 from fennflow.engine.concurrency import Periodic
+from fennflow.engine.context import EngineContext, Progress
 from fennflow.engine.finish import finish
-from fennflow.engine.garbage import bury, sweep
+from fennflow.engine.garbage import check_late_writes, sweep
 from fennflow.engine.leases import Lease, clock
-from fennflow.engine.parts import Parts, Progress
-from fennflow.engine.plan import Write, outstanding, tombstones, undo
+from fennflow.engine.plan import Write, late_writes, outstanding, undo
 from fennflow.engine.settle import Settler
 from fennflow.engine.stuck import long_open, unfinished
-from fennflow.engine.telemetry import count_recovered, tell, with_notes
+from fennflow.engine.telemetry import count_recovered, log_event, with_notes
 from fennflow.exceptions import (
     BaseConnectorException,
     CommitUncertainException,
-    SessionLostException,
+    TransactionLostException,
 )
 from fennflow.reports import RecoveryReport
 
 CLAIMED_AT_ONCE = 100
 SETTLED_AT_ONCE = 8
-PATIENCE = 0.5
+LOCK_WAIT = 0.5
 """Seconds to wait for an open transaction that holds a decision (P5)."""
-WAITED_EVERY = 0.05
+JOIN_POLL_INTERVAL = 0.05
 """Seconds between two looks whether a user's transaction that holds a decision has ended."""
-LOOK_EVERY = 1.0
-"""Seconds between two looks, while sessions wait for locks, whether a lock's holder is dead by now."""
+DEAD_HOLDER_CHECK_INTERVAL = 1.0
+"""Seconds between two looks, while transactions wait for locks, whether a lock's holder is dead by now."""
 FIRST_PAUSE = 1.0
 """Seconds after the first attempt that failed; twice as long after each further one."""
 LONGEST_PAUSE = 8
@@ -60,12 +60,12 @@ _Attempt = asyncio.Task[Outcome | None]
 
 @dataclass(slots=True, kw_only=True)
 class Unsettled:
-    """A session that could not be settled.
+    """A transaction that could not be settled.
 
     Args:
         lease: which one, and the right to act for it.
         undo: the steps of its compensation, for the case that it is not decided `committed`.
-        tombstones: what compensation leaves in doubt.
+        late_writes: what compensation leaves in doubt.
         callbacks: the user's own saga steps and callbacks, as far as they wait for the outcome.
         joined: the user's transaction that holds the decision until it ends, if there is one.
         claimed: whether its owner was another one, who had begun to settle it.
@@ -78,7 +78,7 @@ class Unsettled:
 
     lease: Lease
     undo: Sequence[Step]
-    tombstones: Sequence[Tombstone]
+    late_writes: Sequence[LateWrite]
     callbacks: Callbacks = field(default_factory=Callbacks)
     joined: JoinedTransaction | None = None
     claimed: bool = False
@@ -95,9 +95,9 @@ class Unsettled:
         """Whether nothing can be done yet, since the user's transaction is open."""
         return self.joined is not None and not self.joined.ended
 
-    def tombstones_of(self, decision: Decision) -> Sequence[Tombstone]:
+    def late_writes_of(self, decision: Decision) -> Sequence[LateWrite]:
         """Return what is to be written for a decision; the pivot of a commit has written its own."""
-        return () if decision.outcome is Outcome.COMMITTED else self.tombstones
+        return () if decision.outcome is Outcome.COMMITTED else self.late_writes
 
 
 @dataclass(slots=True)
@@ -105,12 +105,12 @@ class Recovery:
     """Settles what is left, when an engine is first used, at intervals and on demand (P26).
 
     Args:
-        parts: of the engine.
+        context: of the engine.
         namespaces: whose reserved prefix the sweep looks through (P27).
-        aftermaths: of sessions that have ended.
+        aftermaths: of transactions that have ended.
     """
 
-    parts: Parts
+    context: EngineContext
     namespaces: set[str] = field(default_factory=set[str])
     aftermaths: Aftermaths = field(default_factory=Aftermaths)
     _own: dict[str, Unsettled] = field(default_factory=dict[str, Unsettled])
@@ -126,24 +126,24 @@ class Recovery:
     _retries: Periodic = field(init=False)
 
     def __post_init__(self) -> None:
-        self._turns = Periodic(self.parts.config.recovery_interval, self._turn)
-        self._looks = Periodic(LOOK_EVERY, self._look)
-        self._retries = Periodic(WAITED_EVERY, self._retry)
+        self._turns = Periodic(self.context.config.recovery_interval, self._turn)
+        self._looks = Periodic(DEAD_HOLDER_CHECK_INTERVAL, self._look)
+        self._retries = Periodic(JOIN_POLL_INTERVAL, self._retry)
 
     def start(self) -> None:
         """Run at once in the background, and from then on at intervals."""
         # Nobody who is only passing by pays for the requests of a sweep.
-        self._sweep_due = asyncio.get_running_loop().time() + self.parts.config.doubt_period
+        self._sweep_due = asyncio.get_running_loop().time() + self.context.config.late_write_period
         self._turns.start(delay=0.0)
 
     async def aclose(self) -> None:
-        """Try the own sessions once more, side by side, for `compensation_timeout` in all.
+        """Try the own transactions once more, side by side, for `compensation_timeout` in all.
 
         What is left then is other processes' to claim.
         """
         for each in (self._turns, self._looks, self._retries):
             await each.aclose()
-        grace = self.parts.config.compensation_timeout
+        grace = self.context.config.compensation_timeout
         attempts = {*self._begin_own(now=True), *self._taken}
         if attempts:
             _, late = await asyncio.wait(attempts, timeout=grace)
@@ -152,7 +152,7 @@ class Recovery:
             if late:
                 await asyncio.wait(late)
         if self._own:
-            tell(
+            log_event(
                 logging.WARNING,
                 "Not settled when the engine was closed, and left to the next process: %s",
                 ", ".join(self._own),
@@ -161,19 +161,19 @@ class Recovery:
         await self.aftermaths.aclose(grace)
 
     def add(self, unsettled: Unsettled) -> None:
-        """Take over a session of this process; the next attempt begins at once."""
-        self._own[unsettled.lease.token.session_id] = unsettled
-        self._retries.start(delay=WAITED_EVERY if unsettled.waits else 0.0)
+        """Take over a transaction of this process; the next attempt begins at once."""
+        self._own[unsettled.lease.token.transaction_id] = unsettled
+        self._retries.start(delay=JOIN_POLL_INTERVAL if unsettled.waits else 0.0)
 
     def free_locks(self) -> None:
-        """Look soon for sessions whose owner is gone: another session waits for a lock.
+        """Look soon for transactions whose owner is gone: another transaction waits for a lock.
 
         Who waits does not do it, so that its own time limit holds. What failed to be settled is not
         tried earlier for it.
         """
         now = asyncio.get_running_loop().time()
         if now >= self._look_due:
-            self._look_due = now + LOOK_EVERY
+            self._look_due = now + DEAD_HOLDER_CHECK_INTERVAL
             self._looks.start(delay=0.0)
 
     async def run(self, namespaces: Collection[str]) -> RecoveryReport:
@@ -193,8 +193,8 @@ class Recovery:
             await asyncio.wait(own | claimed)
         report = await self._clean(own, claimed, sweeping=True)
         # Others may hold the lease of what fails, so that no attempt of this one says so.
-        left = await unfinished(self.parts.backend)
-        open_for_long = await long_open(self.parts.backend, self.parts.config.doubt_period)
+        left = await unfinished(self.context.backend)
+        open_for_long = await long_open(self.context.backend, self.context.config.late_write_period)
         pending = max(report.pending, len(left))
         problems = (*report.problems, *left, *open_for_long)
         return replace(report, pending=pending, problems=problems)
@@ -203,7 +203,7 @@ class Recovery:
         try:
             claimed = await self._claim()
             if claimed:
-                await asyncio.wait(claimed, timeout=self.parts.config.compensation_timeout)
+                await asyncio.wait(claimed, timeout=self.context.config.compensation_timeout)
             due = asyncio.get_running_loop().time() >= self._sweep_due
             await self._clean((), claimed, sweeping=due)
         except Exception as error:  # noqa: BLE001 - logged, and tried again
@@ -219,13 +219,13 @@ class Recovery:
         return False
 
     async def _retry(self) -> bool:
-        """Begin the attempts that are due; go on while sessions wait for a joined transaction."""
+        """Begin the attempts that are due; go on while transactions wait for a joined transaction."""
         self._begin_own()
         now = asyncio.get_running_loop().time()
         pauses = [
             each.due - now
-            for session_id, each in self._own.items()
-            if not each.waits and session_id not in self._attempts
+            for transaction_id, each in self._own.items()
+            if not each.waits and transaction_id not in self._attempts
         ]
         if pauses:
             self._retries.start(delay=max(0.0, min(pauses)))
@@ -243,26 +243,26 @@ class Recovery:
                 rolled_forward=outcomes.count(Outcome.COMMITTED),
                 compensated=outcomes.count(Outcome.ABORTED),
                 pending=len(waiting) + len(self._own),
-                buried=await bury(self.parts, problems),
+                late_writes_checked=await check_late_writes(self.context, problems),
             )
             if sweeping:
                 now = asyncio.get_running_loop().time()
-                self._sweep_due = now + self.parts.config.doubt_period
+                self._sweep_due = now + self.context.config.late_write_period
                 for namespace in sorted(self.namespaces):
-                    objects, uploads = await sweep(self.parts, namespace, problems)
+                    objects, uploads = await sweep(self.context, namespace, problems)
                     report = replace(
                         report, swept=report.swept + objects, uploads=report.uploads + uploads
                     )
         report = replace(report, problems=tuple(problems))
         if report != RecoveryReport():
-            tell(logging.INFO, "Recovered: %s", report, rule="P24")
-            # Sessions are counted when they are settled, by whatever attempt.
+            log_event(logging.INFO, "Recovered: %s", report, rule="P24")
+            # Transactions are counted when they are settled, by whatever attempt.
             unsettled = replace(report, rolled_forward=0, compensated=0)
             count_recovered({**asdict(unsettled), "problems": len(problems)})
         return report
 
     def _begin_own(self, *, now: bool = False) -> list[_Attempt]:
-        """Begin to settle this process's own sessions, each by itself.
+        """Begin to settle this process's own transactions, each by itself.
 
         Args:
             now: whether to begin also what is not due, since an attempt failed a moment ago.
@@ -271,51 +271,55 @@ class Recovery:
             the attempts under way.
         """
         moment = asyncio.get_running_loop().time()
-        for session_id, each in self._own.items():
-            if session_id not in self._attempts and not each.waits and (now or each.due <= moment):
-                attempt = self._attempts[session_id] = _begin(self._try_own(each))
-                attempt.add_done_callback(partial(self._ended, session_id))
+        for transaction_id, each in self._own.items():
+            if (
+                transaction_id not in self._attempts
+                and not each.waits
+                and (now or each.due <= moment)
+            ):
+                attempt = self._attempts[transaction_id] = _begin(self._try_own(each))
+                attempt.add_done_callback(partial(self._ended, transaction_id))
         return list(self._attempts.values())
 
-    def _ended(self, session_id: str, _: _Attempt) -> None:
-        del self._attempts[session_id]
+    def _ended(self, transaction_id: str, _: _Attempt) -> None:
+        del self._attempts[transaction_id]
 
     async def _try_own(self, unsettled: Unsettled) -> Outcome | None:
-        """Settle a session of this process; None if it has to wait."""
-        session_id = unsettled.lease.token.session_id
+        """Settle a transaction of this process; None if it has to wait."""
+        transaction_id = unsettled.lease.token.transaction_id
         try:
             async with self._slots:
                 outcome = await self._settle(unsettled)
-        except SessionLostException as error:
+        except TransactionLostException as error:
             # P25: it is another owner's now. How it was decided is asked once more for the callbacks.
-            self.parts.leases.release(unsettled.lease)
+            self.context.leases.release(unsettled.lease)
             if unsettled.callbacks:
                 self._postpone(unsettled, error)
             else:
-                del self._own[session_id]
+                del self._own[transaction_id]
             return None
         except Exception as error:  # noqa: BLE001 - logged, and tried again
             self._postpone(unsettled, error)
             return None
-        del self._own[session_id]
+        del self._own[transaction_id]
         return outcome
 
     def _postpone(self, unsettled: Unsettled, error: Exception) -> None:
         """Try again later, and later each time: what fails may need a person."""
         # What another transaction keeps from a decision is looked at again soon.
         held = unsettled.joined is not None and isinstance(error, CommitUncertainException)
-        most = self.parts.config.recovery_interval * LONGEST_PAUSE
+        most = self.context.config.recovery_interval * LONGEST_PAUSE
         pause = min(FIRST_PAUSE * 2 ** min(unsettled.failures, 30), most)
-        unsettled.due = asyncio.get_running_loop().time() + (WAITED_EVERY if held else pause)
+        unsettled.due = asyncio.get_running_loop().time() + (JOIN_POLL_INTERVAL if held else pause)
         unsettled.failures += not held
-        self._retries.start(delay=WAITED_EVERY if held else pause)
+        self._retries.start(delay=JOIN_POLL_INTERVAL if held else pause)
         _log_pending(unsettled, error)
 
     async def _claim(self) -> list[_Attempt]:
-        """Claim sessions whose owner is gone, and begin to settle them, each by itself (P24).
+        """Claim transactions whose owner is gone, and begin to settle them, each by itself (P24).
 
         Returns:
-            the attempts; one ends with None if its session has to wait.
+            the attempts; one ends with None if its transaction has to wait.
         """
         begun: list[_Attempt] = []
         seen: set[str] = set()
@@ -324,27 +328,27 @@ class Recovery:
                 if len(self._taken) >= CLAIMED_AT_ONCE:
                     await asyncio.wait(self._taken, return_when=asyncio.FIRST_COMPLETED)
                 started = clock()
-                claimed = await self.parts.backend.claim(CLAIMED_AT_ONCE)
-                new = [each for each in claimed if each.session.session_id not in seen]
+                claimed = await self.context.backend.claim(CLAIMED_AT_ONCE)
+                new = [each for each in claimed if each.token.transaction_id not in seen]
                 if not new:
                     return begun
                 for each in new:
-                    seen.add(each.session.session_id)
-                    lease = Lease(each.session)
-                    self.parts.leases.hold(lease, started)
+                    seen.add(each.token.transaction_id)
+                    lease = Lease(each.token)
+                    self.context.leases.hold(lease, started)
                     attempt = _begin(self._take_over(lease, each))
                     self._taken.add(attempt)
                     attempt.add_done_callback(self._taken.discard)
                     begun.append(attempt)
 
-    async def _take_over(self, lease: Lease, found: JournaledSession) -> Outcome | None:
-        """Settle a session that was claimed; None if it has to wait."""
+    async def _take_over(self, lease: Lease, found: JournaledTransaction) -> Outcome | None:
+        """Settle a transaction that was claimed; None if it has to wait."""
         # An owner that had decided nothing has sent nothing to undo its work, nor to apply it.
         decided = found.outcome is not None
-        unsettled = Unsettled(lease=lease, undo=(), tombstones=(), claimed=decided)
+        unsettled = Unsettled(lease=lease, undo=(), late_writes=(), claimed=decided)
         # Nothing is known of how far the owner got: every write counts as done and as in doubt.
         writes = [
-            Write(intent=intent, sent=True, doubtful=True)
+            Write(intent=intent, sent=True, ambiguous=True)
             for intent in found.intents
             if intent.placement is not Placement.DELETE
         ]
@@ -358,16 +362,16 @@ class Recovery:
             )
             reached = [each for each in writes if each.intent.namespace in capabilities]
             unsettled.undo = undo(reached, capabilities)
-            unsettled.tombstones = tombstones(found.session.session_id, writes)
+            unsettled.late_writes = late_writes(found.token.transaction_id, writes)
             async with self._slots:
                 return await self._settle(unsettled)
-        except SessionLostException:
+        except TransactionLostException:
             return None
         except Exception as error:  # noqa: BLE001 - logged, and claimed again when it has expired
             _log_pending(unsettled, error)
             return None
         finally:
-            self.parts.leases.release(lease)
+            self.context.leases.release(lease)
 
     async def _reach(
         self, namespaces: Collection[str]
@@ -377,7 +381,7 @@ class Recovery:
         unreachable: dict[str, BaseConnectorException] = {}
         for namespace in namespaces:
             try:
-                capabilities[namespace] = await self.parts.connector.capabilities(namespace)
+                capabilities[namespace] = await self.context.connector.capabilities(namespace)
             except BaseConnectorException as error:
                 unreachable[namespace] = error
         return capabilities, unreachable
@@ -385,13 +389,13 @@ class Recovery:
     async def _settle(self, unsettled: Unsettled) -> Outcome:
         """Finish what the journal says is left, and call back once the outcome is known."""
         lease = unsettled.lease
-        decision = await self.parts.backend.abort(lease.token, patience=PATIENCE)
+        decision = await self.context.backend.abort(lease.token, lock_wait=LOCK_WAIT)
         try:
             if decision.finished:
-                self.parts.leases.release(lease)
+                self.context.leases.release(lease)
             else:
                 settler = Settler(
-                    self.parts, lease, claimed=unsettled.claimed, progress=unsettled.progress
+                    self.context, lease, claimed=unsettled.claimed, progress=unsettled.progress
                 )
                 if decision.outcome is Outcome.ABORTED:
                     settler.failed |= {
@@ -402,14 +406,14 @@ class Recovery:
                 await finish(
                     settler,
                     outstanding(decision, unsettled.undo),
-                    unsettled.tombstones_of(decision),
+                    unsettled.late_writes_of(decision),
                     keys=decision.keys,
                 )
         finally:
             callbacks, unsettled.callbacks = unsettled.callbacks, Callbacks()
             if callbacks:
                 self.aftermaths.start(
-                    callbacks, decision.outcome, lease.token.session_id, unsettled.context
+                    callbacks, decision.outcome, lease.token.transaction_id, unsettled.context
                 )
         committed = decision.outcome is Outcome.COMMITTED
         count_recovered({"rolled_forward" if committed else "compensated": 1})
@@ -428,18 +432,18 @@ def _outcome(attempt: _Attempt) -> Outcome | None:
 
 def _log_failed(error: Exception) -> None:
     message = "Recovery failed, and will be tried again: %r"
-    tell(logging.WARNING, message, error, rule="P26")
+    log_event(logging.WARNING, message, error, rule="P26")
 
 
 def _log_pending(unsettled: Unsettled, error: Exception) -> None:
-    session_id = unsettled.lease.token.session_id
+    transaction_id = unsettled.lease.token.transaction_id
     waiting = isinstance(error, CommitUncertainException)
-    tell(
+    log_event(
         logging.INFO if waiting else logging.WARNING,
-        "Session %s could not be settled yet: %s: %s",
-        session_id,
+        "Transaction %s could not be settled yet: %s: %s",
+        transaction_id,
         type(error).__name__,
         with_notes(error),
         rule="P5" if waiting else "P9",
-        session=session_id,
+        transaction=transaction_id,
     )

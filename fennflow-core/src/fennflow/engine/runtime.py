@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
 from fennflow.engine.concurrency import shielded
+from fennflow.engine.context import EngineContext
 from fennflow.engine.leases import Leases
-from fennflow.engine.parts import Parts
 from fennflow.engine.reconcile import Reconciler
 from fennflow.engine.recovery import Recovery
 
@@ -23,12 +23,12 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Engine(Parts):
-    """What sessions of one configuration share on one event loop.
+class Engine(EngineContext):
+    """What transactions of one configuration share on one event loop.
 
     Args:
         plugins: that are installed.
-        recovery: settles what is left of sessions.
+        recovery: settles what is left of transactions.
         reconciler: brings catalog and buckets together.
     """
 
@@ -139,13 +139,13 @@ async def _lifetime(
             stack.push_async_callback(backend.aclose)
             await backend.open()
             connector.remember_in(backend)
-            leases = Leases(backend, config.lease_ttl, config.doubt_period)
+            leases = Leases(backend, config.lease_ttl, config.late_write_period)
             stack.push_async_callback(leases.aclose)
-            parts = Parts(config, connector, backend, leases)
-            recovery = Recovery(parts)
+            context = EngineContext(config, connector, backend, leases)
+            recovery = Recovery(context)
             stack.push_async_callback(recovery.aclose)
             recovery.start()
-            reconciler = Reconciler(parts, recovery)
+            reconciler = Reconciler(context, recovery)
             yield Engine(config, connector, backend, leases, plugins, recovery, reconciler)
     finally:
         slot.engine = slot.lifetime = None

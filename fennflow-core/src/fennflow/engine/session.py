@@ -1,4 +1,4 @@
-"""A session: one unit of atomicity, from its first call to its settlement."""
+"""A transaction: one unit of atomicity, from its first call to its settlement."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from fennflow.engine.callbacks import Callbacks
 from fennflow.engine.concurrency import shielded
 from fennflow.engine.directories import check_directories_again
 from fennflow.engine.finish import finish
-from fennflow.engine.plan import outstanding, plan_commit, tombstones, undo
-from fennflow.engine.recovery import PATIENCE, Unsettled
+from fennflow.engine.plan import late_writes, outstanding, plan_commit, undo
+from fennflow.engine.recovery import LOCK_WAIT, Unsettled
 from fennflow.engine.settle import Settler
-from fennflow.engine.telemetry import tell, with_notes
+from fennflow.engine.telemetry import log_event, with_notes
 from fennflow.exceptions import (
     CommitUncertainException,
     CompensationPendingWarning,
     KeyException,
     RecordLockedException,
-    SessionLostException,
     TransactionException,
+    TransactionLostException,
 )
 
 if TYPE_CHECKING:
@@ -110,9 +110,9 @@ class Session(Block):
 
         Raises:
             ConflictException: `validate_reads`, and a record that was read has changed.
-            SessionLostException: the lease ran out; recovery undoes the session.
+            TransactionLostException: the lease ran out; recovery undoes the transaction.
             CommitUncertainException: the outcome could not be learnt; recovery settles it.
-            Exception: what the backend raised; the session is undone.
+            Exception: what the backend raised; the transaction is undone.
         """
         wait = _Wait(self._grace)
         with self._exclusive():
@@ -147,7 +147,7 @@ class Session(Block):
         """
         wait = _Wait(self._grace, begun=isinstance(cause, asyncio.CancelledError))
         if last and not self._free.is_set():
-            free, _ = await shielded(self.free(), grace=wait.left, hurry=wait.begun)
+            free, _ = await shielded(self.free(), grace=wait.left, grace_started=wait.begun)
             if free.cancelled():
                 return  # what is under way ends the transaction
         with self._exclusive(last=last):
@@ -155,12 +155,12 @@ class Session(Block):
             work, cancellation = await shielded(
                 self._watched("rollback", partial(self._compensate, cause)),
                 grace=wait.left,
-                hurry=wait.begun,
+                grace_started=wait.begun,
             )
             error = None if work.cancelled() else work.exception()
             if work.cancelled():
                 late = TimeoutError(f"compensation_timeout={self._grace} s were not enough.")
-                self._tell_pending(cause or cancellation, late)
+                self._report_pending(cause or cancellation, late)
             cancellation = await self._call_back(cause or error, wait, cancellation)
         self._tx = self._begin()
         if error is not None:
@@ -180,7 +180,7 @@ class Session(Block):
         Raises:
             TransactionException: it does.
         """
-        if self._joined is not None and self._joined.surrounds:
+        if self._joined is not None and self._joined.managed_by_caller:
             message = (
                 "The transaction that this unit of work joined surrounds it, so its own block "
                 "commits both or neither. Leave out commit(), rollback() and auto_commit=False, or "
@@ -190,7 +190,7 @@ class Session(Block):
 
     @contextmanager
     def _exclusive(self, *, last: bool = False) -> Generator[None]:
-        """Refuse calls while the session ends."""
+        """Refuse calls while the transaction ends."""
         self.check_loop()
         message = None
         if not self._free.is_set():
@@ -214,19 +214,19 @@ class Session(Block):
             self._free.set()
 
     async def _watched(self, operation: str, work: Callable[[], Awaitable[None]]) -> None:
-        with telemetry.operation(operation, self._tx.session_id):
+        with telemetry.operation(operation, self._tx.transaction_id):
             await work()
 
     async def _commit(self) -> None:
         """Pivot and apply; on return nothing can be undone any more."""
         tx, joined = self._tx, self._joined
         # A joined transaction decides for callbacks too, and for reads, which it may not see anew.
-        decides = joined is not None and (tx.reads or (joined.surrounds and tx.callbacks))
+        decides = joined is not None and (tx.reads or (joined.managed_by_caller and tx.callbacks))
         if not (tx.journaled or decides):
             await self._commit_nothing()
             return
         commit = plan_commit(
-            tx.session_id,
+            tx.transaction_id,
             {key: tx.chain(key) for key in tx.chains},
             tx.capabilities,
             tx.reads,
@@ -242,7 +242,7 @@ class Session(Block):
             tx.check_age()
             await check_directories_again(tx)
             await self._pivot(commit)
-        except SessionLostException:
+        except TransactionLostException:
             self._engine.leases.release(tx.lease)
             tx.outcome = Outcome.ABORTED  # P25: its objects are recovery's
             raise
@@ -275,7 +275,7 @@ class Session(Block):
         await finish(
             Settler(self._engine, left.lease, progress=left.progress),
             outstanding(decision, left.undo),
-            left.tombstones_of(decision),
+            left.late_writes_of(decision),
             keys=decision.keys,
         )
 
@@ -286,7 +286,7 @@ class Session(Block):
             self._leave_over(f"is committed, and will be applied later: {late}")
             return None
         if self._tx.outcome is Outcome.ABORTED:
-            self._tell_pending(self._tx.failure or cancellation, TimeoutError(late))
+            self._report_pending(self._tx.failure or cancellation, TimeoutError(late))
             return self._tx.failure
         message = self._leave_over(
             f"did not end its commit within compensation_timeout={self._grace} s after a "
@@ -356,26 +356,26 @@ class Session(Block):
             return
         joined = self._joined
         # Who holds the decision, or on SQLite the file, may be who waits for this.
-        surrounded = joined is not None and joined.surrounds
-        patience = PATIENCE if surrounded or isinstance(cause, RecordLockedException) else None
+        surrounded = joined is not None and joined.managed_by_caller
+        lock_wait = LOCK_WAIT if surrounded or isinstance(cause, RecordLockedException) else None
         try:
-            decision = await self._tx.backend.abort(self._tx.lease.token, patience=patience)
-        except Exception as error:  # noqa: BLE001 - told by _tell_pending
+            decision = await self._tx.backend.abort(self._tx.lease.token, lock_wait=lock_wait)
+        except Exception as error:  # noqa: BLE001 - told by _report_pending
             if joined is not None and not joined.ended:
                 self._engine.recovery.add(self._undecided(joined))
                 return
             self._tx.outcome = Outcome.ABORTED  # whoever decides it: it never tried to commit
-            self._tell_pending(cause, error)
+            self._report_pending(cause, error)
         else:
             self._tx.outcome = Outcome.ABORTED
             await self._undo(decision, cause)
 
     async def _undo(self, decision: Decision, cause: BaseException | None) -> None:
-        """Remove every trace of a session that is decided `aborted`."""
+        """Remove every trace of a transaction that is decided `aborted`."""
         try:
             await self._finish(decision)
-        except Exception as error:  # noqa: BLE001 - told by _tell_pending
-            self._tell_pending(cause, error)
+        except Exception as error:  # noqa: BLE001 - told by _report_pending
+            self._report_pending(cause, error)
 
     async def _call_back(
         self,
@@ -396,8 +396,10 @@ class Session(Block):
         tx = self._tx
         if tx.outcome is None or not tx.callbacks:
             return cancellation  # recovery calls back when it has learnt the outcome
-        aftermath = self._engine.recovery.aftermaths.start(tx.callbacks, tx.outcome, tx.session_id)
-        waiting, again = await shielded(aftermath.wait(), grace=wait.left, hurry=wait.begun)
+        aftermath = self._engine.recovery.aftermaths.start(
+            tx.callbacks, tx.outcome, tx.transaction_id
+        )
+        waiting, again = await shielded(aftermath.wait(), grace=wait.left, grace_started=wait.begun)
         for note in aftermath.leave() if waiting.cancelled() else aftermath.notes:
             if cause is None:
                 warnings.warn(CompensationPendingWarning(note), stacklevel=2)
@@ -405,7 +407,7 @@ class Session(Block):
                 cause.add_note(note)
         return again or cancellation
 
-    def _tell_pending(self, cause: BaseException | None, error: Exception) -> None:
+    def _report_pending(self, cause: BaseException | None, error: Exception) -> None:
         note = self._leave_over(
             f"is not undone completely: {type(error).__name__}: {with_notes(error)} No reader of "
             "FennFlow sees any of it, and the rest will be removed later."
@@ -416,10 +418,10 @@ class Session(Block):
             cause.add_note(note)
 
     def _leave_over(self, text: str) -> str:
-        """Leave the session to a later attempt (P9), log why, and return what was logged."""
+        """Leave the transaction to a later attempt (P9), log why, and return what was logged."""
         self._engine.recovery.add(self._unsettled())
-        message = f"Session {self._tx.session_id} {text}"
-        tell(logging.WARNING, "%s", message, rule="P9", session=self._tx.session_id)
+        message = f"Transaction {self._tx.transaction_id} {text}"
+        log_event(logging.WARNING, "%s", message, rule="P9", transaction=self._tx.transaction_id)
         return message
 
     def _unsettled(self) -> Unsettled:
@@ -428,7 +430,7 @@ class Session(Block):
         return Unsettled(
             lease=tx.lease,
             undo=undo(writes, tx.capabilities),
-            tombstones=tombstones(tx.session_id, writes),
+            late_writes=late_writes(tx.transaction_id, writes),
             # Once the outcome is known here they are called from here.
             callbacks=tx.callbacks if tx.outcome is None else Callbacks(),
             progress=tx.progress,

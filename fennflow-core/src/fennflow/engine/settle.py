@@ -21,17 +21,17 @@ from fennflow.connectors import (
     StoredObject,
 )
 from fennflow.engine.concurrency import run_all, shielded
-from fennflow.engine.parts import Parts, Progress
+from fennflow.engine.context import EngineContext, Progress
 from fennflow.engine.retrying import may_pass, retry
 from fennflow.engine.stamps import began, made_by, stamp_of
-from fennflow.engine.telemetry import tell
+from fennflow.engine.telemetry import log_event
 from fennflow.exceptions import (
     BaseConnectorException,
     ConnectorUnavailableException,
     NoSuchKeyException,
     NoSuchNamespaceException,
     PreconditionFailedException,
-    SessionLostException,
+    TransactionLostException,
 )
 
 if TYPE_CHECKING:
@@ -57,17 +57,17 @@ CLOCK_SKEW = 960.0
 
 @dataclass(slots=True)
 class Settler:
-    """One attempt to perform steps of one session. A step that fails blocks its own key alone (P9).
+    """One attempt to perform steps of one transaction. A step that fails blocks its own key alone (P9).
 
     Args:
-        parts: of the engine.
+        context: of the engine.
         lease: whose steps, and the right to perform them.
         claimed: whether it was taken over from an owner who had begun to settle it.
         progress: of earlier attempts.
         failed: the keys of which a step has failed, and why.
     """
 
-    parts: Parts
+    context: EngineContext
     lease: Lease
     claimed: bool = False
     progress: Progress = field(default_factory=Progress)
@@ -111,7 +111,7 @@ class Settler:
                 return None
             try:
                 result = await do(step)
-            except SessionLostException:
+            except TransactionLostException:
                 raise
             except Exception as error:  # noqa: BLE001 - raised when all else is done
                 self._fail(step.object_key, error)
@@ -119,7 +119,7 @@ class Settler:
             self._missed = 0
             return step, result
 
-        done = await run_all(self.parts.config.max_concurrency, one, steps)
+        done = await run_all(self.context.config.max_concurrency, one, steps)
         return [each for each in done if each is not None]
 
     def _fail(self, key: ObjectKey, error: Exception) -> None:
@@ -141,8 +141,8 @@ class Settler:
             return
         if self.claimed:  # what the owner has sent is not known, even of what it has moved
             late = {copy.object_key for copy in copies if self._may_be_late(copy)}
-            self.progress.in_doubt |= late
-        records = await self.parts.backend.records([copy.object_key for copy in copies])
+            self.progress.keys_in_flight |= late
+        records = await self.context.backend.records([copy.object_key for copy in copies])
         # A record that names its own key was moved by an earlier attempt.
         todo = [
             copy
@@ -158,32 +158,32 @@ class Settler:
             for copy, target in await self._each(do, todo)
         ]
         if moved:
-            await self.parts.backend.relocate(self.lease.token, moved)
+            await self.context.backend.relocate(self.lease.token, moved)
 
     async def _copy(self, step: Copy, size: int) -> StoredObject:
         # In doubt until it is answered: nobody else may write there if this is broken off.
         key = step.object_key
-        new = self._may_be_late(step) and key not in self.progress.in_doubt
+        new = self._may_be_late(step) and key not in self.progress.keys_in_flight
         if new:
-            self.progress.in_doubt.add(key)
+            self.progress.keys_in_flight.add(key)
         try:
             stored, lost = await self._copied(step, size)
         except BaseConnectorException as error:
             if new and not error.ambiguous:
-                self.progress.in_doubt.discard(key)
+                self.progress.keys_in_flight.discard(key)
             raise
         if new and not (lost or stored.retried):
-            self.progress.in_doubt.discard(key)
+            self.progress.keys_in_flight.discard(key)
         return stored
 
     def _may_be_late(self, step: Copy) -> bool:
         """Whether a copy may arrive although the staging object is gone by then (P20 c)."""
-        return step.doubtful or self.parts.connector.copies_through_client
+        return step.ambiguous or self.context.connector.copies_through_client
 
     async def _copied(self, step: Copy, size: int) -> tuple[StoredObject, bool]:
         """Copy; return what is there now, and whether the answer to an attempt was lost."""
         target = Location(step.key)
-        capabilities = await self.parts.connector.capabilities(step.namespace)
+        capabilities = await self.context.connector.capabilities(step.namespace)
         conditional = capabilities.conditional_copy
 
         async def send(*, overwrite: bool) -> StoredObject:
@@ -193,9 +193,9 @@ class Settler:
             stored, lost = await retry(self.lease, lambda: send(overwrite=not conditional))
         except (PreconditionFailedException, NoSuchKeyException) as error:
             there, _ = await retry(
-                self.lease, lambda: self.parts.connector.head(step.namespace, target)
+                self.lease, lambda: self.context.connector.head(step.namespace, target)
             )
-            if there is not None and made_by(there, self.lease.token.session_id, step.seq):
+            if there is not None and made_by(there, self.lease.token.transaction_id, step.seq):
                 # P30: done before, the answer was lost
                 await retry(self.lease, lambda: self._end_upload_of(step))
                 self.progress.uploads.pop(step.seq, None)
@@ -204,15 +204,15 @@ class Settler:
                 raise  # the source is gone
             # Of a condition on a target that is gone, some stores answer that too with 404.
             stamp = None if there is None else stamp_of(there)
-            # It may be from an earlier write of this session, the answer to which was lost.
-            if stamp is None or stamp.session_id != self.lease.token.session_id:
-                tell(
+            # It may be from an earlier write of this transaction, the answer to which was lost.
+            if stamp is None or stamp.transaction_id != self.lease.token.transaction_id:
+                log_event(
                     logging.WARNING,
                     "%s/%s was changed behind the catalog; the committed bytes replace it (P17)",
                     step.namespace,
                     step.key,
                     rule="P17",
-                    session=self.lease.token.session_id,
+                    transaction=self.lease.token.transaction_id,
                     key=f"{step.namespace}/{step.key}",
                 )
             stored, lost = await retry(
@@ -229,11 +229,11 @@ class Settler:
             if self.progress.uploads.get(step.seq) == upload_id:
                 return
             self.progress.uploads[step.seq] = upload_id
-            await self.parts.backend.note_upload(self.lease.token, step.seq, upload_id)
+            await self.context.backend.note_upload(self.lease.token, step.seq, upload_id)
 
         async def copy() -> StoredObject:
             self.lease.check()  # here, since others may have run after the task was made
-            return await self.parts.connector.copy(
+            return await self.context.connector.copy(
                 step.namespace,
                 step.key,
                 CopySource(step.namespace, step.source, size=size),
@@ -244,7 +244,7 @@ class Settler:
             )
 
         # The answer that begins an upload is the only one to tell its id.
-        most = min(UNDER_WAY, self.parts.config.compensation_timeout)
+        most = min(UNDER_WAY, self.context.config.compensation_timeout)
         copying, cancellation = await shielded(
             copy(), grace=lambda: 0.0 if step.seq in self.progress.uploads else most
         )
@@ -256,13 +256,13 @@ class Settler:
         """Abort what an earlier attempt to copy in parts has left, which nobody else would (P13)."""
         upload_id = self.progress.uploads.get(step.seq)
         if upload_id is not None:
-            await self.parts.connector.abort_upload(step.namespace, step.key, upload_id)
+            await self.context.connector.abort_upload(step.namespace, step.key, upload_id)
             del self.progress.uploads[step.seq]
 
     async def _abort_upload(self, step: AbortUpload) -> None:
         await retry(
             self.lease,
-            lambda: self.parts.connector.abort_upload(step.namespace, step.key, step.upload_id),
+            lambda: self.context.connector.abort_upload(step.namespace, step.key, step.upload_id),
         )
 
     async def _delete_all(self, steps: Sequence[Delete]) -> None:
@@ -276,22 +276,22 @@ class Settler:
                 else:
                     together.setdefault(step.namespace, []).append(named)
         for namespace, deletions in together.items():
-            split = batches_of(deletions, self.parts.connector.max_deletions)
+            split = batches_of(deletions, self.context.connector.max_deletions)
             batches += [(namespace, batch) for batch in split]
-        await run_all(self.parts.config.max_concurrency, self._delete_batch, batches)
+        await run_all(self.context.config.max_concurrency, self._delete_batch, batches)
 
     async def _look(self, step: Delete) -> list[tuple[Deletion, bool]]:
         """Return what to delete, and whether it takes a request of its own."""
-        capabilities = await self.parts.connector.capabilities(step.namespace)
+        capabilities = await self.context.connector.capabilities(step.namespace)
         if self.claimed and (step.owner is None or not capabilities.versioned):
-            self.progress.in_doubt |= self._users(step.namespace, [step.location])
+            self.progress.keys_in_flight |= self._users(step.namespace, [step.location])
         single = capabilities.conditional_delete == "single"
         found = await self._resolve(step)
         return [(each, single and each.if_match is not None) for each in found]
 
     async def _resolve(self, step: Delete) -> Sequence[Deletion]:
         """Return what to delete: after a look at the object where its name proves nothing."""
-        capabilities = await self.parts.connector.capabilities(step.namespace)
+        capabilities = await self.context.connector.capabilities(step.namespace)
         conditions = capabilities.conditional_delete
         if step.owner is None:
             # A committed delete minds the ETag only where that costs no request of its own.
@@ -302,7 +302,7 @@ class Settler:
         if capabilities.versioned:
             return await self._own_versions(step)
         there, _ = await retry(
-            self.lease, lambda: self.parts.connector.head(step.namespace, step.location)
+            self.lease, lambda: self.context.connector.head(step.namespace, step.location)
         )
         if not self._is_own(there, step):
             return []
@@ -310,18 +310,18 @@ class Settler:
         return [Deletion(location=step.location, if_match=etag)]
 
     def _is_own(self, there: StoredObject | None, step: Delete) -> TypeGuard[StoredObject]:
-        session_id = step.owner_session or self.lease.token.session_id
-        return step.owner is not None and made_by(there, session_id, step.owner)
+        transaction_id = step.owner_transaction or self.lease.token.transaction_id
+        return step.owner is not None and made_by(there, transaction_id, step.owner)
 
     async def _own_versions(self, step: Delete) -> Sequence[Deletion]:
-        session_id = step.owner_session or self.lease.token.session_id
+        transaction_id = step.owner_transaction or self.lease.token.transaction_id
         versions, _ = await retry(
             self.lease,
-            lambda: versions_since(self.parts, step.namespace, step.location.key, session_id),
+            lambda: versions_since(self.context, step.namespace, step.location.key, transaction_id),
         )
         own: list[Deletion] = []
         for version in versions:
-            head = partial(self.parts.connector.head, step.namespace, version.location)
+            head = partial(self.context.connector.head, step.namespace, version.location)
             if self._is_own((await retry(self.lease, head))[0], step):
                 own.append(Deletion(location=version.location))
         return own
@@ -335,15 +335,18 @@ class Settler:
         async def send() -> DeletionReport:
             return await self._delete_once(namespace, left)
 
-        new = self._users(namespace, [each.location for _, each in left]) - self.progress.in_doubt
-        self.progress.in_doubt |= new
+        new = (
+            self._users(namespace, [each.location for _, each in left])
+            - self.progress.keys_in_flight
+        )
+        self.progress.keys_in_flight |= new
         try:
-            report, doubtful = await retry(self.lease, send)
-        except SessionLostException:
+            report, ambiguous = await retry(self.lease, send)
+        except TransactionLostException:
             raise
         except Exception as error:  # noqa: BLE001 - raised when all else is done
             if isinstance(error, BaseConnectorException) and not error.ambiguous:
-                self.progress.in_doubt -= new
+                self.progress.keys_in_flight -= new
             self._refusals += len(left) == 1
             if len(left) == 1 or self._refusals >= OUTAGE or not _may_be_about_one(error):
                 for key, _ in left:
@@ -355,14 +358,14 @@ class Settler:
                 await self._delete_batch((namespace, part))
             return
         self._missed = self._refusals = 0
-        if not (doubtful or report.retried):
-            self.progress.in_doubt -= new
+        if not (ambiguous or report.retried):
+            self.progress.keys_in_flight -= new
 
     async def _delete_once(
         self, namespace: str, left: list[tuple[ObjectKey, Deletion]]
     ) -> DeletionReport:
         """Delete, and leave in the list what may be deleted by another attempt."""
-        report = await self.parts.connector.delete(namespace, [each for _, each in left])
+        report = await self.context.connector.delete(namespace, [each for _, each in left])
         failed = [(each, error) for each, error in zip(left, report.errors, strict=True) if error]
         for (key, deletion), error in failed:
             if not may_pass(error):
@@ -380,13 +383,13 @@ class Settler:
         if not isinstance(error, PreconditionFailedException):
             self._fail(key, error)
             return
-        tell(
+        log_event(
             logging.WARNING,
-            "%s/%s holds what this session did not know of; it was left alone (P18)",
+            "%s/%s holds what this transaction did not know of; it was left alone (P18)",
             namespace,
             deletion.location.key,
             rule="P18",
-            session=self.lease.token.session_id,
+            transaction=self.lease.token.transaction_id,
             key=f"{namespace}/{deletion.location.key}",
         )
 
@@ -396,22 +399,22 @@ class Settler:
             ObjectKey(namespace, location.key)
             for location in locations
             if location.version_id is None
-            and not location.key.startswith(self.parts.config.reserved_prefix)
+            and not location.key.startswith(self.context.config.reserved_prefix)
         }
 
 
 async def versions_since(
-    parts: Parts, namespace: str, key: str, session_id: str
+    context: EngineContext, namespace: str, key: str, transaction_id: str
 ) -> Sequence[StoredObject]:
     """Return the versions of a key that a transaction may have written: none is older than it.
 
     Its id bears the time of its process, a version that of the store.
     """
-    started = began(session_id)
+    started = began(transaction_id)
     if started is None:
-        return await parts.connector.versions(namespace, key)
-    margin = timedelta(seconds=max(CLOCK_SKEW, parts.config.doubt_period))
-    return await parts.connector.recent_versions(namespace, key, since=started - margin)
+        return await context.connector.versions(namespace, key)
+    margin = timedelta(seconds=max(CLOCK_SKEW, context.config.late_write_period))
+    return await context.connector.recent_versions(namespace, key, since=started - margin)
 
 
 def _may_be_about_one(error: Exception) -> bool:

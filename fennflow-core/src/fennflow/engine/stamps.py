@@ -25,14 +25,14 @@ class Stamp(NamedTuple):
     """Which write made an object, and what it holds.
 
     Attributes:
-        session_id: of the transaction.
+        transaction_id: of the transaction.
         seq: of the write in it.
         content_type: the tag of its class. For people who look at the bucket: it is never read.
         sha256: of its bytes; likewise.
         catalog_id: of the catalog that the transaction belongs to, if that outlives its process.
     """
 
-    session_id: str
+    transaction_id: str
     seq: int
     content_type: str | None = None
     sha256: str | None = None
@@ -41,12 +41,12 @@ class Stamp(NamedTuple):
     @property
     def write(self) -> tuple[str, int]:
         """What identifies the write."""
-        return self.session_id, self.seq
+        return self.transaction_id, self.seq
 
 
 def stamped(metadata: Mapping[str, str], stamp: Stamp) -> dict[str, str]:
     """Return the user's metadata with the stamp added."""
-    own = {"session": stamp.session_id, "seq": str(stamp.seq)}
+    own = {"transaction": stamp.transaction_id, "seq": str(stamp.seq)}
     if stamp.content_type is not None:
         own["type"] = stamp.content_type
     if stamp.sha256 is not None:
@@ -71,22 +71,22 @@ def stamp_of(stored: StoredObject) -> Stamp | None:
     if catalog_id is not None and not _CATALOG.fullmatch(catalog_id):
         return None
     write = checked_write(
-        stored.metadata.get(PREFIX + "session", ""), stored.metadata.get(PREFIX + "seq", "")
+        stored.metadata.get(PREFIX + "transaction", ""), stored.metadata.get(PREFIX + "seq", "")
     )
     return None if write is None else Stamp(*write, catalog_id=catalog_id)
 
 
-def checked_write(session_id: str, seq: str) -> tuple[str, int] | None:
+def checked_write(transaction_id: str, seq: str) -> tuple[str, int] | None:
     """Return a transaction's id and the sequence of a write; None if texts cannot be these."""
-    if not _ID.fullmatch(session_id) or not _SEQ.fullmatch(seq) or int(seq) > MAX_SEQ:
+    if not _ID.fullmatch(transaction_id) or not _SEQ.fullmatch(seq) or int(seq) > MAX_SEQ:
         return None
-    return session_id, int(seq)
+    return transaction_id, int(seq)
 
 
-def began(session_id: str) -> datetime | None:
+def began(transaction_id: str) -> datetime | None:
     """Return when a transaction began, by the clock of its process; None if its id does not say."""
     try:
-        found = UUID(session_id)
+        found = UUID(transaction_id)
     except ValueError:
         return None
     if found.version != _TIME_ORDERED:
@@ -97,7 +97,7 @@ def began(session_id: str) -> datetime | None:
         return None  # a year that no calendar has
 
 
-def made_by(stored: StoredObject | None, session_id: str, seq: int) -> bool:
+def made_by(stored: StoredObject | None, transaction_id: str, seq: int) -> bool:
     """Return whether an object was made by this write."""
     stamp = None if stored is None else stamp_of(stored)
-    return stamp is not None and stamp.write == (session_id, seq)
+    return stamp is not None and stamp.write == (transaction_id, seq)

@@ -59,7 +59,7 @@ class Source:
     on_bytes: Callable[[int], object] | None = None
     count: int = 0
     sha256: str | None = None
-    _told: int = 0
+    _reported: int = 0
     _opened: AsyncGenerator[bytes] | None = None
     _begun: list[bytes] = field(default_factory=list[bytes])
 
@@ -111,7 +111,7 @@ class Source:
                     if chunk is None:
                         self.check_size(self.count)
                     else:
-                        self._tell(len(chunk))
+                        self._report_progress(len(chunk))
                 except Exception as error:
                     raise SourceError(error) from error
                 check()
@@ -154,14 +154,14 @@ class Source:
         if self._opened is not None:
             await self._opened.aclose()
 
-    def tell_all(self) -> None:
+    def report_all(self) -> None:
         """Tell that all of a body was sent that went whole."""
-        self._tell(sum(map(len, self._begun)))
+        self._report_progress(sum(map(len, self._begun)))
 
-    def _tell(self, more: int) -> None:
+    def _report_progress(self, more: int) -> None:
         self.count += more
         # What is sent again is no progress.
-        news, self._told = self.count - self._told, max(self.count, self._told)
+        news, self._reported = self.count - self._reported, max(self.count, self._reported)
         if news > 0 and self.on_bytes is not None:
             self.on_bytes(news)
 
@@ -255,7 +255,7 @@ class Download:
 
     async def _look(self) -> Record:
         async with self.call() as tx:
-            [record] = await tx.view(self.key.namespace, [self.key.key], missing_ok=False)
+            [record] = await tx.read_records(self.key.namespace, [self.key.key], missing_ok=False)
         assert record is not None  # noqa: S101 - what is missing was raised
         return record
 

@@ -6,13 +6,13 @@ import asyncio
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from fennflow.backends import JournaledSession, Outcome
+from fennflow.backends import JournaledTransaction, Outcome
 
 if TYPE_CHECKING:
     from fennflow.backends import Backend
 
 A_MOMENT = 1.0
-"""Seconds between two looks: a session that is in both did not just happen to be finishing."""
+"""Seconds between two looks: a transaction that is in both did not just happen to be finishing."""
 PAGE = 1000
 NAMED = 3
 SAME_BUT_LAST = 16
@@ -20,18 +20,18 @@ SAME_BUT_LAST = 16
 
 
 async def unfinished(backend: Backend) -> list[str]:
-    """Describe the sessions that are decided, and were not finished within a moment."""
+    """Describe the transactions that are decided, and were not finished within a moment."""
     before = await _decided(backend)
     if not before:
         return []
     await asyncio.sleep(A_MOMENT)
     after = await _decided(backend)
-    ids = {each.session.session_id for each in before}
-    return [_described(each) for each in after if each.session.session_id in ids]
+    ids = {each.token.transaction_id for each in before}
+    return [_described(each) for each in after if each.token.transaction_id in ids]
 
 
 async def long_open(backend: Backend, period: float) -> list[str]:
-    """Describe the sessions that nobody has decided for longer than a period."""
+    """Describe the transactions that nobody has decided for longer than a period."""
     return [
         _described(each)
         for each in await _journaled(backend)
@@ -41,11 +41,11 @@ async def long_open(backend: Backend, period: float) -> list[str]:
 
 async def overdue(backend: Backend) -> list[str]:
     """Describe the late writes that are to be looked for, and were not within a moment."""
-    before = set(await backend.due_tombstones(after=None, limit=PAGE))
+    before = set(await backend.due_late_writes(after=None, limit=PAGE))
     if not before:
         return []
     await asyncio.sleep(A_MOMENT)
-    after = await backend.due_tombstones(after=None, limit=PAGE)
+    after = await backend.due_late_writes(after=None, limit=PAGE)
     left = [f"{each.namespace}/{each.key}" for each in after if each in before]
     text = (
         f"{len(left)} late writes have still to be looked for and deleted: {_named(left)}. "
@@ -54,39 +54,39 @@ async def overdue(backend: Backend) -> list[str]:
     return [text] if left else []
 
 
-async def holder(backend: Backend, session_id: str, period: float) -> str | None:
-    """Describe the session that holds a lock, if it is decided, or open for longer than a period."""
-    near = await backend.sessions(after=session_id[:-1], limit=SAME_BUT_LAST)
-    found = [each for each in near if each.session.session_id == session_id]
+async def holder(backend: Backend, transaction_id: str, period: float) -> str | None:
+    """Describe the transaction that holds a lock, if it is decided, or open for longer than a period."""
+    near = await backend.transactions(after=transaction_id[:-1], limit=SAME_BUT_LAST)
+    found = [each for each in near if each.token.transaction_id == transaction_id]
     odd = [each for each in found if each.outcome is not None or each.age > period]
     return _described(odd[0]) if odd else None
 
 
-async def _decided(backend: Backend) -> Sequence[JournaledSession]:
+async def _decided(backend: Backend) -> Sequence[JournaledTransaction]:
     return [each for each in await _journaled(backend) if each.outcome is not None]
 
 
-async def _journaled(backend: Backend) -> Sequence[JournaledSession]:
-    journaled: list[JournaledSession] = []
+async def _journaled(backend: Backend) -> Sequence[JournaledTransaction]:
+    journaled: list[JournaledTransaction] = []
     last = ""
-    while page := await backend.sessions(after=last, limit=PAGE):
-        last = page[-1].session.session_id
+    while page := await backend.transactions(after=last, limit=PAGE):
+        last = page[-1].token.transaction_id
         journaled += page
     return journaled
 
 
-def _described(session: JournaledSession) -> str:
-    named = _named([f"{each.namespace}/{each.key}" for each in session.intents])
-    name = f"Session {session.session.session_id}"
-    if session.outcome is None:
+def _described(transaction: JournaledTransaction) -> str:
+    named = _named([f"{each.namespace}/{each.key}" for each in transaction.intents])
+    name = f"Transaction {transaction.token.transaction_id}"
+    if transaction.outcome is None:
         return (
-            f"{name} has been open for {session.age:.0f} s: {named}. Until its block ends, and the "
+            f"{name} has been open for {transaction.age:.0f} s: {named}. Until its block ends, and the "
             "transaction of the database that it joined, if it did, these paths stay locked. If its "
-            "process hangs or is stopped, end that process; if it is gone, recovery undoes the session."
+            "process hangs or is stopped, end that process; if it is gone, recovery undoes the transaction."
         )
     is_what = (
         "committed, and not applied completely"
-        if session.outcome is Outcome.COMMITTED
+        if transaction.outcome is Outcome.COMMITTED
         else "rolled back, and not undone completely"
     )
     return (

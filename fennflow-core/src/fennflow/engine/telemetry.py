@@ -59,17 +59,17 @@ def _instruments() -> _Instruments | None:
         recovered=meter.create_counter(
             "fennflow.recovered",
             unit="{item}",
-            description="What recovery did to sessions and objects, by its outcome.",
+            description="What recovery did to transactions and objects, by its outcome.",
         ),
     )
 
 
-def tell(
+def log_event(
     level: int,
     message: str,
     *args: object,
     rule: str,
-    session: str | None = None,
+    transaction: str | None = None,
     key: str | None = None,
     failed: BaseException | None = None,
 ) -> None:
@@ -80,11 +80,11 @@ def tell(
         message: with places for the arguments, as `logging` has them.
         args: for the message.
         rule: of the protocol.
-        session: the id of the one that it is about, if it is about one.
+        transaction: the id of the one that it is about, if it is about one.
         key: bucket and key of the object that it is about, if it is about one.
         failed: an exception whose traceback belongs to it.
     """
-    extra = {"session": session, "key": key, "rule": rule}
+    extra = {"transaction": transaction, "key": key, "rule": rule}
     logger.log(level, message, *_shown(args), extra=extra, exc_info=failed, stacklevel=2)
     _count(level, rule)
 
@@ -105,7 +105,7 @@ def _count(level: int, rule: str) -> None:
 def _complete(record: logging.LogRecord) -> bool:
     """Let what a connector or a backend logs have the same attributes, and count it."""
     if not hasattr(record, "rule"):
-        for name, value in {"rule": "plugin", "session": None, "key": None}.items():
+        for name, value in {"rule": "plugin", "transaction": None, "key": None}.items():
             record.__dict__.setdefault(name, value)
         if isinstance(record.args, tuple):
             record.args = _shown(record.args)
@@ -132,12 +132,12 @@ def count_recovered(outcomes: Mapping[str, int]) -> None:
 
 
 @contextmanager
-def operation(name: str, session: str, namespace: str | None = None) -> Generator[None]:
+def operation(name: str, transaction: str, namespace: str | None = None) -> Generator[None]:
     """Trace and time what is done in the block, as one operation of a database client.
 
     Args:
         name: of the operation: few different ones, for instance `put`.
-        session: the id of the one that does it.
+        transaction: the id of the one that does it.
         namespace: the bucket, if it is about one.
     """
     instruments = _instruments()
@@ -153,7 +153,7 @@ def operation(name: str, session: str, namespace: str | None = None) -> Generato
     with instruments.tracer.start_as_current_span(
         name if namespace is None else f"{name} {namespace}",
         kind=SpanKind.CLIENT,
-        attributes={**attributes, "fennflow.session.id": session},
+        attributes={**attributes, "fennflow.transaction.id": transaction},
         record_exception=False,  # who catches it decides whether it is told
         set_status_on_exception=False,
     ) as span:

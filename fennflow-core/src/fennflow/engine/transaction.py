@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 import uuid_utils
 
-from fennflow.backends import Intent, ObjectKey, Outcome, Placement, Record, SessionToken
+from fennflow.backends import Intent, ObjectKey, Outcome, Placement, Record, TransactionToken
 from fennflow.connectors import Capabilities
 from fennflow.engine.callbacks import Callbacks, Undo
+from fennflow.engine.context import Progress
 from fennflow.engine.leases import Lease, clock
-from fennflow.engine.parts import Progress
 from fennflow.engine.plan import Write, staging_key, visible
 from fennflow.engine.stuck import holder
 from fennflow.exceptions import (
@@ -63,14 +63,14 @@ _scope: ContextVar[Scope | None] = ContextVar("fennflow_scope", default=None)
 
 
 class Transaction:
-    """What a session did since it began: its token, its writes, what it read.
+    """What a transaction did since it began: its token, its writes, what it read.
 
     Args:
         engine: connector, backend and configuration.
-        reconciled: namespaces that the session has reconciled already.
+        reconciled: namespaces that the transaction has reconciled already.
 
     Attributes:
-        lease: the right to act for the session, which has an id and a fencing token.
+        lease: the right to act for the transaction, which has an id and a fencing token.
         journaled: whether the journal has, or may have, rows of it (P1).
         staged: whether the journal had rows of it for sure.
         began: when it was first journaled, by `clock`.
@@ -95,9 +95,9 @@ class Transaction:
         self.config = engine.config
         self.connector = engine.connector
         self.backend = engine.backend
-        self.lease = Lease(SessionToken(str(uuid_utils.uuid7())))
+        self.lease = Lease(TransactionToken(str(uuid_utils.uuid7())))
         self.journaled = False
-        self.staged = False
+        self.rows_confirmed = False
         self.began = 0.0
         self.progress = Progress()
         self.outcome: Outcome | None = None
@@ -114,22 +114,22 @@ class Transaction:
         self._next_seq = 1
 
     @property
-    def session_id(self) -> str:
-        """Of the session."""
-        return self.lease.token.session_id
+    def transaction_id(self) -> str:
+        """Of the transaction."""
+        return self.lease.token.transaction_id
 
     def check_age(self) -> None:
-        """Refuse to commit a session that the sweep of others may have taken for dead (P27).
+        """Refuse to commit a transaction that the sweep of others may have taken for dead (P27).
 
         Raises:
-            TransactionException: it is older than `max_session_age`.
+            TransactionException: it is older than `max_transaction_age`.
         """
         age = clock() - self.began
-        if self.journaled and age >= self.config.max_session_age:
+        if self.journaled and age >= self.config.max_transaction_age:
             message = (
-                f"Session {self.session_id} is older than max_session_age="
-                f"{self.config.max_session_age} s; nothing of it was committed. Use shorter units "
-                "of work, or raise max_session_age."
+                f"Transaction {self.transaction_id} is older than max_transaction_age="
+                f"{self.config.max_transaction_age} s; nothing of it was committed. Use shorter units "
+                "of work, or raise max_transaction_age."
             )
             raise TransactionException(message)
 
@@ -202,43 +202,43 @@ class Transaction:
 
         Raises:
             TransactionException: it is being rolled back.
-            SessionLostException: its lease may have run out (P23).
+            TransactionLostException: its lease may have run out (P23).
         """
         if self.ended:
             raise rolled_back()
         self.lease.check()
 
-    async def prepare(self, namespace: str) -> None:
+    async def ensure_reconciled(self, namespace: str) -> None:
         """Reconcile the namespace if that is due; whoever asks the catalog comes here first."""
-        await self._reconciler.prepare(namespace, self._reconciled)
+        await self._reconciler.ensure_reconciled(namespace, self._reconciled)
 
-    async def look(self, namespace: str) -> None:
+    async def prepare_read(self, namespace: str) -> None:
         """Prepare to look at the catalog, and own changes over it.
 
         Raises:
-            SessionLostException: its own changes may be undone by now (P23).
+            TransactionLostException: its own changes may be undone by now (P23).
         """
-        await self.prepare(namespace)
+        await self.ensure_reconciled(namespace)
         if self.chains:
             self.lease.check()
 
-    async def know(self, namespace: str) -> Capabilities:
+    async def capabilities_for(self, namespace: str) -> Capabilities:
         """Return what the namespace enforces; probed before the first write to it (P15)."""
-        await self.prepare(namespace)
+        await self.ensure_reconciled(namespace)
         capabilities = await self.connector.capabilities(namespace)
         self.capabilities[namespace] = capabilities
         return capabilities
 
-    async def view(
+    async def read_records(
         self, namespace: str, keys: Sequence[str], *, missing_ok: bool
     ) -> list[Record | None]:
-        """Return what the session sees under keys: own changes, else one moment's records.
+        """Return what the transaction sees under keys: own changes, else one moment's records.
 
         Raises:
             NoSuchKeyException: not `missing_ok`, and some keys have nothing; names them all.
-            SessionLostException: its own changes may be undone by now (P23).
+            TransactionLostException: its own changes may be undone by now (P23).
         """
-        await self.look(namespace)
+        await self.prepare_read(namespace)
         wanted = [ObjectKey(namespace, key) for key in keys]
         committed = await self.backend.records(set(wanted))
         for key in wanted:
@@ -254,7 +254,7 @@ class Transaction:
         if self.config.validate_reads:
             self.reads.setdefault(key, record)
 
-    async def stage(
+    async def begin_writes(
         self,
         keys: Sequence[ObjectKey],
         place: Place,
@@ -264,7 +264,7 @@ class Transaction:
 
         Args:
             keys: each once.
-            place: pure; decides from a key's record and the session's own writes of it where a
+            place: pure; decides from a key's record and the transaction's own writes of it where a
                 write goes, or that there is none.
             check: pure; may refuse, seeing the records of all keys.
 
@@ -272,8 +272,8 @@ class Transaction:
             the sequences of the writes, in the order of the keys.
 
         Raises:
-            RecordLockedException: another session holds one of the keys for `lock_timeout`.
-            SessionLostException: the session is recovery's.
+            RecordLockedException: another transaction holds one of the keys for `lock_timeout`.
+            TransactionLostException: the transaction is recovery's.
             TransactionException: it is being rolled back, or the savepoint of the caller was.
         """
         scopes = self.scopes()
@@ -309,7 +309,7 @@ class Transaction:
         keys: Sequence[ObjectKey],
         plan: Callable[[Mapping[ObjectKey, Record]], Sequence[Intent]],
     ) -> Mapping[ObjectKey, Record]:
-        """Stage, waiting up to `lock_timeout` for keys that other sessions hold (P3)."""
+        """Stage, waiting up to `lock_timeout` for keys that other transactions hold (P3)."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self.config.lock_timeout
         pause = FIRST_PAUSE
@@ -317,20 +317,22 @@ class Transaction:
             self.began = clock()
         while True:
             try:
-                records = await self._leases.stage(self.lease, keys, plan, begins=not self.staged)
+                records = await self._leases.begin_writes(
+                    self.lease, keys, plan, begins=not self.rows_confirmed
+                )
             except RecordLockedException as error:
                 self.free_locks()
                 left = deadline - loop.time()
                 if left <= 0:
                     raise await self._still_locked(error) from error
             except BaseException as error:
-                # If the answer was lost, the journal may have rows of this session.
+                # If the answer was lost, the journal may have rows of this transaction.
                 answered = isinstance(error, FennFlowException)
                 if not answered or isinstance(error, BackendUnavailableException):
                     self.journaled = True
                 raise
             else:
-                self.journaled = self.staged = True
+                self.journaled = self.rows_confirmed = True
                 return records
             await asyncio.sleep(min(left, pause * random.uniform(0.5, 1.5)))  # noqa: S311
             pause = min(pause * 2, 0.1)
@@ -339,7 +341,7 @@ class Transaction:
         why = None
         if error.holder is not None:
             with suppress(FennFlowException):  # that the key is locked is what matters
-                why = await holder(self.backend, error.holder, self.config.doubt_period)
+                why = await holder(self.backend, error.holder, self.config.late_write_period)
         waited = f"lock_timeout={self.config.lock_timeout} s; nothing of this call was sent."
         if error.free_in is not None:
             message = f"{error} It was still so after {waited} Try again then."
@@ -354,7 +356,7 @@ class Transaction:
         return RecordLockedException(message, free_in=error.free_in, holder=error.holder)
 
     def free_locks(self) -> None:
-        """Let recovery look for sessions whose owner is gone: this one waits for a lock."""
+        """Let recovery look for transactions whose owner is gone: this one waits for a lock."""
         self._recovery.free_locks()
 
     def _intent(self, seq: int, key: ObjectKey, placement: Placement) -> Intent:
@@ -363,7 +365,7 @@ class Transaction:
             staging_key(
                 self.config.reserved_prefix,
                 self.backend.catalog_id,
-                self.session_id,
+                self.transaction_id,
                 seq,
             )
             if staged

@@ -80,7 +80,7 @@ def check_uploads(tx: Transaction, namespace: str, uploads: Sequence[Upload]) ->
 
 def check_beside(tx: Transaction, namespace: str, upload: Upload) -> None:
     """Refuse what cannot be stored beside the bytes, before any I/O."""
-    # The sequence is not known yet; no session gets to one with more digits.
+    # The sequence is not known yet; no transaction gets to one with more digits.
     attributes = attributes_of(tx, upload, seq=10**9)
     check_attributes(attributes)
     tx.connector.validate(namespace, upload.key, attributes)
@@ -97,7 +97,7 @@ def attributes_of(
         seq: of the write.
         staged: whether the bytes are on their way, without what only the object at its key may have.
     """
-    stamp = Stamp(tx.session_id, seq, upload.content_type, upload.sha256, tx.backend.stamped_id)
+    stamp = Stamp(tx.transaction_id, seq, upload.content_type, upload.sha256, tx.backend.stamped_id)
     left_out = tx.connector.at_the_key_only if staged else frozenset[str]()
     return ObjectAttributes(
         media_type=upload.media_type,

@@ -14,7 +14,7 @@ from typing import TypeVar
 from fennflow.backends import Backend, ObjectKey, Record
 from fennflow.connectors import StoredObject
 from fennflow.engine.concurrency import shielded
-from fennflow.engine.parts import Parts
+from fennflow.engine.context import EngineContext
 from fennflow.exceptions import KeyException, ReconcileFailedException
 from fennflow.paths import after_key, check_key
 
@@ -26,7 +26,9 @@ SPILL_TIMEOUT = 60.0
 Pair = tuple[str, StoredObject | None, Record | None]
 
 
-async def pairs(parts: Parts, namespace: str, prefix: str, batch_size: int) -> AsyncGenerator[Pair]:
+async def pairs(
+    context: EngineContext, namespace: str, prefix: str, batch_size: int
+) -> AsyncGenerator[Pair]:
     """Yield every key of a bucket and of its catalog once, with its object and its record.
 
     The catalog is read in key order, as far as the store has listed. Records that the store has not
@@ -35,7 +37,7 @@ async def pairs(parts: Parts, namespace: str, prefix: str, batch_size: int) -> A
     noted lies in a temporary file, so that memory stays constant.
 
     Args:
-        parts: of the engine.
+        context: of the engine.
         namespace: the bucket.
         prefix: of the keys.
         batch_size: objects and records that are read at a time.
@@ -43,16 +45,16 @@ async def pairs(parts: Parts, namespace: str, prefix: str, batch_size: int) -> A
     Raises:
         ReconcileFailedException: the temporary file cannot be written.
     """
-    catalog = _Catalog(parts.backend, namespace, prefix, batch_size)
+    catalog = _Catalog(context.backend, namespace, prefix, batch_size)
     noted = _NotedKeys()
     try:
-        async with aclosing(objects(parts, namespace, prefix)) as listing:
+        async with aclosing(objects(context, namespace, prefix)) as listing:
             async for page in _batches(listing, batch_size):
                 stored = {each.location.key: each for each in page}
                 behind = [key for key in stored if key <= catalog.passed and is_key(key)]
                 if behind:
                     wanted = [ObjectKey(namespace, key) for key in behind]
-                    records = await parts.backend.records(wanted)
+                    records = await context.backend.records(wanted)
                     await noted.discard(behind)
                     for each in wanted:
                         yield each.key, stored.pop(each.key), records.get(each)
@@ -68,19 +70,21 @@ async def pairs(parts: Parts, namespace: str, prefix: str, batch_size: int) -> A
         async with aclosing(noted.batches(batch_size)) as batches:
             async for keys in batches:
                 wanted = [ObjectKey(namespace, key) for key in keys]
-                for record in (await parts.backend.records(wanted)).values():
+                for record in (await context.backend.records(wanted)).values():
                     yield record.key, None, record
     finally:
         await noted.aclose()
 
 
-async def objects(parts: Parts, namespace: str, prefix: str) -> AsyncGenerator[StoredObject]:
+async def objects(
+    context: EngineContext, namespace: str, prefix: str
+) -> AsyncGenerator[StoredObject]:
     """List what users may have put: not what is FennFlow's own, nor mere directories."""
-    listing = parts.connector.list(namespace, prefix)
+    listing = context.connector.list(namespace, prefix)
     try:
         async for stored in listing:
             key = stored.location.key
-            if not key.startswith(parts.config.reserved_prefix) and not key.endswith("/"):
+            if not key.startswith(context.config.reserved_prefix) and not key.endswith("/"):
                 yield stored
     finally:
         if isinstance(listing, AsyncGenerator):

@@ -1,4 +1,4 @@
-"""Writing and deleting inside a session: from files to bytes at their placement."""
+"""Writing and deleting inside a transaction: from files to bytes at their placement."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 
-from fennflow.backends import Intent, ObjectKey, Placement, Record, Tombstone
+from fennflow.backends import Intent, LateWrite, ObjectKey, Placement, Record
 from fennflow.connectors import (
     CopySource,
     Location,
@@ -23,7 +23,7 @@ from fennflow.engine.directories import check_directories
 from fennflow.engine.plan import Write, choose_placement, visible
 from fennflow.engine.stamps import made_by, stamp_of
 from fennflow.engine.streaming import Source, SourceError, sha256_of
-from fennflow.engine.telemetry import tell
+from fennflow.engine.telemetry import log_event
 from fennflow.engine.transaction import Transaction, no_such_key
 from fennflow.engine.uploads import Upload, attributes_of, check_uploads
 from fennflow.exceptions import (
@@ -45,13 +45,13 @@ async def write(
 
     Raises:
         RecordAlreadyExistsException: `create`, and a key is taken.
-        RecordLockedException: another session is writing one of the keys.
+        RecordLockedException: another transaction is writing one of the keys.
         BaseConnectorException: the store refused.
     """
     check_uploads(tx, namespace, uploads)
     if not uploads:
         return []
-    capabilities = await tx.know(namespace)
+    capabilities = await tx.capabilities_for(namespace)
     await check_directories(tx, namespace, [upload.key for upload in uploads])
 
     def place(key: ObjectKey, before: Record | None, chain: Sequence[Write]) -> Placement:
@@ -64,7 +64,7 @@ async def write(
             hide_pending=tx.config.hide_pending,
         )
 
-    seqs = await tx.stage([ObjectKey(namespace, upload.key) for upload in uploads], place)
+    seqs = await tx.begin_writes([ObjectKey(namespace, upload.key) for upload in uploads], place)
     try:
         return await run_all(
             tx.config.max_concurrency,
@@ -84,14 +84,14 @@ async def delete(
 
     Raises:
         NoSuchKeyException: not `missing_ok`, and some keys have nothing.
-        RecordLockedException: another session is writing one of the keys.
+        RecordLockedException: another transaction is writing one of the keys.
     """
     for key in keys:
         check_key(key, reserved_prefix=tx.config.reserved_prefix)
     wanted = list(dict.fromkeys(ObjectKey(namespace, key) for key in keys))
     if not wanted:
         return []
-    await tx.know(namespace)
+    await tx.capabilities_for(namespace)
 
     def place(_: ObjectKey, before: Record | None, chain: Sequence[Write]) -> Placement | None:
         return None if visible(chain, before) is None else Placement.DELETE
@@ -101,7 +101,7 @@ async def delete(
         if missing and not missing_ok:
             raise no_such_key(namespace, missing)
 
-    seqs = await tx.stage(wanted, place, check)
+    seqs = await tx.begin_writes(wanted, place, check)
     return [tx.writes[seq].intent.key for seq in seqs]
 
 
@@ -138,7 +138,7 @@ async def _send_stream(
     if body is not None:
         short = replace(upload, body=body, sha256=await sha256_of(body))
         record = await _send(tx, seqs, seq, short, create=create)
-        source.tell_all()
+        source.report_all()
         return record
     write = tx.writes[seq]
     key = write.intent.object_key
@@ -184,7 +184,7 @@ async def _send(
 async def _stage_instead(tx: Transaction, seqs: list[int], seq: int) -> int:
     """Take a write back, and journal one that replaces what lies at the key at the commit."""
     tx.retract([seq])
-    [seq] = await tx.stage([tx.writes[seq].intent.object_key], _staged)
+    [seq] = await tx.begin_writes([tx.writes[seq].intent.object_key], _staged)
     seqs.append(seq)
     return seq
 
@@ -201,9 +201,9 @@ async def _put_if_free(tx: Transaction, seq: int, upload: Upload, *, create: boo
             return await _put(tx, seq, upload, if_none_match=True)
         except PreconditionFailedException as error:
             there = await _head(tx, key)
-            if there is not None and upload.whole and made_by(there, tx.session_id, seq):
+            if there is not None and upload.whole and made_by(there, tx.transaction_id, seq):
                 # An earlier attempt had succeeded, and its answer was lost.
-                return _written(tx, seq, upload, there, doubtful=True)
+                return _written(tx, seq, upload, there, ambiguous=True)
             if there is not None and create and not await _is_garbage(tx, key, there):
                 raise _already_exists(key) from error
             if there is not None:
@@ -212,13 +212,13 @@ async def _put_if_free(tx: Transaction, seq: int, upload: Upload, *, create: boo
                 raise _cannot_repeat(key) from error
             if there is None:
                 continue  # contended (409), or deleted since
-            tell(
+            log_event(
                 logging.INFO,
                 "%s/%s holds an object that the catalog does not know (P14)",
                 key.namespace,
                 key.key,
                 rule="P14",
-                session=tx.session_id,
+                transaction=tx.transaction_id,
                 key=f"{key.namespace}/{key.key}",
             )
             return None
@@ -244,9 +244,9 @@ async def _put(tx: Transaction, seq: int, upload: Upload, *, if_none_match: bool
     async with tx.slots:
         if intent.upload_id is not None:
             await tx.connector.abort_upload(intent.namespace, intent.target, intent.upload_id)
-        doubtful = tx.writes[seq].doubtful
+        ambiguous = tx.writes[seq].ambiguous
         # Until the answer is there, the write counts as done and as doubtful (P19).
-        tx.update(seq, sent=True, doubtful=True)
+        tx.update(seq, sent=True, ambiguous=True)
         staged = intent.placement is Placement.STAGED
         attributes = attributes_of(tx, upload, seq, staged=staged)
 
@@ -258,14 +258,14 @@ async def _put(tx: Transaction, seq: int, upload: Upload, *, if_none_match: bool
         if isinstance(error, SourceError) or (
             isinstance(error, BaseConnectorException) and not error.ambiguous
         ):
-            tx.update(seq, sent=doubtful, doubtful=doubtful)
+            tx.update(seq, sent=ambiguous, ambiguous=ambiguous)
         if cancellation is not None:
             raise cancellation from error
         landed = await _landed(tx, seq, upload, error, if_none_match=if_none_match)
         if landed is None:
             raise
-        return _written(tx, seq, upload, landed, doubtful=True)
-    record = _written(tx, seq, upload, stored, doubtful=doubtful or stored.retried)
+        return _written(tx, seq, upload, landed, ambiguous=True)
+    record = _written(tx, seq, upload, stored, ambiguous=ambiguous or stored.retried)
     if cancellation is not None:
         raise cancellation
     return record
@@ -290,7 +290,7 @@ async def _landed(
     except BaseConnectorException as unknown:
         error.add_note(f"Whether it was written is not known: {unknown}")
         return None
-    return there if made_by(there, tx.session_id, seq) else None
+    return there if made_by(there, tx.transaction_id, seq) else None
 
 
 async def _transfer(
@@ -336,18 +336,18 @@ async def _transfer(
 
 
 def _written(
-    tx: Transaction, seq: int, upload: Upload, stored: StoredObject, *, doubtful: bool
+    tx: Transaction, seq: int, upload: Upload, stored: StoredObject, *, ambiguous: bool
 ) -> Record:
     """Note that the store has confirmed the bytes, and return the record to commit."""
     write = tx.writes[seq]
-    if doubtful:
-        tell(
+    if ambiguous:
+        log_event(
             logging.INFO,
             "A write of %s/%s was sent more than once; one may arrive late (P20)",
             write.intent.namespace,
             write.intent.key,
             rule="P20",
-            session=tx.session_id,
+            transaction=tx.transaction_id,
             key=f"{write.intent.namespace}/{write.intent.key}",
         )
     now = datetime.now(UTC)
@@ -366,10 +366,10 @@ def _written(
         headers={**taken_over, **headers_of(upload.extra)},
         created_at=now if write.before is None else write.before.created_at,
         modified_at=now,
-        session_id=tx.session_id,
+        transaction_id=tx.transaction_id,
         seq=seq,
     )
-    tx.update(seq, sent=True, doubtful=doubtful, record=record, extra=upload.extra)
+    tx.update(seq, sent=True, ambiguous=ambiguous, record=record, extra=upload.extra)
     return record
 
 
@@ -380,14 +380,14 @@ async def _head(tx: Transaction, key: ObjectKey) -> StoredObject | None:
 
 
 async def _is_garbage(tx: Transaction, key: ObjectKey, there: StoredObject) -> bool:
-    """Whether this session put this here, or a late request of one that is done (P14)."""
+    """Whether this transaction put this here, or a late request of one that is done (P14)."""
     stamp = stamp_of(there)
-    if stamp is None or stamp.session_id == tx.session_id:
+    if stamp is None or stamp.transaction_id == tx.transaction_id:
         return stamp is not None
-    late = Tombstone(
-        namespace=key.namespace, key=key.key, session_id=stamp.session_id, seq=stamp.seq
+    late = LateWrite(
+        namespace=key.namespace, key=key.key, transaction_id=stamp.transaction_id, seq=stamp.seq
     )
-    return late in await tx.backend.tombstones([key])
+    return late in await tx.backend.late_writes([key])
 
 
 def _check_catalog(tx: Transaction, key: ObjectKey, there: StoredObject) -> None:

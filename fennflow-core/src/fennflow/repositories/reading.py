@@ -151,7 +151,7 @@ class StatRepository(Repository):
         """
         keys = [self._key(path) for path in paths]
         async with self._call("stat") as tx:
-            records = await tx.view(self._namespace, keys, missing_ok=False)
+            records = await tx.read_records(self._namespace, keys, missing_ok=False)
         infos = tuple(info_of(record) for record in records if record is not None)
         return infos[0] if len(paths) == 1 else infos
 
@@ -159,7 +159,7 @@ class StatRepository(Repository):
         """Return whether a file exists."""
         keys = [self._key(path)]
         async with self._call("exists") as tx:
-            return await tx.view(self._namespace, keys, missing_ok=True) != [None]
+            return await tx.read_records(self._namespace, keys, missing_ok=True) != [None]
 
 
 class GeneratePresignedUrlRepository(Repository):

@@ -136,7 +136,7 @@ class PutRepository(_WritingRepository):
         Raises:
             PathException: a name breaks the key rules, or two files have one path.
             MetadataException: metadata that the store cannot hold.
-            RecordLockedException: another session is writing one of the paths.
+            RecordLockedException: another transaction is writing one of the paths.
             ConnectorCapabilityException: an option that the store does not know.
             ObjectChangedException: somebody else wrote where a stream was being sent.
             BaseConnectorException: the store refused or cannot be reached.
@@ -193,7 +193,7 @@ class CopyRepository(Repository):
         Raises:
             NoSuchKeyException: nothing lies at the source.
             FilepathsCollisionError: source and target are one path.
-            RecordLockedException: another session is writing the target.
+            RecordLockedException: another transaction is writing the target.
             ObjectChangedException: the source was changed without FennFlow.
         """
         return await self._copy(source, target, to, connector_extra, move=False)
@@ -239,7 +239,7 @@ class DeleteRepository(Repository):
 
         Raises:
             NoSuchKeyException: not `missing_ok`, and some paths do not exist; names them all.
-            RecordLockedException: another session is writing one of the paths.
+            RecordLockedException: another transaction is writing one of the paths.
         """
         keys = [self._key(path) for path in paths]
         async with self._call("delete") as tx:
@@ -261,7 +261,7 @@ class DeletePrefixRepository(Repository):
 
         Raises:
             KeyException: no key can begin with the prefix.
-            RecordLockedException: another session is writing one of the paths.
+            RecordLockedException: another transaction is writing one of the paths.
         """
         gone: list[StoragePath] = []
         async with self._call("delete") as tx:

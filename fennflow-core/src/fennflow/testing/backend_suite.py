@@ -23,20 +23,20 @@ from fennflow.backends import (
     Commit,
     Delete,
     Intent,
+    LateWrite,
     ObjectKey,
     Outcome,
     Record,
-    Tombstone,
 )
 from fennflow.config import BackendConfig
 from fennflow.connectors import Location
-from fennflow.exceptions import ConflictException, RecordLockedException, SessionLostException
+from fennflow.exceptions import ConflictException, RecordLockedException, TransactionLostException
 from fennflow.testing.recovery_suite import (
     A,
     B,
     C,
     RecoverySuite,
-    new_session,
+    new_transaction,
     opened,
     plan_for,
     put,
@@ -50,8 +50,8 @@ class BackendSuite(RecoverySuite):
 
     def test_a_record_comes_back_as_it_was_committed(self, config: BackendConfig) -> None:
         async def scenario(backend: Backend) -> None:
-            session = await put(backend, A)
-            assert await backend.records([A, B]) == {A: record(A, session)}
+            transaction = await put(backend, A)
+            assert await backend.records([A, B]) == {A: record(A, transaction)}
 
         run(config, scenario)
 
@@ -60,11 +60,11 @@ class BackendSuite(RecoverySuite):
 
         async def scenario(backend: Backend) -> None:
             await put(backend, C)
-            session = new_session()
-            await backend.stage(session, [A, B, C], plan_for(A, B))
+            transaction = new_transaction()
+            await backend.begin_writes(transaction, [A, B, C], plan_for(A, B))
             assert set(await backend.records([A, B, C])) == {C}
-            records = [record(A, session), record(B, session, seq=2)]
-            await backend.commit(session, Commit(records=records, removed=[C]))
+            records = [record(A, transaction), record(B, transaction, seq=2)]
+            await backend.commit(transaction, Commit(records=records, removed=[C]))
             assert set(await backend.records([A, B, C])) == {A, B}
 
         run(config, scenario)
@@ -78,7 +78,7 @@ class BackendSuite(RecoverySuite):
                 seen.update(records)
                 return []
 
-            returned = await backend.stage(new_session(), [A, B], plan)
+            returned = await backend.begin_writes(new_transaction(), [A, B], plan)
             assert returned == seen == {A: record(A, before)}
 
         run(config, scenario)
@@ -87,25 +87,25 @@ class BackendSuite(RecoverySuite):
         """P3, I6: all of a call's keys are locked, or none."""
 
         async def scenario(backend: Backend) -> None:
-            first, second = new_session(), new_session()
-            await backend.stage(first, [B], plan_for(B))
+            first, second = new_transaction(), new_transaction()
+            await backend.begin_writes(first, [B], plan_for(B))
             with pytest.raises(RecordLockedException):
-                await backend.stage(second, [A, B], plan_for(A, B))
+                await backend.begin_writes(second, [A, B], plan_for(A, B))
             # None of the failed call's keys is locked.
-            await backend.stage(first, [A, B], plan_for(A))
+            await backend.begin_writes(first, [A, B], plan_for(A))
             await backend.abort(first)
             with pytest.raises(RecordLockedException):
-                await backend.stage(second, [A], plan_for(A))
+                await backend.begin_writes(second, [A], plan_for(A))
             await backend.settle(first)
-            await backend.stage(second, [A, B], plan_for(A, B))
+            await backend.begin_writes(second, [A, B], plan_for(A, B))
 
         run(config, scenario)
 
-    def test_of_racing_sessions_one_gets_the_key(self, config: BackendConfig) -> None:
+    def test_of_racing_transactions_one_gets_the_key(self, config: BackendConfig) -> None:
         async def scenario(backend: Backend) -> None:
             async def stage() -> bool:
                 try:
-                    await backend.stage(new_session(), [A, B], plan_for(A, B))
+                    await backend.begin_writes(new_transaction(), [A, B], plan_for(A, B))
                 except RecordLockedException:
                     return False
                 return True
@@ -122,8 +122,8 @@ class BackendSuite(RecoverySuite):
                 raise ZeroDivisionError
 
             with pytest.raises(ZeroDivisionError):
-                await backend.stage(new_session(), [A], plan)
-            await backend.stage(new_session(), [A], plan_for(A))
+                await backend.begin_writes(new_transaction(), [A], plan)
+            await backend.begin_writes(new_transaction(), [A], plan_for(A))
 
         run(config, scenario)
 
@@ -131,19 +131,19 @@ class BackendSuite(RecoverySuite):
         self, config: BackendConfig
     ) -> None:
         async def scenario(backend: Backend) -> None:
-            session = new_session()
-            await backend.stage(session, [A], plan_for(A))
+            transaction = new_transaction()
+            await backend.begin_writes(transaction, [A], plan_for(A))
             steps = [Delete(namespace="bucket", location=Location("old"), etag="e0")]
-            await backend.commit(session, Commit(records=[record(A, session)], steps=steps))
+            await backend.commit(transaction, Commit(records=[record(A, transaction)], steps=steps))
             with pytest.raises(RecordLockedException):
-                await backend.stage(new_session(), [A], plan_for(A))
-            decision = await backend.abort(session)
+                await backend.begin_writes(new_transaction(), [A], plan_for(A))
+            decision = await backend.abort(transaction)
             assert (decision.outcome, list(decision.steps)) == (Outcome.COMMITTED, steps)
-            moved = replace(record(A, session), location=Location("a", "v2"), etag="e2")
-            await backend.relocate(session, [moved])
+            moved = replace(record(A, transaction), location=Location("a", "v2"), etag="e2")
+            await backend.relocate(transaction, [moved])
             assert await backend.records([A]) == {A: moved}
-            await backend.settle(session)
-            await backend.stage(new_session(), [A], plan_for(A))
+            await backend.settle(transaction)
+            await backend.begin_writes(new_transaction(), [A], plan_for(A))
 
         run(config, scenario)
 
@@ -151,15 +151,15 @@ class BackendSuite(RecoverySuite):
         """P5."""
 
         async def scenario(backend: Backend) -> None:
-            aborted = new_session()
-            await backend.stage(aborted, [A], plan_for(A))
+            aborted = new_transaction()
+            await backend.begin_writes(aborted, [A], plan_for(A))
             assert (await backend.abort(aborted)).outcome is Outcome.ABORTED
             assert (await backend.abort(aborted)).outcome is Outcome.ABORTED
-            with pytest.raises(SessionLostException):
+            with pytest.raises(TransactionLostException):
                 await backend.commit(aborted, Commit(records=[record(A, aborted)]))
             for begins in (True, False):
-                with pytest.raises(SessionLostException):
-                    await backend.stage(aborted, [B], plan_for(B), begins=begins)
+                with pytest.raises(TransactionLostException):
+                    await backend.begin_writes(aborted, [B], plan_for(B), begins=begins)
             assert await backend.records([A]) == {}
             committed = await put(backend, B)
             assert (await backend.abort(committed)).outcome is Outcome.COMMITTED
@@ -169,21 +169,21 @@ class BackendSuite(RecoverySuite):
 
     def test_another_token_is_refused_everywhere(self, config: BackendConfig) -> None:
         async def scenario(backend: Backend) -> None:
-            session = new_session()
-            await backend.stage(session, [A], plan_for(A))
-            stranger = session._replace(token=session.token + 1)
+            transaction = new_transaction()
+            await backend.begin_writes(transaction, [A], plan_for(A))
+            stranger = transaction._replace(fence=transaction.fence + 1)
             for attempt in (
-                backend.stage(stranger, [B], plan_for(B)),
+                backend.begin_writes(stranger, [B], plan_for(B)),
                 backend.note_upload(stranger, 1, "upload"),
                 backend.commit(stranger, Commit(records=[record(A, stranger)])),
                 backend.abort(stranger),
                 backend.relocate(stranger, [record(A, stranger)]),
                 backend.settle(stranger),
             ):
-                with pytest.raises(SessionLostException):
+                with pytest.raises(TransactionLostException):
                     await attempt
             assert await backend.records([A]) == {}
-            await backend.note_upload(session, 1, "upload")
+            await backend.note_upload(transaction, 1, "upload")
 
         run(config, scenario)
 
@@ -195,46 +195,48 @@ class BackendSuite(RecoverySuite):
         async def scenario(backend: Backend) -> None:
             old = record(A, await put(backend, A))
             await put(backend, A, etag="e2")
-            session = new_session()
-            await backend.stage(session, [C], plan_for(C))
-            changed = Commit(records=[record(C, session)], reads={A: old, B: None})
+            transaction = new_transaction()
+            await backend.begin_writes(transaction, [C], plan_for(C))
+            changed = Commit(records=[record(C, transaction)], reads={A: old, B: None})
             with pytest.raises(ConflictException, match="bucket/a"):
-                await backend.commit(session, changed)
+                await backend.commit(transaction, changed)
             assert await backend.records([C]) == {}
             now = (await backend.records([A]))[A]
-            await backend.commit(session, replace(changed, reads={A: now, B: None}))
+            await backend.commit(transaction, replace(changed, reads={A: now, B: None}))
             assert set(await backend.records([C])) == {C}
 
         run(config, scenario)
 
-    def test_a_key_kept_locked_outlives_its_session(self, config: BackendConfig) -> None:
+    def test_a_key_kept_locked_outlives_its_transaction(self, config: BackendConfig) -> None:
         """P20 b."""
 
         async def scenario(backend: Backend) -> None:
-            session = new_session()
-            await backend.stage(session, [A, B], plan_for(A, B))
-            await backend.abort(session)
-            await backend.settle(session, keep_locked=[A])
+            transaction = new_transaction()
+            await backend.begin_writes(transaction, [A, B], plan_for(A, B))
+            await backend.abort(transaction)
+            await backend.settle(transaction, keep_locked=[A])
             with pytest.raises(RecordLockedException):
-                await backend.stage(new_session(), [A], plan_for(A))
-            await backend.stage(new_session(), [B], plan_for(B))
+                await backend.begin_writes(new_transaction(), [A], plan_for(A))
+            await backend.begin_writes(new_transaction(), [B], plan_for(B))
 
         run(config, scenario)
 
-    def test_tombstones_are_found_after_commit_and_settlement(self, config: BackendConfig) -> None:
+    def test_late_writes_are_found_after_commit_and_settlement(self, config: BackendConfig) -> None:
         """P14, P20 a."""
 
         async def scenario(backend: Backend) -> None:
-            session = new_session()
-            first = Tombstone(namespace="bucket", key="a", session_id=session.session_id, seq=1)
+            transaction = new_transaction()
+            first = LateWrite(
+                namespace="bucket", key="a", transaction_id=transaction.transaction_id, seq=1
+            )
             second = replace(first, seq=2)
-            await backend.stage(session, [A], plan_for(A))
+            await backend.begin_writes(transaction, [A], plan_for(A))
             steps = [Delete(namespace="bucket", location=Location("old"))]
-            await backend.commit(session, Commit(steps=steps, tombstones=[first]))
-            assert list(await backend.tombstones([A, B])) == [first]
-            await backend.settle(session, tombstones=[second])
-            assert set(await backend.tombstones([A])) == {first, second}
-            assert list(await backend.tombstones([B])) == []
+            await backend.commit(transaction, Commit(steps=steps, late_writes=[first]))
+            assert list(await backend.late_writes([A, B])) == [first]
+            await backend.settle(transaction, late_writes=[second])
+            assert set(await backend.late_writes([A])) == {first, second}
+            assert list(await backend.late_writes([B])) == []
 
         run(config, scenario)
 

@@ -24,12 +24,12 @@ from fennflow.backends import (
     Decision,
     Guarantees,
     JoinedTransaction,
-    JournaledSession,
+    JournaledTransaction,
+    LateWrite,
     ObjectKey,
     Plan,
     Record,
-    SessionToken,
-    Tombstone,
+    TransactionToken,
 )
 from fennflow.connectors import (
     Capabilities,
@@ -58,13 +58,13 @@ class Operation:
         name: the method of the connector or the backend.
         keys: what it is about, of a connector's.
         part: `connector` or `backend`.
-        session: the id of the session that the backend is to change, if it is one.
+        transaction: the id of the transaction that the backend is to change, if it is one.
     """
 
     name: str
     keys: tuple[str, ...] = ()
     part: str = "connector"
-    session: str = ""
+    transaction: str = ""
 
 
 class Faults(ABC):
@@ -304,8 +304,10 @@ class FaultyBackend(Backend):
         self.inner = inner
         self.faults = faults
 
-    async def _around(self, name: str, effect: Effect[R], session: str = "") -> R:
-        return await self.faults.around(Operation(name, part="backend", session=session), effect)
+    async def _around(self, name: str, effect: Effect[R], transaction: str = "") -> R:
+        return await self.faults.around(
+            Operation(name, part="backend", transaction=transaction), effect
+        )
 
     @property
     @override
@@ -347,36 +349,36 @@ class FaultyBackend(Backend):
         )
 
     @override
-    async def stage(
+    async def begin_writes(
         self,
-        session: SessionToken,
+        token: TransactionToken,
         keys: Collection[ObjectKey],
         plan: Plan,
         *,
         begins: bool = True,
     ) -> Mapping[ObjectKey, Record]:
         return await self._around(
-            "stage",
-            lambda: self.inner.stage(session, keys, plan, begins=begins),
-            session.session_id,
+            "begin_writes",
+            lambda: self.inner.begin_writes(token, keys, plan, begins=begins),
+            token.transaction_id,
         )
 
     @override
-    async def note_upload(self, session: SessionToken, seq: int, upload_id: str) -> None:
+    async def note_upload(self, token: TransactionToken, seq: int, upload_id: str) -> None:
         await self._around(
             "note_upload",
-            lambda: self.inner.note_upload(session, seq, upload_id),
-            session.session_id,
+            lambda: self.inner.note_upload(token, seq, upload_id),
+            token.transaction_id,
         )
 
     @override
-    async def commit(self, session: SessionToken, commit: Commit) -> None:
-        await self._around("commit", lambda: self.inner.commit(session, commit), session.session_id)
+    async def commit(self, token: TransactionToken, commit: Commit) -> None:
+        await self._around("commit", lambda: self.inner.commit(token, commit), token.transaction_id)
 
     @override
-    async def abort(self, session: SessionToken, *, patience: float | None = None) -> Decision:
+    async def abort(self, token: TransactionToken, *, lock_wait: float | None = None) -> Decision:
         return await self._around(
-            "abort", lambda: self.inner.abort(session, patience=patience), session.session_id
+            "abort", lambda: self.inner.abort(token, lock_wait=lock_wait), token.transaction_id
         )
 
     @override
@@ -384,55 +386,59 @@ class FaultyBackend(Backend):
         return await self.inner.join(transaction)
 
     @override
-    async def relocate(self, session: SessionToken, records: Sequence[Record]) -> None:
+    async def relocate(self, token: TransactionToken, records: Sequence[Record]) -> None:
         await self._around(
-            "relocate", lambda: self.inner.relocate(session, records), session.session_id
+            "relocate", lambda: self.inner.relocate(token, records), token.transaction_id
         )
 
     @override
     async def settle(
         self,
-        session: SessionToken,
+        token: TransactionToken,
         *,
         keys: Collection[ObjectKey] | None = None,
-        tombstones: Collection[Tombstone] = (),
+        late_writes: Collection[LateWrite] = (),
         keep_locked: Collection[ObjectKey] = (),
-        buried: Collection[Tombstone] = (),
+        late_writes_checked: Collection[LateWrite] = (),
     ) -> None:
         await self._around(
             "settle",
             lambda: self.inner.settle(
-                session,
+                token,
                 keys=keys,
-                tombstones=tombstones,
+                late_writes=late_writes,
                 keep_locked=keep_locked,
-                buried=buried,
+                late_writes_checked=late_writes_checked,
             ),
-            session.session_id,
+            token.transaction_id,
         )
 
     @override
-    async def tombstones(self, keys: Collection[ObjectKey]) -> Collection[Tombstone]:
-        return await self._around("tombstones", lambda: self.inner.tombstones(keys))
+    async def late_writes(self, keys: Collection[ObjectKey]) -> Collection[LateWrite]:
+        return await self._around("late_writes", lambda: self.inner.late_writes(keys))
 
     @override
-    async def due_tombstones(self, *, after: Tombstone | None, limit: int) -> Sequence[Tombstone]:
+    async def due_late_writes(self, *, after: LateWrite | None, limit: int) -> Sequence[LateWrite]:
         return await self._around(
-            "due_tombstones", lambda: self.inner.due_tombstones(after=after, limit=limit)
+            "due_late_writes", lambda: self.inner.due_late_writes(after=after, limit=limit)
         )
 
     @override
-    async def heartbeat(self, sessions: Collection[SessionToken]) -> Collection[SessionToken]:
-        return await self._around("heartbeat", lambda: self.inner.heartbeat(sessions))
+    async def heartbeat(
+        self, transactions: Collection[TransactionToken]
+    ) -> Collection[TransactionToken]:
+        return await self._around("heartbeat", lambda: self.inner.heartbeat(transactions))
 
     @override
-    async def claim(self, limit: int) -> Sequence[JournaledSession]:
+    async def claim(self, limit: int) -> Sequence[JournaledTransaction]:
         return await self._around("claim", lambda: self.inner.claim(limit))
 
     @override
-    async def sessions(self, *, after: str, limit: int) -> Sequence[JournaledSession]:
-        return await self._around("sessions", lambda: self.inner.sessions(after=after, limit=limit))
+    async def transactions(self, *, after: str, limit: int) -> Sequence[JournaledTransaction]:
+        return await self._around(
+            "transactions", lambda: self.inner.transactions(after=after, limit=limit)
+        )
 
     @override
-    async def known(self, session_ids: Collection[str]) -> Collection[str]:
-        return await self._around("known", lambda: self.inner.known(session_ids))
+    async def known(self, transaction_ids: Collection[str]) -> Collection[str]:
+        return await self._around("known", lambda: self.inner.known(transaction_ids))

@@ -100,13 +100,16 @@ def failing(
 async def leftovers(uow_class: type[UnitOfWork]) -> list[str]:
     """Return in words what lies about: nothing, if every unit of work has ended and was settled.
 
-    Sessions that are not settled, objects that the catalog does not know, and files of the catalog
+    Transactions that are not settled, objects that the catalog does not know, and files of the catalog
     that are no longer there.
 
     Args:
         uow_class: whose buckets to look at, all of each of them.
     """
-    found = [f"session {each.session_id} is {each.state}" for each in await uow_class.sessions()]
+    found = [
+        f"transaction {each.transaction_id} is {each.state}"
+        for each in await uow_class.transactions()
+    ]
     for name, field in fields_of(uow_class).items():
         listing: dict[str, Any] = {name: RepoField(ListRepository, namespace=field.namespace)}
         async with type(uow_class.__name__, (uow_class,), listing)() as uow:

@@ -19,17 +19,17 @@ from fennflow.backends import (
     Copy,
     Delete,
     Intent,
+    LateWrite,
     ObjectKey,
     Outcome,
     Placement,
     Record,
-    SessionToken,
     Step,
-    Tombstone,
+    TransactionToken,
 )
 from fennflow.config import BackendConfig
 from fennflow.connectors import Location
-from fennflow.exceptions import RecordLockedException, SessionLostException
+from fennflow.exceptions import RecordLockedException, TransactionLostException
 
 A, B, C = (ObjectKey("bucket", name) for name in "abc")
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
@@ -52,12 +52,14 @@ async def opened(config: BackendConfig, **changes: Any) -> AsyncGenerator[Backen
         await backend.aclose()
 
 
-def new_session() -> SessionToken:
-    """Return a session that no journal knows."""
-    return SessionToken(str(uuid4()))
+def new_transaction() -> TransactionToken:
+    """Return a transaction that no journal knows."""
+    return TransactionToken(str(uuid4()))
 
 
-def record(key: ObjectKey, session: SessionToken, *, etag: str = "e1", seq: int = 1) -> Record:
+def record(
+    key: ObjectKey, transaction: TransactionToken, *, etag: str = "e1", seq: int = 1
+) -> Record:
     """Return a record with something in every field."""
     return Record(
         namespace=key.namespace,
@@ -71,7 +73,7 @@ def record(key: ObjectKey, session: SessionToken, *, etag: str = "e1", seq: int 
         metadata={"schlüssel": "wert"},
         created_at=NOW,
         modified_at=NOW,
-        session_id=session.session_id,
+        transaction_id=transaction.transaction_id,
         seq=seq,
     )
 
@@ -90,13 +92,13 @@ def plan_for(*keys: ObjectKey) -> Callable[[Mapping[ObjectKey, Record]], Sequenc
     ]
 
 
-async def put(backend: Backend, *keys: ObjectKey, etag: str = "e1") -> SessionToken:
+async def put(backend: Backend, *keys: ObjectKey, etag: str = "e1") -> TransactionToken:
     """Commit a record for each key."""
-    session = new_session()
-    await backend.stage(session, keys, plan_for(*keys))
-    records = [record(key, session, etag=etag, seq=seq) for seq, key in enumerate(keys, 1)]
-    await backend.commit(session, Commit(records=records))
-    return session
+    transaction = new_transaction()
+    await backend.begin_writes(transaction, keys, plan_for(*keys))
+    records = [record(key, transaction, etag=etag, seq=seq) for seq, key in enumerate(keys, 1)]
+    await backend.commit(transaction, Commit(records=records))
+    return transaction
 
 
 def run(
@@ -112,7 +114,7 @@ def run(
 
 
 class RecoverySuite:
-    """Tests of leases, claims, tombstones, and what outlives a session."""
+    """Tests of leases, claims, late writes, and what outlives a transaction."""
 
     @pytest.fixture
     def config(self) -> BackendConfig:
@@ -123,7 +125,7 @@ class RecoverySuite:
         """P4, P7: every kind of step, with all of its fields."""
 
         async def scenario(backend: Backend) -> None:
-            session = new_session()
+            transaction = new_transaction()
             steps: list[Step] = [
                 Copy(
                     seq=1,
@@ -131,7 +133,7 @@ class RecoverySuite:
                     key="a",
                     source=Location(".fennflow/ä", "v1"),
                     expected="e0",
-                    doubtful=True,
+                    ambiguous=True,
                     extra={"CacheControl": "no-store", "Tags": ["x", 1, None]},
                 ),
                 Delete(
@@ -139,81 +141,85 @@ class RecoverySuite:
                     location=Location("a", "v2"),
                     etag="e1",
                     owner=3,
-                    owner_session="other",
+                    owner_transaction="other",
                     for_key="a",
                 ),
                 AbortUpload(namespace="bucket", key="a", upload_id="u"),
             ]
-            await backend.stage(session, [A], plan_for(A))
-            await backend.commit(session, Commit(records=[record(A, session)], steps=steps))
-            decision = await backend.abort(session)
+            await backend.begin_writes(transaction, [A], plan_for(A))
+            await backend.commit(transaction, Commit(records=[record(A, transaction)], steps=steps))
+            decision = await backend.abort(transaction)
             assert (decision.outcome, list(decision.steps)) == (Outcome.COMMITTED, steps)
 
         run(config, scenario)
 
-    def test_a_session_whose_lease_runs_is_not_claimed(self, config: BackendConfig) -> None:
+    def test_a_transaction_whose_lease_runs_is_not_claimed(self, config: BackendConfig) -> None:
         """P22, P24."""
 
         async def scenario(backend: Backend) -> None:
-            session = new_session()
-            await backend.stage(session, [A], plan_for(A))
+            transaction = new_transaction()
+            await backend.begin_writes(transaction, [A], plan_for(A))
             assert list(await backend.claim(10)) == []
-            assert list(await backend.heartbeat([session, new_session()])) == [session]
-            [found] = await backend.sessions(after="", limit=10)
-            assert (found.session, found.outcome) == (session, None)
+            assert list(await backend.heartbeat([transaction, new_transaction()])) == [transaction]
+            [found] = await backend.transactions(after="", limit=10)
+            assert (found.token, found.outcome) == (transaction, None)
             assert [intent.object_key for intent in found.intents] == [A]
             assert 0 <= found.age <= 60
             assert 0 < found.lease_left <= 60
-            assert list(await backend.sessions(after=session.session_id, limit=10)) == []
-            assert list(await backend.known([session.session_id, "x"])) == [session.session_id]
+            assert (
+                list(await backend.transactions(after=transaction.transaction_id, limit=10)) == []
+            )
+            assert list(await backend.known([transaction.transaction_id, "x"])) == [
+                transaction.transaction_id
+            ]
 
         run(config, scenario)
 
-    def test_a_session_whose_lease_ran_out_is_claimed_once(self, config: BackendConfig) -> None:
+    def test_a_transaction_whose_lease_ran_out_is_claimed_once(self, config: BackendConfig) -> None:
         """P24, P25: of many recoverers one gets it, and the owner is refused."""
 
         async def scenario(backend: Backend) -> None:
-            session = new_session()
-            await backend.stage(session, [A, B], plan_for(A, B))
+            transaction = new_transaction()
+            await backend.begin_writes(transaction, [A, B], plan_for(A, B))
             await asyncio.sleep(1.1)
             async with asyncio.TaskGroup() as group:
                 claims = [group.create_task(backend.claim(10)) for _ in range(5)]
             [found] = [each for claim in claims for each in claim.result()]
-            assert found.session == (session.session_id, session.token + 1)
+            assert found.token == (transaction.transaction_id, transaction.fence + 1)
             assert found.outcome is None
             assert [intent.object_key for intent in found.intents] == [A, B]
-            assert list(await backend.heartbeat([session])) == []
+            assert list(await backend.heartbeat([transaction])) == []
             for attempt in (
-                backend.stage(session, [C], plan_for(C)),
-                backend.commit(session, Commit(records=[record(A, session)])),
-                backend.abort(session),
-                backend.settle(session),
+                backend.begin_writes(transaction, [C], plan_for(C)),
+                backend.commit(transaction, Commit(records=[record(A, transaction)])),
+                backend.abort(transaction),
+                backend.settle(transaction),
             ):
-                with pytest.raises(SessionLostException):
+                with pytest.raises(TransactionLostException):
                     await attempt
-            assert list(await backend.heartbeat([found.session])) == [found.session]
-            assert (await backend.abort(found.session)).outcome is Outcome.ABORTED
+            assert list(await backend.heartbeat([found.token])) == [found.token]
+            assert (await backend.abort(found.token)).outcome is Outcome.ABORTED
             with pytest.raises(RecordLockedException):
-                await backend.stage(new_session(), [A], plan_for(A))
-            await backend.settle(found.session)
-            await backend.stage(new_session(), [A, B], plan_for(A, B))
-            assert list(await backend.known([session.session_id])) == []
+                await backend.begin_writes(new_transaction(), [A], plan_for(A))
+            await backend.settle(found.token)
+            await backend.begin_writes(new_transaction(), [A, B], plan_for(A, B))
+            assert list(await backend.known([transaction.transaction_id])) == []
 
         run(config, scenario, lease_ttl=1.0)
 
     def test_a_claim_tells_what_was_decided(self, config: BackendConfig) -> None:
         async def scenario(backend: Backend) -> None:
-            committed, aborted = new_session(), new_session()
-            await backend.stage(committed, [A], plan_for(A))
-            await backend.stage(aborted, [B], plan_for(B))
+            committed, aborted = new_transaction(), new_transaction()
+            await backend.begin_writes(committed, [A], plan_for(A))
+            await backend.begin_writes(aborted, [B], plan_for(B))
             steps = [Delete(namespace="bucket", location=Location("old"))]
             await backend.commit(committed, Commit(records=[record(A, committed)], steps=steps))
             await backend.abort(aborted)
             await asyncio.sleep(0.1)
-            found = {each.session.session_id: each for each in await backend.claim(10)}
-            assert found[committed.session_id].outcome is Outcome.COMMITTED
-            assert found[aborted.session_id].outcome is Outcome.ABORTED
-            decision = await backend.abort(found[committed.session_id].session)
+            found = {each.token.transaction_id: each for each in await backend.claim(10)}
+            assert found[committed.transaction_id].outcome is Outcome.COMMITTED
+            assert found[aborted.transaction_id].outcome is Outcome.ABORTED
+            decision = await backend.abort(found[committed.transaction_id].token)
             assert (decision.outcome, list(decision.steps)) == (Outcome.COMMITTED, steps)
 
         run(config, scenario, lease_ttl=0.05)
@@ -222,7 +228,7 @@ class RecoverySuite:
         async def scenario(backend: Backend) -> None:
             keys = [ObjectKey("bucket", f"{number}") for number in range(5)]
             for key in keys:
-                await backend.stage(new_session(), [key], plan_for(key))
+                await backend.begin_writes(new_transaction(), [key], plan_for(key))
             await asyncio.sleep(0.1)
             async with opened(config) as recoverer:
                 counts = [len(await recoverer.claim(2)) for _ in range(4)]
@@ -234,27 +240,27 @@ class RecoverySuite:
         """P6, P7: others may have written the same keys since."""
 
         async def scenario(backend: Backend) -> None:
-            settled, aborted, never = new_session(), new_session(), new_session()
+            settled, aborted, never = new_transaction(), new_transaction(), new_transaction()
             steps = [Delete(namespace="bucket", location=Location("a"))]
-            await backend.stage(settled, [A], plan_for(A))
+            await backend.begin_writes(settled, [A], plan_for(A))
             await backend.commit(settled, Commit(records=[record(A, settled)], steps=steps))
             left = await backend.abort(settled)
             assert (left.finished, set(left.keys), list(left.steps)) == (False, {A}, steps)
             await backend.settle(settled)
-            await backend.stage(aborted, [B], plan_for(B))
+            await backend.begin_writes(aborted, [B], plan_for(B))
             left = await backend.abort(aborted)
             assert (left.outcome, left.finished, set(left.keys)) == (Outcome.ABORTED, False, {B})
             await backend.settle(aborted)
-            for session, outcome in (
+            for transaction, outcome in (
                 (settled, Outcome.COMMITTED),
                 (await put(backend, C), Outcome.COMMITTED),
                 (aborted, Outcome.ABORTED),
                 (never, Outcome.ABORTED),
             ):
-                left = await backend.abort(session)
+                left = await backend.abort(transaction)
                 assert (left.outcome, left.finished) == (outcome, True)
                 assert (list(left.keys), list(left.steps)) == ([], [])
-                await backend.settle(session)
+                await backend.settle(transaction)
 
         run(config, scenario)
 
@@ -262,39 +268,39 @@ class RecoverySuite:
         """P9, P28: one that cannot be finished holds no other."""
 
         async def scenario(backend: Backend) -> None:
-            session, other = new_session(), new_session()
+            transaction, other = new_transaction(), new_transaction()
             steps = [Delete(namespace="bucket", location=Location(key)) for key in "abc"]
-            await backend.stage(session, [A, B, C], plan_for(A, B, C))
-            await backend.commit(session, Commit(steps=steps))
+            await backend.begin_writes(transaction, [A, B, C], plan_for(A, B, C))
+            await backend.commit(transaction, Commit(steps=steps))
             for _ in range(2):  # the answer to the first may have been lost
-                await backend.settle(session, keys=[A, B], keep_locked=[B])
-            left = await backend.abort(session)
+                await backend.settle(transaction, keys=[A, B], keep_locked=[B])
+            left = await backend.abort(transaction)
             assert (left.outcome, left.finished) == (Outcome.COMMITTED, False)
             assert set(left.keys) == {C}
-            [found] = await backend.sessions(after="", limit=10)
+            [found] = await backend.transactions(after="", limit=10)
             assert [intent.object_key for intent in found.intents] == [C]
-            await backend.stage(other, [A], plan_for(A))
+            await backend.begin_writes(other, [A], plan_for(A))
             for key in (B, C):
                 with pytest.raises(RecordLockedException):
-                    await backend.stage(new_session(), [key], plan_for(key))
-            await backend.settle(session, keys=[A, C], keep_locked=[A])
-            assert not (await backend.abort(session)).finished
-            await backend.settle(session)
-            assert (await backend.abort(session)).finished
+                    await backend.begin_writes(new_transaction(), [key], plan_for(key))
+            await backend.settle(transaction, keys=[A, C], keep_locked=[A])
+            assert not (await backend.abort(transaction)).finished
+            await backend.settle(transaction)
+            assert (await backend.abort(transaction)).finished
             assert set((await backend.abort(other)).keys) == {A}
-            await backend.stage(new_session(), [C], plan_for(C))
+            await backend.begin_writes(new_transaction(), [C], plan_for(C))
             with pytest.raises(RecordLockedException):
-                await backend.stage(new_session(), [A], plan_for(A))
+                await backend.begin_writes(new_transaction(), [A], plan_for(A))
 
         run(config, scenario)
 
-    def test_only_the_records_of_a_session_are_relocated(self, config: BackendConfig) -> None:
+    def test_only_the_records_of_a_transaction_are_relocated(self, config: BackendConfig) -> None:
         """P28: what others committed since stays where it is."""
 
         async def scenario(backend: Backend) -> None:
-            late = new_session()
+            late = new_transaction()
             newer = record(A, await put(backend, A))
-            await backend.stage(late, [B], plan_for(B))
+            await backend.begin_writes(late, [B], plan_for(B))
             await backend.relocate(late, [record(A, late, etag="e2")])
             assert await backend.records([A]) == {A: newer}
 
@@ -302,11 +308,11 @@ class RecoverySuite:
 
     def test_who_holds_a_lock_is_told(self, config: BackendConfig) -> None:
         async def scenario(backend: Backend) -> None:
-            session = new_session()
-            await backend.stage(session, [A], plan_for(A))
+            transaction = new_transaction()
+            await backend.begin_writes(transaction, [A], plan_for(A))
             with pytest.raises(RecordLockedException) as caught:
-                await backend.stage(new_session(), [A, B], plan_for(A, B))
-            assert caught.value.holder in {session.session_id, None}
+                await backend.begin_writes(new_transaction(), [A, B], plan_for(A, B))
+            assert caught.value.holder in {transaction.transaction_id, None}
 
         run(config, scenario)
 
@@ -314,62 +320,64 @@ class RecoverySuite:
         """P20 b."""
 
         async def scenario(backend: Backend) -> None:
-            session = new_session()
-            await backend.stage(session, [A], plan_for(A))
-            await backend.abort(session)
-            await backend.settle(session, keep_locked=[A])
+            transaction = new_transaction()
+            await backend.begin_writes(transaction, [A], plan_for(A))
+            await backend.abort(transaction)
+            await backend.settle(transaction, keep_locked=[A])
             await asyncio.sleep(0.1)
-            await backend.stage(new_session(), [A], plan_for(A))
+            await backend.begin_writes(new_transaction(), [A], plan_for(A))
 
-        run(config, scenario, doubt_period=0.05)
+        run(config, scenario, late_write_period=0.05)
 
-    def test_a_locked_key_says_whether_its_session_lives_and_else_until_when(
+    def test_a_locked_key_says_whether_its_transaction_lives_and_else_until_when(
         self, config: BackendConfig
     ) -> None:
-        """P20: it may be kept after its session has ended."""
+        """P20: it may be kept after its transaction has ended."""
 
         async def scenario(backend: Backend) -> None:
-            session = new_session()
-            await backend.stage(session, [A], plan_for(A))
+            transaction = new_transaction()
+            await backend.begin_writes(transaction, [A], plan_for(A))
             with pytest.raises(RecordLockedException) as held:
-                await backend.stage(new_session(), [A], plan_for(A))
+                await backend.begin_writes(new_transaction(), [A], plan_for(A))
             assert held.value.free_in is None
-            await backend.abort(session)
-            await backend.settle(session, keep_locked=[A])
+            await backend.abort(transaction)
+            await backend.settle(transaction, keep_locked=[A])
             with pytest.raises(RecordLockedException) as kept:
-                await backend.stage(new_session(), [A], plan_for(A))
+                await backend.begin_writes(new_transaction(), [A], plan_for(A))
             assert kept.value.free_in is not None
             assert 0 < kept.value.free_in <= 100.0
 
-        run(config, scenario, doubt_period=100.0)
+        run(config, scenario, late_write_period=100.0)
 
-    def test_tombstones_are_due_when_the_doubt_is_over(self, config: BackendConfig) -> None:
-        """P20 a: and their session is settled; and they go when they have been buried."""
+    def test_late_writes_are_due_when_the_doubt_is_over(self, config: BackendConfig) -> None:
+        """P20 a: and their transaction is settled; and they go when they have been buried."""
 
         async def scenario(backend: Backend) -> None:
-            session, gravedigger = new_session(), new_session()
+            transaction, cleaner = new_transaction(), new_transaction()
             late = [
-                Tombstone(namespace="bucket", key=key, session_id=session.session_id, seq=seq)
+                LateWrite(
+                    namespace="bucket", key=key, transaction_id=transaction.transaction_id, seq=seq
+                )
                 for key, seq in (("a", 2), ("a", 10), ("b", 1))
             ]
-            await backend.stage(session, [A], plan_for(A))
+            await backend.begin_writes(transaction, [A], plan_for(A))
             steps = [Delete(namespace="bucket", location=Location("old"))]
-            await backend.commit(session, Commit(steps=steps, tombstones=late))
-            assert list(await backend.due_tombstones(after=None, limit=10)) == []
+            await backend.commit(transaction, Commit(steps=steps, late_writes=late))
+            assert list(await backend.due_late_writes(after=None, limit=10)) == []
             await asyncio.sleep(0.6)
-            assert list(await backend.due_tombstones(after=None, limit=10)) == []
-            await backend.settle(session)
-            assert list(await backend.due_tombstones(after=None, limit=10)) == late
-            assert list(await backend.due_tombstones(after=late[0], limit=1)) == late[1:2]
-            await backend.stage(gravedigger, [A], plan_for())
-            await backend.abort(gravedigger)
-            await backend.settle(gravedigger, buried=late[:2])
-            assert list(await backend.due_tombstones(after=None, limit=10)) == late[2:]
-            assert list(await backend.tombstones([A])) == []
+            assert list(await backend.due_late_writes(after=None, limit=10)) == []
+            await backend.settle(transaction)
+            assert list(await backend.due_late_writes(after=None, limit=10)) == late
+            assert list(await backend.due_late_writes(after=late[0], limit=1)) == late[1:2]
+            await backend.begin_writes(cleaner, [A], plan_for())
+            await backend.abort(cleaner)
+            await backend.settle(cleaner, late_writes_checked=late[:2])
+            assert list(await backend.due_late_writes(after=None, limit=10)) == late[2:]
+            assert list(await backend.late_writes([A])) == []
 
-        run(config, scenario, doubt_period=0.5)
+        run(config, scenario, late_write_period=0.5)
 
-    def test_an_outcome_outlives_its_session(self, config: BackendConfig) -> None:
+    def test_an_outcome_outlives_its_transaction(self, config: BackendConfig) -> None:
         """P5: a slow recoverer cannot decide again what is done."""
 
         async def scenario(backend: Backend) -> None:
@@ -379,27 +387,27 @@ class RecoverySuite:
 
         run(config, scenario)
 
-    def test_a_session_that_was_settled_long_ago_is_not_begun_again(
+    def test_a_transaction_that_was_settled_long_ago_is_not_begun_again(
         self, config: BackendConfig
     ) -> None:
         """P5, P25: its owner slept for so long that its outcome is forgotten."""
 
         async def scenario(backend: Backend) -> None:
-            session = new_session()
-            await backend.stage(session, [A], plan_for(A))
-            await backend.stage(session, [B], plan_for(B), begins=False)
-            await backend.abort(session)
-            await backend.settle(session)
+            transaction = new_transaction()
+            await backend.begin_writes(transaction, [A], plan_for(A))
+            await backend.begin_writes(transaction, [B], plan_for(B), begins=False)
+            await backend.abort(transaction)
+            await backend.settle(transaction)
             for _ in range(3):  # marked as settled, and then purged
                 await asyncio.sleep(0.1)
                 await backend.claim(10)
-            with pytest.raises(SessionLostException):
-                await backend.stage(session, [C], plan_for(C), begins=False)
-            with pytest.raises(SessionLostException):
-                await backend.commit(session, Commit(records=[record(A, session)]))
+            with pytest.raises(TransactionLostException):
+                await backend.begin_writes(transaction, [C], plan_for(C), begins=False)
+            with pytest.raises(TransactionLostException):
+                await backend.commit(transaction, Commit(records=[record(A, transaction)]))
             assert await backend.records([A]) == {}
 
-        run(config, scenario, doubt_period=0.05)
+        run(config, scenario, late_write_period=0.05)
 
     def test_what_was_remembered_is_known_to_others(self, config: BackendConfig) -> None:
         """P15: or found out again, where nothing outlives the process."""

@@ -16,13 +16,13 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Parts:
+class EngineContext:
     """What everything that an engine does works with.
 
     Args:
         config: the user's configuration.
         connector: where the objects lie.
-        backend: where they are recorded, and sessions are journaled.
+        backend: where they are recorded, and transactions are journaled.
         leases: held by this process.
     """
 
@@ -34,16 +34,16 @@ class Parts:
 
 @dataclass(slots=True)
 class Progress:
-    """What attempts to finish a session have left for the next one to know.
+    """What attempts to finish a transaction have left for the next one to know.
 
     Args:
-        in_doubt: the keys which copies and deletions may still reach; they stay locked for a while
+        keys_in_flight: the keys which copies and deletions may still reach; they stay locked for a while
             when they are released (P20 b, c).
         uploads: of copies in parts that were begun, by the sequence of the write. Each is aborted
             before another is begun, so none is left (P13).
         failures: how often steps of a key have failed; others come first.
     """
 
-    in_doubt: set[ObjectKey] = field(default_factory=set[ObjectKey])
+    keys_in_flight: set[ObjectKey] = field(default_factory=set[ObjectKey])
     uploads: dict[int, str] = field(default_factory=dict[int, str])
     failures: Counter[ObjectKey] = field(default_factory=Counter[ObjectKey])
