@@ -1,12 +1,19 @@
 from __future__ import annotations
 
+import traceback
 import unicodedata
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from typing_extensions import override
 
-from fennflow.printable import printable, without_credentials
+from fennflow.exceptions import (
+    BaseConnectorException,
+    CompensationPendingWarning,
+    KeyException,
+)
+from fennflow.printable import brief, printable, without_credentials
 
 BIDI = "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 NO_WIDTH = "\u200b\u200c\u200d\u2060\ufeff\u00ad\u034f\u3164\ufe0f\U000e0061"
@@ -64,3 +71,24 @@ def test_a_long_word_in_an_error_takes_no_time() -> None:
     """Without a limit for schemes it takes minutes."""
     word = "a" * 200_000
     assert without_credentials(f"{word}://ann:pa/ss@db {word}") == f"{word}://***@db {word}"
+
+
+def test_what_an_exception_of_ours_says_is_escaped() -> None:
+    for kind in (KeyException, BaseConnectorException, CompensationPendingWarning):
+        error = kind("files/a\u202eb\nc\x1b[2J is away")
+        error.add_note("also d\u2028e")
+        assert str(error) == "files/a\\u202eb\\nc\\x1b[2J is away"
+        text = "".join(traceback.format_exception(error))
+        assert all(line.isprintable() for line in text.split("\n"))
+
+
+class Unshowable:
+    @override
+    def __repr__(self) -> str:
+        raise RuntimeError
+
+
+def test_any_value_has_a_short_text() -> None:
+    for value in (10**5000, Unshowable(), "x" * 500, "\u202e", ["\n"], 5):
+        assert len(brief(value)) <= 80
+        assert brief(value).isprintable()

@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal, Self
+from urllib.parse import urlsplit
 
-from pydantic import BaseModel, Field, SerializeAsAny, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    Field,
+    ModelWrapValidatorHandler,
+    SerializeAsAny,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic import ConfigDict as PydanticConfigDict
 
 from fennflow.connectors import Capabilities
@@ -12,7 +21,32 @@ from fennflow.exceptions import ConfigException, KeyException
 
 __all__ = ["BackendConfig", "ConfigDict", "ConnectorConfig", "ReconcileConfig"]
 
-Seconds = Annotated[float, Field(gt=0)]
+MAX_SECONDS = 1e9
+"""About 30 years: no clock and no driver overflows when it is added to a time."""
+
+Seconds = Annotated[float, Field(ge=0.001, le=MAX_SECONDS)]
+
+
+def check_http_url(url: str) -> str:
+    """Return the URL of a server if a client can use it.
+
+    Raises:
+        ValueError: it is not one, or has a query, which no request would send.
+    """
+    query, usable = False, url.isprintable() and " " not in url
+    try:
+        parts = urlsplit(url)
+        usable = usable and parts.scheme in {"http", "https"} and parts.port != 0
+        usable, query = usable and bool(parts.hostname), bool(parts.query or parts.fragment)
+    except ValueError:  # the host or the port
+        usable = False
+    if not usable:
+        message = "must be an http:// or https:// URL with a host, and maybe a port"
+        raise ValueError(message)
+    if query:
+        message = "must not hold a query, which no request would send"
+        raise ValueError(message)
+    return url
 
 
 class _Config(BaseModel):
@@ -20,16 +54,18 @@ class _Config(BaseModel):
         frozen=True, extra="forbid", arbitrary_types_allowed=True, hide_input_in_errors=True
     )
 
-    def __init__(self, **values: Any) -> None:
+    @model_validator(mode="wrap")
+    @classmethod
+    def _refuse(cls, values: object, handler: ModelWrapValidatorHandler[Self]) -> Self:
         try:
-            super().__init__(**values)
+            return handler(values)
         except ValidationError as error:
             # A ValidationError would repeat the input, which may hold secrets.
             reasons = "; ".join(
                 f"{'.'.join(map(str, detail['loc'])) or 'value'}: {detail['msg']}"
                 for detail in error.errors(include_input=False, include_context=False)
             )
-            message = f"{type(self).__name__} is not valid: {reasons}"
+            message = f"{cls.__name__} is not valid: {reasons}"
             raise ConfigException(message) from None
 
 
@@ -133,14 +169,14 @@ class ConfigDict(_Config):
 
     connector: SerializeAsAny[ConnectorConfig] = Field(default_factory=_memory_connector)
     backend: SerializeAsAny[BackendConfig] = Field(default_factory=_memory_backend)
-    lock_timeout: Annotated[float, Field(ge=0)] = 5.0
+    lock_timeout: Annotated[float, Field(ge=0, le=MAX_SECONDS)] = 5.0
     lease_ttl: Seconds = 60.0
     compensation_timeout: Seconds = 30.0
     recovery_interval: Seconds = 60.0
     late_write_period: Seconds = 960.0
     max_transaction_age: Seconds = 43200.0
     upload_idle_timeout: Seconds = 60.0
-    max_concurrency: Annotated[int, Field(gt=0)] = 32
+    max_concurrency: Annotated[int, Field(gt=0, le=100_000)] = 32
     validate_reads: bool = False
     hide_pending: bool = False
     keep_versions: bool = True

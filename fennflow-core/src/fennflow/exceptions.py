@@ -38,6 +38,10 @@ Every message says what happened, to which object, and what to do next.
 
 from __future__ import annotations
 
+from typing_extensions import override
+
+from fennflow.printable import printable
+
 __all__ = [
     "AccessDeniedException",
     "BackendUnavailableException",
@@ -73,7 +77,20 @@ __all__ = [
 
 
 class FennFlowException(Exception):  # noqa: N818 - the name that users know
-    """Whatever FennFlow raises."""
+    r"""Whatever FennFlow raises.
+
+    Its text and its notes may name keys and repeat what a server said. Characters in them that are
+    invisible, or that a terminal acts on, are escaped, line breaks, too: `a\u202eb`.
+    """
+
+    @override
+    def __str__(self) -> str:
+        return printable(super().__str__())
+
+    @override
+    def add_note(self, note: str, /) -> None:
+        """Add a note, which tracebacks show."""
+        super().add_note(printable(note))
 
 
 class ConfigException(FennFlowException):

@@ -11,7 +11,12 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal, cast
 
-from fennflow.exceptions import ConnectorCapabilityException, FileException, MetadataException
+from fennflow.exceptions import (
+    ConfigException,
+    ConnectorCapabilityException,
+    FileException,
+    MetadataException,
+)
 
 if TYPE_CHECKING:
     from fennflow.exceptions import BaseConnectorException
@@ -156,6 +161,19 @@ class Capabilities:
     keeps_directories: bool = False
     hierarchical: bool = False
     suspended: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse what is not a truth value, or not one of the words.
+
+        Raises:
+            ConfigException: one of them.
+        """
+        for name in self.__dataclass_fields__:
+            value = getattr(self, name)
+            known = ("batch", "single", "none") if name == "conditional_delete" else (True, False)
+            if not isinstance(value, (bool, str)) or value not in known:
+                message = f"Capabilities: {name} must be one of {', '.join(map(str, known))}."
+                raise ConfigException(message)
 
 
 @dataclass(frozen=True, slots=True)

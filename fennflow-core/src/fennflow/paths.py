@@ -71,8 +71,16 @@ class PathModel(BaseModel):
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
         """Refuse a template that cannot be rendered when the class is made."""
         super().__pydantic_init_subclass__(**kwargs)
-        named = {name for _, name, _, _ in Formatter().parse(cls.template) if name is not None}
-        unknown = sorted(named - set(cls.model_fields))
+        try:
+            parts = [each for each in Formatter().parse(cls.template) if each[1] is not None]
+        except (TypeError, ValueError) as error:
+            message = f"The template of {cls.__name__} is not a format string: {error}."
+            raise KeyException(message) from None
+        for _, name, spec, conversion in parts:
+            if conversion not in _CONVERSIONS or "{" in (spec or ""):
+                message = f"The format of {name!r} in the template of {cls.__name__} is not known."
+                raise KeyException(message)
+        unknown = sorted({str(name) for _, name, _, _ in parts} - set(cls.model_fields))
         if unknown:
             message = (
                 f"The template of {cls.__name__} names {', '.join(map(repr, unknown))}; its fields "

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+MAX_SHOWN = 80
+
 # Characters that `str.isprintable` accepts although they are invisible: fillers and selectors.
 _INVISIBLE = re.compile(
     "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]"
@@ -60,3 +62,21 @@ def printable(text: str) -> str:
         else each.encode("unicode_escape").decode()
         for each in text
     )
+
+
+def brief(value: object) -> str:
+    r"""Return a short ASCII text of a value that anybody may have given, for a message.
+
+    Example:
+        ```python
+        from fennflow.printable import brief
+
+        print(brief("a\u202eb"), brief(10**5000))
+        #> 'a\u202eb' of type int
+        ```
+    """
+    try:
+        text = ascii(value)
+    except Exception:  # noqa: BLE001 - of a number of 5,000 digits, or a __repr__ that fails
+        return f"of type {type(value).__name__}"
+    return text if len(text) <= MAX_SHOWN else f"{text[: MAX_SHOWN - 3]}..."

@@ -10,14 +10,13 @@ from urllib.parse import unquote, urlsplit
 from pydantic import Field, SecretStr, field_validator
 from typing_extensions import override
 
-from fennflow.config import ConnectorConfig
+from fennflow.config import ConnectorConfig, check_http_url
 
 if TYPE_CHECKING:
     from fennflow.connectors import Capabilities
 
 MiB = 1 << 20
 _ENDPOINT = re.compile(r"^(?!use_|.*_use_).*(endpoint|endpoint_url|base_url)$")
-_HTTP = re.compile(r"https?://[^\s/?#]+[^\s]*$")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _URL = re.compile(r"\s*[A-Za-z][A-Za-z0-9+.-]*://")
 SCHEMES = frozenset({"s3", "s3a", "gs", "az", "adl", "azure", "abfs", "abfss", "file", "memory"})
@@ -63,9 +62,9 @@ class ObstoreConnectorConfig(ConnectorConfig):
     url: str
     options: Annotated[Mapping[str, SecretStr], Field(repr=False)] = {}
     client_options: Annotated[Mapping[str, Any], Field(repr=False)] = {}
-    max_attempts: Annotated[int, Field(gt=0)] = 5
+    max_attempts: Annotated[int, Field(gt=0, le=1000)] = 5
     part_size: Annotated[int, Field(ge=5 * MiB, le=5 * 1024 * MiB)] = 8 * MiB
-    max_collected: Annotated[int, Field(ge=0)] = 256 * MiB
+    max_collected: Annotated[int, Field(ge=0, le=5 * 1024 * 1024 * MiB)] = 256 * MiB
     file_mode: Annotated[int, Field(ge=0o600, le=0o777)] = 0o600
     directory_mode: Annotated[int, Field(ge=0o700, le=0o777)] = 0o700
 
@@ -117,9 +116,12 @@ class ObstoreConnectorConfig(ConnectorConfig):
                 message = f"{name} must not hold credentials; use options such as access_key_id"
                 raise ValueError(message)
             # obstore takes these, and panics at the first request.
-            if _ENDPOINT.search(name.lower()) and not _HTTP.match(value):
-                message = f"{name} must be an http:// or https:// URL with a host"
-                raise ValueError(message)
+            if _ENDPOINT.search(name.lower()):
+                try:
+                    check_http_url(value)
+                except ValueError as error:
+                    message = f"{name} {error}"
+                    raise ValueError(message) from None
             if _CONTROL.search(value) and not value.lstrip().startswith("{"):
                 message = (
                     f"{name} must not hold control characters, such as a line break at its end"

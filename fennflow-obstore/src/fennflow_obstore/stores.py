@@ -14,6 +14,7 @@ from obstore.exceptions import BaseError
 from obstore.store import AzureStore, LocalStore, MemoryStore, from_url
 
 from fennflow.exceptions import ConfigException, ConnectorCapabilityException
+from fennflow.printable import brief
 from fennflow_obstore.errors import is_panic, words_of
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ def check_signable(name: str, expires_in: float, *, conditional: bool) -> None:
         )
         raise ConnectorCapabilityException(message)
     if not 1 <= expires_in <= MAX_EXPIRES_IN:
-        message = f"URLs are signed for 1 to {MAX_EXPIRES_IN} seconds, not for {expires_in}."
+        message = f"URLs are signed for 1 to {MAX_EXPIRES_IN} seconds, not for {brief(expires_in)}."
         raise ConnectorCapabilityException(message)
 
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Any, Literal
-from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, field_validator
 
-from fennflow.config import ConnectorConfig
+from fennflow.config import ConnectorConfig, check_http_url
 
 if TYPE_CHECKING:
     from aiobotocore.config import AioConfig
@@ -62,8 +61,8 @@ class S3ConnectorConfig(ConnectorConfig):
     presign_endpoint_url: str | None = None
     profile_name: str | None = None
     addressing_style: Literal["auto", "path", "virtual"] = "auto"
-    max_pool_connections: Annotated[int, Field(gt=0)] = 50
-    max_attempts: Annotated[int, Field(gt=0)] = 5
+    max_pool_connections: Annotated[int, Field(gt=0, le=100_000)] = 50
+    max_attempts: Annotated[int, Field(gt=0, le=1000)] = 5
     multipart_threshold: Annotated[int, Field(ge=5 * MiB, le=5 * 1024 * MiB)] = 64 * MiB
     multipart_part_size: Annotated[int, Field(ge=5 * MiB, le=5 * 1024 * MiB)] = 8 * MiB
     multipart_copy_threshold: Annotated[int, Field(ge=5 * MiB, le=5 * 1024 * MiB)] = 5 * 1024 * MiB
@@ -96,14 +95,19 @@ class S3ConnectorConfig(ConnectorConfig):
     def _no_credentials(cls, url: str | None) -> str | None:
         if url is None:
             return None
-        parts = urlsplit(url)
-        if parts.scheme not in {"http", "https"} or not parts.hostname:
-            message = "must be an http:// or https:// URL with a host"
-            raise ValueError(message)
-        if parts.query or parts.fragment:
-            message = "must not hold a query, which no request would send"
-            raise ValueError(message)
-        if "@" in parts.netloc:
+        if "@" in url:
             message = "must not hold credentials; use aws_access_key_id and aws_secret_access_key"
             raise ValueError(message)
-        return url
+        return check_http_url(url)
+
+    @field_validator("aiobotocore_config")
+    @classmethod
+    def _made_by_botocore(cls, value: object) -> object:
+        if value is None:
+            return None
+        from botocore.config import Config
+
+        if not isinstance(value, Config):
+            message = "must be an aiobotocore.config.AioConfig"
+            raise ValueError(message)  # noqa: TRY004 - pydantic turns ValueErrors into its own
+        return value

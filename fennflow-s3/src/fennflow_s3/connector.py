@@ -32,7 +32,7 @@ from fennflow.exceptions import (
     ConnectorCapabilityException,
     NoSuchKeyException,
 )
-from fennflow.printable import without_credentials
+from fennflow.printable import brief, without_credentials
 from fennflow_s3 import options
 from fennflow_s3.client import client_context, connections_of, translated
 from fennflow_s3.copying import complete_copy, copy_parts, named, taken_along
@@ -396,7 +396,9 @@ class S3Connector(Connector):
         if_none_match: bool = False,
     ) -> str:
         if not 1 <= expires_in <= MAX_EXPIRES_IN:
-            message = f"S3 signs URLs for 1 to {MAX_EXPIRES_IN} seconds, not for {expires_in}."
+            message = (
+                f"S3 signs URLs for 1 to {MAX_EXPIRES_IN} seconds, not for {brief(expires_in)}."
+            )
             raise ConnectorCapabilityException(message)
         operation = "get_object" if method == "GET" else "put_object"
         condition = {"IfNoneMatch": "*"} if if_none_match else {}

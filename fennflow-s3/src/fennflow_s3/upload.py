@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from botocore.exceptions import ClientError
 
+from fennflow.printable import printable
+
 if TYPE_CHECKING:
     from types_aiobotocore_s3 import S3Client
     from types_aiobotocore_s3.type_defs import CompletedPartTypeDef
@@ -229,5 +231,5 @@ def _raise_first(failures: Sequence[Exception]) -> None:
     if failures:
         first, *others = failures
         for other in others:
-            first.add_note(f"Also failed: {type(other).__name__}: {other}")
+            first.add_note(printable(f"Also failed: {type(other).__name__}: {other}"))
         raise first

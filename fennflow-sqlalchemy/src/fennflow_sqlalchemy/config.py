@@ -2,24 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Self
 
-from pydantic import Field, SecretStr, field_validator
+from pydantic import Field, SecretStr, field_validator, model_validator
 
-from fennflow.config import BackendConfig
-
-_URL = re.compile(r"(?P<dialect>sqlite|postgresql|postgres)(?:\+(?P<driver>\w+))?://(?P<rest>.*)")
-_SERVER = re.compile(
-    r"([^:/?@]*(:[^@]*)?@)?"  # user and password
-    r"(\[[^]/?@]+\]|[^]\[:/?@]*)(:(?P<port>[0-9]{1,5}))?"  # host and port
-    r"(/[^?@]*)?(\?[^@]*)?"  # database and options
-)
-"""What follows `postgresql://`. With another `@`, a part of the password would pass for a host."""
-_UNUSABLE = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
-MAX_PORT = 65535
-_DRIVERS = {"sqlite": "aiosqlite", "postgresql": "asyncpg"}
+from fennflow.config import BackendConfig, Seconds
+from fennflow.exceptions import ConfigException
+from fennflow_sqlalchemy.urls import check_file, checked
 
 
 class SqlalchemyBackendConfig(BackendConfig):
@@ -35,7 +25,8 @@ class SqlalchemyBackendConfig(BackendConfig):
     Args:
         url: of SQLAlchemy: `sqlite:///fennflow.db` (relative to the working directory),
             `sqlite:////var/lib/app.db`, `postgresql://user:password@host/database`; shown
-            nowhere. The asynchronous driver need not be named.
+            nowhere. The asynchronous driver need not be named. PostgreSQL takes options such as
+            `?sslmode=require&application_name=shop`; others than the ones it knows are refused.
         table_prefix: of all tables.
         schema_name: of PostgreSQL, where the tables are; it must exist. None for the first of
             the user's `search_path`.
@@ -51,8 +42,8 @@ class SqlalchemyBackendConfig(BackendConfig):
             they are private, as they hold keys and metadata.
 
     Raises:
-        ConfigException: another database, one in memory, a URL in which `@` is not escaped, or a
-            prefix that is not an identifier.
+        ConfigException: another database, one in memory, a URL in which `@` is not escaped, an
+            option that is not known, or a prefix that is not an identifier.
 
     Example:
         ```python
@@ -69,8 +60,8 @@ class SqlalchemyBackendConfig(BackendConfig):
     schema_name: Annotated[str | None, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_$]{0,62}$")] = None
     create_tables: bool = True
     journal: Path | None = None
-    pool_size: Annotated[int, Field(gt=0)] = 10
-    busy_timeout: Annotated[float, Field(gt=0)] = 30.0
+    pool_size: Annotated[int, Field(gt=0, le=10_000)] = 10
+    busy_timeout: Seconds = 30.0
     file_mode: Annotated[int, Field(ge=0o600, le=0o777)] = 0o600
 
     if TYPE_CHECKING:
@@ -91,31 +82,21 @@ class SqlalchemyBackendConfig(BackendConfig):
     @field_validator("url")
     @classmethod
     def _known_database(cls, url: SecretStr) -> SecretStr:
-        found = _URL.fullmatch(url.get_secret_value())
-        if found is None:
-            message = "must be sqlite:///path or postgresql://user:password@host/database"
-            raise ValueError(message)
-        dialect = "sqlite" if found["dialect"] == "sqlite" else "postgresql"
-        driver = _DRIVERS[dialect]
-        if found["driver"] not in {None, driver}:
-            message = f"names a driver that is not {driver}; leave the driver out"
-            raise ValueError(message)
-        rest = found["rest"]
-        if _UNUSABLE.search(rest):
-            message = "must not hold control characters or lone surrogates"
-            raise ValueError(message)
-        server = _SERVER.fullmatch(rest)
-        if dialect == "postgresql" and (server is None or int(server["port"] or 0) > MAX_PORT):
-            message = (
-                "must be postgresql://user:password@host:port/database; inside user name, password "
-                "and options write @ as %40, and in a user name / as %2F and : as %3A"
-            )
-            raise ValueError(message)
-        if dialect == "sqlite" and not rest.startswith("/"):
-            message = "needs three slashes before a relative path, and four before an absolute one"
-            raise ValueError(message)
-        path = rest.partition("?")[0].removeprefix("/")
-        if dialect == "sqlite" and (path in {"", ":memory:"} or path.startswith("file:")):
-            message = "names no path; for a catalog in memory use InMemoryBackendConfig"
-            raise ValueError(message)
-        return SecretStr(f"{dialect}+{driver}://{rest}")
+        return SecretStr(checked(url.get_secret_value()))
+
+    @field_validator("journal")
+    @classmethod
+    def _file(cls, journal: Path | None) -> Path | None:
+        if journal is not None:
+            check_file(str(journal))
+        return journal
+
+    @model_validator(mode="after")
+    def _of_this_database(self) -> Self:
+        sqlite = self.url.get_secret_value().startswith("sqlite")
+        wrong = self.schema_name if sqlite else self.journal
+        if wrong is not None:
+            name, other = ("schema_name", "PostgreSQL") if sqlite else ("journal", "SQLite")
+            message = f"SqlalchemyBackendConfig is not valid: {name} is for {other} alone."
+            raise ConfigException(message)
+        return self

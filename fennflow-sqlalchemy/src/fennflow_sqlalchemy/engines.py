@@ -28,6 +28,7 @@ from typing_extensions import override
 
 from fennflow.exceptions import FennFlowException
 from fennflow_sqlalchemy.database import Database, LockWaitTimeoutError, RetryableError, Work
+from fennflow_sqlalchemy.urls import driver_options, without_driver_options
 
 if TYPE_CHECKING:
     from fennflow_sqlalchemy.config import SqlalchemyBackendConfig
@@ -73,7 +74,8 @@ def shown(url: URL) -> str:
 
 
 def _milliseconds(seconds: float) -> int:
-    return max(1, int(seconds * 1000))
+    """Return them as both databases take them: at most 2^31 - 1, about 25 days."""
+    return max(1, min(int(seconds * 1000), (1 << 31) - 1))
 
 
 def locked_out(error: DBAPIError) -> bool:
@@ -309,7 +311,8 @@ def open_databases(
 
 def _postgresql_engine(url: URL, config: SqlalchemyBackendConfig, lease_ttl: float) -> AsyncEngine:
     engine = create_async_engine(
-        url,
+        without_driver_options(url),
+        connect_args=driver_options(url.query),
         pool_size=config.pool_size,
         max_overflow=0,
         isolation_level="READ COMMITTED",
@@ -319,7 +322,7 @@ def _postgresql_engine(url: URL, config: SqlalchemyBackendConfig, lease_ttl: flo
     def on_connect(connection: Any, _record: object) -> None:
         # Who is stopped in the middle of a transaction must not stop recovery, too.
         cursor = connection.cursor()
-        cursor.execute(f"SET idle_in_transaction_session_timeout = {int(lease_ttl * 1000)}")
+        cursor.execute(f"SET idle_in_transaction_session_timeout = {_milliseconds(lease_ttl)}")
         cursor.execute(f"SET lock_timeout = {_milliseconds(LOCK_SLICE)}")
         cursor.close()
         connection.commit()

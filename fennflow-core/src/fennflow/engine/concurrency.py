@@ -18,6 +18,8 @@ from contextvars import Context, ContextVar
 from dataclasses import dataclass, field
 from typing import Any, TypeVar, cast
 
+from fennflow.printable import printable
+
 T = TypeVar("T")
 R = TypeVar("R")
 E = TypeVar("E", bound=BaseException)
@@ -96,7 +98,7 @@ async def _group(worker: Callable[[], Coroutine[Any, Any, None]], count: int) ->
 def _first(failures: Sequence[E]) -> E:
     first, *others = failures
     for other in others:
-        first.add_note(f"Also failed: {type(other).__name__}: {other}")
+        first.add_note(printable(f"Also failed: {type(other).__name__}: {other}"))
     return first
 
 

@@ -17,6 +17,7 @@ from fennflow.exceptions import (
     TransactionException,
 )
 from fennflow.paths import check_key
+from fennflow.printable import brief
 
 PAUSE = 0.02
 
@@ -82,7 +83,7 @@ async def presign(
 def _check_seconds(expires_in: object) -> None:
     # The range is the store's to say.
     if not isinstance(expires_in, (int, float)):
-        message = f"expires_in={expires_in!a} is not a number of seconds."
+        message = f"expires_in={brief(expires_in)} is not a number of seconds."
         raise ConnectorCapabilityException(message)
 
 

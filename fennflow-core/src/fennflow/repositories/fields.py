@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast, overload
 
 from fennflow.exceptions import ConfigException, TransactionException
+from fennflow.printable import brief
 from fennflow.repositories.base import Repository
 
 if TYPE_CHECKING:
@@ -38,9 +39,12 @@ class RepoField(Generic[R_co]):
     """
 
     def __init__(self, repository: type[R_co], *, namespace: str) -> None:
-        given: object = namespace
-        if not isinstance(given, str) or not given or not given.isprintable():  # pyright: ignore[reportUnnecessaryIsInstance]
-            message = f"The namespace {given!a} is not a text without control characters."
+        kind, given = cast("object", repository), cast("object", namespace)
+        if not isinstance(kind, type) or not issubclass(kind, Repository):
+            message = "A RepoField takes a class of repositories, such as CrudRepository."
+            raise ConfigException(message)
+        if not isinstance(given, str) or not given or not given.isprintable():
+            message = f"The namespace {brief(given)} is not a text without control characters."
             raise ConfigException(message)
         self._repository = repository
         self.namespace = namespace

@@ -11,6 +11,7 @@ from fennflow.exceptions import PathException
 from fennflow.files import BaseContent
 from fennflow.paths import PathTemplate, StoragePath, decode_token, encode_token
 from fennflow.plugins import registry
+from fennflow.printable import brief
 from fennflow.repositories.base import PAGE, Repository
 from fennflow.responses import ListResponse, MediaResponse, ObjectInfo, PresignedUrlResponse
 
@@ -234,10 +235,10 @@ class GeneratePresignedUrlPrefixRepository(Repository):
 
 def _check_page(limit: object, delimiter: object) -> None:
     if limit is not None and (not isinstance(limit, int) or not 1 <= limit <= MAX_LIMIT):
-        message = f"limit={limit!a} is not a number from 1 to {MAX_LIMIT}."
+        message = f"limit={brief(limit)} is not a number from 1 to {MAX_LIMIT}."
         raise PathException(message)
     if delimiter is not None and not (isinstance(delimiter, str) and delimiter):
-        message = f"delimiter={delimiter!a} is not a text of at least one character."
+        message = f"delimiter={brief(delimiter)} is not a text of at least one character."
         raise PathException(message)
 
 

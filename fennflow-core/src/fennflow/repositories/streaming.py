@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from fennflow.engine.streaming import Download
 from fennflow.exceptions import PathException, TransactionException
 from fennflow.paths import PathTemplate
+from fennflow.printable import brief
 from fennflow.repositories.base import Repository
 from fennflow.repositories.reading import info_of
 
@@ -120,5 +121,5 @@ def _range(start: object, end: object) -> tuple[int, int | None]:
             return first, None
         if isinstance(end, int) and end >= first:
             return first, end
-    message = f"Invalid byte range: start={start!a}, end={end!a} (counted from 0, end exclusive)."
+    message = f"Invalid byte range: start={brief(start)}, end={brief(end)} (counted from 0, end exclusive)."
     raise PathException(message)
