@@ -90,6 +90,10 @@ if TYPE_CHECKING:
 else:
 
     def __getattr__(name: str) -> object:
+        if name == "SessionToken":
+            from fennflow._former_names import session_token
+
+            return session_token()
         from fennflow.plugins import config_class
 
         return config_class("backend", name, __name__)

@@ -1,0 +1,48 @@
+"""The former names of the backend contract, for programs written before it spoke of transactions.
+
+Nothing in FennFlow uses them. `fennflow.backends` loads this module when a program imports
+`SessionToken`; a program that does not, never sees it.
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+from fennflow.backends import Backend, Record, TransactionToken
+
+__all__: list[str] = []
+
+
+def session_token() -> type[TransactionToken]:
+    """Accept the former names from now on, and return the class that was `SessionToken`."""
+    message = (
+        "fennflow.backends.SessionToken is now TransactionToken, session_id is transaction_id, "
+        "and Backend.stage is Backend.begin_writes."
+    )
+    warnings.warn(message, DeprecationWarning, stacklevel=3)
+    if not hasattr(Backend, "stage"):
+        _accept()
+    return TransactionToken
+
+
+def _accept() -> None:
+    def session_id(token: TransactionToken) -> str:
+        return token.transaction_id
+
+    async def stage(backend: Backend, *args: Any, **kwargs: Any) -> Any:
+        return await backend.begin_writes(*args, **kwargs)
+
+    make = Record.__init__
+
+    def make_record(record: Record, **values: Any) -> None:
+        if "session_id" in values:
+            values["transaction_id"] = values.pop("session_id")
+        make(record, **values)
+
+    for owner, name, value in (
+        (TransactionToken, "session_id", property(session_id)),
+        (Backend, "stage", stage),
+        (Record, "__init__", make_record),
+    ):
+        setattr(owner, name, value)
