@@ -48,6 +48,7 @@ from fennflow.responses import (
     PresignedUrlResponse,
     PutResponse,
 )
+from fennflow.sync import SyncRepository, SyncStream, SyncUnitOfWork, SyncWriter
 from fennflow.web import Answer, answer_for
 
 
@@ -162,6 +163,37 @@ async def streams(session: AsyncSession) -> None:
         assert_type(await uow.films.at("a").delete_prefix(), DeleteResponse)
         async with uow.savepoint() as nothing:
             assert_type(nothing, None)
+
+
+class WithoutAsync(SyncUnitOfWork):
+    my_files = RepoField(Files, namespace="files")
+    films = RepoField(Films, namespace="films")
+    read_only = RepoField(GetRepository, namespace="other")
+
+
+def without_async() -> None:
+    with UOW.sync(auto_commit=False) as uow:
+        assert_type(uow.my_files.put(TextContent.from_content("1")), PutResponse)
+        assert_type(uow.my_files.at("a").get("b"), MediaResponse)
+        assert_type(uow.commit(), None)
+        assert_type(uow.step(lambda: 1, lambda: None), int)
+    with WithoutAsync() as declared:
+        assert_type(declared, WithoutAsync)
+        assert_type(declared.my_files, SyncRepository[Files])
+        assert_type(declared.my_files.at("a"), SyncRepository[Files])
+        assert_type(declared.my_files.put(TextContent.from_content("1")), PutResponse)
+        assert_type(declared.my_files.stat("a"), ObjectInfo)
+        assert_type(declared.my_files.stat("a", "b"), tuple[ObjectInfo, ...])
+        assert_type(declared.my_files.list(), ListResponse)
+        assert_type(declared.films.open("a"), SyncStream)
+        assert_type(declared.my_files.open("a", "wb"), SyncWriter)
+        declared.read_only.put()  # type: ignore[misc] # pyright: ignore[reportAttributeAccessIssue]
+        declared.wrong  # type: ignore[attr-defined] # pyright: ignore[reportAttributeAccessIssue] # noqa: B018
+        with declared.savepoint() as nothing:
+            assert_type(nothing, None)
+    with WithoutAsync.lifespan():
+        assert_type(WithoutAsync.recover(), RecoveryReport)
+        assert_type(UOW.sync().reconcile(), Mapping[str, ReconcileReport])
 
 
 async def maintenance() -> None:

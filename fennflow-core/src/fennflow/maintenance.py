@@ -40,8 +40,8 @@ class Maintenance:
         orphans: ReconcileOrphans | None = None,
         adopt_catalogs: Sequence[str] | None = None,
         batch_size: int | None = None,
-        on_finding: Callable[[Finding], None] | None = None,
-        on_progress: Callable[[ReconcileReport], None] | None = None,
+        on_finding: Callable[[Finding], object] | None = None,
+        on_progress: Callable[[ReconcileReport], object] | None = None,
     ) -> Mapping[str, ReconcileReport]:
         """Compare the catalog with the buckets of all repositories, and bring them together.
 
@@ -50,8 +50,8 @@ class Maintenance:
             orphans: likewise.
             adopt_catalogs: likewise.
             batch_size: likewise.
-            on_finding: called for every difference, after what was done about it is durable.
-            on_progress: called now and then with how far a bucket is.
+            on_finding: plain or async, called for every difference, after what was done about it is durable.
+            on_progress: likewise, called now and then with how far a bucket is.
 
         Returns:
             for each bucket, how it differed and what was done.

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
+    from fennflow.sync import AnyUnitOfWork
+
 __all__ = ["UnitOfWork"]
 
 T = TypeVar("T")
@@ -88,6 +90,7 @@ class UnitOfWork(Maintenance):
     """
 
     config: ClassVar[ConfigDict] = cast("ConfigDict", _DefaultConfig())
+    _synchronous: ClassVar[type[AnyUnitOfWork]]
 
     @override
     def __init_subclass__(cls, **kwargs: object) -> None:
@@ -162,6 +165,44 @@ class UnitOfWork(Maintenance):
         finally:
             session.close()
             await self._use.aclose()
+
+    @classmethod
+    def sync(cls, *, auto_commit: bool = True, join: object | None = None) -> AnyUnitOfWork:
+        """Return a unit of work for code without `async`: `with UOW.sync() as uow`.
+
+        It has the same repositories and methods, which wait for their results. They run on an event
+        loop in a thread of FennFlow's, of which there is one in a process.
+
+        Args:
+            auto_commit: like that of the class.
+            join: like that of the class; a `Session` or `Connection` of SQLAlchemy, too.
+
+        Raises:
+            ConfigException: like those of the class.
+
+        Example:
+            ```python
+            from fennflow import UnitOfWork
+            from fennflow.files import TextContent
+            from fennflow.repositories import CrudRepository, RepoField
+
+
+            class UOW(UnitOfWork):
+                notes = RepoField(CrudRepository, namespace="notes")
+
+
+            with UOW.sync() as uow:
+                uow.notes.put(TextContent.from_content("Hi", filename="hi.txt"))
+            with UOW.sync() as uow:
+                print(uow.notes.get("hi.txt").one().content)
+                #> Hi
+            ```
+        """
+        from fennflow.sync import sync_of
+
+        if "_synchronous" not in vars(cls):
+            cls._synchronous = sync_of(cls)
+        return cls._synchronous(auto_commit=auto_commit, join=join)
 
     async def commit(self) -> None:
         """Commit what was done so far; more work may follow, in a transaction of its own.

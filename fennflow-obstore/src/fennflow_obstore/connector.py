@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -63,6 +64,22 @@ MAX_PARTS = 10_000
 PARTS_AT_ONCE = 4
 
 
+_process: list[int] = []
+"""The first process that opened a connector: obstore runs threads in it, which no child has."""
+
+
+def _check_process() -> None:
+    if not _process:
+        _process.append(os.getpid())
+    if _process[0] != os.getpid():
+        message = (
+            "This process was forked from one that had used obstore, whose threads do not survive a "
+            "fork: no request would ever end. Open units of work on obstore after the fork only, "
+            "start workers by spawn, or use S3ConnectorConfig."
+        )
+        raise ConnectorCapabilityException(message)
+
+
 class ObstoreConnector(Connector):
     """Object I/O on one store of obstore's.
 
@@ -93,7 +110,12 @@ class ObstoreConnector(Connector):
 
     @override
     async def open(self) -> None:
-        """Try whether the options make a store; those of namespaces open when they are first used."""
+        """Try whether the options make a store; those of namespaces open when they are first used.
+
+        Raises:
+            ConnectorCapabilityException: the process was forked from one that had used obstore.
+        """
+        _check_process()
         if self._config.scheme not in {"file", "memory"}:
             self._stores.of("options", "writing")
 

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable
 from contextvars import Context
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import ParamSpec, TypeVar
 
 import stamina
 
@@ -19,6 +19,7 @@ from fennflow.exceptions import TransactionException
 
 Callback = Callable[[], Awaitable[object] | object]
 Undo = Callable[[], Awaitable[object]]
+P = ParamSpec("P")
 T = TypeVar("T")
 
 
@@ -118,6 +119,13 @@ async def run_callbacks(callbacks: list[Callback], transaction: str) -> None:
             )
 
 
+async def notify(function: Callable[P, object], *args: P.args, **kwargs: P.kwargs) -> None:
+    """Call a function of the user's, plain or async."""
+    result = function(*args, **kwargs)
+    if inspect.isawaitable(result):
+        await result
+
+
 async def _call(function: Callback) -> None:
     """Call a function of the user's, in a task of its own: what it does to that does not end others.
 
@@ -128,9 +136,7 @@ async def _call(function: Callback) -> None:
 
     async def call() -> None:
         try:
-            result = function()
-            if inspect.isawaitable(result):
-                await result
+            await notify(function)
         except (Exception, asyncio.CancelledError, KeyboardInterrupt, SystemExit):
             raise
         except BaseException as error:

@@ -21,6 +21,7 @@ import uuid_utils
 
 from fennflow.backends import Commit, ObjectKey, Record, TransactionToken
 from fennflow.connectors import Location
+from fennflow.engine.callbacks import notify
 from fennflow.engine.concurrency import run_all, shielded
 from fennflow.engine.context import EngineContext
 from fennflow.engine.differences import Policy, Verdict, agree, judge, refused, unreadable
@@ -48,8 +49,8 @@ def only_reports(settings: ReconcileConfig) -> bool:
     return settings.strategy == "fill_if_empty" and settings.orphans == "report"
 
 
-OnFinding = Callable[[Finding], None]
-OnProgress = Callable[[ReconcileReport], None]
+OnFinding = Callable[[Finding], object]
+OnProgress = Callable[[ReconcileReport], object]
 
 
 @dataclass(slots=True)
@@ -169,12 +170,12 @@ class Reconciler:
                     differing.append(key)
                 if len(differing) == settings.batch_size:
                     await run.examine(differing)
-                    run.emit(on_finding)
+                    await run.emit(on_finding)
                     differing.clear()
                 if on_progress is not None and walked % settings.batch_size == 0:
-                    on_progress(run.report())
+                    await notify(on_progress, run.report())
         await run.examine(differing)
-        run.emit(on_finding)
+        await run.emit(on_finding)
         return run.report()
 
     async def _filling(self, namespace: str) -> AsyncGenerator[Pair]:
@@ -216,7 +217,7 @@ class _Run:
             findings=tuple(self._findings),
         )
 
-    def emit(self, on_finding: OnFinding | None) -> None:
+    async def emit(self, on_finding: OnFinding | None) -> None:
         """Count what is new, and tell the caller."""
         for finding in self._not_emitted:
             self._differences[finding.difference] += 1
@@ -225,7 +226,7 @@ class _Run:
             if len(self._findings) < KEPT_FINDINGS:
                 self._findings.append(finding)
             if on_finding is not None:
-                on_finding(finding)
+                await notify(on_finding, finding)
         self._not_emitted.clear()
 
     def refuse(self, key: str) -> None:

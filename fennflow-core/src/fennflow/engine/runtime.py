@@ -63,6 +63,13 @@ _slots: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[_Key, _Slot]] = WeakKe
 _slots_lock = threading.Lock()
 
 
+def forget(loop: asyncio.AbstractEventLoop) -> object:
+    """Return the engines of a loop that a forked child cannot use, as it has none of its threads."""
+    global _slots_lock  # noqa: PLW0603 - another thread may have held it
+    _slots_lock = threading.Lock()
+    return _slots.pop(loop, None)
+
+
 @asynccontextmanager
 async def engine_for(
     config: ConfigDict, plugins: PluginRegistry, *, lifespan: bool = False

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 
 from fennflow.backends import ObjectKey, Record
 from fennflow.connectors import Connector
+from fennflow.engine.callbacks import notify
 from fennflow.engine.transaction import Transaction
 from fennflow.exceptions import (
     ChecksumMismatchException,
@@ -111,7 +112,7 @@ class Source:
                     if chunk is None:
                         self.check_size(self.count)
                     else:
-                        self._report_progress(len(chunk))
+                        await self._report_progress(len(chunk))
                 except Exception as error:
                     raise SourceError(error) from error
                 check()
@@ -154,16 +155,16 @@ class Source:
         if self._opened is not None:
             await self._opened.aclose()
 
-    def report_all(self) -> None:
+    async def report_all(self) -> None:
         """Tell that all of a body was sent that went whole."""
-        self._report_progress(sum(map(len, self._begun)))
+        await self._report_progress(sum(map(len, self._begun)))
 
-    def _report_progress(self, more: int) -> None:
+    async def _report_progress(self, more: int) -> None:
         self.count += more
         # What is sent again is no progress.
         news, self._reported = self.count - self._reported, max(self.count, self._reported)
         if news > 0 and self.on_bytes is not None:
-            self.on_bytes(news)
+            await notify(self.on_bytes, news)
 
     def _checked(self, chunk: object) -> bytes:
         if not isinstance(chunk, bytes):

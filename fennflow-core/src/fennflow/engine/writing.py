@@ -18,6 +18,7 @@ from fennflow.connectors import (
     UploadCallback,
     headers_of,
 )
+from fennflow.engine.callbacks import notify
 from fennflow.engine.concurrency import run_all, shielded
 from fennflow.engine.directories import check_directories
 from fennflow.engine.plan import Write, choose_placement, visible
@@ -126,7 +127,7 @@ async def send(
         raise failed  # as the user raised it
     record = await _send(tx, seqs, seq, upload, create=create)
     if upload.on_bytes is not None:
-        upload.on_bytes(upload.size)
+        await notify(upload.on_bytes, upload.size)
     return record
 
 
@@ -138,7 +139,7 @@ async def _send_stream(
     if body is not None:
         short = replace(upload, body=body, sha256=await sha256_of(body))
         record = await _send(tx, seqs, seq, short, create=create)
-        source.report_all()
+        await source.report_all()
         return record
     write = tx.writes[seq]
     key = write.intent.object_key

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from typing import Self
 
     from fennflow.engine.session import Session
+    from fennflow.sync import SyncRepository, SyncUnitOfWork
     from fennflow.uow import UnitOfWork
 
 R_co = TypeVar("R_co", bound=Repository, covariant=True)
@@ -54,14 +55,21 @@ class RepoField(Generic[R_co]):
         return self._repository(session, self.namespace)
 
     @overload
-    def __get__(self, instance: None, owner: type[UnitOfWork]) -> Self: ...
+    def __get__(self, instance: None, owner: type) -> Self: ...
     @overload
     def __get__(self, instance: UnitOfWork, owner: type[UnitOfWork]) -> R_co: ...
-    def __get__(self, instance: UnitOfWork | None, owner: type[UnitOfWork]) -> Any:
+    @overload
+    def __get__(
+        self, instance: SyncUnitOfWork, owner: type[SyncUnitOfWork]
+    ) -> SyncRepository[R_co]: ...
+    def __get__(self, instance: object, owner: type) -> Any:
         """Return the field of a class; an instance has the repository itself once it is open."""
         if instance is None:
             return self
-        message = f"Open it first: async with {owner.__name__}() as uow."
+        message = (
+            f"Open it first: async with {owner.__name__}() as uow; without async: "
+            f"with {owner.__name__}.sync() as uow."
+        )
         raise TransactionException(message)
 
 

@@ -107,9 +107,9 @@ class _Progress:
         sizes = [f.size if isinstance(f, StreamContent) else len(f.data) for f in files]
         self.total = sum(size or 0 for size in sizes) if None not in sizes else None
 
-    def add(self, more: int) -> None:
+    def add(self, more: int) -> object:
         self.done += more
-        self.on_progress(self.done, self.total)
+        return self.on_progress(self.done, self.total)
 
 
 class PutRepository(_WritingRepository):
@@ -127,8 +127,9 @@ class PutRepository(_WritingRepository):
             files: what to write.
             connector_extra: options of the store for all of them, on S3 for instance
                 `{"CacheControl": "max-age=3600", "StorageClass": "STANDARD_IA"}`.
-            on_progress: called with the bytes done, of all files of the call, and with their sum,
-                or None where a stream does not tell its size. What it raises fails the call.
+            on_progress: plain or async, called with the bytes done, of all files of the call, and
+                with their sum, or None where a stream does not tell its size. What it raises
+                fails the call.
 
         Returns:
             their paths, in the order of the files.

@@ -1,0 +1,124 @@
+"""What the generated interface is made of: calls, iterations and blocks on the portal's loop."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
+from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, overload
+
+from typing_extensions import override
+
+from fennflow.sync.portal import Portal, on_caller
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+AT_ONCE = 1000
+"""Items that an iteration takes in one visit to the loop."""
+
+
+def wait(
+    portal: Portal, function: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs
+) -> T:
+    """Call an asynchronous function on the loop, and wait for it."""
+
+    async def work() -> T:
+        return await function(*args, **kwargs)
+
+    return portal.call(work)
+
+
+class OnPortal:
+    """What acts on a portal's loop."""
+
+    def _portal_in_use(self) -> Portal:
+        raise NotImplementedError
+
+    def _await(self, function: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Call an asynchronous function on the loop, and wait for it."""
+        return wait(self._portal_in_use(), function, *args, **kwargs)
+
+    def _call(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Call a plain function on the loop."""
+
+        async def work() -> T:
+            return function(*args, **kwargs)
+
+        return self._portal_in_use().call(work)
+
+    def _iterate(self, items: AsyncIterator[T]) -> Generator[T]:
+        """Iterate over what is iterated over on the loop."""
+
+        async def some() -> list[T]:
+            taken: list[T] = []
+            async for item in items:
+                taken.append(item)
+                if len(taken) == AT_ONCE:
+                    break
+            return taken
+
+        while taken := self._await(some):
+            yield from taken
+
+    def _block(self, block: Callable[[], AbstractAsyncContextManager[T]]) -> Block[T]:
+        """Return a block that is entered and left on the loop."""
+        return Block(self._portal_in_use, block)
+
+
+class Block(OnPortal, AbstractContextManager[T], Generic[T]):
+    """An asynchronous block, to be used with `with`.
+
+    Args:
+        portal: on whose loop.
+        block: makes it.
+    """
+
+    def __init__(
+        self, portal: Callable[[], Portal], block: Callable[[], AbstractAsyncContextManager[T]]
+    ) -> None:
+        self._portal = portal
+        self._make = block
+        self._entered: AbstractAsyncContextManager[T] | None = None
+
+    @override
+    def _portal_in_use(self) -> Portal:
+        return self._portal()
+
+    @override
+    def __enter__(self) -> T:
+        async def enter() -> T:
+            block = self._make()
+            result = await block.__aenter__()
+            self._entered = block
+            return result
+
+        try:
+            return self._await(enter)
+        except BaseException as error:
+            # Interrupted as it was entered, it has to be left.
+            if self._entered is not None:
+                self.__exit__(type(error), error, error.__traceback__)
+            raise
+
+    @override
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> bool | None:
+        entered, self._entered = self._entered, None
+        assert entered is not None  # noqa: S101 - by __enter__
+        return self._await(entered.__aexit__, exc_type, exc, traceback)
+
+
+@overload
+def here(function: Callable[P, T]) -> Callable[P, Coroutine[Any, Any, T]]: ...
+@overload
+def here(function: Callable[P, T] | None) -> Callable[P, Coroutine[Any, Any, T]] | None: ...
+def here(function: Callable[P, T] | None) -> Callable[P, Coroutine[Any, Any, T]] | None:
+    """Return a callback that is called in the thread of the caller."""
+    return None if function is None else on_caller(function)

@@ -1,0 +1,382 @@
+"""The one event loop of a process on which units of work run that are opened without `async`.
+
+It runs in a thread of its own, which begins with the first call and ends with the program. A call
+waits until what it asked for has ended on the loop, and meanwhile runs those of the user's functions
+that the engine calls: they see their own thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+# What it does at exit is to come after what is done here.
+import concurrent.futures.thread  # noqa: F401 # pyright: ignore[reportUnusedImport]
+import inspect
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Coroutine
+from contextvars import ContextVar, copy_context
+from functools import partial, wraps
+from queue import Empty, SimpleQueue
+from typing import Any, Generic, ParamSpec, TypeVar, cast
+
+from fennflow.engine import runtime
+from fennflow.exceptions import TransactionException
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+LOOK_EVERY = 0.5
+"""Seconds after which a caller that was not woken looks for itself: a signal may take the wake-up."""
+PAUSE = 0.02
+CARRIED = "fennflow_"
+"""Context variables with this prefix outlive a call: a savepoint is one, too."""
+
+
+class InterruptedCallError(Exception):
+    """A function of the user's was left by an exception that is not its own to raise."""
+
+
+class _Task:
+    """A function of the user's, to be called by the thread that waits.
+
+    Args:
+        function: to call, in the context of whoever asks for it.
+        loop: on which they wait.
+    """
+
+    def __init__(self, function: Callable[[], object], loop: asyncio.AbstractEventLoop) -> None:
+        self._function = function
+        self._loop = loop
+        self._context = copy_context()
+        self._started = False
+        self.result: asyncio.Future[Any] = loop.create_future()
+
+    def run(self) -> None:
+        if self._started:  # and was left by what a signal handler raised
+            self._answer(None, InterruptedCallError("It was interrupted."))
+            return
+        self._started = True
+        try:
+            result = self._context.run(self._function)
+        except Exception as error:  # noqa: BLE001 - raised where the function was asked for
+            self._answer(None, error)
+        else:
+            self._answer(result, None)
+
+    def _answer(self, result: object, error: Exception | None) -> None:
+        self._loop.call_soon_threadsafe(self._set, result, error)
+
+    def _set(self, result: object, error: Exception | None) -> None:
+        if self.result.done():
+            return
+        if error is None:
+            self.result.set_result(result)
+        elif isinstance(error, StopIteration):  # which no future takes
+            self.result.set_exception(TransactionException(f"It ended with {error!r}."))
+        else:
+            self.result.set_exception(error)
+
+
+class Call(Generic[T]):
+    """What a thread waits for.
+
+    Args:
+        portal: on whose loop it runs.
+        work: makes the coroutine, on the loop.
+    """
+
+    def __init__(self, portal: Portal, work: Callable[[], Coroutine[Any, Any, T]]) -> None:
+        self._portal = portal
+        self._work = work
+        self._context = copy_context()
+        self._task: asyncio.Task[None] | None = None
+        self._functions: deque[_Task] = deque()
+        self._wake: SimpleQueue[None] = SimpleQueue()
+        self._cancelled = False
+        self._ended = False
+        self._result: T | None = None
+        self._error: BaseException | None = None
+
+    # --- on the caller's thread ------------------------------------------------------------------
+
+    def wait(self) -> T:
+        """Run it, and return its result.
+
+        What a signal handler raises meanwhile, such as KeyboardInterrupt, cancels it, and is raised
+        after it has ended.
+        """
+        interruption: BaseException | None = None
+        begun = False
+        while not self._ended:
+            try:
+                if not begun:
+                    self._post(self._start)
+                    begun = True
+                self._serve()
+            except BaseException as error:  # noqa: BLE001 - raised at the end
+                interruption = interruption or error
+                self._post(self._cancel)
+        for variable, value in self._context.items():
+            if variable.name.startswith(CARRIED) and variable.get(None) is not value:
+                variable.set(value)
+        failure, self._error = self._error, None
+        try:
+            if interruption is not None:
+                raise interruption from _noted(interruption, failure)
+            if failure is not None:
+                raise failure
+            return cast("T", self._result)
+        finally:
+            del failure, interruption  # they refer to this frame
+
+    def _post(self, function: Callable[[], None]) -> None:
+        try:
+            self._portal.loop.call_soon_threadsafe(function)
+        except RuntimeError:  # the loop is closed
+            self.end(closed())
+
+    def _serve(self) -> None:
+        while self._functions:
+            self._functions[0].run()
+            self._functions.popleft()
+        if not self._ended:
+            try:
+                self._wake.get(timeout=LOOK_EVERY)
+            except Empty:
+                self._portal.check_alive(self)
+
+    # --- on the loop -----------------------------------------------------------------------------
+
+    async def run(self, function: Callable[[], object]) -> Any:
+        """Call a function of the user's in the thread that waits.
+
+        Where it waits no longer, since it was interrupted or has gone on, in another thread.
+        """
+        if self._ended:
+            return await asyncio.to_thread(function)
+        task = _Task(function, self._portal.loop)
+        self._functions.append(task)
+        self._wake.put(None)
+        return await task.result
+
+    def end(self, error: BaseException | None) -> None:
+        """Let the caller go on."""
+        if not self._ended:
+            self._error = error
+            self._ended = True
+            self._wake.put(None)
+
+    def _start(self) -> None:
+        if self._task is not None:
+            return
+        if self._cancelled:
+            self.end(asyncio.CancelledError())
+            return
+        self._portal.calls.add(self)
+        self._context.run(_call.set, self)
+        loop = self._portal.loop
+        self._task = loop.create_task(self._run(), context=self._context)
+        self._task.add_done_callback(self._done)
+
+    def _cancel(self) -> None:
+        self._cancelled = True
+        if self._task is None:
+            self.end(asyncio.CancelledError())
+        else:
+            self._task.cancel()
+
+    async def _run(self) -> None:
+        try:
+            self._result = await self._work()
+        except BaseException as error:  # noqa: BLE001 - of the caller: it must not end the loop
+            stopped = isinstance(error, asyncio.CancelledError) and self._portal.stopping
+            self.end(error if self._cancelled or not stopped else closed())
+        else:
+            self.end(None)
+
+    def _done(self, _task: asyncio.Task[None]) -> None:
+        self._portal.calls.discard(self)
+        self.end(asyncio.CancelledError())  # before it had begun, if it has not ended by now
+
+
+_call: ContextVar[Call[Any] | None] = ContextVar("sync_call", default=None)
+"""Inside which the engine runs, or was started."""
+
+
+def _noted(interruption: BaseException, failure: BaseException | None) -> BaseException | None:
+    """Say with an interruption how the call ended, and return what caused its failure."""
+    if failure is None:
+        interruption.add_note("What was interrupted had ended successfully by then.")
+        return None
+    if isinstance(failure, asyncio.CancelledError):
+        return failure.__cause__
+    interruption.add_note(f"What was interrupted failed: {type(failure).__name__}: {failure}")
+    return failure
+
+
+def on_caller(function: Callable[P, T]) -> Callable[P, Coroutine[Any, Any, T]]:
+    """Return what calls a function of the user's, plain or async, plain ones in the caller's thread."""
+
+    @wraps(function)
+    async def call(*args: P.args, **kwargs: P.kwargs) -> Any:
+        waiting = _call.get()
+        work = partial(function, *args, **kwargs)
+        # Recovery calls back when it has learnt how a surrounding transaction ended: in no call.
+        result = await (asyncio.to_thread(work) if waiting is None else waiting.run(work))
+        return await result if inspect.isawaitable(result) else result
+
+    return call
+
+
+class Portal:
+    """An event loop in a thread."""
+
+    loop: asyncio.AbstractEventLoop
+
+    def __init__(self) -> None:
+        self.calls: set[Call[Any]] = set()
+        self.blocks: dict[object, threading.Thread] = {}
+        self._kept: list[object] = []
+        self._pid = os.getpid()
+        self._stop = asyncio.Event()
+        self.stopping = False
+        ready = threading.Event()
+        self._thread = threading.Thread(
+            target=self._run, args=(ready,), name="fennflow", daemon=True
+        )
+        self._thread.start()
+        ready.wait()
+
+    def _run(self, ready: threading.Event) -> None:
+        try:
+            with asyncio.Runner() as runner:
+                self.loop = runner.get_loop()
+                self.loop.call_soon(ready.set)
+                runner.run(self._stop_requested())
+        finally:
+            for call in list(self.calls):
+                call.end(closed())
+
+    async def _stop_requested(self) -> None:
+        await self._stop.wait()
+        self.stopping = True
+
+    def call(self, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        """Run work on the loop, and wait for it.
+
+        Raises:
+            TransactionException: the thread runs an event loop of its own; or this is another process
+                than the one that opened what is used; or the program ends.
+        """
+        _check_thread()
+        if self._pid != os.getpid():
+            message = (
+                "This unit of work was opened before the process was forked, and belongs to the "
+                "parent. Open one in the child: it gets connections of its own."
+            )
+            raise TransactionException(message)
+        if self.loop.is_closed():
+            raise closed()
+        return Call(self, work).wait()
+
+    def check_alive(self, call: Call[Any]) -> None:
+        """End a call that nothing will end, since the loop has ended."""
+        if not self._thread.is_alive():
+            call.end(closed())
+
+    def close(self) -> None:
+        """End the loop: close engines, cancel what is under way."""
+        if not self.loop.is_closed():
+            self.loop.call_soon_threadsafe(self._stop.set)
+        self._thread.join()
+
+    def abandon(self) -> None:
+        """Keep what belongs to the parent process from ever being closed by a child."""
+        # Not even when it ends: closing the selector of the loop, which both have, would stop the
+        # parent's. The frame of the thread, which the child does not have, refers to it for good.
+        self._kept.append(runtime.forget(self.loop))
+
+
+def closed() -> TransactionException:
+    """Return the error for what is asked of a loop that has ended."""
+    return TransactionException(
+        "The event loop of this unit of work has ended, as the program does: nothing more can be "
+        "done in it. What was not committed is undone by recovery. End your threads before the "
+        "main thread ends."
+    )
+
+
+def _check_thread() -> None:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return
+    message = (
+        "sync() would block the event loop that runs in this thread. Use `async with UOW() as uow` "
+        "here, and await its methods."
+    )
+    raise TransactionException(message)
+
+
+_REGISTER: Any = getattr(threading, "_register_atexit")  # noqa: B009 - known to no checker
+_lock = threading.Lock()
+_portal: Portal | None = None
+_ending = _registered = False
+
+
+def current() -> Portal:
+    """Return the portal of this process, which begins with the first call.
+
+    Raises:
+        TransactionException: the thread runs an event loop; or the program ends.
+    """
+    global _portal, _registered  # noqa: PLW0603 - one for each process
+    _check_thread()
+    with _lock:
+        if _portal is None or _portal.loop.is_closed():
+            if _ending:
+                raise closed()
+            if not _registered:
+                # Before the executors of threads end, which engines need to be closed; `atexit` would
+                # be too late.
+                _REGISTER(_at_exit)
+                _registered = True
+            _portal = Portal()
+        return _portal
+
+
+def close() -> None:
+    """End the event loop, if there is one; the next call begins another."""
+    global _portal
+    with _lock:
+        portal, _portal = _portal, None
+    if portal is not None:
+        portal.close()
+
+
+def _at_exit() -> None:
+    """Let other threads leave their blocks, which Python waits for, and end the loop."""
+    global _ending  # noqa: PLW0603 - one for each process
+    _ending = True
+    portal = _portal
+    while portal is not None and any(
+        thread.is_alive() and not thread.daemon and thread is not threading.main_thread()
+        for thread in list(portal.blocks.values())
+    ):
+        time.sleep(PAUSE)
+    close()
+
+
+def _after_fork() -> None:
+    global _lock, _portal  # noqa: PLW0603 - one for each process
+    _lock = threading.Lock()
+    portal, _portal = _portal, None
+    if portal is not None:
+        portal.abandon()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

@@ -1,0 +1,129 @@
+"""Files that are written like any other file object, while they are sent."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
+from typing import TYPE_CHECKING, Any
+
+from typing_extensions import Buffer, override
+
+from fennflow.sync.base import OnPortal
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from fennflow.responses import PutResponse
+    from fennflow.sync.portal import Portal
+
+BUFFER = 1 << 18
+AHEAD = 2
+"""Buffers that are written before one of them is sent."""
+
+Put = Callable[[AsyncIterator[bytes]], Coroutine[Any, Any, "PutResponse"]]
+
+
+class _AbortedError(Exception):
+    """An exception has left the block in which the file was open."""
+
+
+class _Raw(io.RawIOBase, OnPortal):
+    """Hands bytes to a put that is under way."""
+
+    def __init__(self, portal: Callable[[], Portal], put: Put) -> None:
+        super().__init__()
+        self._portal = portal
+        self._queue: asyncio.Queue[bytes | Exception | None] = asyncio.Queue(AHEAD)
+        self._aborted = False
+
+        async def begin() -> asyncio.Task[PutResponse]:
+            return asyncio.create_task(put(self._chunks()))
+
+        self._task = self._await(begin)
+
+    @override
+    def _portal_in_use(self) -> Portal:
+        return self._portal()
+
+    async def _chunks(self) -> AsyncGenerator[bytes]:
+        while (item := await self._queue.get()) is not None:
+            if isinstance(item, Exception):
+                raise item
+            yield item
+
+    async def _hand_on(self, item: bytes | Exception | None) -> None:
+        """Give it to the put, unless that has ended; then raise why."""
+        handing = asyncio.create_task(self._queue.put(item))
+        await asyncio.wait({handing, self._task}, return_when=asyncio.FIRST_COMPLETED)
+        if not handing.done():
+            handing.cancel()
+        if self._task.done():
+            self._task.result()
+
+    async def _finish(self) -> None:
+        await self._hand_on(None)
+        await self._task
+
+    async def _abort(self) -> None:
+        while not self._queue.empty():
+            self._queue.get_nowait()
+        self._queue.put_nowait(_AbortedError("An exception left the block of the file."))
+        await asyncio.wait({self._task})
+        if not self._task.cancelled():
+            self._task.exception()  # else the loop would log it
+
+    @override
+    def writable(self) -> bool:
+        return True
+
+    @override
+    def write(self, data: Buffer, /) -> int:
+        chunk = bytes(data)
+        if not self._aborted:
+            self._await(self._hand_on, chunk)
+        return len(chunk)
+
+    def abort(self) -> None:
+        """Put nothing."""
+        if not (self._aborted or self.closed):
+            self._aborted = True
+            self._await(self._abort)
+
+    @override
+    def close(self) -> None:
+        if not self.closed:
+            super().close()
+            if not self._aborted:
+                self._await(self._finish)
+
+    @override
+    def __del__(self) -> None:
+        """Do nothing: what was not closed is not put."""
+
+
+class SyncWriter(io.BufferedWriter):
+    """A file that is open for writing: what `open(path, "wb")` of a repository returns.
+
+    It is put when it is closed. Close it before the unit of work ends. If an exception leaves its
+    block, or it is never closed, nothing of it stays.
+    """
+
+    def __init__(self, portal: Callable[[], Portal], put: Put) -> None:
+        self._file = _Raw(portal, put)
+        super().__init__(self._file, BUFFER)
+
+    @override
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc_val: BaseException | None,
+        exc_tb: TracebackType | None,
+    ) -> None:
+        if exc_val is not None:
+            self._file.abort()
+        super().__exit__(exc_type, exc_val, exc_tb)
+
+    @override
+    def __del__(self) -> None:
+        """Do nothing: what was not closed is not put."""
