@@ -7,13 +7,7 @@ from contextlib import AbstractContextManager
 from typing import TypeVar
 
 from fennflow.maintenance import ReconcileOrphans, ReconcileStrategy
-from fennflow.reports import (
-    Diagnosis,
-    Finding,
-    ReconcileReport,
-    RecoveryReport,
-    SessionInfo,
-)
+from fennflow.reports import Diagnosis, Finding, ReconcileReport, RecoveryReport, SessionInfo
 from fennflow.sync.base import here
 from fennflow.sync.opened import Opened
 

@@ -7,24 +7,25 @@ from typing import Any, Generic, Literal, TypeVar, overload
 
 from fennflow.connectors import PresignMethod
 from fennflow.paths import PathTemplate, StoragePath
-from fennflow.repositories import (
-    CopyRepository,
-    CreateRepository,
-    DeletePrefixRepository,
-    DeleteRepository,
+from fennflow.repositories.base import Repository
+from fennflow.repositories.reading import (
+    EXPIRES_IN,
     GeneratePresignedUrlPrefixRepository,
     GeneratePresignedUrlRepository,
     GetPrefixRepository,
     GetRepository,
     ListRepository,
-    PutRepository,
-    Repository,
     StatRepository,
-    StreamRepository,
 )
-from fennflow.repositories.base import PAGE
-from fennflow.repositories.reading import EXPIRES_IN
-from fennflow.repositories.writing import File
+from fennflow.repositories.streaming import StreamRepository
+from fennflow.repositories.writing import (
+    CopyRepository,
+    CreateRepository,
+    DeletePrefixRepository,
+    DeleteRepository,
+    File,
+    PutRepository,
+)
 from fennflow.responses import (
     DeleteResponse,
     ListResponse,
