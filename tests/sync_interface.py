@@ -313,7 +313,9 @@ def repositories() -> str:
                     Method(each, node.name, "self._repository", typed) for each in methods(node)
                 ]
     sources = [f"repositories.{module}" for module in ("base", "reading", "streaming", "writing")]
-    return write_module("Repositories without `async`.", f"{REPOSITORIES}\n{joined(found)}", sources)
+    return write_module(
+        "Repositories without `async`.", f"{REPOSITORIES}\n{joined(found)}", sources
+    )
 
 
 def interface() -> str:

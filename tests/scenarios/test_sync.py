@@ -428,7 +428,7 @@ def test_ctrl_c_undoes_the_block_before_it_ends_the_program(tmp_path: Path) -> N
                 uow.files.put(TextContent.from_content("1", filename="a"))
                 uow.files.put(StreamContent.from_iterable(chunks(), filename="b.bin"))
         except KeyboardInterrupt:
-            print("interrupted", UOW.sync().sessions(), names())
+            print("interrupted", UOW.sync().transactions(), names())
         logging.disable()  # which says that a callback was cut off
         try:
             with UOW.sync() as uow:

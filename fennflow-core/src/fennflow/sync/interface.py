@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager
 from typing import TypeVar
 
 from fennflow.maintenance import ReconcileOrphans, ReconcileStrategy
-from fennflow.reports import Diagnosis, Finding, ReconcileReport, RecoveryReport, SessionInfo
+from fennflow.reports import Diagnosis, Finding, ReconcileReport, RecoveryReport, TransactionInfo
 from fennflow.sync.base import here
 from fennflow.sync.opened import Opened
 
@@ -198,10 +198,10 @@ class SyncUnitOfWork(Opened):
     def recover(
         cls,
     ) -> RecoveryReport:
-        """Settle the sessions of processes that died, and remove what they left in the buckets.
+        """Settle the transactions of processes that died, and remove what they left in the buckets.
 
         This happens by itself: when units of work of a configuration are first used, and every
-        `recovery_interval`. Call it where nothing else runs, or where you cannot wait. A session
+        `recovery_interval`. Call it where nothing else runs, or where you cannot wait. A transaction
         is taken over when its lease has run out, `lease_ttl` after the last sign of life.
 
         Returns:
@@ -214,11 +214,11 @@ class SyncUnitOfWork(Opened):
         return cls._await_now(cls._asynchronous.recover)
 
     @classmethod
-    def sessions(
+    def transactions(
         cls,
-    ) -> Sequence[SessionInfo]:
-        """Return the sessions that are under way, or wait to be settled, oldest first."""
-        return cls._await_now(cls._asynchronous.sessions)
+    ) -> Sequence[TransactionInfo]:
+        """Return the transactions that are under way, or wait to be settled, oldest first."""
+        return cls._await_now(cls._asynchronous.transactions)
 
     @classmethod
     def diagnose(

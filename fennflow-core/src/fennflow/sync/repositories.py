@@ -86,7 +86,7 @@ class SyncRepository(OnRepository[R_co], Generic[R_co]):
         Raises:
             PathException: a name breaks the key rules, or two files have one path.
             MetadataException: metadata that the store cannot hold.
-            RecordLockedException: another session is writing one of the paths.
+            RecordLockedException: another transaction is writing one of the paths.
             ConnectorCapabilityException: an option that the store does not know.
             ObjectChangedException: somebody else wrote where a stream was being sent.
             BaseConnectorException: the store refused or cannot be reached.
@@ -145,7 +145,7 @@ class SyncRepository(OnRepository[R_co], Generic[R_co]):
         Raises:
             NoSuchKeyException: nothing lies at the source.
             FilepathsCollisionError: source and target are one path.
-            RecordLockedException: another session is writing the target.
+            RecordLockedException: another transaction is writing the target.
             ObjectChangedException: the source was changed without FennFlow.
         """
         return self._await(
@@ -188,7 +188,7 @@ class SyncRepository(OnRepository[R_co], Generic[R_co]):
 
         Raises:
             NoSuchKeyException: not `missing_ok`, and some paths do not exist; names them all.
-            RecordLockedException: another session is writing one of the paths.
+            RecordLockedException: another transaction is writing one of the paths.
         """
         return self._await(
             self._repository.delete,
@@ -210,7 +210,7 @@ class SyncRepository(OnRepository[R_co], Generic[R_co]):
 
         Raises:
             KeyException: no key can begin with the prefix.
-            RecordLockedException: another session is writing one of the paths.
+            RecordLockedException: another transaction is writing one of the paths.
         """
         return self._await(
             self._repository.delete_prefix,
