@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -45,7 +44,7 @@ from fennflow_obstore.attributes import (
 )
 from fennflow_obstore.errors import sent, translated
 from fennflow_obstore.probe import probe
-from fennflow_obstore.stores import Stores, check_signable, listed
+from fennflow_obstore.stores import Stores, check_process, check_signable, listed
 
 if TYPE_CHECKING:
     from obstore import Attributes, GetOptions, GetResult
@@ -62,22 +61,6 @@ READ_WHOLE = 8 << 20
 """Bytes up to which a copy passes through here, which makes it exact."""
 MAX_PARTS = 10_000
 PARTS_AT_ONCE = 4
-
-
-_process: list[int] = []
-"""The first process that opened a connector: obstore runs threads in it, which no child has."""
-
-
-def _check_process() -> None:
-    if not _process:
-        _process.append(os.getpid())
-    if _process[0] != os.getpid():
-        message = (
-            "This process was forked from one that had used obstore, whose threads do not survive a "
-            "fork: no request would ever end. Open units of work on obstore after the fork only, "
-            "start workers by spawn, or use S3ConnectorConfig."
-        )
-        raise ConnectorCapabilityException(message)
 
 
 class ObstoreConnector(Connector):
@@ -115,7 +98,7 @@ class ObstoreConnector(Connector):
         Raises:
             ConnectorCapabilityException: the process was forked from one that had used obstore.
         """
-        _check_process()
+        check_process()
         if self._config.scheme not in {"file", "memory"}:
             self._stores.of("options", "writing")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import suppress
 from datetime import timedelta
@@ -73,6 +74,27 @@ async def listed(
         for item in page:
             if item["path"].startswith(prefix):
                 yield item["path"], item
+
+
+_process: list[int] = []
+"""The first process that opened a connector: obstore runs threads in it, which no child has."""
+
+
+def check_process() -> None:
+    """Refuse to work in a child of the process that used obstore first.
+
+    Raises:
+        ConnectorCapabilityException: this is one.
+    """
+    if not _process:
+        _process.append(os.getpid())
+    if _process[0] != os.getpid():
+        message = (
+            "This process was forked from one that had used obstore, whose threads do not survive a "
+            "fork: no request would ever end. Open units of work on obstore after the fork only, "
+            "start workers by spawn, or use S3ConnectorConfig."
+        )
+        raise ConnectorCapabilityException(message)
 
 
 class Stores:
