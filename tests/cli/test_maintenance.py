@@ -77,7 +77,7 @@ async def test_a_dead_process_is_seen_and_recovered_from(shell: Shell, moto: S3S
     await shell.site.expire()
     done = await shell("recover", "app:UOW", "--json")
     assert (done.code, done.json["rolled_forward"]) == (0, 1)
-    assert (await shell("transactions", "app:UOW")).out == "No transaction is under way.\n"
+    assert (await shell("transactions", "app:UOW")).out == "No transaction is open.\n"
     assert "Rolled forward 0, compensated 0, pending 0" in (await shell("recover", "app:UOW")).out
     assert await shell.site.store.objects() == {"a": b"new"}
 

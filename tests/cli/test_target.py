@@ -58,7 +58,7 @@ def test_modules_of_the_user_find_each_other(program: Program) -> None:
         "from .settings import later, one\nlater()\nUOW = one.UOW\n"
     )
     program.target = f"{package}.storage:UOW"
-    assert program("transactions").out == "No transaction is under way.\n"
+    assert program("transactions").out == "No transaction is open.\n"
 
 
 def test_what_is_installed_goes_before_what_lies_in_the_working_directory(

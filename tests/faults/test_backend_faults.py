@@ -96,7 +96,7 @@ async def test_an_outcome_that_cannot_be_learnt_is_told_and_nothing_is_touched(
         script.fails = lambda phase, operation: (
             phase == "before" and operation in {"commit", "abort"}
         )
-        with pytest.raises(CommitUncertainException, match="settled one way") as caught:
+        with pytest.raises(CommitUncertainException, match="commit outcome unknown") as caught:
             await change(uow_class)
         assert isinstance(caught.value.__cause__, DatabaseGoneError)
         script.fails = lambda _phase, _operation: False

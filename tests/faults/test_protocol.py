@@ -387,7 +387,7 @@ async def test_an_own_write_whose_answer_was_lost_is_nobody_elses(
         assert "Whether it was written is not known" in caught.value.__notes__[0]
         await uow.files.put(text("new", "a"))
     assert await scene.inner.objects() == {"a": b"new"}
-    assert "changed behind the catalog" not in caplog.text
+    assert "modified outside FennFlow" not in caplog.text
 
 
 async def test_doubt_outlives_an_attempt_that_failed(scene: Scene) -> None:

@@ -190,7 +190,7 @@ async def test_create_refuses_what_is_taken_and_undoes_its_call(store: Store) ->
     uow_class = store.uow()
     async with uow_class() as uow:
         await uow.files.create(text("1", "a"))
-        with pytest.raises(RecordAlreadyExistsException, match="/a exists already"):
+        with pytest.raises(RecordAlreadyExistsException, match="/a already exists"):
             await uow.files.create(text("2", "b"), text("2", "a"))
         assert await uow.files.list() == ["a"]
     async with uow_class() as uow:

@@ -274,7 +274,7 @@ async def test_a_decision_that_another_transaction_holds_up_is_looked_for_again_
                 uow.on_commit(lambda: outcomes.append("committed"))
             session.add(Letter(name="a"))
         await other.execute(sql("INSERT INTO letters VALUES ('b')"))
-        await until(lambda: "could not be settled yet" in caplog.text)
+        await until(lambda: "could not be finished yet" in caplog.text)
         assert outcomes == []
         await other.rollback()
         await until(lambda: outcomes == ["committed"])

@@ -221,7 +221,7 @@ async def test_what_a_source_raises_is_raised_and_its_call_is_undone(
 async def test_a_body_of_another_size_than_was_said_is_refused(
     moto_store: Store, body: bytes, off: int
 ) -> None:
-    with pytest.raises(FileException, match="as was said"):
+    with pytest.raises(FileException, match="was given"):
         async with moto_store.uow()() as uow:
             await uow.files.put(stream(body, size=len(body) + off))
     assert await moto_store.objects() == {}
@@ -282,7 +282,7 @@ async def test_a_stream_is_read_once() -> None:
 
     async with UOW() as uow:
         await uow.files.put(content)
-        with pytest.raises(FileException, match="once only"):
+        with pytest.raises(FileException, match="already been consumed"):
             await uow.files.put(content)
         assert await read(uow) == b"1"
 
@@ -324,12 +324,12 @@ async def test_progress_without_a_size_has_no_total_and_may_fail_the_call(store:
         (lambda: StreamContent.from_iterable([b"1"]), "needs a filename"),
         (
             lambda: StreamContent.from_iterable(cast("Any", b"123"), filename="a.txt"),
-            "is no stream",
+            "is not a stream",
         ),
         (lambda: StreamContent.from_iterable([b"1"], filename="a.txt", size=-1), "size"),
         (lambda: StreamContent.from_iterable([b"1"], filename="a.txt", media_type="x"), "media"),
         (lambda: FileContent.from_local_path("/nowhere/a.txt"), "cannot be read"),
-        (lambda: FileContent.from_local_path("/"), "is no file"),
+        (lambda: FileContent.from_local_path("/"), "is not a file"),
     ],
 )
 def test_what_is_no_stream_is_refused_at_once(wrong: Callable[[], Any], match: str) -> None:
@@ -344,7 +344,7 @@ def test_a_stream_whose_type_nothing_tells_is_refused() -> None:
 
 async def test_chunks_that_are_no_bytes_are_refused(store: Store) -> None:
     texts: Any = ["text"]
-    with pytest.raises(FileException, match="gave a str"):
+    with pytest.raises(FileException, match="produced a str"):
         async with store.uow()() as uow:
             await uow.files.put(StreamContent.from_iterable(texts, filename="a.txt"))
     assert await store.objects() == {}
@@ -410,7 +410,7 @@ async def test_an_object_that_others_write_meanwhile_is_not_lost(
         assert told == ["a.bin"]
         assert await moto_store.objects() == {"a.bin": LONG}
         return
-    with pytest.raises(ObjectChangedException, match="once only"):
+    with pytest.raises(ObjectChangedException, match="one-shot upload"):
         async with uow_class() as uow:
             await uow.files.put(StreamContent.from_iterable(meanwhile(), filename="a.bin"))
     assert await moto_store.objects() == {"a.bin": b"somebody else's"}
@@ -725,7 +725,7 @@ async def test_a_source_that_gives_nothing_any_more_fails_the_call(
     store = await make_store(kind, request)
     uow_class = store.uow(upload_idle_timeout=0.3, lock_timeout=0.0)
     async with uow_class() as uow:
-        with pytest.raises(UploadIdleException, match=r"a\.txt gave no bytes for 0\.3 seconds"):
+        with pytest.raises(UploadIdleException, match=r"a\.txt produced no bytes for 0\.3 seconds"):
             await uow.files.put(StreamContent.from_iterable(stalled(), filename="a.txt"))
     assert closed == [kind]
     async with uow_class() as uow:

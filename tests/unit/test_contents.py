@@ -91,7 +91,7 @@ def test_what_is_no_such_model_is_refused() -> None:
     with pytest.raises(FileException, match="holds Invoice, not Line"):
         ModelContent[Invoice].from_content(Line(price=1))  # type: ignore[arg-type]
     broken = ModelContent[Line](data=b'{"price": "secret"}', filename="l.json")
-    with pytest.raises(FileException, match=r"l\.json is no Line: price") as caught:
+    with pytest.raises(FileException, match=r"l\.json is not a Line: price") as caught:
         _ = broken.content
     assert "secret" not in str(caught.value)
 
@@ -385,7 +385,7 @@ def test_the_factory_reads_local_files(tmp_path: Path) -> None:
     with pytest.raises(FileException, match="No such file"):
         ContentFactory.from_local_path(tmp_path / "none")
     (tmp_path / "c").write_bytes(b"?")
-    with pytest.raises(MediaTypeCannotBeGuessedException, match="c cannot be told"):
+    with pytest.raises(MediaTypeCannotBeGuessedException, match="c cannot be detected"):
         ContentFactory.from_local_path(tmp_path / "c")
 
 

@@ -81,7 +81,7 @@ def test_a_third_partys_config_is_importable_by_name(install: Install) -> None:
         ("x = 1", "implements no hook"),
         ("FENNFLOW_HOOKSPEC_VERSION = 2\n" + textwrap.dedent(GOOD), "version 2 of FennFlow's"),
         (GOOD.replace("return [", "return 7 # "), "TypeError"),
-        (GOOD.replace("return [", "return ['s'] # "), "is no ConnectorPlugin"),
+        (GOOD.replace("return [", "return ['s'] # "), "is not a ConnectorPlugin"),
     ],
     ids=[
         "import",

@@ -16,7 +16,7 @@ or nothing of it happened. Who calls what, in the life of a transaction:
 | `claim` | by recovery, for transactions whose lease has run out | P24 |
 | `join` | when a unit of work with `join=` is opened: the pivot is then written by what it returns | P5 |
 
-Time is the backend's: leases, kept locks and the doubt of late writes run out by its clock.
+The backend's clock decides when leases, kept locks and late writes expire.
 """
 
 from __future__ import annotations
@@ -182,7 +182,7 @@ class Backend(ABC):
     @property
     @abstractmethod
     def catalog_id(self) -> str:
-        """Tells this catalog's objects from those of others that share a bucket (P10).
+        """Identifies this catalog's objects among those of others that share a bucket (P10).
 
         At most 128 visible ASCII characters, no `/`.
         """
@@ -287,10 +287,10 @@ class Backend(ABC):
     async def join(self, transaction: object) -> JoinedTransaction:
         """Return what writes pivots inside a transaction of the user's on this database.
 
-        Not abstract: most backends are no database of the user's.
+        Not abstract: most backends are not a database that the user has.
 
         Raises:
-            ConfigException: it is none, or not on the database of the catalog.
+           ConfigException: it is not such a transaction, or not on the catalog's database.
         """
         message = (
             f"{type(self).__name__} cannot commit in the transaction of {type(transaction)}. "
@@ -312,7 +312,7 @@ class Backend(ABC):
         Returns:
             the outcome that stands, and what is left to do. COMMITTED means that a pivot whose
             answer was lost had gone through. Where the journal has no rows of the transaction it is
-            `finished`, whoever settled it.
+            `finished`, no matter which process finished it.
 
         Raises:
             TransactionLostException: the journal has rows, under another token.
@@ -361,7 +361,7 @@ class Backend(ABC):
 
     @abstractmethod
     async def due_late_writes(self, *, after: LateWrite | None, limit: int) -> Sequence[LateWrite]:
-        """Return up to `limit` late writes whose doubt is over and whose transaction is settled (P20 a).
+        """Return up to `limit` late writes that can no longer arrive and whose transaction is finished (P20 a).
 
         Args:
             after: those that sort behind it, by namespace, key, transaction id and sequence.
@@ -372,7 +372,7 @@ class Backend(ABC):
     async def heartbeat(
         self, transactions: Collection[TransactionToken]
     ) -> Collection[TransactionToken]:
-        """Let the leases of transactions run from now (P22), waiting for nobody.
+        """Renew the leases of transactions (P22) without waiting for locks.
 
         Returns:
             those whose lease was renewed. The others have another token, or an open transaction
@@ -385,7 +385,7 @@ class Backend(ABC):
 
         In one transaction each one's token is raised and its lease runs from now, so that of many
         recoverers one gets it, and its owner is refused from here on. Also the place to forget
-        what nobody needs any more: outcomes (P5) and kept locks that have run out.
+        what is no longer needed: outcomes (P5) and kept locks that have expired.
 
         Returns:
             what was claimed, under the new tokens.

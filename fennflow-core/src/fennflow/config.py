@@ -87,9 +87,9 @@ class BackendConfig(_Config):
 
 
 class ReconcileConfig(_Config):
-    """When and how the catalog is brought together with what lies in the buckets.
+    """When and how the catalog is compared with the objects in the buckets.
 
-    Whatever the settings, an object under a key that somebody is writing is left alone, and so is
+    With any setting, an object under a key that is being written is left alone, and so is
     everything under the reserved prefix.
 
     Args:
@@ -97,7 +97,7 @@ class ReconcileConfig(_Config):
             `on_session_start`: before its first use in every unit of work; `never`.
         strategy: of objects that FennFlow did not write, and of records. `fill_if_empty`: if the
             catalog has no record of the bucket, all its objects are recorded; else differences
-            are only reported, and not even looked for when nobody asks for a report.
+            are only reported, and are not searched for unless a report is requested.
             `insert_missing`: objects without a record get one; records stay as they are.
             `replace`: the catalog becomes what the bucket holds; records of objects that are gone
             go too.
@@ -134,8 +134,8 @@ class ConfigDict(_Config):
     """The configuration of a unit of work.
 
     Args:
-        connector: where objects lie; memory by default.
-        backend: where the catalog and the journal lie; memory by default.
+        connector: where objects are stored; memory by default.
+        backend: where the catalog and the journal are stored; memory by default.
         lock_timeout: seconds to wait for a key that another transaction is writing.
         lease_ttl: seconds that a transaction lives without a sign of life (protocol P22).
         compensation_timeout: seconds that undoing may take after a cancellation (P21).
@@ -147,11 +147,11 @@ class ConfigDict(_Config):
             instance an upload of a web client; then the call fails, so that it holds no lock.
         max_concurrency: object requests in flight per unit of work.
         validate_reads: fail the commit if a record that the transaction read was changed.
-        hide_pending: write creates to a staging key too, so that nobody who reads the bucket
+        hide_pending: write creates to a staging key too, so that no direct reader of the bucket
             without FennFlow sees them before the commit.
         keep_versions: whether versions that a commit replaces or deletes stay in a versioned
             bucket; if not, apply deletes them for good.
-        reconcile: how the catalog is brought together with what lies in the buckets.
+        reconcile: how the catalog is compared with the objects in the buckets.
         reserved_prefix: the prefix in every bucket that belongs to FennFlow.
 
     Raises:

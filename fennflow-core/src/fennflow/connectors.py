@@ -130,7 +130,7 @@ class Connector(ABC):
 
     @property
     def store_id(self) -> str:
-        """What tells this store from others of its kind, for instance its URL without secrets.
+        """What distinguishes this store from others of its kind, for instance its URL without secrets.
 
         What was probed is kept under it; not abstract: the name of the class, where there is one.
         """
@@ -213,13 +213,13 @@ class Connector(ABC):
             key: where.
             body: the bytes.
             attributes: stored with them.
-            if_none_match: only if no object lies there.
+            if_none_match: only if the key has no object.
             on_upload: awaited with the id of a multipart upload before its first part is sent,
                 so that it can be journaled (P13), and before each further request of it, as what
                 it raises ends the upload (P23). A failed upload is left to `abort_upload`.
 
         Raises:
-            PreconditionFailedException: `if_none_match`, and an object lies there.
+            PreconditionFailedException: `if_none_match`, and the key has an object.
             BaseConnectorException: see the module's docstring.
         """
 
@@ -241,9 +241,9 @@ class Connector(ABC):
         Args:
             namespace: bucket, container or directory.
             key: where.
-            chunks: the bytes, to be read until there are no more, whatever the size says. What
+            chunks: the bytes, to be read to the end, even past the stated size. What
                 they raise is raised as it is, and nothing appears then.
-            attributes: stored with them; without a `sha256`, which nobody knows yet.
+            attributes: stored with them; without a `sha256`, which is not known yet.
             size: in bytes, where it is known.
             if_none_match: like that of `put`.
             on_upload: like that of `put`.
@@ -264,7 +264,7 @@ class Connector(ABC):
         """Read an object whole.
 
         Raises:
-            NoSuchKeyException: nothing lies there.
+            NoSuchKeyException: there is no such object.
             PreconditionFailedException: `if_match`, and its ETag is another one.
         """
 
@@ -289,7 +289,7 @@ class Connector(ABC):
             end: the byte before which to stop; None for the end of the object.
 
         Raises:
-            NoSuchKeyException: nothing lies there.
+            NoSuchKeyException: there is no such object.
             PreconditionFailedException: its ETag is another one.
         """
         stored, body = await self.get(namespace, location, if_match=if_match)
@@ -298,7 +298,7 @@ class Connector(ABC):
 
     @abstractmethod
     async def head(self, namespace: str, location: Location) -> StoredObject | None:
-        """Return what the store says of an object; None if nothing lies there."""
+        """Return what the store says of an object; None if there is no such object."""
 
     @abstractmethod
     async def copy(
@@ -313,18 +313,18 @@ class Connector(ABC):
         if_none_match: bool = False,
         on_upload: UploadCallback | None = None,
     ) -> StoredObject:
-        """Copy an object inside the store, with all that is stored beside its bytes.
+        """Copy an object inside the store, with its metadata and headers.
 
         Args:
             namespace: of the target.
             key: the target.
             source: what to copy.
             attributes: media type and metadata of the target in place of the source's, and
-                options that win over the source's; its `sha256` tells what the source holds.
+                options that take precedence over the source's; its `sha256` is that of the source.
             extra: what the source was put with, for what a copy does not keep by itself; not
                 together with `attributes`.
             if_match: only if the object at the target has this ETag.
-            if_none_match: only if no object lies at the target. Both are given only where
+            if_none_match: only if the target has no object. Both are given only where
                 `Capabilities.conditional_copy` says so.
             on_upload: like that of `put`, for what is copied in parts. A failed one is aborted.
 
@@ -340,9 +340,9 @@ class Connector(ABC):
     async def delete(self, namespace: str, deletions: Sequence[Deletion]) -> DeletionReport:
         """Delete at most `max_deletions` objects in as few requests as possible.
 
-        The engine repeats deletions (P7). So a deletion has succeeded where there is no object any
+        The engine repeats deletions (P7). So a deletion has succeeded if there is no object any
         more, or never was one, whatever its `if_match` and whatever the store answers to that. A
-        refusal that may mean either that or another ETag has to be told apart, for instance by a
+        refusal that may mean either that or another ETag must be resolved, for instance by a
         `head`: only an object with another ETag is a `PreconditionFailedException`.
 
         Returns:
@@ -412,7 +412,7 @@ class Connector(ABC):
         expires_in: float,
         if_none_match: bool = False,
     ) -> str:
-        """Return a URL by which whoever has it may read or write one object for a while.
+        """Return a URL that lets its holder read or write one object for a limited time.
 
         Not abstract: most stores have no such thing.
 

@@ -94,7 +94,7 @@ class FennFlowException(Exception):  # noqa: N818 - the name that users know
 
 
 class ConfigException(FennFlowException):
-    """A configuration that cannot work, told before any I/O."""
+    """A configuration that cannot work; raised before any I/O."""
 
 
 class PluginException(ConfigException):
@@ -102,7 +102,7 @@ class PluginException(ConfigException):
 
 
 class PathException(FennFlowException):
-    """A path cannot be used, told before any I/O."""
+    """A path cannot be used; raised before any I/O."""
 
 
 class KeyException(PathException):
@@ -122,11 +122,11 @@ class FileException(FennFlowException):
 
 
 class MediaTypeCannotBeGuessedException(FileException):
-    """Neither the name nor the bytes of a file tell its media type: pass `media_type`."""
+    """The media type of a file follows neither from its name nor from its bytes: pass `media_type`."""
 
 
 class MetadataException(FileException):
-    """Metadata that the store cannot hold, for instance over 2 KB, told before any I/O."""
+    """Metadata that the store cannot hold, for instance over 2 KB; raised before any I/O."""
 
 
 class ChecksumMismatchException(FileException):
@@ -203,7 +203,7 @@ class BaseConnectorException(FennFlowException):
 
 
 class NoSuchKeyException(BaseConnectorException):
-    """No object lies under the key."""
+    """There is no object under the key."""
 
 
 class NoSuchNamespaceException(BaseConnectorException):
@@ -232,7 +232,7 @@ class PreconditionFailedException(BaseConnectorException):
 
 
 class ObjectChangedException(BaseConnectorException):
-    """Somebody changed the object behind the catalog's back."""
+    """The object was changed outside FennFlow."""
 
 
 class ConnectorCapabilityException(BaseConnectorException):
@@ -262,7 +262,7 @@ class TransactionException(FennFlowException):
 
 
 class CommitUncertainException(TransactionException):
-    """Whether the transaction committed could not be learnt; recovery settles it one way."""
+    """The outcome of a commit is unknown; recovery will either commit or roll back."""
 
 
 class CompensationPendingWarning(TransactionException, RuntimeWarning):

@@ -163,7 +163,7 @@ class Maintenance:
 
     @classmethod
     async def diagnose(cls) -> Diagnosis:
-        """Reach the backend and every bucket, try what they enforce, and tell what results.
+        """Connect to the backend and every bucket, try what they enforce, and report the result.
 
         Writes a few small objects under the reserved prefix, and removes them.
 

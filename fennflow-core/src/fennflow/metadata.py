@@ -62,7 +62,7 @@ def decode(stored: Mapping[str, str]) -> dict[str, str]:
 
 
 def _other(text: str) -> dict[str, str]:
-    """Return what stands in `ENCODED`: nothing, if it is not FennFlow's; anybody may write it."""
+    """Return the content of `ENCODED`: nothing if FennFlow did not write it; any writer may set it."""
     try:
         found: object = json.loads(base64.urlsafe_b64decode(text))
         pairs = cast("dict[object, object]", found) if isinstance(found, dict) else {}

@@ -58,7 +58,7 @@ def headers_of(options: Mapping[str, Any]) -> dict[str, str]:
 
     Args:
         options: by the names of S3's interface (`ContentEncoding`) or of HTTP (`Content-Encoding`).
-            A value that cannot stand in a header is left out: anybody may have stored it.
+            A value that is not valid in a header is left out: any writer may have stored it.
     """
     headers = {
         _HEADERS[plain]: value
@@ -74,12 +74,12 @@ def headers_of(options: Mapping[str, Any]) -> dict[str, str]:
 
 
 def media_type_of(stored: str) -> str:
-    """Return a media type that anybody may have stored, or that of unknown bytes if it is not one."""
+    """Return a stored media type, or that of unknown bytes if it is not valid."""
     return stored if _MEDIA_TYPE.fullmatch(stored) else UNKNOWN_MEDIA_TYPE
 
 
 def check_attributes(attributes: ObjectAttributes) -> None:
-    """Refuse what no store holds beside the bytes; the engine asks before any I/O.
+    """Reject attributes that no store can hold; called before any I/O.
 
     Raises:
         FileException: the media type is not one.
@@ -141,10 +141,10 @@ class Capabilities:
     """What a namespace was seen, or is documented, to enforce.
 
     Args:
-        conditional_create: a PUT with `if_none_match` fails where an object lies.
+        conditional_create: a PUT with `if_none_match` fails if the key has an object.
         conditional_delete: a deletion with `if_match` spares an object with another ETag, in a
             batch (which implies a single one), in a single request, or not at all.
-        conditional_copy: a copy with `if_match` or `if_none_match` minds the target.
+        conditional_copy: a copy with `if_match` or `if_none_match` honours the condition on the target.
         versioned: every write makes a version with an id of its own (S3: versioning `Enabled`).
         keeps_directories: a batch of deletions leaves empty directories behind, which are listed
             as keys that end in `/` (JuiceFS).
@@ -178,7 +178,7 @@ class Capabilities:
 
 @dataclass(frozen=True, slots=True)
 class Location:
-    """Where bytes lie: a key, and a version id where the store gave one."""
+    """Where bytes are stored: a key, and a version id if the store returned one."""
 
     key: str
     version_id: str | None = None
@@ -204,13 +204,13 @@ class CopySource:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ObjectAttributes:
-    """What is stored beside the bytes.
+    """What is stored with the bytes.
 
     Args:
         media_type: for instance `text/plain`.
         metadata: any Unicode; the connector encodes it, and decodes it on the way back.
         sha256: hexadecimal, of the body; a connector may have the store verify it.
-        extra: what the user passed as `connector_extra`, in the words of the store.
+        extra: what the user passed as `connector_extra`, in the store's own terms.
     """
 
     media_type: str
@@ -230,7 +230,7 @@ class StoredObject:
         media_type: as stored.
         metadata: decoded; as `put` got it.
         headers: HTTP headers that are stored with it, such as Content-Encoding; see `headers_of`.
-        modified_at: by the store's clock, where it tells.
+        modified_at: by the store's clock, if it reports it.
         retried: whether the answer to an earlier attempt of the request that returned this was
             lost, so that it may still take effect (protocol P20). An attempt that was certainly
             refused, as with 503 `SlowDown`, does not count.
@@ -253,7 +253,7 @@ class PendingUpload:
     Args:
         key: of the object that it is to become.
         upload_id: what `abort_upload` takes.
-        modified_at: when it began, by the store's clock, where it tells.
+        modified_at: when it began, by the store's clock, if it reports it.
     """
 
     key: str

@@ -41,7 +41,7 @@ class PathModel(BaseModel):
     a value that is empty, has a `/`, or makes a `.` or `..` segment is refused.
 
     Raises:
-        KeyException: the template names what is no field, told when the class is made.
+        KeyException: the template names an unknown field; raised when the class is made.
 
     Example:
         ```python
@@ -105,7 +105,7 @@ class PathModel(BaseModel):
                 message = f"{name!r} of {type(self).__name__} does not fit {spec!r}: {error}"
                 raise KeyException(message) from error
             if not value or "/" in value:
-                _refuse(value, f"is no value for {name!r} of {type(self).__name__}")
+                _refuse(value, f"is not valid for {name!r} of {type(self).__name__}")
             rendered.append(value)
         return check_key("".join(rendered))
 

@@ -1,7 +1,7 @@
 """Discovery: which plugins are installed, what they bring, and what is wrong with them.
 
 pluggy alone lets one plugin that fails to import stop every look-up, ignores a misspelt hook, and
-drops one of two plugins of one name in silence; those three cases are told apart here.
+drops one of two plugins of one name in silence; this module reports those three cases.
 """
 
 from __future__ import annotations
@@ -312,7 +312,7 @@ def _register(
         manager.register(module, name=f"{plugin.name} ({plugin.distribution})")
         _check_hooks(manager, module)
         brought = _collect(manager, module)
-    except (Exception, SystemExit) as error:  # noqa: BLE001 - told by `installed()` and to whoever asks for it
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - reported by `installed()` and when it is used
         problem = PluginException(
             f"Plugin {plugin.name!r} ({plugin.module}) of {plugin.distribution} "
             f"{plugin.version} does not work: {type(error).__name__}: {error}"
@@ -369,7 +369,7 @@ def _check_hooks(manager: pluggy.PluginManager, module: object) -> None:
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1)
             hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(sorted(known))}"
-            message = f"it implements {name}, which is no hook; {hint}"
+            message = f"it implements {name}, which is not a hook; {hint}"
             raise PluginException(message)
         if name not in implemented:
             message = f"its {name} is not marked with @fennflow.hookspecs.hookimpl"
@@ -390,7 +390,7 @@ def _collect(manager: pluggy.PluginManager, module: object) -> PluginRegistry:
         items = [item for result in results for item in result]
         for item in items:
             if not isinstance(item, kind):
-                message = f"{hook} returned {item!r}, which is no {kind.__name__}"
+                message = f"{hook} returned {item!r}, which is not a {kind.__name__}"
                 raise PluginException(message)
         return [item for item in items if isinstance(item, kind)]
 

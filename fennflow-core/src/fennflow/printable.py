@@ -65,7 +65,7 @@ def printable(text: str) -> str:
 
 
 def brief(value: object) -> str:
-    r"""Return a short ASCII text of a value that anybody may have given, for a message.
+    r"""Return a short ASCII text of an untrusted value, for a message.
 
     Example:
         ```python

@@ -1,4 +1,4 @@
-"""What maintenance tells: how a catalog and its buckets differ, and what was done about it."""
+"""Reports of maintenance: how a catalog and its buckets differ, and what was done about it."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ class RecoveryReport:
     Args:
         rolled_forward: transactions that were committed, and are applied now.
         compensated: transactions that were not committed, and are undone now.
-        pending: transactions that have to wait, whoever tries to settle them: the store, or a
+        pending: transactions that cannot be finished now: the store, or a
             transaction that is still open, does not let them be settled.
         late_writes_checked: places where a late request could have left something, and that are clean now.
         swept: objects under the reserved prefix that no transaction knew of, deleted.
@@ -152,7 +152,7 @@ class NamespaceDiagnosis:
         keeps_stamps: whether the metadata by which FennFlow knows its objects comes back.
         latency: seconds that a small request took.
         clock_skew: seconds that the store's clock is ahead of this machine's; None if it does
-            not tell.
+            not report it.
         error: what went wrong; None if nothing did.
         unswept: why leftovers under the reserved prefix cannot be listed; None if they can.
         lists_uploads: whether the store has a listing of unfinished multipart uploads.

@@ -44,7 +44,7 @@ class ObjectInfo:
         path: its full path.
         size: in bytes.
         media_type: for instance `text/plain`.
-        etag: of the object where it lies now; changes with the bytes, and is no checksum.
+        etag: of the object at its current location; changes with the bytes, but is not a checksum.
         sha256: hexadecimal; None if FennFlow did not write the object.
         created_at: when the path was first written, UTC.
         modified_at: when this content was written, UTC.
@@ -146,7 +146,7 @@ class ListResponse(Response[StoragePath]):
 
 
 class PresignedUrlResponse(Response[str]):
-    """URLs in the order of `paths`; not shown by `repr`, since whoever has one may use it.
+    """URLs in the order of `paths`; not shown by `repr`, since any holder may use them.
 
     Args:
         items: the URLs.

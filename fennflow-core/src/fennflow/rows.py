@@ -82,12 +82,12 @@ class Guarantees:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Record:
-    """A catalog row: what is committed under a key, and where its bytes lie now.
+    """A catalog row: what is committed under a key, and where its bytes are now.
 
     Args:
         namespace: the bucket.
         key: the key that users know.
-        location: where the bytes lie; another key than `key` only between pivot and apply.
+        location: where the bytes are; another key than `key` only between pivot and apply.
         etag: of the object at `location`.
         size: in bytes.
         media_type: for instance `text/plain`.
@@ -157,8 +157,8 @@ class Copy:
         namespace: the bucket.
         key: the target.
         source: the staging key.
-        expected: ETag of what the transaction knows to lie at the key; None if nothing (P17).
-        ambiguous: whether the PUT of the source was in doubt (P20 c).
+        expected: ETag of the object that the transaction knows at the key; None if there is none (P17).
+        ambiguous: whether the response to the PUT of the source was lost (P20 c).
         extra: the `connector_extra` of the write, JSON values alone.
     """
 
@@ -246,7 +246,7 @@ class Commit:
         records: new and changed records.
         removed: keys whose records go.
         steps: what apply has to do; none settles the transaction in the same transaction (P4).
-        late_writes: doubtful writes.
+        late_writes: ambiguous writes.
         reads: the record that the transaction saw under each key it read, None for no record; empty
             unless `validate_reads`.
     """
@@ -282,7 +282,7 @@ def conflict(keys: Collection[ObjectKey]) -> ConflictException:
     """Return the error for records that changed after a transaction had read them."""
     names = ", ".join(f"{key.namespace}/{key.key}" for key in sorted(keys))
     message = (
-        f"Changed by others after this unit of work had read them: {names}. Nothing was "
+        f"Changed by another transaction after this one had read them: {names}. Nothing was "
         "committed; run the unit of work again."
     )
     return ConflictException(message)
@@ -305,8 +305,8 @@ def locked(
     until = datetime.now(UTC) + timedelta(seconds=free_in)
     message = (
         f"{name} is locked until {until:%Y-%m-%d %H:%M:%S} UTC, {free_in:.0f} s from now "
-        "(late_write_period): the answer to a request of an earlier transaction was lost, and that request "
-        "may still change the object."
+        "(late_write_period): the response to a request of an earlier transaction was lost, and that "
+        "request may still change the object."
     )
     return RecordLockedException(message, free_in=free_in)
 

@@ -31,7 +31,7 @@ T = TypeVar("T")
 
 
 class _DefaultConfig:
-    """Memory and memory, found out when somebody asks.
+    """Default configuration (in-memory), built lazily.
 
     To make a `ConfigDict` is to import all plugins, and these import this module.
     """
@@ -94,11 +94,13 @@ class UnitOfWork(Maintenance):
 
     @override
     def __init_subclass__(cls, **kwargs: object) -> None:
-        """Refuse when the class is made what cannot work."""
+        """Reject an unusable class when it is defined."""
         super().__init_subclass__(**kwargs)
         for name in fields_of(cls):
             if hasattr(UnitOfWork, name):
-                message = f"{cls.__name__}.{name} hides what UnitOfWork calls so; rename the field."
+                message = (
+                    f"{cls.__name__}.{name} shadows UnitOfWork.{name}; rename the repository field."
+                )
                 raise ConfigException(message)
         config: object = getattr_static(cls, "config")
         if not isinstance(config, (ConfigDict, _DefaultConfig)):
@@ -120,7 +122,7 @@ class UnitOfWork(Maintenance):
     async def __aenter__(self) -> Self:
         """Open a session; nothing is sent before the first call."""
         if self._session is not None:
-            message = "This unit of work is open or was used already. Construct a new one."
+            message = "This unit of work is already open or was used before. Construct a new one."
             raise TransactionException(message)
         async with AsyncExitStack() as stack:
             engine = await stack.enter_async_context(engine_for(self.config, self._plugins))
@@ -139,7 +141,7 @@ class UnitOfWork(Maintenance):
             self._use = stack.pop_all()
         self._session = session
         for name, field in fields_of(type(self)).items():
-            # RepoField is no data descriptor, so what stands in the instance is found first.
+            # RepoField is not a data descriptor, so the instance's attribute is found first.
             self.__dict__[name] = field.bind(self._session)
         return self
 
@@ -209,7 +211,7 @@ class UnitOfWork(Maintenance):
 
         Raises:
             ConflictException: `validate_reads`, and a record that was read has changed.
-            CommitUncertainException: the outcome could not be learnt; recovery settles it.
+            CommitUncertainException: the outcome is unknown; recovery will commit or roll back.
             TransactionException: a joined transaction surrounds this block, and decides itself.
         """
         self._opened().check_ends_here()

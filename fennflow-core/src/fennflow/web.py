@@ -21,7 +21,7 @@ from fennflow.uow import UnitOfWork
 
 __all__ = ["Answer", "answer_for", "fastapi_dependency", "litestar_dependency"]
 
-# No object has more bytes than 18 digits tell, and Python refuses to read numbers of thousands.
+# No object needs more than 18 digits for its size, and Python refuses numbers of thousands.
 _RANGE = re.compile(r"bytes=(?:([0-9]{1,18})-([0-9]{0,18})|-([0-9]{1,18}))")
 
 _VISIBLE = re.compile(r"[\x20-\x7e]+")
@@ -68,7 +68,7 @@ def answer_for(
     open. Send all headers, `X-Content-Type-Options` too: it keeps browsers from guessing a type.
 
     Args:
-        info: what `stat` or `open` told of the file.
+        info: what `stat` or `open` returned for the file.
         headers: of the request; names in any case.
         download_as: a file name, to have browsers save the file and not show it.
         inline: show files of any type: only where no stranger chooses their bytes or their type.
@@ -110,7 +110,7 @@ def answer_for(
     if not _VISIBLE.fullmatch(etag):
         message = f"The ETag of {info.path!a} cannot stand in a header. Reconcile the catalog."
         raise FileException(message)
-    told = {
+    reply = {
         "Accept-Ranges": "bytes",
         "ETag": etag,
         "Last-Modified": format_datetime(utc(info.modified_at), usegmt=True),
@@ -118,21 +118,21 @@ def answer_for(
     }
     stored = headers_of(info.headers)
     disposition = stored.pop("Content-Disposition", None)
-    told |= {name: value for name, value in stored.items() if name in _ON_EVERY_ANSWER}
+    reply |= {name: value for name, value in stored.items() if name in _ON_EVERY_ANSWER}
     known = [each.strip().removeprefix("W/") for each in asked.get("if-none-match", "").split(",")]
     if etag in known or known == ["*"]:
-        return Answer(HTTPStatus.NOT_MODIFIED, told, 0, 0)
+        return Answer(HTTPStatus.NOT_MODIFIED, reply, 0, 0)
     media_type = media_type_of(info.media_type)
     saved = _SAVED.fullmatch(disposition or "")
     if download_as is not None or not (inline or saved or is_passive(media_type)):
         disposition = _attachment(info.path.name if download_as is None else download_as)
     if disposition is not None:
-        told["Content-Disposition"] = disposition
-    told |= {"Content-Type": media_type, **stored}
+        reply["Content-Disposition"] = disposition
+    reply |= {"Content-Type": media_type, **stored}
     start, end = 0, info.size
     found = _RANGE.fullmatch(asked.get("range", "").replace(" ", ""))
     if found is None or asked.get("if-range", etag) != etag:
-        return Answer(HTTPStatus.OK, told | {"Content-Length": str(end)}, start, end)
+        return Answer(HTTPStatus.OK, reply | {"Content-Length": str(end)}, start, end)
     first, last, suffix = found.groups()
     if suffix is not None:
         start = max(0, info.size - int(suffix))
@@ -140,15 +140,15 @@ def answer_for(
         start, end = int(first), min(info.size, int(last) + 1 if last else info.size)
         if last and int(last) < start:
             # Not a valid range at all, which is to be ignored.
-            return Answer(HTTPStatus.OK, told | {"Content-Length": str(info.size)}, 0, info.size)
+            return Answer(HTTPStatus.OK, reply | {"Content-Length": str(info.size)}, 0, info.size)
     if start >= end:
-        told |= {"Content-Range": f"bytes */{info.size}", "Content-Length": "0"}
-        return Answer(HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE, told, 0, 0)
-    told |= {
+        reply |= {"Content-Range": f"bytes */{info.size}", "Content-Length": "0"}
+        return Answer(HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE, reply, 0, 0)
+    reply |= {
         "Content-Range": f"bytes {start}-{end - 1}/{info.size}",
         "Content-Length": str(end - start),
     }
-    return Answer(HTTPStatus.PARTIAL_CONTENT, told, start, end)
+    return Answer(HTTPStatus.PARTIAL_CONTENT, reply, start, end)
 
 
 def is_passive(media_type: str) -> bool:

@@ -375,7 +375,7 @@ def _journaled(transaction_id: str, row: _Transaction, now: float) -> JournaledT
 
 def _lost(token: TransactionToken) -> TransactionLostException:
     message = (
-        f"Transaction {token.transaction_id} is no longer this process's: its lease ran out, or it was "
-        "decided otherwise. Nothing of it was committed here; run the unit of work again."
+        f"Transaction {token.transaction_id} belongs to another process: its lease expired, or it was "
+        "decided there. Nothing was committed here; run the unit of work again."
     )
     return TransactionLostException(message)

@@ -34,7 +34,7 @@ class InMemoryBackendConfig(BackendConfig):
     event loop.
 
     Args:
-        name: tells catalogs apart that use one store.
+        name: distinguishes catalogs that use one store.
     """
 
     name: str = "default"

@@ -208,7 +208,7 @@ class InMemoryConnector(Connector):
     def _found(self, namespace: str, location: Location, *, if_match: str | None) -> _Version:
         found = self._find(namespace, location)
         if found is None or found.body is None:
-            message = f"Nothing lies under {namespace}/{location.key}."
+            message = f"No such object: {namespace}/{location.key}"
             raise NoSuchKeyException(message)
         if if_match is not None and found.stored.etag != if_match:
             message = f"{namespace}/{location.key} has another ETag than {if_match}."
@@ -221,7 +221,7 @@ class InMemoryConnector(Connector):
         there = None if found is None else found.stored.etag
         if there == if_match or (gone and there is None):
             return
-        message = f"{namespace}/{key} has the ETag {there}, and {if_match} was wanted."
+        message = f"{namespace}/{key} has the ETag {there}; {if_match} was required."
         raise PreconditionFailedException(message)
 
     def _check_directories(self, namespace: str, key: str) -> None:

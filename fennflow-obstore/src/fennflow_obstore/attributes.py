@@ -1,4 +1,4 @@
-"""What stands beside the bytes, in the words of obstore and in ours, and bytes on their way."""
+"""Conversion between obstore's attributes and FennFlow's metadata, and stream byte counting."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _PLAIN_NAME = re.compile(r"[a-z_][a-z0-9_]*")
 
 
 def attributes_of(attributes: ObjectAttributes) -> Attributes:
-    """Return what to store beside the bytes.
+    """Return the attributes to store.
 
     Raises:
         MetadataException: it is too much.
@@ -44,7 +44,7 @@ def attributes_of(attributes: ObjectAttributes) -> Attributes:
 def taken_along(
     found: Attributes, attributes: ObjectAttributes | None, extra: Mapping[str, Any] | None
 ) -> Attributes:
-    """Return what to store beside a copy: headers of its source go along, as S3 copies them."""
+    """Return the attributes of a copy: headers of its source are kept, as S3 does."""
     if attributes is None:
         return {**found, **(extra or {})}
     return {**headers_of(found), **attributes_of(attributes)}
@@ -80,14 +80,14 @@ def stored_object(key: str, meta: ObjectMeta, attributes: Attributes) -> StoredO
 
 
 def _split(attributes: Attributes) -> tuple[str, dict[str, str]]:
-    """Return media type and metadata of what stands beside the bytes."""
-    beside = {name: value for name, value in attributes.items() if name not in EXTRA}
-    media_type = beside.pop("Content-Type", "application/octet-stream")
-    return media_type, metadata.decode(beside)
+    """Return the media type and the metadata of attributes."""
+    stored = {name: value for name, value in attributes.items() if name not in EXTRA}
+    media_type = stored.pop("Content-Type", "application/octet-stream")
+    return media_type, metadata.decode(stored)
 
 
 class Counted:
-    """Chunks on their way to obstore, which neither counts them nor tells what they raise.
+    """Chunks of a stream for obstore, which neither counts them nor reports what they raise.
 
     Args:
         chunks: the bytes.

@@ -41,7 +41,7 @@ def obstacle(root: Path, key: str) -> str:
 def written_at(path: Path) -> datetime | None:
     """Return when a file was written; None for a time that no calendar has.
 
-    Anybody who may write a file can set its time to one of a hundred million years. obstore fails at it.
+    Any writer of a file can set its time to one of a hundred million years. obstore fails at it.
     """
     try:
         return datetime.fromtimestamp(path.lstat().st_mtime, UTC)

@@ -31,10 +31,10 @@ class ObstoreConnectorConfig(ConnectorConfig):
     Args:
         url: `s3://`, `gs://`, `az://`, `file:///directory` or `memory:///name`, without
             credentials. What is in memory is shared by all that name it in the process.
-        options: of the store, in the words of obstore (`S3Config`, `GCSConfig`, `AzureConfig`),
+        options: of the store, as obstore names them (`S3Config`, `GCSConfig`, `AzureConfig`),
             for instance `region` and `endpoint`; shown nowhere. What is missing comes from the
             environment (`AWS_ACCESS_KEY_ID`, `GOOGLE_SERVICE_ACCOUNT`, `AZURE_STORAGE_ACCOUNT_NAME` …).
-        client_options: of the HTTP client, in the words of obstore (`ClientConfig`). `allow_http`
+        client_options: of the HTTP client, as obstore names them (`ClientConfig`). `allow_http`
             is set where `endpoint` begins with `http://`.
         max_attempts: how often a request is sent in all.
         part_size: bytes of a part of a stream, 5 MiB to 5 GiB.

@@ -266,7 +266,7 @@ class ObstoreConnector(Connector):
     async def _described(
         self, namespace: str, key: str, options: GetOptions
     ) -> tuple[GetResult, Attributes]:
-        """Begin to read an object, together with what stands beside these very bytes."""
+        """Begin to read an object, together with the attributes of exactly these bytes."""
         result = await obstore.get_async(
             self._stores.of(namespace, "reading"), key, options=options
         )
@@ -339,18 +339,18 @@ class ObstoreConnector(Connector):
     ) -> StoredObject:
         origin = source.location.key
         if source.size is None or source.size <= READ_WHOLE:
-            # obstore's copy has no conditions, and does not tell what it made.
+            # obstore's copy has no conditions, and does not return what it made.
             _, body, found = await self._read(source.namespace, origin, source.if_match)
-            beside = taken_along(found, attributes, extra)
-            return await self._put(namespace, key, body, beside, if_none_match=if_none_match)
+            kept = taken_along(found, attributes, extra)
+            return await self._put(namespace, key, body, kept, if_none_match=if_none_match)
         before, found = await self._look(source.namespace, origin)
         if source.if_match is not None:
             check_etag(source.namespace, before, source.if_match)
-        beside = taken_along(found, attributes, extra)
-        if not self.copies_inside or source.namespace != namespace or beside != found:
+        kept = taken_along(found, attributes, extra)
+        if not self.copies_inside or source.namespace != namespace or kept != found:
             chunks = self.stream(source.namespace, source.location, if_match=before.etag)
             return await self._upload(
-                namespace, key, chunks, beside, size=source.size, if_none_match=if_none_match
+                namespace, key, chunks, kept, size=source.size, if_none_match=if_none_match
             )
         store = self._stores.of(namespace, "writing")
 
@@ -372,7 +372,7 @@ class ObstoreConnector(Connector):
                 retried = await self.delete_batch(namespace, keys)
                 return DeletionReport(errors=[None] * len(keys), retried=retried)
             except BaseConnectorException as error:
-                lost = error.ambiguous  # it does not tell which it did: each is asked alone
+                lost = error.ambiguous  # it is not known which were deleted: each is asked alone
         limit = asyncio.Semaphore(DELETED_AT_ONCE)
 
         async def attempt(key: str) -> tuple[BaseConnectorException | None, bool]:
@@ -447,4 +447,4 @@ class ObstoreConnector(Connector):
 
     @override
     async def abort_upload(self, namespace: str, key: str, upload_id: str) -> None:
-        """Do nothing: obstore tells no ids of uploads, and aborts those that fail."""
+        """Do nothing: obstore returns no ids of uploads, and aborts those that fail."""

@@ -1,6 +1,6 @@
 """Local files, with what obstore does not do for them: metadata, and bytes that outlast a power cut.
 
-What stands beside the bytes is kept in one extended attribute of the file. An object is written
+Metadata and headers are kept in one extended attribute of the file. An object is written
 under a name of its own, gets its attribute and its mode, is synced, and takes its place by a rename,
 so that it is there whole or not at all. Symbolic links are not followed (see `beneath`).
 """
@@ -154,7 +154,7 @@ class LocalConnector(ObstoreConnector):
         *,
         if_none_match: bool,
     ) -> StoredObject:
-        """Write a local file beside its place, describe it, and move it there."""
+        """Write a temporary file next to the target, set its attributes, and move it there."""
         store, root = self._stores.of(namespace, "writing"), self._stores.root(namespace)
         incoming = f"{self._incoming}/{uuid_utils.uuid7()}"
 
@@ -306,11 +306,11 @@ class LocalConnector(ObstoreConnector):
 
 
 def describe(path: Path, attributes: Mapping[str, str], *, mode: int) -> int:
-    """Write what stands beside the bytes, make both durable, and return the size of the file.
+    """Write the attributes, make file and attributes durable, and return the size of the file.
 
     Args:
         path: of the file.
-        attributes: what stands beside its bytes.
+        attributes: its metadata and headers.
         mode: that it gets.
 
     Raises:
@@ -333,7 +333,7 @@ def describe(path: Path, attributes: Mapping[str, str], *, mode: int) -> int:
 
 
 def described(path: Path) -> dict[str, str]:
-    """Return what stands beside the bytes; nothing for a file that others wrote."""
+    """Return the attributes of a file; empty for a file that others wrote."""
     try:
         found: object = json.loads(os.getxattr(path, ATTRIBUTE))
     except (OSError, ValueError, RecursionError):

@@ -67,7 +67,7 @@ async def _refuses(connector: ObstoreConnector, namespace: str, key: str) -> boo
 
 
 async def _delete(connector: ObstoreConnector, namespace: str, key: str) -> bool:
-    """Delete what the probe wrote as a batch, and tell whether a directory is left (JuiceFS)."""
+    """Delete the probe's objects as a batch, and return whether a directory is left (JuiceFS)."""
     parent = key.rpartition("/")[0]
     try:
         await connector.delete_batch(namespace, [key], attempts=1)

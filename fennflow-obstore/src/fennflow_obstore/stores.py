@@ -29,7 +29,7 @@ MAX_EXPIRES_IN = 7 * 24 * 3600
 """Seconds for which a URL may be signed."""
 
 Use = Literal["reading", "writing", "deleting singly"]
-"""`reading` sends again by itself; `writing` does not, as it would tell nobody (P20)."""
+"""`reading` retries by itself; `writing` does not, since obstore would not report it (P20)."""
 
 _memories: dict[tuple[str, str], MemoryStore] = {}
 
@@ -112,7 +112,7 @@ class Stores:
         """Return the store of a namespace.
 
         Raises:
-            ConfigException: the config does not make a store, or the namespace is no segment.
+            ConfigException: the config does not make a store, or the namespace is not one path segment.
         """
         if (namespace, use) not in self._stores:
             self._stores[namespace, use] = self._new(namespace, use)
@@ -133,7 +133,7 @@ class Stores:
         url = config.url if config.url.endswith("/") else f"{config.url}/"
         if config.scheme == "memory":
             return _memories.setdefault((url, namespace), MemoryStore())
-        # The overloads tell the kinds of stores apart, which the URL does here.
+        # The overloads are by kind of store, which the URL decides here.
         make: Callable[..., ObjectStore] = from_url
         try:
             if config.scheme == "file":

@@ -118,11 +118,11 @@ _REFUSALS = frozenset(
 
 
 class _Session(AIOHTTPSession):
-    """Sends what a server takes at once, and leaves every repetition to botocore, which counts it.
+    """HTTP session with adaptive concurrency that leaves retries to botocore.
 
-    aiohttp sends a PUT or DELETE once more, without a word, when a reused connection breaks (its
-    issue 10790). The first one may have taken effect: in a versioned bucket as a version that
-    nobody knows of. Botocore repeats it too, but `_note_attempt` sees it (protocol P20).
+    aiohttp silently retries a PUT or DELETE when a reused connection breaks (its issue 10790). The
+    first attempt may have taken effect: in a versioned bucket as a version that FennFlow does not
+    know of. Botocore retries too, but `_note_attempt` counts its attempts (protocol P20).
     """
 
     def __init__(self, **options: Any) -> None:
@@ -220,7 +220,7 @@ def _add_content_md5(request: Any, **_kwargs: Any) -> None:
 def _ask_for_encoded_keys(params: Any, **_kwargs: Any) -> None:
     """Ask for keys that XML can hold; botocore does so for objects and versions alone.
 
-    Anybody who may write can begin an upload for a key with a control character. As it is, no client
+    Any writer can begin an upload for a key with a control character. As it is, no client
     could parse the list that has it.
     """
     params.setdefault("EncodingType", "url")

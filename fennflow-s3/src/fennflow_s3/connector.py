@@ -280,12 +280,12 @@ class S3Connector(Connector):
         name = f"{source.namespace}/{source.location.key} to {namespace}/{key}"
         if source.size is not None and source.size > self._config.multipart_copy_threshold:
             with translated("copy", name):
-                beside = await taken_along(self._client, origin, matching, attributes, extra or {})
+                kept = await taken_along(self._client, origin, matching, attributes, extra or {})
                 parts = await copy_parts(
                     self._client,
                     namespace,
                     key,
-                    beside,
+                    kept,
                     origin={"CopySource": origin, **origin_condition},
                     size=source.size,
                     part_size=min(COPIED_AT_ONCE, self._config.multipart_copy_threshold),

@@ -42,7 +42,7 @@ async def taken_along(
     attributes: ObjectAttributes | None,
     extra: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Return all that stands beside the bytes of a copy in parts, which takes over nothing."""
+    """Return all attributes of a multipart copy, which inherits none from its source."""
     head: Any = await client.head_object(**origin, **matching)
     found = {name: head[name] for name in options.HEADERS if head.get(name)}
     if head.get("TagCount"):
@@ -71,7 +71,7 @@ async def copy_parts(
         client: an open one.
         namespace: of the target.
         key: the target.
-        described: what is stored beside its bytes, as parameters.
+        described: metadata and headers, as parameters.
         origin: the source and its condition, as parameters.
         size: of the source, in bytes.
         part_size: of most parts, in bytes.

@@ -1,6 +1,6 @@
-"""What is stored beside the bytes: what a user may pass as `connector_extra`, too.
+"""Metadata and headers of objects, and what a user may pass as `connector_extra`.
 
-It is in the words of PutObject.
+The names are those of PutObject.
 
 Customer keys (SSE-C) are not among them: every read would need them, and the journal would keep
 them.
@@ -76,7 +76,7 @@ def is_option(name: str, value: object) -> bool:
 
 
 def described(attributes: ObjectAttributes) -> dict[str, Any]:
-    """Return the parameters that say what is stored beside the bytes."""
+    """Return the parameters of an object's metadata and headers."""
     return {
         "ContentType": attributes.media_type,
         "Metadata": metadata.encode(attributes.metadata),

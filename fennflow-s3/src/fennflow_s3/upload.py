@@ -106,7 +106,7 @@ class Upload:
             client: an open one.
             namespace: the bucket.
             key: of the object.
-            described: what is stored beside its bytes, as parameters.
+            described: metadata and headers, as parameters.
             copies: whether its parts are copied from another object.
             on_upload: awaited with its id before each further request.
         """
@@ -160,7 +160,7 @@ class Upload:
             with _collected(failures):
                 await self._send(number, part)
             if failures:
-                # The body may take its time until the next part, which nobody wants any more.
+                # The next part may take long to arrive, and is no longer needed.
                 reading.cancel()
 
         async with asyncio.TaskGroup() as group:
@@ -220,7 +220,7 @@ class Upload:
 
 @contextmanager
 def _collected(failures: list[Exception]) -> Generator[None]:
-    """Collect a failure, where it must not cancel those beside it."""
+    """Collect a failure without cancelling the parallel calls."""
     try:
         yield
     except Exception as error:  # noqa: BLE001 - `_raise_first` raises it

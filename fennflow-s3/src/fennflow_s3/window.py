@@ -31,7 +31,7 @@ class Window:
         self._narrowed = 0
 
     async def enter(self) -> int:
-        """Wait for a turn, first come first served; return what `leave` is to be told."""
+        """Wait for a turn, first come first served; return the argument for `leave`."""
         if self._under_way < int(self._width) and not self._waiting:
             self._under_way += 1
             return self._narrowed

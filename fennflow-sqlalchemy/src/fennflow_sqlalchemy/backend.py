@@ -170,7 +170,7 @@ class SqlalchemyBackend(RecoverableBackend):
     def _see(
         self, connection: Connection, token: TransactionToken, keys: Collection[ObjectKey]
     ) -> Mapping[ObjectKey, Record]:
-        """Return the records of keys that were just locked, so that nobody changes them."""
+        """Return the records of keys that were just locked, so that they do not change."""
         with self._catalog.peek(connection) as catalog:
             # In one database the statement that renewed the lease has looked for it.
             if not self._single_database:
@@ -238,11 +238,11 @@ class SqlalchemyBackend(RecoverableBackend):
         await connection.run_sync(self._pivot, token, commit)
 
     def _check_reads(self, connection: Connection, token: TransactionToken, commit: Commit) -> None:
-        """Check that what was read is as it was, and that nobody is about to write what was not there.
+        """Check that records that were read are unchanged, and that no absent one is being written.
 
         On PostgreSQL two pivots run at the same time. What both would create, or change, is locked
         in the journal by then: of two transactions that each read what the other one writes, the later
-        one at least sees that here or in `_hold_reads`. Nobody waits.
+        one at least sees that here or in `_hold_reads`. None waits.
 
         Raises:
             ConflictException: something was changed, or is being written.
@@ -262,10 +262,10 @@ class SqlalchemyBackend(RecoverableBackend):
             raise conflict(changed)
 
     def _hold_reads(self, connection: Connection, commit: Commit) -> None:
-        """Let nobody change what was read before this transaction ends.
+        """Keep the records that were read from changing until this transaction ends.
 
         Raises:
-            ConflictException: somebody does at this moment, or has.
+            ConflictException: one is being changed, or was.
         """
         written = {record.object_key for record in commit.records} | set(commit.removed)
         read = {
@@ -332,8 +332,8 @@ class SqlalchemyBackend(RecoverableBackend):
         except LockWaitTimeoutError as error:
             # A pivot inside a user's transaction may hold the decision for long (P5).
             message = (
-                f"Transaction {token.transaction_id} waits for a transaction of the database that has "
-                "not ended yet."
+                f"Transaction {token.transaction_id} waits for a database transaction that has not "
+                "ended yet."
             )
             raise CommitUncertainException(message) from error
         if self._single_database or decision.finished:
@@ -397,10 +397,10 @@ class SqlalchemyBackend(RecoverableBackend):
     def _check_token(
         self, connection: Connection, token: TransactionToken, *, missing_ok: bool = False
     ) -> bool:
-        """Return whether the journal has the transaction, which nobody claims until the end of this.
+        """Return whether the journal has the transaction, and keep it from being claimed meanwhile.
 
         Raises:
-            TransactionLostException: it is somebody else's, or gone and that is not `missing_ok`.
+            TransactionLostException: another process owns it, or it is gone and not `missing_ok`.
         """
         found = connection.execute(self._transaction_sql.hold_fence, transaction_params(token))
         fence = found.scalar()
@@ -413,7 +413,7 @@ class SqlalchemyBackend(RecoverableBackend):
 
 def _lost(token: TransactionToken) -> TransactionLostException:
     message = (
-        f"Transaction {token.transaction_id} is no longer this process's: its lease ran out, or it was "
-        "decided otherwise. Nothing of it was committed here; run the unit of work again."
+        f"Transaction {token.transaction_id} belongs to another process: its lease expired, or it was "
+        "decided there. Nothing was committed here; run the unit of work again."
     )
     return TransactionLostException(message)

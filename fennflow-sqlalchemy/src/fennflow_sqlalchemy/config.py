@@ -15,12 +15,12 @@ from fennflow_sqlalchemy.urls import check_file, checked
 class SqlalchemyBackendConfig(BackendConfig):
     """Catalog and journal in a database: what is committed outlives every process.
 
-    On SQLite several processes of one machine share the file. The catalog lies in the file that
-    the URL names, and the journal in a file of its own beside it, so that transactions go on while
-    somebody holds the one write lock of the first. Back both up together.
+    On SQLite several processes of one machine share the file. The catalog is in the file that
+    the URL names, and the journal in a file next to it, so that transactions continue while
+    another process holds the write lock of the first. Back both up together.
 
     Give every object store a database, a schema or a table prefix of its own: a catalog names
-    buckets, and cannot tell two stores that have buckets of one name.
+    buckets, and cannot distinguish two stores that have buckets of one name.
 
     Args:
         url: of SQLAlchemy: `sqlite:///fennflow.db` (relative to the working directory),
@@ -32,7 +32,7 @@ class SqlalchemyBackendConfig(BackendConfig):
             the user's `search_path`.
         create_tables: whether tables are created, and migrated to this version, at first use.
             If not, that is Alembic's: give it `fennflow_sqlalchemy.metadata`.
-        journal: file of the journal, for SQLite alone; by default beside the catalog, for
+        journal: file of the journal, for SQLite only; by default next to the catalog, for
             instance `fennflow.journal.db`.
         pool_size: database connections of one event loop.
         busy_timeout: seconds to wait for another process to release a SQLite file; for that of the

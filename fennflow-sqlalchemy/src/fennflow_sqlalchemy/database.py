@@ -97,9 +97,9 @@ class Database(ABC):
                 if lock_wait is not None:
                     raise
                 message = (
-                    f"Another transaction of {self.name} held a lock that was needed for longer "
-                    f"than {self.lock_wait} s, so nothing of this was done. Try again when it has "
-                    "ended. If it is your own, which surrounds this call, end it first, or join it."
+                    f"Another transaction of the database {self.name} held a required lock for longer than "
+                    f"{self.lock_wait} s, so nothing was changed. Retry when it has ended. If it is "
+                    "your own transaction around this call, end it first, or join it."
                 )
                 raise RecordLockedException(message) from error
 
@@ -141,8 +141,8 @@ class Database(ABC):
         # The driver's words, without the statement and its parameters.
         reason = getattr(error, "orig", None) or error
         message = (
-            f"The database {self.name} cannot serve now: {type(reason).__name__}: {reason}. What "
-            "was under way may or may not have been done."
+            f"Database {self.name} is unavailable: {type(reason).__name__}: {reason}. The current "
+            "operation may or may not have been applied."
         )
         return BackendUnavailableException(message)
 
@@ -219,7 +219,7 @@ async def create_tables(
         return str(found.scalar_one())
 
     try:
-        # Where nothing is to be done nobody is waited for: a user's transaction may hold the lock.
+        # If there is nothing to do, wait for no lock: a user's transaction may hold it.
         found = await database.run(read, write=False)
         return await database.run(work) if found is None else found
     except (RecordLockedException, BackendUnavailableException) as error:

@@ -54,7 +54,7 @@ SLICE = 0.1
 """Seconds for which a thread waits for SQLite's write lock without asking whether it still should."""
 
 TURN_WAIT = 5.0
-"""Long for those who write, of whom each takes milliseconds; short beside `busy_timeout`, for which
+"""Long for writers, each of which takes milliseconds; short compared to `busy_timeout`, for which
 one of them may be waiting for another process."""
 
 
@@ -80,7 +80,7 @@ def _milliseconds(seconds: float) -> int:
 
 def locked_out(error: DBAPIError) -> bool:
     """Return whether SQLite refused since another transaction holds the file's lock."""
-    # The higher bits tell why.
+    # The higher bits hold the reason.
     return getattr(error.orig, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_BUSY
 
 
@@ -154,7 +154,7 @@ class Sqlite(Database):
 
     Args:
         name: its path.
-        engine: its pool, of one connection for each thread and one for `beside`.
+        engine: its pool, of one connection for each thread and one for `peek`.
         threads: in which all is done.
         busy_timeout: seconds to wait for another process to release the file.
         lock_wait: seconds to wait for its write lock.
@@ -187,7 +187,7 @@ class Sqlite(Database):
             return await self._in_thread(lambda cancelled: self._write(work, lock_wait, cancelled))
 
     async def _in_thread(self, work: Callable[[Event], R]) -> R:
-        """Do it in a thread, to its end though the caller is cancelled: it is told, and hurries."""
+        """Run it in a thread to its end; if the caller is cancelled, it is asked to stop waiting."""
         cancelled = Event()
         done = asyncio.get_running_loop().run_in_executor(self._threads, work, cancelled)
         cancellation: asyncio.CancelledError | None = None
@@ -258,8 +258,8 @@ class Sqlite(Database):
 
     @asynccontextmanager
     async def _turn(self, lock_wait: float) -> AsyncGenerator[None]:
-        """Write when nobody else of this process does, who may be waiting for another process."""
-        # What runs in no task, as in the model, cannot be timed, and has nobody beside it.
+        """Write when no other thread of this process does; that one may wait for another process."""
+        # Outside a task, as in the model, there are no timeouts, and no parallel writers.
         timed = asyncio.current_task() is not None
         limit = max(self.turn_wait, lock_wait)
         try:
@@ -343,7 +343,7 @@ def _sqlite(url: URL, config: SqlalchemyBackendConfig, lock_wait: float) -> Sqli
         connection.execute("PRAGMA synchronous = FULL")
 
     def create(_dialect: object, _record: object, arguments: list[Any], _options: object) -> None:
-        # SQLite gives the mode of this file to those that it writes beside it.
+        # SQLite gives its journal files the mode of this file.
         with suppress(OSError):  # it exists, or the driver says what is wrong
             os.close(os.open(arguments[0], os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
             Path(arguments[0]).chmod(config.file_mode)

@@ -267,17 +267,17 @@ class UserTransaction(JoinedTransaction):
             raise _ended(end)
 
     async def _abandon(self, cause: BaseException) -> None:
-        """Roll back whoever is to end it: half a pivot must not be committed."""
+        """Roll back in any case: half a pivot must not be committed."""
         self._unwatch()
         try:
             await self._transaction.rollback()
-        except Exception as error:  # noqa: BLE001 - told with what led here
+        except Exception as error:  # noqa: BLE001 - added to the first error
             cause.add_note(f"The joined transaction could not be rolled back: {error!r}")
 
     async def _connection(self) -> AsyncConnection:
         if isinstance(self._transaction, AsyncConnection):
             return self._transaction
-        # A session may have several databases, told apart by what a statement names.
+        # A session may have several databases; the tables of a statement choose one.
         return await self._transaction.connection(bind_arguments={"clause": select(self._meta)})
 
     async def _check_atomic(self, connection: AsyncConnection) -> str | None:
@@ -314,8 +314,8 @@ class UserTransaction(JoinedTransaction):
     def _translated(self, error: DBAPIError) -> Exception:
         if sqlstate(error) == LOCK_NOT_AVAILABLE or locked_out(error):
             message = (
-                f"Another transaction of {self._catalog.name} held a lock for too long that the "
-                "joined one needs, which was rolled back: nothing was committed. Run the unit of "
+                f"Another transaction of the database {self._catalog.name} held a lock for too long that "
+                "the joined one needs. It was rolled back: nothing was committed. Run the unit of "
                 "work again."
             )
             return RecordLockedException(message)
@@ -329,8 +329,8 @@ class UserTransaction(JoinedTransaction):
         if sqlstate(error) not in ROLLED_BACK:
             return self._catalog.unavailable(error)
         message = (
-            "The database rolled the joined transaction back, since others have committed what it "
-            f"could not see: {error.orig}. Nothing was committed; run the unit of work again."
+            "The database rolled the joined transaction back because of a serialization conflict: "
+            f"{error.orig}. Nothing was committed; run the unit of work again."
         )
         return ConflictException(message)
 

@@ -1,4 +1,4 @@
-"""Recovery's half of the contract: late writes, leases, claims, and what is purged in time."""
+"""Late writes, leases, transaction claims, and purging of expired outcomes and locks."""
 
 from __future__ import annotations
 

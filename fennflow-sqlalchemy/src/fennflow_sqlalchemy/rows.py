@@ -67,8 +67,8 @@ def _beside(record: Record) -> dict[str, Any]:
 def record_of(row: Any) -> Record:
     """Return the record of a row."""
     # Most have none, and a thousand records are waited for.
-    beside: dict[str, Any] = {} if row.metadata == "{}" else json.loads(row.metadata)
-    headers: Mapping[str, str] = beside.pop(HEADERS, {})
+    stored: dict[str, Any] = {} if row.metadata == "{}" else json.loads(row.metadata)
+    headers: Mapping[str, str] = stored.pop(HEADERS, {})
     return Record(
         namespace=row.namespace,
         key=row.key,
@@ -78,7 +78,7 @@ def record_of(row: Any) -> Record:
         media_type=row.media_type,
         content_type=row.content_type,
         sha256=row.sha256,
-        metadata=beside,
+        metadata=stored,
         headers=headers,
         created_at=EPOCH + timedelta(microseconds=row.created_at),
         modified_at=EPOCH + timedelta(microseconds=row.modified_at),

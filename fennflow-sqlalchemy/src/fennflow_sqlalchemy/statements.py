@@ -162,7 +162,7 @@ class TransactionStatements:
         intents, locks = tables.intents, tables.locks
         transaction_id = bindparam("transaction", type_=Text())
         fence = bindparam("held", type_=Integer())
-        # Where they lie in another file, the backend looks at the outcomes itself.
+        # If they are in another file, the backend reads the outcomes itself.
         decided = exists().where(outcomes.c.transaction_id == transaction_id)
         undecided = ~decided if single_database else true()
         begun = select(transaction_id, literal(0), now, now + lease_ttl).where(
@@ -347,7 +347,7 @@ class LateWriteStatements:
 
 
 class NoteStatements:
-    """Of what processes tell each other: a time and a text in one value.
+    """Notes that processes share: a time and a text in one value.
 
     Args:
         tables: that they are about.

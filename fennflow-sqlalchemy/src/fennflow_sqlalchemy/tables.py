@@ -47,7 +47,7 @@ class Tables:
         meta: names and values: the schema's version, the catalog's id.
         records: the catalog.
         outcomes: how transactions were decided, one insert each (protocol P5), with the apply steps.
-        journal_meta: like `meta`, where the journal lies.
+        journal_meta: like `meta`, in the journal's database.
         transactions: the journal: transactions that are not settled, with lease and fencing token.
         intents: what they are about to write or delete.
         locks: the keys that they hold, and those that stay locked for a while.
@@ -65,7 +65,7 @@ class Tables:
 
     @property
     def catalog(self) -> Sequence[Table]:
-        """Those that lie where the user's own tables are, if they are joined."""
+        """The tables in the same database as the user's own, if they are joined."""
         return self.meta, self.records, self.outcomes
 
     @property
@@ -239,8 +239,8 @@ def migrate(connection: Connection, tables: Sequence[Table], *, create: bool) ->
         version = int(connection.execute(found).scalar() or 0)
     if version > VERSION:
         message = (
-            f"The tables {meta.name} … have version {version}, and this fennflow-sqlalchemy knows "
-            f"{VERSION}. Upgrade it."
+            f"The tables {meta.name} … have version {version}; this fennflow-sqlalchemy supports "
+            f"version {VERSION}. Upgrade it."
         )
         raise ConfigException(message)
     if version == VERSION:

@@ -291,7 +291,7 @@ class LocalFsConnector(Connector):
             # The object may be replaced between its two files: then there is a new one to read.
             with suppress(FileNotFoundError):
                 return stored, file.read_bytes()
-        message = f"Nothing lies under {namespace}/{key}."
+        message = f"No such object: {namespace}/{key}"
         raise NoSuchKeyException(message)
 
     def _check(self, namespace: str, key: str, etag: str | None) -> None:

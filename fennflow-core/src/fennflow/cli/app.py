@@ -78,7 +78,7 @@ def main() -> int:
 
 
 def run(work: Coroutine[Any, Any, T]) -> T:
-    """Run what a command does; its errors are told without a traceback, and end the program."""
+    """Run a command; its errors are printed without a traceback, and end the program."""
     try:
         with asyncio.Runner(loop_factory=_faster_loop()) as runner:
             return runner.run(work)
@@ -99,7 +99,7 @@ def _faster_loop() -> Callable[[], asyncio.AbstractEventLoop] | None:
 
 
 def fail(error: Exception) -> NoReturn:
-    """Tell an error, with its notes, and end the program."""
+    """Print an error with its notes, and end the program."""
     text = "\n".join((str(error), *getattr(error, "__notes__", ())))
     stderr.message(text, title=type(error).__name__)
     raise typer.Exit(FAILED) from error

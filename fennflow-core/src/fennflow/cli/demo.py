@@ -96,7 +96,7 @@ async def write(uow_class: type[Any], text: str) -> None:
 
 
 class _Demo:
-    """The story, told on standard output.
+    """The demonstration on standard output.
 
     Args:
         server: where the bucket is.
@@ -130,7 +130,7 @@ class _Demo:
 
             self._say(
                 "An exception inside the block",
-                "Another one overwrites all three, then something raises: nobody sees a change.",
+                "Another one overwrites all three, then something raises: no reader sees a change.",
             )
             try:
                 async with self._uow() as uow:
@@ -162,14 +162,14 @@ class _Demo:
             await self._killed("COPY", 2, "second version")
             story["killed_while_committing"] = self._show("the bucket", await self._raw())
             story["read_meanwhile"] = self._show(
-                "the same moment through FennFlow, which knows where the bytes lie",
+                "the same moment through FennFlow, which knows where the bytes are",
                 await self._read(),
             )
             report = await self._recovered()
             self._say(
                 "Recovery finishes what was decided",
                 f"UOW.recover() rolled {report.rolled_forward} transaction forward. No program has to "
-                "call it: whoever next uses the unit of work does that, and a living one at "
+                "call it: the next program that uses the unit of work does, and a running one at "
                 "intervals.",
             )
             story["rolled_forward"] = self._show("the bucket", await self._raw())

@@ -84,7 +84,7 @@ class Uow:
         """Return the place that a text names; None for a local path.
 
         Raises:
-            typer.BadParameter: it looks like a place, and there is no such field.
+            typer.BadParameter: it looks like a place, but there is no such field.
         """
         name, colon, path = text.partition(":")
         if not colon:
@@ -128,7 +128,7 @@ def ls(
     place: Annotated[str, typer.Argument(metavar="[FIELD:PATH]", help="Where to look.")] = ":",
     *,
     recursive: Recursive = False,
-    long: Annotated[bool, typer.Option("--long", "-l", help="Tell size, time and type.")] = False,
+    long: Annotated[bool, typer.Option("--long", "-l", help="Show size, time and type.")] = False,
     as_json: Json = False,
 ) -> None:
     """List files and directories, as the catalog has them; without a place, the fields."""
@@ -194,12 +194,12 @@ def write_out(uow: Uow, wanted: Sequence[Place]) -> None:
     try:
         run(work())
     except BrokenPipeError:
-        # Whoever reads has had enough, as `head` has.
+        # The reader has closed the pipe, as `head` does.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def stat(target: Target, places: Places, *, as_json: Json = False) -> None:
-    """Tell what the catalog says of files: size, type, checksum, times, metadata."""
+    """Show the catalog's records of files: size, type, checksum, times, metadata."""
     uow = Uow(target)
     wanted = uow.places(places)
 
@@ -313,7 +313,7 @@ def directory_of(path: str) -> str:
 
 
 def show_done(done: Done, verb: str, *, as_json: bool) -> None:
-    """Tell what was done."""
+    """Report what was done."""
     if as_json:
         show_json(done)
         return
@@ -322,6 +322,6 @@ def show_done(done: Done, verb: str, *, as_json: bool) -> None:
 
 
 def nothing_under(place: Place) -> NoSuchKeyException:
-    """Return what to raise where nothing lies."""
-    message = f"Nothing lies under {place}"
+    """Return the error for a place without a file."""
+    message = f"No such file: {place}"
     return NoSuchKeyException(message)

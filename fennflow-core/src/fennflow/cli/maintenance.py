@@ -78,7 +78,7 @@ def _conflict() -> str | None:
 
 
 def doctor(target: Target, *, as_json: Json = False) -> None:
-    """Reach the database and the buckets, try what they enforce, and tell what is guaranteed.
+    """Connect to the database and the buckets, try what they enforce, and report the guarantees.
 
     It writes a few small objects under the reserved prefix, and removes them.
     """
@@ -145,13 +145,13 @@ def _transposed(columns: list[dict[str, str]]) -> list[tuple[str, ...]]:
 
 
 def transactions(target: Target, *, as_json: Json = False) -> None:
-    """List the transactions that are under way, or wait to be settled, oldest first."""
+    """List the transactions that are open, or wait to be finished, oldest first."""
     found = run(load(target).transactions())
     if as_json:
         show_json(found)
         return
     if not found:
-        stdout.line("No transaction is under way.")
+        stdout.line("No transaction is open.")
         return
     rows = [
         (
@@ -167,7 +167,7 @@ def transactions(target: Target, *, as_json: Json = False) -> None:
 
 
 def recover(target: Target, *, as_json: Json = False) -> None:
-    """Settle what dead processes left, check late writes, sweep the reserved prefix.
+    """Finish or roll back transactions left by crashed processes, and clean up their leftovers.
 
     Exit code 3 says that something was left for later: the store or the database was away, or
     refused.

@@ -42,7 +42,7 @@ def load(target: str) -> type[UnitOfWork]:
     except ModuleNotFoundError as error:
         if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
             raise  # the module is there, and something that it imports is not
-        message = f"There is no module {module_name!r} here or among what is installed."
+        message = f"There is no module {module_name!r}, neither in this directory nor installed."
         raise typer.BadParameter(message) from None
     found: object = module
     for part in name.split("."):

@@ -39,7 +39,7 @@ def new_plugin(
 ) -> None:
     """Write a plugin package: a connector that works, its tests, and what pip needs."""
     if not NAME.fullmatch(distribution):
-        message = f"{distribution!r} is no name of a package, such as fennflow-acme."
+        message = f"{distribution!r} is not a valid package name, such as fennflow-acme."
         raise typer.BadParameter(message)
     folder = directory / distribution
     if folder.exists():

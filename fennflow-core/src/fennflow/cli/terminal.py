@@ -128,7 +128,7 @@ def guard() -> None:
 
 
 def show_traceback(error: BaseException) -> None:
-    """Print the traceback of an error that nobody expected."""
+    """Print the traceback of an unexpected error."""
     print(  # noqa: T201 - as Python prints it
         _escaped_lines("".join(traceback.format_exception(error))), file=sys.stderr
     )

@@ -224,7 +224,7 @@ class _Transfer:
                 else:
                     path.unlink()
             except FileNotFoundError:
-                pass  # it was named twice, or somebody else deleted it
+                pass  # it was named twice, or was deleted meanwhile
             except OSError as error:
                 kept.append(f"{path} is in the store, and could not be deleted here: {error}")
         return kept
@@ -396,17 +396,17 @@ class Shown:
         self._before = self._files = self._total = 0
 
     def begin(self, tasks: Sequence[Task]) -> None:
-        """Tell how much there is to do."""
+        """Report how much there is to do."""
         self._total = len(tasks)
         self._progress.update(self._bytes, total=sum(task.size for task in tasks))
 
     def sent(self, done: int, total: int | None) -> None:
-        """Tell how much of this file is done."""
+        """Report how much of this file is done."""
         del total
         self._progress.update(self._bytes, completed=self._before + done)
 
     def file(self) -> None:
-        """Tell that this file is done."""
+        """Report that this file is done."""
         self._files += 1
         self._before = int(self._progress.tasks[0].completed)
         self._progress.update(self._bytes, description=f"{self._files} of {self._total} files")

@@ -105,7 +105,7 @@ class Block:
             try:
                 result = await do()
             except asyncio.CancelledError:
-                # Cut off, it may have taken effect: like a write in doubt it counts as done (P19).
+                # If it is cut off it may still have taken effect, so it counts as done, like a write (P19).
                 for each in places:
                     each.undos.append(undo)
                 raise

@@ -69,7 +69,7 @@ async def run_undos(undos: list[Undo], transaction: str) -> list[str]:
     """Undo saga steps in reverse order, each up to three times, and empty the list.
 
     A step leaves the list when it was undone, or could not be. So one whose undo is cut off is still
-    the last of the list, and is undone by whoever calls this next.
+    the last of the list, and the next call undoes it.
 
     Args:
         undos: of the steps, in the order in which they were done.
@@ -85,7 +85,7 @@ async def run_undos(undos: list[Undo], transaction: str) -> list[str]:
             async for attempt in stamina.retry_context(on=Exception, attempts=3, wait_initial=0.1):
                 with attempt:
                     await _call(undo)
-        except Exception as error:  # noqa: BLE001 - logged, and told as a note
+        except Exception as error:  # noqa: BLE001 - logged, and added as a note
             name = _name_of(undo)
             notes.append(f"The undo of a step failed: {name}: {type(error).__name__}: {error}")
             message = "The undo of a step failed: %s"
@@ -106,13 +106,13 @@ async def run_callbacks(callbacks: list[Callback], transaction: str) -> None:
         try:
             await _call(callback)
         except asyncio.CancelledError:
-            message = "A callback was cut off, and is not called again: %s"
+            message = "A callback was cut off and is not called again: %s"
             log_event(
                 logging.ERROR, message, _name_of(callback), rule="I8", transaction=transaction
             )
             raise
         except Exception as error:  # noqa: BLE001 - logged
-            message = "A callback failed after the outcome was settled: %s"
+            message = "A callback failed after the outcome was decided: %s"
             name = _name_of(callback)
             log_event(
                 logging.ERROR, message, name, rule="I8", transaction=transaction, failed=error
@@ -130,7 +130,7 @@ async def _call(function: Callback) -> None:
     """Call a function of the user's, in a task of its own: what it does to that does not end others.
 
     Raises:
-        TransactionException: it was cancelled, and not by whoever calls it; or it ended with what is
+        TransactionException: it was cancelled, but not by its caller; or it ended with what is
             not an Exception.
     """
 
@@ -149,7 +149,7 @@ async def _call(function: Callback) -> None:
     except asyncio.CancelledError as error:
         if caller is None or caller.cancelling():
             raise
-        message = "It ended with a CancelledError, and nobody had cancelled it."
+        message = "It raised CancelledError although it was not cancelled."
         raise TransactionException(message) from error
 
 
@@ -172,7 +172,7 @@ class Aftermath:
         callbacks: of the transaction; each leaves its list when it was called.
         outcome: of the transaction.
         transaction: its id.
-        context: in which to call; None for that of whoever starts this.
+        context: in which to call; None for the context of the caller of `start`.
 
     Attributes:
         task: what calls them.
@@ -204,7 +204,7 @@ class Aftermath:
         """Wait no longer: callbacks go on, and the undo under way is cut off and called again.
 
         Returns:
-            what is to be told of it.
+            what to report about it.
         """
         if self.task.done() or not self._callbacks.undos:
             return self.notes
@@ -222,7 +222,7 @@ class Aftermath:
         """Give up what is being called, and go on with the rest."""
         if self._undoing:
             name = _name_of(self._callbacks.undos.pop())
-            message = "The undo of a step did not end, and was given up: %s"
+            message = "The undo of a step did not end in time and was abandoned: %s"
             log_event(logging.ERROR, message, name, rule="P9", transaction=self._transaction)
         self._begin_again()
 
@@ -255,7 +255,7 @@ class Aftermath:
         due = self._callbacks.on_rollback if self._aborted else self._callbacks.on_commit
         left: list[Callback] = [*reversed(self._callbacks.undos), *due]
         names = names_of(left) or "nothing else"
-        message = "Cut off by the end of the program while calling back; not called: %s"
+        message = "The program ended while callbacks ran; not called: %s"
         log_event(logging.ERROR, message, names, rule="P9", transaction=self._transaction)
 
 

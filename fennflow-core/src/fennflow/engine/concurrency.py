@@ -34,7 +34,7 @@ async def run_all(
 ) -> list[R]:
     """Call the function for every item, at most `limit` at a time, and return the results.
 
-    If one call fails no further one is made; the first failure is raised, and others are told as
+    If one call fails no further one is made; the first failure is raised, and others are added as
     notes on it.
 
     Args:
@@ -42,7 +42,7 @@ async def run_all(
         function: what to call.
         items: with what.
         finish: whether the calls under way end by themselves after a failure. A write that is cut
-            off is in doubt (protocol P19). If not, they are cancelled.
+            off may have taken effect (protocol P19). If not, they are cancelled.
     """
     todo = list(items)
     if len(todo) == 1:
@@ -66,7 +66,7 @@ async def run_all(
     if failures:
         raise _first(failures)
     if len(results) < len(todo):
-        raise asyncio.CancelledError  # as one of the calls ended, which nobody had cancelled
+        raise asyncio.CancelledError  # one of the calls raised it without being cancelled
     return [results[index] for index in range(len(todo))]
 
 
@@ -79,7 +79,7 @@ async def _group(worker: Callable[[], Coroutine[Any, Any, None]], count: int) ->
                 group.create_task(worker())
 
     # In a task of its own: before 3.13 a group that fails leaves a cancellation behind with the task
-    # that waits for it, which `asyncio.timeout` then takes for somebody else's.
+    # that waits for it, which `asyncio.timeout` then takes for someone else's.
     group, cancellation = await shielded(work(), grace=lambda: 0.0)
     failures = None if group.cancelled() else group.exception()
     if failures is None:

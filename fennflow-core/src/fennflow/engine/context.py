@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class EngineContext:
-    """What everything that an engine does works with.
+    """Connector, backend, leases and configuration shared by the engine's components.
 
     Args:
         config: the user's configuration.
-        connector: where the objects lie.
+        connector: where the objects are stored.
         backend: where they are recorded, and transactions are journaled.
         leases: held by this process.
     """
@@ -34,7 +34,7 @@ class EngineContext:
 
 @dataclass(slots=True)
 class Progress:
-    """What attempts to finish a transaction have left for the next one to know.
+    """The progress of earlier attempts to finish a transaction.
 
     Args:
         keys_in_flight: the keys which copies and deletions may still reach; they stay locked for a while

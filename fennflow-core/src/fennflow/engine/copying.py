@@ -27,7 +27,7 @@ COPY_ATTEMPTS = 3
 async def copy(
     tx: Transaction, source: ObjectKey, target: ObjectKey, extra: Mapping[str, Any], *, move: bool
 ) -> Record:
-    """Copy inside the store what the transaction sees under a key, replacing what lies at the target.
+    """Copy what the transaction sees under a key inside the store, and replace the target.
 
     Args:
         tx: the transaction.
@@ -37,10 +37,10 @@ async def copy(
         move: delete the source at the commit, too.
 
     Raises:
-        NoSuchKeyException: nothing lies at the source.
+        NoSuchKeyException: the source does not exist.
         FilepathsCollisionError: source and target are one key.
         RecordLockedException: another transaction is writing the target, or the source of a move.
-        ObjectChangedException: somebody changed the source behind the catalog's back.
+        ObjectChangedException: the source was changed outside FennFlow.
     """
     for key in (source, target):
         check_key(key.key, reserved_prefix=tx.config.reserved_prefix)
@@ -67,7 +67,7 @@ async def copy(
             raise
         tx.retract(seqs)
     message = (
-        f"{source.namespace}/{source.key} does not hold what the catalog says, or changes faster "
+        f"{source.namespace}/{source.key} differs from its record in the catalog, or changes faster "
         "than it can be copied. Try again, put it again, or reconcile the catalog with the bucket."
     )
     raise ObjectChangedException(message) from moved

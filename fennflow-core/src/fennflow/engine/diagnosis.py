@@ -29,7 +29,7 @@ WRITES_WITHIN = 5.0
 
 
 async def diagnose(context: EngineContext, namespaces: Sequence[str]) -> Diagnosis:
-    """Reach the backend and the namespaces, and tell what results."""
+    """Connect to the backend and the namespaces, and report the result."""
     started = time.monotonic()
     try:
         transactions = len(await context.backend.transactions(after="", limit=1000))
@@ -155,19 +155,19 @@ def _problems(seen: Mapping[str, NamespaceDiagnosis]) -> list[str]:
             continue
         if not found.keeps_stamps:
             problems.append(
-                f"{namespace} loses metadata whose names have underscores, so that objects cannot "
-                "tell whose they are. If a proxy drops such headers, let them pass (nginx: "
+                f"{namespace} drops metadata whose names contain underscores, so FennFlow cannot "
+                "recognise its own objects. Allow such headers in your proxy (nginx: "
                 "underscores_in_headers on)."
             )
         if found.unswept is not None:
             problems.append(
-                f"What dead processes leave in {namespace} cannot be found and deleted, since a "
+                f"Leftovers of crashed processes in {namespace} cannot be found and deleted, since a "
                 f"listing is refused: {found.unswept}"
             )
         if found.clock_skew is not None and abs(found.clock_skew) > MUCH_SKEW:
             problems.append(
-                f"The clock of {namespace} is {found.clock_skew:+.0f} s off this machine's. Set "
-                "the clock: requests 15 minutes off are refused, and sweeps go by both."
+                f"The clock of {namespace} differs from this machine's by {found.clock_skew:+.0f} s. Set "
+                "the clock: requests 15 minutes off are refused, and sweeps depend on both clocks."
             )
     return problems
 

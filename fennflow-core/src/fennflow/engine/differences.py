@@ -25,7 +25,7 @@ class Policy:
     Args:
         settings: the user's.
         filling: whether the catalog had no record of the namespace at the start. Then all objects
-            are taken: what FennFlow wrote is told from an orphan by its record alone.
+            are taken: only the record distinguishes what FennFlow wrote from an orphan.
         dead_before: seconds since the epoch; no transaction that began earlier can commit (P27).
         transaction_id: of the transaction that changes the catalog.
         catalog_id: of the catalog.
@@ -187,7 +187,7 @@ def unreadable(key: ObjectKey) -> Verdict:
 
 
 def _adopted(key: ObjectKey, stored: StoredObject, transaction_id: str, seq: int) -> Record:
-    """Return the record of an object as it lies there.
+    """Return a record for an object as it is stored now.
 
     What its stamp claims is not believed: it is read as the class of its media type, and has no
     checksum.

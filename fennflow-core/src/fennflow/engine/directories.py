@@ -145,7 +145,7 @@ async def _is_directory(tx: Transaction, namespace: str, path: str) -> bool:
 def _excluded(namespace: str, key: str, other: str) -> KeyException:
     message = (
         f"{namespace}/{key} and {namespace}/{other} exclude each other: this store is a file system, "
-        "where a name is either a file or a directory. Nothing of this call stays. Choose another "
-        "key, or delete the other one in a unit of work before."
+        "where a name is either a file or a directory. The call was rolled back. Choose another "
+        "key, or delete the other file in an earlier unit of work."
     )
     return KeyException(message)

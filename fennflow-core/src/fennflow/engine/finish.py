@@ -1,6 +1,6 @@
 """Finishing a transaction: its steps batch by batch, each noted in the journal when it is done.
 
-Whoever holds the transaction's token may finish it, any number of times (P7). Nothing that is noted is
+The owner of the transaction's token may finish it, any number of times (P7). Nothing that is noted is
 done again: the records that were moved, the keys that were released (P9, P28).
 """
 
@@ -68,7 +68,7 @@ def _in_order(settler: Settler, keys: Iterable[ObjectKey]) -> list[ObjectKey]:
     """Return keys in the order in which they are finished: those that failed before come last."""
     shuffled = sorted(keys)
     if settler.claimed:
-        random.shuffle(shuffled)  # nobody knows which ones failed before
+        random.shuffle(shuffled)  # it is not known which ones failed before
     return sorted(shuffled, key=lambda key: settler.progress.failures[key])
 
 

@@ -43,7 +43,7 @@ CONNECTOR_DIRECTORIES = {"probe", "incoming"}
 async def lock_free(
     leases: Leases, lease: Lease, keys: Sequence[ObjectKey], busy: list[ObjectKey]
 ) -> dict[ObjectKey, Record]:
-    """Lock all keys that nobody is writing, note the others, and return the records of those."""
+    """Lock all keys that are free, note the others, and return the records of the locked ones."""
     try:
         return dict(await leases.begin_writes(lease, keys, lambda _: ()))
     except RecordLockedException:
@@ -136,7 +136,7 @@ async def _check_group(
             return None
 
     # If this fails the transaction is left to be claimed, and the late writes stay. Its deletions are
-    # journaled before they are sent, so that whoever claims it knows what may still arrive (P20 b).
+    # journaled before they are sent, so that the process that claims it knows what may still arrive (P20 b).
     try:
         found = await run_all(context.config.max_concurrency, look, free)
         garbage = [step for steps in found for step in steps or ()]
@@ -159,7 +159,7 @@ async def _check_group(
 async def _garbage(
     context: EngineContext, lease: Lease, records: Mapping[ObjectKey, Record], late_write: LateWrite
 ) -> Sequence[Delete]:
-    """Return the deletions of what carries a transaction and sequence, and is no record's."""
+    """Return the deletions of objects that a late write has made and no record names."""
     namespace, key = late_write.namespace, late_write.key
     record = records.get(ObjectKey(namespace, key))
     versioned = (await context.connector.capabilities(namespace)).versioned
@@ -243,7 +243,7 @@ async def _delete(
         return 0
     try:
         steps = await _swept(context, namespace, found)
-        # No lease guards this: what is deleted is named by its transaction, and nobody else's.
+        # No lease guards this: the name of what is deleted contains its transaction's id.
         await Settler(context, Lease(TransactionToken(""))).perform(steps)
     except BaseConnectorException as error:
         _report(problems, f"Leftovers in {namespace} were not all deleted", error, "P27")

@@ -49,7 +49,7 @@ class Lease:
         token: the transaction's id, and the fencing token under which it is held.
         until: when it ends, by `clock`. The backend's clock decides when others
             may take over; this one started earlier and ends earlier (P23).
-        since: when it was first held, by `clock`, until it was told that this is long ago.
+        since: when it was first held, by `clock`; None once a long hold was logged.
     """
 
     token: TransactionToken
@@ -64,8 +64,8 @@ class Lease:
         """
         if clock() >= self.until:
             message = (
-                f"Transaction {self.token.transaction_id} could not renew its lease in time, so it may be "
-                "recovery's now. Run the unit of work again."
+                f"Transaction {self.token.transaction_id} could not renew its lease in time, so another "
+                "process may be rolling it back. Nothing was committed; run the unit of work again."
             )
             raise TransactionLostException(message)
 
@@ -146,7 +146,7 @@ class Leases:
         """Log once that a transaction holds its paths for long."""
         if lease.since is None or now - lease.since < self.long:
             return
-        message = "Transaction %s has not ended for %.0f s; what it writes stays locked for others until it has"
+        message = "Transaction %s has been open for %.0f s; its files stay locked until it ends"
         transaction = lease.token.transaction_id
         log_event(
             logging.WARNING,

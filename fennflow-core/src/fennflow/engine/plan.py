@@ -66,7 +66,7 @@ def choose_placement(
 
     Args:
         before: the committed record of the key.
-        written: whether something of this transaction, or of somebody else, may lie at the key.
+        written: whether this transaction or another writer may have put an object at the key.
         capabilities: of the namespace.
         hide_pending: the user's switch.
     """
@@ -186,7 +186,7 @@ def plan_commit(
             before = alive.before
             if before is not None:
                 removed.append(key)
-                # A delete marker destroys nothing, and own versions may lie above the record's.
+                # A delete marker destroys nothing, and own versions may be newer than the record's.
                 versioned = capabilities[key.namespace].versioned
                 etag = None if versioned else before.etag
                 steps.append(Delete(namespace=key.namespace, location=Location(key.key), etag=etag))

@@ -1,4 +1,4 @@
-"""Presigned URLs: of what is committed, and lies where it will stay."""
+"""Presigned URLs of committed objects at their final key."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def _check_seconds(expires_in: object) -> None:
 
 
 async def _settled(tx: Transaction, namespace: str, keys: Sequence[str]) -> Sequence[Location]:
-    """Return where committed objects lie, once none of them lies at a staging key any more."""
+    """Return the locations of committed objects, once none of them is at a staging key any more."""
     loop = asyncio.get_running_loop()
     deadline = loop.time() + tx.config.lock_timeout
     while True:

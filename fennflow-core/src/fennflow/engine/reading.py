@@ -46,11 +46,11 @@ class _MovedError(Exception):
 async def read(
     tx: Transaction, namespace: str, keys: Sequence[str], *, missing_ok: bool
 ) -> Sequence[tuple[Record, bytes]]:
-    """Return what lies under keys, all from one moment, in the order asked (P29, I9).
+    """Return the files of keys, all from one moment, in the order asked (P29, I9).
 
     Raises:
         NoSuchKeyException: not `missing_ok`, and some keys have nothing; names them all.
-        ObjectChangedException: somebody changed an object behind the catalog's back.
+        ObjectChangedException: an object was changed outside FennFlow.
         ChecksumMismatchException: the bytes are not those that were committed.
     """
     moved = _MovedError()
@@ -65,7 +65,7 @@ async def read(
         by_key = dict(zip(records, bodies, strict=True))
         return [(records[key], by_key[key]) for key in keys if key in records]
     message = (
-        f"{moved} It was changed or deleted without FennFlow. "
+        f"{moved} It was changed or deleted outside FennFlow. "
         "Put it again, or reconcile the catalog with the bucket."
     )
     raise ObjectChangedException(message) from moved
@@ -79,14 +79,14 @@ async def _fetch(tx: Transaction, record: Record) -> bytes:
                 record.namespace, record.location, if_match=record.etag
             )
     except (NoSuchKeyException, PreconditionFailedException) as error:
-        message = f"{name} does not hold what the catalog says."
+        message = f"{name} differs from its record in the catalog."
         raise _MovedError(message) from error
     if stored.etag != record.etag:
-        message = f"{name} has the ETag {stored.etag}, and the catalog says {record.etag}."
+        message = f"{name} has the ETag {stored.etag}; the catalog has {record.etag}."
         raise _MovedError(message)
     if record.sha256 is not None and await sha256_of(body) != record.sha256:
         message = (
-            f"{name} has other bytes than were committed: its SHA-256 is not {record.sha256}. "
+            f"{name} differs from what was committed: its SHA-256 is not {record.sha256}. "
             "Restore it from a backup, or put it again."
         )
         raise ChecksumMismatchException(message)

@@ -95,7 +95,7 @@ class Reconciler:
                 done.add(namespace)
 
     async def prepare_all(self, namespaces: Iterable[str], seen: set[str]) -> None:
-        """Reconcile namespaces before somebody needs them; a store that fails is asked again then.
+        """Reconcile namespaces before they are used; a store that fails is asked again at its first use.
 
         Args:
             namespaces: which ones.
@@ -218,7 +218,7 @@ class _Run:
         )
 
     async def emit(self, on_finding: OnFinding | None) -> None:
-        """Count what is new, and tell the caller."""
+        """Count new findings, and pass them to the caller."""
         for finding in self._not_emitted:
             self._differences[finding.difference] += 1
             if finding.action is not None:
@@ -323,7 +323,7 @@ class _Run:
 def _warn_of(key: ObjectKey, error: BaseConnectorException) -> None:
     log_event(
         logging.WARNING,
-        "%r in %s cannot be read, and was passed over: %s",
+        "%r in %s cannot be read and was skipped: %s",
         key.key,
         key.namespace,
         error,

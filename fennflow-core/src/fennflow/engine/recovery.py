@@ -65,7 +65,7 @@ class Unsettled:
     Args:
         lease: which one, and the right to act for it.
         undo: the steps of its compensation, for the case that it is not decided `committed`.
-        late_writes: what compensation leaves in doubt.
+        late_writes: requests of the compensation that may still arrive.
         callbacks: the user's own saga steps and callbacks, as far as they wait for the outcome.
         joined: the user's transaction that holds the decision until it ends, if there is one.
         claimed: whether its owner was another one, who had begun to settle it.
@@ -132,7 +132,7 @@ class Recovery:
 
     def start(self) -> None:
         """Run at once in the background, and from then on at intervals."""
-        # Nobody who is only passing by pays for the requests of a sweep.
+        # Short-lived processes must not pay for a sweep, so the first one is delayed.
         self._sweep_due = asyncio.get_running_loop().time() + self.context.config.late_write_period
         self._turns.start(delay=0.0)
 
@@ -154,7 +154,7 @@ class Recovery:
         if self._own:
             log_event(
                 logging.WARNING,
-                "Not settled when the engine was closed, and left to the next process: %s",
+                "Not finished when the engine was closed; left to the next process: %s",
                 ", ".join(self._own),
                 rule="P9",
             )
@@ -177,10 +177,10 @@ class Recovery:
             self._looks.start(delay=0.0)
 
     async def run(self, namespaces: Collection[str]) -> RecoveryReport:
-        """Settle, bury and sweep everything that there is, due or not.
+        """Finish transactions, check late writes and sweep, whether due or not.
 
         Args:
-            namespaces: to sweep, besides those that the engine has used.
+            namespaces: to sweep, in addition to those that the engine has used.
         """
         self.namespaces.update(namespaces)
         # What is under way may fail because of what has been put right by now.
@@ -211,7 +211,7 @@ class Recovery:
         return True
 
     async def _look(self) -> bool:
-        """Claim what dead processes left; somebody waits for it."""
+        """Claim what dead processes left; a caller waits for it."""
         try:
             await self._claim()
         except Exception as error:  # noqa: BLE001 - logged, and tried again
@@ -346,7 +346,7 @@ class Recovery:
         # An owner that had decided nothing has sent nothing to undo its work, nor to apply it.
         decided = found.outcome is not None
         unsettled = Unsettled(lease=lease, undo=(), late_writes=(), claimed=decided)
-        # Nothing is known of how far the owner got: every write counts as done and as in doubt.
+        # It is not known how far the owner got: every write counts as done and as ambiguous.
         writes = [
             Write(intent=intent, sent=True, ambiguous=True)
             for intent in found.intents
@@ -431,7 +431,7 @@ def _outcome(attempt: _Attempt) -> Outcome | None:
 
 
 def _log_failed(error: Exception) -> None:
-    message = "Recovery failed, and will be tried again: %r"
+    message = "Recovery failed and will be retried: %r"
     log_event(logging.WARNING, message, error, rule="P26")
 
 
@@ -440,7 +440,7 @@ def _log_pending(unsettled: Unsettled, error: Exception) -> None:
     waiting = isinstance(error, CommitUncertainException)
     log_event(
         logging.INFO if waiting else logging.WARNING,
-        "Transaction %s could not be settled yet: %s: %s",
+        "Transaction %s could not be finished yet: %s: %s",
         transaction_id,
         type(error).__name__,
         with_notes(error),

@@ -76,7 +76,7 @@ async def engine_for(
 ) -> AsyncGenerator[Engine]:
     """Use the engine of a configuration on the running loop, opening it at first use.
 
-    It is closed after the last lifespan, when nobody uses it any more; who wants it then waits, and
+    It is closed after the last lifespan, when it is not used any more; a caller that wants it then waits, and
     opens another one. Else it is closed with the loop: it lives in an asynchronous generator, and
     `asyncio.run`, like every runner that ends a loop in order, closes those that are still open.
 

@@ -38,11 +38,10 @@ if TYPE_CHECKING:
 
 
 def _cancel_again(task: asyncio.Task[Any], cancellation: asyncio.CancelledError) -> None:
-    """Cancel a task at its next await, since its cancellation could not be minded (P21, I8).
+    """Deliver a cancellation again at the next await, since it arrived during a commit (P21, I8).
 
-    It arrived during a commit which then succeeded: the block must end without an exception, and
-    the cancellation must not be lost. By the time the loop gets here, whoever asked for it and has
-    taken it back since (`asyncio.timeout`) has done so.
+    The commit succeeded, so the block must end without an exception, and the cancellation must not
+    be lost. If its requester has withdrawn it meanwhile (`asyncio.timeout`), it is not delivered.
     """
     requests = task.cancelling()
 
@@ -111,7 +110,7 @@ class Session(Block):
         Raises:
             ConflictException: `validate_reads`, and a record that was read has changed.
             TransactionLostException: the lease ran out; recovery undoes the transaction.
-            CommitUncertainException: the outcome could not be learnt; recovery settles it.
+            CommitUncertainException: the outcome is unknown; recovery will commit or roll back.
             Exception: what the backend raised; the transaction is undone.
         """
         wait = _Wait(self._grace)
@@ -136,7 +135,7 @@ class Session(Block):
         await self._free.wait()
 
     async def rollback(self, cause: BaseException | None = None, *, last: bool = False) -> None:
-        """Undo all changes, whoever is cancelled meanwhile (P21).
+        """Undo all changes, even if the caller is cancelled meanwhile (P21).
 
         Calls that other tasks have under way are broken off.
 
@@ -197,13 +196,13 @@ class Session(Block):
             message = "This unit of work is being committed or rolled back already."
         elif self._calls.inside():
             message = (
-                "Inside step(), or the source of a stream, there is no commit() or rollback(), nor "
+                "commit() and rollback() cannot be called inside step() or the source of a stream, nor "
                 "in a task that was started there."
             )
         elif self._savepoints and not last:
             message = (
-                "While a savepoint is open, in this task or in another one, there is no commit() "
-                "or rollback(). Leave it first."
+                "commit() and rollback() cannot be called while a savepoint is open, in this task "
+                "or in another one. Leave the savepoint first."
             )
         if message is not None:
             raise TransactionException(message)
@@ -220,7 +219,7 @@ class Session(Block):
     async def _commit(self) -> None:
         """Pivot and apply; on return nothing can be undone any more."""
         tx, joined = self._tx, self._joined
-        # A joined transaction decides for callbacks too, and for reads, which it may not see anew.
+        # A joined transaction decides for callbacks too, and for reads, which it may not see afresh.
         decides = joined is not None and (tx.reads or (joined.managed_by_caller and tx.callbacks))
         if not (tx.journaled or decides):
             await self._commit_nothing()
@@ -264,7 +263,7 @@ class Session(Block):
         try:
             await self._finish(decision)
         except Exception as error:  # noqa: BLE001 - P9: the commit stands
-            self._leave_over(f"is committed, and will be applied later: {with_notes(error)}")
+            self._leave_over(f"is committed and will be applied later:  {with_notes(error)}")
 
     async def _finish(self, decision: Decision) -> None:
         """Perform what is left to do, unless all is done (P6)."""
@@ -283,15 +282,15 @@ class Session(Block):
         """Leave to recovery what a commit could not end in time, and return what to raise."""
         late = f"compensation_timeout={self._grace} s were not enough after a cancellation."
         if self._tx.outcome is Outcome.COMMITTED:
-            self._leave_over(f"is committed, and will be applied later: {late}")
+            self._leave_over(f"is committed and will be applied later:  {late}")
             return None
         if self._tx.outcome is Outcome.ABORTED:
             self._report_pending(self._tx.failure or cancellation, TimeoutError(late))
             return self._tx.failure
         message = self._leave_over(
-            f"did not end its commit within compensation_timeout={self._grace} s after a "
-            "cancellation; it will be settled one way. Read the objects again before you "
-            "repeat the work."
+            f"commit outcome unknown: it did not end within compensation_timeout={self._grace} s "
+            "after a cancellation. Recovery will either commit it or roll it back; read the files "
+            "again before you retry."
         )
         uncertain = CommitUncertainException(message)
         uncertain.__cause__ = cancellation
@@ -327,11 +326,10 @@ class Session(Block):
         """Learn what became of a pivot that failed, by deciding against it (P5)."""
         try:
             return await self._tx.backend.abort(self._tx.lease.token)
-        except Exception as second:  # noqa: BLE001 - told with the exception
+        except Exception as second:  # noqa: BLE001 - part of the exception's message
             message = self._leave_over(
-                f"may or may not have committed, which could not be learnt: "
-                f"{type(second).__name__}: {second}. It will be settled one way; read the objects "
-                "again before you repeat the work."
+                f"commit outcome unknown ({type(second).__name__}: {second}). Recovery will either "
+                "commit it or roll it back; read the files again before you retry."
             )
             raise CommitUncertainException(message) from error
 
@@ -360,11 +358,11 @@ class Session(Block):
         lock_wait = LOCK_WAIT if surrounded or isinstance(cause, RecordLockedException) else None
         try:
             decision = await self._tx.backend.abort(self._tx.lease.token, lock_wait=lock_wait)
-        except Exception as error:  # noqa: BLE001 - told by _report_pending
+        except Exception as error:  # noqa: BLE001 - reported by _report_pending
             if joined is not None and not joined.ended:
                 self._engine.recovery.add(self._undecided(joined))
                 return
-            self._tx.outcome = Outcome.ABORTED  # whoever decides it: it never tried to commit
+            self._tx.outcome = Outcome.ABORTED  # in any case: it never tried to commit
             self._report_pending(cause, error)
         else:
             self._tx.outcome = Outcome.ABORTED
@@ -374,7 +372,7 @@ class Session(Block):
         """Remove every trace of a transaction that is decided `aborted`."""
         try:
             await self._finish(decision)
-        except Exception as error:  # noqa: BLE001 - told by _report_pending
+        except Exception as error:  # noqa: BLE001 - reported by _report_pending
             self._report_pending(cause, error)
 
     async def _call_back(
@@ -395,7 +393,7 @@ class Session(Block):
         """
         tx = self._tx
         if tx.outcome is None or not tx.callbacks:
-            return cancellation  # recovery calls back when it has learnt the outcome
+            return cancellation  # recovery calls back when it knows the outcome
         aftermath = self._engine.recovery.aftermaths.start(
             tx.callbacks, tx.outcome, tx.transaction_id
         )

@@ -42,12 +42,12 @@ S = TypeVar("S", Copy, Delete, AbortUpload)
 T = TypeVar("T")
 
 OUTAGE = 8
-"""Steps which the store does not answer, one after the other, until it counts as away; and
-deletions that it refuses one by one, until those that follow are not tried one by one."""
+"""Consecutive steps without a response until the store counts as unreachable; and single deletions
+that are refused until the rest is not tried one by one."""
 UNDER_WAY = 5.0
-"""Seconds for which a copy may go on that is cancelled while its upload is begun, at most."""
+"""Most seconds that a copy may continue if it is cancelled while its upload begins."""
 NAMED = 5
-"""Keys that an error names."""
+"""Most keys that an error names."""
 
 _DeletionBatch = tuple[str, Sequence[tuple[ObjectKey, Deletion]]]
 
@@ -161,7 +161,7 @@ class Settler:
             await self.context.backend.relocate(self.lease.token, moved)
 
     async def _copy(self, step: Copy, size: int) -> StoredObject:
-        # In doubt until it is answered: nobody else may write there if this is broken off.
+        # The key stays locked until there is a response, even if this call is cut off.
         key = step.object_key
         new = self._may_be_late(step) and key not in self.progress.keys_in_flight
         if new:
@@ -204,11 +204,11 @@ class Settler:
                 raise  # the source is gone
             # Of a condition on a target that is gone, some stores answer that too with 404.
             stamp = None if there is None else stamp_of(there)
-            # It may be from an earlier write of this transaction, the answer to which was lost.
+            # It may be from an earlier write of this transaction whose response was lost.
             if stamp is None or stamp.transaction_id != self.lease.token.transaction_id:
                 log_event(
                     logging.WARNING,
-                    "%s/%s was changed behind the catalog; the committed bytes replace it (P17)",
+                    "%s/%s was modified outside FennFlow; overwriting it with the committed version (P17)",
                     step.namespace,
                     step.key,
                     rule="P17",
@@ -243,7 +243,7 @@ class Settler:
                 on_upload=on_upload,
             )
 
-        # The answer that begins an upload is the only one to tell its id.
+        # Only the response that begins an upload has its id.
         most = min(UNDER_WAY, self.context.config.compensation_timeout)
         copying, cancellation = await shielded(
             copy(), grace=lambda: 0.0 if step.seq in self.progress.uploads else most
@@ -253,7 +253,7 @@ class Settler:
         return copying.result()
 
     async def _end_upload_of(self, step: Copy) -> None:
-        """Abort what an earlier attempt to copy in parts has left, which nobody else would (P13)."""
+        """Abort the multipart copy that an earlier attempt has left (P13)."""
         upload_id = self.progress.uploads.get(step.seq)
         if upload_id is not None:
             await self.context.connector.abort_upload(step.namespace, step.key, upload_id)
@@ -294,7 +294,7 @@ class Settler:
         capabilities = await self.context.connector.capabilities(step.namespace)
         conditions = capabilities.conditional_delete
         if step.owner is None:
-            # A committed delete minds the ETag only where that costs no request of its own.
+            # A committed delete checks the ETag only where that needs no extra request.
             etag = step.etag if conditions == "batch" else None
             return [Deletion(location=step.location, if_match=etag)]
         if step.etag is not None and conditions != "none":
@@ -379,13 +379,13 @@ class Settler:
     def _refused(
         self, namespace: str, key: ObjectKey, deletion: Deletion, error: BaseConnectorException
     ) -> None:
-        """Note that one deletion of a batch was refused; of another's object that is right."""
+        """Note that one deletion of a batch was refused; for another writer's object that is right."""
         if not isinstance(error, PreconditionFailedException):
             self._fail(key, error)
             return
         log_event(
             logging.WARNING,
-            "%s/%s holds what this transaction did not know of; it was left alone (P18)",
+            "%s/%s was changed by another writer; not deleted (P18)",
             namespace,
             deletion.location.key,
             rule="P18",

@@ -1,4 +1,4 @@
-"""The metadata by which an object tells whose it is (P11)."""
+"""The metadata that identifies the write that made an object (P11)."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def unstamped(metadata: Mapping[str, str]) -> dict[str, str]:
 def stamp_of(stored: StoredObject) -> Stamp | None:
     """Return the stamp of an object; None if FennFlow did not write it.
 
-    Anybody who may write to the bucket can write such metadata, so what is not exactly as FennFlow
+    Any writer of the bucket can set such metadata, so what is not exactly as FennFlow
     writes it is not a stamp, and what is one proves nothing: class and checksum are not read.
     """
     catalog_id = stored.metadata.get(PREFIX + "catalog")

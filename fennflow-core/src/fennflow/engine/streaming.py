@@ -1,4 +1,4 @@
-"""Bodies that never are in memory as a whole: read while they are sent, and sent while they are read."""
+"""Streaming uploads and downloads with constant memory."""
 
 from __future__ import annotations
 
@@ -136,8 +136,8 @@ class Source:
             if not limit.expired():
                 raise  # the source's own
             message = (
-                f"{self.name} gave no bytes for {idle:g} seconds (upload_idle_timeout). Nothing of "
-                "this call stays; send it again."
+                f"{self.name} produced no bytes for {idle:g} seconds (upload_idle_timeout). The call "
+                "was rolled back; send the file again."
             )
             raise UploadIdleException(message) from None
 
@@ -145,8 +145,8 @@ class Source:
         """Refuse a body that is not as long as was said."""
         if self.size is not None and self.size != size:
             message = (
-                f"{self.name} has {size} bytes, and not {self.size} as was said; nothing of this "
-                "call stays. Leave out the size, or read from the beginning."
+                f"{self.name} has {size} bytes, but size={self.size} was given. The call was rolled "
+                "back. Leave out the size, or read from the beginning."
             )
             raise FileException(message)
 
@@ -156,19 +156,19 @@ class Source:
             await self._opened.aclose()
 
     async def report_all(self) -> None:
-        """Tell that all of a body was sent that went whole."""
+        """Report the progress of a body that was sent in one request."""
         await self._report_progress(sum(map(len, self._begun)))
 
     async def _report_progress(self, more: int) -> None:
         self.count += more
-        # What is sent again is no progress.
+        # Bytes that are sent again do not count as progress.
         news, self._reported = self.count - self._reported, max(self.count, self._reported)
         if news > 0 and self.on_bytes is not None:
             await notify(self.on_bytes, news)
 
     def _checked(self, chunk: object) -> bytes:
         if not isinstance(chunk, bytes):
-            message = f"{self.name} gave a {type(chunk).__name__} where bytes are wanted."
+            message = f"{self.name} produced a {type(chunk).__name__} instead of bytes."
             raise FileException(message)
         return chunk
 
@@ -218,7 +218,7 @@ class Download:
     """The bytes of a record on their way to the user, from one version to the end (P29).
 
     Args:
-        connector: where they lie.
+        connector: where they are stored.
         call: begins a call of the session, by which it looks at the catalog.
         key: of the object.
         start: the first byte wanted.
@@ -241,8 +241,8 @@ class Download:
         """Connect, so that what is missing is missed now, and return what iterates over the bytes.
 
         Raises:
-            NoSuchKeyException: nothing lies under the key.
-            ObjectChangedException: somebody changed the object behind the catalog's back.
+            NoSuchKeyException: there is no such file.
+            ObjectChangedException: the object was changed outside FennFlow.
         """
         self.record = await self._look()
         self.position = min(self.start, self.record.size)
@@ -287,9 +287,9 @@ class Download:
         whole = begin == 0 and self.position == self.record.size
         if whole and self.record.sha256 not in {None, await digest.hexdigest()}:
             message = (
-                f"{self.key.namespace}/{self.key.key} has other bytes than were committed: its "
-                f"SHA-256 is not {self.record.sha256}. Do not use what was read; restore it from "
-                "a backup, or put it again."
+                f"{self.key.namespace}/{self.key.key} differs from what was committed: its SHA-256 is "
+                f"not {self.record.sha256}. Discard what was read; restore the file from a backup, "
+                "or put it again."
             )
             raise ChecksumMismatchException(message)
 
@@ -309,7 +309,7 @@ class Download:
             raise ConnectorUnavailableException(message)
 
     async def _follow(self, error: Exception, begin: int, *, last: bool) -> None:
-        """Go on where the bytes lie now: apply may have moved them meanwhile (P28)."""
+        """Continue at the current location of the bytes: apply may have moved them (P28)."""
         now = await self._look()
         same = replace(self.record, location=now.location, etag=now.etag) == now
         unmoved = now == self.record

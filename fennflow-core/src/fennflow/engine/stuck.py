@@ -31,7 +31,7 @@ async def unfinished(backend: Backend) -> list[str]:
 
 
 async def long_open(backend: Backend, period: float) -> list[str]:
-    """Describe the transactions that nobody has decided for longer than a period."""
+    """Describe the transactions that have been undecided for longer than a period."""
     return [
         _described(each)
         for each in await _journaled(backend)

@@ -1,4 +1,4 @@
-"""What the engine tells those who run it: log records, and spans and metrics of OpenTelemetry.
+"""Telemetry of the engine: log records, and spans and metrics of OpenTelemetry.
 
 The names of OpenTelemetry are those of its conventions for database clients, since a unit of work
 is to a bucket what a transaction is to a database. What has no name there begins with `fennflow.`.
@@ -54,7 +54,7 @@ def _instruments() -> _Instruments | None:
         events=meter.create_counter(
             "fennflow.events",
             unit="{event}",
-            description="What the log tells, by the rule of the protocol that it comes from.",
+            description="Log records, by protocol rule.",
         ),
         recovered=meter.create_counter(
             "fennflow.recovered",
@@ -154,7 +154,7 @@ def operation(name: str, transaction: str, namespace: str | None = None) -> Gene
         name if namespace is None else f"{name} {namespace}",
         kind=SpanKind.CLIENT,
         attributes={**attributes, "fennflow.transaction.id": transaction},
-        record_exception=False,  # who catches it decides whether it is told
+        record_exception=False,  # the handler decides whether it is logged
         set_status_on_exception=False,
     ) as span:
         try:

@@ -42,7 +42,7 @@ class Scope:
     """What can be taken back alone: what a savepoint did, or a call of several steps.
 
     What is done in its context belongs to it, by the tasks that were started there too; what runs
-    beside it does not.
+    in parallel does not.
 
     Args:
         tx: the transaction.
@@ -209,7 +209,7 @@ class Transaction:
         self.lease.check()
 
     async def ensure_reconciled(self, namespace: str) -> None:
-        """Reconcile the namespace if that is due; whoever asks the catalog comes here first."""
+        """Reconcile the namespace if that is due, before the catalog is read or written."""
         await self._reconciler.ensure_reconciled(namespace, self._reconciled)
 
     async def prepare_read(self, namespace: str) -> None:
@@ -378,13 +378,11 @@ class Transaction:
 
 def rolled_back() -> TransactionException:
     """Return the error of a call whose unit of work is rolled back meanwhile."""
-    message = (
-        "The unit of work was rolled back while this call was under way; nothing of the call stays."
-    )
+    message = "The unit of work was rolled back during this call, so the call was undone."
     return TransactionException(message)
 
 
 def no_such_key(namespace: str, keys: Sequence[str]) -> NoSuchKeyException:
     """Return the error for keys that have nothing."""
-    message = f"Nothing lies under {', '.join(f'{namespace}/{key}' for key in keys)}."
+    message = f"No such file: {', '.join(f'{namespace}/{key}' for key in keys)}"
     return NoSuchKeyException(message)

@@ -79,7 +79,7 @@ def check_uploads(tx: Transaction, namespace: str, uploads: Sequence[Upload]) ->
 
 
 def check_beside(tx: Transaction, namespace: str, upload: Upload) -> None:
-    """Refuse what cannot be stored beside the bytes, before any I/O."""
+    """Reject attributes that cannot be stored, before any I/O."""
     # The sequence is not known yet; no transaction gets to one with more digits.
     attributes = attributes_of(tx, upload, seq=10**9)
     check_attributes(attributes)
@@ -89,7 +89,7 @@ def check_beside(tx: Transaction, namespace: str, upload: Upload) -> None:
 def attributes_of(
     tx: Transaction, upload: Upload, seq: int, *, staged: bool = False
 ) -> ObjectAttributes:
-    """Return what is stored beside the bytes of a write: the user's, and the stamp (P11).
+    """Return the attributes of a write: the user's, and the stamp (P11).
 
     Args:
         tx: the transaction.

@@ -34,7 +34,7 @@ async def pairs(
     The catalog is read in key order, as far as the store has listed. Records that the store has not
     listed by then are noted, and looked up again when it lists their keys after all. So a store that
     lists in key order costs one pass over both, and any other one is compared as well. What is
-    noted lies in a temporary file, so that memory stays constant.
+    noted is in a temporary file, so that memory stays constant.
 
     Args:
         context: of the engine.

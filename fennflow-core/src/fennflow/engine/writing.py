@@ -81,7 +81,7 @@ async def write(
 async def delete(
     tx: Transaction, namespace: str, keys: Sequence[str], *, missing_ok: bool
 ) -> Sequence[str]:
-    """Delete at the commit what lies under keys, and return those that existed.
+    """Delete the files of keys at the commit, and return those that existed.
 
     Raises:
         NoSuchKeyException: not `missing_ok`, and some keys have nothing.
@@ -109,13 +109,13 @@ async def delete(
 async def send(
     tx: Transaction, seqs: list[int], numbered: tuple[int, Upload], *, create: bool
 ) -> Record:
-    """Bring a file's bytes to its placement, whatever lies there (P14, P16).
+    """Send a file's bytes to its placement, even if an object is there already (P14, P16).
 
     Args:
         tx: the transaction.
         seqs: of the call; a fallback adds its own.
         numbered: the write's sequence and the file.
-        create: whether an object that lies there is an error.
+        create: whether an existing object is an error.
     """
     seq, upload = numbered
     if isinstance(upload.body, Source):
@@ -166,7 +166,7 @@ async def _send(
             return record
         seq = await _stage_instead(tx, seqs, seq)
     elif write.before is None:
-        # The catalog has nothing there; what lies there may be somebody else's, or garbage of ours.
+        # The catalog has no record; the object may be another writer's, or our garbage.
         earlier = [each for each in tx.chain(key) if each.sent and each.intent.target == key.key]
         conditional = tx.capabilities[key.namespace].conditional_create
         if create and placement is Placement.VERSIONED and conditional and not earlier:
@@ -183,7 +183,7 @@ async def _send(
 
 
 async def _stage_instead(tx: Transaction, seqs: list[int], seq: int) -> int:
-    """Take a write back, and journal one that replaces what lies at the key at the commit."""
+    """Take a write back, and journal one that replaces the object at the commit."""
     tx.retract([seq])
     [seq] = await tx.begin_writes([tx.writes[seq].intent.object_key], _staged)
     seqs.append(seq)
@@ -195,7 +195,7 @@ def _staged(_key: ObjectKey, _before: Record | None, _chain: Sequence[Write]) ->
 
 
 async def _put_if_free(tx: Transaction, seq: int, upload: Upload, *, create: bool) -> Record | None:
-    """PUT with `If-None-Match`; None if what lies there may be replaced (P14)."""
+    """PUT with `If-None-Match`; None if the existing object may be replaced (P14)."""
     key = tx.writes[seq].intent.object_key
     for _ in range(CREATE_ATTEMPTS):
         try:
@@ -215,7 +215,7 @@ async def _put_if_free(tx: Transaction, seq: int, upload: Upload, *, create: boo
                 continue  # contended (409), or deleted since
             log_event(
                 logging.INFO,
-                "%s/%s holds an object that the catalog does not know (P14)",
+                "%s/%s has an object without a record in the catalog (P14)",
                 key.namespace,
                 key.key,
                 rule="P14",
@@ -246,7 +246,7 @@ async def _put(tx: Transaction, seq: int, upload: Upload, *, if_none_match: bool
         if intent.upload_id is not None:
             await tx.connector.abort_upload(intent.namespace, intent.target, intent.upload_id)
         ambiguous = tx.writes[seq].ambiguous
-        # Until the answer is there, the write counts as done and as doubtful (P19).
+        # Until the response arrives, the write counts as done and as ambiguous (P19).
         tx.update(seq, sent=True, ambiguous=True)
         staged = intent.placement is Placement.STAGED
         attributes = attributes_of(tx, upload, seq, staged=staged)
@@ -344,7 +344,7 @@ def _written(
     if ambiguous:
         log_event(
             logging.INFO,
-            "A write of %s/%s was sent more than once; one may arrive late (P20)",
+            "A write of %s/%s was sent more than once; one attempt may arrive late (P20)",
             write.intent.namespace,
             write.intent.key,
             rule="P20",
@@ -402,7 +402,7 @@ def _check_catalog(tx: Transaction, key: ObjectKey, there: StoredObject) -> None
     if stamp is not None and stamp.catalog_id not in ours:
         message = (
             f"{key.namespace}/{key.key} belongs to another application, with the catalog "
-            f"{stamp.catalog_id}; nothing of this call stays. Choose another name, or, if that "
+            f"{stamp.catalog_id}. The call was rolled back. Choose another name, or, if that "
             "catalog is lost, name it in ReconcileConfig(adopt_catalogs=...)."
         )
         raise RecordAlreadyExistsException(message)
@@ -410,15 +410,15 @@ def _check_catalog(tx: Transaction, key: ObjectKey, there: StoredObject) -> None
 
 def _cannot_repeat(key: ObjectKey) -> ObjectChangedException:
     message = (
-        f"Somebody else wrote {key.namespace}/{key.key} while a stream was sent to it, which can "
-        "be read once only; nothing of this call stays. Open the stream again, and repeat the call."
+        f"Another writer replaced {key.namespace}/{key.key} during a one-shot upload. The call was "
+        "rolled back; open the stream again and retry."
     )
     return ObjectChangedException(message)
 
 
 def _already_exists(key: ObjectKey) -> RecordAlreadyExistsException:
     message = (
-        f"{key.namespace}/{key.key} exists already; nothing of this call stays. "
+        f"{key.namespace}/{key.key} already exists. The call was rolled back. "
         "Use put() to overwrite it, or choose another name."
     )
     return RecordAlreadyExistsException(message)

@@ -69,15 +69,15 @@ class BaseContent(Described):
         data: the bytes as stored.
         filename: path relative to the scope of the `put`; without one, the file is named by the
             SHA-256 of its bytes and the extension of its media type.
-        media_type: told by the name or the bytes where it is not given.
+        media_type: by default detected from the name or the bytes.
         metadata: the user's own, any Unicode; S3 takes about 1,800 bytes of ASCII, and a third as many other
             characters. Names that start with `fennflow_`
             are FennFlow's.
-        path: on what was read, where it lies.
+        path: of a file that was read.
         info: on what was read, what the catalog says of it.
 
     Raises:
-        MediaTypeCannotBeGuessedException: no media type was given, nor do name or bytes tell it.
+        MediaTypeCannotBeGuessedException: no media type was given, and it cannot be detected.
         MetadataException: more metadata than stores hold.
         FileException: a field of the wrong type.
     """
@@ -106,7 +106,7 @@ class BaseContent(Described):
         if guess is None:
             shown = printable(str(name)) if name else "a file without a name"
             message = (
-                f"The media type of {shown} cannot be told from its "
+                f"The media type of {shown} cannot be detected from its "
                 f"name or bytes: pass media_type to {cls.__name__}."
             )
             raise MediaTypeCannotBeGuessedException(message)
@@ -144,7 +144,7 @@ class BaseContent(Described):
 
     @classmethod
     def variant(cls) -> str | None:
-        """Return what tells this class from others that extend the one with its tag.
+        """Return what distinguishes this class from others that extend the one with its tag.
 
         It is stored with the tag, for `from_variant` to find the class again; None, the default,
         makes what was put as a subclass come back as the class that is registered.
@@ -286,7 +286,7 @@ class JsonContent(BaseContent):
             back = json.loads(text)
             where = None if back == value else first_difference(value, back, json=True)
         except (TypeError, ValueError, RecursionError) as error:
-            message = f"The value is not JSON: {error}"
+            message = f"Value is not JSON-serialisable: {error}"
             raise FileException(message) from error
         if where is not None:
             message = (
@@ -314,7 +314,7 @@ class UrlContent(BaseContent):
     """A URL, stored as text; what it leads to is not fetched.
 
     Only `http` and `https` are accepted, when it is made and when it is read: a `javascript:` URL
-    that somebody has stored would run in the page that shows it as a link. A subclass may name
+    in a stored URL would run in the page that shows it as a link. A subclass may name
     other `schemes`.
 
     Example:

@@ -35,20 +35,20 @@ class ContentFactory:
         """Build content from bytes.
 
         Args:
-            media_type: for instance `text/css`; empty to have the name or the bytes tell it.
+            media_type: for instance `text/css`; empty to detect it from the name or the bytes.
             data: the bytes.
             filename: path relative to the scope of the `put`.
             metadata: the user's own.
 
         Raises:
-            MediaTypeCannotBeGuessedException: neither the name nor the bytes tell it.
+            MediaTypeCannotBeGuessedException: it cannot be detected from the name or the bytes.
             FileException: the content is not what its class holds.
         """
         guess = media_type or (media_types.from_name(filename) if filename else None)
         guess = guess or media_types.from_bytes(data)
         if guess is None:
             message = (
-                f"The media type of {filename or 'a file without a name'} cannot be told from its "
+                f"The media type of {filename or 'a file without a name'} cannot be detected from its "
                 "name or bytes: pass media_type."
             )
             raise MediaTypeCannotBeGuessedException(message)
@@ -73,7 +73,7 @@ class ContentFactory:
 
         Raises:
             FileException: the file cannot be read.
-            MediaTypeCannotBeGuessedException: neither the name nor the bytes tell it.
+            MediaTypeCannotBeGuessedException: it cannot be detected from the name or the bytes.
         """
         local = Path(path)
         try:
@@ -91,6 +91,6 @@ class ContentFactory:
         """Build content that is a URL; nothing is fetched.
 
         Raises:
-            FileException: it is no URL.
+            FileException: it is not a URL.
         """
         return UrlContent.from_content(url, filename=filename, metadata=metadata)

@@ -22,14 +22,14 @@ for _media_type, _extension in (
 
 
 def from_name(name: str) -> str | None:
-    """Return the media type that a file name's extension tells, if any."""
+    """Return the media type of a file name's extension, if any."""
     # After a slash, it cannot be taken for a URL, which may bring a type of its own (`data:`).
     media_type, encoding = _TYPES.guess_type(f"/{name.rpartition('/')[2]}")
     return None if encoding else media_type
 
 
 def from_bytes(data: bytes) -> str | None:
-    """Return the media type that the first bytes tell, if any."""
+    """Return the media type that the first bytes identify, if any."""
     kind: Any = filetype.guess(data[:8192])  # pyright: ignore[reportUnknownMemberType]
     return None if kind is None else str(kind.mime)
 

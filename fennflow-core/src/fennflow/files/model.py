@@ -88,7 +88,7 @@ class ModelContent(BaseContent, Generic[M]):
             try:
                 data = model.model_dump_json(by_alias=True, round_trip=round_trip).encode()
             except (PydanticSerializationError, ValueError, TypeError, RecursionError) as error:
-                message = f"{type(model).__name__} has no JSON form: {error}"
+                message = f"{type(model).__name__} is not JSON-serialisable: {error}"
                 raise FileException(message) from error
             built = cls(
                 data=data, filename=filename, media_type=media_type, metadata=metadata or {}
@@ -116,7 +116,7 @@ class ModelContent(BaseContent, Generic[M]):
         """The model.
 
         Raises:
-            FileException: the bytes are no such model.
+            FileException: the bytes are not such a model.
         """
         assert self.model is not None, "__init__ and from_variant see to it"  # noqa: S101
         try:
@@ -127,7 +127,7 @@ class ModelContent(BaseContent, Generic[M]):
                 for detail in error.errors(include_input=False, include_context=False)
             )
             name = self.path or self.filename or "The file"
-            message = f"{name} is no {self.model.__name__}: {reasons}"
+            message = f"{name} is not a {self.model.__name__}: {reasons}"
             raise FileException(message) from None
 
     @classmethod

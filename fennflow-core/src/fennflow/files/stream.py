@@ -23,7 +23,7 @@ from fennflow.printable import printable
 CHUNK = 1 << 20
 """Bytes that are read at a time."""
 CHUNKS_AT_ONCE = 64
-"""Of an iterable that is no coroutine: taken in a thread, in which it may wait."""
+"""A synchronous iterable is read in a thread, where it may block."""
 TAKEN_FOR = 0.1
 """Seconds after which what was taken of a slow one is handed on."""
 
@@ -47,7 +47,7 @@ class StreamContent(Described):
 
     Args:
         filename: path relative to the scope of the `put`.
-        media_type: told by the name where it is not given.
+        media_type: by default detected from the name.
         metadata: the user's own, like that of `BaseContent`.
         size: in bytes, where it is known; a body of another size is refused.
 
@@ -122,28 +122,28 @@ class StreamContent(Described):
             chunks: an iterable of bytes, async or not, or what has `read`, such as an open file
                 or the `UploadFile` of FastAPI. What is not async is called in a thread.
             filename: path relative to the scope of the `put`; that of an upload by default.
-            media_type: by default the `content_type` of an upload, or what the name tells.
+            media_type: by default the `content_type` of an upload, or detected from the name.
             size: in bytes, if you know it.
             metadata: your own.
 
         Raises:
-            FileException: there is no name, or these are no bytes.
-            MediaTypeCannotBeGuessedException: it was not given, nor does the name tell it.
+            FileException: there is no name, or the chunks are not bytes.
+            MediaTypeCannotBeGuessedException: it was not given, and the name does not identify it.
         """
         name: object = filename or getattr(chunks, "filename", None)
         if not isinstance(name, str):
             message = "A stream needs a filename: its bytes cannot name it before they are sent."
             raise FileException(message)
         if isinstance(chunks, (bytes, bytearray, str)):
-            message = f"{name} is no stream: use BinaryContent or TextContent, or pass a list."
+            message = f"{name} is not a stream: use BinaryContent or TextContent, or pass a list."
             raise FileException(message)
         kind: object = media_type or getattr(chunks, "content_type", None)
-        told: object = getattr(chunks, "size", None) if size is None else size
+        stated: object = getattr(chunks, "size", None) if size is None else size
         content = cls(
             filename=name,
             media_type=kind if isinstance(kind, str) and kind else _guess(name),
             metadata=metadata or {},
-            size=told if isinstance(told, int) else None,
+            size=stated if isinstance(stated, int) else None,
         )
         content._open = _once(name, chunks)
         return content
@@ -166,12 +166,12 @@ class FileContent(StreamContent):
         Args:
             path: of the file; it must keep its size until it is sent.
             filename: path relative to the scope of the `put`; the file's own name by default.
-            media_type: told by the name where it is not given.
+            media_type: by default detected from the name.
             metadata: your own.
 
         Raises:
             FileException: there is no such file.
-            MediaTypeCannotBeGuessedException: it was not given, nor does the name tell it.
+            MediaTypeCannotBeGuessedException: it was not given, and the name does not identify it.
 
         Example:
             ```python
@@ -194,7 +194,7 @@ class FileContent(StreamContent):
             message = f"{os.fspath(path)!a} cannot be the path of a file: {error}."
             raise FileException(message) from error
         if not local.is_file():
-            message = f"{local} is no file."
+            message = f"{local} is not a file."
             raise FileException(message)
         name = local.name if filename is None else filename
         content = cls(
@@ -211,9 +211,7 @@ class FileContent(StreamContent):
 def _guess(name: str) -> str:
     guess = media_types.from_name(name)
     if guess is None:
-        message = (
-            f"The media type of {printable(name)} cannot be told from its name: pass media_type."
-        )
+        message = f"The media type of {printable(name)} cannot be detected from its name: pass media_type."
         raise MediaTypeCannotBeGuessedException(message)
     return guess
 
@@ -241,7 +239,9 @@ def _once(name: str, chunks: AsyncIterable[bytes] | Iterable[bytes] | Readable) 
     def open_() -> AsyncGenerator[bytes]:
         nonlocal opened
         if opened:
-            message = f"{name} was read before, and its bytes come once only. Build it anew."
+            message = (
+                f"{name} has already been consumed; create a new StreamContent to send it again."
+            )
             raise FileException(message)
         opened = True
         # Files are iterables too, of lines.

@@ -74,7 +74,7 @@ class RepoField(Generic[R_co]):
 
 
 class S3RepoField(RepoField[R_co]):
-    """A `RepoField` in the words of S3.
+    """A `RepoField` with S3's terms.
 
     Args:
         repository: its class.

@@ -175,8 +175,8 @@ class GeneratePresignedUrlRepository(Repository):
         """Return a URL for every path.
 
         A URL for `GET` leads to what is committed now: in a versioned bucket to that version for
-        good, else to what lies under the path when it is used. What is uploaded by a URL for
-        `PUT` is no part of the transaction: the catalog learns of it by reconciliation.
+        good, else to the object under the path when it is used. What is uploaded by a URL for
+        `PUT` is not part of the transaction: reconciliation adds it to the catalog.
 
         Args:
             paths: what the URLs lead to.
@@ -243,7 +243,7 @@ def _check_page(limit: object, delimiter: object) -> None:
 
 
 def info_of(record: Record) -> ObjectInfo:
-    """Return what users are told of a record."""
+    """Return the public description of a record."""
     return ObjectInfo(
         path=StoragePath(record.key),
         size=record.size,

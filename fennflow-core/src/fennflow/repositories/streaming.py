@@ -60,7 +60,7 @@ class StreamRepository(Repository):
     ) -> AsyncGenerator[ObjectStream]:
         """Open a file for reading, of any size; the memory that it takes is constant.
 
-        A connection that breaks is made anew at the byte that was reached, of the same version of
+        A broken connection is reopened at the byte that was reached, of the same version of
         the file (S3: `If-Match`). Read to its end, a whole file is compared with its SHA-256.
 
         Args:
@@ -70,7 +70,7 @@ class StreamRepository(Repository):
 
         Raises:
             PathException: start and end are not in order.
-            NoSuchKeyException: nothing lies there.
+            NoSuchKeyException: there is no such object.
             ObjectChangedException: the object was changed without FennFlow.
 
         Example:

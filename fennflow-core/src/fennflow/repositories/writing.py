@@ -96,7 +96,7 @@ class _WritingRepository(Repository):
 
 @dataclass(slots=True)
 class _Progress:
-    """Adds up what all files of a call tell."""
+    """Adds up the progress of all files of a call."""
 
     files: InitVar[Sequence[File]]
     on_progress: OnProgress
@@ -121,7 +121,7 @@ class PutRepository(_WritingRepository):
         connector_extra: Mapping[str, Any] | None = None,
         on_progress: OnProgress | None = None,
     ) -> PutResponse:
-        """Write files, replacing what lies under their paths; all or none of the call.
+        """Write files, replacing existing ones; all or none of the call.
 
         Args:
             files: what to write.
@@ -139,7 +139,7 @@ class PutRepository(_WritingRepository):
             MetadataException: metadata that the store cannot hold.
             RecordLockedException: another transaction is writing one of the paths.
             ConnectorCapabilityException: an option that the store does not know.
-            ObjectChangedException: somebody else wrote where a stream was being sent.
+            ObjectChangedException: another writer replaced the object during a one-shot upload.
             BaseConnectorException: the store refused or cannot be reached.
             Exception: what a stream raises.
         """
@@ -176,7 +176,7 @@ class CopyRepository(Repository):
         to: Repository | None = None,
         connector_extra: Mapping[str, Any] | None = None,
     ) -> StoragePath:
-        """Copy a file, replacing what lies at the target.
+        """Copy a file, replacing the target.
 
         Content type, media type, metadata and, on S3, headers and tags go along. Storage class
         and encryption are the bucket's defaults unless `connector_extra` names them.
@@ -192,7 +192,7 @@ class CopyRepository(Repository):
             the full path of the target.
 
         Raises:
-            NoSuchKeyException: nothing lies at the source.
+            NoSuchKeyException: the source does not exist.
             FilepathsCollisionError: source and target are one path.
             RecordLockedException: another transaction is writing the target.
             ObjectChangedException: the source was changed without FennFlow.

@@ -54,7 +54,7 @@ class SyncUnitOfWork(Opened):
 
         Raises:
             ConflictException: `validate_reads`, and a record that was read has changed.
-            CommitUncertainException: the outcome could not be learnt; recovery settles it.
+            CommitUncertainException: the outcome is unknown; recovery will commit or roll back.
             TransactionException: a joined transaction surrounds this block, and decides itself.
         """
         self._await(self._uow.commit)
@@ -224,7 +224,7 @@ class SyncUnitOfWork(Opened):
     def diagnose(
         cls,
     ) -> Diagnosis:
-        """Reach the backend and every bucket, try what they enforce, and tell what results.
+        """Connect to the backend and every bucket, try what they enforce, and report the result.
 
         Writes a few small objects under the reserved prefix, and removes them.
         """

@@ -70,7 +70,7 @@ class SyncRepository(OnRepository[R_co], Generic[R_co]):
         connector_extra: Mapping[str, Any] | None = None,
         on_progress: Callable[[int, int | None], object] | None = None,
     ) -> PutResponse:
-        """Write files, replacing what lies under their paths; all or none of the call.
+        """Write files, replacing existing ones; all or none of the call.
 
         Args:
             files: what to write.
@@ -88,7 +88,7 @@ class SyncRepository(OnRepository[R_co], Generic[R_co]):
             MetadataException: metadata that the store cannot hold.
             RecordLockedException: another transaction is writing one of the paths.
             ConnectorCapabilityException: an option that the store does not know.
-            ObjectChangedException: somebody else wrote where a stream was being sent.
+            ObjectChangedException: another writer replaced the object during a one-shot upload.
             BaseConnectorException: the store refused or cannot be reached.
             Exception: what a stream raises.
         """
@@ -127,7 +127,7 @@ class SyncRepository(OnRepository[R_co], Generic[R_co]):
         to: SyncRepository[Any] | None = None,
         connector_extra: Mapping[str, Any] | None = None,
     ) -> StoragePath:
-        """Copy a file, replacing what lies at the target.
+        """Copy a file, replacing the target.
 
         Content type, media type, metadata and, on S3, headers and tags go along. Storage class
         and encryption are the bucket's defaults unless `connector_extra` names them.
@@ -143,7 +143,7 @@ class SyncRepository(OnRepository[R_co], Generic[R_co]):
             the full path of the target.
 
         Raises:
-            NoSuchKeyException: nothing lies at the source.
+            NoSuchKeyException: the source does not exist.
             FilepathsCollisionError: source and target are one path.
             RecordLockedException: another transaction is writing the target.
             ObjectChangedException: the source was changed without FennFlow.
@@ -344,8 +344,8 @@ class SyncRepository(OnRepository[R_co], Generic[R_co]):
         """Return a URL for every path.
 
         A URL for `GET` leads to what is committed now: in a versioned bucket to that version for
-        good, else to what lies under the path when it is used. What is uploaded by a URL for
-        `PUT` is no part of the transaction: the catalog learns of it by reconciliation.
+        good, else to the object under the path when it is used. What is uploaded by a URL for
+        `PUT` is not part of the transaction: reconciliation adds it to the catalog.
 
         Args:
             paths: what the URLs lead to.
@@ -427,7 +427,7 @@ class SyncRepository(OnRepository[R_co], Generic[R_co]):
     ) -> SyncStream | SyncWriter:
         """Open a file for reading, of any size; the memory that it takes is constant.
 
-        A connection that breaks is made anew at the byte that was reached, of the same version of
+        A broken connection is reopened at the byte that was reached, of the same version of
         the file (S3: `If-Match`). Read to its end, a whole file is compared with its SHA-256.
 
         With `wb` the file is open for writing: its bytes are sent while you write them, and it is put
@@ -445,7 +445,7 @@ class SyncRepository(OnRepository[R_co], Generic[R_co]):
         Raises:
             Exception: for `wb`, like `put`.
             PathException: start and end are not in order.
-            NoSuchKeyException: nothing lies there.
+            NoSuchKeyException: there is no such object.
             ObjectChangedException: the object was changed without FennFlow.
         """
         if mode == "wb":

@@ -130,7 +130,7 @@ class ConnectorSuite(StreamSuite):
                 namespace = target.namespace
                 hierarchical = (await connector.capabilities(namespace)).hierarchical
                 await connector.put(namespace, first, b"1", TEXT)
-                # What is not there is not there, and deleting it is no error.
+                # Deleting an object that does not exist is not an error.
                 assert await connector.head(namespace, Location(second)) is None
                 gone = await connector.delete(namespace, [Deletion(location=Location(second))])
                 assert list(gone.errors) == [None]

@@ -39,7 +39,7 @@ class PostgresqlServer:
         return self._server.get_uri(name)
 
     def kill(self) -> None:
-        """End it as a power cut does: nothing is flushed, no client is told."""
+        """End it as a power cut does: nothing is flushed, no client is notified."""
         pid = self._server.get_pid()
         if pid is None:
             return
@@ -52,7 +52,7 @@ class PostgresqlServer:
                 message = "PostgreSQL does not die."
                 raise TimeoutError(message)
             time.sleep(0.01)
-        # Where nobody reaps the dead, their lock files would pass for those of the living.
+        # Without an init process the killed server stays a zombie and its pid file looks alive; remove it.
         (self._server.pgdata / "postmaster.pid").unlink(missing_ok=True)
         for lock in self._server.pgdata.glob(".s.PGSQL.*.lock"):
             lock.unlink()

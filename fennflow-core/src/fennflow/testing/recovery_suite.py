@@ -350,7 +350,7 @@ class RecoverySuite:
         run(config, scenario, late_write_period=100.0)
 
     def test_late_writes_are_due_when_the_doubt_is_over(self, config: BackendConfig) -> None:
-        """P20 a: and their transaction is settled; and they go when they have been buried."""
+        """P20 a: and their transaction is finished; and they go when they have been checked."""
 
         async def scenario(backend: Backend) -> None:
             transaction, cleaner = new_transaction(), new_transaction()

@@ -28,7 +28,7 @@ MAX_METADATA_BYTES = 2048
 XMLNS = 'xmlns="http://s3.amazonaws.com/doc/2006-03-01/"'
 META = "x-amz-meta-"
 
-# What is stored beside the bytes and comes back, besides user metadata.
+# Headers that are stored and returned, in addition to user metadata.
 STORED_HEADERS = (
     "cache-control",
     "content-disposition",
