@@ -115,8 +115,8 @@ def no_fencing(stack: ExitStack) -> None:
 
 
 def no_late_writes(stack: ExitStack) -> None:
-    """P20 a: nobody remembers what may arrive late."""
-    changed(stack, InMemoryBackend, "_bury", lambda *_: None)
+    """P20 a: late writes are not recorded."""
+    changed(stack, InMemoryBackend, "_record_late_writes", lambda *_: None)
 
 
 def no_kept_locks(stack: ExitStack) -> None:

@@ -206,9 +206,9 @@ def test_without_opentelemetry_there_is_the_log_alone() -> None:
         "async def main():\n    async with UOW() as uow:\n"
         "        await uow.notes.put(TextContent.from_content('1', filename='a'))\n"
         "asyncio.run(main())\n"
-        "telemetry.tell(30, 'still %s', 'told', rule='P9')\n"
+        "telemetry.log_event(30, 'still %s', 'logged', rule='P9')\n"
     )
     ran = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True
     )
-    assert ran.stderr == "still told\n"
+    assert ran.stderr == "still logged\n"
