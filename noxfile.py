@@ -52,11 +52,12 @@ def sync(session: nox.Session, group: str) -> None:
 
 @nox.session
 def lint(session: nox.Session) -> None:
-    """Check style and format, which module imports which, and what every package declares."""
+    """Check style, format and language, which module imports which, and what packages declare."""
     sync(session, "lint")
     session.run("ruff", "check")
     session.run("ruff", "format", "--check", "--diff")
     session.run("lint-imports")
+    session.run("python", "tests/meta/test_plain_english.py")
     # Modules that are not named like what brings them.
     modules = {
         "aiobotocore": "aiobotocore|aiohttp|botocore",

@@ -1,6 +1,6 @@
-"""FennFlow beside what one would write without it, in one run: `uv run benchmarks/run.py`.
+"""FennFlow compared with what one would write without it, in one run: `uv run benchmarks/run.py`.
 
-Each operation is done on N objects by every subject in turn, several times; what is told is the
+Each operation is done on N objects by every subject in turn, several times; the result is the
 median, and its ratio to raw aiobotocore with the same number of requests in flight.
 """
 
@@ -34,7 +34,7 @@ MOST_UNITS = 100
 
 
 async def timed(work: Awaitable[object]) -> float:
-    # Nobody pays for what another has left behind.
+    # No subject pays for what another has left behind.
     gc.collect()
     started = time.perf_counter()
     await work
@@ -58,7 +58,7 @@ async def measure(
         for operation in OPERATIONS:
             if operation == "units" and size > MOST_UNITS:
                 continue
-            # Whoever is first pays for what the machine has to wake up: it takes turns.
+            # The first subject pays for waking up the machine, so they take turns.
             for subject in (*found[turn % len(found) :], *found[: turn % len(found)]):
                 before = count()
                 spent = await timed(getattr(subject, operation)(keys))
@@ -105,7 +105,7 @@ def peak() -> float:
 
 
 def forget_peak() -> float:
-    """Begin to watch anew, and return what is held now, in MiB (Linux)."""
+    """Restart the measurement, and return what is held now, in MiB (Linux)."""
     Path("/proc/self/clear_refs").write_text("5")
     return status("VmRSS")
 

@@ -63,7 +63,7 @@ Rows = dict[str, dict[str, float]]
 def unit_of_work(
     url: str, backend: SqlalchemyBackendConfig, *, lease_ttl: float = 60.0
 ) -> type[Any]:
-    """Return a unit of work whose bucket is reconciled by nobody but us."""
+    """Return a unit of work whose bucket only we reconcile."""
 
     class UOW(UnitOfWork):
         files = RepoField(Files, namespace=BUCKET)

@@ -31,7 +31,7 @@ SORTED_AT_ONCE = 20_000
 
 @dataclass(slots=True)
 class Stored:
-    """An object: its parts are not joined, since nobody asks."""
+    """An object: its parts are not joined, since that is not needed."""
 
     parts: list[bytes]
     headers: dict[bytes, bytes]
@@ -113,10 +113,10 @@ def answer(
         return 204, {}, []
     if there is None:
         return error(404, "NoSuchKey")
-    told = {b"ETag": there.etag, b"Last-Modified": LONG_AGO, **there.headers, **version_of(there)}
+    reply = {b"ETag": there.etag, b"Last-Modified": LONG_AGO, **there.headers, **version_of(there)}
     if method == "HEAD":
-        return 200, {**told, b"Content-Length": b"%d" % there.size}, []
-    return 200, told, there.parts
+        return 200, {**reply, b"Content-Length": b"%d" % there.size}, []
+    return 200, reply, there.parts
 
 
 def on_copy(store: Store, bucket: str, key: str, source: str) -> Answer:
@@ -144,10 +144,10 @@ def on_bucket(
         keys = re.findall(rb"<Key>([^<]*)</Key>", body)
         for key in keys:
             objects.pop(key.decode(), None)
-        told = b"".join(b"<Deleted><Key>%s</Key></Deleted>" % key for key in keys)
+        reply = b"".join(b"<Deleted><Key>%s</Key></Deleted>" % key for key in keys)
         if b"<Quiet>true</Quiet>" in body:
-            told = b""
-        return 200, {}, [b"<DeleteResult %s>%s</DeleteResult>" % (XMLNS.encode(), told)]
+            reply = b""
+        return 200, {}, [b"<DeleteResult %s>%s</DeleteResult>" % (XMLNS.encode(), reply)]
     if method == "GET" and "versioning" in query:
         status = "<Status>Enabled</Status>" if store.versioned else ""
         text = f"<VersioningConfiguration {XMLNS}>{status}</VersioningConfiguration>"
@@ -257,15 +257,15 @@ class Http(asyncio.Protocol):
 
     def _answer(self, method: str, target: str, headers: dict[bytes, bytes], body: bytes) -> None:
         self.store.requests += 1
-        status, told, parts = answer(self.store, method, target, headers, body)
-        told = {b"Content-Length": b"%d" % sum(map(len, parts)), **told}
+        status, reply, parts = answer(self.store, method, target, headers, body)
+        reply = {b"Content-Length": b"%d" % sum(map(len, parts)), **reply}
         head = b"HTTP/1.1 %d OK\r\n" % status
-        lines = b"".join(name + b": " + value + b"\r\n" for name, value in told.items())
+        lines = b"".join(name + b": " + value + b"\r\n" for name, value in reply.items())
         self.transport.writelines([head + lines + b"\r\n", *([] if method == "HEAD" else parts)])
 
 
 def serve(pipe: Connection, versioned: bool) -> None:  # noqa: FBT001 - of a process
-    """Serve until told to stop; what else is told is the latency in seconds, or what to fill.
+    """Serve until asked to stop; other orders are the latency in seconds, or what to fill.
 
     The answer is how many requests there were.
     """
@@ -276,11 +276,11 @@ def serve(pipe: Connection, versioned: bool) -> None:  # noqa: FBT001 - of a pro
         store = Store(versioned)
         server = await loop.create_server(lambda: Http(store, settings), "127.0.0.1", 0)
         pipe.send(server.sockets[0].getsockname()[1])
-        while (told := await loop.run_in_executor(None, pipe.recv)) is not None:
-            if isinstance(told, tuple):
-                store.fill(*told)
-            elif told != COUNT:
-                settings["latency"] = told
+        while (order := await loop.run_in_executor(None, pipe.recv)) is not None:
+            if isinstance(order, tuple):
+                store.fill(*order)
+            elif order != COUNT:
+                settings["latency"] = order
             pipe.send(store.requests)
         server.close()
 

@@ -264,7 +264,7 @@ class Boto3(Raw):
 
 
 class Blocks(io.RawIOBase):
-    """A file of so many bytes that lies nowhere."""
+    """A file of so many bytes, not stored anywhere."""
 
     def __init__(self, size: int) -> None:
         self.left = size

@@ -44,7 +44,7 @@ Joined = Annotated[UOW, fastapi_dependency(UOW, join=database)]
 
 @app.exception_handler(FennFlowException)
 async def refuse(_: Request, error: FennFlowException) -> Response:
-    """Tell what is wrong with a request."""
+    """Report what is wrong with a request."""
     status, detail = refusal(error)
     return JSONResponse({"detail": detail}, status)
 

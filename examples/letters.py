@@ -86,7 +86,7 @@ async def running() -> AsyncGenerator[None]:
 
 
 async def database() -> AsyncGenerator[AsyncSession]:
-    """Yield a session, which is rolled back unless somebody committed it."""
+    """Yield a session, which is rolled back unless it was committed."""
     async with sessions() as session:
         yield session
 
@@ -116,11 +116,11 @@ class Upload(Protocol):
 
     @property
     def content_type(self) -> str | None:
-        """Its media type, as the client told it."""
+        """Its media type, as the client sent it."""
 
     @property
     def filename(self) -> str | None:
-        """Its name, as the client told it."""
+        """Its name, as the client sent it."""
 
     async def read(self, size: int = -1, /) -> bytes:
         """Return the next bytes."""
@@ -135,7 +135,7 @@ def contents(files: Sequence[Upload]) -> list[StreamContent]:
 async def body(info: ObjectInfo, answer: Answer) -> AsyncGenerator[bytes]:
     """Read what was asked for, while it is sent.
 
-    The unit of work is opened here, since a response that nobody reads never comes here.
+    The unit of work is opened here, since a response that is never read never comes here.
     """
     async with (
         UOW() as uow,

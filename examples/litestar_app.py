@@ -41,7 +41,7 @@ async def lifespan(_: Litestar) -> AsyncGenerator[None]:
 
 
 def refuse(_: Request[Any, Any, Any], error: FennFlowException) -> Response[dict[str, str]]:
-    """Tell what is wrong with a request."""
+    """Report what is wrong with a request."""
     status, detail = refusal(error)
     return Response({"detail": detail}, status_code=status)
 

@@ -87,7 +87,7 @@ WRITING = """    With `wb` the file is open for writing: its bytes are sent whil
 
     Args:
 """
-WRITING_ARGUMENTS = """        media_type: of what is written; told by the name where it is not given.
+WRITING_ARGUMENTS = """        media_type: of what is written; by default detected from the name.
         metadata: likewise, your own.
         connector_extra: likewise, options of the store.
 

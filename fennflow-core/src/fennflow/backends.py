@@ -254,11 +254,11 @@ class Backend(ABC):
             keys: what is locked.
             plan: a pure function, which may be called in another thread, and again. What it raises
                 undoes the transaction and propagates.
-            begins: whether the transaction may be new. If not, and it has no row, then it was settled
+            begins: whether the transaction may be new. If not, and it has no row, then it was finished
                 by others, so long ago maybe that its outcome is forgotten: it is lost.
 
         Returns:
-            the records of the keys. They cannot change until the transaction is settled (P6).
+            the records of the keys. They cannot change until the transaction is finished (P6).
 
         Raises:
             RecordLockedException: another transaction holds one of the keys. The engine waits.

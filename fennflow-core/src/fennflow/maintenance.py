@@ -104,7 +104,7 @@ class Maintenance:
 
     @classmethod
     async def recover(cls) -> RecoveryReport:
-        """Settle the transactions of processes that died, and remove what they left in the buckets.
+        """Finish or roll back the transactions of crashed processes, and clean up their leftovers.
 
         This happens by itself: when units of work of a configuration are first used, and every
         `recovery_interval`. Call it where nothing else runs, or where you cannot wait. A transaction
@@ -143,7 +143,7 @@ class Maintenance:
 
     @classmethod
     async def transactions(cls) -> Sequence[TransactionInfo]:
-        """Return the transactions that are under way, or wait to be settled, oldest first."""
+        """Return the transactions that are open, or wait to be finished, oldest first."""
         found: list[TransactionInfo] = []
         last = ""
         async with engine_for(cls.config, plugins.registry()) as engine:

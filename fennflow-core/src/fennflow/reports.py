@@ -106,7 +106,7 @@ class RecoveryReport:
         rolled_forward: transactions that were committed, and are applied now.
         compensated: transactions that were not committed, and are undone now.
         pending: transactions that cannot be finished now: the store, or a
-            transaction that is still open, does not let them be settled.
+            transaction that is still open, prevents it.
         late_writes_checked: places where a late request could have left something, and that are clean now.
         swept: objects under the reserved prefix that no transaction knew of, deleted.
         uploads: unfinished multipart uploads there, aborted.
@@ -125,7 +125,7 @@ class RecoveryReport:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TransactionInfo:
-    """A transaction that is not settled.
+    """A transaction that is not finished.
 
     Args:
         transaction_id: its id.

@@ -72,7 +72,7 @@ class Guarantees:
     Args:
         shared: between whom transactions are isolated and atomic: the threads of one process,
             the processes of one machine, or all that reach the network.
-        durable: whether catalog and journal outlive the process, so that recovery settles what a
+        durable: whether catalog and journal outlive the process, so that recovery finishes what a
             crash left.
     """
 
@@ -245,7 +245,7 @@ class Commit:
     Args:
         records: new and changed records.
         removed: keys whose records go.
-        steps: what apply has to do; none settles the transaction in the same transaction (P4).
+        steps: what apply has to do; if none, the same database transaction finishes this one (P4).
         late_writes: ambiguous writes.
         reads: the record that the transaction saw under each key it read, None for no record; empty
             unless `validate_reads`.

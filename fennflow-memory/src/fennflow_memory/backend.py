@@ -61,7 +61,7 @@ class _Tables:
     records: dict[ObjectKey, Record] = field(default_factory=dict[ObjectKey, Record])
     keys: dict[str, list[str]] = field(default_factory=dict[str, list[str]])
     transactions: dict[str, _Transaction] = field(default_factory=dict[str, _Transaction])
-    # Of a key: the transaction that holds it, and until when if that transaction is settled (P20 b).
+    # Of a key: the transaction that holds it, and until when if that transaction is finished (P20 b).
     locks: dict[ObjectKey, tuple[str, float | None]] = field(
         default_factory=dict[ObjectKey, "tuple[str, float | None]"]
     )

@@ -48,7 +48,7 @@ class Tables:
         records: the catalog.
         outcomes: how transactions were decided, one insert each (protocol P5), with the apply steps.
         journal_meta: like `meta`, in the journal's database.
-        transactions: the journal: transactions that are not settled, with lease and fencing token.
+        transactions: the journal: transactions that are not finished, with lease and fence.
         intents: what they are about to write or delete.
         locks: the keys that they hold, and those that stay locked for a while.
         late_writes: writes that may still arrive.

@@ -1,6 +1,6 @@
 """Objects in a directory.
 
-An object is a small JSON file, which names the file of its bytes beside it. The bytes are written
+An object is a small JSON file, which names the file of its bytes next to it. The bytes are written
 first; the JSON file then takes its place in one atomic rename. So an object is there whole or not
 at all, whenever the process dies.
 """

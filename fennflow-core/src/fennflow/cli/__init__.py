@@ -7,7 +7,7 @@ Install it with `pip install 'fennflow[cli]>=1.0'`. Exit codes, for scripts:
 | 0 | done |
 | 1 | failed; the reason is on standard error |
 | 2 | used wrongly |
-| 3 | done, and something needs attention: a plugin is broken, a transaction could not be settled, catalog and bucket differ, a promise does not hold |
+| 3 | done, and something needs attention: a plugin is broken, a transaction could not be finished, catalog and bucket differ, a promise does not hold |
 | 130 | interrupted; what was under way is undone |
 """
 

@@ -149,7 +149,7 @@ class _Demo:
             report = await self._recovered()
             self._say(
                 "Recovery finds what it left",
-                f"UOW.recover() undid {report.compensated} transaction: its bytes lay beside the "
+                f"UOW.recover() undid {report.compensated} transaction: its bytes were next to the "
                 "letters, under .fennflow/, and are deleted.",
             )
             story["compensated"] = self._show("the bucket", await self._raw())

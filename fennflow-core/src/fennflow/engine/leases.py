@@ -117,7 +117,7 @@ class Leases:
         self._heart.start()
 
     def release(self, lease: Lease) -> None:
-        """End a lease: its transaction is settled, or another owner's. Nothing is sent for it now."""
+        """End a lease: its transaction is finished, or another owner's. Nothing more is sent for it."""
         lease.until = float("-inf")
         self._held.pop(lease.token.transaction_id, None)
 
@@ -139,7 +139,7 @@ class Leases:
                 lease.until = started + self.ttl * (1 - LEASE_MARGIN)
                 self._log_long_open(lease, started)
             elif lease.until <= started:
-                self.release(lease)  # P25: settled, or another process's, or not renewed in time
+                self.release(lease)  # P25: finished, or another process's, or not renewed in time
         return bool(self._held)
 
     def _log_long_open(self, lease: Lease, now: float) -> None:

@@ -59,7 +59,7 @@ class Reconciler:
 
     Args:
         context: of the engine.
-        recovery: takes over what could not be settled.
+        recovery: takes over what could not be finished.
     """
 
     context: EngineContext

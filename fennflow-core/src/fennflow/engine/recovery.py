@@ -1,6 +1,6 @@
-"""Recovery: transactions that their owners could not settle are settled all the same (section 6).
+"""Recovery: finishes or rolls back transactions that their owners could not finish (section 6).
 
-Of this process's own transactions, those that could not be settled at their end are kept here with
+Of this process's own transactions, those that could not be finished at their end are kept here with
 all that is known of them, and their leases held, until store and backend are back (P9). Those of
 processes that died are claimed when their lease has run out (P24), with what the journal says.
 """
@@ -60,7 +60,7 @@ _Attempt = asyncio.Task[Outcome | None]
 
 @dataclass(slots=True, kw_only=True)
 class Unsettled:
-    """A transaction that could not be settled.
+    """A transaction that could not be finished.
 
     Args:
         lease: which one, and the right to act for it.
@@ -68,7 +68,7 @@ class Unsettled:
         late_writes: requests of the compensation that may still arrive.
         callbacks: the user's own saga steps and callbacks, as far as they wait for the outcome.
         joined: the user's transaction that holds the decision until it ends, if there is one.
-        claimed: whether its owner was another one, who had begun to settle it.
+        claimed: whether its owner was another process, which had begun to finish it.
         progress: of earlier attempts.
         unreachable: buckets of which it is not known how to undo something in them, and why.
         failures: how many attempts of recovery have failed.
@@ -102,7 +102,7 @@ class Unsettled:
 
 @dataclass(slots=True)
 class Recovery:
-    """Settles what is left, when an engine is first used, at intervals and on demand (P26).
+    """Finishes what is left, when an engine is first used, at intervals and on demand (P26).
 
     Args:
         context: of the engine.
@@ -168,7 +168,7 @@ class Recovery:
     def free_locks(self) -> None:
         """Look soon for transactions whose owner is gone: another transaction waits for a lock.
 
-        Who waits does not do it, so that its own time limit holds. What failed to be settled is not
+        Who waits does not do it, so that its own time limit holds. What could not be finished is not
         tried earlier for it.
         """
         now = asyncio.get_running_loop().time()
@@ -256,13 +256,13 @@ class Recovery:
         report = replace(report, problems=tuple(problems))
         if report != RecoveryReport():
             log_event(logging.INFO, "Recovered: %s", report, rule="P24")
-            # Transactions are counted when they are settled, by whatever attempt.
+            # Transactions are counted when an attempt finishes them.
             unsettled = replace(report, rolled_forward=0, compensated=0)
             count_recovered({**asdict(unsettled), "problems": len(problems)})
         return report
 
     def _begin_own(self, *, now: bool = False) -> list[_Attempt]:
-        """Begin to settle this process's own transactions, each by itself.
+        """Begin to finish this process's own transactions, each by itself.
 
         Args:
             now: whether to begin also what is not due, since an attempt failed a moment ago.
@@ -285,7 +285,7 @@ class Recovery:
         del self._attempts[transaction_id]
 
     async def _try_own(self, unsettled: Unsettled) -> Outcome | None:
-        """Settle a transaction of this process; None if it has to wait."""
+        """Finish a transaction of this process; None if it has to wait."""
         transaction_id = unsettled.lease.token.transaction_id
         try:
             async with self._slots:
@@ -316,7 +316,7 @@ class Recovery:
         _log_pending(unsettled, error)
 
     async def _claim(self) -> list[_Attempt]:
-        """Claim transactions whose owner is gone, and begin to settle them, each by itself (P24).
+        """Claim transactions whose owner is gone, and begin to finish them, each by itself (P24).
 
         Returns:
             the attempts; one ends with None if its transaction has to wait.
@@ -342,7 +342,7 @@ class Recovery:
                     begun.append(attempt)
 
     async def _take_over(self, lease: Lease, found: JournaledTransaction) -> Outcome | None:
-        """Settle a transaction that was claimed; None if it has to wait."""
+        """Finish a transaction that was claimed; None if it has to wait."""
         # An owner that had decided nothing has sent nothing to undo its work, nor to apply it.
         decided = found.outcome is not None
         unsettled = Unsettled(lease=lease, undo=(), late_writes=(), claimed=decided)
@@ -426,7 +426,7 @@ def _begin(work: Coroutine[Any, Any, Outcome | None]) -> _Attempt:
 
 
 def _outcome(attempt: _Attempt) -> Outcome | None:
-    """Return what an attempt has settled, if it has."""
+    """Return the outcome of an attempt that has finished its transaction, if it has."""
     return attempt.result() if attempt.done() and not attempt.cancelled() else None
 
 

@@ -28,7 +28,7 @@ class Engine(EngineContext):
 
     Args:
         plugins: that are installed.
-        recovery: settles what is left of transactions.
+        recovery: finishes what is left of transactions.
         reconciler: brings catalog and buckets together.
     """
 

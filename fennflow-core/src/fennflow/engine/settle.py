@@ -62,7 +62,7 @@ class Settler:
     Args:
         context: of the engine.
         lease: whose steps, and the right to perform them.
-        claimed: whether it was taken over from an owner who had begun to settle it.
+        claimed: whether it was taken over from an owner that had begun to finish it.
         progress: of earlier attempts.
         failed: the keys of which a step has failed, and why.
     """

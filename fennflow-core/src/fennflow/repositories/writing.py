@@ -128,7 +128,7 @@ class PutRepository(_WritingRepository):
             connector_extra: options of the store for all of them, on S3 for instance
                 `{"CacheControl": "max-age=3600", "StorageClass": "STANDARD_IA"}`.
             on_progress: plain or async, called with the bytes done, of all files of the call, and
-                with their sum, or None where a stream does not tell its size. What it raises
+                with their sum, or None if a stream's size is unknown. What it raises
                 fails the call.
 
         Returns:

@@ -43,7 +43,7 @@ class _Task:
     """A function of the user's, to be called by the thread that waits.
 
     Args:
-        function: to call, in the context of whoever asks for it.
+        function: to call, in the context of its caller.
         loop: on which they wait.
     """
 
@@ -224,7 +224,7 @@ def on_caller(function: Callable[P, T]) -> Callable[P, Coroutine[Any, Any, T]]:
     async def call(*args: P.args, **kwargs: P.kwargs) -> Any:
         waiting = _call.get()
         work = partial(function, *args, **kwargs)
-        # Recovery calls back when it has learnt how a surrounding transaction ended: in no call.
+        # Recovery calls back when it knows how a surrounding transaction ended: outside any call.
         result = await (asyncio.to_thread(work) if waiting is None else waiting.run(work))
         return await result if inspect.isawaitable(result) else result
 

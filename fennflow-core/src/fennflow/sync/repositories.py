@@ -77,7 +77,7 @@ class SyncRepository(OnRepository[R_co], Generic[R_co]):
             connector_extra: options of the store for all of them, on S3 for instance
                 `{"CacheControl": "max-age=3600", "StorageClass": "STANDARD_IA"}`.
             on_progress: a function, called with the bytes done, of all files of the call, and
-                with their sum, or None where a stream does not tell its size. What it raises
+                with their sum, or None if a stream's size is unknown. What it raises
                 fails the call.
 
         Returns:
@@ -438,7 +438,7 @@ class SyncRepository(OnRepository[R_co], Generic[R_co]):
             mode: `rb` or `wb`.
             start: the first byte wanted, counted from 0; the first of all by default.
             end: the byte before which to stop; the end of the file by default.
-            media_type: of what is written; told by the name where it is not given.
+            media_type: of what is written; by default detected from the name.
             metadata: likewise, your own.
             connector_extra: likewise, options of the store.
 

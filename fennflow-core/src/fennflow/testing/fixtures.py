@@ -100,7 +100,7 @@ def failing(
 async def leftovers(uow_class: type[UnitOfWork]) -> list[str]:
     """Describe what is left over: nothing, if every unit of work has ended and was finished.
 
-    Transactions that are not settled, objects that the catalog does not know, and files of the catalog
+    Transactions that are not finished, objects without a record, and files of the catalog
     that are no longer there.
 
     Args:

@@ -240,19 +240,19 @@ class RecoverySuite:
         """P6, P7: others may have written the same keys since."""
 
         async def scenario(backend: Backend) -> None:
-            settled, aborted, never = new_transaction(), new_transaction(), new_transaction()
+            finished, aborted, never = new_transaction(), new_transaction(), new_transaction()
             steps = [Delete(namespace="bucket", location=Location("a"))]
-            await backend.begin_writes(settled, [A], plan_for(A))
-            await backend.commit(settled, Commit(records=[record(A, settled)], steps=steps))
-            left = await backend.abort(settled)
+            await backend.begin_writes(finished, [A], plan_for(A))
+            await backend.commit(finished, Commit(records=[record(A, finished)], steps=steps))
+            left = await backend.abort(finished)
             assert (left.finished, set(left.keys), list(left.steps)) == (False, {A}, steps)
-            await backend.settle(settled)
+            await backend.settle(finished)
             await backend.begin_writes(aborted, [B], plan_for(B))
             left = await backend.abort(aborted)
             assert (left.outcome, left.finished, set(left.keys)) == (Outcome.ABORTED, False, {B})
             await backend.settle(aborted)
             for transaction, outcome in (
-                (settled, Outcome.COMMITTED),
+                (finished, Outcome.COMMITTED),
                 (await put(backend, C), Outcome.COMMITTED),
                 (aborted, Outcome.ABORTED),
                 (never, Outcome.ABORTED),
@@ -398,7 +398,7 @@ class RecoverySuite:
             await backend.begin_writes(transaction, [B], plan_for(B), begins=False)
             await backend.abort(transaction)
             await backend.settle(transaction)
-            for _ in range(3):  # marked as settled, and then purged
+            for _ in range(3):  # marked as finished, and then purged
                 await asyncio.sleep(0.1)
                 await backend.claim(10)
             with pytest.raises(TransactionLostException):
