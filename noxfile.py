@@ -129,7 +129,8 @@ def fuzz(session: nox.Session) -> None:
     sync(session, "test")
     session.install("atheris>=3.0")
     seconds = 60 * int(session.posargs[0]) if session.posargs else 60
-    for target in ("keys", "tokens", "metadata", "ranges", "contents", "variants", "configs"):
+    targets = session.run("python", "tests/fuzz/fuzz.py", "--list", silent=True)
+    for target in str(targets).split():
         artifacts = f"-artifact_prefix={session.create_tmp()}/"
         session.run("python", "tests/fuzz/fuzz.py", target, f"-max_total_time={seconds}", artifacts)
 

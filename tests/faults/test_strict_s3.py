@@ -48,7 +48,10 @@ async def test_the_probe_finds_all_conditions(store: Store) -> None:
     """P15."""
     async with store.connector() as connector:
         assert await connector.capabilities(store.namespace) == Capabilities(
-            conditional_create=True, conditional_delete="batch", conditional_copy=True
+            conditional_create=True,
+            conditional_delete="batch",
+            conditional_copy=True,
+            checksums=True,
         )
 
 

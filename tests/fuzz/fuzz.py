@@ -245,6 +245,9 @@ TARGETS: dict[str, Callable[[atheris.FuzzedDataProvider], None]] = {
 
 
 def main() -> None:
+    if sys.argv[1:] == ["--list"]:
+        print(*TARGETS, sep="\n")
+        return
     target = TARGETS[sys.argv.pop(1)]
     atheris.Setup(sys.argv, lambda data: target(atheris.FuzzedDataProvider(data)))
     atheris.Fuzz()

@@ -74,7 +74,7 @@ def test_all_options_have_the_names_and_defaults_of_the_design() -> None:
     )
 
 
-@pytest.mark.parametrize("prefix", ["", "a" * 65, "../x", "/a", "a//b", "a\n"])
+@pytest.mark.parametrize("prefix", ["", "a" * 65, "../x", "/a", "a//b", "a\n", "a+b", "a%b", "é"])
 def test_a_prefix_that_is_no_key_is_refused(prefix: str) -> None:
     with pytest.raises(ConfigException, match="reserved_prefix"):
         ConfigDict(reserved_prefix=prefix)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import sqlite3
+import traceback
+from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack, closing
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from hypothesis import strategies as st
 
 from fennflow import metadata
 from fennflow.backends import SqlalchemyBackendConfig
+from fennflow.config import ConnectorConfig
 from fennflow.connectors import Capabilities, Location, ObjectAttributes, S3ConnectorConfig
 from fennflow.exceptions import (
     AccessDeniedException,
@@ -24,14 +27,20 @@ from fennflow.exceptions import (
     ConnectorUnavailableException,
     MetadataException,
     NoSuchNamespaceException,
+    ObjectChangedException,
 )
 from fennflow.files import BinaryContent, StreamContent, TextContent
-from fennflow.testing import Fault, S3Server
+from fennflow.testing import Fault, S3Server, strict_s3_server
+from fennflow.testing.strict_s3 import Lacking
 from fennflow_s3 import probe
 from fennflow_s3.client import from_code, is_refusal
 from fennflow_s3.probe import is_aws
-from stores import Store, make_store, raw_client, s3_config
+from stores import Store, make_store, new_bucket, obstore_config, raw_client, s3_config
 
+PLAIN = ObjectAttributes(media_type="text/plain")
+EVERYTHING: Sequence[Lacking] = (
+    *("batch deletions", "checksums", "conditional reads", "upload clean-up"),
+)
 SECRET = "s3cr3t-" + "x" * 33  # of no account
 
 
@@ -490,11 +499,59 @@ async def test_an_upload_for_a_key_that_xml_cannot_hold_does_not_stop_clean_up(
     assert (await store.uow().recover()).problems == ()
 
 
-@pytest.mark.parametrize("host", ["a b", "under score", "h\n:1"])
-@pytest.mark.parametrize("name", ["endpoint_url", "presign_endpoint_url"])
-async def test_an_endpoint_that_botocore_refuses_is_an_error_of_ours(host: str, name: str) -> None:
-    values: dict[str, Any] = {"region_name": "us-east-1", name: f"http://{host}"}
-    store = Store(S3ConnectorConfig(**values), "bucket")
-    with pytest.raises(ConfigException, match="makes no client"):
+@pytest.mark.parametrize("host", ["under_score..a", "a b", "ann:Pl4in@h"])
+async def test_an_endpoint_of_the_environment_that_cannot_be_used_is_an_error_of_ours(
+    host: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}")
+    store = Store(s3_config(S3Server(url="http://h"), endpoint_url=None), "bucket")
+    with pytest.raises(ConfigException) as caught:
         async with store.uow()() as uow:
             await uow.files.list()
+    assert "Pl4in" not in "".join(traceback.format_exception(caught.value))
+
+
+@pytest.mark.parametrize("make", [s3_config, obstore_config])
+@pytest.mark.parametrize(
+    "lacking",
+    [
+        ("batch deletions",),
+        ("checksums",),
+        ("conditional reads",),
+        ("upload clean-up",),
+        EVERYTHING,
+    ],
+)
+async def test_a_server_that_lacks_something_is_used_as_it_is(
+    make: Callable[..., ConnectorConfig], lacking: Sequence[Lacking]
+) -> None:
+    with strict_s3_server(without=lacking) as server:
+        config = make(server, max_attempts=1)
+        store = Store(config, await new_bucket(server), server)
+        uow_class = store.uow()
+        async with uow_class() as uow:
+            await uow.files.put(text("1", "a"), text("1", "b"), text("1", "c"))
+        async with uow_class() as uow:
+            await uow.files.put(text("2", "a"))
+            await uow.files.delete("b", "c")
+        async with store.connector() as connector:
+            await connector.put(store.namespace, "a", b"other", PLAIN)
+        async with uow_class() as uow:
+            with pytest.raises(ObjectChangedException):
+                await uow.files.get("a")
+        await uow_class.recover()
+        assert await store.objects() == {"a": b"other"}
+
+
+async def test_an_upload_that_no_server_can_abort_holds_no_lock() -> None:
+    with strict_s3_server(without=["upload clean-up"]) as server:
+        config = s3_config(server, multipart_threshold=5 << 20)
+        store = Store(config, await new_bucket(server), server)
+        uow_class = store.uow(lock_timeout=0.0)
+        with pytest.raises(ZeroDivisionError):
+            async with uow_class() as uow:
+                await uow.files.put(text("1" * (6 << 20), "a"))
+                raise ZeroDivisionError
+        async with uow_class() as uow:
+            await uow.files.put(text("2", "a"))
+        assert await store.objects() == {"a": b"2"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal, Self
 from urllib.parse import urlsplit
 
@@ -200,9 +201,14 @@ class ConfigDict(_Config):
         from fennflow.paths import check_key
 
         try:
-            return check_key(value)
+            check_key(value)
         except KeyException as error:
             raise ValueError(str(error)) from None
+        # Servers do not agree how to encode others in a list of uploads.
+        if not re.fullmatch(r"[A-Za-z0-9._~/-]+", value):
+            message = "takes letters without accents, digits, '.', '_', '~', '-' and '/'"
+            raise ValueError(message)
+        return value
 
 
 def _instance_of(value: object, kind: type[_Config]) -> object:

@@ -152,6 +152,7 @@ class Capabilities:
             other, and a segment of a key has at most 255 bytes.
         suspended: the namespace had versions once (S3: versioning `Suspended`), so that a deletion
             by key alone leaves a delete marker.
+        checksums: a PUT takes the SHA-256 of its body in a header, and the store compares it (S3).
     """
 
     conditional_create: bool = False
@@ -161,6 +162,7 @@ class Capabilities:
     keeps_directories: bool = False
     hierarchical: bool = False
     suspended: bool = False
+    checksums: bool = False
 
     def __post_init__(self) -> None:
         """Refuse what is not a truth value, or not one of the words.

@@ -32,6 +32,16 @@ def without_credentials(text: str) -> str:
     return _URL.sub(_shown, text)
 
 
+def cause_to_show(error: BaseException) -> BaseException | None:
+    """Return an exception of another library to chain; None if tracebacks would show credentials."""
+    each: BaseException | None = error
+    while each is not None:
+        if "***@" in without_credentials(f"{each}{each!r}"):
+            return None
+        each = each.__cause__ or each.__context__
+    return error
+
+
 def _shown(found: re.Match[str]) -> str:
     scheme, rest = found.groups()
     _, at, rest = rest.rpartition("@")

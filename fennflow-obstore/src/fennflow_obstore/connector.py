@@ -245,8 +245,7 @@ class ObstoreConnector(Connector):
     async def get(
         self, namespace: str, location: Location, *, if_match: str | None = None
     ) -> tuple[StoredObject, bytes]:
-        stored, body, _ = await self._read(namespace, location.key, if_match)
-        return stored, body
+        return (await self._read(namespace, location.key, if_match))[:2]
 
     async def _read(
         self, namespace: str, key: str, if_match: str | None
@@ -254,8 +253,11 @@ class ObstoreConnector(Connector):
         async def read() -> tuple[StoredObject, bytes, Attributes]:
             options: GetOptions = {} if if_match is None else {"if_match": f'"{if_match}"'}
             result, attributes = await self._described(namespace, key, options)
-            body = bytes(await result.bytes_async())
-            return stored_object(key, result.meta, attributes), body, attributes
+            stored = stored_object(key, result.meta, attributes)
+            check_etag(
+                namespace, stored, if_match or stored.etag
+            )  # some servers ignore the condition
+            return stored, bytes(await result.bytes_async()), attributes
 
         try:
             return (await self._sent("get", f"{namespace}/{key}", read))[0]

@@ -20,7 +20,7 @@ from fennflow.exceptions import (
     NoSuchNamespaceException,
     PreconditionFailedException,
 )
-from fennflow.printable import without_credentials
+from fennflow.printable import cause_to_show, without_credentials
 
 R = TypeVar("R")
 
@@ -75,7 +75,8 @@ def translated(
     try:
         yield
     except (obstore.BaseError, OSError, NotImplementedError) as error:
-        raise exception_for(error, verb, name, writes=writes, retried=retried) from error
+        raised = exception_for(error, verb, name, writes=writes, retried=retried)
+        raise raised from cause_to_show(error)
     except BaseException as error:
         if not is_panic(error):
             raise
@@ -83,7 +84,9 @@ def translated(
             f"Could not {verb} {name}: obstore failed inside ({words_of(error)}). Look at its options: it "
             "takes some of them, such as an endpoint that is not a URL, and fails at a request."
         )
-        raise ConnectorUnavailableException(message, ambiguous=writes, retried=retried) from error
+        raise ConnectorUnavailableException(
+            message, ambiguous=writes, retried=retried
+        ) from cause_to_show(error)
 
 
 def is_panic(error: BaseException) -> bool:

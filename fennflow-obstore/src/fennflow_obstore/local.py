@@ -175,7 +175,15 @@ class LocalConnector(ObstoreConnector):
 
         await self._check(namespace, key)
         with translated("put", f"{namespace}/{key}", writes=True):
-            await asyncio.to_thread(prepare)
+            try:
+                await asyncio.to_thread(prepare)
+            except NotADirectoryError as error:
+                message = (
+                    f"{namespace}/{key} was not written: {root / self._incoming} cannot be made, as a "
+                    "file or a link is in its way. FennFlow keeps its own files there: move that "
+                    "one, or choose another reserved_prefix."
+                )
+                raise BaseConnectorException(message) from error
             answer = await obstore.put_async(store, incoming, body)
             try:
                 size = await asyncio.to_thread(finish)

@@ -72,8 +72,10 @@ async def _delete(connector: ObstoreConnector, namespace: str, key: str) -> bool
     try:
         await connector.delete_batch(namespace, [key], attempts=1)
         kept = [each async for each in connector.list(namespace, parent)] != []
-    except ConnectorUnavailableException:
-        kept = True  # it has been deleted, and the answer is not what obstore understands
+    except BaseConnectorException:
+        # The server refuses such a request or its checksum, or obstore does not understand its answer.
+        # What is deleted one by one leaves no directories behind.
+        kept = True
     if kept:
         # What is deleted alone takes its directory along.
         await connector.put(namespace, key, b"3", TEXT)

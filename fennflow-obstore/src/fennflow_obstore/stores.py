@@ -192,6 +192,9 @@ def _make(directory: Path, mode: int) -> None:
         with suppress(FileExistsError):
             directory.mkdir()
             directory.chmod(mode)  # whatever the umask
+        if not directory.is_dir():
+            message = f"{directory} is a file, and a namespace is a directory. Move the file."
+            raise ConfigException(message)
     except OSError as error:
         message = f"The directory {directory} cannot be made: {error}"
         raise ConfigException(message) from error

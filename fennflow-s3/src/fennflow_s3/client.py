@@ -45,7 +45,7 @@ from fennflow.exceptions import (
     NoSuchNamespaceException,
     PreconditionFailedException,
 )
-from fennflow.printable import without_credentials
+from fennflow.printable import cause_to_show, without_credentials
 from fennflow_s3.window import Window
 
 if TYPE_CHECKING:
@@ -117,6 +117,9 @@ _REFUSALS = frozenset(
 """Codes of a key of DeleteObjects which say that it was certainly not deleted."""
 
 
+_CHECKSUMS = ("x-amz-checksum-", "x-amz-sdk-checksum-")
+
+
 class _Session(AIOHTTPSession):
     """HTTP session with adaptive concurrency that leaves retries to botocore.
 
@@ -164,8 +167,8 @@ def client_context(config: S3ConnectorConfig) -> AbstractAsyncContextManager[S3C
         # What is sent is made here, and `validate` has looked at what users add to it.
         parameter_validation=False,
         # FennFlow names a SHA-256 with every PUT and checks it on every read.
-        request_checksum_calculation="when_required",
-        response_checksum_validation="when_required",
+        request_checksum_calculation=config.request_checksum_calculation,
+        response_checksum_validation=config.response_checksum_validation,
     )
     if config.aiobotocore_config is not None:
         options = options.merge(config.aiobotocore_config)
@@ -212,7 +215,9 @@ def connections_of(client: S3Client) -> int:
 
 
 def _add_content_md5(request: Any, **_kwargs: Any) -> None:
-    """Name the MD5 that servers ask of DeleteObjects which do not know newer checksums."""
+    """Name the MD5, which every server takes, in place of newer checksums, which some refuse."""
+    for name in [each for each in request.headers if each.lower().startswith(_CHECKSUMS)]:
+        del request.headers[name]
     digest = hashlib.md5(request.body, usedforsecurity=False).digest()
     request.headers["Content-MD5"] = base64.b64encode(digest).decode()
 
@@ -312,7 +317,9 @@ def _translated(verb: str, name: str, attempts: Attempts, *, writes: bool) -> Ge
     try:
         yield
     except ClientError as error:
-        raise from_client_error(error, verb, name, attempts, writes=writes) from error
+        raise from_client_error(error, verb, name, attempts, writes=writes) from cause_to_show(
+            error
+        )
     except (
         NoCredentialsError,
         PartialCredentialsError,
@@ -324,7 +331,7 @@ def _translated(verb: str, name: str, attempts: Attempts, *, writes: bool) -> Ge
             f"Could not {verb} {name}: {error}. Give aws_access_key_id and "
             "aws_secret_access_key, or set up the AWS chain."
         )
-        raise AccessDeniedException(message, retried=attempts.lost) from error
+        raise AccessDeniedException(message, retried=attempts.lost) from cause_to_show(error)
     except (
         TimeoutError,
         BotoConnectionError,
@@ -340,10 +347,10 @@ def _translated(verb: str, name: str, attempts: Attempts, *, writes: bool) -> Ge
         ambiguous = writes and not _unsent(error)
         raise ConnectorUnavailableException(
             message, ambiguous=ambiguous, retried=attempts.lost
-        ) from error
+        ) from cause_to_show(error)
     except BotoCoreError as error:
         message = f"Could not {verb} {name}: {without_credentials(str(error))}"
-        raise BaseConnectorException(message, retried=attempts.lost) from error
+        raise BaseConnectorException(message, retried=attempts.lost) from cause_to_show(error)
 
 
 def _unsent(error: Exception) -> bool:

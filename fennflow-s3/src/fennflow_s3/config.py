@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from fennflow.connectors import Capabilities
 
 MiB = 1 << 20
+Checksums = Literal["when_required", "when_supported"]
 
 
 class S3ConnectorConfig(ConnectorConfig):
@@ -39,6 +40,9 @@ class S3ConnectorConfig(ConnectorConfig):
         multipart_part_size: bytes of a part, 5 MiB to 5 GiB.
         multipart_copy_threshold: bytes above which an object is copied in parts; S3 copies at most
             5 GiB at once.
+        request_checksum_calculation: of botocore: whether it adds a checksum of its own to each
+            request that can have one. FennFlow names a SHA-256 by itself where the store takes it.
+        response_checksum_validation: of botocore. FennFlow compares the SHA-256 by itself.
         aiobotocore_config: an `aiobotocore.config.AioConfig`; wins over what stands here.
         capabilities: what the bucket enforces, in place of the probe.
 
@@ -66,6 +70,8 @@ class S3ConnectorConfig(ConnectorConfig):
     multipart_threshold: Annotated[int, Field(ge=5 * MiB, le=5 * 1024 * MiB)] = 64 * MiB
     multipart_part_size: Annotated[int, Field(ge=5 * MiB, le=5 * 1024 * MiB)] = 8 * MiB
     multipart_copy_threshold: Annotated[int, Field(ge=5 * MiB, le=5 * 1024 * MiB)] = 5 * 1024 * MiB
+    request_checksum_calculation: Checksums = "when_required"
+    response_checksum_validation: Checksums = "when_required"
     aiobotocore_config: Annotated[Any, Field(repr=False)] = None
 
     if TYPE_CHECKING:
@@ -86,6 +92,8 @@ class S3ConnectorConfig(ConnectorConfig):
             multipart_threshold: int = ...,
             multipart_part_size: int = ...,
             multipart_copy_threshold: int = ...,
+            request_checksum_calculation: Checksums = ...,
+            response_checksum_validation: Checksums = ...,
             aiobotocore_config: AioConfig | None = ...,
             capabilities: Capabilities | None = ...,
         ) -> None: ...

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import replace
@@ -25,15 +26,15 @@ from fennflow.connectors import (
     StoredObject,
     UploadCallback,
     check_etag,
-    headers_of,
 )
 from fennflow.exceptions import (
     ConfigException,
     ConnectorCapabilityException,
     NoSuchKeyException,
 )
-from fennflow.printable import brief, without_credentials
+from fennflow.printable import brief, printable, without_credentials
 from fennflow_s3 import options
+from fennflow_s3.answers import is_recent, stored_object
 from fennflow_s3.client import client_context, connections_of, translated
 from fennflow_s3.copying import complete_copy, copy_parts, named, taken_along
 from fennflow_s3.deleting import (
@@ -53,6 +54,8 @@ if TYPE_CHECKING:
     from types_aiobotocore_s3 import S3Client
 
     from fennflow_s3.config import S3ConnectorConfig
+
+_logger = logging.getLogger("fennflow")
 
 CHUNK = 1 << 18
 """Bytes that a reader gets at a time, at most."""
@@ -111,10 +114,17 @@ class S3Connector(Connector):
         """
         try:
             with translated("open a client for", "S3"):
-                return await self._stack.enter_async_context(client_context(config))
-        except ValueError as error:
+                client = await self._stack.enter_async_context(client_context(config))
+        except (AttributeError, TypeError, ValueError) as error:
             message = f"S3ConnectorConfig makes no client: {without_credentials(str(error))}"
             raise ConfigException(message) from None
+        if "@" in client.meta.endpoint_url:
+            message = (
+                f"The endpoint {without_credentials(client.meta.endpoint_url)} of the environment "
+                "must not hold credentials. Use AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY."
+            )
+            raise ConfigException(message)
+        return client
 
     @override
     async def aclose(self) -> None:
@@ -164,12 +174,12 @@ class S3Connector(Connector):
         params: dict[str, Any] = {"Bucket": namespace, "Key": key, **options.described(attributes)}
         if if_none_match:
             params["IfNoneMatch"] = "*"
-        if attributes.sha256 is not None:
+        if attributes.sha256 is not None and (await self.capabilities(namespace)).checksums:
             digest = base64.b64encode(bytes.fromhex(attributes.sha256)).decode()
             params["ChecksumSHA256"] = digest
         with translated("put", f"{namespace}/{key}", writes=True) as attempts:
             answer = await self._client.put_object(**params, Body=body)
-        stored = _stored(key, answer, size=len(body), attributes=attributes)
+        stored = stored_object(key, answer, size=len(body), attributes=attributes)
         return replace(stored, retried=attempts.lost)
 
     @override
@@ -191,6 +201,7 @@ class S3Connector(Connector):
                 namespace,
                 key,
                 options.described(attributes),
+                checksums=(await self.capabilities(namespace)).checksums,
                 on_upload=on_upload,
             )
             await upload.ask()
@@ -199,7 +210,7 @@ class S3Connector(Connector):
         # Before this nothing can appear at the key.
         with translated("put", f"{namespace}/{key}", writes=True) as attempts:
             answer = await upload.complete(condition)
-        stored = _stored(key, answer, size=upload.size, attributes=attributes)
+        stored = stored_object(key, answer, size=upload.size, attributes=attributes)
         return replace(stored, retried=attempts.lost)
 
     @override
@@ -212,8 +223,10 @@ class S3Connector(Connector):
                 Bucket=namespace, **named_by(location), **condition
             )
             async with answer["Body"] as stream:
-                body = await stream.read()
-        return _stored(location.key, answer, size=len(body)), body
+                stored = stored_object(location.key, answer, size=answer["ContentLength"])
+                if if_match is not None:
+                    check_etag(namespace, stored, if_match)  # some servers ignore the condition
+                return stored, await stream.read()
 
     @override
     async def stream(
@@ -235,7 +248,7 @@ class S3Connector(Connector):
                     Bucket=namespace, **named_by(location), **params
                 )
                 async with answer["Body"] as body:
-                    check_etag(namespace, _stored(location.key, answer, size=0), if_match)
+                    check_etag(namespace, stored_object(location.key, answer, size=0), if_match)
                     # A server that ignores Range sends everything, and says so by saying nothing.
                     skip = 0 if answer.get("ContentRange") else start
                     left = answer["ContentLength"] - skip if end is None else end - start
@@ -254,7 +267,7 @@ class S3Connector(Connector):
                 answer = await self._client.head_object(Bucket=namespace, **named_by(location))
         except NoSuchKeyException:
             return None
-        return _stored(location.key, answer, size=answer["ContentLength"])
+        return stored_object(location.key, answer, size=answer["ContentLength"])
 
     @override
     async def copy(
@@ -293,7 +306,7 @@ class S3Connector(Connector):
                 )
             with translated("copy", name, writes=True) as attempts:
                 answer: Any = await complete_copy(parts, condition)
-            stored = _stored(key, answer, size=source.size)
+            stored = stored_object(key, answer, size=source.size)
             return replace(stored, retried=attempts.lost)
         with translated("copy", name):
             names = await named(self._client, origin, matching, attributes, extra or {})
@@ -306,7 +319,7 @@ class S3Connector(Connector):
                 **condition,
                 **names,
             )
-        stored = _stored(key, {**answer, **answer["CopyObjectResult"]}, size=0)
+        stored = stored_object(key, {**answer, **answer["CopyObjectResult"]}, size=0)
         return replace(stored, retried=attempts.lost)
 
     @override
@@ -336,7 +349,7 @@ class S3Connector(Connector):
         with translated("list", f"{namespace}/{prefix}"):
             async for page in pages:
                 for item in page.get("Contents", []):
-                    yield _stored(item.get("Key", ""), item, size=item.get("Size", 0))
+                    yield stored_object(item.get("Key", ""), item, size=item.get("Size", 0))
 
     @override
     async def versions(self, namespace: str, key: str) -> Sequence[StoredObject]:
@@ -359,11 +372,11 @@ class S3Connector(Connector):
             async for page in pages:
                 items = page.get("Versions", [])
                 own = [
-                    _stored(key, item, size=item.get("Size", 0))
+                    stored_object(key, item, size=item.get("Size", 0))
                     for item in items
                     if item.get("Key") == key
                 ]
-                recent = [each for each in own if since is None or _is_recent(each, since)]
+                recent = [each for each in own if since is None or is_recent(each, since)]
                 found += recent
                 # A version uploaded in parts bears the time at which its upload began, so only
                 # a page without any recent version shows that the rest is older.
@@ -418,33 +431,14 @@ class S3Connector(Connector):
                 )
         except NoSuchKeyException:
             return  # NoSuchUpload: completed, or aborted before
+        except ConnectorCapabilityException:
+            # What waits for it would wait for ever.
+            _logger.warning(
+                "%s cannot abort uploads, so the parts of an unfinished one for %s stay there.",
+                self.store_id,
+                printable(f"{namespace}/{key}"),
+            )
 
 
 async def _once(body: bytes) -> AsyncGenerator[bytes]:
     yield body
-
-
-def _is_recent(version: StoredObject, since: datetime) -> bool:
-    return version.modified_at is None or version.modified_at >= since
-
-
-def _stored(
-    key: str, answer: Any, *, size: int, attributes: ObjectAttributes | None = None
-) -> StoredObject:
-    """Return what an answer of S3 says of an object."""
-    version_id = answer.get("VersionId")
-    if attributes is None:
-        attributes = ObjectAttributes(
-            media_type=answer.get("ContentType") or "application/octet-stream",
-            metadata=metadata.decode(answer.get("Metadata") or {}),
-        )
-    return StoredObject(
-        # The null version is what a bucket without versions, or with suspended ones, overwrites.
-        location=Location(key, None if version_id == "null" else version_id),
-        etag=str(answer["ETag"]).strip('"'),
-        size=size,
-        media_type=attributes.media_type,
-        metadata=attributes.metadata,
-        headers=headers_of(answer),
-        modified_at=answer.get("LastModified"),
-    )

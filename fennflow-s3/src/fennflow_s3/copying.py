@@ -77,9 +77,7 @@ async def copy_parts(
         part_size: of most parts, in bytes.
         on_upload: awaited with the id of the upload before each of its requests.
     """
-    upload = await Upload.create(
-        client, namespace, key, described, copies=True, on_upload=on_upload
-    )
+    upload = await Upload.create(client, namespace, key, described, on_upload=on_upload)
     async with _aborted(upload):
         await upload.ask()
         await upload.copy(origin, size, size_of_part(part_size, size, 1))

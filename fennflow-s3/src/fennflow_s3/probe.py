@@ -5,13 +5,16 @@ The rule is P15 of the protocol. All is tried on one key under the reserved pref
 
 from __future__ import annotations
 
+from base64 import b64encode
 from collections.abc import Awaitable
+from contextlib import suppress
+from hashlib import sha256
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 
 import uuid_utils
-from botocore.exceptions import ClientError
+from botocore.exceptions import ClientError, ConnectionClosedError
 
 from fennflow.connectors import Capabilities
 from fennflow_s3.client import sent_once
@@ -20,6 +23,10 @@ if TYPE_CHECKING:
     from types_aiobotocore_s3 import S3Client
 
 # An ETag that no object has.
+UNKNOWN = frozenset(
+    {HTTPStatus.BAD_REQUEST, HTTPStatus.METHOD_NOT_ALLOWED, HTTPStatus.NOT_IMPLEMENTED}
+)
+"""What servers answer to a request, a header or a condition that they do not know."""
 OTHER_ETAG = '"00000000000000000000000000000000"'
 
 
@@ -37,11 +44,13 @@ async def probe(client: S3Client, bucket: str, reserved_prefix: str) -> Capabili
             conditional_copy=True,
             versioned=versioning == "Enabled",
             suspended=versioning == "Suspended",
+            checksums=True,
         )
     # In a directory of its own: what other processes try at the same time must not fill it.
     key = f"{reserved_prefix}/probe/{uuid_utils.uuid7()}/object"
     try:
         await client.put_object(Bucket=bucket, Key=key, Body=b"1")
+        checksums = await _checks(client, bucket, key)
         hierarchical = await _excludes_keys_below(client, bucket, key)
         conditional_create = await _refused(
             client.put_object(Bucket=bucket, Key=key, Body=b"2", IfNoneMatch="*")
@@ -67,6 +76,7 @@ async def probe(client: S3Client, bucket: str, reserved_prefix: str) -> Capabili
         keeps_directories=keeps_directories,
         hierarchical=hierarchical,
         suspended=versioning == "Suspended",
+        checksums=checksums,
     )
 
 
@@ -81,7 +91,7 @@ async def _versioning(client: S3Client, bucket: str) -> str | None:
     try:
         answer = await client.get_bucket_versioning(Bucket=bucket)
     except ClientError as error:
-        if _status(error) in {400, 405, 501}:
+        if _status(error) in UNKNOWN:
             return None  # servers that do not know versions
         raise
     return answer.get("Status")
@@ -103,14 +113,35 @@ async def _excludes_keys_below(client: S3Client, bucket: str, key: str) -> bool:
         try:
             with sent_once():
                 await client.put_object(Bucket=bucket, Key=_below(key), Body=b"1")
-        except ClientError as error:
-            # Gateways answer 400, 409 or 500, which no attempt changes.
-            if _status(error) in {HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE}:
+        except (ClientError, ConnectionClosedError) as error:
+            # Gateways answer 400, 409 or 500, or break the connection, which no attempt changes.
+            if isinstance(error, ClientError) and _status(error) in {
+                HTTPStatus.TOO_MANY_REQUESTS,
+                HTTPStatus.SERVICE_UNAVAILABLE,
+            }:
                 raise
             if last:
                 return True
         else:
             return False
+    return False
+
+
+async def _checks(client: S3Client, bucket: str, key: str) -> bool:
+    """Return whether a PUT may name the SHA-256 of its body, and a wrong one is refused."""
+    right, wrong = (b64encode(sha256(body).digest()).decode() for body in (b"1", b"2"))
+    try:
+        await client.put_object(Bucket=bucket, Key=key, Body=b"1", ChecksumSHA256=right)
+    except ClientError as error:
+        if _status(error) in UNKNOWN:
+            return False  # older servers refuse a header that they do not know
+        raise
+    try:
+        await client.put_object(Bucket=bucket, Key=key, Body=b"1", ChecksumSHA256=wrong)
+    except ClientError as error:
+        if _status(error) == HTTPStatus.BAD_REQUEST:
+            return True
+        raise
     return False
 
 
@@ -120,7 +151,12 @@ def _below(key: str) -> str:
 
 async def _batch_conditions(client: S3Client, bucket: str, key: str) -> bool:
     objects: Any = [{"Key": key, "ETag": OTHER_ETAG}, {"Key": _below(key)}]
-    answer = await client.delete_objects(Bucket=bucket, Delete={"Objects": objects})
+    try:
+        answer = await client.delete_objects(Bucket=bucket, Delete={"Objects": objects})
+    except ClientError as error:
+        if _status(error) in UNKNOWN:
+            return False  # the server has no such request, or refuses its condition
+        raise
     codes = {error.get("Code") for error in answer.get("Errors", [])}
     return "PreconditionFailed" in codes
 
@@ -139,7 +175,7 @@ async def _refused(request: Awaitable[object]) -> bool:
     except ClientError as error:
         if _status(error) == HTTPStatus.PRECONDITION_FAILED:
             return True
-        if _status(error) in {400, 405, 409, 501}:
+        if _status(error) in {*UNKNOWN, HTTPStatus.CONFLICT}:
             return False  # the server does not know the condition, or not on this request
         raise
     return False
@@ -152,7 +188,10 @@ def _status(error: ClientError) -> int:
 
 async def _clean_up(client: S3Client, bucket: str, key: str, *, versions: bool) -> None:
     if not versions:
-        await client.delete_object(Bucket=bucket, Key=key)
+        # The batch may have been refused, with what it was to delete.
+        for each in (_below(key), key):
+            with suppress(ClientError):
+                await client.delete_object(Bucket=bucket, Key=each)
         return
     listed = await client.list_object_versions(Bucket=bucket, Prefix=key)
     for version in [*listed.get("Versions", []), *listed.get("DeleteMarkers", [])]:

@@ -97,7 +97,7 @@ class Upload:
         key: str,
         described: dict[str, Any],
         *,
-        copies: bool = False,
+        checksums: bool = False,
         on_upload: UploadCallback | None = None,
     ) -> Upload:
         """Begin an upload.
@@ -107,11 +107,11 @@ class Upload:
             namespace: the bucket.
             key: of the object.
             described: metadata and headers, as parameters.
-            copies: whether its parts are copied from another object.
+            checksums: whether its parts are to have a CRC32, if the server takes that.
             on_upload: awaited with its id before each further request.
         """
         target: dict[str, Any] = {"Bucket": namespace, "Key": key}
-        checked: dict[str, Any] = {} if copies else {"ChecksumAlgorithm": "CRC32"}
+        checked: dict[str, Any] = {"ChecksumAlgorithm": "CRC32"} if checksums else {}
         try:
             created: Any = await client.create_multipart_upload(**target, **described, **checked)
         except ClientError as error:
@@ -121,8 +121,8 @@ class Upload:
             # Some servers refuse a header that they do not know.
             created = await client.create_multipart_upload(**target, **described)
         # A server that does not know of it says nothing of it, and is sent no checksums.
-        checksums = "ChecksumAlgorithm" in created
-        return cls(client, target, created["UploadId"], checksums, on_upload=on_upload)
+        known = "ChecksumAlgorithm" in created
+        return cls(client, target, created["UploadId"], known, on_upload=on_upload)
 
     async def ask(self) -> None:
         """Let the engine journal the id, or stop what it may not send any more."""

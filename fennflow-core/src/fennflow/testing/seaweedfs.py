@@ -11,9 +11,9 @@ from http import HTTPStatus
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 
+from fennflow.testing.calls import Answer, Call
 from fennflow.testing.processes import find_program, free_ports, running
 from fennflow.testing.servers import S3Server, serving
-from fennflow.testing.strict_s3 import Answer, Call
 
 READY_BUCKET = "ready"
 

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Collection, Generator, Iterable
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from enum import Enum
@@ -20,9 +20,10 @@ from urllib.request import Request, urlopen
 
 from typing_extensions import override
 
+from fennflow.testing.calls import Answer, Call, refusal
 from fennflow.testing.processes import find_program, free_ports, running
 from fennflow.testing.s3_objects import S3Error
-from fennflow.testing.strict_s3 import Answer, Call, DeletionOfNothing, StrictS3, refusal
+from fennflow.testing.strict_s3 import DeletionOfNothing, Lacking, StrictS3
 
 
 class Fault(Enum):
@@ -220,6 +221,7 @@ def strict_s3_server(
     *,
     delete_of_nothing: DeletionOfNothing = "NoSuchKey",
     batch_delete_of_nothing: DeletionOfNothing = "NoSuchKey",
+    without: Collection[Lacking] = (),
 ) -> Generator[S3Server]:
     """Run an S3 in a thread of this process that enforces all conditions; see `strict_s3`.
 
@@ -230,6 +232,7 @@ def strict_s3_server(
             404 NoSuchKey as by AWS, 412 PreconditionFailed as by SeaweedFS, or success.
         batch_delete_of_nothing: what DeleteObjects says of a key with an ETag where there is no
             object: one of these codes under Errors, or success.
+        without: what it lacks, as some servers do.
 
     Example:
         ```python
@@ -241,7 +244,9 @@ def strict_s3_server(
         ```
     """
     store = StrictS3(
-        delete_of_nothing=delete_of_nothing, batch_delete_of_nothing=batch_delete_of_nothing
+        delete_of_nothing=delete_of_nothing,
+        batch_delete_of_nothing=batch_delete_of_nothing,
+        without=without,
     )
     server = S3Server(url="")
     with serving(server, store.answer):

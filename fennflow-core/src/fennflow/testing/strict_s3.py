@@ -12,15 +12,16 @@ import base64
 import hashlib
 import itertools
 import threading
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
 from email.utils import format_datetime
 from http import HTTPStatus
-from typing import Literal, NamedTuple
+from typing import Literal
 from urllib.parse import parse_qsl, quote, unquote
 from xml.etree import ElementTree as ET
 from xml.sax.saxutils import escape
 
+from fennflow.testing.calls import Answer, Call, refusal
 from fennflow.testing.s3_objects import Bucket, NoObjectError, S3Error, Upload, Version
 
 MAX_KEYS = 1000
@@ -50,58 +51,9 @@ DeletionOfNothing = Literal["NoSuchKey", "PreconditionFailed", "success"]
 """What a server answers to a deletion by ETag where there is no object."""
 
 
-class Answer(NamedTuple):
-    """An answer of HTTP."""
-
-    status: int = HTTPStatus.OK
-    headers: Mapping[str, str] = {}
-    body: bytes = b""
-
-
-def refusal(error: S3Error) -> Answer:
-    """Return an error as it is sent."""
-    return Answer(error.status, {"Content-Type": "application/xml"}, error_body(error.code))
-
-
-def error_body(code: str) -> bytes:
-    """Return the XML of an error."""
-    return f"<Error><Code>{code}</Code><Message>{code}</Message></Error>".encode()
-
-
-@dataclass(frozen=True, slots=True)
-class Call:
-    """A request, taken apart.
-
-    Args:
-        method: of HTTP.
-        target: path and query as sent.
-        headers: names in lower case.
-        body: the bytes.
-    """
-
-    method: str
-    target: str
-    headers: Mapping[str, str]
-    body: bytes
-
-    @property
-    def bucket(self) -> str:
-        """Empty for requests that name none."""
-        return self._path.partition("/")[0]
-
-    @property
-    def key(self) -> str:
-        """Empty for requests on a bucket."""
-        return self._path.partition("/")[2]
-
-    @property
-    def query(self) -> dict[str, str]:
-        """What follows the `?`."""
-        return dict(parse_qsl(self.target.partition("?")[2], keep_blank_values=True))
-
-    @property
-    def _path(self) -> str:
-        return unquote(self.target.partition("?")[0]).removeprefix("/")
+Lacking = Literal["batch deletions", "checksums", "conditional reads", "upload clean-up"]
+"""What some servers lack: DeleteObjects; headers with checksums, which they refuse; `If-Match` of a
+GET, which they ignore; AbortMultipartUpload and ListMultipartUploads."""
 
 
 class StrictS3:
@@ -112,6 +64,7 @@ class StrictS3:
             404 NoSuchKey as by AWS, 412 PreconditionFailed as by SeaweedFS, or success.
         batch_delete_of_nothing: what DeleteObjects says of a key with an ETag where there is no
             object: one of these codes under Errors, or success.
+        without: what it lacks.
     """
 
     def __init__(
@@ -119,7 +72,9 @@ class StrictS3:
         *,
         delete_of_nothing: DeletionOfNothing = "NoSuchKey",
         batch_delete_of_nothing: DeletionOfNothing = "NoSuchKey",
+        without: Collection[Lacking] = (),
     ) -> None:
+        self._without = without
         self._of_nothing: DeletionOfNothing = delete_of_nothing
         self._batch_of_nothing: DeletionOfNothing = batch_delete_of_nothing
         self._buckets: dict[str, Bucket] = {}
@@ -130,11 +85,30 @@ class StrictS3:
         """Do what a request asks for."""
         with self._lock:
             try:
+                call = self._as_known(call)
                 _check_digests(call)
                 return self._route(call)(call)
             except S3Error as error:
                 answer = refusal(error)
                 return answer._replace(body=b"") if call.method == "HEAD" else answer
+
+    def _as_known(self, call: Call) -> Call:
+        """Return the request as a server takes it that lacks something."""
+        batch = call.method == "POST" and "delete" in call.query
+        clean_up = (call.method == "GET" and "uploads" in call.query) or (
+            call.method == "DELETE" and "uploadId" in call.query
+        )
+        if (batch and "batch deletions" in self._without) or (
+            clean_up and "upload clean-up" in self._without
+        ):
+            raise S3Error(HTTPStatus.NOT_IMPLEMENTED, "NotImplemented")
+        checksums = any(name.startswith(("x-amz-checksum-", "x-amz-sdk-")) for name in call.headers)
+        if checksums and "checksums" in self._without:
+            raise S3Error(HTTPStatus.BAD_REQUEST, "InvalidArgument")
+        if call.method == "GET" and "conditional reads" in self._without:
+            headers = {name: each for name, each in call.headers.items() if name != "if-match"}
+            return replace(call, headers=headers)
+        return call
 
     def unfinished_uploads(self, bucket: str) -> list[str]:
         """Return the keys of multipart uploads that were neither completed nor aborted."""
