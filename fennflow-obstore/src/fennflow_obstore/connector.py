@@ -254,9 +254,7 @@ class ObstoreConnector(Connector):
             options: GetOptions = {} if if_match is None else {"if_match": f'"{if_match}"'}
             result, attributes = await self._described(namespace, key, options)
             stored = stored_object(key, result.meta, attributes)
-            check_etag(
-                namespace, stored, if_match or stored.etag
-            )  # some servers ignore the condition
+            check_etag(namespace, stored, if_match or stored.etag)  # some servers do not
             return stored, bytes(await result.bytes_async()), attributes
 
         try:
