@@ -134,6 +134,17 @@ def test_no_module_outgrows_what_can_be_read_in_one_sitting() -> None:
     assert long == {}
 
 
+def test_the_architecture_page_names_every_module_of_core_and_the_engine() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    core = ROOT / "fennflow-core/src/fennflow"
+    modules = {path.name for folder in (core, core / "engine") for path in folder.glob("*.py")}
+    packages = {f"{path.parent.name}/" for path in core.glob("*/__init__.py")}
+    missing = {
+        name for name in modules | packages if not name.startswith("__") and name not in page
+    }
+    assert missing == set()
+
+
 def requirements() -> list[tuple[str, str]]:
     """Return what pages, messages, examples and templates tell users to install, and where."""
     patterns = (

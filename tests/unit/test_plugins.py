@@ -221,6 +221,24 @@ def test_a_mistyped_name_is_an_import_error_with_a_hint() -> None:
         from fennflow.connectors import S3ConectorConfig  # type: ignore[attr-defined]  # noqa: F401
 
 
+@pytest.mark.parametrize("name", ["SqlalchemyBackendConfig", "SqlachemyBackendConfig"])
+def test_for_a_durable_backend_that_is_not_installed_its_extra_is_named(name: str) -> None:
+    with pytest.raises(ImportError, match=r"pip install 'fennflow\[sqlite\]>=1\.0'") as caught:
+        plugins._named(lambda _: [InMemoryBackendConfig], name, "fennflow.backends")
+    assert "InMemory" not in str(caught.value)
+
+
+def test_every_config_of_ours_that_is_not_in_core_has_an_extra() -> None:
+    ours = {
+        plugin.config.__name__
+        for found in (plugins.registry().connectors, plugins.registry().backends)
+        for plugin in found
+        if plugin.config.__module__.startswith("fennflow_")
+    }
+    known = {name for names in plugins._EXTRAS.values() for name in names}
+    assert ours - known == {"InMemoryConnectorConfig", "InMemoryBackendConfig"}
+
+
 def test_discovery_happens_once() -> None:
     assert plugins.registry() is plugins.registry()
 

@@ -11,7 +11,7 @@ import os
 import re
 import threading
 from collections import defaultdict
-from collections.abc import Callable, Collection, Generator, Iterable, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -36,12 +36,11 @@ DISABLE_VARIABLE = "FENNFLOW_DISABLE_PLUGINS"
 HOOK_PREFIX = "fennflow_"
 _MEDIA_TYPES = re.compile(r"[a-z0-9!#$&^_.+-]+/(?:\*|[a-z0-9!#$&^_.+-]+)")
 
-# Which extra of `fennflow` brings a class that may be asked for without being installed.
-_KNOWN_EXTRAS = {
-    "ObstoreConnectorConfig": "obstore",
-    "S3ConnectorConfig": "s3",
-    "SqlalchemyBackendConfig": "sqlite",
+_EXTRAS: Mapping[str, Mapping[str, str]] = {
+    "fennflow.connectors": {"ObstoreConnectorConfig": "obstore", "S3ConnectorConfig": "s3"},
+    "fennflow.backends": {"SqlalchemyBackendConfig": "sqlite"},
 }
+"""The configs of FennFlow's own packages, by the module that exports them, and the extra of each."""
 
 _Config = TypeVar("_Config", "ConnectorConfig", "BackendConfig")
 _Plugin = TypeVar("_Plugin", "ConnectorPlugin", "BackendPlugin")
@@ -239,14 +238,18 @@ def _named(classes: Callable[[PluginRegistry], list[type]], name: str, module: s
         return by_name[name]
     if any(plugin.error or plugin.disabled for plugin in found.plugins):
         raise found.missing(wanted)
-    extra = _KNOWN_EXTRAS.get(name)
-    if extra is not None:
-        message = f"{wanted} is not installed: pip install 'fennflow[{extra}]>=1.0'"
+    extras = _EXTRAS.get(module, {})
+    near = difflib.get_close_matches(name, {*by_name, *extras}, n=1)
+    if name in near:
+        message = ""
+    elif near:
+        message = f"{wanted} does not exist. Did you mean {near[0]}?"
     else:
-        near = difflib.get_close_matches(name, by_name, n=1)
-        hint = f"Did you mean {near[0]}?" if near else f"There are: {', '.join(sorted(by_name))}."
-        message = f"No installed plugin brings {wanted}. {hint}"
-    raise ImportError(message, name=module)
+        message = f"{wanted} does not exist. Installed: {', '.join(sorted(by_name))}."
+    if near and near[0] not in by_name:
+        extra = extras[near[0]]
+        message += f" {module}.{near[0]} is not installed: pip install 'fennflow[{extra}]>=1.0'"
+    raise ImportError(message.strip(), name=module)
 
 
 def _discovered() -> PluginRegistry:
