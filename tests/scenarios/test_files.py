@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import struct
 import zlib
 from collections.abc import Awaitable, Callable
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, TypeVar
 
 import pytest
+from pydantic import BaseModel
 from typing_extensions import override
 
 from fennflow import ConfigDict, ReconcileConfig, plugins
@@ -34,6 +36,7 @@ from fennflow.files import (
     TextContent,
 )
 from fennflow.paths import StoragePath, encode_token
+from fennflow.repositories import GetRepository
 from fennflow.testing import faults
 from stores import FullRepository, FullUOW, Store, make_store, raw_client
 
@@ -320,8 +323,13 @@ async def test_metadata_and_types_are_checked_before_any_request(moto_store: Sto
                 await uow.files.at("x").put(text("1", "../a"))
             with pytest.raises(KeyException, match="FennFlow's own"):
                 await uow.files.put(text("1", ".fennflow/a"))
-            with pytest.raises(FileException, match="TextContent"):
-                await uow.files.put("text")  # type: ignore[arg-type]
+            for wrong, named in WRONG.items():
+                with pytest.raises(FileException, match=named):
+                    await uow.files.put(wrong)
+            with pytest.raises(FileException, match=r"put\(\*files\)"):
+                await uow.files.put([text("1", "a")])  # type: ignore[arg-type]
+            with pytest.raises(FileException, match="'rb'"):
+                await uow.files.put(io.StringIO("text"))
     assert seen == []
     with pytest.raises(MetadataException):
         TextContent.from_content("1", metadata={"a": "x" * 2048})
@@ -335,6 +343,61 @@ async def test_metadata_and_types_are_checked_before_any_request(moto_store: Sto
         ImageContent(data=b"", media_type="text/plain")
     with pytest.raises(MediaTypeCannotBeGuessedException):
         BinaryContent(data=b"?")
+
+
+class Model(BaseModel, frozen=True):
+    """Of a user's own."""
+
+
+WRONG: dict[Any, str] = {
+    "text": "TextContent",
+    b"bytes": "BinaryContent",
+    Model(): r"ModelContent\[Model\]",
+    7: "fennflow.files",
+}
+
+
+async def test_one_file_is_read_as_bytes_text_or_json(store: Store) -> None:
+    latin = TextContent.from_content("é", filename="l", media_type="text/plain; charset=latin-1")
+    async with store.uow()() as uow:
+        await uow.files.at("a").put(latin, JsonContent.from_content([1], filename="b.json"))
+        assert await uow.files.read_text("a/l") == "é"
+        assert await uow.files.read_bytes("a/l") == b"\xe9"
+        assert await uow.files.read_json(PurePosixPath("a/b.json")) == [1]
+        assert await uow.files.read_text(PureWindowsPath("a\\b.json")) == "[1]"
+        assert await uow.files.at(PurePosixPath("a")).exists(PurePosixPath("l"))
+        with pytest.raises(FileException, match="a/l cannot be read"):
+            await uow.files.read_json("a/l")
+        with pytest.raises(KeyException):
+            await uow.files.read_text(PurePosixPath("/a/l"))
+        got = await uow.files.get("a/l")
+        assert got.one(TextContent).content == "é"
+        with pytest.raises(FileException, match="a/l is TextContent, not JsonContent"):
+            got.one(JsonContent)
+
+
+async def test_a_list_has_the_size_and_time_of_each_path(store: Store) -> None:
+    async with store.uow()() as uow:
+        await uow.files.put(text("1", "a"), text("22", "b"), text("333", "c"))
+    async with store.uow()() as uow:
+        await uow.files.put(text("4444", "b"))
+        await uow.files.delete("a")
+        listed = await uow.files.list()
+        assert [(each.path, each.size) for each in listed.infos] == [("b", 4), ("c", 3)]
+        assert listed.infos == await uow.files.stat(*listed)
+        page = await uow.files.list(limit=1)
+        assert [each.size for each in page.infos] == [4]
+
+
+def test_a_missing_method_names_the_mixin_that_brings_it() -> None:
+    class Reports(GetRepository):
+        pass
+
+    reports: Any = object.__new__(Reports)
+    with pytest.raises(AttributeError, match=r"class Reports\(\.\.\., StatRepository\)"):
+        _ = reports.stat
+    with pytest.raises(AttributeError, match=r"no attribute 'fly'\.$"):
+        _ = reports.fly
 
 
 async def test_scopes_nest_and_storage_paths_are_absolute(store: Store) -> None:

@@ -22,7 +22,6 @@ from fennflow.exceptions import (
     ChecksumMismatchException,
     ConnectorUnavailableException,
     FileException,
-    MediaTypeCannotBeGuessedException,
     NoSuchKeyException,
     ObjectChangedException,
     PathException,
@@ -337,9 +336,45 @@ def test_what_is_no_stream_is_refused_at_once(wrong: Callable[[], Any], match: s
         wrong()
 
 
-def test_a_stream_whose_type_nothing_tells_is_refused() -> None:
-    with pytest.raises(MediaTypeCannotBeGuessedException):
-        StreamContent.from_iterable([b"1"], filename="a")
+def names_in(directory: Path) -> list[str]:
+    return sorted(each.name for each in directory.iterdir())
+
+
+async def test_what_is_open_for_reading_can_be_put_and_saved(store: Store, tmp_path: Path) -> None:
+    local, saved = tmp_path / "a.bin", tmp_path / "b.bin"
+    local.write_bytes(b"0123456789")
+    async with store.uow()() as uow:
+        with local.open("rb") as file:
+            assert await uow.files.put(file) == ["a.bin"]
+        assert await uow.files.at("copy").put(local) == ["copy/a.bin"]
+        async with uow.files.open("a.bin") as stream:
+            assert (await stream.read(3), await stream.read(0)) == (b"012", b"")
+            assert await uow.files.at("x").put(
+                StreamContent.from_iterable(stream, filename="rest")
+            ) == ["x/rest"]
+        assert await uow.files.read_bytes("x/rest") == b"3456789"
+        async with uow.files.open("a.bin") as stream:
+            first = await stream.read(1)
+            assert first + await stream.read() == b"0123456789"
+            assert await stream.read() == b""
+        async with uow.files.open("copy/a.bin", start=2) as stream:
+            await stream.save_to(saved)
+    assert saved.read_bytes() == b"23456789"
+    assert names_in(tmp_path) == ["a.bin", "b.bin"]
+
+
+async def test_a_file_that_cannot_be_saved_whole_leaves_the_old_one(
+    store: Store, tmp_path: Path
+) -> None:
+    saved = tmp_path / "a.txt"
+    saved.write_text("old")
+    async with store.uow()() as uow:
+        await uow.files.put(TextContent.from_content("new", filename="a.txt"))
+        async with uow.files.open("a.txt") as stream:
+            stream.close()
+            with pytest.raises(TransactionException):
+                await stream.save_to(saved)
+    assert (saved.read_text(), names_in(tmp_path)) == ("old", ["a.txt"])
 
 
 async def test_chunks_that_are_no_bytes_are_refused(store: Store) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Mapping, Sequence
+from pathlib import PurePosixPath
 from typing import assert_type
 
 from pydantic import BaseModel, SecretStr
@@ -72,6 +73,16 @@ class UOW(UnitOfWork):
 assert_type(UOW.my_files, S3RepoField[Files])
 assert_type(InMemoryConnectorConfig().name, str)
 assert_type(S3ConnectorConfig().region_name, "str | None")
+
+
+async def contents_have_types() -> None:
+    async with UOW() as uow:
+        files = await uow.my_files.get("a.txt")
+        assert_type(files.one(TextContent).content, str)
+        assert_type(files.one(), BaseContent)
+        assert_type(await uow.my_files.read_text("a.txt"), str)
+        assert_type(await uow.my_files.read_bytes(PurePosixPath("a.txt")), bytes)
+        assert_type((await uow.my_files.list()).infos, Sequence[ObjectInfo])
 
 
 async def fields_and_scopes() -> None:

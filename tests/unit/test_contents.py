@@ -25,11 +25,13 @@ from pydantic import (
 
 from fennflow.exceptions import FileException, MediaTypeCannotBeGuessedException
 from fennflow.files import (
+    AudioContent,
     BaseContent,
     BinaryContent,
     ContentFactory,
     DocumentContent,
     FileContent,
+    ImageContent,
     JsonContent,
     ModelContent,
     StreamContent,
@@ -385,8 +387,42 @@ def test_the_factory_reads_local_files(tmp_path: Path) -> None:
     with pytest.raises(FileException, match="No such file"):
         ContentFactory.from_local_path(tmp_path / "none")
     (tmp_path / "c").write_bytes(b"?")
-    with pytest.raises(MediaTypeCannotBeGuessedException, match="c cannot be detected"):
-        ContentFactory.from_local_path(tmp_path / "c")
+    assert ContentFactory.from_local_path(tmp_path / "c").media_type == "application/octet-stream"
+    with pytest.raises(MediaTypeCannotBeGuessedException, match="pass media_type"):
+        ContentFactory.from_bytes("", b"?")
+
+
+@pytest.mark.parametrize(
+    ("name", "media_type"),
+    [
+        ("a.gz", "application/gzip"),
+        ("a.tar.gz", "application/gzip"),
+        ("a.csv.bz2", "application/x-bzip2"),
+        ("a.log", "text/plain"),
+        ("a.m4a", "audio/mp4"),
+        ("a.mkv", "video/x-matroska"),
+        ("a.yaml", "application/yaml"),
+        ("a.XLSX", "application/vnd.openxmlformats-officedocument.spreadsheetml.sheet"),
+        ("a.unheard-of", "application/octet-stream"),
+        ("Makefile", "application/octet-stream"),
+    ],
+)
+def test_a_file_of_any_name_has_a_media_type_by_whatever_way_it_comes(
+    name: str, media_type: str, tmp_path: Path
+) -> None:
+    (tmp_path / name).write_bytes(b"?")
+    for made in (
+        FileContent.from_local_path(tmp_path / name),
+        StreamContent.from_iterable([b"?"], filename=name),
+        ContentFactory.from_local_path(tmp_path / name),
+        BinaryContent(data=b"?", filename=name),
+    ):
+        assert made.media_type == media_type
+
+
+def test_media_types_compare_without_case() -> None:
+    assert ImageContent(data=b"", media_type="IMAGE/PNG").media_type == "IMAGE/PNG"
+    assert isinstance(ContentFactory.from_bytes("Text/HTML", b""), TextContent)
 
 
 def test_the_factory_fetches_no_url() -> None:
@@ -402,8 +438,8 @@ def test_what_no_local_file_can_be_called_is_refused(path: str) -> None:
 
 def test_a_name_in_an_error_is_one_that_can_be_encoded() -> None:
     for make in (
-        lambda: StreamContent.from_iterable([b""], filename="\ud800"),
-        lambda: BinaryContent(data=b"", filename="\ud800"),
+        lambda: ImageContent(data=b"", filename="\ud800"),
+        lambda: AudioContent(data=b"", filename="\ud800"),
     ):
         with pytest.raises(MediaTypeCannotBeGuessedException) as caught:
             make()

@@ -6,6 +6,7 @@ import base64
 import binascii
 import unicodedata
 from collections.abc import Callable, Mapping
+from pathlib import PurePath
 from string import Formatter
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, Protocol, runtime_checkable
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from pydantic import GetCoreSchemaHandler
     from pydantic_core import CoreSchema
 
-__all__ = ["PathModel", "PathTemplate", "StoragePath"]
+__all__ = ["AnyPath", "PathModel", "PathTemplate", "StoragePath"]
 
 MAX_KEY_BYTES = 1024
 LAST_CHARACTER = 0x10FFFF
@@ -32,6 +33,10 @@ class PathTemplate(Protocol):
     def render(self) -> str:
         """Return the path, relative to the scope it is used in."""
         ...
+
+
+AnyPath = str | PurePath | PathTemplate
+"""What methods take as a path; a `PurePath` must be relative, and is written with `/`."""
 
 
 class PathModel(BaseModel):
@@ -240,7 +245,7 @@ def join_key(scope: str, path: str) -> str:
     return f"{scope}/{path}"
 
 
-def render_path(path: str | PathTemplate) -> str:
+def render_path(path: AnyPath) -> str:
     """Return the text of a path or template.
 
     Raises:
@@ -250,10 +255,15 @@ def render_path(path: str | PathTemplate) -> str:
     if type(path) is str or isinstance(path, StoragePath):
         return path
     rendered: object = path if isinstance(path, str) else None
-    if isinstance(path, PathTemplate):
+    if isinstance(path, PurePath):
+        rendered = path.as_posix()
+    elif isinstance(path, PathTemplate):
         rendered = path.render()
     if not isinstance(rendered, str):
-        message = f"A path is a str or has render() -> str, but this is {type(path).__name__}."
+        message = (
+            "A path is a str, a PurePath or has render() -> str, but this is "
+            f"{type(path).__name__}."
+        )
         raise KeyException(message)
     return rendered
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Generic, TypeVar, cast, overload
@@ -122,9 +122,10 @@ class ListResponse(Response[StoragePath]):
         items: the paths.
         prefixes: with a delimiter, what the paths beyond it have in common, as S3 rolls them up.
         continuation_token: what `list` takes to return the next page; None if there are no more.
+        describe: returns what the catalog says of the items.
     """
 
-    __slots__ = ("continuation_token", "prefixes")
+    __slots__ = ("_describe", "continuation_token", "prefixes")
 
     def __init__(
         self,
@@ -132,10 +133,17 @@ class ListResponse(Response[StoragePath]):
         *,
         prefixes: Sequence[StoragePath] = (),
         continuation_token: str | None = None,
+        describe: Callable[[], Sequence[ObjectInfo]] = tuple,
     ) -> None:
         super().__init__(items)
         self.prefixes = tuple(prefixes)
         self.continuation_token = continuation_token
+        self._describe = describe
+
+    @property
+    def infos(self) -> Sequence[ObjectInfo]:
+        """What the catalog says of each path: size, times, media type, metadata; in their order."""
+        return tuple(self._describe())
 
     @override
     def __repr__(self) -> str:
@@ -192,14 +200,24 @@ class MediaResponse(Response["BaseContent"]):
         """Return the files of a class."""
         return tuple(item for item in self if isinstance(item, content))
 
-    def one(self) -> BaseContent:
+    @overload
+    def one(self) -> BaseContent: ...
+    @overload
+    def one(self, content: type[C]) -> C: ...
+    def one(self, content: type[BaseContent] | None = None) -> BaseContent:
         """Return the only file.
 
+        Args:
+            content: the class that it has to be of, so that type checkers know its `content`.
+
         Raises:
-            FileException: there is none, or there are several.
+            FileException: there is none, there are several, or it is of another class.
         """
         if len(self) != 1:
-            message = f"one() wants exactly one file, and there are {len(self)}."
+            message = f"one() expected exactly one file, and there are {len(self)}."
+            raise FileException(message)
+        if content is not None and not isinstance(self[0], content):
+            message = f"{self[0].path} is {type(self[0]).__name__}, not {content.__name__}."
             raise FileException(message)
         return self[0]
 

@@ -29,14 +29,19 @@ class Page:
     """A page of a listing.
 
     Args:
-        keys: in order.
+        records: what the transaction sees, in key order.
         prefixes: rolled up by the delimiter, in order.
         start: where the next page starts; None on the last.
     """
 
-    keys: Sequence[str]
+    records: Sequence[Record]
     prefixes: Sequence[str]
     start: str | None
+
+    @property
+    def keys(self) -> list[str]:
+        """The keys of the records."""
+        return [record.key for record in self.records]
 
 
 class _MovedError(Exception):
@@ -104,51 +109,53 @@ async def page(
 ) -> Page:
     """Return up to `limit` keys and rolled-up prefixes in key order, from the catalog alone."""
     await tx.prepare_read(namespace)
-    keys: list[str] = []
+    found: list[Record] = []
     prefixes: list[str] = []
     cursor: str | None = max(start, prefix)
     size = limit + 1 if delimiter is None else min(FIRST_CHUNK, limit + 1)
     while cursor is not None:
-        found = len(keys) + len(prefixes)
+        before = len(found) + len(prefixes)
         chunk, cursor = await _chunk(tx, namespace, prefix, cursor, size)
         skip_until = ""
-        for key in chunk:
+        for key, record in chunk:
             if key < skip_until:
                 continue
-            if len(keys) + len(prefixes) == limit:
-                return Page(keys=keys, prefixes=prefixes, start=key)
+            if len(found) + len(prefixes) == limit:
+                return Page(records=found, prefixes=prefixes, start=key)
             end = -1 if delimiter is None else key.find(delimiter, len(prefix))
             if delimiter is None or end < 0:
-                keys.append(key)
+                found.append(record)
                 continue
             common = key[: end + len(delimiter)]
             prefixes.append(common)
             following = after_prefix(common)
             if following is None:
-                return Page(keys=keys, prefixes=prefixes, start=None)
+                return Page(records=found, prefixes=prefixes, start=None)
             skip_until = following
         if cursor is not None:
             # What the last prefix rolls up is not read.
             cursor = max(cursor, skip_until)
             # Many names in this chunk promise as many in the next one.
-            names = len(keys) + len(prefixes) - found
+            names = len(found) + len(prefixes) - before
             size = min(max(size, 2 * names), limit + 1)
-    return Page(keys=keys, prefixes=prefixes, start=None)
+    return Page(records=found, prefixes=prefixes, start=None)
 
 
 async def _chunk(
     tx: Transaction, namespace: str, prefix: str, start: str, limit: int
-) -> tuple[list[str], str | None]:
+) -> tuple[list[tuple[str, Record]], str | None]:
     """Return what the transaction sees of a stretch of keys, and where the next one starts."""
     records = await tx.backend.scan(namespace, prefix=prefix, start=start, limit=limit)
     following = after_key(records[-1].key) if len(records) == limit else None
-    keys = {record.key for record in records}
+    seen = {record.key: record for record in records}
     for record in records:
         tx.note_read(record.object_key, record)
     for own in tx.chains:
         inside = own.key >= start and (following is None or own.key < following)
         if own.namespace == namespace and own.key.startswith(prefix) and inside:
             write = live(tx.chain(own))
-            if write is not None:
-                (keys.discard if write.record is None else keys.add)(own.key)
-    return sorted(keys), following
+            if write is not None and write.record is not None:
+                seen[own.key] = write.record
+            elif write is not None:
+                seen.pop(own.key, None)
+    return sorted(seen.items()), following

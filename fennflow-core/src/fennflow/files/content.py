@@ -69,7 +69,8 @@ class BaseContent(Described):
         data: the bytes as stored.
         filename: path relative to the scope of the `put`; without one, the file is named by the
             SHA-256 of its bytes and the extension of its media type.
-        media_type: by default detected from the name or the bytes.
+        media_type: by default that of the name's extension or of the first bytes, else
+            `application/octet-stream` if it has a name.
         metadata: the user's own, any Unicode; S3 takes about 1,800 bytes of ASCII, and a third as many other
             characters. Names that start with `fennflow_`
             are FennFlow's.
@@ -77,7 +78,8 @@ class BaseContent(Described):
         info: on what was read, what the catalog says of it.
 
     Raises:
-        MediaTypeCannotBeGuessedException: no media type was given, and it cannot be detected.
+        MediaTypeCannotBeGuessedException: no media type was given, and name and bytes show none: of
+            a file without a name, or of an image, a sound or a film.
         MetadataException: more metadata than stores hold.
         FileException: a field of the wrong type.
     """
@@ -103,6 +105,8 @@ class BaseContent(Described):
             guess = media_types.from_name(name) or guess
         if guess is None and isinstance(data, bytes):
             guess = media_types.from_bytes(data)
+        if guess is None and name and not cls.media_type_families:
+            guess = media_types.ANY
         if guess is None:
             shown = printable(str(name)) if name else "a file without a name"
             message = (
@@ -116,7 +120,7 @@ class BaseContent(Described):
     @classmethod
     def _check_family(cls, media_type: str) -> str:
         families = cls.media_type_families
-        if families and not media_type.startswith(families):
+        if families and not media_type.lower().startswith(families):
             message = f"{media_type} is not one of {', '.join(f'{each}*' for each in families)}"
             raise ValueError(message)
         return media_type
@@ -137,6 +141,28 @@ class BaseContent(Described):
         return FileException(
             f"{self._name} cannot be read as {type(self).__name__}: {error}.{hint}"
         )
+
+    def as_text(self) -> str:
+        """Return the bytes as text: UTF-8, or the charset that the media type names.
+
+        Raises:
+            FileException: the bytes are not text of the charset, or it is not known.
+        """
+        try:
+            return self.data.decode(codec_of(self.media_type))
+        except UnicodeError as error:
+            raise self._unreadable(error) from error
+
+    def as_json(self) -> Any:
+        """Return the bytes as a JSON value.
+
+        Raises:
+            FileException: the bytes are not JSON.
+        """
+        try:
+            return json.loads(self.data)
+        except (ValueError, RecursionError) as error:
+            raise self._unreadable(error) from error
 
     def sha256(self) -> str:
         """Return the SHA-256 of the bytes, hexadecimal."""
@@ -245,10 +271,7 @@ class TextContent(BaseContent):
         Raises:
             FileException: the bytes are not text of the charset, or it is not known.
         """
-        try:
-            return self.data.decode(codec_of(self.media_type))
-        except UnicodeError as error:
-            raise self._unreadable(error) from error
+        return self.as_text()
 
 
 class JsonContent(BaseContent):
@@ -304,10 +327,7 @@ class JsonContent(BaseContent):
         Raises:
             FileException: the bytes are not JSON.
         """
-        try:
-            return json.loads(self.data)
-        except (ValueError, RecursionError) as error:
-            raise self._unreadable(error) from error
+        return self.as_json()
 
 
 class UrlContent(BaseContent):

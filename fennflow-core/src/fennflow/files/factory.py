@@ -35,22 +35,20 @@ class ContentFactory:
         """Build content from bytes.
 
         Args:
-            media_type: for instance `text/css`; empty to detect it from the name or the bytes.
+            media_type: for instance `text/css`; empty for that of the name's extension or of the first
+                bytes, else `application/octet-stream` if there is a name.
             data: the bytes.
             filename: path relative to the scope of the `put`.
             metadata: the user's own.
 
         Raises:
-            MediaTypeCannotBeGuessedException: it cannot be detected from the name or the bytes.
+            MediaTypeCannotBeGuessedException: there is no name, and the bytes show no media type.
             FileException: the content is not what its class holds.
         """
         guess = media_type or (media_types.from_name(filename) if filename else None)
-        guess = guess or media_types.from_bytes(data)
+        guess = guess or media_types.from_bytes(data) or (media_types.ANY if filename else None)
         if guess is None:
-            message = (
-                f"The media type of {filename or 'a file without a name'} cannot be detected from its "
-                "name or bytes: pass media_type."
-            )
+            message = "The media type of a file without a name is not known: pass media_type."
             raise MediaTypeCannotBeGuessedException(message)
         content = registry().content_class(None, guess)
         return content(data=data, media_type=guess, filename=filename, metadata=metadata or {})
@@ -73,7 +71,6 @@ class ContentFactory:
 
         Raises:
             FileException: the file cannot be read.
-            MediaTypeCannotBeGuessedException: it cannot be detected from the name or the bytes.
         """
         local = Path(path)
         try:

@@ -7,25 +7,57 @@ from typing import Any
 
 import filetype
 
+ANY = "application/octet-stream"
+"""Of bytes of which nothing is known."""
 # The tables of the standard library alone, without those of the machine: the name of a file made
 # from its media type must not depend on where the program runs.
 _TYPES = mimetypes.MimeTypes(filenames=())
+_OFFICE = "application/vnd.openxmlformats-officedocument."
+_OPEN = "application/vnd.oasis.opendocument."
 for _media_type, _extension in (
+    ("application/gzip", ".gz"),
+    ("application/toml", ".toml"),
+    ("application/x-7z-compressed", ".7z"),
+    ("application/x-ndjson", ".jsonl"),
+    ("application/x-ndjson", ".ndjson"),
     ("application/x-parquet", ".parquet"),
+    ("application/yaml", ".yaml"),
+    ("application/yaml", ".yml"),
     ("audio/flac", ".flac"),
+    ("audio/mp4", ".m4a"),
     ("audio/ogg", ".ogg"),
+    ("font/woff", ".woff"),
+    ("font/woff2", ".woff2"),
+    ("image/avif", ".avif"),
+    ("image/heic", ".heic"),
     ("image/webp", ".webp"),
     ("text/markdown", ".md"),
+    ("text/plain", ".log"),
     ("text/uri-list", ".uri"),
+    ("video/x-matroska", ".mkv"),
+    (f"{_OFFICE}presentationml.presentation", ".pptx"),
+    (f"{_OFFICE}spreadsheetml.sheet", ".xlsx"),
+    (f"{_OFFICE}wordprocessingml.document", ".docx"),
+    (f"{_OPEN}presentation", ".odp"),
+    (f"{_OPEN}spreadsheet", ".ods"),
+    (f"{_OPEN}text", ".odt"),
 ):
     _TYPES.add_type(_media_type, _extension)
+_COMPRESSED = {
+    "br": ANY,
+    "bzip2": "application/x-bzip2",
+    "compress": "application/x-compress",
+    "gzip": "application/gzip",
+    "xz": "application/x-xz",
+}
+"""By what Python calls the encoding: FennFlow stores the compressed bytes as they are."""
 
 
 def from_name(name: str) -> str | None:
-    """Return the media type of a file name's extension, if any."""
+    """Return the media type that a file name's extension names, if any."""
     # After a slash, it cannot be taken for a URL, which may bring a type of its own (`data:`).
     media_type, encoding = _TYPES.guess_type(f"/{name.rpartition('/')[2]}")
-    return None if encoding else media_type
+    return media_type if encoding is None else _COMPRESSED.get(encoding, ANY)
 
 
 def from_bytes(data: bytes) -> str | None:

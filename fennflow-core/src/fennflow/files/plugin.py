@@ -18,7 +18,11 @@ def fennflow_content_types() -> Iterable[ContentTypePlugin]:
         ContentTypePlugin("json", files.JsonContent, ("application/json",)),
         ContentTypePlugin("model", files.ModelContent),
         ContentTypePlugin("url", files.UrlContent, ("text/uri-list",)),
-        ContentTypePlugin("text", files.TextContent, ("text/*",)),
+        ContentTypePlugin(
+            "text",
+            files.TextContent,
+            ("text/*", "application/toml", "application/x-ndjson", "application/yaml"),
+        ),
         ContentTypePlugin("image", files.ImageContent, ("image/*",)),
         ContentTypePlugin("audio", files.AudioContent, ("audio/*",)),
         ContentTypePlugin("video", files.VideoContent, ("video/*",)),

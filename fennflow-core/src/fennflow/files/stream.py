@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import io
 import os
 import time
 from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable, Iterator, Mapping
@@ -14,11 +15,10 @@ from typing import Annotated, Any, Protocol, runtime_checkable
 
 from pydantic import Field, PrivateAttr
 
-from fennflow.exceptions import FileException, MediaTypeCannotBeGuessedException
+from fennflow.exceptions import FileException
 from fennflow.files import media_types
 from fennflow.files.content import Described
 from fennflow.objects import MEDIA_TYPE
-from fennflow.printable import printable
 
 CHUNK = 1 << 20
 """Bytes that are read at a time."""
@@ -47,7 +47,7 @@ class StreamContent(Described):
 
     Args:
         filename: path relative to the scope of the `put`.
-        media_type: by default detected from the name.
+        media_type: by default that of the name's extension, else `application/octet-stream`.
         metadata: the user's own, like that of `BaseContent`.
         size: in bytes, where it is known; a body of another size is refused.
 
@@ -121,16 +121,19 @@ class StreamContent(Described):
         Args:
             chunks: an iterable of bytes, async or not, or what has `read`, such as an open file
                 or the `UploadFile` of FastAPI. What is not async is called in a thread.
-            filename: path relative to the scope of the `put`; that of an upload by default.
+            filename: path relative to the scope of the `put`; by default that of an upload, or the
+                last part of an open file's name.
             media_type: by default the `content_type` of an upload, or detected from the name.
             size: in bytes, if you know it.
             metadata: your own.
 
         Raises:
             FileException: there is no name, or the chunks are not bytes.
-            MediaTypeCannotBeGuessedException: it was not given, and the name does not identify it.
         """
-        name: object = filename or getattr(chunks, "filename", None)
+        if isinstance(chunks, io.TextIOBase):
+            message = "The file is open as text. Open it with open(path, 'rb')."
+            raise FileException(message)
+        name: object = filename or getattr(chunks, "filename", None) or _name_of(chunks)
         if not isinstance(name, str):
             message = "A stream needs a filename: its bytes cannot name it before they are sent."
             raise FileException(message)
@@ -171,7 +174,6 @@ class FileContent(StreamContent):
 
         Raises:
             FileException: there is no such file.
-            MediaTypeCannotBeGuessedException: it was not given, and the name does not identify it.
 
         Example:
             ```python
@@ -208,12 +210,14 @@ class FileContent(StreamContent):
         return content
 
 
+def _name_of(file: object) -> str | None:
+    """Return the last part of the name of an open file; None if it is not one, or has none."""
+    name: object = getattr(file, "name", None)
+    return Path(name).name if isinstance(file, io.IOBase) and isinstance(name, str) else None
+
+
 def _guess(name: str) -> str:
-    guess = media_types.from_name(name)
-    if guess is None:
-        message = f"The media type of {printable(name)} cannot be detected from its name: pass media_type."
-        raise MediaTypeCannotBeGuessedException(message)
-    return guess
+    return media_types.from_name(name) or media_types.ANY
 
 
 def _unreadable(path: Path, error: OSError) -> FileException:

@@ -46,5 +46,13 @@ __all__ = [
 ]
 
 
-class CrudRepository(PutRepository, GetRepository, ListRepository, DeleteRepository):
-    """Put, get, list and delete."""
+class CrudRepository(
+    PutRepository,
+    GetRepository,
+    ListRepository,
+    DeleteRepository,
+    StatRepository,
+    CopyRepository,
+    StreamRepository,
+):
+    """What a program needs every day: put, get, list, delete, stat, exists, copy, move and open."""

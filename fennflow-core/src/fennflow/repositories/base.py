@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from fennflow.backends import ObjectKey
 from fennflow.engine import reading
 from fennflow.exceptions import TransactionException
-from fennflow.paths import PathTemplate, StoragePath, check_key, check_prefix, join_key, render_path
+from fennflow.paths import AnyPath, StoragePath, check_key, check_prefix, join_key, render_path
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Sequence
@@ -35,7 +35,18 @@ class Repository:
         self._namespace = namespace
         self._scope = scope
 
-    def at(self, path: str | PathTemplate) -> Self:
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> object:
+            """Name the mixin that brings a method which this repository does not have."""
+            own = type(self).__name__
+            message = f"{own!r} object has no attribute {name!r}."
+            mixin = None if name.startswith("_") else _mixin_with(name)
+            if mixin is not None:
+                message += f" Add the mixin that brings it: class {own}(..., {mixin.__name__})."
+            raise AttributeError(message, name=name, obj=self)
+
+    def at(self, path: AnyPath) -> Self:
         """Return the same repository in a narrower scope; scopes nest.
 
         Args:
@@ -58,15 +69,13 @@ class Repository:
     def _call(self, operation: str) -> AbstractAsyncContextManager[Transaction]:
         return self._session.call(operation, self._namespace)
 
-    def _key(self, path: str | PathTemplate) -> str:
+    def _key(self, path: AnyPath) -> str:
         rendered = render_path(path)
         if not isinstance(rendered, StoragePath):
             check_key(rendered)
         return check_key(join_key(self._scope, rendered))
 
-    def _object_key(
-        self, path: str | PathTemplate, repository: Repository | None = None
-    ) -> ObjectKey:
+    def _object_key(self, path: AnyPath, repository: Repository | None = None) -> ObjectKey:
         """Return what a path names here, or in another repository of the same session."""
         other = repository or self
         if other._session is not self._session:  # noqa: SLF001 - of this class
@@ -97,3 +106,14 @@ class Repository:
             limit=PAGE,
             delimiter=None,
         )
+
+
+def _mixin_with(name: str) -> type[Repository] | None:
+    """Return the mixin of FennFlow's that brings a method."""
+    mixins = Repository.__subclasses__()
+    for mixin in mixins:
+        if mixin.__module__.startswith("fennflow."):
+            if name in vars(mixin) and not mixin.__name__.startswith("_"):
+                return mixin
+            mixins += mixin.__subclasses__()
+    return None

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, overload
+from typing import TYPE_CHECKING, Any, overload
 
 from fennflow.connectors import PresignMethod
 from fennflow.engine import reading
 from fennflow.engine.presigning import presign
 from fennflow.exceptions import PathException
 from fennflow.files import BaseContent
-from fennflow.paths import PathTemplate, StoragePath, decode_token, encode_token
+from fennflow.paths import AnyPath, StoragePath, decode_token, encode_token
 from fennflow.plugins import registry
 from fennflow.printable import brief
 from fennflow.repositories.base import PAGE, Repository
@@ -29,7 +29,7 @@ MAX_LIMIT = 1_000_000
 class GetRepository(Repository):
     """Read files."""
 
-    async def get(self, *paths: str | PathTemplate, missing_ok: bool = False) -> MediaResponse:
+    async def get(self, *paths: AnyPath, missing_ok: bool = False) -> MediaResponse:
         """Read files whole, all as they were at one moment.
 
         Args:
@@ -45,6 +45,28 @@ class GetRepository(Repository):
         async with self._call("get") as tx:
             found = await reading.read(tx, self._namespace, keys, missing_ok=missing_ok)
         return MediaResponse([_content(record, body) for record, body in found])
+
+    async def read_bytes(self, path: AnyPath) -> bytes:
+        """Read the bytes of one file; raises what `get` does."""
+        return (await self.get(path)).one().data
+
+    async def read_text(self, path: AnyPath) -> str:
+        """Read one file as text: UTF-8, or the charset that its media type names.
+
+        Raises:
+            FileException: the bytes are not text of the charset, or it is not known.
+            BaseConnectorException: like `get`.
+        """
+        return (await self.get(path)).one().as_text()
+
+    async def read_json(self, path: AnyPath) -> Any:
+        """Read one file as JSON, whatever its media type.
+
+        Raises:
+            FileException: the bytes are not JSON.
+            BaseConnectorException: like `get`.
+        """
+        return (await self.get(path)).one().as_json()
 
 
 class GetPrefixRepository(Repository):
@@ -98,7 +120,7 @@ class ListRepository(Repository):
         whole = self._prefix(prefix)
         _check_page(limit, delimiter)
         start = "" if continuation_token is None else decode_token(continuation_token)
-        keys: list[str] = []
+        records: list[Record] = []
         prefixes: list[str] = []
         following: str | None = start
         async with self._call("list") as tx:
@@ -111,14 +133,15 @@ class ListRepository(Repository):
                     limit=PAGE if limit is None else limit,
                     delimiter=delimiter,
                 )
-                keys += page.keys
+                records += page.records
                 prefixes += page.prefixes
                 following = page.start
                 if limit is not None:
                     break
         return ListResponse(
-            [StoragePath(key) for key in keys],
+            [StoragePath(record.key) for record in records],
             prefixes=[StoragePath(each) for each in prefixes],
+            describe=lambda: [info_of(record) for record in records],
             continuation_token=None if following is None else encode_token(following),
         )
 
@@ -141,10 +164,10 @@ class StatRepository(Repository):
     """Ask the catalog about files: no object request is made."""
 
     @overload
-    async def stat(self, path: str | PathTemplate, /) -> ObjectInfo: ...
+    async def stat(self, path: AnyPath, /) -> ObjectInfo: ...
     @overload
-    async def stat(self, *paths: str | PathTemplate) -> tuple[ObjectInfo, ...]: ...
-    async def stat(self, *paths: str | PathTemplate) -> ObjectInfo | tuple[ObjectInfo, ...]:
+    async def stat(self, *paths: AnyPath) -> tuple[ObjectInfo, ...]: ...
+    async def stat(self, *paths: AnyPath) -> ObjectInfo | tuple[ObjectInfo, ...]:
         """Return what the catalog says of a file, or of several at one moment.
 
         Raises:
@@ -156,7 +179,7 @@ class StatRepository(Repository):
         infos = tuple(info_of(record) for record in records if record is not None)
         return infos[0] if len(paths) == 1 else infos
 
-    async def exists(self, path: str | PathTemplate) -> bool:
+    async def exists(self, path: AnyPath) -> bool:
         """Return whether a file exists."""
         keys = [self._key(path)]
         async with self._call("exists") as tx:
@@ -168,7 +191,7 @@ class GeneratePresignedUrlRepository(Repository):
 
     async def generate_presigned_url(
         self,
-        *paths: str | PathTemplate,
+        *paths: AnyPath,
         expires_in: float = EXPIRES_IN,
         method: PresignMethod = "GET",
     ) -> PresignedUrlResponse:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from os import PathLike
+from pathlib import Path
 from typing import TYPE_CHECKING
+from uuid import uuid4
 
 from fennflow.engine.streaming import Download
 from fennflow.exceptions import PathException, TransactionException
-from fennflow.paths import PathTemplate
+from fennflow.paths import AnyPath
 from fennflow.printable import brief
 from fennflow.repositories.base import Repository
 from fennflow.repositories.reading import info_of
@@ -19,6 +23,9 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from fennflow.responses import ObjectInfo
+
+
+_NOTHING = memoryview(b"")
 
 
 @dataclass(slots=True)
@@ -31,6 +38,7 @@ class ObjectStream:
 
     info: ObjectInfo
     _chunks: AsyncGenerator[bytes] | None = field(repr=False)
+    _rest: memoryview = field(repr=False, default=_NOTHING)
 
     def __aiter__(self) -> AsyncIterator[bytes]:
         """Iterate over the chunks, as they arrive.
@@ -44,7 +52,55 @@ class ObjectStream:
         if self._chunks is None:
             message = f"{self.info.path} is closed. Read it inside the block of open()."
             raise TransactionException(message)
-        return self._chunks
+        return self._from_rest(self._chunks) if self._rest else self._chunks
+
+    async def _from_rest(self, chunks: AsyncGenerator[bytes]) -> AsyncGenerator[bytes]:
+        rest, self._rest = self._rest, _NOTHING
+        yield bytes(rest)
+        async for chunk in chunks:
+            yield chunk
+
+    async def read(self, size: int = -1) -> bytes:
+        """Return the next bytes, or none at the end; raises what iterating does.
+
+        Args:
+            size: how many at most; all that are left by default.
+        """
+        parts, length = [self._rest], len(self._rest)
+        self._rest = _NOTHING
+        chunks = aiter(self)
+        while size < 0 or length < size:
+            chunk = await anext(chunks, None)
+            if chunk is None:
+                break
+            parts.append(memoryview(chunk))
+            length += len(chunk)
+        if size < 0 or length <= size:
+            return b"".join(parts)
+        kept = len(parts[-1]) - (length - size)
+        self._rest = parts[-1][kept:]
+        parts[-1] = parts[-1][:kept]
+        return b"".join(parts)
+
+    async def save_to(self, path: str | PathLike[str]) -> None:
+        """Write all bytes that are left to a local file, which is replaced when all have arrived.
+
+        Args:
+            path: of the file; its directory must exist.
+
+        Raises:
+            OSError: the file cannot be written; an old one is as it was.
+            BaseConnectorException: what iterating raises; likewise.
+        """
+        target = Path(path)
+        part = target.with_name(f".{target.name}.{uuid4().hex}.part")
+        try:
+            with await asyncio.to_thread(part.open, "xb") as file:
+                async for chunk in self:
+                    await asyncio.to_thread(file.write, chunk)
+            await asyncio.to_thread(part.replace, target)
+        finally:
+            await asyncio.to_thread(part.unlink, missing_ok=True)
 
     def close(self) -> None:
         """Refuse to be read any more."""
@@ -56,7 +112,7 @@ class StreamRepository(Repository):
 
     @asynccontextmanager
     async def open(
-        self, path: str | PathTemplate, *, start: int | None = None, end: int | None = None
+        self, path: AnyPath, *, start: int | None = None, end: int | None = None
     ) -> AsyncGenerator[ObjectStream]:
         """Open a file for reading, of any size; the memory that it takes is constant.
 

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import asyncio
+from collections.abc import AsyncIterable, Callable, Iterable, Mapping
 from dataclasses import InitVar, dataclass, field
+from pathlib import PurePath
 from typing import TYPE_CHECKING, Any, cast
+
+from pydantic import BaseModel
 
 from fennflow.engine import copying, writing
 from fennflow.engine.streaming import Source, sha256_of
 from fennflow.engine.uploads import Upload
 from fennflow.exceptions import ConnectorCapabilityException, FileException
-from fennflow.files import BaseContent, StreamContent
+from fennflow.files import BaseContent, FileContent, StreamContent
 from fennflow.files.media_types import extension
-from fennflow.paths import PathTemplate, StoragePath
+from fennflow.files.stream import Readable
+from fennflow.paths import AnyPath, StoragePath
 from fennflow.plugins import registry
 from fennflow.repositories.base import Repository
 from fennflow.responses import DeleteResponse, PutResponse
@@ -21,7 +26,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 
-File = BaseContent | StreamContent
+File = BaseContent | StreamContent | PurePath | Readable
+"""What can be put: a file, the path of a local file, or an open one."""
 OnProgress = Callable[[int, int | None], object]
 
 
@@ -35,6 +41,37 @@ def _options(extra: object) -> dict[str, Any]:
     return dict(cast("Mapping[str, Any]", extra))
 
 
+async def _file_of(file: object) -> BaseContent | StreamContent:
+    """Return what is to be put as a file.
+
+    Raises:
+        FileException: it is none; names the class that holds such a thing.
+    """
+    if isinstance(file, (BaseContent, StreamContent)):
+        return file
+    if isinstance(file, PurePath):
+        return await asyncio.to_thread(FileContent.from_local_path, file)
+    if isinstance(file, Readable):
+        return StreamContent.from_iterable(file)
+    if isinstance(file, str):
+        hint = "TextContent.from_content(text), or Path(name) for a local file"
+    elif isinstance(file, (bytes, bytearray, memoryview)):
+        hint = "BinaryContent(data=...)"
+    elif isinstance(file, BaseModel):
+        hint = f"ModelContent[{type(file).__name__}].from_content(model)"
+    elif isinstance(file, dict):
+        hint = "JsonContent.from_content(value)"
+    elif isinstance(file, (AsyncIterable, Iterable)):
+        hint = (
+            "put(*files) for several files, JsonContent.from_content(value) for JSON, or "
+            "StreamContent.from_iterable(chunks, filename=...) for bytes in chunks"
+        )
+    else:
+        hint = "one of the classes in fennflow.files"
+    message = f"put() and create() take files, and this is a {type(file).__name__}. Use {hint}."
+    raise FileException(message)
+
+
 class _WritingRepository(Repository):
     async def _write(
         self,
@@ -44,15 +81,19 @@ class _WritingRepository(Repository):
         *,
         create: bool,
     ) -> PutResponse:
-        progress = None if on_progress is None else _Progress(files, on_progress)
+        contents = [await _file_of(file) for file in files]
+        progress = None if on_progress is None else _Progress(contents, on_progress)
         options = _options(extra)
-        uploads = [await self._upload(file, options, progress) for file in files]
+        uploads = [await self._upload(file, options, progress) for file in contents]
         async with self._call("create" if create else "put") as tx:
             records = await writing.write(tx, self._namespace, uploads, create=create)
         return PutResponse([StoragePath(record.key) for record in records])
 
     async def _upload(
-        self, file: object, extra: Mapping[str, Any], progress: _Progress | None
+        self,
+        file: BaseContent | StreamContent,
+        extra: Mapping[str, Any],
+        progress: _Progress | None,
     ) -> Upload:
         on_bytes = None if progress is None else progress.add
         if isinstance(file, StreamContent):
@@ -72,12 +113,6 @@ class _WritingRepository(Repository):
                 metadata=dict(file.metadata),
                 extra=dict(extra),
             )
-        if not isinstance(file, BaseContent):
-            message = (
-                f"put() and create() take files, and this is a {type(file).__name__}. Wrap it, "
-                "for instance TextContent.from_content(text)."
-            )
-            raise FileException(message)
         sha256 = await sha256_of(file.data)
         name = file.filename
         if name is None:
@@ -98,12 +133,12 @@ class _WritingRepository(Repository):
 class _Progress:
     """Adds up the progress of all files of a call."""
 
-    files: InitVar[Sequence[File]]
+    files: InitVar[Sequence[BaseContent | StreamContent]]
     on_progress: OnProgress
     done: int = 0
     total: int | None = field(init=False)
 
-    def __post_init__(self, files: Sequence[File]) -> None:
+    def __post_init__(self, files: Sequence[BaseContent | StreamContent]) -> None:
         sizes = [f.size if isinstance(f, StreamContent) else len(f.data) for f in files]
         self.total = sum(size or 0 for size in sizes) if None not in sizes else None
 
@@ -124,7 +159,8 @@ class PutRepository(_WritingRepository):
         """Write files, replacing existing ones; all or none of the call.
 
         Args:
-            files: what to write.
+            files: what to write: content, a `pathlib.Path` of a local file, or a file that is open
+                for reading bytes.
             connector_extra: options of the store for all of them, on S3 for instance
                 `{"CacheControl": "max-age=3600", "StorageClass": "STANDARD_IA"}`.
             on_progress: plain or async, called with the bytes done, of all files of the call, and
@@ -170,8 +206,8 @@ class CopyRepository(Repository):
 
     async def copy(
         self,
-        source: str | PathTemplate,
-        target: str | PathTemplate,
+        source: AnyPath,
+        target: AnyPath,
         *,
         to: Repository | None = None,
         connector_extra: Mapping[str, Any] | None = None,
@@ -201,8 +237,8 @@ class CopyRepository(Repository):
 
     async def move(
         self,
-        source: str | PathTemplate,
-        target: str | PathTemplate,
+        source: AnyPath,
+        target: AnyPath,
         *,
         to: Repository | None = None,
         connector_extra: Mapping[str, Any] | None = None,
@@ -215,8 +251,8 @@ class CopyRepository(Repository):
 
     async def _copy(
         self,
-        source: str | PathTemplate,
-        target: str | PathTemplate,
+        source: AnyPath,
+        target: AnyPath,
         to: Repository | None,
         extra: Mapping[str, Any] | None,
         *,
@@ -232,7 +268,7 @@ class CopyRepository(Repository):
 class DeleteRepository(Repository):
     """Delete files."""
 
-    async def delete(self, *paths: str | PathTemplate, missing_ok: bool = True) -> DeleteResponse:
+    async def delete(self, *paths: AnyPath, missing_ok: bool = True) -> DeleteResponse:
         """Delete files; the objects go after the commit, a thousand a request.
 
         Returns:
