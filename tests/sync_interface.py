@@ -55,6 +55,7 @@ class SyncUnitOfWork(Opened):
         auto_commit: whether the end of the block commits. If not, what `commit()` did not commit
             is undone.
         join: a transaction of yours in which files and rows commit together; see `UnitOfWork`.
+        timeout: seconds that it may take, from its opening to its commit.
 
     Raises:
         TransactionException: the thread runs an event loop: use `async with`.
@@ -100,7 +101,7 @@ def {name}(
 @overload
 def {name}(
     self: SyncRepository[PutRepository],
-    path: str | PathTemplate,
+    path: AnyPath,
     mode: Literal["wb"],
     *,
 {written}) -> SyncWriter: ...

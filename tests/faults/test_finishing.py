@@ -6,20 +6,19 @@ import asyncio
 import logging
 import sqlite3
 from collections import Counter
-from collections.abc import Awaitable, Callable, Generator
+from collections.abc import Awaitable, Callable
 from contextlib import closing, suppress
 from contextvars import ContextVar
 from pathlib import Path
 
 import pytest
-import stamina
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 
 from fennflow import plugins
 from fennflow.backends import InMemoryBackendConfig, SqlalchemyBackendConfig
 from fennflow.config import BackendConfig
 from fennflow.connectors import Capabilities, Deletion, InMemoryConnectorConfig, Location
-from fennflow.engine import diagnosis, finish, settle
+from fennflow.engine import diagnosis, finish, retrying, settle
 from fennflow.engine.leases import Lease
 from fennflow.exceptions import (
     AccessDeniedException,
@@ -118,10 +117,9 @@ def refusing_all() -> Callable[[str, str, str], Exception | None]:
 
 
 @pytest.fixture
-def once() -> Generator[None]:
+def once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Send nothing again."""
-    with stamina.set_testing(testing=True, attempts=1):
-        yield
+    monkeypatch.setattr(retrying, "ATTEMPTS", 1)
 
 
 async def put(uow_class: type[FullUOW], value: str, *names: str) -> None:

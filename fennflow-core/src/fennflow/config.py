@@ -137,6 +137,8 @@ class ConfigDict(_Config):
     Args:
         connector: where objects are stored; memory by default.
         backend: where the catalog and the journal are stored; memory by default.
+        timeout: seconds that a unit of work may take, from its opening to its commit; then its calls
+            fail and it cannot commit. `UOW(timeout=...)` is another one. None for no limit.
         lock_timeout: seconds to wait for a key that another transaction is writing.
         lease_ttl: seconds that a transaction lives without a sign of life (protocol P22).
         compensation_timeout: seconds that undoing may take after a cancellation (P21).
@@ -170,6 +172,7 @@ class ConfigDict(_Config):
 
     connector: SerializeAsAny[ConnectorConfig] = Field(default_factory=_memory_connector)
     backend: SerializeAsAny[BackendConfig] = Field(default_factory=_memory_backend)
+    timeout: Seconds | None = None
     lock_timeout: Annotated[float, Field(ge=0, le=MAX_SECONDS)] = 5.0
     lease_ttl: Seconds = 60.0
     compensation_timeout: Seconds = 30.0

@@ -30,6 +30,7 @@ FennFlowException
 ├── ReconcileFailedException
 └── TransactionException
     ├── CommitUncertainException
+    ├── TransactionTimeoutException
     └── CompensationPendingWarning (a warning)
 ```
 
@@ -72,6 +73,7 @@ __all__ = [
     "RecordLockedException",
     "TransactionException",
     "TransactionLostException",
+    "TransactionTimeoutException",
     "UploadIdleException",
 ]
 
@@ -263,6 +265,10 @@ class TransactionException(FennFlowException):
 
 class CommitUncertainException(TransactionException):
     """The outcome of a commit is unknown; recovery will either commit or roll back."""
+
+
+class TransactionTimeoutException(TransactionException):
+    """The unit of work took longer than its `timeout`; nothing of it is committed."""
 
 
 class CompensationPendingWarning(TransactionException, RuntimeWarning):

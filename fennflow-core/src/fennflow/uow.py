@@ -12,6 +12,7 @@ from typing_extensions import override
 from fennflow import plugins
 from fennflow.config import ConfigDict
 from fennflow.engine.callbacks import Callback, Undo
+from fennflow.engine.deadline import Deadline
 from fennflow.engine.diagnosis import reach
 from fennflow.engine.runtime import engine_for
 from fennflow.engine.session import Session
@@ -58,9 +59,13 @@ class UnitOfWork(Maintenance):
             `SqlalchemyBackendConfig`: files and rows commit in its transaction, in one instant or
             not at all. If it has begun (`async with session.begin()`), its own block ends it; if
             not, it is committed or rolled back with this one.
+        timeout: seconds that it may take, from its opening to its commit; that of the config by
+            default. Then the call under way, or the next one, raises, and so does the commit.
 
     Raises:
-        ConfigException: `join` is nothing that the backend can commit in.
+        ConfigException: `join` is nothing that the backend can commit in; or the timeout is not a
+            positive number.
+        TransactionTimeoutException: it took longer than its timeout; nothing of it is committed.
         PluginException: the connector or the backend of `config` is not installed or broken.
         CommitUncertainException: the backend was lost while it committed (protocol P5).
 
@@ -110,7 +115,17 @@ class UnitOfWork(Maintenance):
             )
             raise ConfigException(message)
 
-    def __init__(self, *, auto_commit: bool = True, join: object | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        auto_commit: bool = True,
+        join: object | None = None,
+        timeout: float | None = None,
+    ) -> None:
+        if timeout is not None and not timeout > 0:
+            message = f"timeout={timeout!a} is not a number of seconds above 0."
+            raise ConfigException(message)
+        self._timeout = timeout
         self._auto_commit = auto_commit
         self._join = join
         self._plugins = plugins.registry()
@@ -124,14 +139,15 @@ class UnitOfWork(Maintenance):
         if self._session is not None:
             message = "This unit of work is already open or was used before. Construct a new one."
             raise TransactionException(message)
-        async with AsyncExitStack() as stack:
+        deadline = Deadline(self._timeout or self.config.timeout)
+        async with deadline.limit(), AsyncExitStack() as stack:
             engine = await stack.enter_async_context(engine_for(self.config, self._plugins))
             joined, reconciled = None, set[str]()
             if self._join is not None:
                 # Now, since the catalog could not be filled while the user's transaction writes to it.
                 await engine.reconciler.prepare_all(namespaces_of(type(self)), reconciled)
                 joined = await engine.backend.join(self._join)
-            session = Session(engine, joined, reconciled)
+            session = Session(engine, joined, reconciled, deadline)
             if not self._auto_commit:
                 try:
                     session.check_ends_here()
@@ -169,7 +185,13 @@ class UnitOfWork(Maintenance):
             await self._use.aclose()
 
     @classmethod
-    def sync(cls, *, auto_commit: bool = True, join: object | None = None) -> AnyUnitOfWork:
+    def sync(
+        cls,
+        *,
+        auto_commit: bool = True,
+        join: object | None = None,
+        timeout: float | None = None,
+    ) -> AnyUnitOfWork:
         """Return a unit of work for code without `async`: `with UOW.sync() as uow`.
 
         It has the same repositories and methods, which wait for their results. They run on an event
@@ -178,6 +200,7 @@ class UnitOfWork(Maintenance):
         Args:
             auto_commit: like that of the class.
             join: like that of the class; a `Session` or `Connection` of SQLAlchemy, too.
+            timeout: like that of the class.
 
         Raises:
             ConfigException: like those of the class.
@@ -204,7 +227,7 @@ class UnitOfWork(Maintenance):
 
         if "_synchronous" not in vars(cls):
             cls._synchronous = sync_of(cls)
-        return cls._synchronous(auto_commit=auto_commit, join=join)
+        return cls._synchronous(auto_commit=auto_commit, join=join, timeout=timeout)
 
     async def commit(self) -> None:
         """Commit what was done so far; more work may follow, in a transaction of its own.

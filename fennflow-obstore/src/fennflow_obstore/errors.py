@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from http import HTTPStatus
 from typing import TypeVar
 
-import stamina
 from obstore import exceptions as obstore
 
 from fennflow.exceptions import (
@@ -21,6 +20,7 @@ from fennflow.exceptions import (
     PreconditionFailedException,
 )
 from fennflow.printable import cause_to_show, without_credentials
+from fennflow.retries import repeat
 
 R = TypeVar("R")
 
@@ -148,18 +148,20 @@ async def sent(
         the answer, and whether that to an earlier attempt was lost, so that it may still take effect.
     """
     lost = False
-    async for attempt in stamina.retry_context(
-        on=_worth_another, attempts=attempts, wait_initial=0.1, wait_max=5.0, timeout=None
-    ):
-        with attempt:
-            try:
-                with translated(verb, name, writes=writes, retried=lost):
-                    return await request(), lost
-            except BaseConnectorException as error:
-                lost = error.ambiguous
-                raise
-    message = "unreachable: retry_context raises when it gives up"
-    raise AssertionError(message)
+
+    async def send() -> R:
+        nonlocal lost
+        try:
+            with translated(verb, name, writes=writes, retried=lost):
+                return await request()
+        except BaseConnectorException as error:
+            lost = error.ambiguous
+            raise
+
+    answer = await repeat(
+        send, on=_worth_another, attempts=attempts, what=f"The attempt to {verb} {name}"
+    )
+    return answer, lost
 
 
 def _worth_another(error: Exception) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -9,7 +10,6 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from zlib import crc32
 
-import stamina
 from sqlalchemy import (
     JSON,
     Column,
@@ -29,6 +29,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects import postgresql, sqlite
 
 from fennflow.exceptions import BackendUnavailableException, RecordLockedException
+from fennflow.retries import repeat
 from fennflow_sqlalchemy.tables import catalog_id_of, migrate
 
 if TYPE_CHECKING:
@@ -105,15 +106,17 @@ class Database(ABC):
 
     async def _repeat(self, work: Work[R], *, write: bool, once: bool, lock_wait: float) -> R:
         try:
-            async for attempt in stamina.retry_context(
-                on=RetryableError, attempts=7, wait_initial=0.05, wait_max=1.0, timeout=None
-            ):
-                with attempt:
-                    return await self._once(work, write=write, once=once, lock_wait=lock_wait)
+            return await repeat(
+                lambda: self._once(work, write=write, once=once, lock_wait=lock_wait),
+                on=lambda error: isinstance(error, RetryableError),
+                attempts=7,
+                what=f"A transaction of {self.name}",
+                wait_initial=0.05,
+                wait_max=1.0,
+                level=logging.INFO,
+            )
         except RetryableError as error:
             raise self.unavailable(error.__cause__ or error) from error.__cause__
-        message = "unreachable: retry_context raises when it gives up"
-        raise AssertionError(message)
 
     @abstractmethod
     async def _once(self, work: Work[R], *, write: bool, once: bool, lock_wait: float) -> R:

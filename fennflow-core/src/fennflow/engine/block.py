@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, TypeVar
 from fennflow.engine import telemetry
 from fennflow.engine.callbacks import Callbacks, Undo, names_of, run_undos
 from fennflow.engine.concurrency import Calls, shielded
+from fennflow.engine.deadline import Deadline
 from fennflow.engine.transaction import Scope, Transaction, rolled_back
-from fennflow.exceptions import TransactionException
+from fennflow.exceptions import TransactionException, TransactionTimeoutException
 
 if TYPE_CHECKING:
     from fennflow.engine.runtime import Engine
@@ -25,10 +26,14 @@ class Block:
     Args:
         engine: connector, backend and configuration.
         reconciled: namespaces that were reconciled for it.
+        deadline: until when it may work.
     """
 
-    def __init__(self, engine: Engine, reconciled: Collection[str] = ()) -> None:
+    def __init__(
+        self, engine: Engine, reconciled: Collection[str] = (), deadline: Deadline | None = None
+    ) -> None:
         self._engine = engine
+        self._deadline = deadline or Deadline(None)
         self._reconciled = set(reconciled)
         self._tx = self._begin()
         self._loop = asyncio.get_running_loop()
@@ -103,8 +108,9 @@ class Block:
         places = tx.register()
         with self._calls.call([tx, *tx.scopes()], rolled_back):
             try:
-                result = await do()
-            except asyncio.CancelledError:
+                async with self._deadline.limit():
+                    result = await do()
+            except (asyncio.CancelledError, TransactionTimeoutException):
                 # If it is cut off it may still have taken effect, so it counts as done, like a write (P19).
                 for each in places:
                     each.undos.append(undo)

@@ -9,18 +9,20 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable
 from contextvars import Context
 from dataclasses import dataclass, field
+from functools import partial
 from typing import ParamSpec, TypeVar
-
-import stamina
 
 from fennflow.backends import Outcome
 from fennflow.engine.telemetry import log_event
 from fennflow.exceptions import TransactionException
+from fennflow.retries import repeat
 
 Callback = Callable[[], Awaitable[object] | object]
 Undo = Callable[[], Awaitable[object]]
 P = ParamSpec("P")
 T = TypeVar("T")
+
+UNDO_ATTEMPTS = 3
 
 
 @dataclass(slots=True)
@@ -82,9 +84,13 @@ async def run_undos(undos: list[Undo], transaction: str) -> list[str]:
     while undos:
         undo = undos[-1]
         try:
-            async for attempt in stamina.retry_context(on=Exception, attempts=3, wait_initial=0.1):
-                with attempt:
-                    await _call(undo)
+            await repeat(
+                partial(_call, undo),
+                on=lambda _: True,
+                attempts=UNDO_ATTEMPTS,
+                what=f"The undo {_name_of(undo)}",
+                transaction=transaction,
+            )
         except Exception as error:  # noqa: BLE001 - logged, and added as a note
             name = _name_of(undo)
             notes.append(f"The undo of a step failed: {name}: {type(error).__name__}: {error}")

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from fennflow.config import ConfigDict
     from fennflow.connectors import Connector
     from fennflow.engine.leases import Leases
+    from fennflow.engine.retrying import Circuit
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,12 +25,14 @@ class EngineContext:
         connector: where the objects are stored.
         backend: where they are recorded, and transactions are journaled.
         leases: held by this process.
+        circuit: which buckets do not answer.
     """
 
     config: ConfigDict
     connector: Connector
     backend: Backend
     leases: Leases
+    circuit: Circuit
 
 
 @dataclass(slots=True)

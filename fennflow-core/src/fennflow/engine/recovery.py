@@ -139,11 +139,11 @@ class Recovery:
     async def aclose(self) -> None:
         """Try the own transactions once more, side by side, for `compensation_timeout` in all.
 
-        What is left then is other processes' to claim.
+        A store that is away gets a few seconds. What is left then is other processes' to claim.
         """
         for each in (self._turns, self._looks, self._retries):
             await each.aclose()
-        grace = self.context.config.compensation_timeout
+        grace = self.context.circuit.last_wait(self.context.config.compensation_timeout)
         attempts = {*self._begin_own(now=True), *self._taken}
         if attempts:
             _, late = await asyncio.wait(attempts, timeout=grace)
@@ -183,6 +183,7 @@ class Recovery:
             namespaces: to sweep, in addition to those that the engine has used.
         """
         self.namespaces.update(namespaces)
+        self.context.circuit.reset()  # what was away may be back
         # What is under way may fail because of what has been put right by now.
         earlier, taken = set(self._attempts.values()), set(self._taken)
         if earlier or taken:

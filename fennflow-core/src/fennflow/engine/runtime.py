@@ -16,6 +16,7 @@ from fennflow.engine.context import EngineContext
 from fennflow.engine.leases import Leases
 from fennflow.engine.reconcile import Reconciler
 from fennflow.engine.recovery import Recovery
+from fennflow.engine.retrying import Circuit
 
 if TYPE_CHECKING:
     from fennflow.config import ConfigDict
@@ -148,12 +149,14 @@ async def _lifetime(
             connector.remember_in(backend)
             leases = Leases(backend, config.lease_ttl, config.late_write_period)
             stack.push_async_callback(leases.aclose)
-            context = EngineContext(config, connector, backend, leases)
+            context = EngineContext(config, connector, backend, leases, Circuit())
             recovery = Recovery(context)
             stack.push_async_callback(recovery.aclose)
             recovery.start()
             reconciler = Reconciler(context, recovery)
-            yield Engine(config, connector, backend, leases, plugins, recovery, reconciler)
+            yield Engine(
+                config, connector, backend, leases, context.circuit, plugins, recovery, reconciler
+            )
     finally:
         slot.engine = slot.lifetime = None
         slot.due = False

@@ -18,6 +18,7 @@ from fennflow.engine import telemetry
 from fennflow.engine.block import Block
 from fennflow.engine.callbacks import Callbacks
 from fennflow.engine.concurrency import shielded
+from fennflow.engine.deadline import Deadline
 from fennflow.engine.directories import check_directories_again
 from fennflow.engine.finish import finish
 from fennflow.engine.plan import late_writes, outstanding, plan_commit, undo
@@ -31,6 +32,7 @@ from fennflow.exceptions import (
     RecordLockedException,
     TransactionException,
     TransactionLostException,
+    TransactionTimeoutException,
 )
 
 if TYPE_CHECKING:
@@ -87,6 +89,7 @@ class Session(Block):
         engine: connector, backend and configuration.
         joined: the user's transaction in which it commits, if it joined one.
         reconciled: namespaces that were reconciled for it.
+        deadline: until when it may work.
     """
 
     def __init__(
@@ -94,8 +97,9 @@ class Session(Block):
         engine: Engine,
         joined: JoinedTransaction | None = None,
         reconciled: Collection[str] = (),
+        deadline: Deadline | None = None,
     ) -> None:
-        super().__init__(engine, reconciled)
+        super().__init__(engine, reconciled, deadline)
         self._joined = joined
 
     @override
@@ -111,11 +115,14 @@ class Session(Block):
             ConflictException: `validate_reads`, and a record that was read has changed.
             TransactionLostException: the lease ran out; recovery undoes the transaction.
             CommitUncertainException: the outcome is unknown; recovery will commit or roll back.
+            TransactionTimeoutException: its time is over.
             Exception: what the backend raised; the transaction is undone.
         """
         wait = _Wait(self._grace)
+        self._deadline.check()
         with self._exclusive():
-            await self._calls.wait()
+            async with self._deadline.limit():
+                await self._calls.wait()
             work, cancellation = await shielded(
                 self._watched("commit", self._commit), grace=wait.left
             )
@@ -144,7 +151,8 @@ class Session(Block):
                 else it is a CompensationPendingWarning.
             last: whether the block ends with it, whatever other tasks do.
         """
-        wait = _Wait(self._grace, begun=isinstance(cause, asyncio.CancelledError))
+        cut_off = isinstance(cause, (asyncio.CancelledError, TransactionTimeoutException))
+        wait = _Wait(self._grace, begun=cut_off)
         if last and not self._free.is_set():
             free, _ = await shielded(self.free(), grace=wait.left, grace_started=wait.begun)
             if free.cancelled():

@@ -122,6 +122,11 @@ class Settler:
         done = await run_all(self.context.config.max_concurrency, one, steps)
         return [each for each in done if each is not None]
 
+    async def _retry(
+        self, step: Step, request: Callable[[], Awaitable[R]], *, lost: bool = False
+    ) -> tuple[R, bool]:
+        return await retry(self.context.circuit, self.lease, step.object_key, request, lost=lost)
+
     def _fail(self, key: ObjectKey, error: Exception) -> None:
         self.failed[key] = error
         self.progress.failures[key] += 1
@@ -190,14 +195,14 @@ class Settler:
             return await self._copy_once(step, size, overwrite=overwrite)
 
         try:
-            stored, lost = await retry(self.lease, lambda: send(overwrite=not conditional))
+            stored, lost = await self._retry(step, lambda: send(overwrite=not conditional))
         except (PreconditionFailedException, NoSuchKeyException) as error:
-            there, _ = await retry(
-                self.lease, lambda: self.context.connector.head(step.namespace, target)
+            there, _ = await self._retry(
+                step, lambda: self.context.connector.head(step.namespace, target)
             )
             if there is not None and made_by(there, self.lease.token.transaction_id, step.seq):
                 # P30: done before, the answer was lost
-                await retry(self.lease, lambda: self._end_upload_of(step))
+                await self._retry(step, lambda: self._end_upload_of(step))
                 self.progress.uploads.pop(step.seq, None)
                 return there, True
             if isinstance(error, NoSuchKeyException) and (there is not None or not conditional):
@@ -215,8 +220,8 @@ class Settler:
                     transaction=self.lease.token.transaction_id,
                     key=f"{step.namespace}/{step.key}",
                 )
-            stored, lost = await retry(
-                self.lease, lambda: send(overwrite=True), lost=error.ambiguous
+            stored, lost = await self._retry(
+                step, lambda: send(overwrite=True), lost=error.ambiguous
             )
         self.progress.uploads.pop(step.seq, None)
         return stored, lost
@@ -260,8 +265,8 @@ class Settler:
             del self.progress.uploads[step.seq]
 
     async def _abort_upload(self, step: AbortUpload) -> None:
-        await retry(
-            self.lease,
+        await self._retry(
+            step,
             lambda: self.context.connector.abort_upload(step.namespace, step.key, step.upload_id),
         )
 
@@ -301,8 +306,8 @@ class Settler:
             return [Deletion(location=step.location, if_match=step.etag)]
         if capabilities.versioned:
             return await self._own_versions(step)
-        there, _ = await retry(
-            self.lease, lambda: self.context.connector.head(step.namespace, step.location)
+        there, _ = await self._retry(
+            step, lambda: self.context.connector.head(step.namespace, step.location)
         )
         if not self._is_own(there, step):
             return []
@@ -315,14 +320,14 @@ class Settler:
 
     async def _own_versions(self, step: Delete) -> Sequence[Deletion]:
         transaction_id = step.owner_transaction or self.lease.token.transaction_id
-        versions, _ = await retry(
-            self.lease,
+        versions, _ = await self._retry(
+            step,
             lambda: versions_since(self.context, step.namespace, step.location.key, transaction_id),
         )
         own: list[Deletion] = []
         for version in versions:
             head = partial(self.context.connector.head, step.namespace, version.location)
-            if self._is_own((await retry(self.lease, head))[0], step):
+            if self._is_own((await self._retry(step, head))[0], step):
                 own.append(Deletion(location=version.location))
         return own
 
@@ -341,7 +346,7 @@ class Settler:
         )
         self.progress.keys_in_flight |= new
         try:
-            report, ambiguous = await retry(self.lease, send)
+            report, ambiguous = await retry(self.context.circuit, self.lease, left[0][0], send)
         except TransactionLostException:
             raise
         except Exception as error:  # noqa: BLE001 - raised when all else is done

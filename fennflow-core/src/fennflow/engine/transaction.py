@@ -95,6 +95,7 @@ class Transaction:
         self.config = engine.config
         self.connector = engine.connector
         self.backend = engine.backend
+        self.circuit = engine.circuit
         self.lease = Lease(TransactionToken(str(uuid_utils.uuid7())))
         self.journaled = False
         self.rows_confirmed = False

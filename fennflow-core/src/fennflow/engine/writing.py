@@ -256,6 +256,7 @@ async def _put(tx: Transaction, seq: int, upload: Upload, *, if_none_match: bool
     try:
         stored = put.result()
     except Exception as error:
+        tx.circuit.note(intent.namespace, error)
         if isinstance(error, SourceError) or (
             isinstance(error, BaseConnectorException) and not error.ambiguous
         ):
@@ -266,6 +267,7 @@ async def _put(tx: Transaction, seq: int, upload: Upload, *, if_none_match: bool
         if landed is None:
             raise
         return _written(tx, seq, upload, landed, ambiguous=True)
+    tx.circuit.note(intent.namespace)
     record = _written(tx, seq, upload, stored, ambiguous=ambiguous or stored.retried)
     if cancellation is not None:
         raise cancellation
@@ -377,7 +379,13 @@ def _written(
 async def _head(tx: Transaction, key: ObjectKey) -> StoredObject | None:
     async with tx.slots:
         tx.check()
-        return await tx.connector.head(key.namespace, Location(key.key))
+        try:
+            found = await tx.connector.head(key.namespace, Location(key.key))
+        except BaseConnectorException as error:
+            tx.circuit.note(key.namespace, error)
+            raise
+    tx.circuit.note(key.namespace)
+    return found
 
 
 async def _is_garbage(tx: Transaction, key: ObjectKey, there: StoredObject) -> bool:

@@ -49,6 +49,7 @@ async def _file_of(file: object) -> BaseContent | StreamContent:
     """
     if isinstance(file, (BaseContent, StreamContent)):
         return file
+    kind = type(file).__name__
     if isinstance(file, PurePath):
         return await asyncio.to_thread(FileContent.from_local_path, file)
     if isinstance(file, Readable):
@@ -68,7 +69,7 @@ async def _file_of(file: object) -> BaseContent | StreamContent:
         )
     else:
         hint = "one of the classes in fennflow.files"
-    message = f"put() and create() take files, and this is a {type(file).__name__}. Use {hint}."
+    message = f"put() and create() take files, and this is a {kind}. Use {hint}."
     raise FileException(message)
 
 

@@ -24,6 +24,7 @@ class SyncUnitOfWork(Opened):
         auto_commit: whether the end of the block commits. If not, what `commit()` did not commit
             is undone.
         join: a transaction of yours in which files and rows commit together; see `UnitOfWork`.
+        timeout: seconds that it may take, from its opening to its commit.
 
     Raises:
         TransactionException: the thread runs an event loop: use `async with`.

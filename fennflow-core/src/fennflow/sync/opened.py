@@ -42,8 +42,14 @@ class Opened(OnPortal):
             of = cast("type[UnitOfWork]", made)
         cls._asynchronous = of
 
-    def __init__(self, *, auto_commit: bool = True, join: object | None = None) -> None:
-        self._uow = self._asynchronous(auto_commit=auto_commit, join=join)
+    def __init__(
+        self,
+        *,
+        auto_commit: bool = True,
+        join: object | None = None,
+        timeout: float | None = None,
+    ) -> None:
+        self._uow = self._asynchronous(auto_commit=auto_commit, join=join, timeout=timeout)
         self._portal: portal.Portal | None = None
         self._open = False
 

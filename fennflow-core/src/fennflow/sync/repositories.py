@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Generic, Literal, TypeVar, overload
 
 from fennflow.connectors import PresignMethod
-from fennflow.paths import PathTemplate, StoragePath
+from fennflow.paths import AnyPath, StoragePath
 from fennflow.repositories.base import Repository
 from fennflow.repositories.reading import (
     EXPIRES_IN,
@@ -47,7 +47,7 @@ class SyncRepository(OnRepository[R_co], Generic[R_co]):
 
     def at(
         self,
-        path: str | PathTemplate,
+        path: AnyPath,
     ) -> SyncRepository[R_co]:
         """Return the same repository in a narrower scope; scopes nest.
 
@@ -73,7 +73,8 @@ class SyncRepository(OnRepository[R_co], Generic[R_co]):
         """Write files, replacing existing ones; all or none of the call.
 
         Args:
-            files: what to write.
+            files: what to write: content, a `pathlib.Path` of a local file, or a file that is open
+                for reading bytes.
             connector_extra: options of the store for all of them, on S3 for instance
                 `{"CacheControl": "max-age=3600", "StorageClass": "STANDARD_IA"}`.
             on_progress: a function, called with the bytes done, of all files of the call, and
@@ -121,8 +122,8 @@ class SyncRepository(OnRepository[R_co], Generic[R_co]):
 
     def copy(
         self: SyncRepository[CopyRepository],
-        source: str | PathTemplate,
-        target: str | PathTemplate,
+        source: AnyPath,
+        target: AnyPath,
         *,
         to: SyncRepository[Any] | None = None,
         connector_extra: Mapping[str, Any] | None = None,
@@ -158,8 +159,8 @@ class SyncRepository(OnRepository[R_co], Generic[R_co]):
 
     def move(
         self: SyncRepository[CopyRepository],
-        source: str | PathTemplate,
-        target: str | PathTemplate,
+        source: AnyPath,
+        target: AnyPath,
         *,
         to: SyncRepository[Any] | None = None,
         connector_extra: Mapping[str, Any] | None = None,
@@ -178,7 +179,7 @@ class SyncRepository(OnRepository[R_co], Generic[R_co]):
 
     def delete(
         self: SyncRepository[DeleteRepository],
-        *paths: str | PathTemplate,
+        *paths: AnyPath,
         missing_ok: bool = True,
     ) -> DeleteResponse:
         """Delete files; the objects go after the commit, a thousand a request.
@@ -219,7 +220,7 @@ class SyncRepository(OnRepository[R_co], Generic[R_co]):
 
     def get(
         self: SyncRepository[GetRepository],
-        *paths: str | PathTemplate,
+        *paths: AnyPath,
         missing_ok: bool = False,
     ) -> MediaResponse:
         """Read files whole, all as they were at one moment.
@@ -237,6 +238,46 @@ class SyncRepository(OnRepository[R_co], Generic[R_co]):
             self._repository.get,
             *paths,
             missing_ok=missing_ok,
+        )
+
+    def read_bytes(
+        self: SyncRepository[GetRepository],
+        path: AnyPath,
+    ) -> bytes:
+        """Read the bytes of one file; raises what `get` does."""
+        return self._await(
+            self._repository.read_bytes,
+            path,
+        )
+
+    def read_text(
+        self: SyncRepository[GetRepository],
+        path: AnyPath,
+    ) -> str:
+        """Read one file as text: UTF-8, or the charset that its media type names.
+
+        Raises:
+            FileException: the bytes are not text of the charset, or it is not known.
+            BaseConnectorException: like `get`.
+        """
+        return self._await(
+            self._repository.read_text,
+            path,
+        )
+
+    def read_json(
+        self: SyncRepository[GetRepository],
+        path: AnyPath,
+    ) -> Any:
+        """Read one file as JSON, whatever its media type.
+
+        Raises:
+            FileException: the bytes are not JSON.
+            BaseConnectorException: like `get`.
+        """
+        return self._await(
+            self._repository.read_json,
+            path,
         )
 
     def get_prefix(
@@ -303,17 +344,17 @@ class SyncRepository(OnRepository[R_co], Generic[R_co]):
     @overload
     def stat(  # pyright: ignore[reportOverlappingOverload]
         self: SyncRepository[StatRepository],
-        path: str | PathTemplate,
+        path: AnyPath,
         /,
     ) -> ObjectInfo: ...
     @overload
     def stat(
         self: SyncRepository[StatRepository],
-        *paths: str | PathTemplate,
+        *paths: AnyPath,
     ) -> tuple[ObjectInfo, ...]: ...
     def stat(
         self: SyncRepository[StatRepository],
-        *paths: str | PathTemplate,
+        *paths: AnyPath,
     ) -> ObjectInfo | tuple[ObjectInfo, ...]:
         """Return what the catalog says of a file, or of several at one moment.
 
@@ -327,7 +368,7 @@ class SyncRepository(OnRepository[R_co], Generic[R_co]):
 
     def exists(
         self: SyncRepository[StatRepository],
-        path: str | PathTemplate,
+        path: AnyPath,
     ) -> bool:
         """Return whether a file exists."""
         return self._await(
@@ -337,7 +378,7 @@ class SyncRepository(OnRepository[R_co], Generic[R_co]):
 
     def generate_presigned_url(
         self: SyncRepository[GeneratePresignedUrlRepository],
-        *paths: str | PathTemplate,
+        *paths: AnyPath,
         expires_in: float = EXPIRES_IN,
         method: PresignMethod = "GET",
     ) -> PresignedUrlResponse:
@@ -398,7 +439,7 @@ class SyncRepository(OnRepository[R_co], Generic[R_co]):
     @overload
     def open(
         self: SyncRepository[StreamRepository],
-        path: str | PathTemplate,
+        path: AnyPath,
         mode: Literal["rb"] = "rb",
         *,
         start: int | None = None,
@@ -407,7 +448,7 @@ class SyncRepository(OnRepository[R_co], Generic[R_co]):
     @overload
     def open(
         self: SyncRepository[PutRepository],
-        path: str | PathTemplate,
+        path: AnyPath,
         mode: Literal["wb"],
         *,
         media_type: str = "",
@@ -416,7 +457,7 @@ class SyncRepository(OnRepository[R_co], Generic[R_co]):
     ) -> SyncWriter: ...
     def open(
         self: SyncRepository[Any],
-        path: str | PathTemplate,
+        path: AnyPath,
         mode: Literal["rb", "wb"] = "rb",
         *,
         start: int | None = None,

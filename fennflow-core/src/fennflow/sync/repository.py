@@ -11,7 +11,7 @@ from typing_extensions import override
 
 from fennflow.exceptions import PathException
 from fennflow.files import StreamContent
-from fennflow.paths import PathTemplate, StoragePath, render_path
+from fennflow.paths import AnyPath, StoragePath, render_path
 from fennflow.repositories.base import Repository
 from fennflow.repositories.streaming import ObjectStream
 from fennflow.responses import PutResponse
@@ -29,7 +29,7 @@ R = TypeVar("R", bound=Repository)
 
 class _Open(Protocol):
     def __call__(
-        self, path: str | PathTemplate, *, start: int | None = None, end: int | None = None
+        self, path: AnyPath, *, start: int | None = None, end: int | None = None
     ) -> AbstractAsyncContextManager[ObjectStream]: ...
 
 
@@ -60,7 +60,7 @@ class OnRepository(OnPortal, Generic[R_co]):
         return getattr(other, "_repository", other)
 
     def _read(
-        self, path: str | PathTemplate, mode: object, *, start: int | None, end: int | None
+        self, path: AnyPath, mode: object, *, start: int | None, end: int | None
     ) -> SyncStream:
         if mode != "rb":
             message = (
@@ -75,7 +75,7 @@ class OnRepository(OnPortal, Generic[R_co]):
 
     def _written(
         self,
-        path: str | PathTemplate,
+        path: AnyPath,
         media_type: str,
         metadata: Mapping[str, str] | None,
         extra: Mapping[str, Any] | None,

@@ -1,0 +1,97 @@
+"""A store that does not answer, and units of work that have a deadline."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+import pytest
+
+from fennflow.exceptions import (
+    ConfigException,
+    ConnectorUnavailableException,
+    TransactionTimeoutException,
+)
+from fennflow.files import TextContent
+from fennflow.testing import Fault, S3Server
+from fennflow.testing.fixtures import failing
+from stores import Store, make_store, new_bucket, s3_config
+
+
+@pytest.fixture
+async def memory(request: pytest.FixtureRequest) -> Store:
+    return await make_store("memory", request)
+
+
+def text(name: str) -> TextContent:
+    return TextContent.from_content("new", filename=name)
+
+
+@pytest.mark.parametrize("overwrites", [False, True], ids=["create", "overwrite"])
+async def test_a_store_that_is_away_is_not_asked_again_and_again(
+    overwrites: bool,  # noqa: FBT001 - a parameter of the test
+    strict: S3Server,
+) -> None:
+    """A connector repeats its requests itself; here it does not, so that each is counted."""
+    store = Store(s3_config(strict, max_attempts=1), await new_bucket(strict), strict)
+    uow_class = store.uow()
+    before = {"a.txt": b"new"} if overwrites else {}
+    async with uow_class.lifespan():
+        async with uow_class() as uow:
+            await uow.files.put(text("a.txt" if overwrites else "b.txt"))
+            if not overwrites:
+                await uow.files.delete("b.txt")
+        strict.fault = lambda _: Fault.BEFORE
+        try:
+            with strict.watched() as seen:
+                with pytest.raises(ConnectorUnavailableException):
+                    async with uow_class() as uow:
+                        await uow.files.put(text("a.txt"))
+                assert len(seen) <= 3
+        finally:
+            strict.fault = lambda _: None
+        assert (await uow_class.recover()).pending == 0
+    assert await store.objects() == before
+
+
+async def test_what_is_sent_again_is_logged_with_its_key_its_error_and_the_wait(
+    memory: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO), pytest.raises(ZeroDivisionError), failing("delete"):
+        async with memory.uow()() as uow:
+            await uow.files.put(text("a.txt"))
+            raise ZeroDivisionError
+    [record] = [each for each in caplog.records if getattr(each, "rule", None) == "retry"]
+    assert record.name == "fennflow"
+    message = record.getMessage()
+    assert "bucket/a.txt failed, attempt 1 of 4; the next one is in 0." in message
+    assert "ConnectorUnavailableException" in message
+
+
+async def test_a_unit_of_work_that_takes_too_long_is_undone(memory: Store) -> None:
+    undone: list[str] = []
+
+    async def undo() -> None:
+        undone.append("step")
+
+    uow_class = memory.uow(timeout=60)
+    with pytest.raises(TransactionTimeoutException, match=r"timeout=2\.0 s"):
+        async with uow_class(timeout=2.0) as uow:
+            await uow.files.put(text("a.txt"))
+            await uow.step(asyncio.Event().wait, undo)
+    assert undone == ["step"]
+    assert await memory.objects() == {}
+    async with uow_class() as uow:
+        await uow.files.put(text("a.txt"))
+
+
+async def test_a_unit_of_work_whose_time_is_over_does_not_commit(memory: Store) -> None:
+    uow_class = memory.uow()
+    async with uow_class.lifespan():
+        with pytest.raises(TransactionTimeoutException):
+            async with uow_class(timeout=1.0) as uow:
+                await uow.files.put(text("a.txt"))
+                await asyncio.sleep(1.0)
+    assert await memory.objects() == {}
+    with pytest.raises(ConfigException, match="timeout"):
+        uow_class(timeout=0)
