@@ -52,7 +52,11 @@ def check_http_url(url: str) -> str:
 
 class _Config(BaseModel):
     model_config = PydanticConfigDict(
-        frozen=True, extra="forbid", arbitrary_types_allowed=True, hide_input_in_errors=True
+        frozen=True,
+        extra="forbid",
+        arbitrary_types_allowed=True,
+        hide_input_in_errors=True,
+        defer_build=True,
     )
 
     @model_validator(mode="wrap")
@@ -184,7 +188,7 @@ class ConfigDict(_Config):
     validate_reads: bool = False
     hide_pending: bool = False
     keep_versions: bool = True
-    reconcile: ReconcileConfig = ReconcileConfig()
+    reconcile: ReconcileConfig = Field(default_factory=ReconcileConfig)
     reserved_prefix: Annotated[str, Field(min_length=1, max_length=64)] = ".fennflow"
 
     @field_validator("connector", mode="before")

@@ -67,7 +67,7 @@ class PathModel(BaseModel):
         ```
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
     template: ClassVar[str] = ""
 

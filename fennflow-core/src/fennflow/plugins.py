@@ -15,16 +15,14 @@ from collections.abc import Callable, Collection, Generator, Iterable, Mapping, 
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import TYPE_CHECKING, Literal, TypeVar, cast
+from importlib.metadata import entry_points
+from typing import TYPE_CHECKING, Literal, TypeVar
 
-import importlib_metadata
 import pluggy
 
 from fennflow.exceptions import PluginException
 
 if TYPE_CHECKING:
-    from importlib.metadata import EntryPoint
-
     from fennflow.config import BackendConfig, ConnectorConfig
     from fennflow.files import BaseContent
     from fennflow.hookspecs import BackendPlugin, ConnectorPlugin, ContentTypePlugin
@@ -268,9 +266,7 @@ def _discover(modules: Iterable[object], disable: Collection[str]) -> PluginRegi
     off = {name.strip() for name in os.environ.get(DISABLE_VARIABLE, "").split(",")} | set(disable)
     found = PluginRegistry()
     owners: defaultdict[str, list[str]] = defaultdict(list)
-    # The backport is not typed for pyright; what it returns is that of the standard library.
-    points = cast("Iterable[EntryPoint]", importlib_metadata.entry_points(group=GROUP))  # pyright: ignore[reportUnknownMemberType]
-    for point in points:
+    for point in entry_points(group=GROUP):
         dist = point.dist
         plugin = InstalledPlugin(
             name=point.name,

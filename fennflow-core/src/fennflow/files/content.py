@@ -31,7 +31,7 @@ from fennflow.responses import ObjectInfo
 MAX_METADATA_BYTES = 2048
 """What S3 takes, names and values together, in UTF-8."""
 
-_URL = TypeAdapter(AnyUrl)
+_URL = TypeAdapter(AnyUrl, config=PydanticConfigDict(defer_build=True))
 
 
 class Described(BaseModel):
@@ -42,7 +42,8 @@ class Described(BaseModel):
         FileException: a field of the wrong type.
     """
 
-    model_config = PydanticConfigDict(frozen=True, extra="forbid", strict=True)
+    # Built at first use: a program that starts needs few of the classes, or none.
+    model_config = PydanticConfigDict(frozen=True, extra="forbid", strict=True, defer_build=True)
 
     def __init__(self, **values: Any) -> None:
         try:

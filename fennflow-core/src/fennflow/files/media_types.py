@@ -5,8 +5,6 @@ from __future__ import annotations
 import mimetypes
 from typing import Any
 
-import filetype
-
 ANY = "application/octet-stream"
 """Of bytes of which nothing is known."""
 # The tables of the standard library alone, without those of the machine: the name of a file made
@@ -62,6 +60,8 @@ def from_name(name: str) -> str | None:
 
 def from_bytes(data: bytes) -> str | None:
     """Return the media type that the first bytes identify, if any."""
+    import filetype  # of seventy modules, for those alone who put bytes without a name
+
     kind: Any = filetype.guess(data[:8192])  # pyright: ignore[reportUnknownMemberType]
     return None if kind is None else str(kind.mime)
 
