@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -11,10 +11,10 @@ from typing import Any
 
 from fennflow.connectors import Capabilities
 from remote import RemoteConnectorConfig
-from simulated import Call, SimulatedSession
-from world import DOUBT, LEASE, Fate, World
+from simulated import Call, Manner, SimulatedSession
+from world import DOUBT, LEASE, Fate, Quirks, World
 
-KEYS = ("a", "b", "c")
+KEYS = ("a", "b", "a/b")
 FAULTS = tuple(each for each in Fate if each is not Fate.WORKS)
 FATES = (*[Fate.WORKS] * 12, *FAULTS)
 CALLS = (
@@ -30,11 +30,14 @@ CALLS = (
     "get",
     "read",
     "list",
+    "both",
 )
+MANNERS: Sequence[Manner] = ("works", "works", "fails", "is cancelled", "is slow")
 CONTROLS = ("end", "end", "end", "raise", "commit", "rollback", "savepoint", "release", "fail")
 PAUSES = (0.1, 5.0, LEASE / 2, LEASE + 1, DOUBT + 1)
 KILLED = (Fate.FAILS, Fate.LOST, Fate.LATE)
 BURSTS = (1, 2, 4, 8, 16)
+MOST_STEPS = 20_000
 MAX_PROCESSES = 4
 MAX_SESSIONS = 6
 
@@ -49,6 +52,8 @@ class Actions:
         directory: for SQLite; None to have the backend in memory.
         server: a bucket on a real server; None to have the store in memory.
         repeats: whether values repeat, and with them ETags.
+        quirks: of the store.
+        strikes: the operations that fail; None for all.
         settings: of the configuration.
     """
 
@@ -59,12 +64,16 @@ class Actions:
         directory: Path | None = None,
         server: RemoteConnectorConfig | None = None,
         repeats: bool = False,
+        quirks: Quirks | None = None,
+        strikes: Collection[str] | None = None,
         **settings: Any,
     ) -> None:
         self.world = World(
             capabilities=capabilities,
             directory=directory,
             server=server,
+            quirks=quirks or Quirks(),
+            strikes=strikes,
             settings={"lock_timeout": 2.0, **settings},
         )
         self.repeats = repeats
@@ -90,13 +99,13 @@ class Actions:
             self.sessions.append(session)
             session.start()
 
-    def call(self, index: int, kind: str, keys: tuple[str, ...]) -> None:
+    def call(self, index: int, kind: str, keys: tuple[str, ...], manner: Manner = "works") -> None:
         if self.waiting and (len(keys) > 1 or kind not in {"copy", "move"}):
             self.values += 1
             value = b"same" if self.repeats and self.values % 2 else f"v{self.values}".encode()
-            self.waiting[index % len(self.waiting)].do(Call(kind, keys, value))
+            self.waiting[index % len(self.waiting)].do(Call(kind, keys, value, manner))
 
-    def control(self, index: int, kind: str) -> None:
+    def control(self, index: int, kind: str, manner: Manner = "works") -> None:
         if not self.waiting:
             return
         session = self.waiting[index % len(self.waiting)]
@@ -104,12 +113,14 @@ class Actions:
             kind = "end"
         elif kind in {"end", "raise", "commit", "rollback"} and session.depth:
             kind = "fail" if kind == "raise" else "release"
-        session.do(Call(kind))
+        self.values += 1
+        session.do(Call(kind, value=b"%d" % self.values, manner=manner))
 
     def cancel(self, index: int) -> None:
         if self.living:
             session = self.living[index % len(self.living)]
             self.world.note(f"cancel s{session.number}")
+            self.world.ambiguous = True
             with self.world.loop.running():
                 session.task.cancel()
 
@@ -128,6 +139,7 @@ class Actions:
     def wait(self, seconds: float) -> None:
         self.world.note(f"{seconds} s pass")
         self.world.trouble.update(self.processes)
+        self.world.ambiguous = True
         self.world.loop.pass_time(seconds)
 
     def arrive(self, index: int) -> None:
@@ -142,6 +154,7 @@ class Actions:
         process = self.processes[index % len(self.processes)]
         self.world.note(f"stop or wake {process}")
         self.world.trouble[process] += 1
+        self.world.ambiguous = True
         self.world.loop.stopped ^= {process}
 
     def recover(self) -> None:
@@ -154,21 +167,45 @@ class Actions:
         self.values += 1
         self.world.put_foreign(key, f"foreign {self.values}".encode())
 
+    def vanish(self) -> None:
+        self.world.vanish()
+
+    def bar(self, key: str) -> None:
+        self.world.note(f"bar {key}")
+        self.world.barred.add(key)
+
     # --- what must be true -------------------------------------------------------------------
 
     def check(self) -> None:
         for session in self.sessions:
             if session.task.done() and not session.task.cancelled():
                 session.task.result()
+            session.check_hooks()
         self.world.check()
 
     def finish(self) -> None:
         """End and recover all, check what must be true then, and forget it."""
         try:
-            self.world.loop.stopped.clear()
-            self.world.quiesce()
+            self.end()
         finally:
             self.world.close()
+
+    def end(self) -> None:
+        """End and recover all, and check what must be true then."""
+        self.world.loop.stopped.clear()
+        self._wait_for_user_code()
+        self.world.quiesce()
+
+    def _wait_for_user_code(self) -> None:
+        """Let living processes call what they owe, and check that they do."""
+        world = self.world
+        world.faulty = False
+        living = [each for each in self.sessions if each.process not in world.loop.dead]
+        for _ in range(MOST_STEPS):
+            if not any(each.waits_for_user_code for each in living) or not world.loop.step():
+                break
+        for session in living:
+            session.check_hooks(over=True)
 
 
 def _at(index: int, _ready: int) -> int:
@@ -176,11 +213,13 @@ def _at(index: int, _ready: int) -> int:
 
 
 def random_capabilities(choice: random.Random) -> Capabilities:
+    hierarchical = choice.random() < 0.1
     return Capabilities(
         conditional_create=choice.random() < 0.6,
         conditional_delete=choice.choice(["batch", "single", "none"]),
         conditional_copy=choice.random() < 0.5,
-        versioned=choice.random() < 0.3,
+        versioned=choice.random() < 0.3 and not hierarchical,
+        hierarchical=hierarchical,
     )
 
 
@@ -192,6 +231,7 @@ def walk(
     server: RemoteConnectorConfig | None = None,
     habits: Habits | None = None,
     capabilities: Capabilities | None = None,
+    quirks: Quirks | None = None,
 ) -> list[str]:
     """Do things at random, and check after each of them; the same for the same seed.
 
@@ -211,6 +251,8 @@ def walk(
         directory=directory,
         server=server,
         repeats=choice.random() < 0.3,
+        quirks=quirks or Quirks(choice.random() < 0.3, choice.random() < 0.3),
+        strikes=None if habits is None else habits.strikes,
         validate_reads=choice.random() < 0.3,
         hide_pending=choice.random() < 0.2,
         keep_versions=choice.random() < 0.7,
@@ -221,8 +263,7 @@ def walk(
         for _ in range(length):
             _act(actions, habits, choice)
             actions.check()
-        world.loop.stopped.clear()
-        world.quiesce()
+        actions.end()
     except BaseException as error:
         error.add_note(f"seed {seed}: {world.capabilities}, {world.settings}")
         error.add_note("\n".join(world.trace))
@@ -242,20 +283,32 @@ class Habits:
     fates: Sequence[Fate]
     happens: Sequence[str]
     pauses: Sequence[float] = PAUSES
+    strikes: Collection[str] | None = None
 
     @classmethod
     def drawn(cls, choice: random.Random) -> Habits:
         faulty = choice.choice((0, 1, 1, 2))
+        faults = choice.sample(FAULTS, choice.randrange(1, len(FAULTS) + 1))
         return cls(
             keys=KEYS[: choice.randrange(1, 4)],
             calls=["put", *choice.sample(CALLS, choice.randrange(1, 6))],
-            controls=["end", *choice.sample(CONTROLS, choice.randrange(1, 6)), "step"],
-            fates=[*[Fate.WORKS] * 12, *FAULTS * faulty],
+            controls=["end", *choice.sample(CONTROLS, choice.randrange(1, 6)), "step", "hook"],
+            fates=[*[Fate.WORKS] * 12, *faults * faulty],
             happens=choice.sample(HAPPENINGS, choice.randrange(len(HAPPENINGS) + 1)),
         )
 
 
-HAPPENINGS = ("cancel", "wait", "arrive", "kill", "stop", "recover", "foreign")
+HAPPENINGS = (
+    "cancel",
+    "wait",
+    "arrive",
+    "kill",
+    "stop",
+    "recover",
+    "foreign",
+    "vanish",
+    "bar",
+)
 
 
 def _act(actions: Actions, habits: Habits, choice: random.Random) -> None:
@@ -270,12 +323,18 @@ def _act(actions: Actions, habits: Habits, choice: random.Random) -> None:
         "kill": lambda: actions.kill(index, choice.choice(KILLED)),
         "stop": lambda: actions.stop_or_wake(index),
         "recover": actions.recover,
+        "vanish": actions.vanish,
+        "bar": lambda: actions.bar(choice.choice(habits.keys)),
         "foreign": lambda: actions.somebody_else_puts(choice.choice(habits.keys)),
     }
+
+    def control(index: int) -> None:
+        actions.control(index, choice.choice(habits.controls), choice.choice(MANNERS))
+
     weighted: list[tuple[int, Callable[[], None]]] = [
         (12, lambda: actions.open(index, auto_commit=choice.random() < 0.8)),
-        (33, lambda: actions.call(index, kind, keys)),
-        (17, lambda: actions.control(index, choice.choice(habits.controls))),
+        (33, lambda: actions.call(index, kind, keys, choice.choice(MANNERS))),
+        (17, lambda: control(index)),
         (17, lambda: None),
         *((4, happenings[each]) for each in habits.happens),
     ]

@@ -40,8 +40,8 @@ class ControlledLoop(asyncio.AbstractEventLoop):
         self.stopped: set[int] = set()
         self.errors: list[dict[str, Any]] = []
         self.before_time_passes: Callable[[float], None] = lambda _: None
-        self._ready: list[asyncio.Handle] = []
-        self._timers: list[tuple[float, int, asyncio.TimerHandle]] = []
+        self._ready: list[tuple[int, asyncio.Handle]] = []  # each with its process
+        self._timers: list[tuple[float, int, int, asyncio.TimerHandle]] = []
         self._numbers = itertools.count()
         self._tasks: list[asyncio.Task[Any]] = []
         self._closed = False
@@ -86,10 +86,10 @@ class ControlledLoop(asyncio.AbstractEventLoop):
                 return False
             self.pass_time(due - self.now)
             return True
-        handle = ready[self.choose(len(ready)) % len(ready)]
-        self._ready.remove(handle)
+        chosen = ready[self.choose(len(ready)) % len(ready)]
+        self._ready.remove(chosen)
         with self.running():
-            cast("Any", handle)._run()
+            cast("Any", chosen[1])._run()
         return True
 
     def run(self, work: Coroutine[Any, Any, T], *, process: int = -1, limit: int = 100_000) -> T:
@@ -110,9 +110,9 @@ class ControlledLoop(asyncio.AbstractEventLoop):
         self.before_time_passes(target)
         self.now = max(self.now, target)
         while self._timers and self._timers[0][0] <= self.now:
-            _, _, handle = heapq.heappop(self._timers)
+            _, _, process, handle = heapq.heappop(self._timers)
             if not handle.cancelled():
-                self._ready.append(handle)
+                self._ready.append((process, handle))
 
     @contextmanager
     def running(self) -> Generator[None]:
@@ -124,16 +124,19 @@ class ControlledLoop(asyncio.AbstractEventLoop):
         finally:
             events._set_running_loop(before)
 
-    def _runnable(self) -> Sequence[asyncio.Handle]:
-        self._ready = [each for each in self._ready if not each.cancelled()]
-        return [each for each in self._ready if self._runs(each)]
+    def _runnable(self) -> Sequence[tuple[int, asyncio.Handle]]:
+        self._ready = [each for each in self._ready if not each[1].cancelled()]
+        still = self.dead | self.stopped
+        return [each for each in self._ready if each[0] not in still] if still else self._ready
 
     def _next_timer(self) -> float | None:
-        return min((when for when, _, each in self._timers if self._runs(each)), default=None)
-
-    def _runs(self, handle: asyncio.Handle) -> bool:
-        process = _process(handle)
-        return not handle.cancelled() and process not in self.stopped and process not in self.dead
+        still = self.dead | self.stopped
+        due = (
+            when
+            for when, _, process, each in self._timers
+            if process not in still and not each.cancelled()
+        )
+        return min(due, default=None)
 
     # --- what asyncio calls ------------------------------------------------------------------
 
@@ -146,7 +149,7 @@ class ControlledLoop(asyncio.AbstractEventLoop):
         self, callback: Any, *args: Any, context: Context | None = None
     ) -> Any:
         handle = asyncio.Handle(callback, args, self, context)
-        self._ready.append(handle)
+        self._ready.append((_process(handle), handle))
         return handle
 
     @override
@@ -166,7 +169,8 @@ class ControlledLoop(asyncio.AbstractEventLoop):
         self, when: float, callback: Any, *args: Any, context: Context | None = None
     ) -> Any:
         handle = asyncio.TimerHandle(when, callback, args, self, _of_process(context))
-        heapq.heappush(self._timers, (when, next(self._numbers), handle))
+        entry = (when, next(self._numbers), _process(handle), handle)
+        heapq.heappush(self._timers, entry)
         return handle
 
     def _timer_handle_cancelled(self, handle: asyncio.TimerHandle) -> None:

@@ -9,9 +9,10 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import itertools
-from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
 from fennflow.backends import ObjectKey
 from fennflow.engine.plan import live
@@ -21,6 +22,7 @@ from fennflow.exceptions import (
     ChecksumMismatchException,
     CommitUncertainException,
     FennFlowException,
+    KeyException,
     NoSuchKeyException,
     ObjectChangedException,
     PreconditionFailedException,
@@ -41,8 +43,8 @@ class Call:
     """What a session is to do next.
 
     Args:
-        kind: `put`, `send`, `create`, `delete`, `copy`, `move`, `get`, `read`, `list`, `savepoint`, `release`,
-            `fail`, `step`, `commit`, `rollback`, `end` or `raise`.
+        kind: `put`, `send`, `create`, `delete`, `copy`, `move`, `get`, `read`, `list`, `both`,
+            `savepoint`, `release`, `fail`, `step`, `hook`, `commit`, `rollback`, `end` or `raise`.
         keys: what it is about.
         value: what is written.
     """
@@ -50,6 +52,28 @@ class Call:
     kind: str
     keys: tuple[str, ...] = ()
     value: bytes = b""
+    manner: Manner = "works"
+
+
+Manner = Literal["works", "fails", "is cancelled", "is slow"]
+"""How the user's own code behaves."""
+SLOW = 100.0
+"""Seconds that slow code takes; three times as long as a cancelled block waits for it."""
+
+
+@dataclass(eq=False)
+class Hook:
+    """A callback for the outcome, and which of the two was called so far.
+
+    Args:
+        name: for the trace.
+        committed: how its transaction ended; None for as long as that is open.
+        called: with which outcome.
+    """
+
+    name: str
+    committed: bool | None = None
+    called: list[str] = field(default_factory=list[str])
 
 
 class WantedError(Exception):
@@ -71,6 +95,10 @@ class SimulatedSession:
     ended: str = ""
     busy: bool = False
     effects: set[str] = field(default_factory=set[str])
+    hooks: list[Hook] = field(default_factory=list[Hook])
+    due: list[Hook] = field(default_factory=list[Hook])
+    slow: bool = False
+    failed: bool = False
     touched: set[str] = field(default_factory=set[str])
     task: asyncio.Task[None] = field(init=False)
     depth: int = 0
@@ -108,6 +136,7 @@ class SimulatedSession:
     def pivot(self) -> None:
         """Note that the pivot took effect: the model commits what the session had done."""
         self.pivots += 1
+        self._decide_hooks(committed=True)
         committed = self.world.committed
         for key, value in self.overlay.items():
             if value is None:
@@ -117,6 +146,34 @@ class SimulatedSession:
                 self.world.foreign.pop(key, None)
         self.world.history.append(dict(committed))
         self.world.note(f"pivot of s{self.number}: {sorted(self.overlay)}")
+
+    def _decide_hooks(self, *, committed: bool) -> None:
+        """Note how the transaction ended on which callbacks wait."""
+        for hook in self.hooks:
+            hook.committed = committed
+        self.due += self.hooks
+        self.hooks = []
+
+    def check_hooks(self, *, over: bool = False) -> None:
+        """Check that callbacks are called once, for the outcome that stands.
+
+        Args:
+            over: whether all of them must have been called by now.
+        """
+        for hook in [*self.due, *self.hooks]:
+            assert len(hook.called) <= 1, f"{hook.name} was called twice"
+            if hook.committed is not None:
+                right = ["on_commit" if hook.committed else "on_rollback"]
+                assert hook.called in ([], right), f"{hook.name}: {hook.called}, not {right}"
+                assert hook.called or not over, f"{hook.name} was not called"
+        if over and self.failed:
+            assert not self.effects, "the steps of a failed session were never undone"
+
+    @property
+    def waits_for_user_code(self) -> bool:
+        """Whether it has ended, and user code that it owes has not been called yet."""
+        late = [each for each in self.due if not each.called]
+        return bool(late or (self.failed and self.effects))
 
     async def _run(self) -> None:
         try:
@@ -138,10 +195,13 @@ class SimulatedSession:
                 assert self.troubled, "nothing kept it from learning how the commit ended"
             else:
                 assert self.pivots == self.told, "I8: it raised, and was committed"
+                self.failed = True
                 self._check_undone(error)
             if isinstance(error, asyncio.CancelledError):
                 raise
         else:
+            if self.auto_commit:
+                self._decide_hooks(committed=True)  # without changes it has no pivot
             self._end("committed" if self.auto_commit else "rolled back")
             new = self.pivots - self.told
             assert new >= (self.auto_commit and changed), "I8: it ended, and was not committed"
@@ -153,7 +213,7 @@ class SimulatedSession:
         lost = any(isinstance(each, TransactionLostException) for each in _chain(error))
         told = lost or "is not undone completely" in notes
         if told:
-            assert self.troubled, "nothing kept it from undoing all"
+            assert self.troubled or self.slow, "nothing kept it from undoing all"
         else:
             assert not self.effects, "the steps of a failed session were not undone"
             sessions = self.world.now_do(self.world.observer.transactions(after="", limit=1000))
@@ -162,6 +222,7 @@ class SimulatedSession:
 
     def _end(self, how: str) -> None:
         self.ended = how
+        self._decide_hooks(committed=False)
         self.world.note(f"s{self.number} ends: {how}")
 
     async def _work(self, uow: FullUOW) -> None:
@@ -196,14 +257,16 @@ class SimulatedSession:
         before = len(self.world.history)
         try:
             await getattr(self, f"_{call.kind}")(uow, call)
-        except (BaseBackendException, BaseConnectorException) as error:
+        except (BaseBackendException, BaseConnectorException, KeyException) as error:
             self.world.note(f"s{self.number} {call.kind}: {error!r}"[:150])
             self._judge(call, error, before)
 
     def _judge(self, call: Call, error: Exception, before: int) -> None:
         """Check that a call had a reason to raise this."""
         views = [self._view(committed) for committed in self.world.history[before - 1 :]]
-        if isinstance(error, RecordAlreadyExistsException):
+        if isinstance(error, KeyException):
+            assert self.world.capabilities.hierarchical, "the store can hold it"
+        elif isinstance(error, RecordAlreadyExistsException):
             taken = set(call.keys) & (set(self.world.foreign) | {k for v in views for k in v})
             assert taken, f"{call.keys} were free"
         elif isinstance(error, NoSuchKeyException):
@@ -226,6 +289,7 @@ class SimulatedSession:
     async def _savepoint(self, uow: FullUOW) -> None:
         before = dict(self.overlay)
         effects = set(self.effects)
+        hooks = list(self.hooks)
         self.depth += 1
         self.busy = False
         try:
@@ -234,6 +298,10 @@ class SimulatedSession:
         except WantedError:
             self.overlay = before
             assert self.effects == effects, "the steps of a savepoint were not undone"
+            self.hooks = hooks
+        except BaseException:
+            self.hooks = hooks
+            raise
         finally:
             self.depth -= 1
 
@@ -244,12 +312,14 @@ class SimulatedSession:
         if kind == "commit":
             await uow.commit()
             assert self.pivots >= self.told + changed, "I8: commit() returned, and did nothing"
+            self._decide_hooks(committed=True)
             self.told = self.pivots
             self.transaction_id = ""  # committed, whatever is still to be applied
             self.effects.clear()
         else:
             self.transaction_id = ""  # what it cannot undo it tells by a warning
             await uow.rollback()
+            self._decide_hooks(committed=False)
             assert self.pivots == self.told, "I8: rollback() committed"
             assert not self.effects, "rollback() did not undo the steps"
         self.overlay = {}
@@ -335,19 +405,92 @@ class SimulatedSession:
         assert seen in views, f"list() was {sorted(seen)}, and never was that true"
         del call
 
+    async def _both(self, uow: FullUOW, call: Call) -> None:
+        """Do two things at once that meet in their keys; what is left of each key is one of them."""
+        other = call.value + b"'"
+        self.world.strange.update(call.keys)  # one finds the bytes of the other
+
+        async def in_vain() -> None:
+            with suppress(WantedError):
+                async with uow.savepoint():
+                    await uow.files.put(*_files(replace(call, value=other)))
+                    raise WantedError
+
+        async def again() -> None:
+            await uow.files.put(*_files(replace(call, value=other, keys=call.keys[-1:])))
+
+        async def delete() -> None:
+            await uow.files.delete(*call.keys)
+
+        async def clear() -> None:
+            await uow.files.delete_prefix("")
+
+        second = {"works": again, "fails": in_vain, "is cancelled": delete, "is slow": clear}
+        work = (uow.files.put(*_files(call)), second[call.manner]())
+        results = await asyncio.gather(*work, return_exceptions=True)
+        failed = [each for each in results if isinstance(each, BaseException)]
+        for key in {*call.keys, *self._view(self.world.committed)}:
+            self._note_one_of(uow, call, key, other)
+            if self.overlay.get(key) == call.value:
+                assert not isinstance(results[0], BaseException), "a call that failed is there"
+        if call.manner == "fails" and not failed:
+            wrong = [key for key in call.keys if self.overlay.get(key) != call.value]
+            assert not wrong, f"a savepoint has undone what was beside it: {wrong}"
+        for error in failed:
+            raise error
+
+    def _note_one_of(self, uow: FullUOW, call: Call, key: str, other: bytes) -> None:
+        """Note which of two calls at once the session has under a key."""
+        session: Any = uow._session
+        write = live(session._tx.chain(ObjectKey(BUCKET, key)))
+        before = self.overlay.pop(key, None)
+        if write is None:
+            return
+        body = None
+        if write.record is not None:
+            digests = {hashlib.sha256(each).hexdigest(): each for each in (call.value, other)}
+            body = digests.get(write.record.sha256 or "", before)
+            in_vain = call.manner != "works" and body == other != before
+            assert not in_vain, "a savepoint that was undone is there"
+        self.overlay[key] = body
+
+    async def _hook(self, uow: FullUOW, call: Call) -> None:
+        hook = Hook(f"hook {call.value.decode()} of s{self.number}")
+        self.hooks.append(hook)
+
+        def called(how: str) -> Callable[[], Awaitable[None]]:
+            async def callback() -> None:
+                self.world.note(f"{hook.name} is told of {how}, and {call.manner}")
+                hook.called.append(how)
+                await _behave(call.manner)
+
+            return callback
+
+        uow.on_commit(called("on_commit"))
+        uow.on_rollback(called("on_rollback"))
+
     async def _step(self, uow: FullUOW, call: Call) -> None:
         token = f"s{self.number}.{next(self._steps)}"
+        manners = {"works": [], "is slow": [call.manner]}.get(call.manner, [call.manner] * 2)
+        self.slow = self.slow or call.manner == "is slow"
 
         async def do() -> None:
             await asyncio.sleep(0)
             self.effects.add(token)
 
         async def undo() -> None:
-            await asyncio.sleep(0)
+            await _behave(manners.pop() if manners else "works")
             self.effects.discard(token)
 
         await uow.step(do, undo)
-        del call
+
+
+async def _behave(manner: Manner) -> None:
+    await asyncio.sleep(SLOW if manner == "is slow" else 0)
+    if manner == "fails":
+        raise WantedError
+    if manner == "is cancelled":
+        raise asyncio.CancelledError
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:

@@ -13,11 +13,12 @@ import logging
 import sqlite3
 import warnings
 from collections import Counter
-from collections.abc import Callable, Coroutine, Generator, Mapping, Sequence
+from collections.abc import Callable, Collection, Coroutine, Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, tzinfo
 from enum import Enum
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Self, TypeVar, cast
@@ -37,6 +38,7 @@ from fennflow import ConfigDict, ReconcileConfig, plugins
 from fennflow.backends import (
     Backend,
     InMemoryBackendConfig,
+    JournaledTransaction,
     ObjectKey,
     Record,
     SqlalchemyBackendConfig,
@@ -54,12 +56,15 @@ from fennflow.connectors import (
 from fennflow.engine import garbage, reconcile, runtime
 from fennflow.engine.stamps import stamp_of
 from fennflow.exceptions import (
+    AccessDeniedException,
     BackendUnavailableException,
     BaseConnectorException,
     CompensationPendingWarning,
     ConnectorUnavailableException,
+    NoSuchKeyException,
     PreconditionFailedException,
 )
+from fennflow.reports import RecoveryReport
 from fennflow.repositories import RepoField
 from fennflow.testing import faults
 from fennflow.testing.faults import Effect, FaultyBackendConfig, FaultyConnectorConfig, Operation
@@ -90,6 +95,25 @@ class Fate(Enum):
     PARTLY = "a part of a batch of deletions fails"
     CUT = "a stream breaks off after its first byte"
     REPEATED = "takes effect twice: the answer to the first attempt was lost"
+    REFUSED = "is refused for good, without effect"
+    DENIED = "takes effect, the answer is lost, and it is refused when it is sent again"
+
+
+DEFINITE = {Fate.WORKS, Fate.CONFLICT, Fate.REFUSED}
+"""Fates after which it is known whether a request took effect (P20)."""
+
+
+@dataclass(frozen=True)
+class Quirks:
+    """What some stores do, whatever conditions they enforce.
+
+    Args:
+        missing_is_404: a conditional copy over an object that is gone is answered 404, not 412.
+        nothing_is_412: so is a conditional deletion of nothing, with 412.
+    """
+
+    missing_is_404: bool = False
+    nothing_is_412: bool = False
 
 
 @dataclass(eq=False)
@@ -126,10 +150,11 @@ class SimulatedFaults(faults.Faults):
     def spare(
         self, operation: Operation, deletions: Sequence[Deletion]
     ) -> Mapping[int, BaseConnectorException]:
-        if len(deletions) > 1 and self.world.fate is Fate.PARTLY:
+        if len(deletions) > 1 and self.world.fate is Fate.PARTLY and self.world.faulty:
             self.world.fate = Fate.WORKS
+            self.world.ambiguous = True
             return {0: ConnectorUnavailableException("This one was not deleted.")}
-        return {}
+        return self.world.nothing_to_delete(deletions)
 
 
 @dataclass
@@ -141,12 +166,20 @@ class World:
         directory: for SQLite; None to have the backend in memory.
         server: a bucket on a real server; None to have the store in memory.
         settings: of the configuration.
+        quirks: of the store.
+        strikes: what the drawn fates happen to; None for every operation.
+        barred: keys of which the store refuses copies and deletions, and batches with such a one.
+        ambiguous: whether anything may still take effect of which the engine was told nothing.
     """
 
     capabilities: Capabilities
     directory: Path | None = None
     server: RemoteConnectorConfig | None = None
     settings: dict[str, Any] = field(default_factory=dict[str, Any])
+    quirks: Quirks = field(default_factory=Quirks)
+    strikes: Collection[str] | None = None
+    barred: set[str] = field(default_factory=set[str])
+    ambiguous: bool = False
     loop: ControlledLoop = field(default_factory=ControlledLoop)
     committed: dict[str, bytes] = field(default_factory=dict[str, bytes])
     history: list[dict[str, bytes]] = field(default_factory=lambda: [{}])
@@ -224,6 +257,7 @@ class World:
     def kill(self, process: int, *, arrives: Callable[[Pending], Fate]) -> None:
         """End a process. What it had sent takes effect now, later, or not at all."""
         self.note(f"kill {process}")
+        self.ambiguous = True
         self.loop.dead.add(process)
         mine = [each for each in self.pending if each.process == process]
         self.pending = [each for each in self.pending if each.process != process]
@@ -244,7 +278,12 @@ class World:
             raise self._lost(operation)
 
         async def work() -> R:
-            result = await effect()
+            self._check_barred(process, operation)
+            try:
+                result = await effect()
+            except PreconditionFailedException as error:
+                self._check_missing(operation, error)
+                raise
             self.effects += 1
             if operation.name == "commit" and operation.transaction in self.on_pivot:
                 self.on_pivot[operation.transaction]()
@@ -252,24 +291,39 @@ class World:
 
         pending = Pending(process, operation, self.loop.now, work)
         self.pending.append(pending)
-        await asyncio.sleep(0)
+        try:
+            await asyncio.sleep(0)
+        except asyncio.CancelledError:
+            self.ambiguous = True
+            raise
         if pending in self.pending:
             self.pending.remove(pending)
         fate = self._fate_of(pending)
         if self.loop.now > pending.sent:
             self.hidden.update(operation.keys)  # its process was stopped: it arrives late
-        if fate is Fate.CONFLICT:
-            message = f"{operation.keys} raced."
-            raise PreconditionFailedException(message, contended=True)
-        if fate is Fate.LATE:
-            self.late.append(pending)
-        if fate in {Fate.FAILS, Fate.LATE}:
-            raise self._lost(operation)
+        await self._fail(fate, pending)
         result = await (self._repeated(operation, work) if fate is Fate.REPEATED else work())
         await asyncio.sleep(0)
         if fate is Fate.LOST:
             raise self._lost(operation)
         return result
+
+    async def _fail(self, fate: Fate, pending: Pending) -> None:
+        """Raise what is answered to a request that is not simply done."""
+        operation = pending.operation
+        if fate is Fate.CONFLICT:
+            message = f"{operation.keys} raced."
+            raise PreconditionFailedException(message, contended=True)
+        if fate is Fate.REFUSED:
+            raise _refused(operation)
+        if fate is Fate.DENIED:
+            with suppress(BaseConnectorException):
+                await pending.effect()
+            raise _refused(operation, retried=True)
+        if fate is Fate.LATE:
+            self.late.append(pending)
+        if fate in {Fate.FAILS, Fate.LATE}:
+            raise self._lost(operation)
 
     async def _repeated(self, operation: Operation, work: Effect[R]) -> R:
         """Do what botocore does when an answer is lost: send it again, and tell that it did."""
@@ -286,8 +340,36 @@ class World:
         again: Any = replace(cast("Any", result), retried=True)
         return cast("R", again)
 
+    def _check_barred(self, process: int, operation: Operation) -> None:
+        if operation.name in {"copy", "delete"} and self.barred.intersection(operation.keys):
+            self.trouble[process] += 1
+            raise _refused(operation)
+
+    def _check_missing(self, operation: Operation, error: PreconditionFailedException) -> None:
+        """Answer like a store which says of a condition on nothing that there is nothing."""
+        if self.quirks.missing_is_404 and operation.name == "copy":
+            [key] = operation.keys
+            if self.now_do(self.store.head(BUCKET, Location(key))) is None:
+                raise NoSuchKeyException(str(error)) from error
+
+    def nothing_to_delete(
+        self, deletions: Sequence[Deletion]
+    ) -> Mapping[int, BaseConnectorException]:
+        """Return the refusals of a store which takes a condition on nothing for one that fails."""
+        enforced = self.capabilities.conditional_delete
+        if not self.quirks.nothing_is_412 or enforced == "none":
+            return {}
+        return {
+            index: PreconditionFailedException("Nothing is there.")
+            for index, each in enumerate(deletions)
+            if each.if_match is not None
+            and (enforced == "batch" or len(deletions) == 1)
+            and self.now_do(self.store.head(BUCKET, each.location)) is None
+        }
+
     def _fate_of(self, pending: Pending) -> Fate:
         fate = self._drawn(pending)
+        self.ambiguous |= fate not in DEFINITE
         if fate is not Fate.WORKS:
             operation = pending.operation
             self.trouble[pending.process] += 1
@@ -299,7 +381,7 @@ class World:
         """Return the fate that was drawn, or what it means for such an operation."""
         fate, self.fate = self.fate, Fate.WORKS
         operation = pending.operation
-        if not self.faulty:
+        if not self.faulty or (self.strikes is not None and operation.name not in self.strikes):
             return Fate.WORKS
         if fate is Fate.CUT:
             if operation.name in STREAMS:
@@ -308,7 +390,7 @@ class World:
         if operation.part == "connector" and self.loop.now - pending.sent > SIGNATURE:
             return Fate.FAILS  # a process that was stopped: the store refuses its old signature
         writes = operation.part == "connector" and operation.name in WRITES
-        if fate in {Fate.CONFLICT, Fate.REPEATED}:
+        if fate in {Fate.CONFLICT, Fate.REPEATED, Fate.REFUSED, Fate.DENIED}:
             return fate if writes else Fate.WORKS
         if fate is Fate.LATE:
             return fate if writes else Fate.FAILS
@@ -371,17 +453,32 @@ class World:
 
     def put_foreign(self, key: str, body: bytes) -> None:
         """Put an object that FennFlow knows nothing of, under a key that nobody uses now."""
-        transactions = self.now_do(self.observer.transactions(after="", limit=100))
-        used = {intent.key for each in transactions for intent in each.intents} | set(
+        used = {intent.key for each in self._sessions() for intent in each.intents} | set(
             self.committed
         )
         waiting = {name for each in (*self.late, *self.pending) for name in each.operation.keys}
         if key in used | waiting | set(self.objects()):
             return
+        if self.capabilities.hierarchical and any(
+            _exclude(key, other) for other in used | waiting | set(self.objects())
+        ):
+            return
         self.note(f"foreign {key}")
         self.strange.add(key)
         self.foreign[key] = body
         self.now_do(self.store.put(BUCKET, key, body, ObjectAttributes(media_type="text/plain")))
+
+    def vanish(self) -> None:
+        """Let a rule of the store delete what a commit is about to replace."""
+        objects = self.objects()
+        for record in self.records() if not self.capabilities.versioned else ():
+            stored, _ = objects.get(record.key, (None, b""))
+            stamp = None if stored is None else stamp_of(stored)
+            new = stamp is not None and stamp[:2] == (record.transaction_id, record.seq)
+            if record.location.key != record.key and stored is not None and not new:
+                self.note(f"vanish {record.key}")
+                self.strange.add(record.key)
+                self.now_do(self.store.delete(BUCKET, [Deletion(location=stored.location)]))
 
     def check(self) -> None:
         """Check what holds at every moment: I1, I2, I5, I6, and P2 from outside."""
@@ -393,9 +490,8 @@ class World:
             stamp = stamp_of(stored)
             assert stamp is not None
             assert stamp[:2] == (record.transaction_id, record.seq)
-        transactions = self.now_do(self.observer.transactions(after="", limit=1000))
         writers: dict[str, str] = {}
-        for each in transactions:
+        for each in self._sessions():
             for intent in each.intents:
                 writer = writers.setdefault(intent.key, each.token.transaction_id)
                 assert writer == each.token.transaction_id, f"two write {intent.key}"  # I6
@@ -432,28 +528,78 @@ class World:
     def quiesce(self) -> None:
         """End all, let the doubt pass, recover; then check I3, I4 and I7."""
         self.faulty = False
+        if not (self.ambiguous or self.pending):
+            self._check_nothing_retained()
         for process in self._classes:
             if process not in self.loop.dead:
                 self.kill(process, arrives=lambda _: Fate.LATE)
+        if self.barred:
+            self._check_only_barred()
+            self.barred.clear()
         for _ in range(4):
             self.recover()
             self.loop.pass_time(DOUBT + LEASE)
+        self._make_room()
         self.recover()
         self.check()
         objects = {key: body for key, (_, body) in self.objects().items()}
         assert objects == {**self.foreign, **self.committed}, f"{sorted(objects)}"
-        assert self.now_do(self.observer.transactions(after="", limit=10)) == []
+        assert self._sessions() == []
         due = self.observer.due_late_writes(after=None, limit=10)
         assert list(self.now_do(due)) == []
         before = self.objects()
         self.recover()
         assert self.objects() == before
 
-    def recover(self) -> None:
+    def _sessions(self) -> Sequence[JournaledTransaction]:
+        return self.now_do(self.observer.transactions(after="", limit=1000))
+
+    def _check_nothing_retained(self) -> None:
+        """Check that where all was answered nothing waits for what may still arrive (P20)."""
+        tables: Any = getattr(self.observer, "_tables", None)
+        if tables is not None:
+            assert not tables.late_writes, "nothing can arrive late"
+            kept = [key for key, (_, until) in tables.locks.items() if until is not None]
+            assert not kept, f"{kept} stay locked, and nothing can arrive late"
+
+    def _check_only_barred(self) -> None:
+        """Check that what the store refuses holds nothing else, and is reported (P9, P26)."""
+        self.loop.pass_time(LEASE + 1)
+        for _ in range(2):  # what has to wait for a lock of the first one
+            report = self.recover()
+            self.loop.pass_time(DOUBT + LEASE)
+        left = self._sessions()
+        held = {intent.key for each in left for intent in each.intents}
+        assert held <= self.barred, f"{held - self.barred} wait for {self.barred}"
+        assert report.pending >= len(left), "recover() says that nothing is left to do"
+        assert bool(report.problems) or not left, "recover() does not say what is left to do"
+
+    def _make_room(self) -> None:
+        """Delete what excludes a key, where two were committed at the same moment (P2)."""
+        for key in {intent.key for each in self._sessions() for intent in each.intents}:
+            for other in [each for each in self.committed if _exclude(key, each)]:
+                assert self.capabilities.hierarchical
+                self.now_committed_without(other)
+        self.recover()
+
+    def now_committed_without(self, key: str) -> None:
+        """Delete a key in a unit of work of its own."""
+        process = self.new_process()
+
+        async def delete() -> None:
+            async with self.uow(process)() as uow:
+                await uow.files.delete(key)
+
+        self.loop.run(delete(), process=process)
+        self.kill(process, arrives=lambda _: Fate.FAILS)
+        del self.committed[key]
+
+    def recover(self) -> RecoveryReport:
         """Recover in a new process."""
         process = self.new_process()
-        self.loop.run(self.uow(process).recover(), process=process)
+        report = self.loop.run(self.uow(process).recover(), process=process)
         self.kill(process, arrives=lambda _: Fate.FAILS)
+        return report
 
     def note(self, text: str) -> None:
         """Write down what happened, for whoever reads of a failure."""
@@ -497,13 +643,29 @@ class World:
         ):
             self._patches.enter_context(mock.patch.object(target, name, value))
         self._patches.enter_context(listening(self.told))
-        self._patches.enter_context(plugins.override(faults, remote))
+        self._patches.enter_context(mock.patch.object(plugins, "_current", _plugins()))
         self._patches.enter_context(sqlite_clock(loop))
         self._patches.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore", CompensationPendingWarning)
 
 
+def _refused(operation: Operation, *, retried: bool = False) -> AccessDeniedException:
+    return AccessDeniedException(f"{' '.join(operation.keys)}: 403.", retried=retried)
+
+
+def _exclude(key: str, other: str) -> bool:
+    """Whether a file system cannot hold both."""
+    return key.startswith(f"{other}/") or other.startswith(f"{key}/")
+
+
 _worlds = itertools.count(1)
+
+
+@cache
+def _plugins() -> plugins.PluginRegistry:
+    """Return what plugins bring, looked for once: that takes a third of a walk."""
+    with plugins.override(faults, remote) as registry:
+        return registry
 
 
 @contextmanager

@@ -8,6 +8,7 @@ and what is left has tests of its own in `tests/crashes` and `tests/faults`.
 from __future__ import annotations
 
 import asyncio
+import inspect
 from collections.abc import Callable, Coroutine, Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -16,7 +17,7 @@ from unittest import mock
 
 import pytest
 
-from actions import Habits, walk
+from actions import KEYS, Habits, walk
 from fennflow.backends import (
     Commit,
     Decision,
@@ -26,10 +27,12 @@ from fennflow.backends import (
     TransactionToken,
 )
 from fennflow.connectors import Capabilities, Deletion
-from fennflow.engine import session, settle, writing
+from fennflow.engine import callbacks, recovery, session, settle, transaction, writing
+from fennflow.engine.callbacks import Callback
+from fennflow.exceptions import AccessDeniedException, NoSuchNamespaceException
 from fennflow_memory.backend import InMemoryBackend
 from fennflow_memory.connector import InMemoryConnector
-from world import Fate
+from world import LEASE, Fate, Quirks
 
 WALKS = 2000
 """How many walks a mutation may survive; each takes about 60 ms."""
@@ -40,11 +43,56 @@ WORKS = [Fate.WORKS] * 12
 PLAIN = Capabilities(conditional_create=True, conditional_delete="single", conditional_copy=True)
 WEAK = Capabilities()
 # What needs many events of few kinds is looked for by walks that do little else.
+USER_CODE = {
+    "habits": Habits(
+        keys="a",
+        calls=["put"],
+        controls=["end", "raise", "hook", "hook", "step", "step"],
+        fates=WORKS,
+        happens=["cancel"],
+    )
+}
+BARRED = {
+    "habits": Habits(
+        keys=KEYS,
+        calls=["put", "put", "delete"],
+        controls=["end"],
+        fates=WORKS,
+        happens=["bar", "kill"],
+    )
+}
 NARROW: Mapping[str, Mapping[str, Any]] = {
     "no_check_of_reads": {
         "capabilities": PLAIN,
         "habits": Habits(
-            keys="a", calls=["put", "get", "get"], controls=["end"], fates=WORKS, happens=()
+            keys="a", calls=["put", "get", "get"], controls=["commit"], fates=WORKS, happens=()
+        ),
+    },
+    "no_fencing": {
+        "capabilities": PLAIN,
+        "habits": Habits(
+            keys="ab",
+            calls=["put", "delete"],
+            controls=["end", "commit"],
+            fates=WORKS,
+            happens=["stop", "stop", "recover", "recover", "wait", "wait"],
+            pauses=[LEASE + 1],
+        ),
+    },
+    "no_end": {
+        "capabilities": PLAIN,
+        "habits": Habits(
+            keys="a",
+            calls=["put", "delete"],
+            controls=["commit", "rollback"],
+            fates=[Fate.WORKS, Fate.LOST],
+            happens=(),
+            strikes={"settle"},
+        ),
+    },
+    "no_shield": {
+        "habits": Habits(
+            keys="a", calls=["put"], controls=["end"], fates=WORKS, happens=["cancel", "cancel"]
         ),
     },
     "no_kept_locks": {
@@ -52,10 +100,47 @@ NARROW: Mapping[str, Mapping[str, Any]] = {
         "habits": Habits(
             keys="a",
             calls=["put", "delete"],
-            controls=["end"],
-            fates=[*WORKS, Fate.LATE, Fate.LATE],
+            controls=["commit"],
+            fates=[Fate.WORKS, Fate.LATE],
             happens=["arrive", "arrive"],
+            strikes={"delete"},
         ),
+    },
+    "no_other_callbacks": USER_CODE,
+    "no_second_undo": USER_CODE,
+    "all_in_doubt": {
+        "habits": Habits(
+            keys="a",
+            calls=["put", "delete"],
+            controls=["end"],
+            fates=[Fate.WORKS, Fate.REFUSED],
+            happens=(),
+            strikes={"put", "copy", "delete"},
+        ),
+    },
+    "no_doubt_of_refusals": {
+        "capabilities": PLAIN,
+        "habits": Habits(
+            keys="a",
+            calls=["put"],
+            controls=["end", "raise"],
+            fates=[Fate.WORKS, Fate.DENIED],
+            happens=(),
+            strikes={"put"},
+        ),
+    },
+    "no_release_of_others": BARRED,
+    "no_split_batches": BARRED,
+    "no_report": BARRED,
+    "no_copy_over_nothing": {
+        "capabilities": PLAIN,
+        "quirks": Quirks(missing_is_404=True),
+        "habits": Habits(
+            keys="a", calls=["put"], controls=["commit"], fates=WORKS, happens=["vanish"] * 3
+        ),
+    },
+    "no_scopes": {
+        "habits": Habits(keys="ab", calls=["both"], controls=["end"], fates=WORKS, happens=()),
     },
 }
 
@@ -203,6 +288,85 @@ def no_shield(stack: ExitStack) -> None:
         changed(stack, module, "shielded", exposed)
 
 
+def no_other_callbacks(stack: ExitStack) -> None:
+    """I8: a callback that fails takes with it those after it."""
+
+    async def run_callbacks(callbacks_: list[Callback], session: str) -> None:
+        del session
+        due, callbacks_[:] = list(callbacks_), []
+        for each in due:
+            result = each()
+            if inspect.isawaitable(result):
+                await result
+
+    changed(stack, callbacks, "run_callbacks", run_callbacks)
+
+
+def no_second_undo(stack: ExitStack) -> None:
+    """P9: an undo that is cut off counts as undone."""
+    original = callbacks.Aftermath.leave
+
+    def leave(self: callbacks.Aftermath) -> list[str]:
+        notes = original(self)
+        del self._callbacks.undos[-1:]
+        return notes
+
+    changed(stack, callbacks.Aftermath, "leave", leave)
+
+
+def no_doubt_of_refusals(stack: ExitStack) -> None:
+    """P19: what was sent twice and then refused counts as without effect."""
+    never = property(lambda _: False, lambda *_: None)
+    stack.enter_context(mock.patch.object(AccessDeniedException, "ambiguous", never, create=True))
+
+
+def all_in_doubt(stack: ExitStack) -> None:
+    """P20: what was refused may still take effect."""
+    always = property(lambda _: True, lambda *_: None)
+    stack.enter_context(mock.patch.object(AccessDeniedException, "ambiguous", always, create=True))
+
+
+def no_release_of_others(stack: ExitStack) -> None:
+    """P9: a step that fails keeps all keys of its session."""
+    original = InMemoryBackend.settle
+
+    async def settle_(self: Any, token: TransactionToken, **kwargs: Any) -> None:
+        if kwargs.get("keys") is None:
+            await original(self, token, **kwargs)
+
+    changed(stack, InMemoryBackend, "settle", settle_)
+
+
+def no_split_batches(stack: ExitStack) -> None:
+    """P9: a batch of deletions that is refused as a whole fails as a whole."""
+    changed(stack, settle, "_may_be_about_one", lambda _: False)
+
+
+def no_copy_over_nothing(stack: ExitStack) -> None:
+    """P17: 404 of a conditional copy always means that the source is gone."""
+    changed(stack, settle, "NoSuchKeyException", NoSuchNamespaceException)
+
+
+def no_report(stack: ExitStack) -> None:
+    """P26: recover() counts what it tried itself, and nothing else."""
+
+    async def unfinished(_: Any) -> list[str]:
+        return []
+
+    changed(stack, recovery, "unfinished", unfinished)
+
+
+def no_scopes(stack: ExitStack) -> None:
+    """P8: what fails takes back all that its session did."""
+    original = transaction.Transaction.rewind
+
+    def rewind(self: Any, scope: Any) -> Any:
+        self.retract(list(self.writes))
+        return original(self, scope)
+
+    changed(stack, transaction.Transaction, "rewind", rewind)
+
+
 MUTATIONS: Sequence[Mutation] = (
     no_read_back,
     no_lock,
@@ -215,6 +379,15 @@ MUTATIONS: Sequence[Mutation] = (
     no_write_ahead,
     no_end,
     no_shield,
+    no_other_callbacks,
+    no_second_undo,
+    no_doubt_of_refusals,
+    all_in_doubt,
+    no_release_of_others,
+    no_split_batches,
+    no_copy_over_nothing,
+    no_report,
+    no_scopes,
 )
 
 
