@@ -15,10 +15,14 @@ from asyncio import events
 from collections.abc import Callable, Coroutine, Generator, Sequence
 from contextlib import contextmanager
 from contextvars import Context, ContextVar, copy_context
-from typing import Any, TypeVar, cast
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar, cast
 
 from typing_extensions import override
 
+from fennflow.engine import runtime
+
+P = ParamSpec("P")
 T = TypeVar("T")
 
 PROCESS: ContextVar[int] = ContextVar("PROCESS", default=0)
@@ -217,6 +221,27 @@ class ControlledLoop(asyncio.AbstractEventLoop):
     def close(self) -> None:
         """End."""
         self._closed = True
+
+
+def controlled(test: Callable[P, Coroutine[Any, Any, None]]) -> Callable[P, None]:
+    """Run a test on a loop whose clock jumps: no time limit in it depends on how busy the machine is.
+
+    What it uses must be in memory.
+    """
+
+    @wraps(test)
+    def run(*args: P.args, **kwargs: P.kwargs) -> None:
+        loop = ControlledLoop()
+        try:
+            loop.run(test(*args, **kwargs))
+        finally:
+            for slot in runtime._slots.pop(loop, {}).values():
+                if slot.lifetime is not None:
+                    loop.run(slot.lifetime.aclose())
+            loop.unwind()
+            loop.close()
+
+    return run
 
 
 def _process(handle: asyncio.Handle) -> int:

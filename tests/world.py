@@ -526,7 +526,7 @@ class World:
         return self.now_do(look())
 
     def quiesce(self) -> None:
-        """End all, let the doubt pass, recover; then check I3, I4 and I7."""
+        """End all, let what is late arrive, recover; then check I3, I4 and I7."""
         self.faulty = False
         if not (self.ambiguous or self.pending):
             self._check_nothing_retained()

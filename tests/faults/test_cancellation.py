@@ -10,6 +10,7 @@ from typing import Literal
 import anyio
 import pytest
 
+from controlled_loop import controlled
 from fennflow import plugins
 from fennflow.backends import InMemoryBackendConfig, SqlalchemyBackendConfig
 from fennflow.config import BackendConfig
@@ -223,6 +224,7 @@ async def test_a_cancellation_after_the_pivot_is_delivered_at_the_next_await(
         assert (await store.objects())["a"] == b"new a"
 
 
+@controlled
 async def test_a_timeout_that_the_commit_outran_is_not_raised_later() -> None:
     with plugins.override(faults):
         finished = asyncio.Event()
@@ -251,6 +253,7 @@ async def test_a_timeout_that_the_commit_outran_is_not_raised_later() -> None:
         assert (await seen_by_fennflow(uow_class))["a"] == b"new a"
 
 
+@controlled
 async def test_what_compensation_cannot_finish_in_time_is_left_to_recovery_and_told() -> None:
     with plugins.override(faults):
 

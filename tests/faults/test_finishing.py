@@ -614,11 +614,12 @@ async def test_an_undo_of_a_savepoint_that_is_cut_off_is_called_again_however_th
 
     causes: list[BaseException] = []
 
-    async def savepoint(uow: FullUOW) -> None:
+    async def savepoint(uow: FullUOW, limit: asyncio.Timeout) -> None:
         async with uow.savepoint():
             await uow.step(nothing, undo_first)
             await uow.step(nothing, undo_second)
             try:
+                limit.reschedule(0.0)
                 await asyncio.Event().wait()
             except BaseException as cause:
                 causes.append(cause)
@@ -628,8 +629,8 @@ async def test_an_undo_of_a_savepoint_that_is_cut_off_is_called_again_however_th
         async with volatile.first(**BRIEF)() as uow:
             await uow.step(nothing, undo_outer)
             with pytest.raises(TimeoutError):
-                async with asyncio.timeout(0.01):
-                    await savepoint(uow)
+                async with asyncio.timeout(None) as limit:
+                    await savepoint(uow, limit)
             if not commits:
                 raise ZeroDivisionError
     undone = ["second tried", "second tried", "second", "first"]

@@ -763,7 +763,7 @@ async def test_a_source_that_gives_nothing_any_more_fails_the_call(
         with pytest.raises(UploadIdleException, match=r"a\.txt produced no bytes for 0\.3 seconds"):
             await uow.files.put(StreamContent.from_iterable(stalled(), filename="a.txt"))
     assert closed == [kind]
-    async with uow_class() as uow:
+    async with store.uow(lock_timeout=0.0)() as uow:
         await uow.files.put(StreamContent.from_iterable([b"2"], filename="a.txt"))
     assert await store.objects() == {"a.txt": b"2"}
 
@@ -772,12 +772,12 @@ async def test_only_the_time_of_the_source_counts_and_its_own_errors_stay_its_ow
     request: pytest.FixtureRequest,
 ) -> None:
     store = await make_store("memory", request)
-    uow_class = store.uow(upload_idle_timeout=0.5)
+    uow_class = store.uow(upload_idle_timeout=2.0)
     mine = TimeoutError("mine")
 
     def slow() -> Iterator[bytes]:
         for _ in range(4):
-            time.sleep(0.2)  # in its thread; the sum is longer than the limit
+            time.sleep(0.6)  # in its thread; the sum is longer than the limit
             yield b"x"
 
     async def fails() -> AsyncGenerator[bytes]:
