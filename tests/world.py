@@ -14,7 +14,8 @@ import sqlite3
 import warnings
 from collections import Counter
 from collections.abc import Callable, Collection, Coroutine, Generator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, tzinfo
 from enum import Enum
@@ -27,7 +28,7 @@ from uuid import UUID
 
 import uuid_utils
 from sqlalchemy import event
-from sqlalchemy.engine import Engine
+from sqlalchemy.engine import URL, Engine
 from typing_extensions import override
 
 import fennflow_memory.backend
@@ -68,6 +69,9 @@ from fennflow.reports import RecoveryReport
 from fennflow.repositories import RepoField
 from fennflow.testing import faults
 from fennflow.testing.faults import Effect, FaultyBackendConfig, FaultyConnectorConfig, Operation
+from fennflow_memory.backend import InMemoryBackend
+from fennflow_sqlalchemy import engines, recovery
+from fennflow_sqlalchemy.engines import _sqlite
 from remote import RemoteConnectorConfig
 from stores import FullRepository, FullUOW
 
@@ -75,6 +79,7 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 BUCKET = "bucket"
+DATABASE = "world"
 DOUBT = 960.0
 SIGNATURE = 900.0
 """Seconds for which a store takes a signed request (the ground for P20)."""
@@ -211,7 +216,7 @@ class World:
         self.backend_config: BackendConfig = (
             InMemoryBackendConfig(name=self.name)
             if self.directory is None
-            else SqlalchemyBackendConfig(url=f"sqlite:///{self.directory}/{self.name}.db")
+            else SqlalchemyBackendConfig(url=f"sqlite:///{self.directory}/{DATABASE}.db")
         )
         settings = ConfigDict(
             connector=self.store_config,
@@ -556,11 +561,15 @@ class World:
 
     def _check_nothing_retained(self) -> None:
         """Check that where all was answered nothing waits for what may still arrive (P20)."""
-        tables: Any = getattr(self.observer, "_tables", None)
-        if tables is not None:
-            assert not tables.late_writes, "nothing can arrive late"
-            kept = [key for key, (_, until) in tables.locks.items() if until is not None]
-            assert not kept, f"{kept} stay locked, and nothing can arrive late"
+        if self.directory is None:
+            tables = cast("InMemoryBackend", self.observer)._tables
+            late = len(tables.late_writes)
+            kept = sum(until is not None for _, until in tables.locks.values())
+        else:
+            with closing(sqlite3.connect(self.directory / f"{DATABASE}.journal.db")) as journal:
+                [[late]] = journal.execute("SELECT count(*) FROM fennflow_late_writes")
+                [[kept]] = journal.execute("SELECT count(kept_until) FROM fennflow_locks")
+        assert (late, kept) == (0, 0), "nothing can arrive late, and something waits for it"
 
     def _check_only_barred(self) -> None:
         """Check that what the store refuses holds nothing else, and is reported (P9, P26)."""
@@ -616,6 +625,8 @@ class World:
                 self.loop.run(slot.lifetime.aclose())
         self.loop.run(self.observer.aclose())
         self.loop.close()
+        for file in [] if self.directory is None else self.directory.glob(f"{DATABASE}.*"):
+            file.unlink()
         self._patches.close()
 
     def _patch(self) -> None:
@@ -640,6 +651,8 @@ class World:
             (garbage, "time", clock),
             (reconcile, "time", clock),
             (uuid_utils, "uuid7", new_id),
+            (engines, "_sqlite", _shared),
+            *((recovery, name, value) for name, value in _made_once.items()),
         ):
             self._patches.enter_context(mock.patch.object(target, name, value))
         self._patches.enter_context(listening(self.told))
@@ -659,6 +672,44 @@ def _exclude(key: str, other: str) -> bool:
 
 
 _worlds = itertools.count(1)
+
+
+def _once(make: Callable[..., T]) -> Callable[..., T]:
+    """Return what makes one object for all engines; the database tells it the dialect alone."""
+    made: dict[object, T] = {}
+
+    def once(tables: object, *others: object, **options: object) -> T:
+        key = (tables if isinstance(tables, str) else id(tables), *sorted(options.items()))
+        if key not in made:
+            made[key] = make(tables, *others, **options)
+        return made[key]
+
+    return once
+
+
+# To build the statements of an engine, and to compile them at first use, takes longer than a walk.
+_made_once: Mapping[str, Callable[..., object]] = {
+    name: _once(getattr(recovery, name))
+    for name in (
+        "make_tables",
+        "CatalogStatements",
+        "TransactionStatements",
+        "LateWriteStatements",
+        "NoteStatements",
+    )
+}
+_engines: dict[str, Engine] = {}
+
+
+def _shared(url: URL, config: SqlalchemyBackendConfig, lock_wait: float) -> engines.Sqlite:
+    """Return a file of SQLite's with the one engine of all processes and worlds for it."""
+    name = str(url.database)
+    if name not in _engines:
+        _engines[name] = _sqlite(url, config, lock_wait).engine
+    threads = ThreadPoolExecutor()  # it starts none: here all is done at once
+    return engines.Sqlite(
+        name, _engines[name], threads, busy_timeout=config.busy_timeout, lock_wait=lock_wait
+    )
 
 
 @cache

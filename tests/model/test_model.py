@@ -31,10 +31,11 @@ from hypothesis.stateful import (
 )
 from typing_extensions import override
 
-from actions import CALLS, CONTROLS, FATES, KEYS, KILLED, PAUSES, Actions, Steps, walk
+from actions import CALLS, CONTROLS, FATES, KEYS, KILLED, MANNERS, PAUSES, Actions, Steps, walk
 from fennflow.connectors import Capabilities
 from fennflow.testing import S3Server
 from remote import Remote, remote
+from simulated import Manner
 from world import Fate
 
 MINUTES = float(os.environ.get("FENNFLOW_MODEL_MINUTES", "0"))
@@ -79,17 +80,29 @@ class Machine(RuleBasedStateMachine):
 
     @precondition(lambda self: self.actions.waiting)
     @rule(
-        index=indexes, kind=st.sampled_from(CALLS), keys=keys, size=st.integers(1, 3), steps=steps
+        index=indexes,
+        call=st.tuples(st.sampled_from(CALLS), st.sampled_from(MANNERS)),
+        keys=keys,
+        size=st.integers(1, 3),
+        steps=steps,
     )
-    def call(self, index: int, kind: str, keys: tuple[str, ...], size: int, steps: Steps) -> None:
+    def call(
+        self, index: int, call: tuple[str, Manner], keys: tuple[str, ...], size: int, steps: Steps
+    ) -> None:
+        kind, manner = call
         chosen = keys[: 2 if kind in {"copy", "move"} else size]
-        self.actions.call(index, kind, chosen)
+        self.actions.call(index, kind, chosen, manner)
         self.actions.run(steps)
 
     @precondition(lambda self: self.actions.waiting)
-    @rule(index=indexes, kind=st.sampled_from((*CONTROLS, "step")), steps=steps)
-    def control(self, index: int, kind: str, steps: Steps) -> None:
-        self.actions.control(index, kind)
+    @rule(
+        index=indexes,
+        kind=st.sampled_from((*CONTROLS, "step", "hook")),
+        manner=st.sampled_from(MANNERS),
+        steps=steps,
+    )
+    def control(self, index: int, kind: str, manner: Manner, steps: Steps) -> None:
+        self.actions.control(index, kind, manner)
         self.actions.run(steps)
 
     @precondition(lambda self: self.actions.living)
@@ -127,6 +140,14 @@ class Machine(RuleBasedStateMachine):
     @rule(key=st.sampled_from(KEYS))
     def somebody_else_puts(self, key: str) -> None:
         self.actions.somebody_else_puts(key)
+
+    @rule()
+    def vanish(self) -> None:
+        self.actions.vanish()
+
+    @rule(key=st.sampled_from(KEYS))
+    def bar(self, key: str) -> None:
+        self.actions.bar(key)
 
     @invariant()
     def holds(self) -> None:
@@ -202,7 +223,7 @@ def test_a_walk_finds_nothing_in_memory() -> None:
 @pytest.mark.timeout(int(600 + 120 * MINUTES))
 def test_a_walk_finds_nothing_on_sqlite() -> None:
     with tempfile.TemporaryDirectory() as directory:
-        repeat(partial(walk, directory=Path(directory)), 20)
+        repeat(partial(walk, directory=Path(directory)), 40)
 
 
 @pytest.mark.parametrize("seed", range(20))
