@@ -231,7 +231,7 @@ def controlled(test: Callable[P, Coroutine[Any, Any, None]]) -> Callable[P, None
 
     @wraps(test)
     def run(*args: P.args, **kwargs: P.kwargs) -> None:
-        loop = ControlledLoop()
+        loop = cast("Callable[[], ControlledLoop]", ControlledLoop)()
         try:
             loop.run(test(*args, **kwargs))
         finally:

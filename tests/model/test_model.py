@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Generator
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 from hypothesis import HealthCheck, Phase, settings
@@ -66,7 +66,7 @@ class Machine(RuleBasedStateMachine):
         hide_pending=st.booleans(),
         keep_versions=st.booleans(),
     )
-    def begin(self, capabilities: Capabilities, **options: bool) -> None:
+    def begin(self, capabilities: Capabilities, **options: Any) -> None:
         there = None if self.far is None else self.far.renew()
         known = there.capabilities if there else None
         self.actions = Actions(

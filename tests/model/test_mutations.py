@@ -108,7 +108,7 @@ NARROW: Mapping[str, Mapping[str, Any]] = {
     },
     "no_other_callbacks": USER_CODE,
     "no_second_undo": USER_CODE,
-    "all_in_doubt": {
+    "all_ambiguous": {
         "habits": Habits(
             keys="a",
             calls=["put", "delete"],
@@ -118,7 +118,7 @@ NARROW: Mapping[str, Mapping[str, Any]] = {
             strikes={"put", "copy", "delete"},
         ),
     },
-    "no_doubt_of_refusals": {
+    "no_ambiguous_refusals": {
         "capabilities": PLAIN,
         "habits": Habits(
             keys="a",
@@ -193,7 +193,7 @@ def no_fencing(stack: ExitStack) -> None:
     async def claim(self: Any, limit: int) -> Sequence[JournaledTransaction]:
         found = await original(self, limit)
         for each in found:
-            self._tables.sessions[each.token.transaction_id].fence = 0
+            self._tables.transactions[each.token.transaction_id].fence = 0
         return [replace(each, token=TransactionToken(each.token.transaction_id)) for each in found]
 
     changed(stack, InMemoryBackend, "claim", claim)
@@ -231,7 +231,7 @@ def no_write_ahead(stack: ExitStack) -> None:
 
     async def begin_writes(self: Any, token: TransactionToken, *args: Any, **kwargs: Any) -> Any:
         records = await original(self, token, *args, **kwargs)
-        self._tables.sessions[token.transaction_id].intents.clear()
+        self._tables.transactions[token.transaction_id].intents.clear()
         return records
 
     changed(stack, InMemoryBackend, "begin_writes", begin_writes)
@@ -314,13 +314,13 @@ def no_second_undo(stack: ExitStack) -> None:
     changed(stack, callbacks.Aftermath, "leave", leave)
 
 
-def no_doubt_of_refusals(stack: ExitStack) -> None:
+def no_ambiguous_refusals(stack: ExitStack) -> None:
     """P19: what was sent twice and then refused counts as without effect."""
     never = property(lambda _: False, lambda *_: None)
     stack.enter_context(mock.patch.object(AccessDeniedException, "ambiguous", never, create=True))
 
 
-def all_in_doubt(stack: ExitStack) -> None:
+def all_ambiguous(stack: ExitStack) -> None:
     """P20: what was refused may still take effect."""
     always = property(lambda _: True, lambda *_: None)
     stack.enter_context(mock.patch.object(AccessDeniedException, "ambiguous", always, create=True))
@@ -381,8 +381,8 @@ MUTATIONS: Sequence[Mutation] = (
     no_shield,
     no_other_callbacks,
     no_second_undo,
-    no_doubt_of_refusals,
-    all_in_doubt,
+    no_ambiguous_refusals,
+    all_ambiguous,
     no_release_of_others,
     no_split_batches,
     no_copy_over_nothing,
