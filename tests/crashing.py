@@ -29,6 +29,7 @@ import sqlalchemy
 import uvicorn
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
+from sqlalchemy.orm import Session
 
 import fennflow_s3.connector
 import fennflow_sqlalchemy.backend
@@ -40,6 +41,7 @@ from fennflow.exceptions import (
     RecordLockedException,
 )
 from fennflow.files import TextContent
+from fennflow.sync.portal import close
 from fennflow.testing import Boundary, boundaries, killing
 from fennflow_sqlalchemy.engines import open_databases
 from stores import FullUOW, Store, make_store, numbers
@@ -277,6 +279,35 @@ async def change_jointly(site: Site, scope: str, *, managed_by_caller: bool) -> 
             await work(session)
 
 
+def change_jointly_by_thread(
+    site: Site, scope: str, driver: str, *, managed_by_caller: bool
+) -> None:
+    """Do what `change_jointly` does without `async`, on a driver of its own."""
+    rows = rows_of(site)
+    url = sqlalchemy.make_url(site.backend.url.get_secret_value())
+    engine = sqlalchemy.create_engine(url.set(drivername=f"{url.get_backend_name()}+{driver}"))
+
+    def work(session: Session) -> None:
+        old = rows.c.name == f"{scope}/a"
+        with site.uow_class.sync(join=session) as uow:
+            files = uow.files.at(scope)
+            files.put(text("new a", "a"))
+            session.execute(rows.update().where(old).values(value="new a"))
+            session.execute(rows.insert().values(name=f"{scope}/d", value="new d"))
+            files.put(text("new d", "d"))
+            session.execute(rows.delete().where(rows.c.name == f"{scope}/b"))
+            files.delete("b")
+
+    with Session(engine) as session:
+        if managed_by_caller:
+            with session.begin():
+                work(session)
+        else:
+            work(session)
+    engine.dispose()
+    close()
+
+
 async def check_jointly(site: Site, scopes: Mapping[str, Collection[Mapping[str, str]]]) -> None:
     """Check that rows and files say the same, and that it is one of what is allowed."""
     rows = rows_of(site)
@@ -292,7 +323,13 @@ async def check_jointly(site: Site, scopes: Mapping[str, Collection[Mapping[str,
 
 
 def run_jointly_until_killed(
-    site: Site, scope: str, at: int, pipe: Connection, *, managed_by_caller: bool
+    site: Site,
+    scope: str,
+    at: int,
+    pipe: Connection,
+    *,
+    managed_by_caller: bool,
+    driver: str | None = None,
 ) -> None:
     """Run `change_jointly`, killed at a boundary; tell how many there were if it was not."""
     count = 0
@@ -304,7 +341,10 @@ def run_jointly_until_killed(
         kill(boundary)
 
     with boundaries(reached):
-        asyncio.run(change_jointly(site, scope, managed_by_caller=managed_by_caller))
+        if driver is None:
+            asyncio.run(change_jointly(site, scope, managed_by_caller=managed_by_caller))
+        else:
+            change_jointly_by_thread(site, scope, driver, managed_by_caller=managed_by_caller)
     pipe.send(count)
 
 

@@ -7,6 +7,7 @@ import os
 import random
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -23,7 +24,9 @@ SAMPLE = 10
 FULL = "FENNFLOW_THOROUGH" in os.environ
 
 
-async def kill_at(site: Site, scope: str, at: int, *, managed_by_caller: bool) -> int | None:
+async def kill_at(
+    site: Site, scope: str, at: int, *, managed_by_caller: bool, driver: str | None
+) -> int | None:
     """Run a child until it is killed; return how many boundaries it met if it was not."""
     process, pipe = await asyncio.to_thread(
         start,
@@ -32,6 +35,7 @@ async def kill_at(site: Site, scope: str, at: int, *, managed_by_caller: bool) -
         scope,
         at,
         managed_by_caller=managed_by_caller,
+        driver=driver,
     )
     try:
         return int(await asyncio.to_thread(pipe.recv))
@@ -43,24 +47,42 @@ async def kill_at(site: Site, scope: str, at: int, *, managed_by_caller: bool) -
 
 
 @pytest.mark.parametrize("managed_by_caller", [False, True], ids=["with the block", "surrounding"])
-@pytest.mark.parametrize("database", ["sqlite", "postgresql"])
-@pytest.mark.parametrize("kind", ["moto", "moto-versioned", "juicefs"])
+@pytest.mark.parametrize(
+    ("kind", "database", "driver"),
+    [
+        *(
+            (kind, database, None)
+            for kind in ("moto", "moto-versioned", "juicefs")
+            for database in ("sqlite", "postgresql")
+        ),
+        # Without async, on drivers of their own.
+        ("moto", "sqlite", "pysqlite"),
+        ("moto", "postgresql", "psycopg"),
+        ("moto", "postgresql", "psycopg2"),
+    ],
+)
 async def test_rows_and_files_agree_wherever_the_process_is_killed(
-    kind: str, database: str, *, managed_by_caller: bool, request: pytest.FixtureRequest
+    kind: str,
+    database: str,
+    driver: str | None,
+    *,
+    managed_by_caller: bool,
+    request: pytest.FixtureRequest,
 ) -> None:
     site = await make_site(kind, database, request)
     await crashing.seed_jointly(site, "whole")
-    total = await kill_at(site, "whole", 1 << 30, managed_by_caller=managed_by_caller)
+    how: Any = {"managed_by_caller": managed_by_caller, "driver": driver}
+    total = await kill_at(site, "whole", 1 << 30, **how)
     assert total is not None
     assert total > 15
     points = list(range(total))
     if not FULL:
-        choice = random.Random(f"{SEED} {kind} {database} {managed_by_caller}")
+        choice = random.Random(f"{SEED} {kind} {database} {driver} {managed_by_caller}")
         points = sorted(choice.sample(points, SAMPLE))
     allowed: dict[str, list[Mapping[str, str]]] = {"whole": [ROWS_AFTER]}
     await crashing.seed_jointly(site, *(f"at{at}" for at in points))
     for at in points:
-        ended = await kill_at(site, f"at{at}", at, managed_by_caller=managed_by_caller) is not None
+        ended = await kill_at(site, f"at{at}", at, **how) is not None
         allowed[f"at{at}"] = [ROWS_AFTER] if ended else [ROWS_BEFORE, ROWS_AFTER]
     await asyncio.sleep(1.0)  # the sweep spares what is younger than the late-write period
     await site.recover()

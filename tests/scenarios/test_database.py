@@ -421,7 +421,7 @@ async def test_a_journal_of_another_catalog_is_refused(tmp_path: Path) -> None:
     "values",
     [
         {"url": "mysql://app:secret@host/database"},
-        {"url": "postgresql+psycopg2://app:secret@host/database"},
+        {"url": "postgresql+pg8000://app:secret@host/database"},
         {"url": "postgresql://app:p@secret@host/database"},
         {"url": "postgresql://app:p@ss/secret@host/database"},
         {"url": "postgresql://app:p@ss?secret@host/database"},
@@ -443,6 +443,15 @@ def test_a_config_that_cannot_work_is_refused_without_showing_it(values: dict[st
     with pytest.raises(ConfigException) as caught:
         SqlalchemyBackendConfig(**values)
     assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("driver", ["", "+asyncpg", "+psycopg", "+psycopg2", "+psycopg_async"])
+def test_a_url_of_any_driver_is_that_of_the_backend(driver: str) -> None:
+    options = "connect_timeout=5&channel_binding=prefer&sslmode=require"
+    config = SqlalchemyBackendConfig(url=f"postgresql{driver}://app@host/database?{options}")
+    assert config.url.get_secret_value().startswith("postgresql+asyncpg://app@host/database?")
+    with pytest.raises(ConfigException, match="channel_binding"):
+        SqlalchemyBackendConfig(url=f"postgresql{driver}://app@host/db?channel_binding=require")
 
 
 @pytest.mark.parametrize("password", ["secret", "p%40secret", "secret/secret", "p:secret"])

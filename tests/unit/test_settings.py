@@ -71,6 +71,7 @@ PIECES = [
     *("://", "/", "//", ":", "@", "?", "#", "&", "=", "[", "]", "[::1]", "%", "%00", "%ff", "%zz"),
     *("host", "a", "b", "..", ".", "\0", "\n", "\ud800", "\u202e", " ", "65536", "-1", "5432", "x"),
     *("host=", "port=", "sslmode=", "timeout=", "statement_cache_size=", "server_settings=", "nan"),
+    *("+psycopg", "+psycopg2", "connect_timeout=", "channel_binding=", "prefer"),
     *(
         "require",
         "application_name=",

@@ -55,9 +55,9 @@ class UnitOfWork(Maintenance):
     Args:
         auto_commit: whether the end of the block commits. If not, what `commit()` did not commit
             is undone.
-        join: an `AsyncSession` or `AsyncConnection` of SQLAlchemy on the database of a
-            `SqlalchemyBackendConfig`: files and rows commit in its transaction, in one instant or
-            not at all. If it has begun (`async with session.begin()`), its own block ends it; if
+        join: an `AsyncSession` or `AsyncConnection` of SQLAlchemy (for `sync()` a `Session` or
+            `Connection`) on the database of a `SqlalchemyBackendConfig`: files and rows commit in
+            its transaction, in one instant or not at all. If it has begun (`async with session.begin()`), its own block ends it; if
             not, it is committed or rolled back with this one.
         timeout: seconds that it may take, from its opening to its commit; that of the config by
             default. Then the call under way, or the next one, raises, and so does the commit.

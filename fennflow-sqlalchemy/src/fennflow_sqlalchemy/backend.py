@@ -37,7 +37,7 @@ from fennflow.exceptions import (
 from fennflow.paths import after_prefix
 from fennflow_sqlalchemy.database import LockWaitTimeoutError, create_tables
 from fennflow_sqlalchemy.engines import LOCK_SLICE
-from fennflow_sqlalchemy.join import UserTransaction
+from fennflow_sqlalchemy.join import Run, UserTransaction, what_to_join
 from fennflow_sqlalchemy.recovery import RecoverableBackend
 from fennflow_sqlalchemy.rows import (
     intent_rows,
@@ -50,7 +50,6 @@ from fennflow_sqlalchemy.rows import (
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
-    from sqlalchemy.ext.asyncio import AsyncConnection
 
 
 LOCK_WAIT = 5.0
@@ -210,13 +209,13 @@ class SqlalchemyBackend(RecoverableBackend):
 
     @override
     async def join(self, transaction: object) -> JoinedTransaction:
-        joined = UserTransaction(transaction, self._catalog, self._tables.meta, self._pivot_joined)
+        joined = UserTransaction(
+            await what_to_join(transaction), self._catalog, self._tables.meta, self._pivot_joined
+        )
         await joined.open(self._catalog_id)
         return joined
 
-    async def _pivot_joined(
-        self, connection: AsyncConnection, token: TransactionToken, commit: Commit
-    ) -> None:
+    async def _pivot_joined(self, run: Run, token: TransactionToken, commit: Commit) -> None:
         """Write the pivot in a user's transaction, which may not see the journal's rows (P5)."""
         if commit.late_writes:
             await self._record_late_writes(commit.late_writes)
@@ -235,7 +234,7 @@ class SqlalchemyBackend(RecoverableBackend):
         if commit.reads:
             # The user's transaction may have a snapshot from before what others committed since.
             await self._catalog.run(check_reads, write=False)
-        await connection.run_sync(self._pivot, token, commit)
+        await run(lambda connection: self._pivot(connection, token, commit))
 
     def _check_reads(self, connection: Connection, token: TransactionToken, commit: Commit) -> None:
         """Check that records that were read are unchanged, and that no absent one is being written.

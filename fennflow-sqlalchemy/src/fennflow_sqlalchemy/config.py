@@ -25,8 +25,9 @@ class SqlalchemyBackendConfig(BackendConfig):
     Args:
         url: of SQLAlchemy: `sqlite:///fennflow.db` (relative to the working directory),
             `sqlite:////var/lib/app.db`, `postgresql://user:password@host/database`; shown
-            nowhere. The asynchronous driver need not be named. PostgreSQL takes options such as
-            `?sslmode=require&application_name=shop`; others than the ones it knows are refused.
+            nowhere. A driver need not be named: whichever it is, the backend uses sqlite3 or
+            asyncpg. PostgreSQL takes options such as `?sslmode=require&application_name=shop`;
+            others than the ones it knows are refused.
         table_prefix: of all tables.
         schema_name: of PostgreSQL, where the tables are; it must exist. None for the first of
             the user's `search_path`.

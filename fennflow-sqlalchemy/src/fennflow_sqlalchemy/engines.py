@@ -60,7 +60,10 @@ one of them may be waiting for another process."""
 
 def sqlstate(error: BaseException) -> str | None:
     """Return PostgreSQL's code of an error."""
-    return getattr(getattr(error, "orig", None), "sqlstate", None)
+    orig = getattr(error, "orig", None)
+    return getattr(orig, "sqlstate", None) or getattr(
+        orig, "pgcode", None
+    )  # psycopg2's name for it
 
 
 def shown(url: URL) -> str:

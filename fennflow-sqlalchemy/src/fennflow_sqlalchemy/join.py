@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Any, cast
+from functools import partial
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
 from sqlalchemy import Connection, Table, event, func, select, update
 from sqlalchemy.exc import DBAPIError, InvalidRequestError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, async_scoped_session
-from sqlalchemy.orm import SessionTransactionOrigin
+from sqlalchemy.orm import Session, SessionTransactionOrigin, scoped_session
 from typing_extensions import override
 
 from fennflow.backends import Commit, JoinedTransaction, TransactionToken
@@ -24,6 +25,7 @@ from fennflow.exceptions import (
     RecordLockedException,
     TransactionException,
 )
+from fennflow.sync.portal import called_by_thread, in_caller
 from fennflow_sqlalchemy.database import Database
 from fennflow_sqlalchemy.engines import (
     FAILED_BEFORE,
@@ -38,7 +40,20 @@ from fennflow_sqlalchemy.tables import catalog_id_of
 if TYPE_CHECKING:
     from sqlalchemy import RootTransaction
 
-Pivot = Callable[[AsyncConnection, TransactionToken, Commit], Awaitable[None]]
+R = TypeVar("R")
+
+
+class Run(Protocol):
+    """Does work on the connection of a user's transaction."""
+
+    async def __call__(self, work: Callable[[Connection], R], /) -> R:
+        """Do it where the transaction is used: in a greenlet, or in the thread of the user."""
+        ...
+
+
+Pivot = Callable[[Run, TransactionToken, Commit], Awaitable[None]]
+
+Transaction = AsyncSession | AsyncConnection | Session | Connection
 
 _JOINED = "joined by a unit of work of FennFlow's"
 """Key in the `info` of a session that an open unit of work has joined, and ends."""
@@ -131,25 +146,16 @@ class UserTransaction(JoinedTransaction):
         catalog: the database that it has to be on.
         meta: a table of the catalog.
         pivot: what writes decision and records on a connection.
-
-    Raises:
-        ConfigException: it is neither a session nor a connection.
     """
 
-    def __init__(self, transaction: object, catalog: Database, meta: Table, pivot: Pivot) -> None:
-        if isinstance(transaction, async_scoped_session):
-            transaction = cast("async_scoped_session[AsyncSession]", transaction)()
-        if not isinstance(transaction, (AsyncSession, AsyncConnection)):
-            message = (
-                f"join= takes an AsyncSession or an AsyncConnection of SQLAlchemy, and this is a "
-                f"{type(transaction).__name__}."
-            )
-            raise ConfigException(message)
+    def __init__(
+        self, transaction: Transaction, catalog: Database, meta: Table, pivot: Pivot
+    ) -> None:
         self._transaction = transaction
         self._catalog = catalog
         self._meta = meta
         self._pivot = pivot
-        self._managed_by_caller = _has_begun(transaction)
+        self._managed_by_caller = _has_begun(_sync(transaction))
         self._root: RootTransaction | None = None
         self._watch: Watch | None = None
         self._begins: Callable[[], None] = _nothing
@@ -172,10 +178,10 @@ class UserTransaction(JoinedTransaction):
             TransactionException: it cannot be used: it has failed, or is closed.
         """
         try:
-            connection = await self._connection()
+            connection = await self._run(_itself)
             found = None
             if connection.dialect.name == self._catalog.dialect:
-                found = await connection.run_sync(lambda sync: catalog_id_of(sync, self._meta))
+                found = await self._run(partial(catalog_id_of, meta=self._meta))
         except InvalidRequestError as error:
             message = f"The transaction cannot be joined: {error}"
             raise TransactionException(message) from error
@@ -186,19 +192,19 @@ class UserTransaction(JoinedTransaction):
                 "SqlalchemyBackendConfig and your engine the same url (and schema)."
             )
             raise ConfigException(message)
+        target = _sync(self._transaction)
         if self._managed_by_caller:
-            self._root = _root_of(connection)
-        elif isinstance(self._transaction, AsyncSession):
-            self._transaction.sync_session.info[_JOINED] = True
-        self._watch_from(_sync(connection))
-        self._listen(connection)
+            self._root = connection.get_transaction()
+        elif isinstance(target, Session):
+            target.info[_JOINED] = True
+        self._watch_from(connection)
+        self._listen(connection, target)
 
-    def _listen(self, connection: AsyncConnection) -> None:
+    def _listen(self, connection: Connection, target: Session | Connection) -> None:
         """Watch each transaction that follows: after `commit()` another one begins."""
-        target: Any = _sync(connection)
-        name, engine = "begin", target.engine
-        if isinstance(self._transaction, AsyncSession):
-            target, name = self._transaction.sync_session, "after_begin"
+        name, engine = "begin", connection.engine
+        if isinstance(target, Session):
+            name = "after_begin"
 
         def on_begin(*arguments: Any) -> None:
             begun: Connection = arguments[-1]
@@ -216,8 +222,9 @@ class UserTransaction(JoinedTransaction):
         self._unwatch()
         self._begins()
         self._begins = _nothing
-        if isinstance(self._transaction, AsyncSession) and not self._managed_by_caller:
-            self._transaction.sync_session.info.pop(_JOINED, None)
+        target = _sync(self._transaction)
+        if isinstance(target, Session) and not self._managed_by_caller:
+            target.info.pop(_JOINED, None)
 
     def _unwatch(self) -> str | None:
         """Watch no longer, and return how the transaction has ended, if it has."""
@@ -237,13 +244,13 @@ class UserTransaction(JoinedTransaction):
                 await self._abandon(error)  # what followed in the next one is the block's too
             raise error
         if commit is not None:
-            connection = await self._connection()
-            self._root = _root_of(connection)
+            self._root = (await self._run(_itself)).get_transaction()
             try:
-                before = await self._check_atomic(connection)
-                await self._pivot(connection, token, commit)
+                before = await self._run(self._check_atomic)
+                await self._pivot(self._run, token, commit)
                 if before is not None and self._managed_by_caller:
-                    await connection.execute(select(_set_lock_timeout(before)))
+                    again = select(_set_lock_timeout(before))
+                    await self._run(lambda connection: connection.execute(again).close())
             except DBAPIError as error:
                 await self._abandon(error)
                 raise self._translated(error) from error
@@ -253,7 +260,7 @@ class UserTransaction(JoinedTransaction):
         self._unwatch()
         if not self._managed_by_caller:
             try:
-                await self._transaction.commit()
+                await self._do(lambda target: target.commit())
             except BaseException as error:
                 await self._abandon(error)
                 raise
@@ -262,7 +269,7 @@ class UserTransaction(JoinedTransaction):
     async def rollback(self) -> None:
         end = self._unwatch()
         if not self._managed_by_caller:
-            await self._transaction.rollback()
+            await self._do(lambda target: target.rollback())
         if end == "committed":
             raise _ended(end)
 
@@ -270,17 +277,30 @@ class UserTransaction(JoinedTransaction):
         """Roll back in any case: half a pivot must not be committed."""
         self._unwatch()
         try:
-            await self._transaction.rollback()
+            await self._do(lambda target: target.rollback())
         except Exception as error:  # noqa: BLE001 - added to the first error
             cause.add_note(f"The joined transaction could not be rolled back: {error!r}")
 
-    async def _connection(self) -> AsyncConnection:
+    async def _do(self, work: Callable[[Session | Connection], R]) -> R:
+        """Do work on what the user joined, where it is used."""
+        if isinstance(self._transaction, AsyncSession):
+            return await self._transaction.run_sync(work)
         if isinstance(self._transaction, AsyncConnection):
-            return self._transaction
-        # A session may have several databases; the tables of a statement choose one.
-        return await self._transaction.connection(bind_arguments={"clause": select(self._meta)})
+            return await self._transaction.run_sync(work)
+        return await in_caller(partial(work, self._transaction))
 
-    async def _check_atomic(self, connection: AsyncConnection) -> str | None:
+    async def _run(self, work: Callable[[Connection], R], /) -> R:
+        """Do work on its connection."""
+
+        def on_connection(target: Session | Connection) -> R:
+            if isinstance(target, Session):
+                # It may have several databases; the tables of a statement choose one.
+                target = target.connection(bind_arguments={"clause": select(self._meta)})
+            return work(target)
+
+        return await self._do(on_connection)
+
+    def _check_atomic(self, connection: Connection) -> str | None:
         """Refuse a connection on which every statement commits by itself; bound its waits.
 
         Returns:
@@ -292,16 +312,16 @@ class UserTransaction(JoinedTransaction):
         before: str | None = None
         if self._catalog.dialect == "postgresql":
             xid = func.pg_current_xact_id().cast(self._meta.c.value.type)
-            settings = await connection.execute(select(xid, func.current_setting("lock_timeout")))
+            settings = connection.execute(select(xid, func.current_setting("lock_timeout")))
             first, before = settings.one()
             limit = str(int(self._catalog.lock_wait * 1000))
-            second, _ = (await connection.execute(select(xid, _set_lock_timeout(limit)))).one()
+            second, _ = connection.execute(select(xid, _set_lock_timeout(limit))).one()
             atomic = first == second
         else:
             # It changes nothing, but the driver begins a transaction for it, if at all.
             nothing = update(self._meta).where(self._meta.c.name == "").values(value="")
-            await connection.execute(nothing)
-            driver: Any = (await connection.get_raw_connection()).driver_connection
+            connection.execute(nothing)
+            driver: Any = connection.connection.driver_connection
             atomic = bool(driver.in_transaction)
         if not atomic:
             message = (
@@ -335,21 +355,53 @@ class UserTransaction(JoinedTransaction):
         return ConflictException(message)
 
 
-def _has_begun(transaction: AsyncSession | AsyncConnection) -> bool:
-    if isinstance(transaction, AsyncConnection):
-        return transaction.in_transaction()
-    if transaction.in_nested_transaction() or _JOINED in transaction.sync_session.info:
+async def what_to_join(given: object) -> Transaction:
+    """Return the session or connection that `join=` names, with or without `async`.
+
+    Raises:
+        ConfigException: it is neither, or of the other kind.
+        TransactionException: it is not open yet.
+    """
+    by_thread = called_by_thread()
+    if isinstance(given, async_scoped_session) and not by_thread:
+        given = cast("async_scoped_session[AsyncSession]", given)()
+    if isinstance(given, scoped_session) and by_thread:
+        # It has a session for each thread.
+        given = await in_caller(cast("scoped_session[Session]", given))
+    if isinstance(given, AsyncConnection) and given.sync_connection is None:
+        message = "The AsyncConnection that is to be joined has not been started: await it first."
+        raise TransactionException(message)
+    if isinstance(given, (Session, Connection) if by_thread else (AsyncSession, AsyncConnection)):
+        return given
+    takes, other = "an AsyncSession or an AsyncConnection", "with UOW.sync(join=...)"
+    if by_thread:
+        takes, other = "a Session or a Connection", "async with UOW(join=...)"
+    message = f"join= takes {takes} of SQLAlchemy here, and this is a {type(given).__name__}."
+    if isinstance(given, (Session, Connection, AsyncSession, AsyncConnection)):
+        message += f" For this one there is {other}."
+    raise ConfigException(message)
+
+
+def _has_begun(target: Session | Connection) -> bool:
+    if isinstance(target, Connection):
+        return target.in_transaction()
+    if target.in_nested_transaction() or _JOINED in target.info:
         return True  # the block of the savepoint, or of the outer unit of work, ends it
-    root = transaction.sync_session.get_transaction()
+    root = target.get_transaction()
     return root is not None and root.origin is SessionTransactionOrigin.BEGIN
 
 
-def _sync(connection: AsyncConnection) -> Connection:
-    return cast("Connection", connection.sync_connection)
+def _sync(transaction: Transaction) -> Session | Connection:
+    """Return the session or connection beneath that of `asyncio`."""
+    if isinstance(transaction, AsyncSession):
+        return transaction.sync_session
+    if isinstance(transaction, AsyncConnection):
+        return cast("Connection", transaction.sync_connection)
+    return transaction
 
 
-def _root_of(connection: AsyncConnection) -> RootTransaction | None:
-    return _sync(connection).get_transaction()
+def _itself(connection: Connection) -> Connection:
+    return connection
 
 
 def _set_lock_timeout(value: str) -> Any:

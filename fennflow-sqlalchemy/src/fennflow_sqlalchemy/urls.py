@@ -21,6 +21,11 @@ _SERVER = re.compile(
 """What follows `postgresql://`. With another `@`, a part of the password would pass for a host."""
 _UNUSABLE = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
 _DRIVERS = {"sqlite": "aiosqlite", "postgresql": "asyncpg"}
+_OTHER_DRIVERS = {
+    "sqlite": {"pysqlite"},
+    "postgresql": {"psycopg", "psycopg_async", "psycopg2"},
+}
+"""Of users' own engines: one URL serves for those and for the backend, which has its own driver."""
 _PLACES = frozenset({"host", "port", "user", "password", "database"})
 """Options in whose place other parts of the URL may stand; SQLAlchemy reads them."""
 _MAX_NUMBER = (1 << 31) - 1
@@ -56,9 +61,12 @@ def _count(text: str, most: int = _MAX_NUMBER) -> int:
 
 
 _SSL = _one_of("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
-_OPTIONS: Mapping[str, tuple[str, Callable[[str], object]]] = {
+_OPTIONS: Mapping[str, tuple[str | None, Callable[[str], object]]] = {
     "application_name": ("application_name", _text),
+    # asyncpg has none: what asks for it is refused.
+    "channel_binding": (None, _one_of("disable", "prefer")),
     "command_timeout": ("command_timeout", _seconds),
+    "connect_timeout": ("timeout", _seconds),
     "gsslib": ("gsslib", _one_of("gssapi", "sspi")),
     "krbsrvname": ("krbsrvname", _text),
     "max_cacheable_statement_size": ("max_cacheable_statement_size", _count),
@@ -76,7 +84,7 @@ _OPTIONS: Mapping[str, tuple[str, Callable[[str], object]]] = {
 }
 """Options of a URL of PostgreSQL: how asyncpg and SQLAlchemy call them, and how they are read.
 
-`sslmode` and `application_name` are the words of libpq. asyncpg takes the latter as a setting of the
+`sslmode`, `connect_timeout` and `application_name` are the words of libpq. asyncpg takes the latter as a setting of the
 server, see `driver_options`."""
 _SETTINGS = frozenset({"application_name"})
 
@@ -93,8 +101,9 @@ def checked(url: str) -> str:
         raise ValueError(message)
     dialect = "sqlite" if found["dialect"] == "sqlite" else "postgresql"
     driver = _DRIVERS[dialect]
-    if found["driver"] not in {None, driver}:
-        message = f"names a driver that is not {driver}; leave the driver out"
+    known = {None, driver, *_OTHER_DRIVERS[dialect]}
+    if found["driver"] not in known:
+        message = f"names a driver that is not one of {', '.join(sorted(filter(None, known)))}"
         raise ValueError(message)
     if _UNUSABLE.search(found["rest"]):
         message = "must not hold control characters or lone surrogates"
@@ -195,6 +204,8 @@ def driver_options(query: Mapping[str, str | tuple[str, ...]]) -> dict[str, Any]
         except ValueError:
             message = f"has a value of the option {name} that cannot be used"
             raise ValueError(message) from None
+        if its_name is None:
+            continue
         if name in _SETTINGS:
             options.setdefault("server_settings", {})[its_name] = value
         else:

@@ -206,6 +206,23 @@ _call: ContextVar[Call[Any] | None] = ContextVar("sync_call", default=None)
 """Inside which the engine runs, or was started."""
 
 
+def called_by_thread() -> bool:
+    """Return whether a thread waits for what the engine does."""
+    return _call.get() is not None
+
+
+async def in_caller(function: Callable[[], T]) -> T:
+    """Call a plain function in the thread that waits for what the engine does.
+
+    Where none waits any more, it is called in another thread.
+    """
+    waiting = _call.get()
+    if waiting is None:
+        return await asyncio.to_thread(function)
+    result: T = await waiting.run(function)
+    return result
+
+
 def _noted(interruption: BaseException, failure: BaseException | None) -> BaseException | None:
     """Say with an interruption how the call ended, and return what caused its failure."""
     if failure is None:
@@ -222,10 +239,8 @@ def on_caller(function: Callable[P, T]) -> Callable[P, Coroutine[Any, Any, T]]:
 
     @wraps(function)
     async def call(*args: P.args, **kwargs: P.kwargs) -> Any:
-        waiting = _call.get()
-        work = partial(function, *args, **kwargs)
         # Recovery calls back when it knows how a surrounding transaction ended: outside any call.
-        result = await (asyncio.to_thread(work) if waiting is None else waiting.run(work))
+        result: Any = await in_caller(partial(function, *args, **kwargs))
         return await result if inspect.isawaitable(result) else result
 
     return call
