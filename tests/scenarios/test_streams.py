@@ -626,7 +626,7 @@ async def test_other_bytes_than_were_committed_are_noticed_at_the_end(
 
     monkeypatch.setattr(fennflow_memory.connector.InMemoryConnector, "get", rot)
     async with uow_class() as uow:
-        with pytest.raises(ChecksumMismatchException, match="Do not use what was read"):
+        with pytest.raises(ChecksumMismatchException, match="Discard what was read"):
             await read(uow)
         assert await read(uow, end=10) == SHORT[:10]
 

@@ -167,7 +167,7 @@ def test_functions_of_the_users_run_in_the_callers_thread() -> None:
 def test_a_step_may_use_the_unit_of_work_but_not_end_it() -> None:
     def work() -> str:
         uow.files.put(text("1", "a"))
-        with pytest.raises(TransactionException, match="Inside step"):
+        with pytest.raises(TransactionException, match="inside step"):
             uow.commit()
         return "done"
 
