@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
+from contextlib import suppress
 
 import pytest
 
 from fennflow.exceptions import (
     ConfigException,
     ConnectorUnavailableException,
+    FennFlowException,
+    RecordLockedException,
     TransactionTimeoutException,
 )
 from fennflow.files import TextContent
@@ -95,3 +99,26 @@ async def test_a_unit_of_work_whose_time_is_over_does_not_commit(memory: Store) 
     assert await memory.objects() == {}
     with pytest.raises(ConfigException, match="timeout"):
         uow_class(timeout=0)
+
+
+async def test_a_locked_path_says_who_holds_it_and_until_when(memory: Store) -> None:
+    async with memory.uow()() as uow:
+        await uow.files.put(text("a.txt"))
+        [held] = await memory.uow().transactions()
+        with pytest.raises(RecordLockedException) as caught:
+            async with memory.uow(lock_timeout=0)() as other:
+                await other.files.put(text("a.txt"))
+    assert caught.value.holder == held.transaction_id
+    for part in (held.transaction_id, "has been open for", "alive", "lease ends in"):
+        assert part in str(caught.value)
+
+
+async def test_a_loop_that_was_blocked_for_longer_than_the_lease_is_logged(
+    memory: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    with suppress(FennFlowException):  # it may be lost
+        async with memory.uow(lease_ttl=1.0)() as uow:
+            await uow.files.put(text("a.txt"))
+            time.sleep(1.5)  # noqa: ASYNC251 - as a program does that blocks the loop
+            while "loop was blocked for" not in caplog.text:  # noqa: ASYNC110 - no event comes
+                await asyncio.sleep(0.01)

@@ -5,8 +5,12 @@ from __future__ import annotations
 import importlib
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from fennflow.backends import SqlalchemyBackendConfig
+from fennflow.exceptions import ConfigException
 
 TABLE = Path(__file__).parents[2] / "docs" / "migration.md"
 EXPORTED = {
@@ -48,6 +52,26 @@ def replacements() -> dict[str, str]:
 @pytest.mark.parametrize("name", NAMES)
 def test_a_name_is_here_or_in_the_table(name: str) -> None:
     assert is_here(name) != (name in replacements())
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        name
+        for name in NAMES
+        if not is_here(name) and ".reconciler." not in name and ".media." not in name
+    ],
+)
+def test_an_import_of_a_former_name_says_what_to_write(name: str) -> None:
+    module, _, attribute = name.rpartition(".")
+    with pytest.raises(ImportError, match=r"docs/migration\.md"):
+        getattr(importlib.import_module(module), attribute)
+
+
+def test_an_option_of_0_8_is_named_with_its_new_name() -> None:
+    options: Any = {"database_url": "sqlite:///a.db"}
+    with pytest.raises(ConfigException, match=r"database_url: .* use url\. .*docs/migration\.md"):
+        SqlalchemyBackendConfig(**options)
 
 
 def test_the_table_names_what_there_is() -> None:

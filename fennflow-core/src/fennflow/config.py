@@ -17,6 +17,7 @@ from pydantic import (
 )
 from pydantic import ConfigDict as PydanticConfigDict
 
+from fennflow._migration import renamed_option
 from fennflow.connectors import Capabilities
 from fennflow.exceptions import ConfigException, KeyException
 
@@ -67,7 +68,8 @@ class _Config(BaseModel):
         except ValidationError as error:
             # A ValidationError would repeat the input, which may hold secrets.
             reasons = "; ".join(
-                f"{'.'.join(map(str, detail['loc'])) or 'value'}: {detail['msg']}"
+                f"{'.'.join(map(str, detail['loc'])) or 'value'}: "
+                f"{renamed_option(detail['loc'][-1] if detail['loc'] else '') or detail['msg']}"
                 for detail in error.errors(include_input=False, include_context=False)
             )
             message = f"{cls.__name__} is not valid: {reasons}"

@@ -39,6 +39,8 @@ Every message says what happened, to which object, and what to do next.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from typing_extensions import override
 
 from fennflow.printable import printable
@@ -273,3 +275,11 @@ class TransactionTimeoutException(TransactionException):
 
 class CompensationPendingWarning(TransactionException, RuntimeWarning):
     """The transaction is undone for every FennFlow reader, but objects of it wait for recovery."""
+
+
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> object:
+        from fennflow._migration import missing
+
+        raise missing(__name__, name)

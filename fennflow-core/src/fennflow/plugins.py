@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Literal, TypeVar
 
 import pluggy
 
+from fennflow._migration import renamed
 from fennflow.exceptions import PluginException
 
 if TYPE_CHECKING:
@@ -234,6 +235,9 @@ def _named(classes: Callable[[PluginRegistry], list[type]], name: str, module: s
     by_name = {cls.__name__: cls for cls in classes(found)}
     if name in by_name:
         return by_name[name]
+    former = renamed(wanted)
+    if former is not None:
+        raise ImportError(former, name=module)
     if any(plugin.error or plugin.disabled for plugin in found.plugins):
         raise found.missing(wanted)
     extras = _EXTRAS.get(module, {})

@@ -379,3 +379,11 @@ class UnitOfWork(Maintenance):
             message = f"Open it first: async with {type(self).__name__}() as uow."
             raise TransactionException(message)
         return self._session
+
+
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> object:
+        from fennflow._migration import missing
+
+        raise missing(__name__, name)

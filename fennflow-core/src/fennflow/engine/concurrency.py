@@ -256,6 +256,8 @@ class Periodic:
         self._task: asyncio.Task[None] | None = None
         self._next: float | None = None
         self._closed = False
+        self.late = 0.0
+        """Seconds by which the last turn began late, since the loop was blocked."""
 
     def start(self, delay: float | None = None) -> None:
         """See to it that a turn begins within the interval, or the delay.
@@ -285,6 +287,8 @@ class Periodic:
             await asyncio.wait({self._task})
 
     def _turn(self, loop: asyncio.AbstractEventLoop) -> None:
+        if self._timer is not None:
+            self.late = loop.time() - self._timer.when()
         self._timer = None
         self._task = loop.create_task(self._run())
 

@@ -128,6 +128,17 @@ class Leases:
     async def _beat(self) -> bool:
         held = list(self._held.values())
         started = clock()
+        if self._heart.late >= self.ttl / 2:
+            log_event(
+                logging.WARNING,
+                "The event loop was blocked for %.1f s, so no lease could be renewed: of %d open "
+                "transactions those are lost whose lease of %.0f s ran out. Do what blocks in "
+                "asyncio.to_thread, or raise lease_ttl",
+                self._heart.late,
+                len(held),
+                self.ttl,
+                rule="P22",
+            )
         try:
             async with asyncio.timeout(self.ttl / 3):
                 kept = set(await self.backend.heartbeat([lease.token for lease in held]))

@@ -54,12 +54,18 @@ async def overdue(backend: Backend) -> list[str]:
     return [text] if left else []
 
 
-async def holder(backend: Backend, transaction_id: str, period: float) -> str | None:
-    """Describe the transaction that holds a lock, if it is decided, or open for longer than a period."""
+async def holder(backend: Backend, transaction_id: str) -> str | None:
+    """Describe the transaction that holds a lock; None if it has ended by now."""
     near = await backend.transactions(after=transaction_id[:-1], limit=SAME_BUT_LAST)
     found = [each for each in near if each.token.transaction_id == transaction_id]
-    odd = [each for each in found if each.outcome is not None or each.age > period]
-    return _described(odd[0]) if odd else None
+    if not found:
+        return None
+    [held] = found
+    if held.lease_left > 0:
+        lease = f"Its process is alive, or was lately: its lease ends in {held.lease_left:.0f} s"
+    else:
+        lease = "Its process has not renewed its lease, so recovery takes it over"
+    return f"{_described(held)} {lease}."
 
 
 async def _decided(backend: Backend) -> Sequence[JournaledTransaction]:

@@ -342,7 +342,7 @@ class Transaction:
         why = None
         if error.holder is not None:
             with suppress(FennFlowException):  # that the key is locked is what matters
-                why = await holder(self.backend, error.holder, self.config.late_write_period)
+                why = await holder(self.backend, error.holder)
         waited = f"lock_timeout={self.config.lock_timeout} s; nothing of this call was sent."
         if error.free_in is not None:
             message = f"{error} It was still so after {waited} Try again then."

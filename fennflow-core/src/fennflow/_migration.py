@@ -1,0 +1,49 @@
+"""What programs for fennflow 0.8 ask for, and what to write instead."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+_EXCEPTIONS = "fennflow.exceptions."
+_NAMES: Mapping[str, str] = {
+    "fennflow.backends.SqlalchemyBackend": "fennflow.backends.SqlalchemyBackendConfig",
+    "fennflow.connectors.ConnectorFactory": "fennflow.hookspecs.ConnectorPlugin",
+    "fennflow.connectors.InMemoryConnector": "fennflow.connectors.InMemoryConnectorConfig",
+    "fennflow.connectors.S3Connector": "fennflow.connectors.S3ConnectorConfig",
+    "fennflow.files.BaseBinary": "fennflow.files.BaseContent",
+    "fennflow.files.MediaType": 'the text itself, such as "text/plain"',
+    "fennflow.uow.UowInspector": "fennflow.repositories.RepoField",
+    f"{_EXCEPTIONS}BaseRepositoryException": f"{_EXCEPTIONS}FennFlowException",
+    f"{_EXCEPTIONS}CannotParseExtensionException": f"{_EXCEPTIONS}MediaTypeCannotBeGuessedException",
+    f"{_EXCEPTIONS}ExtensionCannotBeGuessed": f"{_EXCEPTIONS}MediaTypeCannotBeGuessedException",
+    f"{_EXCEPTIONS}FileNameAndMediaTypeBothNoneException": f"{_EXCEPTIONS}FileException",
+    f"{_EXCEPTIONS}FilenameIsNoneException": "nothing: a file without a name gets one",
+    f"{_EXCEPTIONS}StoragePrefixIsNoneException": "nothing: it is never raised",
+}
+_OPTIONS: Mapping[str, str] = {
+    "database_url": "url",
+    "db_schema": "schema_name",
+    "table_name": "table_prefix",
+}
+_PAGE = 'See the page "From fennflow 0.8" of the documentation (docs/migration.md).'
+
+
+def renamed(name: str) -> str | None:
+    """Return what to use in place of a name of 0.8, with its module; None if it had no such name."""
+    instead = _NAMES.get(name)
+    return None if instead is None else f"{name} was of fennflow 0.8. Use {instead}. {_PAGE}"
+
+
+def renamed_option(name: object) -> str | None:
+    """Return what to use in place of an option of 0.8; None if it had no such option."""
+    instead = _OPTIONS.get(str(name))
+    return None if instead is None else f"this was its name in fennflow 0.8; use {instead}. {_PAGE}"
+
+
+def missing(module: str, name: str) -> Exception:
+    """Return the error for a name that a module does not have."""
+    text = renamed(f"{module}.{name}")
+    if text is not None:
+        # Not AttributeError: `from x import y` drops its text.
+        return ImportError(text, name=module)
+    return AttributeError(f"module {module!r} has no attribute {name!r}")
