@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from fennflow.cli.arriving import Arriving, check_local_name
+from fennflow.cli.downloads import PendingDownloads, check_local_name
 from fennflow.exceptions import FileException, FilepathsCollisionError, PathException
 from shells import Program
 
@@ -197,28 +197,28 @@ def test_a_commit_that_fails_brings_back_what_was_replaced(
 
 def test_what_cannot_be_brought_back_is_kept_and_named(tmp_path: Path) -> None:
     (tmp_path / "a").write_text("mine")
-    with Arriving(tmp_path, durable=True) as arriving:
-        arriving.reserve(["a"])
-        asyncio.run(arriving.place())
+    with PendingDownloads(tmp_path, durable=True) as downloads:
+        downloads.reserve(["a"])
+        asyncio.run(downloads.place())
         (tmp_path / "a").unlink()
         (tmp_path / "a").mkdir()
         with pytest.raises(FileException, match="are in") as caught:
-            asyncio.run(arriving.restore())
-    [old] = (arriving._directory / "old").iterdir()
+            asyncio.run(downloads.restore())
+    [old] = (downloads._directory / "old").iterdir()
     assert old.read_text() == "mine"
     assert str(old.parent) in str(caught.value)
 
 
 def test_two_files_of_one_name_are_refused(tmp_path: Path) -> None:
-    with Arriving(tmp_path, durable=False) as arriving:
+    with PendingDownloads(tmp_path, durable=False) as downloads:
         with pytest.raises(FilepathsCollisionError):
-            arriving.reserve(["a", "a"])
+            downloads.reserve(["a", "a"])
     assert list(tmp_path.iterdir()) == []
 
 
 def test_files_of_others_are_private_until_they_have_their_places(tmp_path: Path) -> None:
-    with Arriving(tmp_path, durable=False) as arriving:
-        arriving.reserve(["a"])
+    with PendingDownloads(tmp_path, durable=False) as downloads:
+        downloads.reserve(["a"])
         [directory] = tmp_path.iterdir()
         assert stat.S_IMODE(directory.stat().st_mode) == 0o700
 

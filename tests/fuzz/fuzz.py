@@ -20,7 +20,7 @@ import atheris
 
 with atheris.instrument_imports(include=["fennflow"]):
     from fennflow.backends import ObjectKey
-    from fennflow.cli.arriving import check_local_name
+    from fennflow.cli.downloads import check_local_name
     from fennflow.cli.terminal import Terminal
     from fennflow.config import ConfigDict, ReconcileConfig
     from fennflow.connectors import Location, StoredObject

@@ -96,16 +96,16 @@ def place(root: Path, incoming: str, key: str, *, replace: bool, mode: int) -> N
         OSError: a directory on the way is a file or a link, or what the file system says.
     """
     *above, name = incoming.split("/")
-    *parents, goal = key.split("/")
+    *parents, target = key.split("/")
     with opened(root, above) as sources:
         for attempt in range(1, ATTEMPTS_TO_MAKE + 1):
             try:
                 with opened(root, parents, mode=mode) as targets:
                     if replace:
-                        os.rename(name, goal, src_dir_fd=sources[-1], dst_dir_fd=targets[-1])
+                        os.rename(name, target, src_dir_fd=sources[-1], dst_dir_fd=targets[-1])
                     else:
                         os.link(
-                            *(name, goal),
+                            *(name, target),
                             src_dir_fd=sources[-1],
                             dst_dir_fd=targets[-1],
                             follow_symlinks=False,

@@ -337,13 +337,13 @@ class ObstoreConnector(Connector):
         if_none_match: bool = False,
         on_upload: UploadCallback | None = None,
     ) -> StoredObject:
-        origin = source.location.key
+        source_key = source.location.key
         if source.size is None or source.size <= READ_WHOLE:
             # obstore's copy has no conditions, and does not return what it made.
-            _, body, found = await self._read(source.namespace, origin, source.if_match)
+            _, body, found = await self._read(source.namespace, source_key, source.if_match)
             kept = taken_along(found, attributes, extra)
             return await self._put(namespace, key, body, kept, if_none_match=if_none_match)
-        before, found = await self._look(source.namespace, origin)
+        before, found = await self._look(source.namespace, source_key)
         if source.if_match is not None:
             check_etag(source.namespace, before, source.if_match)
         kept = taken_along(found, attributes, extra)
@@ -355,9 +355,9 @@ class ObstoreConnector(Connector):
         store = self._stores.of(namespace, "writing")
 
         async def copy() -> None:
-            await obstore.copy_async(store, origin, key)
+            await obstore.copy_async(store, source_key, key)
 
-        name = f"{namespace}/{origin} to {namespace}/{key}"
+        name = f"{namespace}/{source_key} to {namespace}/{key}"
         _, retried = await self._sent("copy", name, copy, writes=True)
         after, _ = await self._look(namespace, key)
         return replace(after, retried=retried)

@@ -282,24 +282,26 @@ class S3Connector(Connector):
         if_none_match: bool = False,
         on_upload: UploadCallback | None = None,
     ) -> StoredObject:
-        origin: Any = {"Bucket": source.namespace, **named_by(source.location)}
+        copy_source: Any = {"Bucket": source.namespace, **named_by(source.location)}
         condition: dict[str, Any] = {"IfNoneMatch": "*"} if if_none_match else {}
         if if_match is not None:
             condition["IfMatch"] = f'"{if_match}"'
         matching: dict[str, Any] = {}
-        origin_condition: dict[str, Any] = {}
+        source_condition: dict[str, Any] = {}
         if source.if_match is not None:
-            matching["IfMatch"] = origin_condition["CopySourceIfMatch"] = f'"{source.if_match}"'
+            matching["IfMatch"] = source_condition["CopySourceIfMatch"] = f'"{source.if_match}"'
         name = f"{source.namespace}/{source.location.key} to {namespace}/{key}"
         if source.size is not None and source.size > self._config.multipart_copy_threshold:
             with translated("copy", name):
-                kept = await taken_along(self._client, origin, matching, attributes, extra or {})
+                kept = await taken_along(
+                    self._client, copy_source, matching, attributes, extra or {}
+                )
                 parts = await copy_parts(
                     self._client,
                     namespace,
                     key,
                     kept,
-                    origin={"CopySource": origin, **origin_condition},
+                    copy_source={"CopySource": copy_source, **source_condition},
                     size=source.size,
                     part_size=min(COPIED_AT_ONCE, self._config.multipart_copy_threshold),
                     on_upload=on_upload,
@@ -309,13 +311,13 @@ class S3Connector(Connector):
             stored = stored_object(key, answer, size=source.size)
             return replace(stored, retried=attempts.lost)
         with translated("copy", name):
-            names = await named(self._client, origin, matching, attributes, extra or {})
+            names = await named(self._client, copy_source, matching, attributes, extra or {})
         with translated("copy", name, writes=True) as attempts:
             answer = await self._client.copy_object(
                 Bucket=namespace,
                 Key=key,
-                CopySource=origin,
-                **origin_condition,
+                CopySource=copy_source,
+                **source_condition,
                 **condition,
                 **names,
             )

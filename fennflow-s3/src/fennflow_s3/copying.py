@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 async def named(
     client: S3Client,
-    origin: Any,
+    copy_source: Any,
     matching: Any,
     attributes: ObjectAttributes | None,
     extra: Mapping[str, Any],
@@ -29,7 +29,7 @@ async def named(
     if attributes is None:
         return {name: extra[name] for name in options.NOT_COPIED & set(extra)}
     # A copy that replaces the metadata replaces all headers: the source's are asked.
-    head: Any = await client.head_object(**origin, **matching)
+    head: Any = await client.head_object(**copy_source, **matching)
     kept = {name: head[name] for name in options.HEADERS if head.get(name)}
     tagging = {"TaggingDirective": "REPLACE"} if "Tagging" in attributes.extra else {}
     return {"MetadataDirective": "REPLACE", **tagging, **kept, **options.described(attributes)}
@@ -37,16 +37,16 @@ async def named(
 
 async def taken_along(
     client: S3Client,
-    origin: Any,
+    copy_source: Any,
     matching: Any,
     attributes: ObjectAttributes | None,
     extra: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Return all attributes of a multipart copy, which inherits none from its source."""
-    head: Any = await client.head_object(**origin, **matching)
+    head: Any = await client.head_object(**copy_source, **matching)
     found = {name: head[name] for name in options.HEADERS if head.get(name)}
     if head.get("TagCount"):
-        tags: Any = await client.get_object_tagging(**origin)
+        tags: Any = await client.get_object_tagging(**copy_source)
         found["Tagging"] = urlencode([(t["Key"], t["Value"]) for t in tags["TagSet"]])
     if attributes is not None:
         return found | options.described(attributes)
@@ -60,7 +60,7 @@ async def copy_parts(
     key: str,
     described: dict[str, Any],
     *,
-    origin: dict[str, Any],
+    copy_source: dict[str, Any],
     size: int,
     part_size: int,
     on_upload: UploadCallback | None,
@@ -72,7 +72,7 @@ async def copy_parts(
         namespace: of the target.
         key: the target.
         described: metadata and headers, as parameters.
-        origin: the source and its condition, as parameters.
+        copy_source: the source and its condition, as parameters.
         size: of the source, in bytes.
         part_size: of most parts, in bytes.
         on_upload: awaited with the id of the upload before each of its requests.
@@ -80,7 +80,7 @@ async def copy_parts(
     upload = await Upload.create(client, namespace, key, described, on_upload=on_upload)
     async with _aborted(upload):
         await upload.ask()
-        await upload.copy(origin, size, size_of_part(part_size, size, 1))
+        await upload.copy(copy_source, size, size_of_part(part_size, size, 1))
     return upload
 
 

@@ -22,12 +22,12 @@ class Downloads:
     who reads it. With connections in common, slow readers would leave none to the others.
 
     Args:
-        most: downloads at once.
+        limit: downloads at once.
     """
 
-    def __init__(self, most: int) -> None:
-        self._most = most
-        self._free = asyncio.Semaphore(most)
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._free = asyncio.Semaphore(limit)
 
     @asynccontextmanager
     async def open(self, name: str) -> AsyncGenerator[None]:
@@ -43,14 +43,14 @@ class Downloads:
             _logger.warning(
                 "The download of %s waits: %d are open, as many as max_pool_connections allows.",
                 name,
-                self._most,
+                self._limit,
             )
         try:
             async with asyncio.timeout(WAIT):
                 await self._free.acquire()
         except TimeoutError as error:
             message = (
-                f"Could not get {name}: {self._most} downloads are open, and none of them has ended "
+                f"Could not get {name}: {self._limit} downloads are open, and none of them has ended "
                 f"within {WAIT:.0f} s. Close streams that are not read to their end, or raise "
                 "max_pool_connections."
             )

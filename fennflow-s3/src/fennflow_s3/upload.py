@@ -190,7 +190,7 @@ class Upload:
             **self.target, **condition, UploadId=self.upload_id, MultipartUpload={"Parts": parts}
         )
 
-    async def copy(self, origin: dict[str, Any], size: int, part_size: int) -> None:
+    async def copy(self, copy_source: dict[str, Any], size: int, part_size: int) -> None:
         """Copy all parts from another object, a few at a time; failures are as in `send`."""
         failures: list[Exception] = []
         starts = iter(range(0, size, part_size))
@@ -205,7 +205,7 @@ class Upload:
             number = start // part_size + 1
             answer: Any = await self.client.upload_part_copy(
                 **self.target,
-                **origin,
+                **copy_source,
                 UploadId=self.upload_id,
                 PartNumber=number,
                 CopySourceRange=f"bytes={start}-{min(start + part_size, size) - 1}",

@@ -20,12 +20,12 @@ class Window:
     Unlike a limit of requests per second, it does not slow down who sends one now and then.
 
     Args:
-        most: requests at once, however well it goes.
+        limit: requests at once, however well it goes.
     """
 
-    def __init__(self, most: int) -> None:
-        self._most = most
-        self._width = float(most)
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._width = float(limit)
         self._under_way = 0
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._narrowed = 0
@@ -60,7 +60,7 @@ class Window:
                 self._narrowed += 1
                 self._width = max(1.0, min(self._width, self._under_way + 1) / 2)
         elif status is not None:
-            self._width = min(float(self._most), self._width + 1 / self._width)
+            self._width = min(float(self._limit), self._width + 1 / self._width)
         self._admit()
 
     def _admit(self) -> None:

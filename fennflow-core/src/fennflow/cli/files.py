@@ -56,7 +56,7 @@ class Place:
 
 
 @dataclass
-class Done:
+class Summary:
     """What a command did, for people and for JSON."""
 
     files: int = 0
@@ -70,7 +70,7 @@ class Done:
         self.paths.append(str(path))
 
 
-class Uow:
+class UowTarget:
     """A unit of work of the user's, with everything that the commands need."""
 
     def __init__(self, target: str) -> None:
@@ -132,7 +132,7 @@ def ls(
     as_json: Json = False,
 ) -> None:
     """List files and directories, as the catalog has them; without a place, the fields."""
-    uow = Uow(target)
+    uow = UowTarget(target)
     if place == ":" and len(uow.fields) > 1:
         lines = [f"{name}:" for name in uow.fields]
         if as_json:
@@ -158,7 +158,9 @@ def ls(
             stdout.line(path)
 
 
-async def _listed(uow: Uow, where: Place, *, recursive: bool) -> tuple[list[str], list[ObjectInfo]]:
+async def _listed(
+    uow: UowTarget, where: Place, *, recursive: bool
+) -> tuple[list[str], list[ObjectInfo]]:
     async with uow.open() as opened:
         files: Files = getattr(opened, where.field)
         found = await files.list(where.path, delimiter=None if recursive else "/")
@@ -176,11 +178,11 @@ async def stated(files: Files, paths: Sequence[StoragePath]) -> list[ObjectInfo]
 
 def cat(target: Target, places: Places) -> None:
     """Write the bytes of files to standard output, one after the other."""
-    uow = Uow(target)
+    uow = UowTarget(target)
     write_out(uow, uow.places(places))
 
 
-def write_out(uow: Uow, wanted: Sequence[Place]) -> None:
+def write_out(uow: UowTarget, wanted: Sequence[Place]) -> None:
     """Write the bytes of files to standard output."""
 
     async def work() -> None:
@@ -200,7 +202,7 @@ def write_out(uow: Uow, wanted: Sequence[Place]) -> None:
 
 def stat(target: Target, places: Places, *, as_json: Json = False) -> None:
     """Show the catalog's records of files: size, type, checksum, times, metadata."""
-    uow = Uow(target)
+    uow = UowTarget(target)
     wanted = uow.places(places)
 
     async def work() -> list[ObjectInfo]:
@@ -244,7 +246,7 @@ def rm(
 
     With --recursive it says how many files there are, and asks. Scripts say --yes.
     """
-    uow = Uow(target)
+    uow = UowTarget(target)
     wanted = uow.places(places)
     found = run(_found(uow, wanted, recursive=recursive))
     if dry_run:
@@ -273,7 +275,7 @@ def rm(
     show_done(_done(run(work())), "Deleted", as_json=as_json)
 
 
-async def _found(uow: Uow, wanted: Sequence[Place], *, recursive: bool) -> list[Place]:
+async def _found(uow: UowTarget, wanted: Sequence[Place], *, recursive: bool) -> list[Place]:
     """Return the files that places stand for, each once."""
     found: list[Place] = []
     async with uow.open() as opened:
@@ -300,8 +302,8 @@ def _confirm(count: int, wanted: Sequence[Place]) -> None:
         raise typer.Exit(FAILED)
 
 
-def _done(places: Sequence[Place]) -> Done:
-    done = Done()
+def _done(places: Sequence[Place]) -> Summary:
+    done = Summary()
     for place in places:
         done.add(place, 0)
     return done
@@ -312,7 +314,7 @@ def directory_of(path: str) -> str:
     return f"{path.rstrip('/')}/" if path.strip("/") else ""
 
 
-def show_done(done: Done, verb: str, *, as_json: bool) -> None:
+def show_done(done: Summary, verb: str, *, as_json: bool) -> None:
     """Report what was done."""
     if as_json:
         show_json(done)

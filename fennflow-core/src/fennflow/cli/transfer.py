@@ -16,13 +16,13 @@ import typer
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
 from fennflow.cli.app import NEEDS_ATTENTION, Json, fail, run
-from fennflow.cli.arriving import Arriving
+from fennflow.cli.downloads import PendingDownloads
 from fennflow.cli.files import (
-    Done,
     Files,
     Place,
     Recursive,
-    Uow,
+    Summary,
+    UowTarget,
     directory_of,
     nothing_under,
     show_done,
@@ -72,7 +72,7 @@ def cp(
     A destination that ends in / is a directory, and so is one for several sources. The source -
     is standard input, the destination - standard output.
     """
-    uow = Uow(target)
+    uow = UowTarget(target)
     if STANDARD in {*sources, destination}:
         _standard(uow, sources, destination, recursive=recursive, as_json=as_json)
         return
@@ -96,7 +96,9 @@ def mv(
     if STANDARD in {*sources, destination}:
         message = "Standard input and output cannot be moved: use cp. A file of this name is ./-"
         raise typer.BadParameter(message)
-    transfer = _Transfer(Uow(target), sources, destination, recursive, follow_links, move=True)
+    transfer = _Transfer(
+        UowTarget(target), sources, destination, recursive, follow_links, move=True
+    )
     done = transfer.run(quiet=as_json)
     kept = transfer.delete_sources()
     show_done(done, "Moved", as_json=as_json)
@@ -120,7 +122,7 @@ class _Transfer:
 
     def __init__(
         self,
-        uow: Uow,
+        uow: UowTarget,
         sources: Sequence[str],
         destination: str,
         recursive: bool,  # noqa: FBT001 - of one caller
@@ -131,35 +133,35 @@ class _Transfer:
         self._uow = uow
         self._recursive = recursive
         self._move = move
-        self._goal = goal = uow.place(destination) or Path(destination)
-        origins = [uow.place(text) or Path(text) for text in sources]
-        if isinstance(goal, Path) and any(isinstance(each, Path) for each in origins):
+        self._destination = target = uow.place(destination) or Path(destination)
+        sources_found = [uow.place(text) or Path(text) for text in sources]
+        if isinstance(target, Path) and any(isinstance(each, Path) for each in sources_found):
             message = f"Neither {sources[0]!r} nor {destination!r} is a place, FIELD:PATH."
             raise typer.BadParameter(message)
         into = destination.endswith(("/", ":")) or len(sources) > 1 or recursive
         # Of a name that is too long, `Path.is_dir` raises; what writes there says it better.
-        self._into = into or (isinstance(goal, Path) and os.path.isdir(goal))  # noqa: PTH112
-        self._places = [each for each in origins if isinstance(each, Place)]
+        self._into = into or (isinstance(target, Path) and os.path.isdir(target))  # noqa: PTH112
+        self._places = [each for each in sources_found if isinstance(each, Place)]
         self._local = [
             each
-            for origin in origins
-            if isinstance(origin, Path)
-            for each in _local(origin, recursive=recursive, follow_links=follow_links)
+            for source in sources_found
+            if isinstance(source, Path)
+            for each in _local(source, recursive=recursive, follow_links=follow_links)
         ]
         self._before = {path: _state(path) for path, _, _ in self._local} if move else {}
 
-    def run(self, *, quiet: bool) -> Done:
+    def run(self, *, quiet: bool) -> Summary:
         """Do it."""
-        goal = self._goal
-        base = Path() if isinstance(goal, Place) else goal if self._into else goal.parent
+        target = self._destination
+        base = Path() if isinstance(target, Place) else target if self._into else target.parent
         with (
             _progress(quiet=quiet) as shown,
-            Arriving(base, durable=self._move) as arriving,
+            PendingDownloads(base, durable=self._move) as downloads,
         ):
-            return run(self._all(shown, arriving))
+            return run(self._all(shown, downloads))
 
-    async def _all(self, shown: Shown, arriving: Arriving) -> Done:
-        done = Done()
+    async def _all(self, shown: ProgressView, downloads: PendingDownloads) -> Summary:
+        done = Summary()
         async with self._uow.open() as opened:
             found = self._local + [
                 each
@@ -169,31 +171,33 @@ class _Transfer:
             tasks = [Task(source, self._place(name), size) for source, name, size in found]
             _check(tasks)
             names = [self._name(name) for _, name, _ in found]
-            if isinstance(self._goal, Path):
-                await asyncio.to_thread(arriving.reserve, names)
+            if isinstance(self._destination, Path):
+                await asyncio.to_thread(downloads.reserve, names)
             shown.begin(tasks)
             for task, name in zip(tasks, names, strict=True):
-                await self._one(opened, task, name, shown, arriving)
+                await self._one(opened, task, name, shown, downloads)
                 done.add(task.destination, task.size)
                 shown.file()
-            if isinstance(self._goal, Path):
+            if isinstance(self._destination, Path):
                 # Before the commit: what a move deletes must be here by then.
-                await opened.step(arriving.place, arriving.restore)
+                await opened.step(downloads.place, downloads.restore)
         return done
 
     def _place(self, name: str) -> Place | Path:
         """Return where a file goes."""
-        goal = self._goal
-        if isinstance(goal, Path):
-            return goal / name if self._into else goal
-        return Place(goal.field, directory_of(goal.path) + name) if self._into else goal
+        target = self._destination
+        if isinstance(target, Path):
+            return target / name if self._into else target
+        return Place(target.field, directory_of(target.path) + name) if self._into else target
 
     def _name(self, name: str) -> str:
         """Return the path of a local file below the directory that the command writes to."""
-        return name if self._into or isinstance(self._goal, Place) else self._goal.name
+        return (
+            name if self._into or isinstance(self._destination, Place) else self._destination.name
+        )
 
     async def _one(
-        self, opened: Any, task: Task, name: str, shown: Shown, arriving: Arriving
+        self, opened: Any, task: Task, name: str, shown: ProgressView, downloads: PendingDownloads
     ) -> None:
         source, destination = task.source, task.destination
         if isinstance(source, Path):
@@ -210,7 +214,7 @@ class _Transfer:
         else:
             files = getattr(opened, source.field)
             async with files.open(source.path) as stream:
-                await arriving.receive(stream, name, shown.sent)
+                await downloads.receive(stream, name, shown.sent)
             if self._move:
                 await files.delete(source.path, missing_ok=False)
 
@@ -236,32 +240,32 @@ def _state(path: Path) -> Mapping[str, int]:
     return {"inode": found.st_ino, "size": found.st_size, "time": found.st_mtime_ns}
 
 
-def _local(origin: Path, *, recursive: bool, follow_links: bool) -> list[tuple[Path, str, int]]:
+def _local(source: Path, *, recursive: bool, follow_links: bool) -> list[tuple[Path, str, int]]:
     """Return the files that a local path stands for, each with its name below it."""
     try:
-        if recursive and origin.is_dir():
+        if recursive and source.is_dir():
             return [
-                (path, path.relative_to(origin).as_posix(), path.stat().st_size)
-                for path in _walked(origin, follow_links=follow_links)
+                (path, path.relative_to(source).as_posix(), path.stat().st_size)
+                for path in _walked(source, follow_links=follow_links)
             ]
-        if origin.is_file():
-            return [(origin, origin.name, origin.stat().st_size)]
+        if source.is_file():
+            return [(source, source.name, source.stat().st_size)]
     except OSError as error:
-        fail(FileException(f"{origin} cannot be read: {error}. Nothing was done."))
+        fail(FileException(f"{source} cannot be read: {error}. Nothing was done."))
     except FileException as error:
         fail(error)
-    hint = " It is a directory: add --recursive." if origin.is_dir() else ""
-    message = f"There is no file {origin}.{hint}"
+    hint = " It is a directory: add --recursive." if source.is_dir() else ""
+    message = f"There is no file {source}.{hint}"
     return fail(FileException(message))
 
 
-def _walked(origin: Path, *, follow_links: bool) -> Generator[Path]:
+def _walked(source: Path, *, follow_links: bool) -> Generator[Path]:
     """Iterate over the files of a directory; what is neither file nor directory is an error."""
 
     def stop(error: OSError) -> None:
         raise error
 
-    for folder, directories, files in os.walk(origin, onerror=stop, followlinks=follow_links):
+    for folder, directories, files in os.walk(source, onerror=stop, followlinks=follow_links):
         directories.sort()
         for name in (*directories, *sorted(files)):
             path = Path(folder, name)
@@ -281,18 +285,18 @@ def _not_copied(path: Path, what: str, hint: str) -> FileException:
     return FileException(f"{path} {what}. {hint}, or copy without it. Nothing was done.")
 
 
-async def _remote(opened: Any, origin: Place, *, recursive: bool) -> list[tuple[Place, str, int]]:
+async def _remote(opened: Any, source: Place, *, recursive: bool) -> list[tuple[Place, str, int]]:
     """Return the files that a place stands for, each with its name below it."""
-    files: Files = getattr(opened, origin.field)
+    files: Files = getattr(opened, source.field)
     if not recursive:
-        info = await files.stat(origin.path)
-        return [(origin, info.path.name, info.size)]
-    prefix = directory_of(origin.path)
+        info = await files.stat(source.path)
+        return [(source, info.path.name, info.size)]
+    prefix = directory_of(source.path)
     paths = [path async for path in files.iter(prefix)]
     if not paths:
-        raise nothing_under(Place(origin.field, prefix))
+        raise nothing_under(Place(source.field, prefix))
     return [
-        (Place(origin.field, str(info.path)), str(info.path).removeprefix(prefix), info.size)
+        (Place(source.field, str(info.path)), str(info.path).removeprefix(prefix), info.size)
         for info in await stated(files, paths)
     ]
 
@@ -312,7 +316,7 @@ def _check(tasks: Sequence[Task]) -> None:
 
 
 def _standard(
-    uow: Uow, sources: Sequence[str], destination: str, *, recursive: bool, as_json: bool
+    uow: UowTarget, sources: Sequence[str], destination: str, *, recursive: bool, as_json: bool
 ) -> None:
     """Copy a file to standard output, or from standard input."""
     message = ""
@@ -334,9 +338,9 @@ def _standard(
         raise typer.BadParameter(message)
 
 
-async def _from_input(uow: Uow, place: Place) -> Done:
+async def _from_input(uow: UowTarget, place: Place) -> Summary:
     """Write what is read from standard input to a file, in one transaction."""
-    done = Done()
+    done = Summary()
 
     async def chunks() -> AsyncGenerator[bytes]:
         while chunk := await _read_input():
@@ -387,7 +391,7 @@ def _media_type(path: str) -> str:
     return media_types.from_name(path) or UNKNOWN_TYPE
 
 
-class Shown:
+class ProgressView:
     """How far it is, on a terminal."""
 
     def __init__(self, progress: Progress) -> None:
@@ -413,7 +417,7 @@ class Shown:
 
 
 @contextmanager
-def _progress(*, quiet: bool) -> Generator[Shown]:
+def _progress(*, quiet: bool) -> Generator[ProgressView]:
     columns = (
         TextColumn("{task.description}", markup=False),
         BarColumn(),
@@ -421,4 +425,4 @@ def _progress(*, quiet: bool) -> Generator[Shown]:
         TimeRemainingColumn(),
     )
     with stderr.progress(*columns, quiet=quiet) as progress:
-        yield Shown(progress)
+        yield ProgressView(progress)

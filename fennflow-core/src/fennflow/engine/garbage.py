@@ -55,11 +55,11 @@ async def lock_free(
         return first | await lock_free(leases, lease, keys[half:], busy)
 
 
-Described = StoredObject | None | BaseConnectorException
+HeadResult = StoredObject | None | BaseConnectorException
 """What the store says of an object, which may be that it cannot describe this one."""
 
 
-async def describe(context: EngineContext, namespace: str, location: Location) -> Described:
+async def describe(context: EngineContext, namespace: str, location: Location) -> HeadResult:
     """Return what the store says of an object.
 
     A stranger's object can be denied, or have headers that no client can read. A question about

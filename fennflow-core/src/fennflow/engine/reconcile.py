@@ -26,7 +26,7 @@ from fennflow.engine.concurrency import run_all, shielded
 from fennflow.engine.context import EngineContext
 from fennflow.engine.differences import Policy, Verdict, agree, judge, refused, unreadable
 from fennflow.engine.finish import finish
-from fennflow.engine.garbage import Described, describe, lock_free
+from fennflow.engine.garbage import HeadResult, describe, lock_free
 from fennflow.engine.leases import Lease
 from fennflow.engine.recovery import Recovery, Unsettled
 from fennflow.engine.settle import Settler
@@ -285,10 +285,10 @@ class _Run:
             *(Finding(key.namespace, StoragePath(key.key), Difference.BUSY) for key in busy),
         ]
 
-    async def _heads(self, keys: Sequence[ObjectKey]) -> dict[ObjectKey, Described]:
+    async def _heads(self, keys: Sequence[ObjectKey]) -> dict[ObjectKey, HeadResult]:
         context = self.reconciler.context
 
-        async def head(key: ObjectKey) -> Described:
+        async def head(key: ObjectKey) -> HeadResult:
             return await describe(context, key.namespace, Location(key.key))
 
         found = await run_all(context.config.max_concurrency, head, keys)
@@ -296,7 +296,7 @@ class _Run:
 
     async def _judge(
         self,
-        stored: Mapping[ObjectKey, Described],
+        stored: Mapping[ObjectKey, HeadResult],
         records: Mapping[ObjectKey, Record],
         transaction_id: str,
     ) -> list[Verdict]:

@@ -309,8 +309,8 @@ class Recovery:
         """Try again later, and later each time: what fails may need a person."""
         # What another transaction keeps from a decision is looked at again soon.
         held = unsettled.joined is not None and isinstance(error, CommitUncertainException)
-        most = self.context.config.recovery_interval * LONGEST_PAUSE
-        pause = min(FIRST_PAUSE * 2 ** min(unsettled.failures, 30), most)
+        longest = self.context.config.recovery_interval * LONGEST_PAUSE
+        pause = min(FIRST_PAUSE * 2 ** min(unsettled.failures, 30), longest)
         unsettled.due = asyncio.get_running_loop().time() + (JOIN_POLL_INTERVAL if held else pause)
         unsettled.failures += not held
         self._retries.start(delay=JOIN_POLL_INTERVAL if held else pause)

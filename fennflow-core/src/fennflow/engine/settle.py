@@ -249,9 +249,9 @@ class Settler:
             )
 
         # Only the response that begins an upload has its id.
-        most = min(UNDER_WAY, self.context.config.compensation_timeout)
+        limit = min(UNDER_WAY, self.context.config.compensation_timeout)
         copying, cancellation = await shielded(
-            copy(), grace=lambda: 0.0 if step.seq in self.progress.uploads else most
+            copy(), grace=lambda: 0.0 if step.seq in self.progress.uploads else limit
         )
         if cancellation is not None:
             raise cancellation

@@ -34,7 +34,7 @@ MAX_METADATA_BYTES = 2048
 _URL = TypeAdapter(AnyUrl, config=PydanticConfigDict(defer_build=True))
 
 
-class Described(BaseModel):
+class FileBase(BaseModel):
     """What files in memory and streams have in common: they are checked when they are made.
 
     Raises:
@@ -63,7 +63,7 @@ class Described(BaseModel):
         return metadata
 
 
-class BaseContent(Described):
+class BaseContent(FileBase):
     """Bytes with a name, a media type and metadata: what every content type extends.
 
     Args:

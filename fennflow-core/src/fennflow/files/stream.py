@@ -17,7 +17,7 @@ from pydantic import Field, PrivateAttr
 
 from fennflow.exceptions import FileException
 from fennflow.files import media_types
-from fennflow.files.content import Described
+from fennflow.files.content import FileBase
 from fennflow.objects import MEDIA_TYPE
 
 CHUNK = 1 << 20
@@ -40,7 +40,7 @@ class Readable(Protocol):
 Opener = Callable[[], AsyncGenerator[bytes]]
 
 
-class StreamContent(Described):
+class StreamContent(FileBase):
     """A file to put whose bytes arrive while they are sent, of any size, in constant memory.
 
     `get` returns what was put with it as the class of its media type; `open` streams it back.

@@ -260,9 +260,9 @@ class CopyRepository(Repository):
         move: bool,
     ) -> StoragePath:
         options = _options(extra)
-        origin, goal = self._object_key(source), self._object_key(target, to)
+        source_key, target_key = self._object_key(source), self._object_key(target, to)
         async with self._call("move" if move else "copy") as tx:
-            record = await copying.copy(tx, origin, goal, options, move=move)
+            record = await copying.copy(tx, source_key, target_key, options, move=move)
         return StoragePath(record.key)
 
 

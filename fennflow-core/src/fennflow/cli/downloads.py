@@ -50,7 +50,7 @@ def check_local_name(name: str, *, windows: bool = WINDOWS) -> None:
             raise PathException(message)
 
 
-class Arriving:
+class PendingDownloads:
     """Local files in the making.
 
     Bytes are written to a new directory inside the destination, under the names that the files will
