@@ -611,7 +611,7 @@ async def test_a_wait_for_a_users_transaction_ends_with_an_error_that_nothing_wa
         await backend.begin_writes(transaction, [A], plan_for(A))
         change = "UPDATE fennflow_records SET etag = 'other' WHERE key = 'a'"
         async with held(config, change), asyncio.timeout(5):
-            with pytest.raises(RecordLockedException, match="nothing of this was done"):
+            with pytest.raises(RecordLockedException, match="nothing was changed"):
                 await backend.commit(transaction, Commit(records=[record(A, transaction)]))
             assert await backend.heartbeat([transaction]) == [transaction]
         await backend.commit(transaction, Commit(records=[record(A, transaction, etag="e2")]))

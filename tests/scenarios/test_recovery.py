@@ -438,7 +438,7 @@ async def test_what_is_open_for_longer_than_late_writes_take_is_reported_by_all_
         await uow.files.put(text("1", "a"))
 
         async def logged() -> bool:
-            return any("has not ended for" in each.getMessage() for each in caplog.records)
+            return any("has been open for" in each.getMessage() for each in caplog.records)
 
         await eventually(logged)
         report = await uow_class.recover()
