@@ -8,6 +8,7 @@ from pathlib import Path
 
 import nox
 
+AZURITE = "3.35.0"
 PYTHONS = ["3.11", "3.12", "3.13"]
 ROOT = Path(__file__).parent
 PACKAGES = [
@@ -48,6 +49,13 @@ def sync(session: nox.Session, group: str) -> None:
         "--quiet",
         env={"UV_PROJECT_ENVIRONMENT": session.virtualenv.location},
     )
+
+
+def install_azurite(session: nox.Session, npm: str, folder: str) -> str:
+    """Install Azurite into a folder, and return the path of its program."""
+    install = [npm, "install", "--no-save", "--no-package-lock", "--no-audit", "--no-fund"]
+    session.run(*install, f"--prefix={folder}", f"azurite@{AZURITE}", "--silent", external=True)
+    return f"{folder}/node_modules/.bin/azurite-blob"
 
 
 @nox.session
@@ -136,6 +144,20 @@ def fuzz(session: nox.Session) -> None:
 
 
 @nox.session(default=False)
+def stores(session: nox.Session) -> None:
+    """Measure what servers do that run here, and write it into docs/stores.md."""
+    npm = shutil.which("npm")
+    if npm is None:
+        session.skip("npm, which installs Azurite, is not installed")
+    sync(session, "test")
+    session.install("localbucket>=1.2")
+    folder = session.create_tmp()
+    env = {"FENNFLOW_AZURITE": install_azurite(session, npm, folder), "AZURITE_VERSION": AZURITE}
+    env["PYTHONPATH"] = "tests"
+    session.run("python", "tests/measuring.py", "docs/stores.md", env=env)
+
+
+@nox.session(default=False)
 def site(session: nox.Session) -> None:
     """Build the documentation into build/site; `nox -s site -- serve` shows it while you write."""
     sync(session, "site")
@@ -178,8 +200,5 @@ def azurite(session: nox.Session) -> None:
     if npm is None:
         session.skip("npm, which installs Azurite, is not installed")
     sync(session, "test")
-    folder = session.create_tmp()
-    install = [npm, "install", "--no-save", "--no-package-lock", "--no-audit", "--no-fund"]
-    session.run(*install, f"--prefix={folder}", "azurite@3.35.0", "--silent", external=True)
-    env = {"FENNFLOW_AZURITE": f"{folder}/node_modules/.bin/azurite-blob"}
+    env = {"FENNFLOW_AZURITE": install_azurite(session, npm, session.create_tmp())}
     session.run("pytest", "tests/contract/azurite_suite.py", *session.posargs, env=env)

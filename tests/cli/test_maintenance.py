@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -52,6 +53,24 @@ async def test_the_doctor_finds_what_is_wrong(shell: Shell) -> None:
     done = await shell("doctor", "app:UOW")
     assert done.code == 3
     assert f"{shell.site.namespace} cannot be used: NoSuchNamespaceException" in done.out
+
+
+async def test_the_doctor_measures_a_bucket_without_a_unit_of_work(
+    shell: Shell, tmp_path: Path
+) -> None:
+    done = await shell("doctor", "--store", f"file://{tmp_path}/files", "--json")
+    assert done.code == 0
+    assert {"name": "reads ranges", "result": "yes", "detail": ""} in done.json
+    done = await shell("doctor", "--store", f"s3://{shell.site.namespace}")
+    assert "of ten creates at the same time one succeeds" in done.out
+    assert await shell.site.store.objects() == {}
+    for wrong in (
+        [],
+        ["app:UOW", "--store", "s3://a"],
+        ["--store", "nothing"],
+        ["--store", "s3://"],
+    ):
+        assert (await shell("doctor", *wrong)).code == 2
 
 
 def raw_client_of(shell: Shell) -> Any:

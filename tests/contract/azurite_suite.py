@@ -7,6 +7,7 @@ import hashlib
 import hmac
 import os
 from collections.abc import Generator
+from contextlib import contextmanager
 from email.utils import formatdate
 from http.client import HTTPConnection
 from pathlib import Path
@@ -47,11 +48,10 @@ def request(port: int, method: str, target: str) -> int:
         connection.close()
 
 
-@pytest.fixture(scope="session")
-def azurite(tmp_path_factory: pytest.TempPathFactory) -> Generator[int]:
+@contextmanager
+def azurite_server(folder: Path) -> Generator[int]:
     """Run Azurite, and return its port."""
     [port] = free_ports(1)
-    folder: Path = tmp_path_factory.mktemp("azurite")
     command = [os.environ["FENNFLOW_AZURITE"], "--blobHost", "127.0.0.1", "--blobPort", str(port)]
     command += ["--location", str(folder), "--silent", "--disableTelemetry"]
     # Azurite and obstore follow the API's versions at a pace of their own.
@@ -64,15 +64,26 @@ def azurite(tmp_path_factory: pytest.TempPathFactory) -> Generator[int]:
         yield port
 
 
+@pytest.fixture(scope="session")
+def azurite(tmp_path_factory: pytest.TempPathFactory) -> Generator[int]:
+    with azurite_server(tmp_path_factory.mktemp("azurite")) as port:
+        yield port
+
+
+def new_container(port: int) -> tuple[ObstoreConnectorConfig, str]:
+    """Make a container, and return it with a config for it."""
+    container = f"container-{next(numbers)}"
+    assert request(port, "PUT", f"/{ACCOUNT}/{container}?restype=container") == 201
+    options = {
+        "account_name": ACCOUNT,
+        "account_key": KEY,
+        "endpoint": f"http://127.0.0.1:{port}/{ACCOUNT}",
+    }
+    return ObstoreConnectorConfig(url="az://", options=options), container
+
+
 class TestAzure(ConnectorSuite):
     @pytest.fixture
     @override
     def target(self, azurite: int) -> Target:
-        container = f"container-{next(numbers)}"
-        assert request(azurite, "PUT", f"/{ACCOUNT}/{container}?restype=container") == 201
-        options = {
-            "account_name": ACCOUNT,
-            "account_key": KEY,
-            "endpoint": f"http://127.0.0.1:{azurite}/{ACCOUNT}",
-        }
-        return Target(ObstoreConnectorConfig(url="az://", options=options), container)
+        return Target(*new_container(azurite))

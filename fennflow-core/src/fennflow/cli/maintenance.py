@@ -12,10 +12,12 @@ from rich.progress import SpinnerColumn, TextColumn, TimeElapsedColumn
 from fennflow import plugins as installed_plugins
 from fennflow.backends import Guarantees
 from fennflow.cli.app import NEEDS_ATTENTION, Json, run, show_json
-from fennflow.cli.target import Target, load
+from fennflow.cli.stores import measured
+from fennflow.cli.target import OptionalTarget, Target, load
 from fennflow.cli.terminal import stderr, stdout
 from fennflow.connectors import Capabilities
 from fennflow.exceptions import PluginException
+from fennflow.printable import without_credentials
 from fennflow.reports import Diagnosis, Difference, ReconcileReport
 from fennflow.repositories.fields import namespaces_of
 
@@ -77,11 +79,41 @@ def _conflict() -> str | None:
     return None
 
 
-def doctor(target: Target, *, as_json: Json = False) -> None:
+def doctor(
+    target: OptionalTarget = None,
+    *,
+    store: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            help="Measure a bucket, without a unit of work: s3://bucket, gs://bucket, "
+            "file:///srv/files/bucket. Credentials come from the environment.",
+        ),
+    ] = None,
+    endpoint: Annotated[
+        str | None, typer.Option(metavar="URL", help="Of a server that speaks S3, for --store.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
     """Connect to the database and the buckets, try what they enforce, and report the guarantees.
 
     It writes a few small objects under the reserved prefix, and removes them.
     """
+    if target is not None and store is None:
+        _diagnose(target, as_json=as_json)
+    elif store is not None and target is None:
+        checks = run(measured(store, endpoint))
+        if as_json:
+            show_json(checks)
+        else:
+            rows = [(each.name, each.result, each.detail) for each in checks]
+            stdout.table((f"What {without_credentials(store)} does", "", ""), rows)
+    else:
+        message = "Name a unit of work (MODULE:CLASS), or a bucket with --store URL."
+        raise typer.BadParameter(message)
+
+
+def _diagnose(target: str, *, as_json: bool) -> None:
     diagnosis = run(load(target).diagnose())
     if as_json:
         show_json(diagnosis)

