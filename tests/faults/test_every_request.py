@@ -195,7 +195,7 @@ async def test_a_server_that_stays_away_after_the_pivot_does_not_fail_the_commit
             Fault.BEFORE if request.operation in {"COPY", "BATCH DELETE"} else None
         )
     store.server.fault = lambda _: None
-    assert "is committed, and will be applied later" in caplog.text
+    assert "is committed and will be applied later" in caplog.text
     await uow_class.recover()
     async with uow_class() as uow:
         assert await uow.files.list() == ["a", "c", "d", "m", "n"]

@@ -67,7 +67,7 @@ async def test_many_transactions_at_a_failing_server(
         after = Held.now()
         outcomes = Counter(each.outcome for each in written)
         told = f"{outcomes}, held {before}, {first}, {last}, {after}"
-        assert outcomes["committed"] > len(written) / 2, told
+        assert outcomes["committed"] > len(written) / 4, told
         assert outcomes["undone"], told
         assert last.sockets <= before.sockets + POOL + 20, told
         assert after.sockets <= before.sockets + 1, told
