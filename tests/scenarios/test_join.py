@@ -7,10 +7,11 @@ import logging
 from collections.abc import AsyncGenerator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import partial
+from typing import Any, cast
 
 import pytest
-from sqlalchemy import event, update
+from sqlalchemy import create_engine, event, update
 from sqlalchemy import text as sql
 from sqlalchemy.exc import DBAPIError, IntegrityError, InvalidRequestError
 from sqlalchemy.ext.asyncio import (
@@ -20,7 +21,7 @@ from sqlalchemy.ext.asyncio import (
     async_sessionmaker,
     create_async_engine,
 )
-from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 from crashing import Site, make_site, text
 from fennflow import UnitOfWork
@@ -32,10 +33,12 @@ from fennflow.exceptions import (
     RecordLockedException,
     TransactionException,
 )
+from fennflow.sync.portal import close
 from fennflow.testing import S3Server
 from fennflow.testing.recovery_suite import opened
 from fennflow_sqlalchemy.tables import make_tables
 from stores import FullUOW, raw_client
+from threads import Threaded, ThreadedUnits, bare
 
 
 class Base(DeclarativeBase):
@@ -56,8 +59,24 @@ class Joint:
     uow_class: type[FullUOW]
 
     @property
-    def session(self) -> async_sessionmaker[AsyncSession]:
-        return async_sessionmaker(self.engine, expire_on_commit=False)
+    def by_thread(self) -> bool:
+        """Whether the session and what joins it are used without `async`."""
+        return isinstance(self.engine, Threaded)
+
+    @property
+    def session(self) -> Callable[..., AsyncSession]:
+        return partial(self.new_session, self.engine, expire_on_commit=False)
+
+    def new_session(self, bind: Any, **options: Any) -> AsyncSession:
+        if self.by_thread:
+            return cast("AsyncSession", Threaded(Session(bare(bind), **options)))
+        return AsyncSession(bind, **options)
+
+    def units(self, site: Site) -> type[FullUOW]:
+        """Return the class of units of work of a site, to be joined by sessions of this one."""
+        if self.by_thread:
+            return cast("type[FullUOW]", ThreadedUnits(site.uow_class))
+        return site.uow_class
 
     async def rows(self) -> set[str]:
         async with self.engine.connect() as connection:
@@ -97,8 +116,36 @@ async def jointly(database: str, request: pytest.FixtureRequest) -> AsyncGenerat
         await engine.dispose()
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
+@asynccontextmanager
+async def jointly_by_thread(driver: str, request: pytest.FixtureRequest) -> AsyncGenerator[Joint]:
+    """Join sessions that are used without `async`, on drivers of their own."""
+    async with jointly("sqlite" if driver == "pysqlite" else "postgresql", request) as joint:
+        url = joint.engine.url
+        engine = create_engine(url.set(drivername=f"{url.get_backend_name()}+{driver}"))
+        uow_class = cast("type[FullUOW]", ThreadedUnits(joint.uow_class))
+
+        def begin() -> None:
+            with joint.uow_class.sync().lifespan():
+                pass
+
+        try:
+            await asyncio.to_thread(begin)
+            yield Joint(joint.site, cast("AsyncEngine", Threaded(engine)), uow_class)
+        finally:
+            await asyncio.to_thread(engine.dispose)
+            await asyncio.to_thread(close)
+
+
+@pytest.fixture(params=["sqlite", "postgresql", "pysqlite", "psycopg"])
 async def joint(request: pytest.FixtureRequest, moto: S3Server) -> AsyncGenerator[Joint]:
+    del moto
+    kind = jointly if request.param in {"sqlite", "postgresql"} else jointly_by_thread
+    async with kind(request.param, request) as joint:
+        yield joint
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+async def async_joint(request: pytest.FixtureRequest, moto: S3Server) -> AsyncGenerator[Joint]:
     del moto
     async with jointly(request.param, request) as joint:
         yield joint
@@ -321,8 +368,10 @@ async def test_a_connection_can_be_joined_too(joint: Joint) -> None:
     await joint.check("a", "c")
 
 
-async def test_a_scoped_session_can_be_joined_too(joint: Joint) -> None:
-    scoped = async_scoped_session(joint.session, scopefunc=asyncio.current_task)
+async def test_a_scoped_session_can_be_joined_too(async_joint: Joint) -> None:
+    joint = async_joint
+    sessions = async_sessionmaker(joint.engine, expire_on_commit=False)
+    scoped = async_scoped_session(sessions, scopefunc=asyncio.current_task)
     async with joint.uow_class(join=scoped) as uow:
         scoped.add(Letter(name="a"))
         await uow.files.put(text("Dear Ann", "a"))
@@ -348,11 +397,13 @@ async def test_a_savepoint_that_is_rolled_back_takes_the_files_with_it(joint: Jo
 def begins_itself(engine: AsyncEngine) -> None:
     """Set transactions up as SQLAlchemy's documentation says for savepoints on SQLite."""
 
-    @event.listens_for(engine.sync_engine, "connect")
+    sync_engine: Any = bare(engine) if isinstance(engine, Threaded) else engine.sync_engine
+
+    @event.listens_for(sync_engine, "connect")
     def _(connection: Any, _record: object) -> None:
         connection.isolation_level = None
 
-    @event.listens_for(engine.sync_engine, "begin")
+    @event.listens_for(sync_engine, "begin")
     def _(connection: Any) -> None:
         connection.exec_driver_sql("BEGIN")
 
@@ -572,7 +623,7 @@ async def test_the_transaction_after_a_commit_is_watched_too(joint: Joint) -> No
 
 
 async def test_what_cannot_begin_is_refused(joint: Joint) -> None:
-    session = AsyncSession(joint.engine, autobegin=False)
+    session = joint.new_session(joint.engine, autobegin=False)
     with pytest.raises(TransactionException, match="cannot be joined"):
         async with joint.uow_class(join=session):
             pytest.fail("it must not open")
@@ -650,7 +701,7 @@ async def test_a_session_inside_somebodys_test_transaction_waits_for_it(joint: J
         begins_itself(joint.engine)
     async with joint.engine.connect() as connection:
         transaction = await connection.begin()
-        session = AsyncSession(bind=connection, join_transaction_mode="create_savepoint")
+        session = joint.new_session(connection, join_transaction_mode="create_savepoint")
         async with joint.uow_class(join=session) as uow:
             session.add(Letter(name="a"))
             await uow.files.put(text("Dear Ann", "a"))
@@ -713,7 +764,7 @@ async def test_reads_are_validated_beyond_the_snapshot(
 
     async def run(session: AsyncSession) -> None:
         await session.execute(sql("SELECT * FROM letters"))
-        async with strict.uow_class(join=session) as uow:
+        async with joint.units(strict)(join=session) as uow:
             await uow.files.get("a")
             async with joint.uow_class() as other:
                 await other.files.put(text("2", "a"))
@@ -732,10 +783,10 @@ async def test_reads_are_validated_beyond_the_snapshot(
 
 
 async def test_what_cannot_be_joined_is_refused_at_once(
-    joint: Joint, request: pytest.FixtureRequest
+    async_joint: Joint, request: pytest.FixtureRequest
 ) -> None:
     with pytest.raises(ConfigException, match="AsyncSession"):
-        async with joint.uow_class(join=object()):
+        async with async_joint.uow_class(join=object()):
             pytest.fail("it must not open")
     with pytest.raises(ConfigException, match="SqlalchemyBackendConfig"):
         async with UnitOfWork(join=object()):
@@ -744,7 +795,7 @@ async def test_what_cannot_be_joined_is_refused_at_once(
     elsewhere = create_async_engine(f"sqlite+aiosqlite:///{directory}/elsewhere.db")
     async with AsyncSession(elsewhere) as session:
         with pytest.raises(ConfigException, match="two databases"):
-            async with joint.uow_class(join=session):
+            async with async_joint.uow_class(join=session):
                 pytest.fail("it must not open")
     await elsewhere.dispose()
 
@@ -786,7 +837,7 @@ async def test_two_joined_sessions_write_one_path_one_after_the_other(joint: Joi
         async with joint.uow_class(join=first) as uow:
             await uow.files.put(text("1", "a"))
         with pytest.raises(RecordLockedException):
-            async with joint.session() as second, brief.uow_class(join=second) as uow:
+            async with joint.session() as second, joint.units(brief)(join=second) as uow:
                 await uow.files.put(text("2", "a"))
     assert await joint.files() == {"a"}
 
@@ -805,7 +856,7 @@ async def test_a_commit_inside_a_transaction_that_waits_for_it_ends_with_an_erro
     """It reads, on PostgreSQL, what the transaction around it writes; on SQLite, it writes."""
     strict = replace(brief, settings={**brief.settings, "validate_reads": True})
     async with strict.uow_class.lifespan(), joint.session() as session, session.begin():
-        async with strict.uow_class(join=session) as uow:
+        async with joint.units(strict)(join=session) as uow:
             session.add(Letter(name="a"))
             await uow.files.put(text("Dear Ann", "a"))
         async with asyncio.timeout(10):
@@ -828,7 +879,7 @@ async def test_a_joined_block_waits_for_no_other_transaction_without_limit(
         async with joint.engine.connect() as other, asyncio.timeout(20):
             await other.execute(change)
             with pytest.raises(RecordLockedException, match="nothing was committed"):
-                async with joint.session() as session, brief.uow_class(join=session) as uow:
+                async with joint.session() as session, joint.units(brief)(join=session) as uow:
                     await uow.files.put(text("2", "a"))
                     session.add(Letter(name="b"))
         await brief.uow_class.recover()

@@ -1,18 +1,19 @@
-"""Files and rows that commit in one transaction of the database, without `async` (P5)."""
+"""What is particular to files and rows in one transaction without `async` (P5).
+
+All else is in `test_join.py`, which tries both.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import threading
 from collections.abc import AsyncGenerator
-from contextlib import suppress
 from dataclasses import dataclass
 
 import pytest
 from sqlalchemy import Engine, create_engine, event
 from sqlalchemy import text as sql
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, scoped_session
 from sqlalchemy.orm import sessionmaker as make_sessions
@@ -130,36 +131,6 @@ def test_an_exception_undoes_rows_and_files(joint: Joint) -> None:
     joint.check()
 
 
-def test_a_row_that_the_database_refuses_undoes_the_files(joint: Joint) -> None:
-    with joint.session() as session, session.begin():
-        session.add(Letter(name="a"))
-    with joint.session() as session:
-        with pytest.raises(IntegrityError), joint.uow_class.sync(join=session) as uow:
-            session.add(Letter(name="a"))
-            uow.files.put(text("Dear Ann", "b"))
-    joint.settled()
-    assert joint.rows() == {"a"}
-    assert asyncio.run(joint.site.store.objects()) == {}
-
-
-def test_commit_and_rollback_end_both_and_more_work_may_follow(joint: Joint) -> None:
-    with (
-        joint.session() as session,
-        joint.uow_class.sync(join=session, auto_commit=False) as uow,
-    ):
-        session.add(Letter(name="a"))
-        uow.files.put(text("1", "a"))
-        uow.commit()
-        assert joint.rows() == {"a"}
-        session.add(Letter(name="b"))
-        session.flush()
-        uow.files.put(text("2", "b"))
-        uow.rollback()
-        session.add(Letter(name="c"))
-        uow.files.put(text("3", "c"))
-    joint.check("a")
-
-
 def test_a_surrounding_transaction_commits_both(joint: Joint) -> None:
     outcome = threading.Event()
     with joint.session() as session, session.begin():
@@ -175,41 +146,6 @@ def test_a_surrounding_transaction_commits_both(joint: Joint) -> None:
     with joint.uow_class.sync() as uow:
         assert uow.files.get("a").one().data == b"Dear Ann"
     joint.check("a")
-
-
-def test_a_surrounding_transaction_rolls_back_both(joint: Joint) -> None:
-    with joint.session() as session, suppress(ZeroDivisionError), session.begin():
-        session.add(Letter(name="a"))
-        with joint.uow_class.sync(join=session) as uow:
-            uow.files.put(text("Dear Ann", "a"))
-        raise ZeroDivisionError
-    joint.check()
-
-
-def test_a_savepoint_that_is_rolled_back_undoes_the_files_in_it(joint: Joint) -> None:
-    with joint.session() as session, session.begin():
-        session.add(Letter(name="a"))
-        session.flush()
-        with suppress(ZeroDivisionError), session.begin_nested():
-            session.add(Letter(name="b"))
-            with joint.uow_class.sync(join=session) as uow:
-                uow.files.put(text("Dear Bob", "b"))
-            raise ZeroDivisionError
-        with joint.uow_class.sync(join=session) as uow:
-            uow.files.put(text("Dear Ann", "a"))
-    joint.check("a")
-
-
-@pytest.mark.parametrize("how", ["commit", "rollback"])
-def test_a_transaction_that_ends_inside_the_block_undoes_the_files(joint: Joint, how: str) -> None:
-    with joint.session() as session:
-        with pytest.raises(TransactionException), joint.uow_class.sync(join=session) as uow:
-            session.add(Letter(name="a"))
-            uow.files.put(text("Dear Ann", "a"))
-            getattr(session, how)()
-    joint.settled()
-    assert joint.rows() == ({"a"} if how == "commit" else set())
-    assert asyncio.run(joint.site.store.objects()) == {}
 
 
 def test_connections_and_scoped_sessions_are_joined(joint: Joint) -> None:
@@ -229,15 +165,6 @@ def test_connections_and_scoped_sessions_are_joined(joint: Joint) -> None:
         uow.files.put(text("3", "c"))
     sessions.remove()
     joint.check("a", "b", "c")
-
-
-def test_a_connection_in_autocommit_mode_is_refused(joint: Joint) -> None:
-    engine = joint.engine.execution_options(isolation_level="AUTOCOMMIT")
-    with engine.connect() as connection:
-        with pytest.raises(TransactionException, match="AUTOCOMMIT"):
-            with joint.uow_class.sync(join=connection) as uow:
-                uow.files.put(text("1", "a"))
-    joint.check()
 
 
 def test_what_others_commit_meanwhile_is_a_conflict(joint: Joint) -> None:
@@ -285,16 +212,3 @@ def test_what_is_of_the_other_kind_is_refused(joint: Joint) -> None:
         await engine.dispose()
 
     asyncio.run(refused())
-
-
-def test_a_session_that_has_failed_is_refused(joint: Joint) -> None:
-    with joint.session() as session, session.begin():
-        session.add(Letter(name="a"))
-    with joint.session() as session:
-        with pytest.raises(DBAPIError):
-            session.add(Letter(name="a"))
-            session.flush()
-        with pytest.raises(TransactionException, match="cannot be joined"):
-            with joint.uow_class.sync(join=session):
-                pytest.fail("joined")
-    assert joint.rows() == {"a"}
