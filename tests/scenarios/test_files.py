@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import struct
 import zlib
 from collections.abc import Awaitable, Callable
@@ -36,7 +37,13 @@ from fennflow.files import (
     TextContent,
 )
 from fennflow.paths import StoragePath, encode_token
-from fennflow.repositories import GetRepository
+from fennflow.repositories import (
+    CrudRepository,
+    GetRepository,
+    Repository,
+    StatRepository,
+    StreamRepository,
+)
 from fennflow.testing import faults
 from stores import FullRepository, FullUOW, Store, make_store, raw_client
 
@@ -387,6 +394,14 @@ async def test_a_list_has_the_size_and_time_of_each_path(store: Store) -> None:
         assert listed.infos == await uow.files.stat(*listed)
         page = await uow.files.list(limit=1)
         assert [each.size for each in page.infos] == [4]
+
+
+def test_mixins_can_be_named_in_any_order_together_with_the_ready_made_repository() -> None:
+    for mixins in itertools.permutations([CrudRepository, StreamRepository, StatRepository]):
+        made: Any = type("Everything", mixins, {})
+        assert made.stat is StatRepository.stat
+        assert made.open is StreamRepository.open
+        assert made.__mro__[-2:] == (Repository, object)
 
 
 def test_a_missing_method_names_the_mixin_that_brings_it() -> None:

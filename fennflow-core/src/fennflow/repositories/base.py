@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from typing_extensions import override
+
 from fennflow.backends import ObjectKey
 from fennflow.engine import reading
 from fennflow.exceptions import TransactionException
@@ -21,7 +23,24 @@ PAGE = 1000
 """Keys on a page of a listing, and in a batch of what works on prefixes; S3's own number."""
 
 
-class Repository:
+class _InAnyOrder(type):
+    """Lets users name mixins in any order, although `CrudRepository` has several of them in one.
+
+    Python refuses bases whose orders contradict each other. For mixins the order has no effect:
+    each defines its own methods.
+    """
+
+    @override
+    def mro(cls) -> list[type]:
+        try:
+            return super().mro()
+        except TypeError:
+            bases = [each for base in cls.__bases__ for each in base.__mro__]
+            # Of each class the last occurrence: it is behind all of its subclasses.
+            return [cls, *reversed(dict.fromkeys(reversed(bases)))]
+
+
+class Repository(metaclass=_InAnyOrder):
     """Base of all repositories: a bucket, seen from a scope.
 
     Args:
