@@ -33,7 +33,7 @@ asyncio.run(eval(code, {"__name__": "__main__"}))
 """
 # What a suite's subclass looks like is no program: it is run as tests/contract. And tests are run
 # by tests/scenarios/test_kit.py.
-FRAGMENTS = ("class TestMyStore", "class TestMyBackend", "# test_letters.py")
+FRAGMENTS = ("class TestMyStore", "class TestMyBackend", "# test_letters.py", "# test_joined.py")
 
 
 def snippets() -> Iterator[object]:

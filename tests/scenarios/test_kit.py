@@ -35,18 +35,24 @@ def text(value: str, name: str) -> TextContent:
 
 
 def test_the_example_of_the_docs_passes(tmp_path: Path) -> None:
-    conftest, program, tests = re.findall(r"```python\n(.*?)```", DOCS.read_text(), re.DOTALL)
+    conftest, program, tests, joined = re.findall(
+        r"```python\n(.*?)```", DOCS.read_text(), re.DOTALL
+    )
     (tmp_path / "conftest.py").write_text(conftest)
     (tmp_path / "letters.py").write_text(program)
+    (tmp_path / "test_joined.py").write_text(joined)
     (tmp_path / "test_letters.py").write_text(tests)
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-W", "error", "-p", "no:asyncio", "."],
+        [
+            *(sys.executable, "-m", "pytest", "-q", "-p", "no:asyncio", "-W", "error"),
+            *("-W", "ignore:Using `httpx` with `starlette.testclient`", "."),  # Starlette's wish
+        ],
         cwd=tmp_path,
         capture_output=True,
         text=True,
         check=False,
     )
-    assert "2 passed" in done.stdout, done.stdout + done.stderr
+    assert "4 passed" in done.stdout, done.stdout + done.stderr
 
 
 async def test_a_class_keeps_its_files_in_memory_for_a_test(fennflow_memory: InMemory) -> None:

@@ -8,12 +8,14 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import pytest
 
 from fennflow import ConfigDict, UnitOfWork
 from fennflow.backends import InMemoryBackendConfig
+from fennflow.config import BackendConfig
 from fennflow.connectors import InMemoryConnectorConfig
 from fennflow.exceptions import ConnectorUnavailableException
 from fennflow.repositories import ListRepository, RepoField
@@ -39,14 +41,40 @@ def fennflow_memory(monkeypatch: pytest.MonkeyPatch) -> Callable[[type[U]], type
     """
 
     def in_memory(uow_class: type[U]) -> type[U]:
-        name = f"test-{next(_numbers)}"
-        settings = {field: getattr(uow_class.config, field) for field in ConfigDict.model_fields}
-        settings["connector"] = InMemoryConnectorConfig(name=name)
-        settings["backend"] = InMemoryBackendConfig(name=name)
-        monkeypatch.setattr(uow_class, "config", ConfigDict(**settings))
+        _replace(monkeypatch, uow_class, InMemoryBackendConfig(name=f"test-{next(_numbers)}"))
         return uow_class
 
     return in_memory
+
+
+@pytest.fixture
+def fennflow_joined(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., str]:
+    """Return what gives a unit of work a database to join until the test ends, and its files in memory.
+
+    Call it with the class, and have the program make its own engine of SQLAlchemy's with the URL that
+    is returned: of a SQLite file of this test, or that of `url=`, such as
+    `fennflow_postgresql.new_database()`. The class itself is changed, so that the program under test
+    uses it, in whatever thread or event loop its test client runs it.
+    """
+
+    def joined(uow_class: type[UnitOfWork], *, url: str | None = None) -> str:
+        from fennflow.backends import SqlalchemyBackendConfig
+
+        where = url or f"sqlite:///{tmp_path}/fennflow-{next(_numbers)}.db"
+        backend = SqlalchemyBackendConfig(url=where)
+        _replace(monkeypatch, uow_class, backend)
+        return backend.url.get_secret_value()
+
+    return joined
+
+
+def _replace(
+    monkeypatch: pytest.MonkeyPatch, uow_class: type[UnitOfWork], backend: BackendConfig
+) -> None:
+    settings = {field: getattr(uow_class.config, field) for field in ConfigDict.model_fields}
+    settings["connector"] = InMemoryConnectorConfig(name=f"test-{next(_numbers)}")
+    settings["backend"] = backend
+    monkeypatch.setattr(uow_class, "config", ConfigDict(**settings))
 
 
 @pytest.fixture(scope="session")
