@@ -121,7 +121,7 @@ class Store:
             await connector.aclose()
 
     async def objects(self, prefix: str = "") -> dict[str, bytes]:
-        """Return the objects of the bucket, those below the reserved prefix included.
+        """Return the objects of the bucket, those below the reserved prefix included, but no notes.
 
         A store over a file system lists empty directories, which an engine removes in the
         background: one that is gone before it was read is left out.
@@ -130,6 +130,8 @@ class Store:
         async with self.connector() as connector:
             async for stored in connector.list(self.namespace, prefix):
                 key = stored.location.key
+                if key.startswith(".fennflow/catalogs/"):
+                    continue
                 try:
                     found[key] = (await connector.get(self.namespace, Location(key)))[1]
                 except NoSuchKeyException:

@@ -450,6 +450,8 @@ class World:
         async def look() -> dict[str, tuple[StoredObject, bytes]]:
             found: dict[str, tuple[StoredObject, bytes]] = {}
             async for stored in self.store.list(BUCKET):
+                if stored.location.key.startswith(f"{STAGING}/catalogs/"):
+                    continue
                 place = Location(stored.location.key)
                 found[stored.location.key] = await self.store.get(BUCKET, place)
             return found

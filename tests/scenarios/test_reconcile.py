@@ -417,19 +417,30 @@ async def test_an_object_that_cannot_be_read_is_one_finding(
         )
         for key in ("a", "odd\n", "odd1", "odd2", "z"):
             await put_raw(inner, key, b"1")
-        monkeypatch.setattr(Unreadable, "away", True)
-        with pytest.raises(error):
-            await listed(fresh(store))
-        monkeypatch.setattr(Unreadable, "away", False)
-        uow_class = fresh(store)
-        assert await listed(uow_class) == ["a", "z"]
-        assert "'odd1' in bucket cannot be read" in caplog.text
+        uow_class = fresh(store, reconcile=NEVER)
+        async with uow_class() as uow:
+            await uow.files.put(text("1", "mine"))
         report = await reconciled(uow_class, strategy="replace", orphans="delete")
+        assert await listed(uow_class) == ["a", "mine", "z"]
+        assert "'odd1' in bucket cannot be read" in caplog.text
+        inserted = (Difference.UNKNOWN, ReconcileAction.INSERTED)
         assert told(report) == {
+            **dict.fromkeys(("a", "z"), inserted),
             "odd\n": (Difference.REFUSED, None),
             "odd1": (Difference.UNREADABLE, None),
             "odd2": (Difference.UNREADABLE, None),
         }
+        # The listing alone fills a catalog: then the first use shows it.
+        second = fresh(store)
+        async with second() as uow:
+            assert await uow.files.list() == ["a", "mine", "odd1", "odd2", "z"]
+            assert (await uow.files.stat("a")).size == 1
+            with pytest.raises(error):
+                await uow.files.stat("odd1")
+        await put_raw(inner, "b", b"1")
+        monkeypatch.setattr(Unreadable, "away", True)
+        with pytest.raises(error):
+            await reconciled(uow_class, strategy="replace")
 
 
 def with_catalog(store: Store, path: Path, **changes: Any) -> type[FullUOW]:
@@ -455,11 +466,10 @@ async def test_what_another_catalog_wrote_is_never_touched(
     assert "lost" in {each.catalog_id for each in report.findings}
     async with second() as uow:
         assert await uow.files.delete("a") == []
-        if not await versioned(store):
-            with pytest.raises(RecordAlreadyExistsException, match="another application"):
-                await uow.files.put(text("mine", "a"))
-            with pytest.raises(RecordAlreadyExistsException):
-                await uow.files.create(text("mine", "a"))
+        with pytest.raises(RecordAlreadyExistsException, match="another application"):
+            await uow.files.put(text("mine", "a"))
+        with pytest.raises(RecordAlreadyExistsException):
+            await uow.files.create(text("mine", "a"))
     assert await store.objects() == before
     async with first() as uow:
         assert (await uow.files.get("a")).one().content == "1"
@@ -468,11 +478,6 @@ async def test_what_another_catalog_wrote_is_never_touched(
     catalogs = {each.catalog_id for each in report.findings if each.catalog_id}
     report = await reconciled(third, adopt_catalogs=sorted(catalogs))
     assert report.actions == {ReconcileAction.INSERTED: 3}
-
-
-async def versioned(store: Store) -> bool:
-    async with store.connector() as connector:
-        return (await connector.capabilities(store.namespace)).versioned
 
 
 @pytest.mark.parametrize("strategy", ["insert_missing", "replace"])

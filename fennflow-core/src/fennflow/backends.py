@@ -30,6 +30,9 @@ from fennflow.rows import (
     AbortUpload as AbortUpload,
 )
 from fennflow.rows import (
+    Area as Area,
+)
+from fennflow.rows import (
     Commit as Commit,
 )
 from fennflow.rows import (
@@ -40,6 +43,9 @@ from fennflow.rows import (
 )
 from fennflow.rows import (
     Delete as Delete,
+)
+from fennflow.rows import (
+    Fill as Fill,
 )
 from fennflow.rows import (
     Guarantees as Guarantees,
@@ -72,6 +78,9 @@ from fennflow.rows import (
     TransactionToken as TransactionToken,
 )
 from fennflow.rows import (
+    changed_reads as changed_reads,
+)
+from fennflow.rows import (
     conflict as conflict,
 )
 from fennflow.rows import (
@@ -101,11 +110,13 @@ else:
 
 __all__ = [
     "AbortUpload",
+    "Area",
     "Backend",
     "Commit",
     "Copy",
     "Decision",
     "Delete",
+    "Fill",
     "Guarantees",
     "InMemoryBackendConfig",
     "Intent",
@@ -120,6 +131,7 @@ __all__ = [
     "SqlalchemyBackendConfig",
     "Step",
     "TransactionToken",
+    "changed_reads",
     "conflict",
     "dump_steps",
     "load_steps",
@@ -233,6 +245,43 @@ class Backend(ABC):
 
         Keys compare as UTF-8 bytes.
         """
+
+    @abstractmethod
+    async def fills(self) -> Sequence[Fill]:
+        """Return the fills that have begun and not ended."""
+
+    @abstractmethod
+    async def fill(
+        self,
+        fill: Fill,
+        records: Collection[Record],
+        removed: Collection[str] = (),
+        *,
+        begins: bool = False,
+    ) -> bool:
+        """Add records to a fill: hidden, in the namespace `fill.hidden`, until it ends.
+
+        Args:
+            fill: which one.
+            records: replace those that were added before under their keys.
+            removed: keys whose records go.
+            begins: begin it, unless one of its area has begun or the area has a record.
+
+        Returns:
+            whether it is under way. If not, nothing was done: another process has ended it, or
+            has begun one with another id.
+        """
+
+    @abstractmethod
+    async def end_fill(self, fill: Fill) -> None:
+        """Show what was added, in one transaction, but where a key has a record by now."""
+
+    async def add_details(self, records: Collection[Record]) -> None:
+        """Replace records that are `only_listed` by ones of the same writes, without waiting.
+
+        Not abstract: where they are not kept, the store is asked again.
+        """
+        del records
 
     @abstractmethod
     async def begin_writes(

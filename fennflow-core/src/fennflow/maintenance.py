@@ -16,7 +16,7 @@ from fennflow.reports import (
     RecoveryReport,
     TransactionInfo,
 )
-from fennflow.repositories.fields import namespaces_of
+from fennflow.repositories.fields import areas_of, namespaces_of
 
 if TYPE_CHECKING:
     from fennflow.config import ConfigDict
@@ -45,6 +45,9 @@ class Maintenance:
     ) -> Mapping[str, ReconcileReport]:
         """Compare the catalog with the buckets of all repositories, and bring them together.
 
+        A bucket of which the catalog has no record is recorded as a whole. If that is interrupted,
+        the next attempt goes on with it, in this process or another one.
+
         Args:
             strategy: of `ReconcileConfig`; that of `config.reconcile` by default.
             orphans: likewise.
@@ -54,7 +57,7 @@ class Maintenance:
             on_progress: likewise, called now and then with how far a bucket is.
 
         Returns:
-            for each bucket, how it differed and what was done.
+            for each bucket, or bucket and prefix, how it differed and what was done.
 
         Raises:
             ReconcileFailedException: a temporary file cannot be written, which a store that lists
@@ -96,10 +99,10 @@ class Maintenance:
         )
         async with engine_for(cls.config, plugins.registry()) as engine:
             return {
-                namespace: await engine.reconciler.reconcile(
-                    namespace, settings, on_finding=on_finding, on_progress=on_progress
+                str(area): await engine.reconciler.reconcile(
+                    area, settings, on_finding=on_finding, on_progress=on_progress
                 )
-                for namespace in namespaces_of(cls)
+                for area in areas_of(cls)
             }
 
     @classmethod
@@ -189,4 +192,4 @@ class Maintenance:
             ```
         """
         async with engine_for(cls.config, plugins.registry()) as engine:
-            return await diagnose(engine, namespaces_of(cls))
+            return await diagnose(engine, areas_of(cls))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from enum import StrEnum
 from typing import Literal
 
@@ -12,6 +13,7 @@ from fennflow.connectors import Capabilities
 from fennflow.paths import StoragePath
 
 __all__ = [
+    "CatalogInfo",
     "Diagnosis",
     "Difference",
     "Finding",
@@ -144,6 +146,29 @@ class TransactionInfo:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CatalogInfo:
+    """A catalog that writes in a bucket, by the note that it left there.
+
+    Args:
+        catalog_id: its id, which its objects bear.
+        since: when it first wrote there, or a time before that, by the store's clock.
+        last_used: when it last wrote there, to a day.
+        program: name of the program.
+        host: name of the machine.
+        prefixes: of the keys that its repository fields can have; an empty one for all keys.
+        own: whether it is the catalog that asks.
+    """
+
+    catalog_id: str
+    since: datetime
+    last_used: datetime
+    program: str = "?"
+    host: str = "?"
+    prefixes: Sequence[str] = ("",)
+    own: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class NamespaceDiagnosis:
     """What was seen of a bucket.
 
@@ -156,6 +181,7 @@ class NamespaceDiagnosis:
         error: what went wrong; None if nothing did.
         unswept: why leftovers under the reserved prefix cannot be listed; None if they can.
         lists_uploads: whether the store has a listing of unfinished multipart uploads.
+        catalogs: that write in it, the oldest first.
     """
 
     capabilities: Capabilities | None = None
@@ -165,6 +191,7 @@ class NamespaceDiagnosis:
     error: str | None = None
     unswept: str | None = None
     lists_uploads: bool = True
+    catalogs: Sequence[CatalogInfo] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

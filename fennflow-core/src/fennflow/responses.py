@@ -43,7 +43,8 @@ class ObjectInfo:
     Args:
         path: its full path.
         size: in bytes.
-        media_type: for instance `text/plain`.
+        media_type: for instance `text/plain`. In `ListResponse.infos` it is empty, and metadata are missing,
+            where a file was adopted and not used yet: `stat` asks the store.
         etag: of the object at its current location; changes with the bytes, but is not a checksum.
         sha256: hexadecimal; None if FennFlow did not write the object.
         created_at: when the path was first written, UTC.

@@ -9,15 +9,19 @@ from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import Any, Literal, NamedTuple
 
+from typing_extensions import override
+
 from fennflow.connectors import Location
 from fennflow.exceptions import ConflictException, RecordLockedException
 
 __all__ = [
     "AbortUpload",
+    "Area",
     "Commit",
     "Copy",
     "Decision",
     "Delete",
+    "Fill",
     "Guarantees",
     "Intent",
     "JournaledTransaction",
@@ -28,6 +32,7 @@ __all__ = [
     "Record",
     "Step",
     "TransactionToken",
+    "changed_reads",
     "conflict",
     "dump_steps",
     "load_steps",
@@ -40,6 +45,39 @@ class ObjectKey(NamedTuple):
 
     namespace: str
     key: str
+
+
+class Area(NamedTuple):
+    """The keys of a namespace that begin with a prefix: what a repository field can see."""
+
+    namespace: str
+    prefix: str = ""
+
+    def overlaps(self, other: Area) -> bool:
+        """Return whether a key can be in both."""
+        nested = self.prefix.startswith(other.prefix) or other.prefix.startswith(self.prefix)
+        return self.namespace == other.namespace and nested
+
+    @override
+    def __str__(self) -> str:
+        return f"{self.namespace}/{self.prefix}" if self.prefix else self.namespace
+
+
+class Fill(NamedTuple):
+    """The first reading of a bucket into a catalog that has no record of it.
+
+    Attributes:
+        area: what is read.
+        fill_id: a UUIDv7, by which several processes that work on it know that it is the same.
+    """
+
+    area: Area
+    fill_id: str
+
+    @property
+    def hidden(self) -> str:
+        """The namespace of its records until it is complete; no repository field can have it."""
+        return f"{self.area.namespace}\x1f{self.area.prefix}"
 
 
 class Placement(StrEnum):
@@ -90,7 +128,8 @@ class Record:
         location: where the bytes are; another key than `key` only between pivot and apply.
         etag: of the object at `location`.
         size: in bytes.
-        media_type: for instance `text/plain`.
+        media_type: for instance `text/plain`; empty if only the listing of the store was read, which
+            says nothing of media type, metadata and headers.
         content_type: tag of the content type that wrote it; None if FennFlow did not.
         sha256: hexadecimal, of the bytes; None if FennFlow did not write them.
         metadata: the user's.
@@ -120,6 +159,16 @@ class Record:
     def object_key(self) -> ObjectKey:
         """What the catalog is keyed by."""
         return ObjectKey(self.namespace, self.key)
+
+    @property
+    def write(self) -> tuple[str, int]:
+        """What identifies the write."""
+        return self.transaction_id, self.seq
+
+    @property
+    def only_listed(self) -> bool:
+        """Whether its media type, metadata and headers are not known yet."""
+        return not self.media_type
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -276,6 +325,20 @@ class Decision:
     finished: bool = False
     keys: Collection[ObjectKey] = ()
     steps: Sequence[Step] = ()
+
+
+def changed_reads(
+    reads: Mapping[ObjectKey, Record | None], now: Mapping[ObjectKey, Record]
+) -> list[ObjectKey]:
+    """Return the keys under which another write, or none, is recorded than was read.
+
+    The place of a write's bytes, and what is known of its object, may have changed since.
+    """
+
+    def write_of(record: Record | None) -> tuple[str, int] | None:
+        return None if record is None else record.write
+
+    return [key for key, record in reads.items() if write_of(now.get(key)) != write_of(record)]
 
 
 def conflict(keys: Collection[ObjectKey]) -> ConflictException:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, ClassVar, TypeVar, cast
 from typing_extensions import override
 
 from fennflow import plugins
+from fennflow.backends import Area
 from fennflow.config import ConfigDict
 from fennflow.engine.callbacks import Callback, Undo
 from fennflow.engine.deadline import Deadline
@@ -18,7 +19,7 @@ from fennflow.engine.runtime import engine_for
 from fennflow.engine.session import Session
 from fennflow.exceptions import ConfigException, TransactionException
 from fennflow.maintenance import Maintenance
-from fennflow.repositories.fields import fields_of, namespaces_of
+from fennflow.repositories.fields import areas_of, fields_of, namespaces_of
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -114,6 +115,14 @@ class UnitOfWork(Maintenance):
                 "use fennflow.ConfigDict(connector=..., backend=...)."
             )
             raise ConfigException(message)
+        if isinstance(config, ConfigDict):
+            for name, field in fields_of(cls).items():
+                if field.prefix.startswith(config.reserved_prefix):
+                    message = (
+                        f"{cls.__name__}.{name} has the prefix {field.prefix!a}, which begins with "
+                        f"FennFlow's own, {config.reserved_prefix!a}. Choose another one."
+                    )
+                    raise ConfigException(message)
 
     def __init__(
         self,
@@ -142,12 +151,12 @@ class UnitOfWork(Maintenance):
         deadline = Deadline(self._timeout or self.config.timeout)
         async with deadline.limit(), AsyncExitStack() as stack:
             engine = await stack.enter_async_context(engine_for(self.config, self._plugins))
-            joined, reconciled = None, set[str]()
+            areas, joined, reconciled = areas_of(type(self)), None, set[Area]()
             if self._join is not None:
                 # Now, since the catalog could not be filled while the user's transaction writes to it.
-                await engine.reconciler.prepare_all(namespaces_of(type(self)), reconciled)
+                await engine.reconciler.prepare_all(areas, reconciled)
                 joined = await engine.backend.join(self._join)
-            session = Session(engine, joined, reconciled, deadline)
+            session = Session(engine, areas, joined, reconciled, deadline)
             if not self._auto_commit:
                 try:
                     session.check_ends_here()
@@ -358,6 +367,9 @@ class UnitOfWork(Maintenance):
         use, if `ReconcileConfig.frequency` is `on_start_app`. Engines are shared: the last lifespan of
         equal configurations closes theirs, once the units of work have ended that still use it.
 
+        If the catalog has no record of a bucket, or the first reading of it was interrupted, all
+        its objects are recorded here, before the block begins.
+
         Args:
             check: list each bucket first, so that a program whose store or bucket is missing does
                 not start. If not, the first use raises what it meets.
@@ -365,13 +377,15 @@ class UnitOfWork(Maintenance):
         Raises:
             NoSuchNamespaceException: `check`, and a bucket does not exist.
             BaseConnectorException: `check`, and the store cannot be reached, or does not let these
-                credentials list the bucket.
+                credentials list the bucket; or the first reading of a bucket has begun, and failed.
             BaseBackendException: the backend cannot be reached.
+            ReconcileFailedException: the first reading of a bucket was interrupted, and `frequency`
+                is `never`.
         """
         async with engine_for(cls.config, plugins.registry(), lifespan=True) as engine:
             if check:
                 await reach(engine, namespaces_of(cls))
-            await engine.reconciler.prepare_all(namespaces_of(cls), set())
+            await engine.reconciler.prepare_all(areas_of(cls), set())
             yield
 
     def _opened(self) -> Session:

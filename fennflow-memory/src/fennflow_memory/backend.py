@@ -17,9 +17,11 @@ import uuid_utils
 from typing_extensions import override
 
 from fennflow.backends import (
+    Area,
     Backend,
     Commit,
     Decision,
+    Fill,
     Intent,
     JournaledTransaction,
     LateWrite,
@@ -29,6 +31,7 @@ from fennflow.backends import (
     Record,
     Step,
     TransactionToken,
+    changed_reads,
     conflict,
     locked,
 )
@@ -65,6 +68,7 @@ class _Tables:
     locks: dict[ObjectKey, tuple[str, float | None]] = field(
         default_factory=dict[ObjectKey, "tuple[str, float | None]"]
     )
+    fills: dict[Area, Fill] = field(default_factory=dict[Area, Fill])
     late_writes: dict[LateWrite, float] = field(default_factory=dict[LateWrite, float])
     outcomes: dict[str, tuple[Outcome, float]] = field(
         default_factory=dict[str, "tuple[Outcome, float]"]
@@ -121,13 +125,66 @@ class InMemoryBackend(Backend):
         self, namespace: str, *, prefix: str, start: str, limit: int
     ) -> Sequence[Record]:
         with self._tables.lock:
-            keys = self._tables.keys.get(namespace, [])
-            found: list[Record] = []
-            for index in range(bisect_left(keys, max(start, prefix)), len(keys)):
-                if len(found) == limit or not keys[index].startswith(prefix):
-                    break
-                found.append(self._tables.records[ObjectKey(namespace, keys[index])])
-            return found
+            return self._scan(namespace, prefix, start, limit)
+
+    def _scan(self, namespace: str, prefix: str, start: str, limit: int) -> list[Record]:
+        keys = self._tables.keys.get(namespace, [])
+        found: list[Record] = []
+        for index in range(bisect_left(keys, max(start, prefix)), len(keys)):
+            if len(found) == limit or not keys[index].startswith(prefix):
+                break
+            found.append(self._tables.records[ObjectKey(namespace, keys[index])])
+        return found
+
+    @override
+    async def fills(self) -> Sequence[Fill]:
+        with self._tables.lock:
+            return list(self._tables.fills.values())
+
+    @override
+    async def fill(
+        self,
+        fill: Fill,
+        records: Collection[Record],
+        removed: Collection[str] = (),
+        *,
+        begins: bool = False,
+    ) -> bool:
+        tables, (namespace, prefix) = self._tables, fill.area
+        with tables.lock:
+            if begins and not self._scan(namespace, prefix, "", 1):
+                tables.fills.setdefault(fill.area, fill)
+            if tables.fills.get(fill.area) != fill:
+                return False
+            for record in records:
+                self._put_record(record)
+            for key in removed:
+                self._remove_record(ObjectKey(fill.hidden, key))
+            return True
+
+    @override
+    async def end_fill(self, fill: Fill) -> None:
+        tables = self._tables
+        with tables.lock:
+            if tables.fills.get(fill.area) != fill:
+                return
+            del tables.fills[fill.area]
+            namespace = fill.area.namespace
+            shown = tables.keys.setdefault(namespace, [])
+            for key in tables.keys.pop(fill.hidden, []):
+                record = tables.records.pop(ObjectKey(fill.hidden, key))
+                if ObjectKey(namespace, key) not in tables.records:
+                    tables.records[ObjectKey(namespace, key)] = replace(record, namespace=namespace)
+                    shown.append(key)
+            shown.sort()
+
+    @override
+    async def add_details(self, records: Collection[Record]) -> None:
+        with self._tables.lock:
+            for record in records:
+                now = self._tables.records.get(record.object_key)
+                if now is not None and now.only_listed and now.write == record.write:
+                    self._put_record(record)
 
     @override
     async def begin_writes(
@@ -174,7 +231,7 @@ class InMemoryBackend(Backend):
             if row.outcome is not None:
                 raise _lost(token)
             now = self._records(commit.reads)
-            changed = [key for key, record in commit.reads.items() if now.get(key) != record]
+            changed = changed_reads(commit.reads, now)
             if changed:
                 raise conflict(changed)
             for record in commit.records:

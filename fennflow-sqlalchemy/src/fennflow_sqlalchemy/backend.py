@@ -24,6 +24,7 @@ from fennflow.backends import (
     Plan,
     Record,
     TransactionToken,
+    changed_reads,
     conflict,
     dump_steps,
     load_steps,
@@ -34,11 +35,10 @@ from fennflow.exceptions import (
     ConfigException,
     TransactionLostException,
 )
-from fennflow.paths import after_prefix
 from fennflow_sqlalchemy.database import LockWaitTimeoutError, create_tables
 from fennflow_sqlalchemy.engines import LOCK_SLICE
+from fennflow_sqlalchemy.filling import FillingBackend
 from fennflow_sqlalchemy.join import Run, UserTransaction, what_to_join
-from fennflow_sqlalchemy.recovery import RecoverableBackend
 from fennflow_sqlalchemy.rows import (
     intent_rows,
     key_rows,
@@ -56,7 +56,7 @@ LOCK_WAIT = 5.0
 """Seconds to wait for one's own pivot, of which only the answer was lost."""
 
 
-class SqlalchemyBackend(RecoverableBackend):
+class SqlalchemyBackend(FillingBackend):
     """Catalog and journal in a database.
 
     Args:
@@ -113,16 +113,8 @@ class SqlalchemyBackend(RecoverableBackend):
     async def scan(
         self, namespace: str, *, prefix: str, start: str, limit: int
     ) -> Sequence[Record]:
-        # No key holds a NUL, which PostgreSQL does not take either: "a\0" is what follows "a".
-        start, nul, _ = max(start, prefix).partition("\0")
-        stop = after_prefix(prefix)
-        statement = self._catalog_sql.scan[bool(nul), stop is not None]
-        parameters = {"namespace": namespace, "start": start, "limit": limit}
-        if stop is not None:
-            parameters["stop"] = stop
-
         def work(connection: Connection) -> list[Record]:
-            return [record_of(row) for row in connection.execute(statement, parameters).all()]
+            return self._scan(connection, namespace, prefix, start, limit)
 
         return await self._catalog.run(work, write=False)
 
@@ -255,8 +247,7 @@ class SqlalchemyBackend(RecoverableBackend):
                 ).all()
                 if found:
                     raise conflict([ObjectKey(*row) for row in found])
-        now = self._records(connection, commit.reads)
-        changed = [key for key, record in commit.reads.items() if now.get(key) != record]
+        changed = changed_reads(commit.reads, self._records(connection, commit.reads))
         if changed:
             raise conflict(changed)
 
@@ -276,7 +267,7 @@ class SqlalchemyBackend(RecoverableBackend):
             return  # SQLite has one writer at a time
         rows = connection.execute(self._catalog_sql.hold_records, {"rows": key_rows(read)}).all()
         held = {record.object_key: record for record in map(record_of, rows)}
-        changed = [key for key, record in read.items() if held.get(key) != record]
+        changed = changed_reads(read, held)
         if changed:
             raise conflict(changed)
 

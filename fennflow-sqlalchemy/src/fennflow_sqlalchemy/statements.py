@@ -42,7 +42,7 @@ TIME_DIGITS = 10
 """Of the seconds since the epoch, until the year 2286."""
 
 
-_IDENTITY = ("namespace", "key", "transaction_id", "seq")
+IDENTITY = ("namespace", "key", "transaction_id", "seq")
 
 
 class CatalogStatements:
@@ -78,7 +78,7 @@ class CatalogStatements:
         rows = catalog.rows("rows", moved)
         self.relocate = (
             update(records)
-            .where(*(records.c[name] == rows.c[name] for name in _IDENTITY))
+            .where(*(records.c[name] == rows.c[name] for name in IDENTITY))
             .values({name: rows.c[name] for name in ("location_key", "version_id", "etag")})
         )
         decision = select(
@@ -321,16 +321,16 @@ class LateWriteStatements:
     def __init__(self, tables: Tables, journal: Database, *, late_write_period: float) -> None:
         now = journal.now()
         transactions, late_writes = tables.transactions, tables.late_writes
-        identity = [late_writes.c[name] for name in _IDENTITY]
+        identity = [late_writes.c[name] for name in IDENTITY]
         rows = journal.rows("rows", identity)
         recorded = journal.insert(late_writes).from_select(
-            [*_IDENTITY, "due_at"],
-            select(*(rows.c[name] for name in _IDENTITY), now + late_write_period).where(true()),
+            [*IDENTITY, "due_at"],
+            select(*(rows.c[name] for name in IDENTITY), now + late_write_period).where(true()),
         )
         self.record = recorded.on_conflict_do_update(
-            index_elements=list(_IDENTITY), set_={"due_at": recorded.excluded.due_at}
+            index_elements=list(IDENTITY), set_={"due_at": recorded.excluded.due_at}
         )
-        self.clear = _delete_rows(journal, late_writes, _IDENTITY)
+        self.clear = _delete_rows(journal, late_writes, IDENTITY)
         rows, same = _keys_in(journal, late_writes)
         self.late_writes = select(late_writes).join(rows, same)
         self.due_late_writes = (

@@ -23,7 +23,6 @@ from fennflow.paths import StoragePath
 from fennflow.repositories import (
     CopyRepository,
     CrudRepository,
-    RepoField,
     StatRepository,
     StreamRepository,
 )
@@ -77,7 +76,7 @@ class UowTarget:
         uow_class = load(target)
         found = fields_of(uow_class)
         self.fields = list(found)
-        fields = {name: RepoField(Files, namespace=each.namespace) for name, each in found.items()}
+        fields = {name: each.using(Files) for name, each in found.items()}
         self.uow_class: type[UnitOfWork] = type(uow_class.__name__, (uow_class,), fields)
 
     def place(self, text: str) -> Place | None:
@@ -142,7 +141,7 @@ def ls(
                 stdout.line(line)
         return
     (where,) = uow.places([place])
-    directories, infos = run(_listed(uow, where, recursive=recursive))
+    directories, paths, infos = run(_listed(uow, where, recursive=recursive, stat=long or as_json))
     if as_json:
         rows: list[Any] = [{"path": each} for each in directories]
         show_json(rows + infos)
@@ -154,17 +153,18 @@ def ls(
         ]
         stdout.table(("bytes", "written", "type", "path"), table)
     else:
-        for path in (*directories, *(str(each.path) for each in infos)):
+        for path in (*directories, *paths):
             stdout.line(path)
 
 
 async def _listed(
-    uow: UowTarget, where: Place, *, recursive: bool
-) -> tuple[list[str], list[ObjectInfo]]:
+    uow: UowTarget, where: Place, *, recursive: bool, stat: bool
+) -> tuple[list[str], list[str], list[ObjectInfo]]:
     async with uow.open() as opened:
         files: Files = getattr(opened, where.field)
         found = await files.list(where.path, delimiter=None if recursive else "/")
-        return [str(each) for each in found.prefixes], await stated(files, found)
+        infos = await stated(files, found) if stat else []
+        return [str(each) for each in found.prefixes], [str(each) for each in found], infos
 
 
 async def stated(files: Files, paths: Sequence[StoragePath]) -> list[ObjectInfo]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.progress import SpinnerColumn, TextColumn, TimeElapsedColumn
@@ -19,7 +19,8 @@ from fennflow.connectors import Capabilities
 from fennflow.exceptions import PluginException
 from fennflow.printable import without_credentials
 from fennflow.reports import Diagnosis, Difference, ReconcileReport
-from fennflow.repositories.fields import namespaces_of
+from fennflow.repositories.fields import areas_of
+from fennflow.uow import UnitOfWork
 
 SHOWN_FINDINGS = 20
 SHARED = {"process": "in one process", "machine": "on one machine", "network": "everywhere"}
@@ -27,7 +28,7 @@ SHARED = {"process": "in one process", "machine": "on one machine", "network": "
 
 def register(app: typer.Typer) -> None:
     """Add the commands of this module."""
-    for command in (plugins, doctor, transactions, recover, reconcile):
+    for command in (plugins, doctor, transactions, recover, adopt, reconcile):
         app.command()(command)
 
 
@@ -139,6 +140,25 @@ def _show_diagnosis(diagnosis: Diagnosis) -> None:
         rows = [_enforced(each.capabilities or Capabilities()) for each in reached.values()]
         names = [f"{name} ({each.latency * 1000:.0f} ms)" for name, each in reached.items()]
         stdout.table(("", *names), _transposed(rows))
+    catalogs = [(name, each) for name, found in reached.items() for each in found.catalogs]
+    if catalogs:
+        stdout.line()
+        stdout.line("Catalogs that write in the buckets", style="bold")
+        stdout.table(
+            ("bucket", "catalog", "prefixes", "program", "host", "since", "last used"),
+            [
+                (
+                    name,
+                    f"{each.catalog_id} (this one)" if each.own else each.catalog_id,
+                    ", ".join(prefix or "(all)" for prefix in each.prefixes),
+                    each.program,
+                    each.host,
+                    f"{each.since:%Y-%m-%d}",
+                    f"{each.last_used:%Y-%m-%d}",
+                )
+                for name, each in catalogs
+            ],
+        )
     for title, lines in (("Wrong", diagnosis.problems), ("Could be better", diagnosis.advice)):
         if lines:
             stdout.line()
@@ -219,6 +239,22 @@ def recover(target: Target, *, as_json: Json = False) -> None:
         raise typer.Exit(NEEDS_ATTENTION)
 
 
+def adopt(
+    target: Target,
+    *,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Objects that are recorded at a time.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Record in the catalog what the buckets hold; go on with it if it was interrupted.
+
+    The same happens by itself when a lifespan begins, or at the first use of a bucket. Exit code 3
+    says that some objects could not be recorded.
+    """
+    _reconcile(load(target), as_json=as_json, strategy="insert_missing", batch_size=batch_size)
+
+
 def reconcile(
     target: Target,
     *,
@@ -243,22 +279,24 @@ def reconcile(
 
     Exit code 3 says that they still differ: what was found was only reported.
     """
-    uow_class = load(target)
-    with _walking(sum(1 for _ in namespaces_of(uow_class)), quiet=as_json) as on_progress:
-        reports = run(
-            uow_class.reconcile(
-                strategy=strategy,
-                orphans=orphans,
-                adopt_catalogs=adopt_catalog or None,
-                batch_size=batch_size,
-                on_progress=on_progress,
-            )
-        )
+    _reconcile(
+        load(target),
+        as_json=as_json,
+        strategy=strategy,
+        orphans=orphans,
+        adopt_catalogs=adopt_catalog or None,
+        batch_size=batch_size,
+    )
+
+
+def _reconcile(uow_class: type[UnitOfWork], *, as_json: bool, **settings: Any) -> None:
+    with _walking(len(areas_of(uow_class)), quiet=as_json) as on_progress:
+        reports = run(uow_class.reconcile(on_progress=on_progress, **settings))
     if as_json:
         show_json(reports)
     else:
-        for namespace, report in reports.items():
-            _show_report(namespace, report)
+        for area, report in reports.items():
+            _show_report(area, report)
     if any(_differs(report) for report in reports.values()):
         raise typer.Exit(NEEDS_ATTENTION)
 

@@ -15,6 +15,7 @@ from fennflow.engine.transaction import Scope, Transaction, rolled_back
 from fennflow.exceptions import TransactionException, TransactionTimeoutException
 
 if TYPE_CHECKING:
+    from fennflow.backends import Area
     from fennflow.engine.runtime import Engine
 
 T = TypeVar("T")
@@ -25,14 +26,20 @@ class Block:
 
     Args:
         engine: connector, backend and configuration.
-        reconciled: namespaces that were reconciled for it.
+        areas: that the repositories of the unit of work can see.
+        reconciled: those of them that were reconciled for it.
         deadline: until when it may work.
     """
 
     def __init__(
-        self, engine: Engine, reconciled: Collection[str] = (), deadline: Deadline | None = None
+        self,
+        engine: Engine,
+        areas: Sequence[Area],
+        reconciled: Collection[Area] = (),
+        deadline: Deadline | None = None,
     ) -> None:
         self._engine = engine
+        self._areas = areas
         self._deadline = deadline or Deadline(None)
         self._reconciled = set(reconciled)
         self._tx = self._begin()
@@ -44,7 +51,7 @@ class Block:
         self._free.set()
 
     def _begin(self) -> Transaction:
-        return Transaction(self._engine, self._reconciled)
+        return Transaction(self._engine, self._areas, self._reconciled)
 
     @asynccontextmanager
     async def call(self, operation: str, namespace: str) -> AsyncGenerator[Transaction]:

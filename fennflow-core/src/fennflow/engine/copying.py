@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from fennflow.backends import ObjectKey, Placement, Record
+from fennflow.engine.details import with_details
 from fennflow.engine.directories import check_directories
 from fennflow.engine.plan import Write, choose_placement, visible
 from fennflow.engine.transaction import Transaction, no_such_key
@@ -53,12 +54,11 @@ async def copy(
         # Of a move the lock keeps the source as it is. A copy leaves it to others, and looks
         # afterwards whether what it copied was the same record all the time (P29).
         seqs, record = await _stage_copy(tx, source, target, move=move)
-        upload = _draft(target, record, extra)
         try:
+            [record] = await with_details(tx, [record])
+            upload = _draft(target, record, extra)
             copied = await send(tx, seqs, (seqs[0], upload), create=False)
-            if move or await tx.read_records(source.namespace, [source.key], missing_ok=True) == [
-                record
-            ]:
+            if move or await _is_same(tx, source, record):
                 return copied
         except (NoSuchKeyException, PreconditionFailedException) as error:
             moved = error
@@ -71,6 +71,12 @@ async def copy(
         "than it can be copied. Try again, put it again, or reconcile the catalog with the bucket."
     )
     raise ObjectChangedException(message) from moved
+
+
+async def _is_same(tx: Transaction, source: ObjectKey, record: Record) -> bool:
+    """Return whether the source is still what was copied."""
+    [now] = await tx.read_records(source.namespace, [source.key], missing_ok=True)
+    return now is not None and (now.write, now.etag) == (record.write, record.etag)
 
 
 async def _stage_copy(

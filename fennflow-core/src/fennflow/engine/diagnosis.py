@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 
 import uuid_utils
 
-from fennflow.backends import ObjectKey, TransactionToken
+from fennflow.backends import Area, ObjectKey, TransactionToken
 from fennflow.connectors import Deletion, Location, ObjectAttributes
+from fennflow.engine.catalogs import catalogs_in, others, shares
 from fennflow.engine.concurrency import run_all
 from fennflow.engine.stamps import Stamp, made_by, stamped
 from fennflow.engine.stuck import long_open, overdue, unfinished
@@ -28,8 +29,8 @@ WRITES_WITHIN = 5.0
 """Seconds in which the backend has to take a small change."""
 
 
-async def diagnose(context: EngineContext, namespaces: Sequence[str]) -> Diagnosis:
-    """Connect to the backend and the namespaces, and report the result."""
+async def diagnose(context: EngineContext, areas: Sequence[Area]) -> Diagnosis:
+    """Connect to the backend and the buckets of areas, and report the result."""
     started = time.monotonic()
     try:
         transactions = len(await context.backend.transactions(after="", limit=1000))
@@ -38,10 +39,13 @@ async def diagnose(context: EngineContext, namespaces: Sequence[str]) -> Diagnos
             *await unfinished(context.backend),
             *await long_open(context.backend, context.config.late_write_period),
             *await overdue(context.backend),
+            *await _unfilled(context),
             *await _refuses_writes(context),
         ]
     except FennFlowException as error:
         return Diagnosis(problems=[f"The backend cannot be reached: {error}"])
+
+    namespaces = sorted({area.namespace for area in areas})
 
     async def look(namespace: str) -> NamespaceDiagnosis:
         return await _look(context, namespace)
@@ -53,9 +57,31 @@ async def diagnose(context: EngineContext, namespaces: Sequence[str]) -> Diagnos
         transactions=transactions,
         namespaces=seen,
     )
-    return replace(
-        diagnosis, problems=(*_problems(seen), *left), advice=tuple(_advice(context, diagnosis))
-    )
+    advice = [*_advice(context, diagnosis), *_shared(context, areas, seen)]
+    return replace(diagnosis, problems=(*_problems(seen), *left), advice=tuple(advice))
+
+
+async def _unfilled(context: EngineContext) -> list[str]:
+    """Return what to do about first readings of buckets that were interrupted."""
+    return [
+        (
+            f"The first reading of {fill.area} has not ended, so none of the files that it found can be "
+            "seen yet. It goes on when a unit of work or a lifespan is opened, or by fennflow adopt "
+            "MODULE:UOW; what was recorded stays."
+        )
+        for fill in await context.backend.fills()
+    ]
+
+
+def _shared(
+    context: EngineContext, areas: Sequence[Area], seen: Mapping[str, NamespaceDiagnosis]
+) -> list[str]:
+    """Return what to do about other catalogs that write where this one does."""
+    return [
+        shares(area, other)
+        for area in areas
+        for other in others(context, area, seen[area.namespace].catalogs)
+    ]
 
 
 async def reach(context: EngineContext, namespaces: Sequence[str]) -> None:
@@ -124,8 +150,16 @@ async def _look(context: EngineContext, namespace: str) -> NamespaceDiagnosis:
     skew = None
     if found is not None and found.modified_at is not None:
         skew = found.modified_at.timestamp() - time.time()
+    try:
+        catalogs = await catalogs_in(context, namespace)
+    except FennFlowException:
+        catalogs = []  # what refuses this listing is named below
     diagnosis = NamespaceDiagnosis(
-        capabilities=capabilities, keeps_stamps=kept, latency=latency, clock_skew=skew
+        capabilities=capabilities,
+        keeps_stamps=kept,
+        latency=latency,
+        clock_skew=skew,
+        catalogs=catalogs,
     )
     prefix = f"{context.config.reserved_prefix}/"
     try:

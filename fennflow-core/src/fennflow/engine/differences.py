@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fennflow.backends import Delete, LateWrite, ObjectKey, Record
 from fennflow.connectors import StoredObject
@@ -199,14 +199,21 @@ def _adopted(key: ObjectKey, stored: StoredObject, transaction_id: str, seq: int
         location=stored.location,
         etag=stored.etag,
         size=stored.size,
-        media_type=media_type_of(stored.media_type),
-        metadata=_storable(unstamped(stored.metadata)),
-        headers=_storable(stored.headers),
         created_at=modified_at,
         modified_at=modified_at,
         transaction_id=transaction_id,
         seq=seq,
+        **details_of(stored),
     )
+
+
+def details_of(stored: StoredObject) -> dict[str, Any]:
+    """Return what a record says of an object beyond what a listing says."""
+    return {
+        "media_type": media_type_of(stored.media_type),
+        "metadata": _storable(unstamped(stored.metadata)),
+        "headers": _storable(stored.headers),
+    }
 
 
 def _storable(texts: Mapping[str, str]) -> dict[str, str]:

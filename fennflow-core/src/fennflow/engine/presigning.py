@@ -8,6 +8,7 @@ from typing import get_args
 
 from fennflow.backends import ObjectKey, Record
 from fennflow.connectors import Location, PresignMethod
+from fennflow.engine.details import with_details
 from fennflow.engine.plan import live
 from fennflow.engine.transaction import Transaction
 from fennflow.exceptions import (
@@ -93,7 +94,8 @@ async def _settled(tx: Transaction, namespace: str, keys: Sequence[str]) -> Sequ
     deadline = loop.time() + tx.config.lock_timeout
     while True:
         view = await tx.read_records(namespace, keys, missing_ok=False)
-        records = [record for record in view if record is not None]
+        # Of an object in a versioned bucket the URL names the version.
+        records = await with_details(tx, [record for record in view if record is not None])
         moving = [record for record in records if record.location.key != record.key]
         if not moving:
             return [record.location for record in records]

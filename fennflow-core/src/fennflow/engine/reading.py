@@ -8,6 +8,7 @@ from functools import partial
 
 from fennflow.backends import Record
 from fennflow.engine.concurrency import run_all
+from fennflow.engine.details import detailed
 from fennflow.engine.plan import live
 from fennflow.engine.streaming import sha256_of
 from fennflow.engine.transaction import Transaction
@@ -63,12 +64,15 @@ async def read(
         view = await tx.read_records(namespace, keys, missing_ok=missing_ok)
         records = {record.key: record for record in view if record is not None}
         try:
-            bodies = await run_all(tx.config.max_concurrency, partial(_fetch, tx), records.values())
+            found = await run_all(tx.config.max_concurrency, partial(_fetch, tx), records.values())
         except _MovedError as error:
             moved = error
             continue
-        by_key = dict(zip(records, bodies, strict=True))
-        return [(records[key], by_key[key]) for key in keys if key in records]
+        new = [each for each, _ in found if records[each.key].only_listed]
+        if new:
+            await tx.backend.add_details(new)
+        by_key = dict(zip(records, found, strict=True))
+        return [by_key[key] for key in keys if key in records]
     message = (
         f"{moved} It was changed or deleted outside FennFlow. "
         "Put it again, or reconcile the catalog with the bucket."
@@ -76,7 +80,7 @@ async def read(
     raise ObjectChangedException(message) from moved
 
 
-async def _fetch(tx: Transaction, record: Record) -> bytes:
+async def _fetch(tx: Transaction, record: Record) -> tuple[Record, bytes]:
     name = f"{record.namespace}/{record.key}"
     try:
         async with tx.slots:
@@ -95,7 +99,7 @@ async def _fetch(tx: Transaction, record: Record) -> bytes:
             "Restore it from a backup, or put it again."
         )
         raise ChecksumMismatchException(message)
-    return body
+    return detailed(tx, record, stored), body
 
 
 async def page(

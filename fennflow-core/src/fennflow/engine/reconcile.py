@@ -11,17 +11,18 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections import Counter, defaultdict
-from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
-from contextlib import aclosing, suppress
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import uuid_utils
 
-from fennflow.backends import Commit, ObjectKey, Record, TransactionToken
+from fennflow.backends import Area, Commit, ObjectKey, Record, TransactionToken
 from fennflow.connectors import Location
-from fennflow.engine.callbacks import notify
+from fennflow.engine.adopting import Adoption, new_fill, unfinished
+from fennflow.engine.catalogs import Registry
 from fennflow.engine.concurrency import run_all, shielded
 from fennflow.engine.context import EngineContext
 from fennflow.engine.differences import Policy, Verdict, agree, judge, refused, unreadable
@@ -30,18 +31,15 @@ from fennflow.engine.garbage import HeadResult, describe, lock_free
 from fennflow.engine.leases import Lease
 from fennflow.engine.recovery import Recovery, Unsettled
 from fennflow.engine.settle import Settler
+from fennflow.engine.tally import OnFinding, OnProgress, Tally, warn_of_unreadable
 from fennflow.engine.telemetry import log_event
-from fennflow.engine.walking import Pair, is_key, objects, pairs
-from fennflow.exceptions import (
-    BaseConnectorException,
-)
+from fennflow.engine.walking import is_key, pairs
+from fennflow.exceptions import BaseConnectorException, ReconcileFailedException
 from fennflow.paths import StoragePath
 from fennflow.reports import Difference, Finding, ReconcileAction, ReconcileReport
 
 if TYPE_CHECKING:
     from fennflow.config import ReconcileConfig
-
-KEPT_FINDINGS = 1000
 
 
 def only_reports(settings: ReconcileConfig) -> bool:
@@ -49,73 +47,93 @@ def only_reports(settings: ReconcileConfig) -> bool:
     return settings.strategy == "fill_if_empty" and settings.orphans == "report"
 
 
-OnFinding = Callable[[Finding], object]
-OnProgress = Callable[[ReconcileReport], object]
-
-
 @dataclass(slots=True)
 class Reconciler:
-    """Reconciles the namespaces of an engine, by itself as `ReconcileConfig.frequency` says.
+    """Reconciles the areas of an engine, by itself as `ReconcileConfig.frequency` says.
 
     Args:
         context: of the engine.
         recovery: takes over what could not be finished.
+        registry: of this catalog's notes in buckets.
     """
 
     context: EngineContext
     recovery: Recovery
-    _done: set[str] = field(default_factory=set[str])
-    _locks: defaultdict[str, asyncio.Lock] = field(
+    registry: Registry
+    _done: set[Area] = field(default_factory=set[Area])
+    _locks: defaultdict[Area, asyncio.Lock] = field(
         default_factory=lambda: defaultdict(asyncio.Lock)
     )
 
-    async def ensure_reconciled(self, namespace: str, seen: set[str]) -> None:
-        """Reconcile a namespace before its first use by the engine, or by a transaction.
+    async def ensure_reconciled(self, area: Area, seen: set[Area]) -> None:
+        """Reconcile an area before its first use by the engine, or by a transaction.
 
         Args:
-            namespace: which one.
+            area: which one.
             seen: what the transaction has prepared already.
+
+        Raises:
+            ReconcileFailedException: its first reading was interrupted, and the configuration does
+                not allow to go on with it here.
         """
-        self.recovery.namespaces.add(namespace)
+        self.recovery.namespaces.add(area.namespace)
         settings = self.context.config.reconcile
         done = seen if settings.frequency == "on_session_start" else self._done
-        if settings.frequency == "never" or namespace in done:
+        if area in done:
             return
-        async with self._locks[namespace]:
-            if namespace not in done:
+        async with self._locks[area]:
+            if area not in done:
                 try:
-                    await self._run(namespace, settings)
+                    await self._prepare(area, settings)
                 except Exception as error:
                     error.add_note(
-                        f"This happened while the catalog was reconciled with {namespace} before "
+                        f"This happened while the catalog was reconciled with {area} before "
                         "its first use, as ConfigDict(reconcile=ReconcileConfig(...)) says. Hold "
-                        "UOW.lifespan() from the start of the program: then it happens there."
+                        "UOW.lifespan() from the start of the program, or run fennflow adopt "
+                        "MODULE:UOW: then it happens there. What was recorded by then stays: the "
+                        "next attempt goes on with it, and no reader sees a part of it."
                     )
                     raise
-                done.add(namespace)
+                done.add(area)
 
-    async def prepare_all(self, namespaces: Iterable[str], seen: set[str]) -> None:
-        """Reconcile namespaces before they are used; a store that fails is asked again at its first use.
+    async def prepare_all(self, areas: Iterable[Area], seen: set[Area]) -> None:
+        """Reconcile areas before they are used; a store that fails is asked again at its first use.
 
         Args:
-            namespaces: which ones.
+            areas: which ones.
             seen: see `prepare`.
-        """
-        for namespace in namespaces:
-            with suppress(BaseConnectorException):  # the first use raises what it meets
-                await self.ensure_reconciled(namespace, seen)
 
-    async def _run(self, namespace: str, settings: ReconcileConfig) -> None:
-        if only_reports(settings) and await self._has_records(namespace):
+        Raises:
+            BaseConnectorException: the first reading of an area has begun, and failed.
+        """
+        for area in areas:
+            try:
+                await self.ensure_reconciled(area, seen)
+            except BaseConnectorException:
+                if await unfinished(self.context, area):
+                    raise
+                # The first use raises what it meets.
+
+    async def _prepare(self, area: Area, settings: ReconcileConfig) -> None:
+        begun = await unfinished(self.context, area)
+        if settings.frequency == "never":
+            if begun:
+                message = (
+                    f"The first reading of {begun[0].area} was interrupted, so not all files of "
+                    f"{area} are in the catalog yet. Run fennflow adopt MODULE:UOW to go on with it."
+                )
+                raise ReconcileFailedException(message)
             return
-        report = await self.reconcile(namespace, settings)
+        if not begun and only_reports(settings) and await self._has_records(area):
+            return
+        report = await self.reconcile(area, settings)
         if report.differences:
             found = ", ".join(f"{count} {kind}" for kind, count in report.differences.items())
             done = ", ".join(f"{count} {kind}" for kind, count in report.actions.items())
             log_event(
                 logging.INFO,
                 "The catalog was reconciled with %s: %s; %s",
-                namespace,
+                str(area),
                 found,
                 done or "reported",
                 rule="reconcile",
@@ -127,17 +145,18 @@ class Reconciler:
                 "%d objects in %s belong to other catalogs (%s) and were left alone. If such a "
                 "catalog is lost, name it in ReconcileConfig(adopt_catalogs=...).",
                 report.differences[Difference.OTHER_CATALOG],
-                namespace,
+                str(area),
                 ", ".join(sorted(map(str, catalogs))),
                 rule="reconcile",
             )
 
-    async def _has_records(self, namespace: str) -> bool:
-        return bool(await self.context.backend.scan(namespace, prefix="", start="", limit=1))
+    async def _has_records(self, area: Area) -> bool:
+        namespace, prefix = area
+        return bool(await self.context.backend.scan(namespace, prefix=prefix, start="", limit=1))
 
     async def reconcile(
         self,
-        namespace: str,
+        area: Area,
         settings: ReconcileConfig,
         *,
         on_finding: OnFinding | None = None,
@@ -145,111 +164,83 @@ class Reconciler:
     ) -> ReconcileReport:
         """Compare a bucket with the catalog, and do about the differences what the settings say.
 
+        If the catalog has no record of the area, all its objects are recorded.
+
         Raises:
             ReconcileFailedException: a temporary file cannot be written.
             BaseConnectorException: the store refused or cannot be reached.
         """
-        run = _Run(self, namespace, settings, filling=not await self._has_records(namespace))
+        tally = Tally(on_finding, on_progress)
+        while True:
+            begun = await unfinished(self.context, area)
+            if not begun and await self._has_records(area):
+                break
+            fill = begun[0] if begun else new_fill(area)
+            adoption = Adoption(self.context, self.registry, settings, fill, bool(begun), tally)
+            if await adoption.run():
+                return tally.report()
+            # Another process has ended it, or begun it.
+        run = _Run(self, area.namespace, settings, tally)
         differing: list[str] = []
         walked = 0
-        walk = (
-            self._filling(namespace)
-            if run.filling
-            else pairs(self.context, namespace, "", settings.batch_size)
-        )
+        walk = pairs(self.context, area.namespace, area.prefix, settings.batch_size)
         async with aclosing(walk) as walking:
             async for key, stored, record in walking:
                 walked += 1
-                run.objects += stored is not None
-                run.records += record is not None
+                tally.objects += stored is not None
+                tally.records += record is not None
                 if agree(stored, record):
                     pass
                 elif record is None and not is_key(key):
-                    run.refuse(key)
+                    tally.add(refused(ObjectKey(area.namespace, key)).finding)
                 else:
                     differing.append(key)
                 if len(differing) == settings.batch_size:
                     await run.examine(differing)
-                    await run.emit(on_finding)
+                    await tally.pass_on()
                     differing.clear()
-                if on_progress is not None and walked % settings.batch_size == 0:
-                    await notify(on_progress, run.report())
+                if walked % settings.batch_size == 0:
+                    await tally.progress()
         await run.examine(differing)
-        await run.emit(on_finding)
-        return run.report()
-
-    async def _filling(self, namespace: str) -> AsyncGenerator[Pair]:
-        """Walk a bucket of which the catalog has no record."""
-        async with aclosing(objects(self.context, namespace, "")) as listing:
-            async for stored in listing:
-                yield stored.location.key, stored, None
+        await tally.pass_on()
+        return tally.report()
 
 
 @dataclass(slots=True)
 class _Run:
-    """One reconciliation of one namespace.
+    """One comparison of one area.
 
     Args:
         reconciler: with connector and backend.
-        namespace: which one.
+        namespace: of the area.
         settings: what to do about differences.
-        filling: whether the catalog had no record of the namespace at the start.
+        tally: of what is found.
     """
 
     reconciler: Reconciler
     namespace: str
     settings: ReconcileConfig
-    filling: bool
-    objects: int = 0
-    records: int = 0
-    _differences: Counter[Difference] = field(default_factory=Counter[Difference])
-    _actions: Counter[ReconcileAction] = field(default_factory=Counter[ReconcileAction])
-    _findings: list[Finding] = field(default_factory=list[Finding])
-    _not_emitted: list[Finding] = field(default_factory=list[Finding])
-
-    def report(self) -> ReconcileReport:
-        """Return how far it got."""
-        return ReconcileReport(
-            objects=self.objects,
-            records=self.records,
-            differences=dict(self._differences),
-            actions=dict(self._actions),
-            findings=tuple(self._findings),
-        )
-
-    async def emit(self, on_finding: OnFinding | None) -> None:
-        """Count new findings, and pass them to the caller."""
-        for finding in self._not_emitted:
-            self._differences[finding.difference] += 1
-            if finding.action is not None:
-                self._actions[finding.action] += 1
-            if len(self._findings) < KEPT_FINDINGS:
-                self._findings.append(finding)
-            if on_finding is not None:
-                await notify(on_finding, finding)
-        self._not_emitted.clear()
-
-    def refuse(self, key: str) -> None:
-        """Note an object whose key no record can have, nor any statement to a database."""
-        self._not_emitted.append(refused(ObjectKey(self.namespace, key)).finding)
+    tally: Tally
 
     async def examine(self, keys: Sequence[str]) -> None:
         """Look at keys once more, and do what is to be done about them."""
         wanted = [ObjectKey(self.namespace, key) for key in keys]
         if not wanted:
             return
-        if not self.filling and only_reports(self.settings):
+        if only_reports(self.settings):
             stored = await self._heads(wanted)
             records = await self.reconciler.context.backend.records(wanted)
             verdicts = await self._judge(stored, records, "")
-            self._not_emitted += [verdict.finding for verdict in verdicts]
+            for verdict in verdicts:
+                self.tally.add(verdict.finding)
             return
         work, cancellation = await shielded(
             self._change(wanted), grace=lambda: self.reconciler.context.config.compensation_timeout
         )
         if cancellation is not None:
             raise cancellation
-        self._not_emitted += work.result()
+        for finding in work.result():
+            self.tally.add(finding)
 
     async def _change(self, keys: Sequence[ObjectKey]) -> list[Finding]:
         """Change the catalog under the keys' locks, in a transaction like those of users."""
@@ -303,7 +294,7 @@ class _Run:
         config = self.reconciler.context.config
         policy = Policy(
             settings=self.settings,
-            filling=self.filling,
+            filling=False,
             dead_before=time.time() - config.max_transaction_age,
             transaction_id=transaction_id,
             catalog_id=self.reconciler.context.backend.catalog_id,
@@ -312,21 +303,9 @@ class _Run:
         verdicts: list[Verdict | None] = []
         for seq, (key, there) in enumerate(stored.items(), 1):
             if isinstance(there, BaseConnectorException):
-                _warn_of(key, there)
+                warn_of_unreadable(key, there)
                 verdicts.append(unreadable(key))
                 continue
             record = records.get(key)
             verdicts.append(judge(key, there, record, policy, seq=seq, late_writes=late_writes))
         return [verdict for verdict in verdicts if verdict is not None]
-
-
-def _warn_of(key: ObjectKey, error: BaseConnectorException) -> None:
-    log_event(
-        logging.WARNING,
-        "%r in %s cannot be read and was skipped: %s",
-        key.key,
-        key.namespace,
-        error,
-        rule="reconcile",
-        key=f"{key.namespace}/{key.key}",
-    )

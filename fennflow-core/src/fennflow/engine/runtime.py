@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
+from fennflow.engine.catalogs import Registry
 from fennflow.engine.concurrency import shielded
 from fennflow.engine.context import EngineContext
 from fennflow.engine.leases import Leases
@@ -153,7 +154,7 @@ async def _lifetime(
             recovery = Recovery(context)
             stack.push_async_callback(recovery.aclose)
             recovery.start()
-            reconciler = Reconciler(context, recovery)
+            reconciler = Reconciler(context, recovery, Registry(context))
             yield Engine(
                 config, connector, backend, leases, context.circuit, plugins, recovery, reconciler
             )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import warnings
-from collections.abc import Awaitable, Callable, Collection, Generator
+from collections.abc import Awaitable, Callable, Collection, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -13,7 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 from typing_extensions import override
 
-from fennflow.backends import Commit, Decision, JoinedTransaction, Outcome, conflict
+from fennflow.backends import (
+    Commit,
+    Decision,
+    JoinedTransaction,
+    Outcome,
+)
 from fennflow.engine import telemetry
 from fennflow.engine.block import Block
 from fennflow.engine.callbacks import Callbacks
@@ -36,6 +41,7 @@ from fennflow.exceptions import (
 )
 
 if TYPE_CHECKING:
+    from fennflow.backends import Area
     from fennflow.engine.runtime import Engine
 
 
@@ -87,19 +93,21 @@ class Session(Block):
 
     Args:
         engine: connector, backend and configuration.
+        areas: that the repositories of the unit of work can see.
         joined: the user's transaction in which it commits, if it joined one.
-        reconciled: namespaces that were reconciled for it.
+        reconciled: areas that were reconciled for it.
         deadline: until when it may work.
     """
 
     def __init__(
         self,
         engine: Engine,
+        areas: Sequence[Area],
         joined: JoinedTransaction | None = None,
-        reconciled: Collection[str] = (),
+        reconciled: Collection[Area] = (),
         deadline: Deadline | None = None,
     ) -> None:
-        super().__init__(engine, reconciled, deadline)
+        super().__init__(engine, areas, reconciled, deadline)
         self._joined = joined
 
     @override
@@ -308,7 +316,7 @@ class Session(Block):
         """End a transaction that has changed nothing."""
         tx = self._tx
         try:
-            await self._validate_reads()
+            await tx.check_reads()
             if self._joined is not None:
                 await self._joined.commit(tx.lease.token, None)
         except Exception:
@@ -321,14 +329,6 @@ class Session(Block):
             await self._tx.backend.commit(self._tx.lease.token, commit)
         else:
             await self._joined.commit(self._tx.lease.token, commit)
-
-    async def _validate_reads(self) -> None:
-        if not self._tx.reads:
-            return
-        now = await self._tx.backend.records(set(self._tx.reads))
-        changed = [key for key, record in self._tx.reads.items() if now.get(key) != record]
-        if changed:
-            raise conflict(changed)
 
     async def _decide_aborted(self, error: Exception) -> Decision:
         """Learn what became of a pivot that failed, by deciding against it (P5)."""

@@ -68,12 +68,17 @@ def stamp_of(stored: StoredObject) -> Stamp | None:
     writes it is not a stamp, and what is one proves nothing: class and checksum are not read.
     """
     catalog_id = stored.metadata.get(PREFIX + "catalog")
-    if catalog_id is not None and not _CATALOG.fullmatch(catalog_id):
+    if catalog_id is not None and not is_catalog_id(catalog_id):
         return None
     write = checked_write(
         stored.metadata.get(PREFIX + "transaction", ""), stored.metadata.get(PREFIX + "seq", "")
     )
     return None if write is None else Stamp(*write, catalog_id=catalog_id)
+
+
+def is_catalog_id(text: str) -> bool:
+    """Return whether a text can be the id of a catalog."""
+    return _CATALOG.fullmatch(text) is not None
 
 
 def checked_write(transaction_id: str, seq: str) -> tuple[str, int] | None:

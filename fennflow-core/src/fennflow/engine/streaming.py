@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from fennflow.backends import ObjectKey, Record
 from fennflow.connectors import Connector
 from fennflow.engine.callbacks import notify
+from fennflow.engine.details import with_details
 from fennflow.engine.transaction import Transaction
 from fennflow.exceptions import (
     ChecksumMismatchException,
@@ -256,8 +257,8 @@ class Download:
 
     async def _look(self) -> Record:
         async with self.call() as tx:
-            [record] = await tx.read_records(self.key.namespace, [self.key.key], missing_ok=False)
-        assert record is not None  # noqa: S101 - what is missing was raised
+            view = await tx.read_records(self.key.namespace, [self.key.key], missing_ok=False)
+            [record] = await with_details(tx, [each for each in view if each is not None])
         return record
 
     def _end(self) -> int:

@@ -12,7 +12,17 @@ from typing import TYPE_CHECKING, Any
 
 import uuid_utils
 
-from fennflow.backends import Intent, ObjectKey, Outcome, Placement, Record, TransactionToken
+from fennflow.backends import (
+    Area,
+    Intent,
+    ObjectKey,
+    Outcome,
+    Placement,
+    Record,
+    TransactionToken,
+    changed_reads,
+    conflict,
+)
 from fennflow.connectors import Capabilities
 from fennflow.engine.callbacks import Callbacks, Undo
 from fennflow.engine.context import Progress
@@ -67,7 +77,8 @@ class Transaction:
 
     Args:
         engine: connector, backend and configuration.
-        reconciled: namespaces that the transaction has reconciled already.
+        areas: that the repositories of the unit of work can see.
+        reconciled: those of them that the transaction has reconciled already.
 
     Attributes:
         lease: the right to act for the transaction, which has an id and a fencing token.
@@ -87,7 +98,8 @@ class Transaction:
         ended: whether it is being rolled back, or was, so that calls send nothing more for it.
     """
 
-    def __init__(self, engine: Engine, reconciled: set[str]) -> None:
+    def __init__(self, engine: Engine, areas: Sequence[Area], reconciled: set[Area]) -> None:
+        self._areas = areas
         self._reconciler = engine.reconciler
         self._reconciled = reconciled
         self._recovery = engine.recovery
@@ -211,7 +223,11 @@ class Transaction:
 
     async def ensure_reconciled(self, namespace: str) -> None:
         """Reconcile the namespace if that is due, before the catalog is read or written."""
-        await self._reconciler.ensure_reconciled(namespace, self._reconciled)
+        for area in self._areas_of(namespace):
+            await self._reconciler.ensure_reconciled(area, self._reconciled)
+
+    def _areas_of(self, namespace: str) -> list[Area]:
+        return [area for area in self._areas if area.namespace == namespace]
 
     async def prepare_read(self, namespace: str) -> None:
         """Prepare to look at the catalog, and own changes over it.
@@ -227,6 +243,7 @@ class Transaction:
         """Return what the namespace enforces; probed before the first write to it (P15)."""
         await self.ensure_reconciled(namespace)
         capabilities = await self.connector.capabilities(namespace)
+        await self._reconciler.registry.register(namespace, self._areas_of(namespace))
         self.capabilities[namespace] = capabilities
         return capabilities
 
@@ -254,6 +271,17 @@ class Transaction:
         """Note a record for the pivot to check, if the user asked for that."""
         if self.config.validate_reads:
             self.reads.setdefault(key, record)
+
+    async def check_reads(self) -> None:
+        """Check that what was read is still committed.
+
+        Raises:
+            ConflictException: something was changed.
+        """
+        if self.reads:
+            now = await self.backend.records(set(self.reads))
+            if changed := changed_reads(self.reads, now):
+                raise conflict(changed)
 
     async def begin_writes(
         self,

@@ -27,7 +27,12 @@ Pair = tuple[str, StoredObject | None, Record | None]
 
 
 async def pairs(
-    context: EngineContext, namespace: str, prefix: str, batch_size: int
+    context: EngineContext,
+    namespace: str,
+    prefix: str,
+    batch_size: int,
+    *,
+    records_of: str | None = None,
 ) -> AsyncGenerator[Pair]:
     """Yield every key of a bucket and of its catalog once, with its object and its record.
 
@@ -41,11 +46,13 @@ async def pairs(
         namespace: the bucket.
         prefix: of the keys.
         batch_size: objects and records that are read at a time.
+        records_of: the namespace of the records, if that is another one.
 
     Raises:
         ReconcileFailedException: the temporary file cannot be written.
     """
-    catalog = _Catalog(context.backend, namespace, prefix, batch_size)
+    recorded = records_of or namespace
+    catalog = _Catalog(context.backend, recorded, prefix, batch_size)
     noted = _NotedKeys()
     try:
         async with aclosing(objects(context, namespace, prefix)) as listing:
@@ -53,7 +60,7 @@ async def pairs(
                 stored = {each.location.key: each for each in page}
                 behind = [key for key in stored if key <= catalog.passed and is_key(key)]
                 if behind:
-                    wanted = [ObjectKey(namespace, key) for key in behind]
+                    wanted = [ObjectKey(recorded, key) for key in behind]
                     records = await context.backend.records(wanted)
                     await noted.discard(behind)
                     for each in wanted:
@@ -69,7 +76,7 @@ async def pairs(
                 yield record.key, None, record
         async with aclosing(noted.batches(batch_size)) as batches:
             async for keys in batches:
-                wanted = [ObjectKey(namespace, key) for key in keys]
+                wanted = [ObjectKey(recorded, key) for key in keys]
                 for record in (await context.backend.records(wanted)).values():
                     yield record.key, None, record
     finally:

@@ -20,6 +20,7 @@ from fennflow.connectors import (
 )
 from fennflow.engine.callbacks import notify
 from fennflow.engine.concurrency import run_all, shielded
+from fennflow.engine.details import check_catalog, check_listed
 from fennflow.engine.directories import check_directories
 from fennflow.engine.plan import Write, choose_placement, visible
 from fennflow.engine.stamps import made_by, stamp_of
@@ -86,6 +87,7 @@ async def delete(
     Raises:
         NoSuchKeyException: not `missing_ok`, and some keys have nothing.
         RecordLockedException: another transaction is writing one of the keys.
+        RecordAlreadyExistsException: an object belongs to another catalog.
     """
     for key in keys:
         check_key(key, reserved_prefix=tx.config.reserved_prefix)
@@ -103,6 +105,11 @@ async def delete(
             raise no_such_key(namespace, missing)
 
     seqs = await tx.begin_writes(wanted, place, check)
+    try:
+        await check_listed(tx, [tx.writes[seq].before for seq in seqs])
+    except BaseException:
+        tx.retract(seqs)
+        raise
     return [tx.writes[seq].intent.key for seq in seqs]
 
 
@@ -143,14 +150,16 @@ async def _send_stream(
         return record
     write = tx.writes[seq]
     key = write.intent.object_key
-    if write.intent.placement is Placement.DIRECT:
+    direct = write.intent.placement is Placement.DIRECT
+    if direct or (write.intent.placement is Placement.VERSIONED and write.before is None):
         # Who learns at the end of a long upload that the key is taken has sent it in vain.
         there = await _head(tx, key)
         if there is not None and create and not await _is_garbage(tx, key, there):
             raise _already_exists(key)
         if there is not None:
-            _check_catalog(tx, key, there)
-            seq = await _stage_instead(tx, seqs, seq)
+            check_catalog(tx, key, there)
+            if direct:
+                seq = await _stage_instead(tx, seqs, seq)
     return await _send(tx, seqs, seq, upload, create=create)
 
 
@@ -169,16 +178,19 @@ async def _send(
         # The catalog has no record; the object may be another writer's, or our garbage.
         earlier = [each for each in tx.chain(key) if each.sent and each.intent.target == key.key]
         conditional = tx.capabilities[key.namespace].conditional_create
-        if create and placement is Placement.VERSIONED and conditional and not earlier:
+        looked = isinstance(upload.body, Source) and not create
+        if placement is Placement.VERSIONED and conditional and not earlier and not looked:
             record = await _put_if_free(tx, seq, upload, create=create)
             if record is not None:
                 return record
-        elif create or (placement is Placement.STAGED and not earlier):
+        elif create or not (earlier or looked):
             there = await _head(tx, key)
             if there is not None and create and not await _is_garbage(tx, key, there):
                 raise _already_exists(key)
             if there is not None:
-                _check_catalog(tx, key, there)
+                check_catalog(tx, key, there)
+    else:
+        await check_listed(tx, [write.before])
     return await _put(tx, seq, upload)
 
 
@@ -208,7 +220,7 @@ async def _put_if_free(tx: Transaction, seq: int, upload: Upload, *, create: boo
             if there is not None and create and not await _is_garbage(tx, key, there):
                 raise _already_exists(key) from error
             if there is not None:
-                _check_catalog(tx, key, there)
+                check_catalog(tx, key, there)
             if isinstance(upload.body, Source) and not upload.body.repeatable:
                 raise _cannot_repeat(key) from error
             if there is None:
@@ -397,23 +409,6 @@ async def _is_garbage(tx: Transaction, key: ObjectKey, there: StoredObject) -> b
         namespace=key.namespace, key=key.key, transaction_id=stamp.transaction_id, seq=stamp.seq
     )
     return late in await tx.backend.late_writes([key])
-
-
-def _check_catalog(tx: Transaction, key: ObjectKey, there: StoredObject) -> None:
-    """Refuse to replace an object of another catalog.
-
-    Raises:
-        RecordAlreadyExistsException: it is one.
-    """
-    stamp = stamp_of(there)
-    ours = {None, tx.backend.catalog_id, *tx.config.reconcile.adopt_catalogs}
-    if stamp is not None and stamp.catalog_id not in ours:
-        message = (
-            f"{key.namespace}/{key.key} belongs to another application, with the catalog "
-            f"{stamp.catalog_id}. The call was rolled back. Choose another name, or, if that "
-            "catalog is lost, name it in ReconcileConfig(adopt_catalogs=...)."
-        )
-        raise RecordAlreadyExistsException(message)
 
 
 def _cannot_repeat(key: ObjectKey) -> ObjectChangedException:

@@ -47,12 +47,17 @@ class Repository(metaclass=_InAnyOrder):
         session: what the methods act in.
         namespace: the bucket.
         scope: prefix of all relative paths, without a trailing `/`; empty at the root.
+        root: what all keys of the field begin with, without a trailing `/`; empty for the whole
+            bucket. Paths do not name it.
     """
 
-    def __init__(self, session: Session, namespace: str, scope: str = "") -> None:
+    def __init__(
+        self, session: Session, namespace: str, scope: str = "", *, root: str = ""
+    ) -> None:
         self._session = session
         self._namespace = namespace
         self._scope = scope
+        self._root = root
 
     if not TYPE_CHECKING:
 
@@ -78,11 +83,11 @@ class Repository(metaclass=_InAnyOrder):
         bare = rendered.removesuffix("/")
         relative = StoragePath(bare) if isinstance(rendered, StoragePath) else bare
         scope = check_key(join_key(self._scope, relative))
-        return type(self)(self._session, self._namespace, scope)
+        return type(self)(self._session, self._namespace, scope, root=self._root)
 
     @property
     def cwd(self) -> StoragePath:
-        """The scope, from the root of the bucket."""
+        """The scope, from the root of the bucket or of the field's prefix."""
         return StoragePath(self._scope)
 
     def _call(self, operation: str) -> AbstractAsyncContextManager[Transaction]:
@@ -92,7 +97,12 @@ class Repository(metaclass=_InAnyOrder):
         rendered = render_path(path)
         if not isinstance(rendered, StoragePath):
             check_key(rendered)
-        return check_key(join_key(self._scope, rendered))
+        path_from_root = check_key(join_key(self._scope, rendered))
+        return check_key(join_key(self._root, str(path_from_root)))
+
+    def _path(self, key: str) -> StoragePath:
+        """Return the path by which users know a key, or what keys have in common."""
+        return StoragePath(key.removeprefix(f"{self._root}/") if self._root else key)
 
     def _object_key(self, path: AnyPath, repository: Repository | None = None) -> ObjectKey:
         """Return what a path names here, or in another repository of the same session."""
@@ -106,7 +116,8 @@ class Repository(metaclass=_InAnyOrder):
         rendered = render_path(prefix)
         if not isinstance(rendered, StoragePath):
             check_prefix(rendered)
-        return check_prefix(join_key(self._scope, rendered))
+        prefix_from_root = check_prefix(join_key(self._scope, rendered))
+        return check_prefix(join_key(self._root, str(prefix_from_root)))
 
     async def _pages(self, tx: Transaction, prefix: str) -> AsyncGenerator[Sequence[str]]:
         """Iterate over the keys with a prefix, up to a thousand at a time, inside one call."""

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast, overload
 
-from fennflow.exceptions import ConfigException, TransactionException
+from fennflow.backends import Area
+from fennflow.exceptions import ConfigException, KeyException, TransactionException
+from fennflow.paths import check_key
 from fennflow.printable import brief
 from fennflow.repositories.base import Repository
 
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
     from fennflow.sync import SyncRepository, SyncUnitOfWork
     from fennflow.uow import UnitOfWork
 
+R = TypeVar("R", bound=Repository)
 R_co = TypeVar("R_co", bound=Repository, covariant=True)
 
 
@@ -24,9 +27,12 @@ class RepoField(Generic[R_co]):
     Args:
         repository: its class.
         namespace: the bucket, container or directory.
+        prefix: confines the field to the keys below it, for instance `svc-a/`: paths are relative to
+            it, and nothing else is listed, reconciled or adopted.
 
     Raises:
-        ConfigException: the namespace is empty, or has what no store and no database takes.
+        ConfigException: the namespace is empty, or has what no store and no database takes; or no
+            key can begin with the prefix.
 
     Example:
         ```python
@@ -39,7 +45,7 @@ class RepoField(Generic[R_co]):
         ```
     """
 
-    def __init__(self, repository: type[R_co], *, namespace: str) -> None:
+    def __init__(self, repository: type[R_co], *, namespace: str, prefix: str = "") -> None:
         kind, given = cast("object", repository), cast("object", namespace)
         if not isinstance(kind, type) or not issubclass(kind, Repository):
             message = "A RepoField takes a class of repositories, such as CrudRepository."
@@ -47,12 +53,29 @@ class RepoField(Generic[R_co]):
         if not isinstance(given, str) or not given or not given.isprintable():
             message = f"The namespace {brief(given)} is not a text without control characters."
             raise ConfigException(message)
+        root = cast("object", prefix)
+        try:
+            root = check_key(prefix.removesuffix("/")) if root != "" else ""
+        except (KeyException, AttributeError, TypeError) as error:
+            message = f"prefix={brief(prefix)} is not what keys can begin with: {error}"
+            raise ConfigException(message) from None
         self._repository = repository
+        self._root = root
         self.namespace = namespace
+        self.prefix = f"{root}/" if root else ""
+
+    @property
+    def area(self) -> Area:
+        """What the repository can see."""
+        return Area(self.namespace, self.prefix)
 
     def bind(self, session: Session) -> R_co:
         """Return the repository, acting in a session."""
-        return self._repository(session, self.namespace)
+        return self._repository(session, self.namespace, root=self._root)
+
+    def using(self, repository: type[R]) -> RepoField[R]:
+        """Return a field with another repository in the same place."""
+        return RepoField(repository, namespace=self.namespace, prefix=self.prefix)
 
     @overload
     def __get__(self, instance: None, owner: type) -> Self: ...
@@ -79,10 +102,11 @@ class S3RepoField(RepoField[R_co]):
     Args:
         repository: its class.
         bucket_name: the bucket, which must exist.
+        prefix: like that of `RepoField`.
     """
 
-    def __init__(self, repository: type[R_co], *, bucket_name: str) -> None:
-        super().__init__(repository, namespace=bucket_name)
+    def __init__(self, repository: type[R_co], *, bucket_name: str, prefix: str = "") -> None:
+        super().__init__(repository, namespace=bucket_name, prefix=prefix)
 
 
 def fields_of(cls: type) -> dict[str, RepoField[Repository]]:
@@ -93,6 +117,11 @@ def fields_of(cls: type) -> dict[str, RepoField[Repository]]:
         for name, field in vars(base).items()
         if isinstance(field, RepoField)
     }
+
+
+def areas_of(cls: type) -> list[Area]:
+    """Return what the repositories of a unit of work can see, each area once."""
+    return sorted({field.area for field in fields_of(cls).values()})
 
 
 def namespaces_of(cls: type) -> list[str]:

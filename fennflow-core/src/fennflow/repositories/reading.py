@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, overload
 
 from fennflow.connectors import PresignMethod
 from fennflow.engine import reading
+from fennflow.engine.details import with_details
 from fennflow.engine.presigning import presign
 from fennflow.exceptions import PathException
 from fennflow.files import BaseContent
@@ -44,7 +45,9 @@ class GetRepository(Repository):
         keys = [self._key(path) for path in paths]
         async with self._call("get") as tx:
             found = await reading.read(tx, self._namespace, keys, missing_ok=missing_ok)
-        return MediaResponse([_content(record, body) for record, body in found])
+        return MediaResponse(
+            [_content(record, self._path(record.key), body) for record, body in found]
+        )
 
     async def read_bytes(self, path: AnyPath) -> bytes:
         """Read the bytes of one file; raises what `get` does."""
@@ -88,7 +91,7 @@ class GetPrefixRepository(Repository):
         async with self._call("get") as tx:
             async for keys in self._pages(tx, prefix):
                 found = await reading.read(tx, self._namespace, keys, missing_ok=True)
-                files += [_content(record, body) for record, body in found]
+                files += [_content(record, self._path(record.key), body) for record, body in found]
         return MediaResponse(files)
 
 
@@ -139,9 +142,9 @@ class ListRepository(Repository):
                 if limit is not None:
                     break
         return ListResponse(
-            [StoragePath(record.key) for record in records],
-            prefixes=[StoragePath(each) for each in prefixes],
-            describe=lambda: [info_of(record) for record in records],
+            [self._path(record.key) for record in records],
+            prefixes=[self._path(each) for each in prefixes],
+            describe=lambda: [info_of(record, self._path(record.key)) for record in records],
             continuation_token=None if following is None else encode_token(following),
         )
 
@@ -156,12 +159,12 @@ class ListRepository(Repository):
             async with self._call("list") as tx:
                 page = await self._page(tx, prefix, start)
             for key in page.keys:
-                yield StoragePath(key)
+                yield self._path(key)
             start = page.start
 
 
 class StatRepository(Repository):
-    """Ask the catalog about files: no object request is made."""
+    """Ask the catalog about files. A file that was adopted costs a HEAD request the first time."""
 
     @overload
     async def stat(self, path: AnyPath, /) -> ObjectInfo: ...
@@ -172,11 +175,13 @@ class StatRepository(Repository):
 
         Raises:
             NoSuchKeyException: names every path that does not exist.
+            ObjectChangedException: an adopted file was changed without FennFlow before its first use.
         """
         keys = [self._key(path) for path in paths]
         async with self._call("stat") as tx:
-            records = await tx.read_records(self._namespace, keys, missing_ok=False)
-        infos = tuple(info_of(record) for record in records if record is not None)
+            view = await tx.read_records(self._namespace, keys, missing_ok=False)
+            records = await with_details(tx, [each for each in view if each is not None])
+        infos = tuple(info_of(record, self._path(record.key)) for record in records)
         return infos[0] if len(paths) == 1 else infos
 
     async def exists(self, path: AnyPath) -> bool:
@@ -224,7 +229,7 @@ class GeneratePresignedUrlRepository(Repository):
             urls, headers = await presign(
                 tx, self._namespace, keys, method=method, expires_in=expires_in
             )
-        return PresignedUrlResponse(urls, paths=[StoragePath(key) for key in keys], headers=headers)
+        return PresignedUrlResponse(urls, paths=[self._path(key) for key in keys], headers=headers)
 
 
 class GeneratePresignedUrlPrefixRepository(Repository):
@@ -252,7 +257,7 @@ class GeneratePresignedUrlPrefixRepository(Repository):
                     tx, self._namespace, keys, method="GET", expires_in=expires_in
                 )
                 urls += found
-                paths += map(StoragePath, keys)
+                paths += map(self._path, keys)
         return PresignedUrlResponse(urls, paths=paths)
 
 
@@ -265,10 +270,10 @@ def _check_page(limit: object, delimiter: object) -> None:
         raise PathException(message)
 
 
-def info_of(record: Record) -> ObjectInfo:
+def info_of(record: Record, path: StoragePath) -> ObjectInfo:
     """Return the public description of a record."""
     return ObjectInfo(
-        path=StoragePath(record.key),
+        path=path,
         size=record.size,
         media_type=record.media_type,
         etag=record.etag,
@@ -281,7 +286,6 @@ def info_of(record: Record) -> ObjectInfo:
     )
 
 
-def _content(record: Record, body: bytes) -> BaseContent:
-    info = info_of(record)
+def _content(record: Record, path: StoragePath, body: bytes) -> BaseContent:
     content = registry().content_class(record.content_type, record.media_type)
-    return content.from_stored(body, filename=info.path.name, info=info)
+    return content.from_stored(body, filename=path.name, info=info_of(record, path))

@@ -163,7 +163,7 @@ class StreamRepository(Repository):
             connector = tx.connector
         download = Download(connector, partial(self._call, "open"), key, first, last)
         async with aclosing(await download.open()) as chunks:
-            stream = ObjectStream(info_of(download.record), chunks)
+            stream = ObjectStream(info_of(download.record, self._path(key.key)), chunks)
             try:
                 yield stream
             finally:

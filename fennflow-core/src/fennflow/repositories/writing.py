@@ -88,7 +88,7 @@ class _WritingRepository(Repository):
         uploads = [await self._upload(file, options, progress) for file in contents]
         async with self._call("create" if create else "put") as tx:
             records = await writing.write(tx, self._namespace, uploads, create=create)
-        return PutResponse([StoragePath(record.key) for record in records])
+        return PutResponse([self._path(record.key) for record in records])
 
     async def _upload(
         self,
@@ -263,7 +263,7 @@ class CopyRepository(Repository):
         source_key, target_key = self._object_key(source), self._object_key(target, to)
         async with self._call("move" if move else "copy") as tx:
             record = await copying.copy(tx, source_key, target_key, options, move=move)
-        return StoragePath(record.key)
+        return (to or self)._path(record.key)  # noqa: SLF001 - of this class
 
 
 class DeleteRepository(Repository):
@@ -282,7 +282,7 @@ class DeleteRepository(Repository):
         keys = [self._key(path) for path in paths]
         async with self._call("delete") as tx:
             gone = await writing.delete(tx, self._namespace, keys, missing_ok=missing_ok)
-        return DeleteResponse([StoragePath(key) for key in gone])
+        return DeleteResponse([self._path(key) for key in gone])
 
 
 class DeletePrefixRepository(Repository):
@@ -306,5 +306,5 @@ class DeletePrefixRepository(Repository):
             with tx.whole():
                 async for keys in self._pages(tx, prefix):
                     deleted = await writing.delete(tx, self._namespace, keys, missing_ok=True)
-                    gone += map(StoragePath, deleted)
+                    gone += map(self._path, deleted)
         return DeleteResponse(gone)

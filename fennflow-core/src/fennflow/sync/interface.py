@@ -144,6 +144,9 @@ class SyncUnitOfWork(Opened):
         use, if `ReconcileConfig.frequency` is `on_start_app`. Engines are shared: the last lifespan of
         equal configurations closes theirs, once the units of work have ended that still use it.
 
+        If the catalog has no record of a bucket, or the first reading of it was interrupted, all
+        its objects are recorded here, before the block begins.
+
         Args:
             check: list each bucket first, so that a program whose store or bucket is missing does
                 not start. If not, the first use raises what it meets.
@@ -151,8 +154,10 @@ class SyncUnitOfWork(Opened):
         Raises:
             NoSuchNamespaceException: `check`, and a bucket does not exist.
             BaseConnectorException: `check`, and the store cannot be reached, or does not let these
-                credentials list the bucket.
+                credentials list the bucket; or the first reading of a bucket has begun, and failed.
             BaseBackendException: the backend cannot be reached.
+            ReconcileFailedException: the first reading of a bucket was interrupted, and `frequency`
+                is `never`.
         """
         return cls._block_now(lambda: cls._asynchronous.lifespan(check=check))
 
@@ -169,6 +174,9 @@ class SyncUnitOfWork(Opened):
     ) -> Mapping[str, ReconcileReport]:
         """Compare the catalog with the buckets of all repositories, and bring them together.
 
+        A bucket of which the catalog has no record is recorded as a whole. If that is interrupted,
+        the next attempt goes on with it, in this process or another one.
+
         Args:
             strategy: of `ReconcileConfig`; that of `config.reconcile` by default.
             orphans: likewise.
@@ -178,7 +186,7 @@ class SyncUnitOfWork(Opened):
             on_progress: likewise, called now and then with how far a bucket is.
 
         Returns:
-            for each bucket, how it differed and what was done.
+            for each bucket, or bucket and prefix, how it differed and what was done.
 
         Raises:
             ReconcileFailedException: a temporary file cannot be written, which a store that lists

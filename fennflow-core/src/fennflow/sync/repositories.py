@@ -61,7 +61,7 @@ class SyncRepository(OnRepository[R_co], Generic[R_co]):
 
     @property
     def cwd(self) -> StoragePath:
-        """The scope, from the root of the bucket."""
+        """The scope, from the root of the bucket or of the field's prefix."""
         return self._repository.cwd
 
     def put(
@@ -360,6 +360,7 @@ class SyncRepository(OnRepository[R_co], Generic[R_co]):
 
         Raises:
             NoSuchKeyException: names every path that does not exist.
+            ObjectChangedException: an adopted file was changed without FennFlow before its first use.
         """
         return self._await(
             self._repository.stat,

@@ -19,9 +19,11 @@ from dataclasses import replace
 import pytest
 
 from fennflow.backends import (
+    Area,
     Backend,
     Commit,
     Delete,
+    Fill,
     Intent,
     LateWrite,
     ObjectKey,
@@ -260,6 +262,88 @@ class BackendSuite(RecoverySuite):
             # Wildcards of databases are letters like any other.
             assert await scan("a%") == ["a%"]
             assert await scan("a_") == ["a_"]
+
+        run(config, scenario)
+
+    def test_a_fill_is_hidden_until_it_ends(self, config: BackendConfig) -> None:
+        """Readers see all of it, or none; any process can go on with it."""
+
+        async def scenario(backend: Backend) -> None:
+            fill = Fill(Area("bucket"), new_transaction().transaction_id)
+            one = replace(record(A, new_transaction()), namespace=fill.hidden, media_type="")
+            assert not await backend.fill(fill, [one])
+            assert list(await backend.fills()) == []
+            assert await backend.fill(fill, [one], begins=True)
+            assert list(await backend.fills()) == [fill]
+            assert await backend.scan("bucket", prefix="", start="", limit=9) == []
+            async with opened(config) as again:
+                assert list(await again.fills()) == [fill]
+                assert list(await again.scan(fill.hidden, prefix="", start="", limit=9)) == [one]
+                two, three = replace(one, key="b"), replace(one, key="c")
+                assert await again.fill(fill, [two, three])
+                assert await again.fill(fill, [replace(one, etag="e2")], ["c"])
+                await put(again, B)
+                await again.end_fill(fill)
+            found = await backend.records([A, B, C])
+            assert set(found) == {A, B}
+            assert found[A] == replace(one, namespace="bucket", etag="e2")
+            assert found[B].media_type
+            assert list(await backend.fills()) == []
+            assert await backend.scan(fill.hidden, prefix="", start="", limit=9) == []
+            assert not await backend.fill(fill, [two])
+            await backend.end_fill(fill)
+
+        run(config, scenario)
+
+    def test_a_fill_begins_only_where_no_record_is(self, config: BackendConfig) -> None:
+        async def scenario(backend: Backend) -> None:
+            await put(backend, A)
+            first, second = (
+                Fill(Area(*area), new_transaction().transaction_id)
+                for area in (("bucket", "a"), ("bucket", "b"))
+            )
+            rival = second._replace(fill_id=first.fill_id)
+            assert not await backend.fill(first, [], begins=True)
+            assert await backend.fill(second, [], begins=True)
+            assert not await backend.fill(rival, [], begins=True)
+            assert await backend.fill(second, [], begins=True)
+            await backend.end_fill(rival)
+            assert list(await backend.fills()) == [second]
+            await backend.end_fill(second)
+            assert list(await backend.fills()) == []
+
+        run(config, scenario)
+
+    def test_details_are_kept_of_what_was_only_listed(self, config: BackendConfig) -> None:
+        """And of no later write; who has read the record before sees no conflict."""
+
+        async def scenario(backend: Backend) -> None:
+            fill = Fill(Area("bucket"), new_transaction().transaction_id)
+            hidden = [
+                replace(
+                    record(key, new_transaction()),
+                    namespace=fill.hidden,
+                    media_type="",
+                    metadata={},
+                )
+                for key in (A, B)
+            ]
+            assert await backend.fill(fill, hidden, begins=True)
+            await backend.end_fill(fill)
+            listed = await backend.records([A, B])
+            assert all(each.only_listed for each in listed.values())
+            later = await put(backend, B)
+            detailed = [
+                replace(each, media_type="text/plain", metadata={"a": "ü"})
+                for each in listed.values()
+            ]
+            await backend.add_details(detailed)
+            found = await backend.records([A, B])
+            assert found[A] in (detailed[0], listed[A])
+            assert found[B] == record(B, later)
+            reader = new_transaction()
+            await backend.begin_writes(reader, [C], plan_for(C))
+            await backend.commit(reader, Commit(records=[record(C, reader)], reads={A: listed[A]}))
 
         run(config, scenario)
 

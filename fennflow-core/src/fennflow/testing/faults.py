@@ -24,13 +24,13 @@ from fennflow.testing.faulty import (
     Faults as Faults,
 )
 from fennflow.testing.faulty import (
-    FaultyBackend as FaultyBackend,
-)
-from fennflow.testing.faulty import (
     FaultyConnector as FaultyConnector,
 )
 from fennflow.testing.faulty import (
     Operation as Operation,
+)
+from fennflow.testing.faulty_backend import (
+    FaultyBackend as FaultyBackend,
 )
 
 __all__ = [

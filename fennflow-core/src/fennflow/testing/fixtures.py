@@ -18,7 +18,7 @@ from fennflow.backends import InMemoryBackendConfig
 from fennflow.config import BackendConfig
 from fennflow.connectors import InMemoryConnectorConfig
 from fennflow.exceptions import ConnectorUnavailableException
-from fennflow.repositories import ListRepository, RepoField
+from fennflow.repositories import ListRepository
 from fennflow.repositories.fields import fields_of
 from fennflow.testing.boundaries import Boundary, boundaries
 from fennflow.testing.databases import PostgresqlServer, postgresql_server
@@ -139,11 +139,16 @@ async def leftovers(uow_class: type[UnitOfWork]) -> list[str]:
         for each in await uow_class.transactions()
     ]
     for name, field in fields_of(uow_class).items():
-        listing: dict[str, Any] = {name: RepoField(ListRepository, namespace=field.namespace)}
+        listing: dict[str, Any] = {name: field.using(ListRepository)}
         async with type(uow_class.__name__, (uow_class,), listing)() as uow:
             known = {str(path) async for path in getattr(uow, name).iter()}
         async with opened(Target(uow_class.config.connector, field.namespace)) as connector:
-            there = set(await keys(connector, field.namespace))
+            inside = [
+                each
+                for each in await keys(connector, field.namespace)
+                if each.startswith(field.prefix)
+            ]
+            there = {each.removeprefix(field.prefix) for each in inside}
         found += [f"{field.namespace}/{key} is unknown to the catalog" for key in there - known]
         found += [f"{field.namespace}/{key} is missing" for key in known - there]
     return sorted(found)

@@ -1,0 +1,275 @@
+"""Adopting: recording the objects of a bucket in a catalog that has no record of it.
+
+The listing of the store is enough: it says size, ETag and time of each object, and the rest is asked
+for where it is first needed. Only what another catalog, or a late request, may have written is asked
+for at once. To readers all of it is one transaction: the records are hidden until the last one is
+there. After an interruption, the next process that opens the catalog goes on with what was recorded.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Collection, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from typing import TYPE_CHECKING
+
+import uuid_utils
+
+from fennflow.backends import Area, Fill, LateWrite, ObjectKey, Record
+from fennflow.connectors import Location, StoredObject
+from fennflow.engine.catalogs import catalogs_in, others, warn_of
+from fennflow.engine.concurrency import run_all
+from fennflow.engine.differences import Policy, judge, refused, unreadable
+from fennflow.engine.garbage import HeadResult, describe
+from fennflow.engine.tally import Tally, warn_of_unreadable
+from fennflow.engine.telemetry import log_event
+from fennflow.engine.walking import is_key, pairs
+from fennflow.exceptions import BaseConnectorException
+from fennflow.objects import utc
+from fennflow.paths import StoragePath
+from fennflow.reports import Difference, Finding, ReconcileAction
+
+if TYPE_CHECKING:
+    from fennflow.config import ReconcileConfig
+    from fennflow.engine.catalogs import Registry
+    from fennflow.engine.context import EngineContext
+    from fennflow.reports import CatalogInfo
+
+LOGGED_EVERY = 10.0
+"""Seconds."""
+ROUNDED = timedelta(seconds=2)
+"""By which the times of a store may be rounded."""
+TRANSACTIONS_AT_ONCE = 1000
+
+
+async def unfinished(context: EngineContext, area: Area) -> list[Fill]:
+    """Return the fills that have not ended of an area, or of one that overlaps it."""
+    return [fill for fill in await context.backend.fills() if fill.area.overlaps(area)]
+
+
+@dataclass(slots=True)
+class Adoption:
+    """One reading of an area into the catalog.
+
+    Args:
+        context: of the engine.
+        registry: of this catalog's notes in buckets.
+        settings: of reconciliation.
+        fill: which may have begun in another process.
+        begun: whether it has.
+        tally: of what is found.
+    """
+
+    context: EngineContext
+    registry: Registry
+    settings: ReconcileConfig
+    fill: Fill
+    begun: bool
+    tally: Tally
+    _others: Sequence[CatalogInfo] | None = None
+    _lost: bool = False
+    _logged: float = field(default_factory=lambda: asyncio.get_running_loop().time())
+
+    async def run(self) -> bool:
+        """Record all objects, and show them.
+
+        Returns:
+            whether it has. If not, another process has ended the fill, or has begun another one.
+        """
+        area = self.fill.area
+        if self.begun:
+            log_event(
+                logging.INFO,
+                "The first reading of %s was interrupted, and goes on",
+                str(area),
+                rule="reconcile",
+            )
+        complete = False
+        while not complete:
+            await self._record_all()
+            if self._lost:
+                return False
+            if not self.begun:
+                return True
+            # A catalog leaves its note before it writes: what was listed may be of a new one.
+            before = {each.catalog_id for each in self._others or ()}
+            self._others = await self._look_for_others()
+            complete = before.issuperset(each.catalog_id for each in self._others)
+        warn_of(area, self._others or ())
+        await self.context.backend.end_fill(self.fill)
+        return True
+
+    async def _look_for_others(self) -> list[CatalogInfo]:
+        area = self.fill.area
+        return others(self.context, area, await catalogs_in(self.context, area.namespace))
+
+    async def _record_all(self) -> None:
+        """Bring the hidden records in line with what the store lists."""
+        (namespace, prefix), size = self.fill.area, self.settings.batch_size
+        self.tally.objects = self.tally.records = 0
+        batch: list[tuple[StoredObject, bool]] = []
+        gone: list[str] = []
+        walk = pairs(self.context, namespace, prefix, size, records_of=self.fill.hidden)
+        async with aclosing(walk) as walking:
+            async for key, stored, record in walking:
+                self.tally.records += record is not None
+                if stored is None:
+                    gone.append(key)
+                    continue
+                self.tally.objects += 1
+                if record is None and not is_key(key):
+                    self.tally.add(refused(ObjectKey(namespace, key)).finding)
+                elif record is None or not self._agrees(stored, record):
+                    batch.append((stored, record is not None))
+                if len(batch) + len(gone) >= size:
+                    await self._record(batch, gone)
+                    batch, gone = [], []
+                if self._lost:
+                    return
+                if self.tally.objects % size == 0:
+                    await self._progress()
+        await self._record(batch, gone)
+
+    def _agrees(self, stored: StoredObject, record: Record) -> bool:
+        if stored.etag != record.etag:
+            return False
+        return not (record.only_listed and self._is_doubtful(stored))
+
+    def _is_doubtful(self, stored: StoredObject) -> bool:
+        """Return whether another catalog may have written an object, by its time."""
+        if not self._others:
+            return False
+        since = min(each.since for each in self._others)
+        return stored.modified_at is None or utc(stored.modified_at) >= since - ROUNDED
+
+    async def _record(self, batch: Sequence[tuple[StoredObject, bool]], gone: list[str]) -> None:
+        if not batch and not gone:
+            await self.tally.pass_on()
+            return
+        if self._others is None:
+            self._others = await self._look_for_others()
+        records = await self._records_of(batch, gone)
+        if records or self.begun:
+            if not self.begun:
+                await self.registry.register(self.fill.area.namespace, [self.fill.area])
+            added = await self.context.backend.fill(self.fill, records, gone, begins=not self.begun)
+            self._lost = not added
+            self.begun = True
+        if not self._lost:
+            await self.tally.pass_on()
+
+    async def _records_of(
+        self, batch: Sequence[tuple[StoredObject, bool]], gone: list[str]
+    ) -> list[Record]:
+        """Return the records to add, and add to `gone` the keys of those to remove."""
+        namespace = self.fill.area.namespace
+        keys = [ObjectKey(namespace, stored.location.key) for stored, _ in batch]
+        writing = await self._written(keys)
+        late = await self.context.backend.late_writes(keys)
+        asked = await self._ask(batch, {each.key for each in late} - writing)
+        records: list[Record] = []
+        for stored, recorded in batch:
+            key = stored.location.key
+            record = None
+            if key in writing:
+                self.tally.add(Finding(namespace, StoragePath(key), Difference.BUSY))
+            elif key in asked:
+                record = self._judged(ObjectKey(namespace, key), asked[key], late)
+            else:
+                record = self._listed(stored)
+            if record is not None:
+                records.append(replace(record, namespace=self.fill.hidden))
+            elif recorded:
+                gone.append(key)
+        return records
+
+    async def _written(self, keys: Sequence[ObjectKey]) -> set[str]:
+        """Return those of the keys that transactions of this catalog are writing."""
+        wanted, found = set(keys), set[str]()
+        last = ""
+        while True:
+            page = await self.context.backend.transactions(after=last, limit=TRANSACTIONS_AT_ONCE)
+            found.update(
+                intent.key
+                for each in page
+                for intent in each.intents
+                if intent.object_key in wanted
+            )
+            if len(page) < TRANSACTIONS_AT_ONCE:
+                return found
+            last = page[-1].token.transaction_id
+
+    async def _ask(
+        self, batch: Sequence[tuple[StoredObject, bool]], late: set[str]
+    ) -> dict[str, HeadResult]:
+        """Return what the store says of the objects that the listing is not enough for."""
+        keys = [
+            stored.location.key
+            for stored, _ in batch
+            if stored.location.key in late or self._is_doubtful(stored)
+        ]
+        look = partial(describe, self.context, self.fill.area.namespace)
+        found = await run_all(self.context.config.max_concurrency, look, map(Location, keys))
+        return dict(zip(keys, found, strict=True))
+
+    def _judged(
+        self, key: ObjectKey, there: HeadResult, late: Collection[LateWrite]
+    ) -> Record | None:
+        if isinstance(there, BaseConnectorException):
+            warn_of_unreadable(key, there)
+            self.tally.add(unreadable(key).finding)
+            return None
+        policy = Policy(
+            settings=self.settings,
+            filling=True,
+            dead_before=0.0,
+            transaction_id=self.fill.fill_id,
+            catalog_id=self.context.backend.catalog_id,
+        )
+        verdict = judge(key, there, None, policy, seq=1, late_writes=late)
+        if verdict is None:
+            return None
+        self.tally.add(verdict.finding)
+        return verdict.record
+
+    def _listed(self, stored: StoredObject) -> Record:
+        """Return the record of an object of which only the listing was read."""
+        namespace, key = self.fill.area.namespace, stored.location.key
+        modified_at = utc(stored.modified_at or datetime.now(UTC))
+        self.tally.add(
+            Finding(namespace, StoragePath(key), Difference.UNKNOWN, ReconcileAction.INSERTED)
+        )
+        return Record(
+            namespace=namespace,
+            key=key,
+            location=stored.location,
+            etag=stored.etag,
+            size=stored.size,
+            media_type="",
+            created_at=modified_at,
+            modified_at=modified_at,
+            transaction_id=self.fill.fill_id,
+            seq=1,
+        )
+
+    async def _progress(self) -> None:
+        await self.tally.progress()
+        now = asyncio.get_running_loop().time()
+        if now - self._logged >= LOGGED_EVERY:
+            self._logged = now
+            log_event(
+                logging.INFO,
+                "The catalog of %s is being filled: %d objects so far",
+                str(self.fill.area),
+                self.tally.objects,
+                rule="reconcile",
+            )
+
+
+def new_fill(area: Area) -> Fill:
+    """Return a fill that has not begun."""
+    return Fill(area, str(uuid_utils.uuid7()))

@@ -1,0 +1,181 @@
+"""The catalogs that write in a bucket: each leaves a note of itself there (P27).
+
+An object that is older than the first note of another catalog cannot be that catalog's. So a bucket
+that only one application uses is recorded by its listing alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import platform
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from fennflow.backends import Area
+from fennflow.connectors import Deletion, Location, ObjectAttributes
+from fennflow.engine.concurrency import run_all
+from fennflow.engine.stamps import is_catalog_id
+from fennflow.engine.telemetry import log_event
+from fennflow.exceptions import NoSuchKeyException, PreconditionFailedException
+from fennflow.objects import utc
+from fennflow.reports import CatalogInfo
+
+if TYPE_CHECKING:
+    from fennflow.engine.context import EngineContext
+
+MOST_NOTES = 1000
+LONGEST = 200
+UNKNOWN = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+async def catalogs_in(context: EngineContext, namespace: str) -> list[CatalogInfo]:
+    """Return the catalogs that have left a note in a bucket, the oldest note first."""
+    folder = f"{context.config.reserved_prefix}/catalogs/"
+    listing = context.connector.list(namespace, folder)
+    names = [each.location.key.removeprefix(folder) async for each in listing]
+    known = [name for name in names if is_catalog_id(name)][:MOST_NOTES]
+    read = partial(_read, context, namespace)
+    found = await run_all(context.config.max_concurrency, read, known)
+    return sorted((each[0] for each in found if each is not None), key=lambda info: info.since)
+
+
+def others(context: EngineContext, area: Area, found: Sequence[CatalogInfo]) -> list[CatalogInfo]:
+    """Return the catalogs whose objects are not this one's, and may be in an area."""
+    ours = {context.backend.stamped_id, *context.config.reconcile.adopt_catalogs}
+    return [
+        each
+        for each in found
+        if each.catalog_id not in ours
+        and any(area.overlaps(Area(area.namespace, prefix)) for prefix in each.prefixes)
+    ]
+
+
+class Registry:
+    """Notes in buckets that this catalog writes there.
+
+    Args:
+        context: of the engine.
+    """
+
+    def __init__(self, context: EngineContext) -> None:
+        self._parts = context
+        self._done: set[Area] = set()
+
+    async def register(self, namespace: str, areas: Sequence[Area]) -> None:
+        """Leave a note before anything is written, once a day; warn if others write there.
+
+        A catalog that ends with its process leaves none: the next one has to take its objects over.
+
+        Args:
+            namespace: the bucket.
+            areas: of it, in which the caller may write.
+        """
+        catalog_id = self._parts.backend.stamped_id
+        if catalog_id is None or self._done.issuperset(areas):
+            return
+        prefixes = sorted(area.prefix for area in areas)
+        text = json.dumps([self._parts.connector.store_id, namespace, prefixes])
+        name = f"catalog:{hashlib.sha256(text.encode()).hexdigest()[:32]}"
+        if await self._parts.backend.recall(name) is None:
+            await self._write(namespace, catalog_id, prefixes)
+            await self._parts.backend.remember(name, catalog_id)
+            found = await catalogs_in(self._parts, namespace)
+            for area in areas:
+                warn_of(area, others(self._parts, area, found))
+        self._done.update(areas)
+
+    async def _write(self, namespace: str, catalog_id: str, prefixes: Sequence[str]) -> None:
+        context = self._parts
+        key = _key(context, catalog_id)
+        before = await _read(context, namespace, catalog_id)
+        values: dict[str, Any] = {
+            "program": Path(sys.argv[0] if sys.argv else "").name,
+            "host": platform.node(),
+            "prefixes": sorted({*prefixes, *(before[0].prefixes if before else ())}),
+        }
+        if before is not None:
+            values["since"] = before[0].since.isoformat()
+        elif await context.backend.scan(namespace, prefix="", start="", limit=1):
+            # It has written before there were notes, or the note was deleted.
+            values["since"] = UNKNOWN.isoformat()
+        attributes = ObjectAttributes(media_type="application/json")
+        body = json.dumps(values).encode()
+        capabilities = await context.connector.capabilities(namespace)
+        first = before is None and capabilities.conditional_create
+        try:
+            await context.connector.put(namespace, key, body, attributes, if_none_match=first)
+        except PreconditionFailedException:
+            return  # another process of this catalog was first
+        if before is not None and before[1].version_id is not None:
+            await context.connector.delete(namespace, [Deletion(location=before[1])])
+
+
+def warn_of(area: Area, found: Sequence[CatalogInfo]) -> None:
+    """Log that other catalogs write where this one does."""
+    for each in found:
+        log_event(logging.WARNING, "%s", shares(area, each), rule="P27")
+
+
+def shares(area: Area, other: CatalogInfo) -> str:
+    """Return what to do about another catalog in the same place."""
+    return (
+        f"{area} is also written by the catalog {other.catalog_id} (program {other.program} on "
+        f"{other.host}, last used {other.last_used:%Y-%m-%d}). If that is another instance of this "
+        "application, neither sees the files of the other: let them share one database. If it is "
+        "another application, give each its own prefix: RepoField(..., prefix=...). If that catalog "
+        "is lost, name it in ReconcileConfig(adopt_catalogs=...)."
+    )
+
+
+def _key(context: EngineContext, catalog_id: str) -> str:
+    return f"{context.config.reserved_prefix}/catalogs/{catalog_id}"
+
+
+async def _read(
+    context: EngineContext, namespace: str, catalog_id: str
+) -> tuple[CatalogInfo, Location] | None:
+    try:
+        stored, body = await context.connector.get(namespace, Location(_key(context, catalog_id)))
+    except NoSuchKeyException:
+        return None
+    written = UNKNOWN if stored.modified_at is None else utc(stored.modified_at)
+    info = CatalogInfo(
+        catalog_id=catalog_id,
+        since=written,
+        last_used=written,
+        own=catalog_id == context.backend.catalog_id,
+    )
+    return _filled_in(info, body), stored.location
+
+
+def _filled_in(info: CatalogInfo, body: bytes) -> CatalogInfo:
+    """Return what a note says; anyone with write access to the bucket may have written it."""
+    try:
+        found = cast("object", json.loads(body))
+        assert isinstance(found, dict)  # noqa: S101 - caught below
+        values = cast("dict[str, object]", found)
+        since = (
+            utc(datetime.fromisoformat(str(values["since"]))) if "since" in values else info.since
+        )
+        prefixes = cast("list[object]", values["prefixes"])
+        return replace(
+            info,
+            since=min(since, info.since),
+            program=_shown(values["program"]),
+            host=_shown(values["host"]),
+            prefixes=[str(each) for each in prefixes],
+        )
+    except (ValueError, KeyError, TypeError, AssertionError, OverflowError, RecursionError):
+        return replace(info, since=UNKNOWN)
+
+
+def _shown(value: object) -> str:
+    text = str(value)[:LONGEST]
+    return text if text.isprintable() else "?"

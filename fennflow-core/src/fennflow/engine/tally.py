@@ -1,0 +1,85 @@
+"""What a reconciliation has found so far."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from fennflow.engine.callbacks import notify
+from fennflow.engine.telemetry import log_event
+from fennflow.reports import Difference, Finding, ReconcileAction, ReconcileReport
+
+if TYPE_CHECKING:
+    from fennflow.backends import ObjectKey
+    from fennflow.exceptions import BaseConnectorException
+
+KEPT_FINDINGS = 1000
+
+OnFinding = Callable[[Finding], object]
+OnProgress = Callable[[ReconcileReport], object]
+
+
+@dataclass(slots=True)
+class Tally:
+    """Counts what is found, and passes it on.
+
+    Args:
+        on_finding: called with each difference, after what was done about it is durable.
+        on_progress: called now and then.
+    """
+
+    on_finding: OnFinding | None
+    on_progress: OnProgress | None
+    objects: int = 0
+    records: int = 0
+    differences: Counter[Difference] = field(default_factory=Counter[Difference])
+    _actions: Counter[ReconcileAction] = field(default_factory=Counter[ReconcileAction])
+    _findings: list[Finding] = field(default_factory=list[Finding])
+    _new: list[Finding] = field(default_factory=list[Finding])
+
+    def add(self, finding: Finding) -> None:
+        """Take a finding; it counts from the next `pass_on`."""
+        self._new.append(finding)
+
+    async def pass_on(self) -> None:
+        """Count what is new, and call back: it is durable by now."""
+        for finding in self._new:
+            self.differences[finding.difference] += 1
+            if finding.action is not None:
+                self._actions[finding.action] += 1
+            if len(self._findings) < KEPT_FINDINGS:
+                self._findings.append(finding)
+            if self.on_finding is not None:
+                await notify(self.on_finding, finding)
+        self._new.clear()
+
+    async def progress(self) -> None:
+        """Call back with how far it is."""
+        if self.on_progress is not None:
+            await notify(self.on_progress, self.report())
+
+    def report(self) -> ReconcileReport:
+        """Return how far it is."""
+        return ReconcileReport(
+            objects=self.objects,
+            records=self.records,
+            differences=dict(self.differences),
+            actions=dict(self._actions),
+            findings=tuple(self._findings),
+        )
+
+
+def warn_of_unreadable(key: ObjectKey, error: BaseConnectorException) -> None:
+    """Log that an object was passed over."""
+    log_event(
+        logging.WARNING,
+        "%r in %s cannot be read and was skipped: %s",
+        key.key,
+        key.namespace,
+        error,
+        rule="reconcile",
+        key=f"{key.namespace}/{key.key}",
+    )
