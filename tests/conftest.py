@@ -21,7 +21,7 @@ from fennflow.testing import (
 )
 from stores import ALL_STORES, Store, make_store
 
-# Told to the workers of xdist, too; it picks where processes are killed.
+# Passed to the workers of xdist, too; it picks where processes are killed.
 os.environ.setdefault("FENNFLOW_SEED", str(random.SystemRandom().randrange(1 << 32)))
 
 settings.register_profile("quick", deadline=None, max_examples=60, print_blob=True)

@@ -78,7 +78,7 @@ class ControlledLoop(asyncio.AbstractEventLoop):
             self.step()
         for task in self._tasks:
             if not task.cancelled():
-                task.exception()  # nobody asks for it any more
+                task.exception()  # it is not needed any more
         self._tasks.clear()
 
     def step(self) -> bool:
@@ -197,7 +197,7 @@ class ControlledLoop(asyncio.AbstractEventLoop):
         future = self.create_future()
         try:
             future.set_result(func(*args))
-        except Exception as error:  # noqa: BLE001 - told through the future
+        except Exception as error:  # noqa: BLE001 - passed on by the future
             future.set_exception(error)
         return future
 

@@ -208,7 +208,7 @@ async def make_site(kind: str, database: str, request: pytest.FixtureRequest) ->
 
 
 def run_until_killed(site: Site, scope: str, at: int, pipe: Connection, *, fails: bool) -> None:
-    """Run `change`, killed at a boundary; tell how many there were if it was not."""
+    """Run `change`, killed at a boundary; report how many there were if it was not."""
     count = 0
     kill = killing(at=at)
 
@@ -331,7 +331,7 @@ def run_jointly_until_killed(
     managed_by_caller: bool,
     driver: str | None = None,
 ) -> None:
-    """Run `change_jointly`, killed at a boundary; tell how many there were if it was not."""
+    """Run `change_jointly`, killed at a boundary; report how many there were if it was not."""
     count = 0
     kill = killing(at=at)
 
@@ -351,7 +351,7 @@ def run_jointly_until_killed(
 def serve_until(at: Boundary, variables: Mapping[str, str], port: int, pipe: Connection) -> None:
     """Serve the example, and be killed at the first of such boundaries."""
     os.environ.update(variables)
-    # It stands beside what it imports.
+    # It is next to the modules that it imports.
     sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
     app = importlib.import_module("fastapi_app").app
 
@@ -365,7 +365,7 @@ def serve_until(at: Boundary, variables: Mapping[str, str], port: int, pipe: Con
 
 
 def run_until_stopped(site: Site, scope: str, stop: Boundary, nth: int, pipe: Connection) -> None:
-    """Run `change`, stopped by SIGSTOP at a boundary; tell how it ended when it was woken."""
+    """Run `change`, stopped by SIGSTOP at a boundary; report how it ended when it was woken."""
     left = nth
 
     def reached(boundary: Boundary) -> None:
@@ -410,13 +410,13 @@ def die(site: Site, key: str, at: Boundary, pipe: Connection) -> None:
 
 
 def recover(site: Site, pipe: Connection) -> None:
-    """Recover once, as soon as told to."""
+    """Recover once, when asked to."""
     pipe.recv()
     pipe.send(asyncio.run(site.uow_class.recover()))
 
 
 class Event(NamedTuple):
-    """What a worker tells of a session: when it began, and how and when it ended."""
+    """What a worker reports of a transaction: when it began, and how and when it ended."""
 
     value: str
     keys: Sequence[int]

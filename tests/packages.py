@@ -1,4 +1,4 @@
-"""Building the packages of this repository, and running programs beside them."""
+"""Building the packages of this repository, and running programs with them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The program `fennflow`, run as users run it, beside a module of theirs."""
+"""The program `fennflow`, run as users run it, next to a module of theirs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sessions in a simulated world, beside a reference model of what they should do.
+"""Sessions in a simulated world, compared with a reference model of what they should do.
 
 The model of a session is a dictionary laid over what is committed: `overlay`. An operation that
 returns changes it, one that raises does not; the pivot merges it into what is committed.
@@ -181,7 +181,7 @@ class SimulatedSession:
                 await self._work(uow)
                 changed = bool(self.overlay)
                 if not self.auto_commit:
-                    self.transaction_id = ""  # what it cannot undo it tells by a warning
+                    self.transaction_id = ""  # a warning says what it cannot undo
         except GeneratorExit:
             raise  # it was killed, and is thrown away
         except BaseException as error:
@@ -189,7 +189,7 @@ class SimulatedSession:
             if not isinstance(error, (WantedError, FennFlowException, asyncio.CancelledError)):
                 raise
             if isinstance(error, ChecksumMismatchException):
-                error.add_note("Nobody corrupts anything here.")
+                error.add_note("Nothing corrupts data here.")
                 raise
             if isinstance(error, CommitUncertainException):
                 assert self.troubled, "nothing kept it from learning how the commit ended"
@@ -218,7 +218,9 @@ class SimulatedSession:
             assert not self.effects, "the steps of a failed session were not undone"
             sessions = self.world.now_do(self.world.observer.transactions(after="", limit=1000))
             left = {each.token.transaction_id for each in sessions}
-            assert self.transaction_id not in left, "a failed session waits, and nobody said so"
+            assert self.transaction_id not in left, (
+                "a failed session waits, and that was not reported"
+            )
 
     def _end(self, how: str) -> None:
         self.ended = how
@@ -277,10 +279,10 @@ class SimulatedSession:
             # store that answers 409 all the time can keep it from being copied.
             cause = error.__cause__
             contended = isinstance(cause, PreconditionFailedException) and cause.contended
-            # What is read or sent byte by byte cannot begin anew.
+            # What is read or sent byte by byte cannot start again.
             hidden = set(call.keys) & (self.world.hidden | self.world.strange)
             once = (call.kind == "read" and len(views) > 1) or (call.kind == "send" and hidden)
-            assert contended or once or len(views) > READ_ATTEMPTS, "nobody had changed anything"
+            assert contended or once or len(views) > READ_ATTEMPTS, "nothing had been changed"
 
     def _view(self, committed: Mapping[str, bytes]) -> dict[str, bytes]:
         laid: Overlay = {**committed, **self.overlay}
@@ -317,7 +319,7 @@ class SimulatedSession:
             self.transaction_id = ""  # committed, whatever is still to be applied
             self.effects.clear()
         else:
-            self.transaction_id = ""  # what it cannot undo it tells by a warning
+            self.transaction_id = ""  # a warning says what it cannot undo
             await uow.rollback()
             self._decide_hooks(committed=False)
             assert self.pivots == self.told, "I8: rollback() committed"
@@ -356,9 +358,9 @@ class SimulatedSession:
         taken = set(call.keys) & set(self.world.foreign)
         await uow.files.create(*_files(call))
         if self.world.capabilities.versioned:
-            # A version may lie above it, and hide it, since an own call that failed or a late request.
+            # A newer version may hide it, since an own call that failed or a late request.
             taken -= self.touched | self.world.hidden
-        assert not taken, f"{taken} held what somebody else had put there"
+        assert not taken, f"{taken} held another writer's object"
         self.overlay.update(dict.fromkeys(call.keys, call.value))
 
     async def _delete(self, uow: FullUOW, call: Call) -> None:

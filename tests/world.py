@@ -331,7 +331,7 @@ class World:
             raise self._lost(operation)
 
     async def _repeated(self, operation: Operation, work: Effect[R]) -> R:
-        """Do what botocore does when an answer is lost: send it again, and tell that it did."""
+        """Do what botocore does when a response is lost: send it again, and report that."""
         if self.capabilities.versioned:
             self.hidden.update(operation.keys)  # by the first version
         with suppress(BaseConnectorException):
@@ -423,7 +423,7 @@ class World:
         self.hidden.update(pending.operation.keys)
         try:
             self.now_do(pending.effect())
-        except Exception as error:  # noqa: BLE001 - nobody hears of it
+        except Exception as error:  # noqa: BLE001 - it is not reported
             self.note(f"  {error!r}")
 
     # --- what can be seen --------------------------------------------------------------------
@@ -459,7 +459,7 @@ class World:
         return self.now_do(look())
 
     def put_foreign(self, key: str, body: bytes) -> None:
-        """Put an object that FennFlow knows nothing of, under a key that nobody uses now."""
+        """Put an object that FennFlow knows nothing of, under a key that is not in use."""
         used = {intent.key for each in self._sessions() for intent in each.intents} | set(
             self.committed
         )
@@ -518,12 +518,12 @@ class World:
                 continue
             late_writes = self.now_do(self.observer.late_writes([ObjectKey(BUCKET, key)]))
             known = {(each.transaction_id, each.seq) for each in late_writes}
-            assert stamp[:2] in known, f"nobody knows of {key}"  # P2
+            assert stamp[:2] in known, f"no transaction knows of {key}"  # P2
         for key, body in self.foreign.items():
-            # In a versioned bucket a pending version may lie above it.
+            # In a versioned bucket a pending version may be newer.
             versioned = self.capabilities.versioned
             there = self._bodies(key) if versioned else [objects[key][1]]
-            assert body in there, f"{key} was somebody else's"  # I5
+            assert body in there, f"{key} was another writer's"  # I5
 
     def _bodies(self, key: str) -> list[bytes]:
         async def look() -> list[bytes]:
@@ -613,7 +613,7 @@ class World:
         return report
 
     def note(self, text: str) -> None:
-        """Write down what happened, for whoever reads of a failure."""
+        """Write down what happened, for the report of a failure."""
         self.trace.append(f"{self.loop.now - START:8.3f} {text}")
 
     # --- around it ---------------------------------------------------------------------------
@@ -747,7 +747,7 @@ def listening(told: list[logging.LogRecord]) -> Generator[None]:
 
 @contextmanager
 def sqlite_clock(loop: ControlledLoop) -> Generator[None]:
-    """Let SQLite tell simulated time."""
+    """Let SQLite use simulated time."""
 
     def julianday(_: str) -> float:
         return loop.now / 86400.0 + 2440587.5

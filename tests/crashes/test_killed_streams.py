@@ -49,7 +49,7 @@ def run(site: Site, scope: str, pipe: Connection) -> None:
 
 
 async def left_parts(server: S3Server, bucket: str) -> list[Any]:
-    """Return the parts that lie in uploads; one whose id nobody got has none."""
+    """Return the parts of uploads; one whose id was lost has none."""
     async with raw_client(server) as client:
         uploads: list[Any] = (await client.list_multipart_uploads(Bucket=bucket)).get("Uploads", [])
         return [

@@ -50,7 +50,7 @@ async def prepare(site: Site, server: S3Server, *scopes: str) -> None:
 async def test_two_recoverers_at_once(
     database: str, request: pytest.FixtureRequest, moto: S3Server
 ) -> None:
-    """I7, P24: each transaction is settled once, whoever claims it."""
+    """I7, P24: each transaction is finished once, no matter which process claims it."""
     site = await make_site("moto", database, request)
     scopes = {f"at{at}": at for at in (20, 35, 50, 60, 70, 75, 80, 85, 90)}
     await prepare(site, moto, *scopes)
@@ -86,7 +86,7 @@ STOPS = [
 
 
 def locked(directory: Path) -> bool:
-    """Whether somebody is in the middle of a transaction on a SQLite file."""
+    """Whether a transaction is open on a SQLite file."""
     for path in files_of(directory):
         with closing(sqlite3.connect(path, timeout=1.0)) as database:
             try:

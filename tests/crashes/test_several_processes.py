@@ -40,7 +40,7 @@ async def drive(site: Site, worker: int, choice: random.Random) -> list[Event]:
 
 
 def drain(pipe: Connection) -> list[Event]:
-    """Return all that a process tells until its end."""
+    """Return all that a process reports until its end."""
     events: list[Event] = []
     try:
         while True:

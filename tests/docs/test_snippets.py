@@ -48,7 +48,7 @@ def snippets() -> Iterator[object]:
 
 
 async def provide_bucket(server: S3Server, name: str) -> None:
-    """Make the bucket that the snippets use anew."""
+    """Make a new bucket for the snippets."""
     async with raw_client(server) as client:
         with contextlib.suppress(client.exceptions.NoSuchBucket):
             listed = await client.list_objects_v2(Bucket=name)

@@ -111,7 +111,7 @@ async def test_an_outcome_that_cannot_be_learnt_is_told_and_nothing_is_touched(
 async def test_a_cancellation_does_not_hide_an_outcome_that_cannot_be_learnt(
     store: Store, script: Script, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """I8: who is told of the cancellation alone takes the work for undone."""
+    """I8: a caller that sees only the cancellation takes the work for undone."""
     task = asyncio.current_task()
     assert task is not None
     compensate = session.Session._compensate

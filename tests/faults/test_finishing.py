@@ -335,7 +335,7 @@ async def test_a_store_that_is_away_is_not_asked_for_every_key(volatile: Scene, 
 
 
 async def test_what_failed_is_not_tried_again_by_each_who_waits_for_a_lock(scene: Scene) -> None:
-    """P9: attempts have pauses between them, and whoever waits does not shorten these."""
+    """P9: attempts have pauses between them, and waiting callers do not shorten these."""
     first = scene.first()
     await put(first, "old", "bad")
     scene.script.fails = refused("copy", "bad")
@@ -402,7 +402,7 @@ async def test_copies_in_parts_that_are_cut_off_leave_no_upload(
 async def test_a_callback_that_is_cancelled_leaves_commit_and_callbacks_alone(
     volatile: Scene,
 ) -> None:
-    """I8: what it awaited was cancelled; nobody cancelled the unit of work."""
+    """I8: what it awaited was cancelled; the unit of work was not."""
     ran: list[str] = []
     background = asyncio.ensure_future(asyncio.sleep(60))
     background.cancel()
@@ -677,7 +677,7 @@ async def test_callbacks_of_a_joined_block_run_to_their_end_in_its_context(
 
 
 async def test_what_is_stuck_is_reported_by_all_who_are_asked(scene: Scene) -> None:
-    """P9: by recovery, whoever holds the lease; by the diagnosis, and by who waits for the lock."""
+    """P9: by recovery, with any holder of the lease; by the diagnosis, and by callers that wait."""
     first, second = scene.first(), scene.second()
     await put(first, "old", "a", "b")
     scene.script.fails = refused("copy", "a")

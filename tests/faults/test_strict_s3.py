@@ -66,7 +66,7 @@ async def test_a_copy_to_a_free_key_is_one_copy(store: Store) -> None:
 
 
 async def test_a_copy_does_not_overwrite_what_the_catalog_does_not_know(store: Store) -> None:
-    """P14: until the commit it lies there as it was."""
+    """P14: until the commit it stays as it was."""
     uow_class = await seeded(store)
     await put_raw(store, "c", b"foreign")
     with pytest.raises(ZeroDivisionError):

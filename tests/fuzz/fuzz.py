@@ -77,7 +77,7 @@ def prefixes(data: atheris.FuzzedDataProvider) -> None:
 
 
 def options(data: atheris.FuzzedDataProvider) -> None:
-    """What is accepted beside the bytes can stand in a header and in the journal."""
+    """Accepted metadata is valid in a header and in the journal."""
     text = data.ConsumeUnicode(40)
     values = (
         text,

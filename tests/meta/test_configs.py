@@ -1,4 +1,4 @@
-"""What type checkers are told of the arguments of a config is what pydantic takes."""
+"""The arguments of a config for type checkers are those that pydantic takes."""
 
 from __future__ import annotations
 

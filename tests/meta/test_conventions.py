@@ -146,7 +146,7 @@ def test_the_architecture_page_names_every_module_of_core_and_the_engine() -> No
 
 
 def requirements() -> list[tuple[str, str]]:
-    """Return what pages, messages, examples and templates tell users to install, and where."""
+    """Return the install lines of pages, messages, examples and templates, and where they are."""
     patterns = (
         "*.md",
         "docs/**/*.md",

@@ -1,6 +1,6 @@
 """The public interface is what its snapshot says: a change of it is seen, and made on purpose.
 
-`FENNFLOW_UPDATE_INTERFACE=1 pytest tests/meta` writes the snapshot anew.
+`FENNFLOW_UPDATE_INTERFACE=1 pytest tests/meta` writes the snapshot again.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Isolation, checked from outside: histories of concurrent sessions, and the graph that they make.
 
-Every value is written once, so a read tells which write it saw. Names are those of Adya, "Weak
+Every value is written once, so a read shows which write it saw. Names are those of Adya, "Weak
 Consistency" (1999): G1a reads of what was aborted, G1b of what was overwritten in its own session, G1c
 circles of writes and reads, G2-item circles with an overwritten read. Read committed (PL-2) has none
 of the first three, repeatable read (PL-2.99) none at all. Sessions that only read are looked at by
@@ -142,7 +142,7 @@ async def work(
                     await act(uow, txn, history, choice)
                 abort_sometimes(choice)
             if not txn.writes:
-                txn.committed = True  # it has no pivot, and nobody can depend on it
+                txn.committed = True  # it has no pivot, and no other can depend on it
         except (AbortError, ConflictException, RecordLockedException):
             assert not txn.committed
 

@@ -150,12 +150,12 @@ def changed(stack: ExitStack, target: object, name: str, value: object) -> None:
 
 
 def no_read_back(stack: ExitStack) -> None:
-    """P14: a 412 means that somebody else's object is there."""
+    """P14: a 412 means that another writer's object is there."""
     changed(stack, writing, "made_by", lambda *_: False)
 
 
 def no_lock(stack: ExitStack) -> None:
-    """P3: whoever comes writes."""
+    """P3: locks are ignored."""
     original = InMemoryBackend.begin_writes
 
     async def begin_writes(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -166,7 +166,7 @@ def no_lock(stack: ExitStack) -> None:
 
 
 def no_condition_of_compensation(stack: ExitStack) -> None:
-    """P18: whatever lies at the key is deleted, unseen."""
+    """P18: any object at the key is deleted, unseen."""
 
     async def resolve(_: Any, step: Any) -> Sequence[Deletion]:
         return [Deletion(location=step.location)]

@@ -1,4 +1,4 @@
-"""A third party's plugin: built from the guide, installed beside the wheels, and used there."""
+"""A third party's plugin: built from the guide, installed with the wheels, and used there."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ BLOCK = re.compile(r'^```\w+ title="(.+?)"\n(.*?)^```$', re.MULTILINE | re.DOTAL
 
 
 def guide() -> dict[str, str]:
-    """Return the files that the guide tells to make; what is shown in parts is put together."""
+    """Return the files of the guide; what is shown in parts is put together."""
     parts: defaultdict[str, list[str]] = defaultdict(list)
     for path, text in BLOCK.findall((ROOT / "docs" / "plugins.md").read_text()):
         parts[path].append(text)
@@ -98,7 +98,7 @@ def test_the_plugin_is_found_and_passes_the_suite(installed: Path, tmp_path: Pat
     )
     assert re.search(r"\d{2} passed", output)
     assert "failed" not in output
-    # Whoever is imported first, nothing goes round in circles.
+    # No order of imports ends in a cycle.
     run(installed, "-W", "error", "-c", "import fennflow_localfs")
 
 

@@ -135,7 +135,7 @@ async def test_what_cannot_be_copied_is_refused_and_changes_nothing(store: Store
 
 
 async def test_the_source_of_a_move_is_locked_and_that_of_a_copy_is_not(store: Store) -> None:
-    """P3: nobody writes what a transaction is about to delete."""
+    """P3: no other writes what a transaction is about to delete."""
     uow_class = await seeded(store, lock_timeout=0.05)
     async with uow_class() as mover, uow_class() as other:
         await mover.files.move("a", "c")

@@ -199,7 +199,7 @@ async def test_who_is_cancelled_waits_no_longer_for_another_process(tmp_path: Pa
 
 
 async def test_what_is_under_way_when_it_is_cancelled_is_ended_first(tmp_path: Path) -> None:
-    """Nothing of it goes on behind the back of whoever learns of the cancellation."""
+    """Nothing of it goes on once its caller sees the cancellation."""
     config = SqlalchemyBackendConfig(url=f"sqlite:///{tmp_path}/ended.db")
     database, _ = open_databases(config, lease_ttl=60)
     entered, done = threading.Event(), threading.Event()
@@ -357,7 +357,7 @@ async def test_tables_that_alembic_is_to_make_are_missed_by_name(url: str) -> No
 
 
 def journal_url(config: SqlalchemyBackendConfig) -> Any:
-    """Return where the journal lies: on SQLite in a file of its own."""
+    """Return where the journal is: on SQLite in a file of its own."""
     url = config.url.get_secret_value()
     if not url.startswith("sqlite"):
         return config.url

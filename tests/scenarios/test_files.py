@@ -240,7 +240,7 @@ async def test_an_object_changed_behind_the_catalog_is_not_returned(store: Store
         await uow.files.put(text("mine", "a"))
     async with store.connector() as connector:
         if (await connector.capabilities(store.namespace)).versioned:
-            return  # the record names its version: nobody can change it
+            return  # the record names its version, which cannot change
         plain = ObjectAttributes(media_type="text/plain")
         await connector.put(store.namespace, "a", b"foreign", plain)
     async with uow_class() as uow:
@@ -538,7 +538,7 @@ async def test_a_prefix_that_no_key_can_have_is_refused_before_anything_is_asked
             for files in (uow.files, uow.files.at("in")):
                 with pytest.raises(KeyException, match="Prefix"):
                     await call(files, prefix)
-            assert not {"records", "scan", "begin_writes"} & set(asked)  # recovery runs beside
+            assert not {"records", "scan", "begin_writes"} & set(asked)  # recovery runs in parallel
 
 
 @pytest.mark.parametrize(

@@ -83,7 +83,7 @@ class Joint:
             return set((await connection.execute(sql("SELECT name FROM letters"))).scalars())
 
     async def files(self) -> set[str]:
-        """Return the objects in the bucket, once the journal is settled."""
+        """Return the objects in the bucket, once the journal is empty."""
         await self.settled()
         return set(await self.site.store.objects())
 
@@ -618,7 +618,7 @@ async def test_the_transaction_after_a_commit_is_watched_too(joint: Joint) -> No
                 await session.rollback()
                 await uow.files.put(text("Dear Bob", "b"))
                 await uow.commit()
-        await session.rollback()  # of nobody's interest any more
+        await session.rollback()  # without effect any more
     await joint.check("a")
 
 
@@ -638,7 +638,7 @@ async def test_what_cannot_begin_is_refused(joint: Joint) -> None:
 async def test_a_catalog_is_filled_before_a_joined_block_writes_to_the_database(
     request: pytest.FixtureRequest, moto: S3Server, *, written_before: bool
 ) -> None:
-    """SQLite has one writer: once the user's own transaction has written, nobody can fill it."""
+    """SQLite has one writer: once the user's own transaction has written, it cannot be filled."""
     site = await make_site("moto", "sqlite", request)
     async with raw_client(moto) as client:
         await client.put_object(Bucket=site.store.namespace, Key="old", Body=b"old")

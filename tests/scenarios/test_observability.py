@@ -67,7 +67,7 @@ def told(monkeypatch: pytest.MonkeyPatch) -> Generator[Telemetry]:
 
 
 async def with_a_strangers_object(store: Store, key: str) -> type[FullUOW]:
-    """Return units of work, the catalog of which does not know an object of somebody else's."""
+    """Return units of work, the catalog of which does not know another writer's object."""
     uow_class = store.uow(reconcile=ReconcileConfig(frequency="never"))
     assert store.server is not None
     async with raw_client(store.server) as client:

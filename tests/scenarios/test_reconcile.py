@@ -1,4 +1,4 @@
-"""Bringing a catalog together with what lies in the bucket, on every store."""
+"""Reconciling a catalog with its bucket, on every store."""
 
 from __future__ import annotations
 
@@ -246,7 +246,7 @@ async def test_orphans_are_adopted_once_their_transaction_cannot_commit(store: S
 
 
 async def test_orphans_are_deleted_once_their_transaction_cannot_commit(store: Store) -> None:
-    """I5: nothing else is, not even what lies beside them."""
+    """I5: nothing else is, not even the objects next to them."""
     uow_class = await differing(store)
     before = await store.objects()
     report = await reconciled(uow_class, orphans="delete")
@@ -262,7 +262,7 @@ async def test_orphans_are_deleted_once_their_transaction_cannot_commit(store: S
 
 
 async def test_with_an_empty_catalog_nothing_is_an_orphan(store: Store) -> None:
-    """Else a process that starts anew, with a memory backend, would delete all of its own."""
+    """Else a process that restarts, with a memory backend, would delete all of its own."""
     await put_orphan(store, "a")
     settings = ReconcileConfig(orphans="delete", strategy="replace")
     assert await listed(fresh(store, reconcile=settings)) == ["a"]
@@ -308,7 +308,7 @@ async def test_a_bucket_is_reconciled_in_batches(store: Store) -> None:
 
 
 async def test_what_a_stamp_claims_is_not_believed(store: Store) -> None:
-    """Neither class nor checksum nor transaction: whoever may upload can write a stamp."""
+    """Neither class nor checksum nor transaction: any uploader can write a stamp."""
     stamp = Stamp(str(uuid_utils.uuid7()), 1, "json", "0" * 64)
     async with store.connector() as connector:
         attributes = ObjectAttributes(media_type="text/plain", metadata=stamped({}, stamp))
@@ -482,7 +482,7 @@ async def test_what_another_catalog_wrote_is_never_touched(
 
 @pytest.mark.parametrize("strategy", ["insert_missing", "replace"])
 async def test_what_arrived_late_is_never_adopted(store: Store, strategy: str) -> None:
-    """P20 a: neither beside a record nor without one, and not into an empty catalog either."""
+    """P20 a: neither next to a record nor without one, and not into an empty catalog either."""
     backend = InMemoryBackendConfig(name=f"r{next(numbers)}")
     uow_class = store.uow(backend=backend)
     late = TransactionToken(
@@ -527,7 +527,7 @@ async def test_a_committed_object_under_another_etag_keeps_class_and_checksum(
     async with store.connector() as connector:
         stored = await connector.head(store.namespace, Location("a"))
         assert stored is not None
-        # The same stamp, other bytes of the same length: somebody's forgery.
+        # The same stamp, other bytes of the same length: a forgery.
         attributes = ObjectAttributes(media_type="text/html", metadata=stored.metadata)
         await connector.put(store.namespace, "a", b"y", attributes)
     report = await reconciled(uow_class, strategy="replace")

@@ -1,4 +1,4 @@
-"""Recovery as an engine does it beside its work: leases, takeover, late writes and the sweep.
+"""Recovery as an engine does it in the background: leases, takeover, late writes and the sweep.
 
 What is left when processes are killed at other moments is looked at in `tests/crashes`.
 """
@@ -106,7 +106,7 @@ async def eventually(condition: Callable[[], Awaitable[bool]]) -> None:
 
 
 async def test_a_transaction_keeps_its_lease_as_long_as_it_lives(site: Site) -> None:
-    """P22: the heartbeat renews it; nobody else can claim the transaction."""
+    """P22: the heartbeat renews it; no other process can claim the transaction."""
     brief = changed(site, lease_ttl=2.5)
     other = changed(site, lease_ttl=2.4)
     async with brief.uow_class() as uow:
@@ -213,7 +213,7 @@ async def test_who_waits_for_a_path_of_a_dead_process_takes_it_over(site: Site) 
     assert await read(other, "a") == "newer"
 
 
-async def test_what_arrives_late_is_buried(site: Site, moto: S3Server) -> None:
+async def test_late_writes_are_deleted_when_they_are_due(site: Site, moto: S3Server) -> None:
     """P20 a: an object that a lost request made after all was undone; and no other one."""
     late, fresh = new_transaction(), new_transaction()
     doubts = [
@@ -238,7 +238,7 @@ async def test_what_arrives_late_is_buried(site: Site, moto: S3Server) -> None:
 
 
 async def test_a_burial_that_was_broken_off_may_still_delete(site: Site, moto: S3Server) -> None:
-    """P20 b: its deletion may arrive late, so the key stays locked, whoever finishes the burial."""
+    """P20 b: its deletion may arrive late, so the key stays locked, whichever process finishes the check."""
     late = new_transaction()
     doubt = LateWrite(namespace=site.namespace, key="a", transaction_id=late.transaction_id, seq=1)
     async with opened(site.backend) as backend:
@@ -294,7 +294,7 @@ async def test_the_sweep_takes_what_nobody_knows_of_and_nothing_else(
 
 
 class Refusing(faults.FaultyConnector):
-    """Has no bucket named gone, lists no uploads, and lets nobody look at `denied`."""
+    """Has no bucket named gone, lists no uploads, and refuses to read `denied`."""
 
     @override
     async def probe(self, namespace: str) -> Capabilities:
@@ -432,7 +432,7 @@ async def test_a_bucket_that_is_gone_keeps_no_path_of_another_one_locked(
 async def test_what_is_open_for_longer_than_late_writes_take_is_reported_by_all_who_are_asked(
     refusing: Store, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """P6: nobody else knows why its paths are locked; recovery has nothing to do for it."""
+    """P6: others do not know why its paths are locked; recovery has nothing to do for it."""
     uow_class = refusing.uow(lease_ttl=3.0, lock_timeout=0.0)
     async with uow_class.lifespan(), uow_class() as uow:
         await uow.files.put(text("1", "a"))

@@ -564,7 +564,7 @@ async def test_a_store_that_brings_nothing_any_more_is_given_up(moto_store: Stor
 
 
 async def test_bytes_that_apply_moves_meanwhile_are_read_on(store: Store) -> None:
-    """P28, P29: they lie at the staging key first, at the key in the end."""
+    """P28, P29: they are at the staging key first, at the key in the end."""
     cuts = Cuts([5 * MiB])
     with plugins.override(faults):
         uow_class = cut(store, cuts)

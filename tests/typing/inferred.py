@@ -151,7 +151,7 @@ class JoinedUOW(UnitOfWork):
     )
 
 
-# A secret is given as a str, and shown to nobody.
+# A secret is given as a str, and is never shown.
 assert_type(SqlalchemyBackendConfig(url="postgresql://db.internal/app").url, SecretStr)
 assert_type(ObstoreConnectorConfig(url="s3://", options={"region": "eu-central-1"}).part_size, int)
 assert_type(S3ConnectorConfig(aws_secret_access_key="s").aws_secret_access_key, "SecretStr | None")

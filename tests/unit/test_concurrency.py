@@ -37,7 +37,7 @@ async def test_the_first_failure_is_raised_and_others_are_its_notes() -> None:
 async def test_a_call_that_ends_with_a_cancellation_of_its_own_ends_all_with_one(
     count: int, *, finish: bool
 ) -> None:
-    """Nobody cancelled the caller: what a call waited for was cancelled."""
+    """The caller was not cancelled: what a call waited for was."""
 
     async def end(number: int) -> None:
         if number == 0:
@@ -72,7 +72,7 @@ async def test_a_failure_beside_a_cancellation_does_not_lose_the_cancellation() 
 
 
 async def test_a_failure_leaves_no_cancellation_behind() -> None:
-    """Else a time limit around it would not be told from somebody else's cancellation."""
+    """Else a time limit around it could not be distinguished from another cancellation."""
 
     async def fail(_: int) -> None:
         await asyncio.sleep(0)
