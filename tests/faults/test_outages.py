@@ -122,3 +122,21 @@ async def test_a_loop_that_was_blocked_for_longer_than_the_lease_is_logged(
             time.sleep(1.5)  # noqa: ASYNC251 - as a program does that blocks the loop
             while "loop was blocked for" not in caplog.text:  # noqa: ASYNC110 - no event comes
                 await asyncio.sleep(0.01)
+
+
+async def test_of_two_units_of_work_that_wait_for_each_other_one_goes_on(memory: Store) -> None:
+    uow_class = memory.uow(lock_timeout=600)  # longer than a test may take
+    both = asyncio.Barrier(2)
+
+    async def write(first: str, second: str) -> None:
+        async with uow_class() as uow:
+            await uow.files.put(text(first))
+            async with both:
+                pass
+            await uow.files.put(text(second))
+
+    results = await asyncio.gather(write("a", "b"), write("b", "a"), return_exceptions=True)
+    [failed] = [each for each in results if each is not None]
+    assert isinstance(failed, RecordLockedException)
+    assert "a deadlock" in str(failed)
+    assert set(await memory.objects()) == {"a", "b"}

@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import textwrap
+import tomllib
 from collections import defaultdict
 from pathlib import Path
 
@@ -122,7 +123,10 @@ def test_what_new_plugin_makes_is_found_and_passes_the_suite(
     name: str, environment: Path, tmp_path: Path
 ) -> None:
     program = environment.parent / "fennflow"
-    run(program, "new-plugin", name, "--directory", tmp_path)
+    # The pip that comes with Python 3.11 knows extras, and no dependency groups.
+    assert "pip install -e '.[dev]'" in run(program, "new-plugin", name, "--directory", tmp_path)
+    made = tomllib.loads((tmp_path / name / "pyproject.toml").read_text())
+    assert "dev" in made["project"]["optional-dependencies"]
     again = subprocess.run(
         [program, "new-plugin", name, "--directory", tmp_path], capture_output=True, check=False
     )

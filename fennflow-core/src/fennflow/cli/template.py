@@ -70,5 +70,5 @@ def new_plugin(
         show_json([str(path) for path in written])
         return
     stdout.line(f"{folder} is a package with a connector on a dictionary. Next:")
-    stdout.line(f"  cd {folder} && pip install -e . --group dev && pytest")
+    stdout.line(f"  cd {folder} && pip install -e '.[dev]' && pytest")
     stdout.line("  then replace the dictionary in connector.py by your store, method by method.")

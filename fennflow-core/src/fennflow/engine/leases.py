@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from fennflow.backends import Intent, ObjectKey, Record, TransactionToken
 from fennflow.engine.concurrency import Periodic
+from fennflow.engine.deadlocks import Waits
 from fennflow.engine.telemetry import log_event
 from fennflow.exceptions import TransactionLostException
 
@@ -77,12 +78,14 @@ class Leases:
     Args:
         backend: where the transactions are journaled.
         ttl: seconds that a lease runs.
+        waits: of their transactions for locks.
         long: seconds after which it is logged that a transaction is still open.
     """
 
     backend: Backend
     ttl: float
     long: float
+    waits: Waits = field(default_factory=Waits)
     _held: dict[str, Lease] = field(default_factory=dict[str, Lease])
     _heart: Periodic = field(init=False)
 

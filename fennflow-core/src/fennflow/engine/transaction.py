@@ -344,27 +344,31 @@ class Transaction:
         pause = FIRST_PAUSE
         if not self.journaled:
             self.began = clock()
-        while True:
-            try:
-                records = await self._leases.begin_writes(
-                    self.lease, keys, plan, begins=not self.rows_confirmed
-                )
-            except RecordLockedException as error:
-                self.free_locks()
-                left = deadline - loop.time()
-                if left <= 0:
-                    raise await self._still_locked(error) from error
-            except BaseException as error:
-                # If the answer was lost, the journal may have rows of this transaction.
-                answered = isinstance(error, FennFlowException)
-                if not answered or isinstance(error, BackendUnavailableException):
-                    self.journaled = True
-                raise
-            else:
-                self.journaled = self.rows_confirmed = True
-                return records
-            await asyncio.sleep(min(left, pause * random.uniform(0.5, 1.5)))  # noqa: S311
-            pause = min(pause * 2, 0.1)
+        with self._leases.waits.wait(self.transaction_id) as wait:
+            while True:
+                try:
+                    records = await self._leases.begin_writes(
+                        self.lease, keys, plan, begins=not self.rows_confirmed
+                    )
+                except RecordLockedException as error:
+                    self.free_locks()
+                    wait.holder = error.holder
+                    if self._leases.waits.is_victim(wait):
+                        raise _deadlock(error) from error
+                    left = deadline - loop.time()
+                    if left <= 0:
+                        raise await self._still_locked(error) from error
+                except BaseException as error:
+                    # If the answer was lost, the journal may have rows of this transaction.
+                    answered = isinstance(error, FennFlowException)
+                    if not answered or isinstance(error, BackendUnavailableException):
+                        self.journaled = True
+                    raise
+                else:
+                    self.journaled = self.rows_confirmed = True
+                    return records
+                await asyncio.sleep(min(left, pause * random.uniform(0.5, 1.5)))  # noqa: S311
+                pause = min(pause * 2, 0.1)
 
     async def _still_locked(self, error: RecordLockedException) -> RecordLockedException:
         why = None
@@ -403,6 +407,15 @@ class Transaction:
         return Intent(
             seq=seq, namespace=key.namespace, key=key.key, placement=placement, target=target
         )
+
+
+def _deadlock(error: RecordLockedException) -> RecordLockedException:
+    message = (
+        f"{error} Transaction {error.holder}, which holds it, waits for a path of this one in turn: a "
+        "deadlock. Nothing of this call was sent, and the other one goes on. Run this unit of work "
+        "again, and write paths in the same order everywhere."
+    )
+    return RecordLockedException(message, holder=error.holder)
 
 
 def rolled_back() -> TransactionException:
