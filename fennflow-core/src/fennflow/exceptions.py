@@ -258,7 +258,7 @@ class ConnectorUnavailableException(BaseConnectorException):
 
 
 class ReconcileFailedException(FennFlowException):
-    """A catalog cannot be reconciled with this store."""
+    """A catalog could not be reconciled with a bucket, or has not been filled from it completely."""
 
 
 class TransactionException(FennFlowException):
