@@ -253,6 +253,7 @@ class Periodic:
         self._interval = interval
         self._work = work
         self._timer: asyncio.TimerHandle | None = None
+        self._due = 0.0  # not asked of the timer: uvloop's has no `when` if it is due at once
         self._task: asyncio.Task[None] | None = None
         self._next: float | None = None
         self._closed = False
@@ -272,9 +273,10 @@ class Periodic:
             self._next = due if self._next is None else min(due, self._next)
             return
         if self._timer is not None:
-            if self._timer.when() <= due:
+            if self._due <= due:
                 return
             self._timer.cancel()
+        self._due = due
         self._timer = loop.call_at(due, self._turn, loop, context=Context())
 
     async def aclose(self) -> None:
@@ -287,8 +289,7 @@ class Periodic:
             await asyncio.wait({self._task})
 
     def _turn(self, loop: asyncio.AbstractEventLoop) -> None:
-        if self._timer is not None:
-            self.late = loop.time() - self._timer.when()
+        self.late = loop.time() - self._due
         self._timer = None
         self._task = loop.create_task(self._run())
 
