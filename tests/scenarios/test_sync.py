@@ -358,6 +358,21 @@ def test_nothing_is_left_when_the_program_ends(tmp_path: Path) -> None:
     assert not list(tmp_path.glob("*-wal"))  # the last one who closes a file moves it
 
 
+def test_a_unit_of_work_that_begins_after_the_main_thread_has_ended_is_refused(
+    tmp_path: Path,
+) -> None:
+    program = """
+        def work():
+            threading.main_thread().join()
+            try:
+                put("a")
+            except TransactionException as error:
+                print(str(error)[:53])
+        threading.Thread(target=work).start()
+    """
+    assert run(program, tmp_path) == "The event loop of this unit of work has ended, as the\n"
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
 def test_a_forked_child_starts_afresh(tmp_path: Path) -> None:
     program = """

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, overload
 
 from typing_extensions import override
 
+from fennflow.exceptions import TransactionException
 from fennflow.sync.portal import Portal, on_caller
 
 if TYPE_CHECKING:
@@ -15,6 +16,10 @@ if TYPE_CHECKING:
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+Leave = Callable[
+    [type[BaseException] | None, BaseException | None, "TracebackType | None"], Awaitable[T]
+]
 
 AT_ONCE = 1000
 """Items that an iteration takes in one visit to the loop."""
@@ -63,6 +68,34 @@ class OnPortal:
         while taken := self._await(some):
             yield from taken
 
+    def _leave(self, leave: Leave[T], error: BaseException | None) -> T:
+        """Leave an asynchronous block, though a signal handler raises at any moment.
+
+        Args:
+            leave: `__aexit__` of the block.
+            error: that leaves it.
+        """
+        began = False
+        interruption: BaseException | None = None
+
+        async def work() -> T:
+            nonlocal began
+            began = True
+            return await leave(type(error) if error else None, error, None)
+
+        while True:
+            try:
+                result = self._await(work)
+            except BaseException as raised:
+                if began or isinstance(raised, TransactionException):
+                    raise
+                # Interrupted before it began, the block is left by the interruption.
+                interruption = error = raised
+            else:
+                if interruption is not None:
+                    raise interruption
+                return result
+
     def _block(self, block: Callable[[], AbstractAsyncContextManager[T]]) -> Block[T]:
         """Return a block that is entered and left on the loop."""
         return Block(self._portal_in_use, block)
@@ -110,9 +143,8 @@ class Block(OnPortal, AbstractContextManager[T], Generic[T]):
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> bool | None:
-        entered, self._entered = self._entered, None
-        assert entered is not None  # noqa: S101 - by __enter__
-        return self._await(entered.__aexit__, exc_type, exc, traceback)
+        assert self._entered is not None  # noqa: S101 - by __enter__
+        return self._leave(self._entered.__aexit__, exc)
 
 
 @overload

@@ -85,15 +85,15 @@ class Opened(OnPortal):
 
         try:
             self._await(enter)
+            for name in fields_of(type(self._uow)):
+                repository = getattr(self._uow, name)
+                self.__dict__[name] = SyncRepository(self._portal_in_use, repository)
         except BaseException as error:
             # Interrupted as it was opened, it has to be left.
             if self._open:
                 self.__exit__(type(error), error, error.__traceback__)
             self._portal.blocks.pop(self, None)
             raise
-        for name in fields_of(type(self._uow)):
-            repository = getattr(self._uow, name)
-            self.__dict__[name] = SyncRepository(self._portal_in_use, repository)
         return self
 
     def __exit__(
@@ -104,6 +104,6 @@ class Opened(OnPortal):
     ) -> None:
         """Commit, or undo what was done since the last `commit()`."""
         try:
-            self._await(self._uow.__aexit__, exc_type, exc, traceback)
+            self._leave(self._uow.__aexit__, exc)
         finally:
             self._portal_in_use().blocks.pop(self, None)

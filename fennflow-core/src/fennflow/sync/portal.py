@@ -8,9 +8,6 @@ that the engine calls: they see their own thread.
 from __future__ import annotations
 
 import asyncio
-
-# What it does at exit is to come after what is done here.
-import concurrent.futures.thread  # noqa: F401 # pyright: ignore[reportUnusedImport]
 import inspect
 import os
 import threading
@@ -19,6 +16,7 @@ from collections import deque
 from collections.abc import Callable, Coroutine
 from contextvars import ContextVar, copy_context
 from functools import partial, wraps
+from importlib import import_module
 from queue import Empty, SimpleQueue
 from typing import Any, Generic, ParamSpec, TypeVar, cast
 
@@ -355,9 +353,13 @@ def current() -> Portal:
             if _ending:
                 raise closed()
             if not _registered:
-                # Before the executors of threads end, which engines need to be closed; `atexit` would
-                # be too late.
-                _REGISTER(_at_exit)
+                # Last registered is first called: before the executors of threads end, which engines
+                # need to be closed. `atexit` would be too late.
+                try:
+                    import_module("concurrent.futures.thread")
+                    _REGISTER(_at_exit)
+                except RuntimeError:  # the main thread has ended
+                    raise closed() from None
                 _registered = True
             _portal = Portal()
         return _portal

@@ -103,7 +103,7 @@ class _Raw(io.RawIOBase, OnPortal):
         """Go on where a seek has led to, unless that is behind the end."""
         if self._position >= self._size:
             return False
-        self._leave()
+        self._release()
         self._opened, self._chunks, now = self._begin(self._first + self._position)
         self._reached = self._position
         if now != self.info:
@@ -111,7 +111,7 @@ class _Raw(io.RawIOBase, OnPortal):
             raise ObjectChangedException(message)
         return True
 
-    def _leave(self) -> None:
+    def _release(self) -> None:
         self._left = memoryview(b"")
         self._opened.__exit__(None, None, None)
 
@@ -119,7 +119,7 @@ class _Raw(io.RawIOBase, OnPortal):
     def close(self) -> None:
         if not self.closed:
             super().close()
-            self._leave()
+            self._release()
 
     @override
     def __del__(self) -> None:
