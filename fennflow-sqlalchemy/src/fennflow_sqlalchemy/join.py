@@ -362,7 +362,7 @@ async def what_to_join(given: object) -> Transaction:
         ConfigException: it is neither, or of the other kind.
         TransactionException: it is not open yet.
     """
-    by_thread = called_by_thread()
+    by_thread, kind = called_by_thread(), type(given).__name__
     if isinstance(given, async_scoped_session) and not by_thread:
         given = cast("async_scoped_session[AsyncSession]", given)()
     if isinstance(given, scoped_session) and by_thread:
@@ -376,7 +376,7 @@ async def what_to_join(given: object) -> Transaction:
     takes, other = "an AsyncSession or an AsyncConnection", "with UOW.sync(join=...)"
     if by_thread:
         takes, other = "a Session or a Connection", "async with UOW(join=...)"
-    message = f"join= takes {takes} of SQLAlchemy here, and this is a {type(given).__name__}."
+    message = f"join= takes {takes} of SQLAlchemy here, and this is a {kind}."
     if isinstance(given, (Session, Connection, AsyncSession, AsyncConnection)):
         message += f" For this one there is {other}."
     raise ConfigException(message)

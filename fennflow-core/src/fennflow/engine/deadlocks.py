@@ -41,7 +41,7 @@ class Waits:
 
         Ids grow with time, so of all in the circle only one gives up.
         """
-        ahead = set() if wait.holder is None else self._ahead_of(wait.holder)
+        ahead = set[str]() if wait.holder is None else self._ahead_of(wait.holder)
         if wait.waiting not in ahead:
             return False
         circle = [each for each in ahead if wait.waiting in self._ahead_of(each)]
