@@ -431,9 +431,10 @@ class SimulatedSession:
         work = (uow.files.put(*_files(call)), second[call.manner]())
         results = await asyncio.gather(*work, return_exceptions=True)
         failed = [each for each in results if isinstance(each, BaseException)]
+        earlier = dict(self.overlay)
         for key in {*call.keys, *self._view(self.world.committed)}:
             self._note_one_of(uow, call, key, other)
-            if self.overlay.get(key) == call.value:
+            if self.overlay.get(key) == call.value != earlier.get(key):
                 assert not isinstance(results[0], BaseException), "a call that failed is there"
         if call.manner == "fails" and not failed:
             wrong = [key for key in call.keys if self.overlay.get(key) != call.value]
