@@ -33,7 +33,7 @@ from fennflow.testing import S3Request, faults
 from fennflow_memory import connector as memory
 from stores import FullUOW, Store, make_store, numbers
 
-BACKGROUND = {"claim", "due_late_writes", "scan"}
+BACKGROUND = {"claim", "due_late_writes", "fills", "scan"}
 PLAIN = ObjectAttributes(media_type="text/plain")
 # A key that a failed deletion may still reach is free when the doubt is over.
 AFTER_DOUBT = {"late_write_period": 0.2, "lock_timeout": 5.0}

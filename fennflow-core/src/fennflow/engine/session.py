@@ -279,7 +279,7 @@ class Session(Block):
         try:
             await self._finish(decision)
         except Exception as error:  # noqa: BLE001 - P9: the commit stands
-            self._leave_over(f"is committed and will be applied later:  {with_notes(error)}")
+            self._leave_over(f"is committed and will be applied later: {with_notes(error)}")
 
     async def _finish(self, decision: Decision) -> None:
         """Perform what is left to do, unless all is done (P6)."""
@@ -298,7 +298,7 @@ class Session(Block):
         """Leave to recovery what a commit could not end in time, and return what to raise."""
         late = f"compensation_timeout={self._grace} s were not enough after a cancellation."
         if self._tx.outcome is Outcome.COMMITTED:
-            self._leave_over(f"is committed and will be applied later:  {late}")
+            self._leave_over(f"is committed and will be applied later: {late}")
             return None
         if self._tx.outcome is Outcome.ABORTED:
             self._report_pending(self._tx.failure or cancellation, TimeoutError(late))
