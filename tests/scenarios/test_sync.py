@@ -34,7 +34,7 @@ from fennflow.paths import StoragePath
 from fennflow.reports import Finding
 from fennflow.repositories import RepoField
 from fennflow.sync import SyncUnitOfWork
-from fennflow.sync.portal import close
+from fennflow.sync.portal import Portal, close
 from stores import FullRepository, numbers
 
 
@@ -484,3 +484,21 @@ def test_a_config_belongs_to_a_unit_of_work_without_async_too() -> None:
         type("Bad", (SyncUnitOfWork,), {"config": 1})
     made = type("Good", (DeclaredWithoutAsync,), {"config": ConfigDict(lock_timeout=1)})
     assert issubclass(made, SyncUnitOfWork)
+
+
+def test_an_interruption_just_before_the_end_undoes_the_block(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A signal handler may raise in `__exit__`, before the loop is asked for the end."""
+    call = Portal.call
+
+    def interrupted(*_: object) -> None:
+        monkeypatch.setattr(Portal, "call", call)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), UOW.sync() as uow:
+        uow.files.put(text("1", "a"))
+        monkeypatch.setattr(Portal, "call", interrupted)
+    assert list(UOW.sync().transactions()) == []
+    with UOW.sync() as uow:
+        assert not uow.files.exists("a")
