@@ -748,9 +748,10 @@ async def test_what_it_enforces_is_found_by_trying(store: Store) -> None:
         found = await connector.capabilities(store.namespace)
     juicefs = store.server is not None and store.server.access_key == "tester"
     assert isinstance(store.config, ObstoreConnectorConfig)
+    local = store.config.scheme == "file"
     expected = (
         Capabilities(keeps_directories=True, hierarchical=True)
         if juicefs
-        else Capabilities(conditional_create=True, hierarchical=store.config.scheme == "file")
+        else Capabilities(conditional_create=True, hierarchical=local, short_names=local)
     )
     assert found == expected

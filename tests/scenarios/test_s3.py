@@ -25,6 +25,7 @@ from fennflow.exceptions import (
     ConfigException,
     ConnectorCapabilityException,
     ConnectorUnavailableException,
+    KeyException,
     MetadataException,
     NoSuchNamespaceException,
     ObjectChangedException,
@@ -555,3 +556,59 @@ async def test_an_upload_that_no_server_can_abort_holds_no_lock() -> None:
         async with uow_class() as uow:
             await uow.files.put(text("2", "a"))
         assert await store.objects() == {"a": b"2"}
+
+
+@pytest.mark.parametrize(
+    ("rule", "named"),
+    [
+        ({"Filter": {"Prefix": ""}, "Expiration": {"Days": 30}}, True),
+        (
+            {
+                "Filter": {"Prefix": ".fenn"},
+                "Transitions": [{"Days": 1, "StorageClass": "GLACIER"}],
+            },
+            True,
+        ),
+        ({"Filter": {"Prefix": "logs/"}, "Expiration": {"Days": 30}}, False),
+        (
+            {"Filter": {"Prefix": ""}, "NoncurrentVersionExpiration": {"NoncurrentDays": 9}},
+            False,
+        ),
+        (
+            {
+                "Filter": {"Prefix": ""},
+                "AbortIncompleteMultipartUpload": {"DaysAfterInitiation": 1},
+            },
+            False,
+        ),
+        ({"Filter": {"Prefix": ""}, "Expiration": {"Days": 30}, "Status": "Disabled"}, False),
+    ],
+)
+async def test_the_doctor_names_rules_that_delete_what_fennflow_keeps(
+    rule: Any,
+    named: bool,  # noqa: FBT001 - a parameter
+    request: pytest.FixtureRequest,
+) -> None:
+    store = await make_store("moto", request)
+    assert store.server is not None
+    rules: Any = {"Rules": [{"ID": "tidy", "Status": "Enabled", **rule}]}
+    async with raw_client(store.server) as client:
+        await client.put_bucket_lifecycle_configuration(
+            Bucket=store.namespace, LifecycleConfiguration=rules
+        )
+    problems = (await store.uow().diagnose()).problems
+    assert any("tidy" in each for each in problems) is named
+
+
+async def test_names_that_a_server_cannot_keep_are_refused_before_anything_is_journaled(
+    moto: S3Server,
+) -> None:
+    """SeaweedFS has no directories for users, and keeps names like a file system."""
+    claims = Capabilities(conditional_create=True, short_names=True)
+    store = Store(s3_config(moto, capabilities=claims), await new_bucket(moto), moto)
+    uow_class = store.uow(hide_pending=True)
+    async with uow_class() as uow:
+        with pytest.raises(KeyException, match="at most 255"):
+            await uow.files.put(text("1", "a/" + "x" * 256))
+        await uow.files.put(text("1", "a/" + "x" * 255))
+    assert list(await store.objects()) == ["a/" + "x" * 255]

@@ -403,6 +403,14 @@ class Connector(ABC):
         for upload in nothing:
             yield upload
 
+    async def rules_on(self, namespace: str, prefix: str) -> Sequence[str]:
+        """Return the names of rules of the bucket that delete or archive objects under a prefix.
+
+        Not abstract: most stores have no such rules, or do not show them; `doctor` asks.
+        """
+        del namespace, prefix
+        return ()
+
     async def presign(
         self,
         namespace: str,

@@ -150,6 +150,8 @@ class Capabilities:
             as keys that end in `/` (JuiceFS).
         hierarchical: the store is a file system: an object under `a` and one under `a/b` exclude each
             other, and a segment of a key has at most 255 bytes.
+        short_names: a segment of a key has at most 255 bytes, whether or not the store is
+            hierarchical.
         suspended: the namespace had versions once (S3: versioning `Suspended`), so that a deletion
             by key alone leaves a delete marker.
         checksums: a PUT takes the SHA-256 of its body in a header, and the store compares it (S3).
@@ -161,6 +163,7 @@ class Capabilities:
     versioned: bool = False
     keeps_directories: bool = False
     hierarchical: bool = False
+    short_names: bool = False
     suspended: bool = False
     checksums: bool = False
 

@@ -182,6 +182,8 @@ class NamespaceDiagnosis:
         unswept: why leftovers under the reserved prefix cannot be listed; None if they can.
         lists_uploads: whether the store has a listing of unfinished multipart uploads.
         catalogs: that write in it, the oldest first.
+        rules: names of lifecycle rules of the bucket that delete or archive what is under the
+            reserved prefix.
     """
 
     capabilities: Capabilities | None = None
@@ -192,6 +194,7 @@ class NamespaceDiagnosis:
     unswept: str | None = None
     lists_uploads: bool = True
     catalogs: Sequence[CatalogInfo] = ()
+    rules: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -25,7 +25,9 @@ async def probe(connector: ObstoreConnector, namespace: str, reserved_prefix: st
     key = f"{reserved_prefix}/probe/{uuid_utils.uuid7()}/object"
     await connector.put(namespace, key, b"1", TEXT)
     try:
-        hierarchical = await _excludes_keys_below(connector, namespace, key)
+        hierarchical = await _refuses_key(connector, namespace, f"{key}/below")
+        long = f"{key.rpartition('/')[0]}/{'x' * 256}"
+        short_names = await _refuses_key(connector, namespace, long)
         conditional_create = await _refuses(connector, namespace, key)
     finally:
         keeps_directories = await _delete(connector, namespace, key)
@@ -33,15 +35,15 @@ async def probe(connector: ObstoreConnector, namespace: str, reserved_prefix: st
         conditional_create=conditional_create,
         keeps_directories=keeps_directories,
         hierarchical=hierarchical,
+        short_names=short_names,
     )
 
 
-async def _excludes_keys_below(connector: ObstoreConnector, namespace: str, key: str) -> bool:
-    """Return whether nothing can be written below a key, as on a file system."""
-    below = f"{key}/below"
+async def _refuses_key(connector: ObstoreConnector, namespace: str, key: str) -> bool:
+    """Return whether nothing can be written under a key, as on a file system."""
     for last in (False, True):
         try:
-            await connector.put_once(namespace, below, b"1", TEXT)
+            await connector.put_once(namespace, key, b"1", TEXT)
         except BaseConnectorException as error:
             # Gateways answer 400, 409 or 500, which no attempt changes.
             if isinstance(error, ConnectorUnavailableException) and not error.ambiguous:
@@ -49,7 +51,7 @@ async def _excludes_keys_below(connector: ObstoreConnector, namespace: str, key:
             if last:
                 return True
         else:
-            await connector.delete_one(namespace, below)
+            await connector.delete_one(namespace, key)
             return False
     return False
 

@@ -46,6 +46,7 @@ from fennflow_s3.deleting import (
 )
 from fennflow_s3.downloads import Downloads
 from fennflow_s3.probe import probe
+from fennflow_s3.rules import rules_on
 from fennflow_s3.upload import Upload, size_of_part, split
 
 if TYPE_CHECKING:
@@ -401,6 +402,10 @@ class S3Connector(Connector):
                     )
 
     @override
+    async def rules_on(self, namespace: str, prefix: str) -> Sequence[str]:
+        return await rules_on(self._client, namespace, prefix)
+
+    @override
     async def presign(
         self,
         namespace: str,
@@ -434,7 +439,6 @@ class S3Connector(Connector):
         except NoSuchKeyException:
             return  # NoSuchUpload: completed, or aborted before
         except ConnectorCapabilityException:
-            # What waits for it would wait for ever.
             _logger.warning(
                 "%s cannot abort uploads, so the parts of an unfinished one for %s stay there.",
                 self.store_id,

@@ -51,7 +51,8 @@ async def probe(client: S3Client, bucket: str, reserved_prefix: str) -> Capabili
     try:
         await client.put_object(Bucket=bucket, Key=key, Body=b"1")
         checksums = await _checks(client, bucket, key)
-        hierarchical = await _excludes_keys_below(client, bucket, key)
+        hierarchical = await _refuses_key(client, bucket, _below(key))
+        short_names = await _refuses_key(client, bucket, _long(key))
         conditional_create = await _refused(
             client.put_object(Bucket=bucket, Key=key, Body=b"2", IfNoneMatch="*")
         )
@@ -75,6 +76,7 @@ async def probe(client: S3Client, bucket: str, reserved_prefix: str) -> Capabili
         versioned=versioning == "Enabled",
         keeps_directories=keeps_directories,
         hierarchical=hierarchical,
+        short_names=short_names,
         suspended=versioning == "Suspended",
         checksums=checksums,
     )
@@ -107,12 +109,12 @@ async def _copy_conditions(client: S3Client, bucket: str, key: str) -> bool:
     )
 
 
-async def _excludes_keys_below(client: S3Client, bucket: str, key: str) -> bool:
-    """Return whether nothing can be written below a key, as on a file system."""
+async def _refuses_key(client: S3Client, bucket: str, key: str) -> bool:
+    """Return whether nothing can be written under a key, as on a file system."""
     for last in (False, True):
         try:
             with sent_once():
-                await client.put_object(Bucket=bucket, Key=_below(key), Body=b"1")
+                await client.put_object(Bucket=bucket, Key=key, Body=b"1")
         except (ClientError, ConnectionClosedError) as error:
             # Gateways answer 400, 409 or 500, or break the connection, which no attempt changes.
             if isinstance(error, ClientError) and _status(error) in {
@@ -149,8 +151,13 @@ def _below(key: str) -> str:
     return f"{key}/below"
 
 
+def _long(key: str) -> str:
+    """Return a key with a name that is too long for a file system."""
+    return f"{key.rpartition('/')[0]}/{'x' * 256}"
+
+
 async def _batch_conditions(client: S3Client, bucket: str, key: str) -> bool:
-    objects: Any = [{"Key": key, "ETag": OTHER_ETAG}, {"Key": _below(key)}]
+    objects: Any = [{"Key": key, "ETag": OTHER_ETAG}, {"Key": _below(key)}, {"Key": _long(key)}]
     try:
         answer = await client.delete_objects(Bucket=bucket, Delete={"Objects": objects})
     except ClientError as error:
@@ -189,11 +196,12 @@ def _status(error: ClientError) -> int:
 async def _clean_up(client: S3Client, bucket: str, key: str, *, versions: bool) -> None:
     if not versions:
         # The batch may have been refused, with what it was to delete.
-        for each in (_below(key), key):
+        for each in (_below(key), _long(key), key):
             with suppress(ClientError):
                 await client.delete_object(Bucket=bucket, Key=each)
         return
-    listed = await client.list_object_versions(Bucket=bucket, Prefix=key)
+    directory = key.rpartition("/")[0]
+    listed = await client.list_object_versions(Bucket=bucket, Prefix=f"{directory}/")
     for version in [*listed.get("Versions", []), *listed.get("DeleteMarkers", [])]:
         await client.delete_object(
             Bucket=bucket,

@@ -58,7 +58,7 @@ async def diagnose(context: EngineContext, areas: Sequence[Area]) -> Diagnosis:
         namespaces=seen,
     )
     advice = [*_advice(context, diagnosis), *_shared(context, areas, seen)]
-    return replace(diagnosis, problems=(*_problems(seen), *left), advice=tuple(advice))
+    return replace(diagnosis, problems=(*_problems(context, seen), *left), advice=tuple(advice))
 
 
 async def _unfilled(context: EngineContext) -> list[str]:
@@ -160,6 +160,7 @@ async def _look(context: EngineContext, namespace: str) -> NamespaceDiagnosis:
         latency=latency,
         clock_skew=skew,
         catalogs=catalogs,
+        rules=await context.connector.rules_on(namespace, f"{context.config.reserved_prefix}/"),
     )
     prefix = f"{context.config.reserved_prefix}/"
     try:
@@ -181,7 +182,7 @@ async def _first(listing: AsyncIterator[object]) -> None:
             await listing.aclose()
 
 
-def _problems(seen: Mapping[str, NamespaceDiagnosis]) -> list[str]:
+def _problems(context: EngineContext, seen: Mapping[str, NamespaceDiagnosis]) -> list[str]:
     problems: list[str] = []
     for namespace, found in seen.items():
         if found.error is not None:
@@ -192,6 +193,13 @@ def _problems(seen: Mapping[str, NamespaceDiagnosis]) -> list[str]:
                 f"{namespace} drops metadata whose names contain underscores, so FennFlow cannot "
                 "recognise its own objects. Allow such headers in your proxy (nginx: "
                 "underscores_in_headers on)."
+            )
+        if found.rules:
+            problems.append(
+                f"Lifecycle rules of {namespace} delete or archive objects under "
+                f"{context.config.reserved_prefix}/: {', '.join(found.rules)}. Bytes of a committed "
+                "transaction are there until they are copied to their paths. Limit the rules to other "
+                "prefixes."
             )
         if found.unswept is not None:
             problems.append(

@@ -31,16 +31,12 @@ async def check_directories(tx: Transaction, namespace: str, keys: Sequence[str]
     Raises:
         KeyException: a segment is too long, or a key is below or above another one.
     """
-    if not tx.capabilities[namespace].hierarchical:
+    capabilities = tx.capabilities[namespace]
+    if capabilities.hierarchical or capabilities.short_names:
+        for key in keys:
+            _check_names(key)
+    if not capabilities.hierarchical:
         return
-    for key in keys:
-        long = [part for part in key.split("/") if len(part.encode()) > SEGMENT_BYTES]
-        if long:
-            message = (
-                f"Key {key!a} has a segment of {len(long[0].encode())} bytes; this store is a file "
-                f"system, which takes at most {SEGMENT_BYTES}. Choose another key; nothing was sent."
-            )
-            raise KeyException(message)
     _check_own(tx, namespace, keys)
     named = [ObjectKey(namespace, key) for key in keys]
     records = await tx.backend.records(named)
@@ -68,6 +64,16 @@ async def check_directories_again(tx: Transaction) -> None:
             new.setdefault(key.namespace, []).append(key.key)
     for namespace, keys in new.items():
         await _check_catalog(tx, namespace, keys)
+
+
+def _check_names(key: str) -> None:
+    long = [part for part in key.split("/") if len(part.encode()) > SEGMENT_BYTES]
+    if long:
+        message = (
+            f"Key {key!a} has a segment of {len(long[0].encode())} bytes; this store keeps names like "
+            f"a file system, which takes at most {SEGMENT_BYTES}. Choose another key; nothing was sent."
+        )
+        raise KeyException(message)
 
 
 def _above(key: str) -> list[str]:
