@@ -31,6 +31,8 @@ LEASE_TTL = 1.0
 WAITED_FOR = 30.0
 KILL = 9
 """SIGKILL; for Windows any number is as final."""
+NOTES = ".fennflow/catalogs/"
+"""Where each catalog that uses a bucket leaves a note, which stays."""
 XMLNS = "{http://s3.amazonaws.com/doc/2006-03-01/}"
 
 Texts = dict[str, str]
@@ -226,7 +228,11 @@ class _Demo:
     def _listed(self) -> Texts:
         listed = ET.fromstring(_http("GET", f"{self._server.url}/{BUCKET}?list-type=2"))  # noqa: S314 - of our server
         keys = [str(key.text) for key in listed.iter(f"{XMLNS}Key")]
-        return {key: _http("GET", f"{self._server.url}/{BUCKET}/{key}").decode() for key in keys}
+        return {
+            key: _http("GET", f"{self._server.url}/{BUCKET}/{key}").decode()
+            for key in keys
+            if not key.startswith(NOTES)
+        }
 
     def _say(self, title: str, text: str) -> None:
         if not self._quiet:
