@@ -134,4 +134,4 @@ async def test_a_bucket_is_probed_once_and_not_for_reading(moto_store: Store) ->
     # P15: the keys of one probe under the reserved prefix, and the question whether the bucket has versions.
     about_the_key = [request for request in seen if request.key.startswith(".fennflow/probe/")]
     assert len({request.key.split("/")[2] for request in about_the_key}) == 1
-    assert len(seen) <= 2 + 10
+    assert len(seen) <= 2 + 15
