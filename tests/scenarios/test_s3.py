@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fennflow import metadata
-from fennflow.backends import SqlalchemyBackendConfig
+from fennflow.backends import InMemoryBackendConfig, SqlalchemyBackendConfig
 from fennflow.config import ConnectorConfig
 from fennflow.connectors import Capabilities, Location, ObjectAttributes, S3ConnectorConfig
 from fennflow.exceptions import (
@@ -354,7 +354,7 @@ async def test_an_archive_class_is_given_at_the_last_copy(
     extra = {"StorageClass": "DEEP_ARCHIVE"}
     body = b"2" * size
     new = BinaryContent(data=body, media_type="a/b", filename="a")
-    uow_class = store.uow(lock_timeout=0.0)
+    uow_class = store.uow(lock_timeout=0.0, backend=InMemoryBackendConfig(name=store.namespace))
     async with uow_class() as uow:
         await uow.files.put(BinaryContent(data=b"1", media_type="a/b", filename="a"))
         await uow.files.put(BinaryContent(data=body, media_type="a/b", filename="source"))
@@ -497,7 +497,8 @@ async def test_an_upload_for_a_key_that_xml_cannot_hold_does_not_stop_clean_up(
     async with store.connector() as connector:
         found = [each.key async for each in connector.uploads(store.namespace, ".fennflow/")]
     assert sorted(found) == sorted(keys)
-    assert (await store.uow().recover()).problems == ()
+    uow_class = store.uow(backend=InMemoryBackendConfig(name=store.namespace))
+    assert (await uow_class.recover()).problems == ()
 
 
 @pytest.mark.parametrize("host", ["under_score..a", "a b", "ann:Pl4in@h"])

@@ -314,6 +314,8 @@ from fennflow.exceptions import ConnectorCapabilityException, TransactionExcepti
 from fennflow.files import StreamContent, TextContent
 from fennflow.repositories import CrudRepository, RepoField
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # what runs in the background ignores it
+
 class UOW(UnitOfWork):
     files = RepoField(CrudRepository, namespace="files")
     config = ConfigDict(backend=SqlalchemyBackendConfig(url="sqlite:///app.db"))

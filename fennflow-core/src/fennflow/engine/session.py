@@ -176,7 +176,7 @@ class Session(Block):
             if work.cancelled():
                 late = TimeoutError(f"compensation_timeout={self._grace} s were not enough.")
                 self._report_pending(cause or cancellation, late)
-            cancellation = await self._call_back(cause or error, wait, cancellation)
+            cancellation = await self._call_back(cause or error, wait, cancellation, raises=True)
         self._tx = self._begin()
         if error is not None:
             raise error
@@ -388,6 +388,8 @@ class Session(Block):
         cause: BaseException | None,
         wait: _Wait,
         cancellation: asyncio.CancelledError | None,
+        *,
+        raises: bool = False,
     ) -> asyncio.CancelledError | None:
         """Undo the user's own steps, and call back; what takes longer than the wait goes on alone.
 
@@ -395,6 +397,7 @@ class Session(Block):
             cause: what is to be raised; gets what went wrong as notes.
             wait: how long the caller still waits once it was cancelled.
             cancellation: that arrived before.
+            raises: whether the caller raises the last cancellation, which then gets the notes.
 
         Returns:
             the last cancellation.
@@ -406,6 +409,8 @@ class Session(Block):
             tx.callbacks, tx.outcome, tx.transaction_id
         )
         waiting, again = await shielded(aftermath.wait(), grace=wait.left, grace_started=wait.begun)
+        if cause is None and raises:
+            cause = again or cancellation
         for note in aftermath.leave() if waiting.cancelled() else aftermath.notes:
             if cause is None:
                 warnings.warn(CompensationPendingWarning(note), stacklevel=2)
