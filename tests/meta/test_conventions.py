@@ -128,7 +128,7 @@ def test_no_module_outgrows_what_can_be_read_in_one_sitting() -> None:
     long = {
         str(path.relative_to(ROOT)): lines
         for path in ROOT.glob("fennflow-*/src/**/*.py")
-        if (lines := (text := path.read_text()).count("\n")) > 450
+        if (lines := (text := path.read_text()).count("\n")) > 700
         and "do not edit" not in text.partition("\n")[0]  # it is generated, and read by none
     }
     assert long == {}
