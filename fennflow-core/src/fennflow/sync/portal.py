@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import os
+import sys
 import threading
 import time
 from collections import deque
@@ -269,6 +270,11 @@ class Portal:
                 self.loop = runner.get_loop()
                 self.loop.call_soon(ready.set)
                 runner.run(self._stop_requested())
+        except RuntimeError:
+            # To wait for the threads of the loop, which is closed by now, asyncio starts a thread.
+            # Python 3.12 starts none at exit, and waits for those threads itself.
+            if not (_ending and sys.version_info[:2] == (3, 12) and self.loop.is_closed()):
+                raise
         finally:
             for call in list(self.calls):
                 call.end(closed())
