@@ -301,7 +301,7 @@ from {module} import {name}
 metadata = sqlalchemy.MetaData()
 sqlalchemy.Table("letters", metadata, sqlalchemy.Column("id", sqlalchemy.Integer, primary_key=True))
 url = context.config.get_main_option("sqlalchemy.url")
-with sqlalchemy.create_engine(url).connect() as connection:
+with sqlalchemy.create_engine(url, poolclass=sqlalchemy.NullPool).connect() as connection:
     context.configure(connection=connection, target_metadata=metadata, {name}={name})
     with context.begin_transaction():
         context.run_migrations()
