@@ -23,6 +23,7 @@ SOURCES = [f"{package}/src" for package in PACKAGES]
 PORTABLE = "not (packaging or docs or crashes or thorough or once)"
 PORTABLE_STORES = (
     "not (juicefs or seaweedfs or strict or versioned or suspended or weak or obstore)"
+    " and (contract or not (moto or postgresql or psycopg))"
 )
 
 # Interpreters are used where they are installed; uv must not download any.
@@ -97,7 +98,7 @@ def tests(session: nox.Session) -> None:
 
 @nox.session(python=PYTHONS[1:])
 def pythons(session: nox.Session) -> None:
-    """Run on each other Python what can differ between them: in memory, on SQLite, and on moto."""
+    """Run on each other Python what can differ: in memory and on SQLite, contracts on servers too."""
     sync(session, "test")
     session.run("pytest", "-m", PORTABLE, "-k", PORTABLE_STORES, *session.posargs)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import pytest
@@ -40,6 +40,8 @@ if TYPE_CHECKING:
     from types_aiobotocore_s3 import S3Client
 
 numbers = itertools.count(1)
+answers: dict[tuple[str, str], Capabilities] = {}
+"""What the probe has found out of each server and kind of bucket: other tests are about the probe."""
 SESSION = AioSession()  # keeps what it has parsed of botocore's data, which takes 70 ms
 
 WEAK = Capabilities()
@@ -189,6 +191,10 @@ async def new_bucket(
 
 
 async def make_store(kind: str, request: pytest.FixtureRequest, **changes: Any) -> Store:
+    """Return an empty bucket on a kind of server, whose probe is asked once for all tests.
+
+    Tests about the probe ask for it by `capabilities=None`.
+    """
     if kind.startswith("memory"):
         capabilities = {
             "memory-weak": WEAK,
@@ -208,4 +214,11 @@ async def make_store(kind: str, request: pytest.FixtureRequest, **changes: Any) 
         return Store(obstore_config(server, **changes), await new_bucket(server), server)
     server = request.getfixturevalue(kind.partition("-")[0])
     bucket = await new_bucket(server, versioning=VERSIONING.get(kind))
-    return Store(s3_config(server, **changes), bucket, server)
+    store = Store(s3_config(server, **changes), bucket, server)
+    if "capabilities" in changes:
+        return store
+    if (server.url, kind) not in answers:
+        async with store.connector() as connector:
+            answers[server.url, kind] = await connector.capabilities(bucket)
+    known = answers[server.url, kind]
+    return replace(store, config=s3_config(server, capabilities=known, **changes))

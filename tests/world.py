@@ -148,6 +148,8 @@ class SimulatedFaults(faults.Faults):
             return None
         self.world.fate = Fate.WORKS
         self.world.trouble[self.process] += 1
+        if operation.name in WRITES:
+            self.world.ambiguous = True  # a connection that broke: the sender cannot know
         self.world.note(f"{self.process} {operation.name} {operation.keys[0]} is cut off")
         return 1
 

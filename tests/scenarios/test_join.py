@@ -102,8 +102,10 @@ class Joint:
 
 
 @asynccontextmanager
-async def jointly(database: str, request: pytest.FixtureRequest) -> AsyncGenerator[Joint]:
-    site = await make_site("moto", database, request)
+async def jointly(
+    database: str, request: pytest.FixtureRequest, *, store: str = "strict"
+) -> AsyncGenerator[Joint]:
+    site = await make_site(store, database, request)
     engine = create_async_engine(site.backend.url.get_secret_value())
     async with engine.begin() as connection:
         await connection.run_sync(Base.metadata.drop_all)
@@ -119,7 +121,8 @@ async def jointly(database: str, request: pytest.FixtureRequest) -> AsyncGenerat
 @asynccontextmanager
 async def jointly_by_thread(driver: str, request: pytest.FixtureRequest) -> AsyncGenerator[Joint]:
     """Join sessions that are used without `async`, on drivers of their own."""
-    async with jointly("sqlite" if driver == "pysqlite" else "postgresql", request) as joint:
+    database = "sqlite" if driver == "pysqlite" else "postgresql"
+    async with jointly(database, request, store="memory") as joint:
         url = joint.engine.url
         engine = create_engine(url.set(drivername=f"{url.get_backend_name()}+{driver}"))
         uow_class = cast("type[FullUOW]", ThreadedUnits(joint.uow_class))
@@ -137,16 +140,16 @@ async def jointly_by_thread(driver: str, request: pytest.FixtureRequest) -> Asyn
 
 
 @pytest.fixture(params=["sqlite", "postgresql", "pysqlite", "psycopg"])
-async def joint(request: pytest.FixtureRequest, moto: S3Server) -> AsyncGenerator[Joint]:
-    del moto
+async def joint(request: pytest.FixtureRequest, strict: S3Server) -> AsyncGenerator[Joint]:
+    del strict
     kind = jointly if request.param in {"sqlite", "postgresql"} else jointly_by_thread
     async with kind(request.param, request) as joint:
         yield joint
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
-async def async_joint(request: pytest.FixtureRequest, moto: S3Server) -> AsyncGenerator[Joint]:
-    del moto
+async def async_joint(request: pytest.FixtureRequest, strict: S3Server) -> AsyncGenerator[Joint]:
+    del strict
     async with jointly(request.param, request) as joint:
         yield joint
 
@@ -303,12 +306,12 @@ async def test_callbacks_of_a_block_without_files_know_the_outcome(joint: Joint)
 
 async def test_a_decision_that_another_transaction_holds_up_is_looked_for_again_soon(
     request: pytest.FixtureRequest,
-    moto: S3Server,
+    strict: S3Server,
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """P5, P26: not after `recovery_interval` alone; on SQLite, one writer keeps all others out."""
-    del moto
+    del strict
     monkeypatch.setattr(
         recovery, "DEAD_HOLDER_CHECK_INTERVAL", 1.0
     )  # time for the other to be there first
@@ -636,11 +639,11 @@ async def test_what_cannot_begin_is_refused(joint: Joint) -> None:
 
 @pytest.mark.parametrize("written_before", [False, True])
 async def test_a_catalog_is_filled_before_a_joined_block_writes_to_the_database(
-    request: pytest.FixtureRequest, moto: S3Server, *, written_before: bool
+    request: pytest.FixtureRequest, strict: S3Server, *, written_before: bool
 ) -> None:
     """SQLite has one writer: once the user's own transaction has written, it cannot be filled."""
-    site = await make_site("moto", "sqlite", request)
-    async with raw_client(moto) as client:
+    site = await make_site("strict", "sqlite", request)
+    async with raw_client(strict) as client:
         await client.put_object(Bucket=site.store.namespace, Key="old", Body=b"old")
     engine = create_async_engine(site.backend.url.get_secret_value())
     async with engine.begin() as connection:
@@ -666,15 +669,15 @@ async def test_a_catalog_is_filled_before_a_joined_block_writes_to_the_database(
 @pytest.mark.parametrize("tables", [False, True])
 async def test_a_catalog_that_waits_for_the_users_own_transaction_names_the_way_out(
     request: pytest.FixtureRequest,
-    moto: S3Server,
+    strict: S3Server,
     monkeypatch: pytest.MonkeyPatch,
     *,
     tables: bool,
 ) -> None:
     monkeypatch.setattr("fennflow_sqlalchemy.engines.SHORTEST_LOCK_WAIT", 0.3)
-    site = await make_site("moto", "sqlite", request)
+    site = await make_site("strict", "sqlite", request)
     site = replace(site, settings={**site.settings, "lock_timeout": 0.3})
-    async with raw_client(moto) as client:
+    async with raw_client(strict) as client:
         await client.put_object(Bucket=site.store.namespace, Key="old", Body=b"old")
     engine = create_async_engine(site.backend.url.get_secret_value())
     async with engine.begin() as connection:
@@ -730,9 +733,9 @@ async def test_a_snapshot_from_before_the_journal_rows_does_not_matter(
 
 
 async def test_an_overwrite_that_a_snapshot_cannot_see_is_a_conflict(
-    request: pytest.FixtureRequest, moto: S3Server
+    request: pytest.FixtureRequest, strict: S3Server
 ) -> None:
-    del moto
+    del strict
     async with jointly("postgresql", request) as joint:
         async with joint.uow_class() as uow:
             await uow.files.put(text("1", "a"))
@@ -891,10 +894,10 @@ async def test_a_joined_block_waits_for_no_other_transaction_without_limit(
 
 
 async def test_what_failed_in_the_joined_transaction_is_named(
-    request: pytest.FixtureRequest, moto: S3Server
+    request: pytest.FixtureRequest, strict: S3Server
 ) -> None:
     """PostgreSQL refuses all that follows a failed statement, even if its error was caught."""
-    del moto
+    del strict
     async with jointly("postgresql", request) as joint, joint.session() as session:
         with pytest.raises(TransactionException, match="failed before"):
             async with joint.uow_class(join=session) as uow:
@@ -905,9 +908,9 @@ async def test_what_failed_in_the_joined_transaction_is_named(
 
 
 async def test_the_users_own_patience_is_set_again(
-    request: pytest.FixtureRequest, moto: S3Server
+    request: pytest.FixtureRequest, strict: S3Server
 ) -> None:
-    del moto
+    del strict
     async with jointly("postgresql", request) as joint:
         async with joint.session() as session, session.begin():
             await session.execute(sql("SET LOCAL lock_timeout = '7s'"))

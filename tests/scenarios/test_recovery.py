@@ -369,6 +369,11 @@ async def test_one_refusal_does_not_stop_the_clean_up_of_the_rest(
     places = [ObjectKey("bucket", "denied"), ObjectKey("bucket", "z"), ObjectKey("gone", "a")]
     async with catalog_of(refusing) as backend:
         await leave_late_writes(refusing, backend, *places)
+
+        async def due() -> bool:
+            return len(await backend.due_late_writes(after=None, limit=10)) == len(places)
+
+        await eventually(due)
         staged = f".fennflow/{backend.catalog_id}/{uuid_utils.uuid7()}/1"
         async with refusing.connector() as connector:
             attributes = ObjectAttributes(media_type="text/plain")

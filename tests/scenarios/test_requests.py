@@ -118,7 +118,8 @@ async def test_rolling_back_overwrites_is_a_put_each_and_one_batch_delete(
     assert counted(seen) == {"PUT": 100, "BATCH DELETE": 1}
 
 
-async def test_a_bucket_is_probed_once_and_not_for_reading(moto_store: Store) -> None:
+async def test_a_bucket_is_probed_once_and_not_for_reading(request: pytest.FixtureRequest) -> None:
+    moto_store = await make_store("moto", request, capabilities=None)
     assert moto_store.server is not None
     uow_class = moto_store.uow()
     with moto_store.server.watched() as seen:

@@ -449,7 +449,7 @@ async def test_what_was_probed_is_known_to_the_next_process(
     request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
     """P15: kept in a durable backend's catalog, for a day and for this endpoint."""
-    store = await make_store("juicefs", request)
+    store = await make_store("juicefs", request, capabilities=None)
     backend = SqlalchemyBackendConfig(url=f"sqlite:///{tmp_path}/fennflow.db")
     probes: list[str] = []
 
