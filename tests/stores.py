@@ -23,6 +23,7 @@ from fennflow.connectors import (
 )
 from fennflow.exceptions import NoSuchKeyException
 from fennflow.repositories import (
+    AdoptRepository,
     CopyRepository,
     CreateRepository,
     CrudRepository,
@@ -79,6 +80,7 @@ class FullRepository(
     GeneratePresignedUrlRepository,
     GeneratePresignedUrlPrefixRepository,
     StreamRepository,
+    AdoptRepository,
 ):
     """All that a repository can do."""
 

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import hashlib
+import json
 from collections.abc import Mapping
+from typing import Any
 from urllib.error import HTTPError
 from urllib.parse import parse_qs, urlsplit
 from urllib.request import Request, urlopen
@@ -15,6 +19,7 @@ from fennflow.backends import InMemoryBackendConfig
 from fennflow.connectors import PresignMethod
 from fennflow.exceptions import (
     ConnectorCapabilityException,
+    FileException,
     KeyException,
     NoSuchKeyException,
     RecordAlreadyExistsException,
@@ -43,6 +48,18 @@ async def fetch(
             return found
 
     return await asyncio.to_thread(send)
+
+
+def signed_headers(url: str) -> set[str]:
+    return set(parse_qs(urlsplit(url).query)["X-Amz-SignedHeaders"][0].split(";"))
+
+
+async def refused(url: str, body: bytes, headers: Mapping[str, str]) -> int:
+    """Return the status of an upload that fails."""
+    with pytest.raises(HTTPError) as caught:
+        await fetch(url, body, headers)
+    caught.value.close()
+    return caught.value.code
 
 
 @pytest.fixture(params=["moto", "moto-versioned", "juicefs"])
@@ -103,9 +120,8 @@ async def test_an_upload_by_url_replaces_nothing_that_was_committed_meanwhile(
     uow_class = store.uow()
     async with uow_class() as uow:
         urls = await uow.files.generate_presigned_url("a", "b", method="PUT")
-    assert urls.headers == {"If-None-Match": "*"}
-    signed = parse_qs(urlsplit(urls[0]).query)["X-Amz-SignedHeaders"]
-    assert signed == ["host;if-none-match"]
+    assert urls.headers["If-None-Match"] == "*"
+    assert "if-none-match" in signed_headers(urls[0])
     async with uow_class() as uow:
         await uow.files.put(text("committed", "a"))
     with pytest.raises(HTTPError) as caught:
@@ -119,13 +135,134 @@ async def test_an_upload_by_url_replaces_nothing_that_was_committed_meanwhile(
     assert await store.objects() == {"a": b"committed", "b": b"by url"}
 
 
-async def test_a_connector_that_cannot_sign_the_condition_gives_no_url_for_uploads(
+async def test_a_url_binds_size_type_bytes_and_metadata_of_the_upload(juicefs_store: Store) -> None:
+    """JuiceFS takes metadata headers that are not signed; those that make a stamp are."""
+    async with juicefs_store.uow()() as uow:
+        urls = await uow.files.generate_presigned_url(
+            "a", method="PUT", media_type="video/mp4", size=3
+        )
+    [url] = urls
+    assert signed_headers(url) >= {
+        "content-length",
+        "content-type",
+        "x-amz-meta-fennflow_transaction",
+    }
+    stamp = {
+        "x-amz-meta-fennflow_transaction": "01890000-0000-7000-8000-000000000000",
+        "x-amz-meta-fennflow_seq": "1",
+    }
+    for body, headers in (
+        (b"one", {"Content-Type": "text/html"}),
+        (b"more", {}),
+        (b"one", stamp),
+    ):
+        assert await refused(url, body, {**urls.headers, **headers}) == 403
+    unsent = {name: value for name, value in urls.headers.items() if "meta" not in name}
+    assert await refused(url, b"one", unsent) == 400
+    # What is encoded cannot replace what has a header of its own.
+    text = json.dumps({name.removeprefix("x-amz-meta-"): value for name, value in stamp.items()})
+    encoded = base64.urlsafe_b64encode(text.encode()).decode()
+    await fetch(url, b"one", {**urls.headers, "x-amz-meta-fennflow_encoded": encoded})
+    async with juicefs_store.uow()() as uow:
+        info = await uow.files.adopt("a")
+        assert (info.size, info.media_type, info.metadata) == (3, "video/mp4", {})
+
+
+async def test_a_url_binds_the_checksum_of_the_upload(
+    request: pytest.FixtureRequest, moto_store: Store
+) -> None:
+    async with moto_store.uow()() as uow:
+        with pytest.raises(ConnectorCapabilityException, match="does not compare checksums"):
+            await uow.files.generate_presigned_url("a", method="PUT", sha256="0" * 64)
+    store = await make_store("strict", request)
+    async with store.uow()() as uow:
+        urls = await uow.files.generate_presigned_url(
+            "a", method="PUT", sha256=hashlib.sha256(b"one").hexdigest()
+        )
+    assert "x-amz-checksum-sha256" in signed_headers(urls[0])
+    assert await refused(urls[0], b"two", urls.headers) == 400
+    await fetch(urls[0], b"one", urls.headers)
+    assert await store.objects() == {"a": b"one"}
+
+
+async def test_a_connector_that_signs_no_headers_gives_no_url_that_needs_them(
     request: pytest.FixtureRequest,
 ) -> None:
     store = await make_store("obstore-moto", request)
+    page = TextContent.from_content("<script>", filename="a.html", media_type="text/html")
     async with store.uow()() as uow:
         with pytest.raises(ConnectorCapabilityException, match="signs no headers"):
             await uow.files.generate_presigned_url("a", method="PUT")
+        await uow.files.put(page, text("b", "b.txt"))
+    async with store.uow()() as uow:
+        with pytest.raises(ConnectorCapabilityException, match="inline=True"):
+            await uow.files.generate_presigned_url("a.html")
+        with pytest.raises(ConnectorCapabilityException, match="signs no headers"):
+            await uow.files.generate_presigned_url("b.txt", download_as="c.txt")
+        urls = await uow.files.generate_presigned_url("a.html", "b.txt", inline=True)
+        assert [await fetch(url) for url in urls] == [b"<script>", b"b"]
+
+
+async def test_browsers_save_what_they_could_run_and_what_is_to_be_saved(moto_store: Store) -> None:
+    uow_class = moto_store.uow()
+
+    def asked(url: str) -> dict[str, str]:
+        query = {name: value for name, [value] in parse_qs(urlsplit(url).query).items()}
+        return {
+            name.removeprefix("response-content-"): value
+            for name, value in query.items()
+            if name.startswith("response-")
+        }
+
+    page = TextContent.from_content("<script>", filename="d/ü.html", media_type="text/html")
+    async with uow_class() as uow:
+        await uow.files.put(page, text("b", "b.txt"))
+        await uow.files.put(
+            page.model_copy(update={"filename": "saved.html"}),
+            connector_extra={"ContentDisposition": "attachment; filename=mine"},
+        )
+    async with uow_class() as uow:
+        sign = uow.files.generate_presigned_url
+        [html, plain, saved] = await sign("d/ü.html", "b.txt", "saved.html")
+        saving = {"type": "text/html", "disposition": "attachment; filename*=UTF-8''%C3%BC.html"}
+        assert asked(html) == saving
+        assert asked(plain) == {"type": "text/plain"}
+        assert asked(saved)["disposition"] == "attachment; filename=mine"
+        assert asked((await sign("d/ü.html", inline=True))[0]) == {"type": "text/html"}
+        [named] = await sign("b.txt", download_as='re"port\r\n.txt', media_type="text/csv")
+        assert asked(named) == {
+            "type": "text/csv",
+            "disposition": "attachment; filename*=UTF-8''re%22port%0D%0A.txt",
+        }
+        [by_prefix] = await uow.files.generate_presigned_url_prefix("d/")
+        assert asked(by_prefix) == saving
+
+        def look() -> tuple[str | None, str | None]:
+            with urlopen(named) as answer:
+                return answer.headers["Content-Type"], answer.headers["Content-Disposition"]
+
+        assert await asyncio.to_thread(look) == (asked(named)["type"], asked(named)["disposition"])
+
+
+async def test_options_of_the_other_method_and_what_cannot_be_bound_are_refused(
+    moto_store: Store,
+) -> None:
+    wrong: list[dict[str, Any]] = [
+        {"method": "PUT", "download_as": "a"},
+        {"method": "PUT", "inline": True},
+        {"size": 3},
+        {"sha256": "0" * 64},
+        {"method": "PUT", "size": -1},
+        {"method": "PUT", "size": True},
+        {"method": "PUT", "sha256": "x"},
+        {"method": "PUT", "media_type": "no type\r\n"},
+        {"media_type": "text/html\r\nX: y"},
+        {"download_as": 3},
+    ]
+    async with moto_store.uow()() as uow:
+        for options in wrong:
+            with pytest.raises((ConnectorCapabilityException, FileException)):
+                await uow.files.generate_presigned_url("a", **options)
 
 
 @pytest.mark.parametrize("method", ["GET", "PUT"])
@@ -198,7 +335,8 @@ async def test_a_url_is_good_for_its_key_and_its_method_alone(juicefs_store: Sto
     uow_class = await seeded(juicefs_store)
     async with uow_class() as uow:
         [url] = await uow.files.generate_presigned_url("b")
-        [upload] = await uow.files.generate_presigned_url("new", method="PUT")
+        uploads = await uow.files.generate_presigned_url("new", method="PUT")
+    [upload] = uploads
     before = await juicefs_store.objects()
     other_key = url.replace("/b?", "/a/2?")
     longer = url.replace("X-Amz-Expires=", "X-Amz-Expires=9")
@@ -207,7 +345,7 @@ async def test_a_url_is_good_for_its_key_and_its_method_alone(juicefs_store: Sto
     assert upload != other_upload
     for tried, body in ((other_key, None), (longer, None), (url, b"2"), (other_upload, b"2")):
         with pytest.raises(HTTPError) as caught:
-            await fetch(tried, body)
+            await fetch(tried, body, uploads.headers)
         caught.value.close()
         assert caught.value.code == 403
     assert await juicefs_store.objects() == before

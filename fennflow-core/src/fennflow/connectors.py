@@ -36,7 +36,9 @@ from fennflow.objects import (
     Location,
     ObjectAttributes,
     PendingUpload,
+    PresignedRequest,
     StoredObject,
+    UploadTerms,
     check_attributes,
     headers_of,
 )
@@ -68,10 +70,12 @@ __all__ = [
     "ObstoreConnectorConfig",
     "PendingUpload",
     "PresignMethod",
+    "PresignedRequest",
     "ProbeMemory",
     "S3ConnectorConfig",
     "StoredObject",
     "UploadCallback",
+    "UploadTerms",
     "check_attributes",
     "check_etag",
     "headers_of",
@@ -119,6 +123,9 @@ class Connector(ABC):
     copies_through_client: bool = False
     """Whether a copy is a GET and a PUT of this process. Deleting the source does not stop a PUT that
     arrives late, so the key stays locked after an ambiguous one (protocol P20 c)."""
+    signs_headers: bool = True
+    """Whether presigned URLs bind headers, those of an upload and those of the answer to a download.
+    Without that there are none for uploads, and for downloads only of files that no browser runs."""
     stream_threshold: int = 8 << 20
     """Bytes from which on the body of a stream goes to `upload`; a shorter one goes whole to `put`."""
 
@@ -418,9 +425,10 @@ class Connector(ABC):
         *,
         method: PresignMethod,
         expires_in: float,
-        if_none_match: bool = False,
-    ) -> str:
-        """Return a URL that lets its holder read or write one object for a limited time.
+        terms: UploadTerms | None = None,
+        response_headers: Mapping[str, str] | None = None,
+    ) -> PresignedRequest:
+        """Return a request by which its holder reads or writes one object for a limited time.
 
         Not abstract: most stores have no such thing.
 
@@ -429,14 +437,14 @@ class Connector(ABC):
             location: its key, and for reading maybe a version id, which the URL then names.
             method: `GET` or `PUT`.
             expires_in: seconds from now.
-            if_none_match: `PUT` only where no object is; the client sends `If-None-Match: *`, and
-                the signature covers it. Given only where `conditional_create` says so.
+            terms: of a `PUT`; the signature covers them. Given only where `signs_headers`.
+            response_headers: of a `GET`: `Content-Type` and `Content-Disposition` of the answer,
+                whatever was stored. Given only where `signs_headers`.
 
         Raises:
-            ConnectorCapabilityException: the store has no such URLs, or not for so long, or
-                cannot sign the condition.
+            ConnectorCapabilityException: the store has no such URLs, or not for so long.
         """
-        del method, expires_in, if_none_match
+        del method, expires_in, terms, response_headers
         message = (
             f"{type(self).__name__} has no presigned URLs, asked for {namespace}/{location.key}. "
             "Use a connector that has them, for instance S3."

@@ -17,6 +17,7 @@ from fennflow.exceptions import (
     FileException,
     MetadataException,
 )
+from fennflow.printable import brief
 
 if TYPE_CHECKING:
     from fennflow.exceptions import BaseConnectorException
@@ -29,7 +30,9 @@ __all__ = [
     "Location",
     "ObjectAttributes",
     "PendingUpload",
+    "PresignedRequest",
     "StoredObject",
+    "UploadTerms",
     "check_attributes",
     "headers_of",
 ]
@@ -39,6 +42,7 @@ MEDIA_TYPE = r"[A-Za-z0-9!#$&^_.+-]+/[A-Za-z0-9!#$&^_.+-]+( *;[\x20-\x7e]*)?"
 UNKNOWN_MEDIA_TYPE = "application/octet-stream"
 
 _MEDIA_TYPE = re.compile(MEDIA_TYPE)
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 _HEADERS = {
     name.replace("-", "").lower(): name
@@ -78,6 +82,34 @@ def media_type_of(stored: str) -> str:
     return stored if _MEDIA_TYPE.fullmatch(stored) else UNKNOWN_MEDIA_TYPE
 
 
+def check_media_type(media_type: object) -> None:
+    """Reject what is not a media type; called before any I/O.
+
+    Raises:
+        FileException: it is not one.
+    """
+    if not isinstance(media_type, str) or not _MEDIA_TYPE.fullmatch(media_type):
+        message = f"{media_type!a} is not a media type such as text/plain. Nothing was sent."
+        raise FileException(message)
+
+
+def check_terms(terms: UploadTerms) -> None:
+    """Reject what no upload can be bound to; called before any I/O.
+
+    Raises:
+        FileException: the media type, the size or the checksum is not one.
+    """
+    if terms.media_type is not None:
+        check_media_type(terms.media_type)
+    size, sha256 = cast("object", terms.size), cast("object", terms.sha256)
+    if size is not None and (not isinstance(size, int) or isinstance(size, bool) or size < 0):
+        message = f"size={brief(size)} is not a number of bytes."
+        raise FileException(message)
+    if sha256 is not None and not (isinstance(sha256, str) and _SHA256.fullmatch(sha256)):
+        message = f"sha256={brief(sha256)} is not 64 hexadecimal digits."
+        raise FileException(message)
+
+
 def check_attributes(attributes: ObjectAttributes) -> None:
     """Reject attributes that no store can hold; called before any I/O.
 
@@ -87,10 +119,7 @@ def check_attributes(attributes: ObjectAttributes) -> None:
         ConnectorCapabilityException: an option that is not a JSON value, or has a line break, another
             control character or a lone surrogate.
     """
-    media_type = cast("object", attributes.media_type)
-    if not isinstance(media_type, str) or not _MEDIA_TYPE.fullmatch(media_type):
-        message = f"{media_type!a} is not a media type such as text/plain. Nothing was sent."
-        raise FileException(message)
+    check_media_type(attributes.media_type)
     for name, value in cast("Mapping[object, object]", attributes.metadata).items():
         if not _is_text(name) or not _is_text(value):
             message = f"Metadata {name!a} is not a text that UTF-8 can hold. Nothing was sent."
@@ -264,6 +293,38 @@ class PendingUpload:
     key: str
     upload_id: str
     modified_at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UploadTerms:
+    """What the signature of an upload binds. What it does not bind is the uploader's choice.
+
+    Args:
+        media_type: the only one that the upload may have; None for any.
+        metadata: what the upload has to have.
+        size: in bytes; None for any.
+        sha256: hexadecimal, of the bytes; None for any. Given only where `Capabilities.checksums`.
+        if_none_match: only where no object is. Given only where `Capabilities.conditional_create`.
+    """
+
+    media_type: str | None = None
+    metadata: Mapping[str, str] = field(default_factory=dict[str, str])
+    size: int | None = None
+    sha256: str | None = None
+    if_none_match: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PresignedRequest:
+    """A request that anyone who has it may send for a limited time.
+
+    Args:
+        url: where to; its signature covers the headers.
+        headers: to send with it, exactly. `Content-Length` is not named: clients send it anyway.
+    """
+
+    url: str
+    headers: Mapping[str, str] = field(default_factory=dict[str, str])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

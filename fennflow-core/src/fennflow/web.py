@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from email.utils import format_datetime
 from http import HTTPStatus
 from typing import Any
-from urllib.parse import quote
 
+from fennflow.dispositions import disposition
 from fennflow.exceptions import ConfigException, FileException
 from fennflow.objects import headers_of, media_type_of, utc
 from fennflow.responses import ObjectInfo
@@ -25,13 +25,7 @@ __all__ = ["Answer", "answer_for", "fastapi_dependency", "litestar_dependency"]
 _RANGE = re.compile(r"bytes=(?:([0-9]{1,18})-([0-9]{0,18})|-([0-9]{1,18}))")
 
 _VISIBLE = re.compile(r"[\x20-\x7e]+")
-# Browsers ignore a type of disposition with any other character in it, and show the file.
-_SAVED = re.compile(r"attachment *(?:;.*)?", re.IGNORECASE)
 _ON_EVERY_ANSWER = frozenset({"Cache-Control", "Expires"})
-_PASSIVE = frozenset(
-    {"application/json", "application/pdf", "text/csv", "text/markdown", "text/plain"}
-)
-_PASSIVE_FAMILIES = frozenset({"audio", "font", "image", "video"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,17 +111,15 @@ def answer_for(
         "X-Content-Type-Options": "nosniff",
     }
     stored = headers_of(info.headers)
-    disposition = stored.pop("Content-Disposition", None)
+    kept = stored.pop("Content-Disposition", None)
     reply |= {name: value for name, value in stored.items() if name in _ON_EVERY_ANSWER}
     known = [each.strip().removeprefix("W/") for each in asked.get("if-none-match", "").split(",")]
     if etag in known or known == ["*"]:
         return Answer(HTTPStatus.NOT_MODIFIED, reply, 0, 0)
     media_type = media_type_of(info.media_type)
-    saved = _SAVED.fullmatch(disposition or "")
-    if download_as is not None or not (inline or saved or is_passive(media_type)):
-        disposition = _attachment(info.path.name if download_as is None else download_as)
-    if disposition is not None:
-        reply["Content-Disposition"] = disposition
+    value = disposition(info.path.name, media_type, kept, download_as=download_as, inline=inline)
+    if value is not None:
+        reply["Content-Disposition"] = value
     reply |= {"Content-Type": media_type, **stored}
     start, end = 0, info.size
     found = _RANGE.fullmatch(asked.get("range", "").replace(" ", ""))
@@ -149,22 +141,6 @@ def answer_for(
         "Content-Length": str(end - start),
     }
     return Answer(HTTPStatus.PARTIAL_CONTENT, reply, start, end)
-
-
-def is_passive(media_type: str) -> bool:
-    """Return whether browsers show a media type without running or rendering what is in it."""
-    if "," in media_type:
-        return False  # browsers take what follows a comma for another type, and the last one counts
-    essence = media_type.partition(";")[0].strip().lower()
-    if essence in _PASSIVE:
-        return True
-    family, _, kind = essence.partition("/")
-    return family in _PASSIVE_FAMILIES and not kind.startswith("svg") and "xml" not in kind
-
-
-def _attachment(name: str) -> str:
-    # Half a character, which UTF-8 cannot hold, becomes a question mark.
-    return f"attachment; filename*=UTF-8''{quote(name.encode(errors='replace'), safe='')}"
 
 
 def fastapi_dependency(uow: type[UnitOfWork], *, join: Callable[..., Any] | None = None) -> Any:

@@ -22,9 +22,11 @@ from fennflow.connectors import (
     DeletionReport,
     Location,
     ObjectAttributes,
+    PresignedRequest,
     PresignMethod,
     StoredObject,
     UploadCallback,
+    UploadTerms,
     check_etag,
 )
 from fennflow.exceptions import (
@@ -73,6 +75,7 @@ class ObstoreConnector(Connector):
 
     at_the_key_only = frozenset({"Storage-Class"})
     copies_through_client = True  # a copy inside has no conditions, and not all options
+    signs_headers = False
     copies_inside = True
     """Whether the store copies large objects by itself."""
 
@@ -434,16 +437,18 @@ class ObstoreConnector(Connector):
         *,
         method: PresignMethod,
         expires_in: float,
-        if_none_match: bool = False,
-    ) -> str:
+        terms: UploadTerms | None = None,
+        response_headers: Mapping[str, str] | None = None,
+    ) -> PresignedRequest:
         store = self._stores.of(namespace, "reading")
         if not isinstance(store, (S3Store, GCSStore, AzureStore)):
             return await super().presign(namespace, location, method=method, expires_in=expires_in)
-        check_signable(f"{namespace}/{location.key}", expires_in, conditional=if_none_match)
+        check_signable(expires_in)
         with translated("sign a URL of", f"{namespace}/{location.key}"):
-            return await obstore.sign_async(
+            url = await obstore.sign_async(
                 store, method, location.key, timedelta(seconds=int(expires_in))
             )
+        return PresignedRequest(url=url)
 
     @override
     async def abort_upload(self, namespace: str, key: str, upload_id: str) -> None:

@@ -34,18 +34,12 @@ Use = Literal["reading", "writing", "deleting singly"]
 _memories: dict[tuple[str, str], MemoryStore] = {}
 
 
-def check_signable(name: str, expires_in: float, *, conditional: bool) -> None:
-    """Refuse what obstore cannot sign.
+def check_signable(expires_in: float) -> None:
+    """Refuse a time for which stores sign no URLs.
 
     Raises:
-        ConnectorCapabilityException: a condition, or a time that stores do not take.
+        ConnectorCapabilityException: it is one.
     """
-    if conditional:
-        message = (
-            f"obstore signs no headers, so an upload by a URL for {name} could replace what is "
-            "committed there later. Use fennflow-s3 for upload URLs."
-        )
-        raise ConnectorCapabilityException(message)
     if not 1 <= expires_in <= MAX_EXPIRES_IN:
         message = f"URLs are signed for 1 to {MAX_EXPIRES_IN} seconds, not for {brief(expires_in)}."
         raise ConnectorCapabilityException(message)

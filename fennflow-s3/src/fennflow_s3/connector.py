@@ -22,9 +22,11 @@ from fennflow.connectors import (
     Location,
     ObjectAttributes,
     PendingUpload,
+    PresignedRequest,
     PresignMethod,
     StoredObject,
     UploadCallback,
+    UploadTerms,
     check_etag,
 )
 from fennflow.exceptions import (
@@ -413,21 +415,25 @@ class S3Connector(Connector):
         *,
         method: PresignMethod,
         expires_in: float,
-        if_none_match: bool = False,
-    ) -> str:
+        terms: UploadTerms | None = None,
+        response_headers: Mapping[str, str] | None = None,
+    ) -> PresignedRequest:
         if not 1 <= expires_in <= MAX_EXPIRES_IN:
             message = (
                 f"S3 signs URLs for 1 to {MAX_EXPIRES_IN} seconds, not for {brief(expires_in)}."
             )
             raise ConnectorCapabilityException(message)
         operation = "get_object" if method == "GET" else "put_object"
-        condition = {"IfNoneMatch": "*"} if if_none_match else {}
+        params, headers = options.bound(terms or UploadTerms())
+        for name, value in (response_headers or {}).items():
+            params[f"Response{name.replace('-', '')}"] = value
         with translated("sign a URL of", f"{namespace}/{location.key}"):
-            return await self._signer.generate_presigned_url(
+            url = await self._signer.generate_presigned_url(
                 operation,
-                Params={"Bucket": namespace, **named_by(location), **condition},
+                Params={"Bucket": namespace, **named_by(location), **params},
                 ExpiresIn=int(expires_in),
             )
+        return PresignedRequest(url=url, headers=headers)
 
     @override
     async def abort_upload(self, namespace: str, key: str, upload_id: str) -> None:

@@ -8,12 +8,13 @@ them.
 
 from __future__ import annotations
 
+from base64 import b64encode
 from typing import Any
 
 from botocore.utils import parse_to_aware_datetime
 
 from fennflow import metadata
-from fennflow.connectors import ObjectAttributes
+from fennflow.connectors import ObjectAttributes, UploadTerms
 
 NOT_COPIED = frozenset(
     {
@@ -82,3 +83,22 @@ def described(attributes: ObjectAttributes) -> dict[str, Any]:
         "Metadata": metadata.encode(attributes.metadata),
         **attributes.extra,
     }
+
+
+def bound(terms: UploadTerms) -> tuple[dict[str, Any], dict[str, str]]:
+    """Return the parameters that bind an upload, and the headers that its client has to send."""
+    params: dict[str, Any] = {}
+    headers: dict[str, str] = {}
+    if terms.media_type is not None:
+        params["ContentType"] = headers["Content-Type"] = terms.media_type
+    if terms.if_none_match:
+        params["IfNoneMatch"] = headers["If-None-Match"] = "*"
+    if terms.sha256 is not None:
+        checksum = b64encode(bytes.fromhex(terms.sha256)).decode()
+        params["ChecksumSHA256"] = headers["x-amz-checksum-sha256"] = checksum
+    if terms.metadata:
+        params["Metadata"] = metadata.encode(terms.metadata)
+        headers |= {f"x-amz-meta-{name}": value for name, value in params["Metadata"].items()}
+    if terms.size is not None:
+        params["ContentLength"] = terms.size
+    return params, headers

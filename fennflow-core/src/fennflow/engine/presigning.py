@@ -1,15 +1,18 @@
-"""Presigned URLs of committed objects at their final key."""
+"""Presigned URLs of committed objects at their final key, and of uploads to keys that are free."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from typing import get_args
+from dataclasses import replace
+from typing import cast
 
 from fennflow.backends import ObjectKey, Record
-from fennflow.connectors import Location, PresignMethod
+from fennflow.connectors import Location, PresignedRequest, UploadTerms
+from fennflow.dispositions import disposition
 from fennflow.engine.details import with_details
 from fennflow.engine.plan import live
+from fennflow.engine.stamps import unstampable
 from fennflow.engine.transaction import Transaction
 from fennflow.exceptions import (
     ConnectorCapabilityException,
@@ -17,33 +20,131 @@ from fennflow.exceptions import (
     RecordLockedException,
     TransactionException,
 )
+from fennflow.objects import UNKNOWN_MEDIA_TYPE, check_media_type
 from fennflow.paths import check_key
 from fennflow.printable import brief
 
 PAUSE = 0.02
 
 
-async def presign(
+async def presign_downloads(
     tx: Transaction,
     namespace: str,
     keys: Sequence[str],
     *,
-    method: PresignMethod,
     expires_in: float,
-) -> tuple[list[str], dict[str, str]]:
-    """Return a URL for every key, and the headers that a client has to send with its request.
+    media_type: str | None = None,
+    download_as: str | None = None,
+    inline: bool = False,
+) -> list[PresignedRequest]:
+    """Return a request for every key that reads what is committed there.
+
+    Args:
+        tx: the transaction.
+        namespace: of the keys.
+        keys: which objects.
+        expires_in: seconds.
+        media_type: of the answers; None for that of the catalog.
+        download_as: a file name under which browsers save the answers.
+        inline: let browsers show files of any type.
 
     Raises:
-        NoSuchKeyException: `GET`, and some keys have nothing; names them all.
-        RecordAlreadyExistsException: `PUT`, and a key is taken.
+        NoSuchKeyException: some keys have nothing; names them all.
         RecordLockedException: an object was still on its way to its key after `lock_timeout`.
         TransactionException: the transaction itself has uncommitted changes of a key.
-        ConnectorCapabilityException: the store has no such URLs.
+        ConnectorCapabilityException: the store has no such URLs, or cannot bind the answer.
     """
-    if method not in get_args(PresignMethod):
-        message = f"There are presigned URLs for GET and PUT, not for {method!a}."
+    _check(tx, namespace, keys, expires_in)
+    if media_type is not None:
+        check_media_type(media_type)
+    named = cast("object", download_as)
+    if named is not None and not isinstance(named, str):
+        message = f"download_as={brief(named)} is not a file name."
         raise ConnectorCapabilityException(message)
-    _check_seconds(expires_in)
+    found: list[PresignedRequest] = []
+    for record in await _settled(tx, namespace, keys):
+        stored = record.headers.get("Content-Disposition")
+        kind = record.media_type if media_type is None else media_type
+        name = record.key.rpartition("/")[2]
+        value = disposition(name, kind, stored, download_as=download_as, inline=inline)
+        headers: dict[str, str] | None = None
+        if tx.connector.signs_headers:
+            # The type, too: the URL may outlive the object, and the next one may be active.
+            headers = {"Content-Type": kind}
+            if value is not None:
+                headers["Content-Disposition"] = value
+        elif (media_type, download_as) != (None, None) or (value != stored and _may_run(kind)):
+            raise _cannot_bind(tx, record)
+        found.append(
+            await tx.connector.presign(
+                namespace,
+                record.location,
+                method="GET",
+                expires_in=expires_in,
+                response_headers=headers,
+            )
+        )
+    return found
+
+
+async def presign_uploads(
+    tx: Transaction,
+    namespace: str,
+    keys: Sequence[str],
+    terms: UploadTerms,
+    *,
+    expires_in: float,
+) -> list[PresignedRequest]:
+    """Return a request for every key that uploads to it.
+
+    Its signature binds the metadata that would make a stamp, and where the store enforces it, that
+    no object is replaced.
+
+    Raises:
+        RecordAlreadyExistsException: a key is taken.
+        TransactionException: the transaction itself has uncommitted changes of a key.
+        ConnectorCapabilityException: the store has no such URLs, or cannot bind the upload.
+    """
+    _check(tx, namespace, keys, expires_in)
+    if not tx.connector.signs_headers:
+        message = (
+            f"{type(tx.connector).__name__} signs no headers, so the holder of an upload URL for "
+            f"{namespace} could choose FennFlow's own metadata, and replace what is committed there "
+            "later. No URL was made. Use fennflow-s3 for upload URLs."
+        )
+        raise ConnectorCapabilityException(message)
+    view = await tx.read_records(namespace, keys, missing_ok=True)
+    taken = [record.key for record in view if record is not None]
+    if taken:
+        # An upload over it would replace committed bytes behind the catalog (I1).
+        message = (
+            f"Taken already: {', '.join(f'{namespace}/{key}' for key in taken)}. "
+            "A URL for uploads is given for free paths alone; choose another."
+        )
+        raise RecordAlreadyExistsException(message)
+    capabilities = await tx.connector.capabilities(namespace)
+    if terms.sha256 is not None and not capabilities.checksums:
+        message = f"{namespace} does not compare checksums, so no URL can bind an upload to one."
+        raise ConnectorCapabilityException(message)
+    bound = replace(
+        terms,
+        metadata={**terms.metadata, **unstampable()},
+        # Else an upload could replace what is committed there before the URL expires (I1).
+        if_none_match=capabilities.conditional_create,
+    )
+    return [
+        await tx.connector.presign(
+            namespace, Location(key), method="PUT", expires_in=expires_in, terms=bound
+        )
+        for key in keys
+    ]
+
+
+def _check(tx: Transaction, namespace: str, keys: Sequence[str], expires_in: object) -> None:
+    # The range is the store's to say.
+    if not isinstance(expires_in, (int, float)):
+        message = f"expires_in={brief(expires_in)} is not a number of seconds."
+        raise ConnectorCapabilityException(message)
     for key in keys:
         check_key(key, reserved_prefix=tx.config.reserved_prefix)
         if live(tx.chain(ObjectKey(namespace, key))) is not None:
@@ -52,44 +153,24 @@ async def presign(
                 "committed. Commit first."
             )
             raise TransactionException(message)
-    if method == "GET":
-        locations = await _settled(tx, namespace, keys)
-    else:
-        view = await tx.read_records(namespace, keys, missing_ok=True)
-        taken = [record.key for record in view if record is not None]
-        if taken:
-            # An upload over it would replace committed bytes behind the catalog (I1).
-            message = (
-                f"Taken already: {', '.join(f'{namespace}/{key}' for key in taken)}. "
-                "A URL for uploads is given for free paths alone; choose another."
-            )
-            raise RecordAlreadyExistsException(message)
-        locations = [Location(key) for key in keys]
-        if (await tx.connector.capabilities(namespace)).conditional_create:
-            # Else an upload could replace what is committed there before the URL expires (I1).
-            urls = [
-                await tx.connector.presign(
-                    namespace, each, method=method, expires_in=expires_in, if_none_match=True
-                )
-                for each in locations
-            ]
-            return urls, {"If-None-Match": "*"}
-    urls = [
-        await tx.connector.presign(namespace, each, method=method, expires_in=expires_in)
-        for each in locations
-    ]
-    return urls, {}
 
 
-def _check_seconds(expires_in: object) -> None:
-    # The range is the store's to say.
-    if not isinstance(expires_in, (int, float)):
-        message = f"expires_in={brief(expires_in)} is not a number of seconds."
-        raise ConnectorCapabilityException(message)
+def _may_run(media_type: str) -> bool:
+    """Return whether browsers may run a file of a type that is not passive: they save unknown bytes."""
+    return media_type.partition(";")[0].strip().lower() != UNKNOWN_MEDIA_TYPE
 
 
-async def _settled(tx: Transaction, namespace: str, keys: Sequence[str]) -> Sequence[Location]:
-    """Return the locations of committed objects, once none of them is at a staging key any more."""
+def _cannot_bind(tx: Transaction, record: Record) -> ConnectorCapabilityException:
+    message = (
+        f"{type(tx.connector).__name__} signs no headers, so it cannot say how a browser is to treat "
+        f"{record.namespace}/{record.key}, which is {record.media_type}. No URL was made. Pass "
+        "inline=True if no stranger chose the bytes, or send the file with answer_for."
+    )
+    return ConnectorCapabilityException(message)
+
+
+async def _settled(tx: Transaction, namespace: str, keys: Sequence[str]) -> Sequence[Record]:
+    """Return the records of committed objects, once none of them is at a staging key any more."""
     loop = asyncio.get_running_loop()
     deadline = loop.time() + tx.config.lock_timeout
     while True:
@@ -98,7 +179,7 @@ async def _settled(tx: Transaction, namespace: str, keys: Sequence[str]) -> Sequ
         records = await with_details(tx, [record for record in view if record is not None])
         moving = [record for record in records if record.location.key != record.key]
         if not moving:
-            return [record.location for record in records]
+            return records
         tx.free_locks()
         if loop.time() >= deadline:
             raise _on_its_way(moving)

@@ -56,6 +56,11 @@ def stamped(metadata: Mapping[str, str], stamp: Stamp) -> dict[str, str]:
     return {**metadata, **{PREFIX + name: value for name, value in own.items()}}
 
 
+def unstampable() -> dict[str, str]:
+    """Return metadata that, bound by the signature of an upload, keep it from having a stamp."""
+    return {PREFIX + "transaction": "none"}
+
+
 def unstamped(metadata: Mapping[str, str]) -> dict[str, str]:
     """Return the user's metadata alone."""
     return {name: value for name, value in metadata.items() if not name.startswith(PREFIX)}

@@ -153,7 +153,7 @@ async def _send_stream(
     direct = write.intent.placement is Placement.DIRECT
     if direct or (write.intent.placement is Placement.VERSIONED and write.before is None):
         # Who learns at the end of a long upload that the key is taken has sent it in vain.
-        there = await _head(tx, key)
+        there = await head(tx, key)
         if there is not None and create and not await _is_garbage(tx, key, there):
             raise _already_exists(key)
         if there is not None:
@@ -184,7 +184,7 @@ async def _send(
             if record is not None:
                 return record
         elif create or not (earlier or looked):
-            there = await _head(tx, key)
+            there = await head(tx, key)
             if there is not None and create and not await _is_garbage(tx, key, there):
                 raise _already_exists(key)
             if there is not None:
@@ -213,7 +213,7 @@ async def _put_if_free(tx: Transaction, seq: int, upload: Upload, *, create: boo
         try:
             return await _put(tx, seq, upload, if_none_match=True)
         except PreconditionFailedException as error:
-            there = await _head(tx, key)
+            there = await head(tx, key)
             if there is not None and upload.whole and made_by(there, tx.transaction_id, seq):
                 # An earlier attempt had succeeded, and its answer was lost.
                 return _written(tx, seq, upload, there, ambiguous=True)
@@ -301,7 +301,7 @@ async def _landed(
         return None  # a store that is away is asked no more: the write is undone by its name
     intent = tx.writes[seq].intent
     try:
-        there = await _head(tx, ObjectKey(intent.namespace, intent.target))
+        there = await head(tx, ObjectKey(intent.namespace, intent.target))
     except BaseConnectorException as unknown:
         error.add_note(f"Whether it was written is not known: {unknown}")
         return None
@@ -388,7 +388,8 @@ def _written(
     return record
 
 
-async def _head(tx: Transaction, key: ObjectKey) -> StoredObject | None:
+async def head(tx: Transaction, key: ObjectKey) -> StoredObject | None:
+    """Return what the store says of the object at a key."""
     async with tx.slots:
         tx.check()
         try:

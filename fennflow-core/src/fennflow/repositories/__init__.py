@@ -18,6 +18,7 @@ from fennflow.repositories.reading import (
 )
 from fennflow.repositories.streaming import ObjectStream, StreamRepository
 from fennflow.repositories.writing import (
+    AdoptRepository,
     CopyRepository,
     CreateRepository,
     DeletePrefixRepository,
@@ -26,6 +27,7 @@ from fennflow.repositories.writing import (
 )
 
 __all__ = [
+    "AdoptRepository",
     "CopyRepository",
     "CreateRepository",
     "CrudRepository",

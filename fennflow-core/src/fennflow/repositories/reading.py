@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, overload
 
-from fennflow.connectors import PresignMethod
+from fennflow.connectors import PresignMethod, UploadTerms
 from fennflow.engine import reading
 from fennflow.engine.details import with_details
-from fennflow.engine.presigning import presign
-from fennflow.exceptions import PathException
+from fennflow.engine.presigning import presign_downloads, presign_uploads
+from fennflow.exceptions import ConnectorCapabilityException, PathException
 from fennflow.files import BaseContent
+from fennflow.objects import check_terms
 from fennflow.paths import AnyPath, StoragePath, decode_token, encode_token
 from fennflow.plugins import registry
 from fennflow.printable import brief
@@ -199,50 +200,90 @@ class GeneratePresignedUrlRepository(Repository):
         *paths: AnyPath,
         expires_in: float = EXPIRES_IN,
         method: PresignMethod = "GET",
+        media_type: str | None = None,
+        download_as: str | None = None,
+        inline: bool = False,
+        size: int | None = None,
+        sha256: str | None = None,
     ) -> PresignedUrlResponse:
         """Return a URL for every path.
 
         A URL for `GET` leads to what is committed now: in a versioned bucket to that version for
-        good, else to the object under the path when it is used. What is uploaded by a URL for
-        `PUT` is not part of the transaction: reconciliation adds it to the catalog.
+        good, else to the object under the path when it is used. As in `answer_for`, browsers save
+        what they could run (HTML, SVG, and whatever is not known to be passive) and do not show it.
+
+        What is uploaded by a URL for `PUT` is not part of the transaction: `adopt` adds it to the
+        catalog, or reconciliation. The URL binds that nothing is replaced, where the store enforces
+        it, and that the upload has no stamp of FennFlow.
 
         Args:
             paths: what the URLs lead to.
             expires_in: seconds for which they are good; on S3 up to 7 days, and no longer than
                 the credentials that sign them.
             method: `GET`, or `PUT` for an upload to a path that is free.
+            media_type: `PUT`: the only one that an upload may have; `GET`: the one to answer with.
+            download_as: `GET`: a file name, to have browsers save the file and not show it.
+            inline: `GET`: show files of any type: only where no stranger chooses their bytes or
+                their type.
+            size: `PUT`: the only number of bytes that an upload may have.
+            sha256: `PUT`: hexadecimal, of the only bytes that an upload may have.
 
         Returns:
-            the URLs, in the order of the paths. Its `headers` have to be sent with the request:
-            for an upload `If-None-Match: *`, where the store enforces it, so that no upload
-            replaces what was committed in the meantime.
+            the URLs, in the order of the paths. Its `headers` have to be sent with the request.
 
         Raises:
             NoSuchKeyException: `GET`, and some paths do not exist; names them all.
             RecordAlreadyExistsException: `PUT`, and a path is taken.
             TransactionException: this unit of work has uncommitted changes of a path.
-            ConnectorCapabilityException: the store has no such URLs, or not for so long, or the
-                connector cannot sign that an upload replaces nothing.
+            FileException: `media_type` is not one, or `sha256` is not one.
+            ConnectorCapabilityException: the store has no such URLs, not for so long, or cannot bind
+                what is asked; or an option is of the other method.
         """
         keys = [self._key(path) for path in paths]
+        own = {"GET": (size, sha256), "PUT": (download_as, inline or None)}
+        if method not in own:
+            message = f"There are presigned URLs for GET and PUT, not for {method!a}."
+            raise ConnectorCapabilityException(message)
+        if any(value is not None for value in own[method]):
+            names = "size and sha256" if method == "GET" else "download_as and inline"
+            message = f"A URL for {method} takes no {names.replace(' and ', ' and no ')}."
+            raise ConnectorCapabilityException(message)
+        terms = UploadTerms(media_type=media_type, size=size, sha256=sha256)
+        check_terms(terms)
         async with self._call("presign") as tx:
-            urls, headers = await presign(
-                tx, self._namespace, keys, method=method, expires_in=expires_in
-            )
-        return PresignedUrlResponse(urls, paths=[self._path(key) for key in keys], headers=headers)
+            if method == "PUT":
+                requests = await presign_uploads(
+                    tx, self._namespace, keys, terms, expires_in=expires_in
+                )
+            else:
+                requests = await presign_downloads(
+                    tx,
+                    self._namespace,
+                    keys,
+                    expires_in=expires_in,
+                    media_type=media_type,
+                    download_as=download_as,
+                    inline=inline,
+                )
+        return PresignedUrlResponse(
+            [each.url for each in requests],
+            paths=[self._path(key) for key in keys],
+            headers=requests[0].headers if requests else None,
+        )
 
 
 class GeneratePresignedUrlPrefixRepository(Repository):
     """Give out URLs of all files with a prefix."""
 
     async def generate_presigned_url_prefix(
-        self, prefix: str = "", *, expires_in: float = EXPIRES_IN
+        self, prefix: str = "", *, expires_in: float = EXPIRES_IN, inline: bool = False
     ) -> PresignedUrlResponse:
         """Return a URL for `GET` of every file with a prefix; `paths` says which is whose.
 
         Args:
             prefix: relative to the scope; it need not end at a `/`.
             expires_in: like that of `generate_presigned_url`.
+            inline: like that of `generate_presigned_url`.
 
         Raises:
             KeyException: no key can begin with the prefix.
@@ -253,10 +294,10 @@ class GeneratePresignedUrlPrefixRepository(Repository):
         paths: list[StoragePath] = []
         async with self._call("presign") as tx:
             async for keys in self._pages(tx, prefix):
-                found, _ = await presign(
-                    tx, self._namespace, keys, method="GET", expires_in=expires_in
+                found = await presign_downloads(
+                    tx, self._namespace, keys, expires_in=expires_in, inline=inline
                 )
-                urls += found
+                urls += [each.url for each in found]
                 paths += map(self._path, keys)
         return PresignedUrlResponse(urls, paths=paths)
 

@@ -6,11 +6,11 @@ import asyncio
 from collections.abc import AsyncIterable, Callable, Iterable, Mapping
 from dataclasses import InitVar, dataclass, field
 from pathlib import PurePath
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, cast, overload
 
 from pydantic import BaseModel
 
-from fennflow.engine import copying, writing
+from fennflow.engine import copying, direct_uploads, writing
 from fennflow.engine.streaming import Source, sha256_of
 from fennflow.engine.uploads import Upload
 from fennflow.exceptions import ConnectorCapabilityException, FileException
@@ -20,7 +20,8 @@ from fennflow.files.stream import Readable
 from fennflow.paths import AnyPath, StoragePath
 from fennflow.plugins import registry
 from fennflow.repositories.base import Repository
-from fennflow.responses import DeleteResponse, PutResponse
+from fennflow.repositories.reading import info_of
+from fennflow.responses import DeleteResponse, ObjectInfo, PutResponse
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -200,6 +201,38 @@ class CreateRepository(_WritingRepository):
             Exception: like `put`.
         """
         return await self._write(files, connector_extra, on_progress, create=True)
+
+
+class AdoptRepository(Repository):
+    """Add files to the catalog that others have uploaded, for instance by a presigned URL."""
+
+    @overload
+    async def adopt(self, path: AnyPath, /) -> ObjectInfo: ...
+    @overload
+    async def adopt(self, *paths: AnyPath) -> tuple[ObjectInfo, ...]: ...
+    async def adopt(self, *paths: AnyPath) -> ObjectInfo | tuple[ObjectInfo, ...]:
+        """Add objects under free paths to the catalog, in this transaction; all or none of the call.
+
+        It costs a HEAD request for each. A rollback leaves the objects as they are, without a record.
+        What their metadata claim is not believed: a file is read as the class of its media type,
+        and has no checksum. Look at the answer before you commit: the uploader chose size and type,
+        unless the URL had bound them.
+
+        Returns:
+            what the store says of the file, or of several.
+
+        Raises:
+            NoSuchKeyException: names every path under which no object is.
+            RecordAlreadyExistsException: a path is in the catalog already, or the object belongs to
+                another application's catalog.
+            RecordLockedException: another transaction is writing one of the paths.
+            ObjectChangedException: a transaction that did not commit has written an object.
+        """
+        keys = [self._key(path) for path in paths]
+        async with self._call("adopt") as tx:
+            records = await direct_uploads.adopt(tx, self._namespace, keys)
+        infos = tuple(info_of(record, self._path(record.key)) for record in records)
+        return infos[0] if len(paths) == 1 else infos
 
 
 class CopyRepository(Repository):

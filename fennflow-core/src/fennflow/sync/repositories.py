@@ -19,6 +19,7 @@ from fennflow.repositories.reading import (
 )
 from fennflow.repositories.streaming import StreamRepository
 from fennflow.repositories.writing import (
+    AdoptRepository,
     CopyRepository,
     CreateRepository,
     DeletePrefixRepository,
@@ -118,6 +119,43 @@ class SyncRepository(OnRepository[R_co], Generic[R_co]):
             *files,
             connector_extra=connector_extra,
             on_progress=here(on_progress),
+        )
+
+    @overload
+    def adopt(  # pyright: ignore[reportOverlappingOverload]
+        self: SyncRepository[AdoptRepository],
+        path: AnyPath,
+        /,
+    ) -> ObjectInfo: ...
+    @overload
+    def adopt(
+        self: SyncRepository[AdoptRepository],
+        *paths: AnyPath,
+    ) -> tuple[ObjectInfo, ...]: ...
+    def adopt(
+        self: SyncRepository[AdoptRepository],
+        *paths: AnyPath,
+    ) -> ObjectInfo | tuple[ObjectInfo, ...]:
+        """Add objects under free paths to the catalog, in this transaction; all or none of the call.
+
+        It costs a HEAD request for each. A rollback leaves the objects as they are, without a record.
+        What their metadata claim is not believed: a file is read as the class of its media type,
+        and has no checksum. Look at the answer before you commit: the uploader chose size and type,
+        unless the URL had bound them.
+
+        Returns:
+            what the store says of the file, or of several.
+
+        Raises:
+            NoSuchKeyException: names every path under which no object is.
+            RecordAlreadyExistsException: a path is in the catalog already, or the object belongs to
+                another application's catalog.
+            RecordLockedException: another transaction is writing one of the paths.
+            ObjectChangedException: a transaction that did not commit has written an object.
+        """
+        return self._await(
+            self._repository.adopt,
+            *paths,
         )
 
     def copy(
@@ -382,36 +420,55 @@ class SyncRepository(OnRepository[R_co], Generic[R_co]):
         *paths: AnyPath,
         expires_in: float = EXPIRES_IN,
         method: PresignMethod = "GET",
+        media_type: str | None = None,
+        download_as: str | None = None,
+        inline: bool = False,
+        size: int | None = None,
+        sha256: str | None = None,
     ) -> PresignedUrlResponse:
         """Return a URL for every path.
 
         A URL for `GET` leads to what is committed now: in a versioned bucket to that version for
-        good, else to the object under the path when it is used. What is uploaded by a URL for
-        `PUT` is not part of the transaction: reconciliation adds it to the catalog.
+        good, else to the object under the path when it is used. As in `answer_for`, browsers save
+        what they could run (HTML, SVG, and whatever is not known to be passive) and do not show it.
+
+        What is uploaded by a URL for `PUT` is not part of the transaction: `adopt` adds it to the
+        catalog, or reconciliation. The URL binds that nothing is replaced, where the store enforces
+        it, and that the upload has no stamp of FennFlow.
 
         Args:
             paths: what the URLs lead to.
             expires_in: seconds for which they are good; on S3 up to 7 days, and no longer than
                 the credentials that sign them.
             method: `GET`, or `PUT` for an upload to a path that is free.
+            media_type: `PUT`: the only one that an upload may have; `GET`: the one to answer with.
+            download_as: `GET`: a file name, to have browsers save the file and not show it.
+            inline: `GET`: show files of any type: only where no stranger chooses their bytes or
+                their type.
+            size: `PUT`: the only number of bytes that an upload may have.
+            sha256: `PUT`: hexadecimal, of the only bytes that an upload may have.
 
         Returns:
-            the URLs, in the order of the paths. Its `headers` have to be sent with the request:
-            for an upload `If-None-Match: *`, where the store enforces it, so that no upload
-            replaces what was committed in the meantime.
+            the URLs, in the order of the paths. Its `headers` have to be sent with the request.
 
         Raises:
             NoSuchKeyException: `GET`, and some paths do not exist; names them all.
             RecordAlreadyExistsException: `PUT`, and a path is taken.
             TransactionException: this unit of work has uncommitted changes of a path.
-            ConnectorCapabilityException: the store has no such URLs, or not for so long, or the
-                connector cannot sign that an upload replaces nothing.
+            FileException: `media_type` is not one, or `sha256` is not one.
+            ConnectorCapabilityException: the store has no such URLs, not for so long, or cannot bind
+                what is asked; or an option is of the other method.
         """
         return self._await(
             self._repository.generate_presigned_url,
             *paths,
             expires_in=expires_in,
             method=method,
+            media_type=media_type,
+            download_as=download_as,
+            inline=inline,
+            size=size,
+            sha256=sha256,
         )
 
     def generate_presigned_url_prefix(
@@ -419,12 +476,14 @@ class SyncRepository(OnRepository[R_co], Generic[R_co]):
         prefix: str = "",
         *,
         expires_in: float = EXPIRES_IN,
+        inline: bool = False,
     ) -> PresignedUrlResponse:
         """Return a URL for `GET` of every file with a prefix; `paths` says which is whose.
 
         Args:
             prefix: relative to the scope; it need not end at a `/`.
             expires_in: like that of `generate_presigned_url`.
+            inline: like that of `generate_presigned_url`.
 
         Raises:
             KeyException: no key can begin with the prefix.
@@ -435,6 +494,7 @@ class SyncRepository(OnRepository[R_co], Generic[R_co]):
             self._repository.generate_presigned_url_prefix,
             prefix,
             expires_in=expires_in,
+            inline=inline,
         )
 
     @overload

@@ -26,6 +26,7 @@ from fennflow.connectors import (
     Location,
     ObjectAttributes,
     PendingUpload,
+    PresignedRequest,
     StoredObject,
     UploadCallback,
 )
@@ -92,6 +93,7 @@ class FaultyConnector(Connector):
         self.max_deletions = inner.max_deletions
         self.at_the_key_only = inner.at_the_key_only
         self.copies_through_client = inner.copies_through_client
+        self.signs_headers = inner.signs_headers
         self.stream_threshold = inner.stream_threshold
         self.faults = faults
 
@@ -249,7 +251,7 @@ class FaultyConnector(Connector):
         return await self._around("versions", key, lambda: self.inner.versions(namespace, key))
 
     @override
-    async def presign(self, namespace: str, location: Location, **options: Any) -> str:
+    async def presign(self, namespace: str, location: Location, **options: Any) -> PresignedRequest:
         return await self.inner.presign(namespace, location, **options)
 
     @override
