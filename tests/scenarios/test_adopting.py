@@ -15,7 +15,7 @@ from fennflow import ConfigDict, ReconcileConfig, UnitOfWork, plugins
 from fennflow.backends import InMemoryBackendConfig, SqlalchemyBackendConfig
 from fennflow.config import BackendConfig
 from fennflow.connectors import Deletion, Location, ObjectAttributes, StoredObject
-from fennflow.engine import adopting
+from fennflow.engine import adopting, catalogs
 from fennflow.exceptions import (
     ConfigException,
     ConnectorUnavailableException,
@@ -112,6 +112,12 @@ def counting(monkeypatch: pytest.MonkeyPatch) -> Generator[Counting]:
         yield Counting()
 
 
+@pytest.fixture
+def notes_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a catalog leave its note before it first writes, however new it is."""
+    monkeypatch.setattr(catalogs, "YOUNG", 0.0)
+
+
 async def watched(counting: Counting, backend: BackendConfig | None = None) -> Any:
     """Return a store in memory, and it with connector and backend under watch."""
     inner = await make_store("memory", None)  # type: ignore[arg-type]
@@ -130,7 +136,10 @@ async def test_the_listing_alone_fills_a_catalog_and_details_come_when_they_are_
     assert await listed(uow_class) == ["data.json", *OLD]
     async with uow_class() as uow:
         assert await uow.files.exists("data.json")
-        assert counting.seen["head"] == counting.seen["get"] == 0
+        # The newest objects were asked whose they are.
+        assert adopting.NEWEST <= counting.seen["head"] <= 2 * adopting.NEWEST
+        assert counting.seen["get"] == 0
+        counting.seen.clear()
         file = (await uow.files.get("data.json")).one()
         assert isinstance(file, JsonContent)
         assert (file.content, file.metadata) == ([1], {"von": "Zoë"})
@@ -281,11 +290,13 @@ async def test_what_a_transaction_is_writing_is_not_adopted() -> None:
     assert await listed(writer) == OLD
 
 
+@pytest.mark.usefixtures("notes_at_once")
 async def test_only_what_another_catalog_can_have_written_is_asked_for(
     counting: Counting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its note in the bucket says since when it writes."""
     monkeypatch.setattr(adopting, "ROUNDED", adopting.ROUNDED * 0)
+    monkeypatch.setattr(adopting, "NEWEST", 0)
     inner, store = await watched(counting, sqlite(tmp_path / "second"))
     await put_raw(inner, *OLD)
     first = inner.uow(backend=sqlite(tmp_path / "first"))
@@ -346,7 +357,41 @@ async def test_a_catalog_that_begins_to_write_during_the_reading_is_noticed(
         assert await listed(second) == OLD
 
 
-async def test_an_adopted_object_of_another_catalog_is_not_changed(tmp_path: Path) -> None:
+async def test_a_catalog_leaves_no_note_before_it_is_a_minute_old(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever tries FennFlow in a bucket leaves nothing there."""
+    store = await make_store("memory", None)  # type: ignore[arg-type]
+    uow_class = store.uow(backend=sqlite(tmp_path / "a"))
+
+    async def notes() -> int:
+        async with uow_class() as uow:
+            await uow.files.put(text("1", "a"))
+        return len((await uow_class.diagnose()).namespaces[store.namespace].catalogs)
+
+    assert await notes() == 0
+    monkeypatch.setattr(catalogs, "YOUNG", 0.0)
+    assert await notes() == 1
+
+
+async def test_what_a_catalog_without_a_note_wrote_is_not_adopted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its newest object shows that it is there, its id since when."""
+    store = await make_store("memory", None)  # type: ignore[arg-type]
+    first, second = (store.uow(backend=sqlite(tmp_path / name)) for name in "ab")
+    many = [f"{number:02}" for number in range(2 * adopting.NEWEST)]
+    async with first(auto_commit=False) as uow:
+        await uow.files.put(*(text("1", name) for name in many))
+        await put_raw(store, "y", "z")
+        assert await listed(second) == ["y", "z"]
+    assert "also written by the catalog" in caplog.text
+
+
+@pytest.mark.usefixtures("notes_at_once")
+async def test_an_adopted_object_of_another_catalog_is_not_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Even if the note of that catalog was deleted: its objects bear its id."""
     store = await make_store("memory", None)  # type: ignore[arg-type]
     first, second = (store.uow(backend=sqlite(tmp_path / name)) for name in "ab")
@@ -356,6 +401,7 @@ async def test_an_adopted_object_of_another_catalog_is_not_changed(tmp_path: Pat
         notes = [each async for each in connector.list(store.namespace, ".fennflow/catalogs/")]
         assert len(notes) == 1
         await connector.delete(store.namespace, [Deletion(location=notes[0].location)])
+    monkeypatch.setattr(adopting, "NEWEST", 0)
     async with second() as uow:
         for call in (uow.files.get("a"), uow.files.stat("a"), uow.files.copy("a", "c")):
             with pytest.raises(ObjectChangedException, match="another application"):
@@ -367,6 +413,7 @@ async def test_an_adopted_object_of_another_catalog_is_not_changed(tmp_path: Pat
         assert [file.content for file in await uow.files.get("a", "b")] == ["1", "1"]
 
 
+@pytest.mark.usefixtures("notes_at_once")
 async def test_catalogs_that_write_in_one_place_are_listed_and_warned_of(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -469,6 +516,7 @@ async def test_a_field_with_a_prefix_sees_and_changes_nothing_else(store: Store)
     ]
 
 
+@pytest.mark.usefixtures("notes_at_once")
 async def test_applications_with_a_prefix_each_share_a_bucket(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

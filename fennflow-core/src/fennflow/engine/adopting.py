@@ -9,6 +9,7 @@ there. After an interruption, the next process that opens the catalog goes on wi
 from __future__ import annotations
 
 import asyncio
+import heapq
 import logging
 from collections.abc import Collection, Sequence
 from contextlib import aclosing
@@ -21,10 +22,11 @@ import uuid_utils
 
 from fennflow.backends import Area, Fill, LateWrite, ObjectKey, Record
 from fennflow.connectors import Location, StoredObject
-from fennflow.engine.catalogs import catalogs_in, others, warn_of
+from fennflow.engine.catalogs import catalogs_in, others, without_note
 from fennflow.engine.concurrency import run_all
 from fennflow.engine.differences import Policy, judge, refused, unreadable
 from fennflow.engine.garbage import HeadResult, describe
+from fennflow.engine.stamps import stamp_of
 from fennflow.engine.tally import Tally, warn_of_unreadable
 from fennflow.engine.telemetry import log_event
 from fennflow.engine.walking import is_key, pairs
@@ -44,6 +46,8 @@ LOGGED_EVERY = 10.0
 ROUNDED = timedelta(seconds=2)
 """By which the times of a store may be rounded."""
 TRANSACTIONS_AT_ONCE = 1000
+NEWEST = 8
+"""Objects that are asked whose they are: a catalog that has only just begun has no note yet."""
 
 
 async def unfinished(context: EngineContext, area: Area) -> list[Fill]:
@@ -71,6 +75,8 @@ class Adoption:
     begun: bool
     tally: Tally
     _others: Sequence[CatalogInfo] | None = None
+    _newest: list[tuple[datetime, str]] = field(default_factory=list[tuple[datetime, str]])
+    _looked_at: set[str] = field(default_factory=set[str])
     _lost: bool = False
     _logged: float = field(default_factory=lambda: asyncio.get_running_loop().time())
 
@@ -93,24 +99,36 @@ class Adoption:
             await self._record_all()
             if self._lost:
                 return False
-            if not self.begun:
+            if not (self.begun or self._others):
                 return True
-            # A catalog leaves its note before it writes: what was listed may be of a new one.
+            # What was listed may be of a catalog that began to write meanwhile.
             before = {each.catalog_id for each in self._others or ()}
             self._others = await self._look_for_others()
             complete = before.issuperset(each.catalog_id for each in self._others)
-        warn_of(area, self._others or ())
-        await self.context.backend.end_fill(self.fill)
+        self.registry.warn_of(area, self._others or ())
+        if self.begun:
+            await self.context.backend.end_fill(self.fill)
         return True
 
     async def _look_for_others(self) -> list[CatalogInfo]:
-        area = self.fill.area
-        return others(self.context, area, await catalogs_in(self.context, area.namespace))
+        """Return the other catalogs, by their notes and, if new, by the newest objects."""
+        namespace = self.fill.area.namespace
+        known = {each.catalog_id: each for each in self._others or ()}
+        known |= {each.catalog_id: each for each in await catalogs_in(self.context, namespace)}
+        look = partial(describe, self.context, namespace)
+        newest = {key for _, key in self._newest} - self._looked_at
+        self._looked_at |= newest
+        for each in await run_all(NEWEST, look, map(Location, newest)):
+            stamp = stamp_of(each) if isinstance(each, StoredObject) else None
+            if stamp is not None and stamp.catalog_id is not None:
+                known.setdefault(stamp.catalog_id, without_note(stamp.catalog_id))
+        return others(self.context, self.fill.area, list(known.values()))
 
     async def _record_all(self) -> None:
         """Bring the hidden records in line with what the store lists."""
         (namespace, prefix), size = self.fill.area, self.settings.batch_size
         self.tally.objects = self.tally.records = 0
+        self._newest.clear()
         batch: list[tuple[StoredObject, bool]] = []
         gone: list[str] = []
         walk = pairs(self.context, namespace, prefix, size, records_of=self.fill.hidden)
@@ -121,6 +139,7 @@ class Adoption:
                     gone.append(key)
                     continue
                 self.tally.objects += 1
+                self._remember_newest(stored)
                 if record is None and not is_key(key):
                     self.tally.add(refused(ObjectKey(namespace, key)).finding)
                 elif record is None or not self._agrees(stored, record):
@@ -133,6 +152,13 @@ class Adoption:
                 if self.tally.objects % size == 0:
                     await self._progress()
         await self._record(batch, gone)
+
+    def _remember_newest(self, stored: StoredObject) -> None:
+        found = (utc(stored.modified_at or datetime.now(UTC)), stored.location.key)
+        if len(self._newest) < NEWEST:
+            heapq.heappush(self._newest, found)
+        else:
+            heapq.heappushpop(self._newest, found)
 
     def _agrees(self, stored: StoredObject, record: Record) -> bool:
         if stored.etag != record.etag:
@@ -178,7 +204,9 @@ class Adoption:
             if key in writing:
                 self.tally.add(Finding(namespace, StoragePath(key), Difference.BUSY))
             elif key in asked:
-                record = self._judged(ObjectKey(namespace, key), asked[key], late)
+                record, finding = self._judged(ObjectKey(namespace, key), asked[key], late)
+                if finding is not None and not (recorded and record is not None):
+                    self.tally.add(finding)
             else:
                 record = self._listed(stored)
             if record is not None:
@@ -218,11 +246,10 @@ class Adoption:
 
     def _judged(
         self, key: ObjectKey, there: HeadResult, late: Collection[LateWrite]
-    ) -> Record | None:
+    ) -> tuple[Record | None, Finding | None]:
         if isinstance(there, BaseConnectorException):
             warn_of_unreadable(key, there)
-            self.tally.add(unreadable(key).finding)
-            return None
+            return None, unreadable(key).finding
         policy = Policy(
             settings=self.settings,
             filling=True,
@@ -231,10 +258,7 @@ class Adoption:
             catalog_id=self.context.backend.catalog_id,
         )
         verdict = judge(key, there, None, policy, seq=1, late_writes=late)
-        if verdict is None:
-            return None
-        self.tally.add(verdict.finding)
-        return verdict.record
+        return (None, None) if verdict is None else (verdict.record, verdict.finding)
 
     def _listed(self, stored: StoredObject) -> Record:
         """Return the record of an object of which only the listing was read."""

@@ -1,7 +1,8 @@
 """The catalogs that write in a bucket: each leaves a note of itself there (P27).
 
 An object that is older than the first note of another catalog cannot be that catalog's. So a bucket
-that only one application uses is recorded by its listing alone.
+that only one application uses is recorded by its listing alone. A catalog that has only just begun
+has no note yet: the newest objects of a bucket say whether there is one.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import platform
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -21,7 +22,7 @@ from typing import TYPE_CHECKING, Any, cast
 from fennflow.backends import Area
 from fennflow.connectors import Deletion, Location, ObjectAttributes
 from fennflow.engine.concurrency import run_all
-from fennflow.engine.stamps import is_catalog_id
+from fennflow.engine.stamps import began, is_catalog_id
 from fennflow.engine.telemetry import log_event
 from fennflow.exceptions import NoSuchKeyException, PreconditionFailedException
 from fennflow.objects import utc
@@ -33,6 +34,10 @@ if TYPE_CHECKING:
 MOST_NOTES = 1000
 LONGEST = 200
 UNKNOWN = datetime(1970, 1, 1, tzinfo=UTC)
+YOUNG = 60.0
+"""Seconds after which a catalog leaves notes: a program that is tried once leaves none behind."""
+CLOCKS_DIFFER = timedelta(hours=1)
+"""The most by which the clock of a process is expected to be wrong."""
 
 
 async def catalogs_in(context: EngineContext, namespace: str) -> list[CatalogInfo]:
@@ -57,6 +62,13 @@ def others(context: EngineContext, area: Area, found: Sequence[CatalogInfo]) -> 
     ]
 
 
+def without_note(catalog_id: str) -> CatalogInfo:
+    """Return what is known of a catalog whose objects were seen, and no note of it."""
+    created = began(catalog_id)
+    since = UNKNOWN if created is None else created - CLOCKS_DIFFER
+    return CatalogInfo(catalog_id=catalog_id, since=since, last_used=datetime.now(UTC))
+
+
 class Registry:
     """Notes in buckets that this catalog writes there.
 
@@ -67,11 +79,20 @@ class Registry:
     def __init__(self, context: EngineContext) -> None:
         self._parts = context
         self._done: set[Area] = set()
+        self._warned_of: set[tuple[Area, str]] = set()
+
+    def warn_of(self, area: Area, found: Sequence[CatalogInfo]) -> None:
+        """Log, once for each, that other catalogs write where this one does."""
+        for each in found:
+            if (area, each.catalog_id) not in self._warned_of:
+                self._warned_of.add((area, each.catalog_id))
+                log_event(logging.WARNING, "%s", shares(area, each), rule="P27")
 
     async def register(self, namespace: str, areas: Sequence[Area]) -> None:
         """Leave a note before anything is written, once a day; warn if others write there.
 
         A catalog that ends with its process leaves none: the next one has to take its objects over.
+        One that has only just been created leaves it later.
 
         Args:
             namespace: the bucket.
@@ -79,6 +100,9 @@ class Registry:
         """
         catalog_id = self._parts.backend.stamped_id
         if catalog_id is None or self._done.issuperset(areas):
+            return
+        created = began(catalog_id)
+        if created is not None and (datetime.now(UTC) - created).total_seconds() < YOUNG:
             return
         prefixes = sorted(area.prefix for area in areas)
         text = json.dumps([self._parts.connector.store_id, namespace, prefixes])
@@ -88,7 +112,7 @@ class Registry:
             await self._parts.backend.remember(name, catalog_id)
             found = await catalogs_in(self._parts, namespace)
             for area in areas:
-                warn_of(area, others(self._parts, area, found))
+                self.warn_of(area, others(self._parts, area, found))
         self._done.update(areas)
 
     async def _write(self, namespace: str, catalog_id: str, prefixes: Sequence[str]) -> None:
@@ -115,12 +139,6 @@ class Registry:
             return  # another process of this catalog was first
         if before is not None and before[1].version_id is not None:
             await context.connector.delete(namespace, [Deletion(location=before[1])])
-
-
-def warn_of(area: Area, found: Sequence[CatalogInfo]) -> None:
-    """Log that other catalogs write where this one does."""
-    for each in found:
-        log_event(logging.WARNING, "%s", shares(area, each), rule="P27")
 
 
 def shares(area: Area, other: CatalogInfo) -> str:
