@@ -55,7 +55,7 @@ from fennflow.connectors import (
     StoredObject,
 )
 from fennflow.engine import garbage, reconcile, runtime
-from fennflow.engine.stamps import stamp_of
+from fennflow.engine.stamps import Stamp, stamp_of, stamped
 from fennflow.exceptions import (
     AccessDeniedException,
     BackendUnavailableException,
@@ -80,6 +80,11 @@ R = TypeVar("R")
 
 BUCKET = "bucket"
 DATABASE = "world"
+NEIGHBOUR = {
+    ".fennflow/neighbour/01890000-0000-7000-8000-000000000000/1": b"committed, not applied yet",
+    "neighbour": b"not committed yet",
+}
+"""What another catalog has in the bucket: nothing is ever done to it (P27, I5)."""
 DOUBT = 960.0
 SIGNATURE = 900.0
 """Seconds for which a store takes a signed request (the ground for P20)."""
@@ -232,6 +237,10 @@ class World:
         new_backend = registry.backend_for(self.backend_config).factory
         self.observer: Backend = new_backend(self.backend_config, settings)
         self.now_do(self.observer.open())
+        stamp = Stamp("01890000-0000-7000-8000-000000000000", 1, None, None, "neighbour")
+        theirs = ObjectAttributes(media_type="text/plain", metadata=stamped({}, stamp))
+        for key, body in NEIGHBOUR.items():
+            self.now_do(self.store.put(BUCKET, key, body, theirs))
 
     # --- processes ---------------------------------------------------------------------------
 
@@ -516,12 +525,13 @@ class World:
         objects = self.objects()
         for key, (stored, _) in objects.items():
             stamp = stamp_of(stored)
-            if stamp is None or key in records or key in in_use or key.startswith(STAGING):
+            expected = key in records or key in in_use or key in NEIGHBOUR
+            if stamp is None or expected or key.startswith(STAGING):
                 continue
             late_writes = self.now_do(self.observer.late_writes([ObjectKey(BUCKET, key)]))
             known = {(each.transaction_id, each.seq) for each in late_writes}
             assert stamp[:2] in known, f"no transaction knows of {key}"  # P2
-        for key, body in self.foreign.items():
+        for key, body in {**self.foreign, **NEIGHBOUR}.items():
             # In a versioned bucket a pending version may be newer.
             versioned = self.capabilities.versioned
             there = self._bodies(key) if versioned else [objects[key][1]]
@@ -552,7 +562,8 @@ class World:
         self.recover()
         self.check()
         objects = {key: body for key, (_, body) in self.objects().items()}
-        assert objects == {**self.foreign, **self.committed}, f"{sorted(objects)}"
+        right = {**NEIGHBOUR, **self.foreign, **self.committed}
+        assert objects == right, f"{sorted(objects)}"
         assert self._sessions() == []
         due = self.observer.due_late_writes(after=None, limit=10)
         assert list(self.now_do(due)) == []

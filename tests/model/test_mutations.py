@@ -27,7 +27,7 @@ from fennflow.backends import (
     TransactionToken,
 )
 from fennflow.connectors import Capabilities, Deletion
-from fennflow.engine import callbacks, recovery, session, settle, transaction, writing
+from fennflow.engine import callbacks, garbage, recovery, session, settle, transaction, writing
 from fennflow.engine.callbacks import Callback
 from fennflow.exceptions import AccessDeniedException, NoSuchNamespaceException
 from fennflow_memory.backend import InMemoryBackend
@@ -347,6 +347,11 @@ def no_copy_over_nothing(stack: ExitStack) -> None:
     changed(stack, settle, "NoSuchKeyException", NoSuchNamespaceException)
 
 
+def no_catalog_of_garbage(stack: ExitStack) -> None:
+    """P27: what another catalog has staged is garbage when it is old."""
+    changed(stack, garbage, "CONNECTOR_DIRECTORIES", {*garbage.CONNECTOR_DIRECTORIES, "neighbour"})
+
+
 def no_report(stack: ExitStack) -> None:
     """P26: recover() counts what it tried itself, and nothing else."""
 
@@ -386,6 +391,7 @@ MUTATIONS: Sequence[Mutation] = (
     no_release_of_others,
     no_split_batches,
     no_copy_over_nothing,
+    no_catalog_of_garbage,
     no_report,
     no_scopes,
 )
