@@ -7,6 +7,8 @@ import os
 import pty
 from pathlib import Path
 
+import httpx
+
 from fennflow.files import TextContent
 from fennflow.testing import Fault, S3Server
 from shells import PROGRAM, Program, Shell
@@ -63,6 +65,62 @@ def test_a_directory_goes_in_and_comes_back_the_same(program: Program) -> None:
     done = program("cp", "-r", "files:box", "out")
     assert (done.code, done.out) == (0, "Copied 3 files, 3,145,762 bytes.\n")
     assert tree(program.directory / "out") == tree(source)
+
+
+def test_a_directory_keeps_its_name_where_one_is_there_already(program: Program) -> None:
+    """As `cp -r` does: `in/.` stands for what is in it."""
+    (program.directory / "in" / "deep").mkdir(parents=True)
+    (program.directory / "in" / "deep" / "a.txt").write_text("a")
+    (program.directory / "out").mkdir()
+    assert program("cp", "-r", "in", "files:box").code == 0
+    assert program("cp", "-r", "in/", "files:box").code == 0
+    assert program("cp", "-r", "in/.", "files:new/").code == 0
+    box = {"box/deep/a.txt": "a", "box/in/deep/a.txt": "a"}
+    assert program.contents() == box | {"new/deep/a.txt": "a"}
+    assert program("cp", "-r", "files:box/deep", "out").code == 0
+    assert program("mv", "-r", "files:new/deep/a.txt", "out/b.txt").code == 0
+    assert program("mv", "-r", "files:box/in", "files:box/deep").code == 0
+    assert tree(program.directory / "out") == {"deep/a.txt": b"a", "b.txt": b"a"}
+    assert program.contents() == {"box/deep/a.txt": "a", "box/deep/in/deep/a.txt": "a"}
+    assert program("cp", "-r", "files:", "out/all").code == 0
+    assert set(tree(program.directory / "out" / "all")) == set(program.contents())
+
+
+def test_patterns_stand_for_the_files_that_match(program: Program) -> None:
+    names = ("a/1.txt", "a/2.txt", "a/3.pdf", "a/b/4.txt", "[x].txt", "x.txt")
+    program.put(dict.fromkeys(names, "x"))
+    out = program.directory / "out"
+    assert program("cp", "files:a/*.txt", "out").code == 0
+    assert set(tree(out)) == {"1.txt", "2.txt"}
+    assert program("cp", "files:**/?.txt", "files:all/").code == 0
+    copies = {"all/1.txt", "all/2.txt", "all/4.txt", "all/x.txt"}
+    assert set(program.files()) == {*names, *copies}
+    assert program("cat", "files:a/[12].txt").out == "xx"
+    assert program("stat", "files:[x].txt", "--json").json[0]["path"] == "[x].txt"
+    assert program("rm", "--yes", "files:al*/*").out == "Deleted 4 files.\n"
+    done = program("rm", "files:none*")
+    assert (done.code, "No such file" in done.err) == (1, True)
+    done = program("rm", "files:*")
+    assert (done.code, "Delete 2 files" in done.err) == (1, True)
+    assert program("rm", "-r", "--yes", "files:a*").out == "Deleted 4 files.\n"
+    assert set(program.files()) == {"[x].txt", "x.txt"}
+
+
+async def test_urls_for_others_are_printed(shell: Shell) -> None:
+    async with shell.site.uow_class() as uow:
+        for name in ("a.txt", "b.txt"):
+            await uow.files.put(TextContent.from_content(name, filename=name))
+    done = await shell("presign", "app:UOW", "files:?.txt", "--expires-in", "60")
+    async with httpx.AsyncClient() as client:
+        found = [(await client.get(line)).text for line in done.out.splitlines()]
+        assert found == ["a.txt", "b.txt"]
+        done = await shell("presign", "app:UOW", "--upload", "files:new.txt")
+        url, *lines = done.out.splitlines()
+        headers = dict(line.strip()[4:-1].split(": ", 1) for line in lines)
+        answer = await client.put(url, content=b"3", headers=headers)
+        assert answer.status_code == httpx.codes.OK
+    done = await shell("presign", "app:UOW", "files:none", "--json")
+    assert (done.code, done.out) == (1, "")
 
 
 def test_files_move_in_out_and_inside(program: Program) -> None:

@@ -68,7 +68,7 @@ def test_no_link_inside_the_destination_is_followed(
     for link in (out / "sub", out / "deep" / "er" / "link"):
         link.parent.mkdir(parents=True, exist_ok=True)
         link.symlink_to(link if goal == "link" else out / goal)
-        done = program(verb, "-r", "files:k", "out")
+        done = program(verb, "-r", "files:k/.", "out")
         assert (done.code, done.out) == (1, "")
         assert "link" in done.err
         link.unlink()
@@ -81,7 +81,7 @@ def test_a_link_in_the_place_of_a_file_is_replaced(program: Program, out: Path) 
     fill(program, "k/f.txt")
     (program.directory / "mine").write_text("mine")
     (out / "f.txt").symlink_to("../mine")
-    assert program("cp", "-r", "files:k", "out").code == 0
+    assert program("cp", "-r", "files:k/.", "out").code == 0
     assert (program.directory / "mine").read_text() == "mine"
     assert tree(out) == {"f.txt": "of k/f.txt"}
     assert not (out / "f.txt").is_symlink()
@@ -91,7 +91,7 @@ def test_a_destination_that_is_a_link_is_where_the_user_said(program: Program) -
     fill(program, "k/d/f.txt")
     (program.directory / "real").mkdir()
     (program.directory / "out").symlink_to("real")
-    assert program("cp", "-r", "files:k", "out").code == 0
+    assert program("cp", "-r", "files:k/.", "out").code == 0
     assert tree(program.directory / "real") == {"d/f.txt": "of k/d/f.txt"}
 
 
@@ -111,7 +111,7 @@ def test_what_cannot_have_its_place_stops_all_before_anything_is_replaced(
         os.mkfifo(out / "a")
     stored = program.files()
     before = sorted(out.rglob("*"))
-    done = program(verb, "-r", "files:c", "out")
+    done = program(verb, "-r", "files:c/.", "out")
     assert (done.code, done.out) == (1, "")
     assert "FilepathsCollisionError" in done.err
     assert "Traceback" not in done.err
@@ -131,7 +131,7 @@ def test_names_that_the_file_system_takes_for_one_are_refused(
 
     monkeypatch.setattr(Path, "open", caseless)
     monkeypatch.setattr(Path, "mkdir", _caseless_mkdir(Path.mkdir))
-    done = program("mv", "-r", "files:k", "out")
+    done = program("mv", "-r", "files:k/.", "out")
     assert done.code == 1
     assert "FilepathsCollisionError" in done.err
     monkeypatch.undo()
@@ -162,7 +162,7 @@ def test_a_rename_that_fails_brings_back_what_was_replaced(
         return real(*arguments, **options)
 
     monkeypatch.setattr(Path if step == "replace" else os, step, failing)
-    done = program("mv", "-r", "files:k", "out")
+    done = program("mv", "-r", "files:k/.", "out")
     if step == "link":  # a file system without hard links
         assert done.code == 0
         assert tree(out) == {"a": "of k/a", "b": "of k/b", "new/c": "of k/new/c"}
@@ -187,10 +187,10 @@ def test_a_commit_that_fails_brings_back_what_was_replaced(
 
     with monkeypatch.context() as patch:
         patch.setattr(SqlalchemyBackend, "commit", refuse)
-        assert program("mv", "-r", "files:k", "out").code == 1
+        assert program("mv", "-r", "files:k/.", "out").code == 1
     assert tree(out) == {"a": "mine"}
     assert [path.name for path in out.iterdir()] == ["a"]
-    assert program("mv", "-r", "files:k", "out").code == 0
+    assert program("mv", "-r", "files:k/.", "out").code == 0
     assert tree(out) == {"a": "of k/a", "new/b": "of k/new/b"}
     assert program.files() == []
 

@@ -46,7 +46,7 @@ CASES = [
         ]
     ),
 ]
-SAMPLE = 14
+SAMPLE = 8
 
 
 async def kill_at(site: Site, scope: str, at: int, *, fails: bool) -> int | None:

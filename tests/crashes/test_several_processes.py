@@ -9,14 +9,14 @@ from multiprocessing.connection import Connection
 
 import pytest
 
-from crashing import SEED, Event, Site, check, make_site, start, work
+from crashing import FULL, SEED, Event, Site, check, make_site, start, work
 
 pytestmark = [pytest.mark.crashes, pytest.mark.timeout(1800)]
 
 WORKERS = 8
-SESSIONS = 200
+SESSIONS = 200 if FULL else 60
 KEYS = 60
-KILL_EVERY = (0.5, 3.0)
+KILL_EVERY = (0.25, 2.0)
 
 
 async def drive(site: Site, worker: int, choice: random.Random) -> list[Event]:

@@ -7,9 +7,11 @@ its bucket. What has no name before its first colon is a local path.
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from typing import Annotated, Any, NoReturn
 
 import typer
@@ -23,6 +25,7 @@ from fennflow.paths import StoragePath
 from fennflow.repositories import (
     CopyRepository,
     CrudRepository,
+    GeneratePresignedUrlRepository,
     StatRepository,
     StreamRepository,
 )
@@ -32,13 +35,25 @@ from fennflow.uow import UnitOfWork
 
 AT_ONCE = 1000
 
-Places = Annotated[list[str], typer.Argument(metavar="FIELD:PATH…", help="Files of the store.")]
+Places = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="FIELD:PATH…",
+        help="Files of the store. *, ? and [] match within a name, ** any directories.",
+    ),
+]
 Recursive = Annotated[
     bool, typer.Option("--recursive", "-r", help="Take directories with all that is in them.")
 ]
 
 
-class Files(CrudRepository, StatRepository, CopyRepository, StreamRepository):
+class Files(
+    CrudRepository,
+    StatRepository,
+    CopyRepository,
+    StreamRepository,
+    GeneratePresignedUrlRepository,
+):
     """What the commands need, whatever the user's own repositories can do."""
 
 
@@ -118,7 +133,7 @@ class UowTarget:
 
 def register(app: typer.Typer) -> None:
     """Add the commands of this module."""
-    for command in (ls, cat, stat, rm):
+    for command in (ls, cat, stat, rm, presign):
         app.command()(command)
 
 
@@ -167,6 +182,81 @@ async def _listed(
         return [str(each) for each in found.prefixes], [str(each) for each in found], infos
 
 
+@dataclass(frozen=True)
+class Found:
+    """A file of the store that a command names.
+
+    Args:
+        place: where it is.
+        directory: name of the directory that the command names; empty for the root, None for a file.
+        name: of the file, or its path below that directory.
+    """
+
+    place: Place
+    directory: str | None
+    name: str
+
+
+async def find(opened: Any, places: Sequence[Place], *, recursive: bool) -> list[Found]:
+    """Return the files that places stand for, each once.
+
+    A place that names a file is that file, whatever characters it has; else it may be a pattern.
+
+    Raises:
+        NoSuchKeyException: a pattern or a directory has no file.
+    """
+    found: dict[Place, Found] = {}
+    for place in places:
+        files: Files = getattr(opened, place.field)
+        for each in await _matching(files, place, recursive=recursive):
+            name = each.path.rpartition("/")[2]
+            if not recursive or (name not in {"", "."} and await files.exists(each.path)):
+                found.setdefault(each, Found(each, None, name))
+                continue
+            prefix, base = directory_of(each.path), each.path.rstrip("/").rpartition("/")[2]
+            if base == ".":
+                prefix, base = directory_of(each.path.rstrip("/")[:-1]), ""
+            below = [str(path) async for path in files.iter(prefix)]
+            if not below:
+                raise nothing_under(Place(place.field, prefix))
+            for path in below:
+                one = Place(place.field, path)
+                found.setdefault(one, Found(one, base, path.removeprefix(prefix)))
+    return list(found.values())
+
+
+async def _matching(files: Files, place: Place, *, recursive: bool) -> list[Place]:
+    """Return the files, and with `recursive` the directories, that match a pattern."""
+    if not is_pattern(place.path) or await files.exists(place.path):
+        return [place]
+    prefix = directory_of(re.split(r"[*?[]", place.path)[0].rpartition("/")[0])
+    pattern = place.path.rstrip("/").split("/")
+    matches: dict[Place, None] = {}
+    async for path in files.iter(prefix):
+        names = str(path).split("/")
+        lengths = range(1 if recursive else len(names), len(names) + 1)
+        length = next((n for n in lengths if _matches(names[:n], pattern)), None)
+        if length is not None:
+            matches[Place(place.field, "/".join(names[:length]))] = None
+    if not matches:
+        raise nothing_under(place)
+    return list(matches)
+
+
+def is_pattern(path: str) -> bool:
+    """Return whether a path has characters that stand for others."""
+    return any(character in path for character in "*?[")
+
+
+def _matches(names: Sequence[str], pattern: Sequence[str]) -> bool:
+    """Return whether a path matches a pattern, both split at `/`; `**` matches any directories."""
+    if not pattern or not names:
+        return not pattern and not names
+    if pattern[0] == "**" and len(pattern) > 1:
+        return _matches(names, pattern[1:]) or _matches(names[1:], pattern)
+    return fnmatchcase(names[0], pattern[0]) and _matches(names[1:], pattern[1:])
+
+
 async def stated(files: Files, paths: Sequence[StoragePath]) -> list[ObjectInfo]:
     """Return what the catalog says of files, a thousand at a time."""
     infos: list[ObjectInfo] = []
@@ -187,7 +277,8 @@ def write_out(uow: UowTarget, wanted: Sequence[Place]) -> None:
 
     async def work() -> None:
         async with uow.open() as opened:
-            for place in wanted:
+            for each in await find(opened, wanted, recursive=False):
+                place = each.place
                 async with getattr(opened, place.field).open(place.path) as stream:
                     async for chunk in stream:
                         write_bytes(chunk)
@@ -207,7 +298,10 @@ def stat(target: Target, places: Places, *, as_json: Json = False) -> None:
 
     async def work() -> list[ObjectInfo]:
         async with uow.open() as opened:
-            return [await getattr(opened, each.field).stat(each.path) for each in wanted]
+            return [
+                await getattr(opened, each.place.field).stat(each.place.path)
+                for each in await find(opened, wanted, recursive=False)
+            ]
 
     infos = run(work())
     if as_json:
@@ -244,7 +338,7 @@ def rm(
 ) -> None:
     """Delete files: all of them, or none. A path that does not exist is an error.
 
-    With --recursive it says how many files there are, and asks. Scripts say --yes.
+    With --recursive or a pattern it says how many files there are, and asks. Scripts say --yes.
     """
     uow = UowTarget(target)
     wanted = uow.places(places)
@@ -256,7 +350,7 @@ def rm(
             for each in found:
                 stdout.line(str(each))
         return
-    if recursive and not yes:
+    if (recursive or any(is_pattern(each.path) for each in wanted)) and not yes:
         _confirm(len(found), wanted)
 
     async def work() -> list[Place]:
@@ -275,22 +369,60 @@ def rm(
     show_done(_done(run(work())), "Deleted", as_json=as_json)
 
 
+def presign(
+    target: Target,
+    places: Places,
+    *,
+    expires_in: Annotated[
+        float, typer.Option("--expires-in", "-e", help="Seconds for which the URLs are good.")
+    ] = 3600.0,
+    upload: Annotated[
+        bool, typer.Option("--upload", help="For a PUT to a path that is free, not for a GET.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Print a URL for each file, with which anyone can read it until it expires.
+
+    With --upload the headers that a PUT has to send are printed too, as curl takes them.
+    """
+    uow = UowTarget(target)
+    wanted = uow.places(places)
+
+    async def work() -> list[dict[str, Any]]:
+        shown: list[dict[str, Any]] = []
+        async with uow.open() as opened:
+            found = (
+                wanted
+                if upload
+                else [each.place for each in await find(opened, wanted, recursive=False)]
+            )
+            for place in found:
+                files: Files = getattr(opened, place.field)
+                made = await files.generate_presigned_url(
+                    place.path, expires_in=expires_in, method="PUT" if upload else "GET"
+                )
+                shown.append({"path": str(place), "url": made[0], "headers": dict(made.headers)})
+        return shown
+
+    shown = run(work())
+    if as_json:
+        show_json(shown)
+        return
+    for each in shown:
+        stdout.line(each["url"])
+        if upload:
+            for name, value in each["headers"].items():
+                stdout.line(f"  -H '{name}: {value}'")
+
+
 async def _found(uow: UowTarget, wanted: Sequence[Place], *, recursive: bool) -> list[Place]:
     """Return the files that places stand for, each once."""
-    found: list[Place] = []
     async with uow.open() as opened:
-        for place in wanted:
-            files: Files = getattr(opened, place.field)
-            if not recursive:
-                await files.stat(place.path)
-                found.append(place)
-                continue
-            prefix = directory_of(place.path)
-            below = [Place(place.field, str(path)) async for path in files.iter(prefix)]
-            if not below:
-                raise nothing_under(Place(place.field, prefix))
-            found += below
-    return list(dict.fromkeys(found))
+        found = [each.place for each in await find(opened, wanted, recursive=recursive)]
+        for name in dict.fromkeys(each.field for each in found):
+            paths = [StoragePath(each.path) for each in found if each.field == name]
+            await stated(getattr(opened, name), paths)
+    return found
 
 
 def _confirm(count: int, wanted: Sequence[Place]) -> None:

@@ -24,7 +24,8 @@ from fennflow.cli.files import (
     Summary,
     UowTarget,
     directory_of,
-    nothing_under,
+    find,
+    is_pattern,
     show_done,
     stated,
     write_out,
@@ -36,6 +37,7 @@ from fennflow.exceptions import (
     FilepathsCollisionError,
 )
 from fennflow.files import FileContent, StreamContent, media_types
+from fennflow.paths import StoragePath
 
 UNKNOWN_TYPE = "application/octet-stream"
 STANDARD = "-"
@@ -69,8 +71,9 @@ def cp(
 ) -> None:
     """Copy files in, out, or inside the store: all of them, or none.
 
-    A destination that ends in / is a directory, and so is one for several sources. The source -
-    is standard input, the destination - standard output.
+    A destination that ends in / is a directory, and so is one for several sources. A directory
+    goes into one that is there already, else it gets that name. The source - is standard input,
+    the destination - standard output.
     """
     uow = UowTarget(target)
     if STANDARD in {*sources, destination}:
@@ -117,6 +120,16 @@ class Task:
     size: int
 
 
+@dataclass(frozen=True)
+class Source:
+    """A file that a command takes, with `directory` and `name` as in `Found`."""
+
+    path: Place | Path
+    directory: str | None
+    name: str
+    size: int
+
+
 class _Transfer:
     """What `cp` and `mv` do, in one transaction."""
 
@@ -138,17 +151,19 @@ class _Transfer:
         if isinstance(target, Path) and any(isinstance(each, Path) for each in sources_found):
             message = f"Neither {sources[0]!r} nor {destination!r} is a place, FIELD:PATH."
             raise typer.BadParameter(message)
-        into = destination.endswith(("/", ":")) or len(sources) > 1 or recursive
+        self._places = [each for each in sources_found if isinstance(each, Place)]
+        into = destination.endswith(("/", ":")) or len(sources) > 1
+        into = into or any(is_pattern(each.path) for each in self._places)
         # Of a name that is too long, `Path.is_dir` raises; what writes there says it better.
         self._into = into or (isinstance(target, Path) and os.path.isdir(target))  # noqa: PTH112
-        self._places = [each for each in sources_found if isinstance(each, Place)]
         self._local = [
             each
-            for source in sources_found
+            for text, source in zip(sources, sources_found, strict=True)
             if isinstance(source, Path)
-            for each in _local(source, recursive=recursive, follow_links=follow_links)
+            for each in _local(text, recursive=recursive, follow_links=follow_links)
         ]
-        self._before = {path: _state(path) for path, _, _ in self._local} if move else {}
+        paths = [each.path for each in self._local if isinstance(each.path, Path)]
+        self._before = {path: _state(path) for path in paths} if move else {}
 
     def run(self, *, quiet: bool) -> Summary:
         """Do it."""
@@ -163,14 +178,15 @@ class _Transfer:
     async def _all(self, shown: ProgressView, downloads: PendingDownloads) -> Summary:
         done = Summary()
         async with self._uow.open() as opened:
-            found = self._local + [
-                each
-                for place in self._places
-                for each in await _remote(opened, place, recursive=self._recursive)
+            sources = self._local + await _remote(opened, self._places, recursive=self._recursive)
+            await self._look_at_destination(opened)
+            names = [self._name(each) for each in sources]
+            self._check_not_inside(sources)
+            tasks = [
+                Task(each.path, self._place(name), each.size)
+                for each, name in zip(sources, names, strict=True)
             ]
-            tasks = [Task(source, self._place(name), size) for source, name, size in found]
             _check(tasks)
-            names = [self._name(name) for _, name, _ in found]
             if isinstance(self._destination, Path):
                 await asyncio.to_thread(downloads.reserve, names)
             shown.begin(tasks)
@@ -183,18 +199,43 @@ class _Transfer:
                 await opened.step(downloads.place, downloads.restore)
         return done
 
+    async def _look_at_destination(self, opened: Any) -> None:
+        """Find out whether a directory of that name is there already, for directories to go into."""
+        target = self._destination
+        if self._recursive and not self._into and isinstance(target, Place):
+            files: Files = getattr(opened, target.field)
+            self._into = bool(await files.list(directory_of(target.path), limit=1))
+
+    def _check_not_inside(self, sources: Sequence[Source]) -> None:
+        """Refuse to take a directory of the store into itself, as `cp` and `mv` do."""
+        target = self._destination
+        for each in sources:
+            if each.directory is None or not isinstance(each.path, Place):
+                continue
+            root = Place(each.path.field, each.path.path.removesuffix(each.name))
+            if (
+                isinstance(target, Place)
+                and target.field == root.field
+                and directory_of(target.path).startswith(root.path)
+            ):
+                message = f"{target} is inside {root}, which is to go there; nothing was done."
+                raise FilepathsCollisionError(message)
+
+    def _name(self, source: Source) -> str:
+        """Return the path of a file below the directory that the command writes to, as `cp` does."""
+        if self._into:
+            return f"{source.directory}/{source.name}" if source.directory else source.name
+        target = self._destination
+        name = target.name if isinstance(target, Path) else target.path.rpartition("/")[2]
+        return name if source.directory is None else f"{name}/{source.name}"
+
     def _place(self, name: str) -> Place | Path:
         """Return where a file goes."""
         target = self._destination
         if isinstance(target, Path):
-            return target / name if self._into else target
-        return Place(target.field, directory_of(target.path) + name) if self._into else target
-
-    def _name(self, name: str) -> str:
-        """Return the path of a local file below the directory that the command writes to."""
-        return (
-            name if self._into or isinstance(self._destination, Place) else self._destination.name
-        )
+            return (target if self._into else target.parent) / name
+        prefix = target.path if self._into else target.path.rpartition("/")[0]
+        return Place(target.field, directory_of(prefix) + name)
 
     async def _one(
         self, opened: Any, task: Task, name: str, shown: ProgressView, downloads: PendingDownloads
@@ -240,16 +281,19 @@ def _state(path: Path) -> Mapping[str, int]:
     return {"inode": found.st_ino, "size": found.st_size, "time": found.st_mtime_ns}
 
 
-def _local(source: Path, *, recursive: bool, follow_links: bool) -> list[tuple[Path, str, int]]:
-    """Return the files that a local path stands for, each with its name below it."""
+def _local(text: str, *, recursive: bool, follow_links: bool) -> list[Source]:
+    """Return the files that a local path stands for."""
+    source = Path(text)
     try:
         if recursive and source.is_dir():
+            last = text.rstrip("/").rpartition("/")[2]
+            directory = "" if last in {".", ".."} else source.name
             return [
-                (path, path.relative_to(source).as_posix(), path.stat().st_size)
+                Source(path, directory, path.relative_to(source).as_posix(), path.stat().st_size)
                 for path in _walked(source, follow_links=follow_links)
             ]
         if source.is_file():
-            return [(source, source.name, source.stat().st_size)]
+            return [Source(source, None, source.name, source.stat().st_size)]
     except OSError as error:
         fail(FileException(f"{source} cannot be read: {error}. Nothing was done."))
     except FileException as error:
@@ -285,20 +329,15 @@ def _not_copied(path: Path, what: str, hint: str) -> FileException:
     return FileException(f"{path} {what}. {hint}, or copy without it. Nothing was done.")
 
 
-async def _remote(opened: Any, source: Place, *, recursive: bool) -> list[tuple[Place, str, int]]:
-    """Return the files that a place stands for, each with its name below it."""
-    files: Files = getattr(opened, source.field)
-    if not recursive:
-        info = await files.stat(source.path)
-        return [(source, info.path.name, info.size)]
-    prefix = directory_of(source.path)
-    paths = [path async for path in files.iter(prefix)]
-    if not paths:
-        raise nothing_under(Place(source.field, prefix))
-    return [
-        (Place(source.field, str(info.path)), str(info.path).removeprefix(prefix), info.size)
-        for info in await stated(files, paths)
-    ]
+async def _remote(opened: Any, places: Sequence[Place], *, recursive: bool) -> list[Source]:
+    """Return the files that places stand for."""
+    found = await find(opened, places, recursive=recursive)
+    sizes: dict[Place, int] = {}
+    for name in dict.fromkeys(each.place.field for each in found):
+        paths = [StoragePath(each.place.path) for each in found if each.place.field == name]
+        for info in await stated(getattr(opened, name), paths):
+            sizes[Place(name, str(info.path))] = info.size
+    return [Source(each.place, each.directory, each.name, sizes[each.place]) for each in found]
 
 
 def _check(tasks: Sequence[Task]) -> None:
