@@ -13,6 +13,7 @@ PYTHONS = ["3.11", "3.12", "3.13"]
 ROOT = Path(__file__).parent
 PACKAGES = [
     "fennflow-core",
+    "fennflow-django",
     "fennflow-memory",
     "fennflow-obstore",
     "fennflow-s3",

@@ -13,6 +13,7 @@ UV = Path(sys.executable).with_name("uv")
 PACKAGES = [
     "fennflow",
     "fennflow_core",
+    "fennflow_django",
     "fennflow_memory",
     "fennflow_obstore",
     "fennflow_s3",

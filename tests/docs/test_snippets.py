@@ -31,9 +31,17 @@ import ast, asyncio, sys
 code = compile(sys.argv[1], "cell", "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
 asyncio.run(eval(code, {"__name__": "__main__"}))
 """
+# A project of Django's is run by test_django.py.
 # What a suite's subclass looks like is no program: it is run as tests/contract. And tests are run
 # by tests/scenarios/test_kit.py.
-FRAGMENTS = ("class TestMyStore", "class TestMyBackend", "# test_letters.py", "# test_joined.py")
+FRAGMENTS = (
+    "class TestMyStore",
+    "class TestMyBackend",
+    "# test_letters.py",
+    "# test_joined.py",
+    "# mysite/",
+    "# letters/",
+)
 
 
 def snippets() -> Iterator[object]:

@@ -16,6 +16,7 @@ ROOT = Path(__file__).parents[2]
 SNAPSHOT = Path(__file__).with_name("interface.txt")
 PACKAGES = {
     "fennflow": "fennflow-core",
+    "fennflow_django": "fennflow-django",
     "fennflow_memory": "fennflow-memory",
     "fennflow_obstore": "fennflow-obstore",
     "fennflow_s3": "fennflow-s3",

@@ -10,6 +10,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from zlib import crc32
 
+import uuid_utils
 from sqlalchemy import (
     JSON,
     Column,
@@ -30,10 +31,12 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from fennflow.exceptions import BackendUnavailableException, RecordLockedException
 from fennflow.retries import repeat
-from fennflow_sqlalchemy.tables import catalog_id_of, migrate
+from fennflow_sqlalchemy.tables import catalog_id_of, make_tables, migrate
 
 if TYPE_CHECKING:
     from sqlalchemy.types import TypeEngine
+
+    from fennflow_sqlalchemy.config import SqlalchemyBackendConfig
 
 
 R = TypeVar("R")
@@ -212,14 +215,7 @@ async def create_tables(
         return catalog_id_of(connection, meta)
 
     def work(connection: Connection) -> str:
-        if database.dialect == "postgresql":
-            lock = crc32(f"fennflow {meta.schema}.{meta.name}".encode())
-            connection.execute(select(func.pg_advisory_xact_lock(literal_column(str(lock)))))
-        migrate(connection, tables, create=create)
-        insert = database.insert(meta).values(name="catalog_id", value=catalog_id)
-        connection.execute(insert.on_conflict_do_nothing())
-        found = connection.execute(select(meta.c.value).where(meta.c.name == "catalog_id"))
-        return str(found.scalar_one())
+        return create_tables_on(connection, tables, catalog_id, create=create)
 
     try:
         # If there is nothing to do, wait for no lock: a user's transaction may hold it.
@@ -232,3 +228,43 @@ async def create_tables(
             "then it happens there."
         )
         raise
+
+
+def create_tables_on(
+    connection: Connection, tables: Sequence[Table], catalog_id: str, *, create: bool
+) -> str:
+    """Do what `create_tables` does, in a transaction that may write.
+
+    Args:
+        connection: in it.
+        tables: like those of `create_tables`.
+        catalog_id: likewise.
+        create: likewise.
+    """
+    meta = tables[0]
+    insert: sqlite.Insert | postgresql.Insert = sqlite.insert(meta)
+    if connection.dialect.name == "postgresql":
+        insert = postgresql.insert(meta)
+        lock = crc32(f"fennflow {meta.schema}.{meta.name}".encode())
+        connection.execute(select(func.pg_advisory_xact_lock(literal_column(str(lock)))))
+    migrate(connection, tables, create=create)
+    values = insert.values(name="catalog_id", value=catalog_id)
+    connection.execute(values.on_conflict_do_nothing())
+    found = connection.execute(select(meta.c.value).where(meta.c.name == "catalog_id"))
+    return str(found.scalar_one())
+
+
+def create_catalog(connection: Connection, config: SqlalchemyBackendConfig) -> None:
+    """Create what is missing of a catalog, in a transaction of the user's, as a migration does.
+
+    On SQLite its journal is in another file: it is created when the catalog is first used.
+
+    Args:
+        connection: in it.
+        config: of the backend that will use it.
+    """
+    tables = make_tables(config.table_prefix, config.schema_name)[1]
+    wanted = list(tables.catalog)
+    if connection.dialect.name == "postgresql":
+        wanted += tables.journal
+    create_tables_on(connection, wanted, str(uuid_utils.uuid7()), create=True)

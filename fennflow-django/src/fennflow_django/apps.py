@@ -1,0 +1,26 @@
+"""The app for `INSTALLED_APPS`."""
+
+from __future__ import annotations
+
+from django.apps import AppConfig, apps
+from django.db.models import FileField, signals
+from typing_extensions import override
+
+from fennflow_django import unused
+
+
+class FennFlowConfig(AppConfig):
+    """Creates the catalog by a migration, and deletes files that no row names any more."""
+
+    name = "fennflow_django"
+    verbose_name = "FennFlow"
+
+    @override
+    def ready(self) -> None:
+        """Look at the rows of all models that have files."""
+        for model in apps.get_models(include_auto_created=True):
+            if any(isinstance(field, FileField) for field in model._meta.concrete_fields):  # noqa: SLF001 - documented
+                name = f"fennflow {model._meta.label}"  # noqa: SLF001 - documented
+                signals.pre_save.connect(unused.before_save, model, dispatch_uid=name)
+                signals.post_save.connect(unused.after_save, model, dispatch_uid=name)
+                signals.post_delete.connect(unused.after_delete, model, dispatch_uid=name)

@@ -1,0 +1,25 @@
+"""Creates the catalog of files, in the databases that storages name."""
+
+from typing import ClassVar
+
+from django.db import migrations
+from django.db.backends.base.schema import BaseDatabaseSchemaEditor
+from django.db.migrations.state import StateApps
+
+from fennflow_django.upkeep import create_catalogs
+
+
+def create(apps: StateApps, schema_editor: BaseDatabaseSchemaEditor) -> None:
+    """Create the tables."""
+    del apps
+    create_catalogs(schema_editor.connection)
+
+
+class Migration(migrations.Migration):
+    """Creates tables; they have no models, so that no later migration concerns them."""
+
+    initial = True
+    atomic = False
+    dependencies: ClassVar = []
+    # Backwards nothing is done: the catalog alone knows the files of the bucket.
+    operations: ClassVar = [migrations.RunPython(create, migrations.RunPython.noop)]

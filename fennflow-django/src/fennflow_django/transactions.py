@@ -1,0 +1,317 @@
+"""Units of work that are a part of Django's transactions.
+
+A unit of work begins with the first file that a transaction writes. What it does is decided by a row that
+is written into Django's own transaction just before the COMMIT: whatever happens to that transaction
+happens to the files. So nothing depends on a hook that has to run after a rollback or a crash.
+
+To act before the COMMIT, and to clean up at once, the methods of Django's connection that end
+transactions and savepoints are replaced on that one connection, from the first file to the end of the
+transaction.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Generator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from functools import partial
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
+
+from django.db import DatabaseError, connections
+
+from fennflow.exceptions import TransactionException
+from fennflow.sync import SyncUnitOfWork
+from fennflow_django.database import connect
+
+if TYPE_CHECKING:
+    from django.db.backends.base.base import BaseDatabaseWrapper
+
+U = TypeVar("U", bound=SyncUnitOfWork)
+
+_OLDER = ""
+"""In place of the name of all savepoints that are older than a part."""
+
+_PLACE = "_fennflow_transaction"
+"""Name of the attribute of Django's connection that has the transaction, while it has files."""
+
+
+class _RolledBackError(Exception):
+    """Django's transaction was rolled back."""
+
+
+class _Part(Generic[U]):
+    """A unit of work that is a part of a transaction.
+
+    Args:
+        transaction: the whole.
+        uow_class: of the unit of work, which is opened.
+    """
+
+    def __init__(self, transaction: _Transaction, uow_class: type[U]) -> None:
+        self._transaction = transaction
+        self._savepoints: list[tuple[str, AbstractContextManager[None]]] = []
+        self._then: Callable[[], None] | None = None
+        self.ended = False
+        self._connection = connect(transaction.wrapper, self)
+        try:
+            self.uow = uow_class(join=self._connection)
+            self.uow.__enter__()
+        except BaseException:
+            self._connection.close()
+            raise
+        self.begin_savepoint(_OLDER)
+
+    def commit(self) -> None:
+        """Commit, since the decision about the files is written: SQLAlchemy calls it."""
+        then, self._then = self._then, None
+        if then is not None:
+            try:
+                then()
+            except BaseException:
+                self._transaction.roll_back()  # before the outcome is asked for
+                raise
+
+    def rollback(self) -> None:
+        """Roll back what cannot be committed; else Django has done so. SQLAlchemy calls it."""
+        if self.ended:
+            self._transaction.roll_back()
+
+    def end(self, then: Callable[[], None]) -> None:
+        """Write the decision about the files, and commit.
+
+        Args:
+            then: commits the transaction.
+        """
+        self.ended = True
+        self._then = then
+        with ExitStack() as stack:
+            stack.callback(self._connection.close)
+            stack.push(self.uow)
+            self._leave(0, None)
+        self.commit()  # unless that has happened
+
+    def undo(self, error: BaseException) -> None:
+        """Undo all files of a transaction that was rolled back."""
+        if self.ended:
+            return
+        with ExitStack() as stack:
+            stack.callback(self._connection.close)
+            stack.callback(self.uow.__exit__, type(error), error, error.__traceback__)
+            self._leave(0, error)
+
+    def begin_savepoint(self, sid: str) -> None:
+        """Begin what can be undone alone."""
+        savepoint = self.uow.savepoint()
+        savepoint.__enter__()
+        self._savepoints.append((sid, savepoint))
+
+    def end_savepoint(self, sid: str) -> None:
+        """Keep what was done in a savepoint, and in those inside it."""
+        index = self._index(sid)
+        if index:
+            self._leave(index, None)
+
+    def undo_savepoint(self, sid: str, error: BaseException) -> None:
+        """Undo what was done since a savepoint: all of this part, if that is older."""
+        index = self._index(sid)
+        name, _ = self._savepoints[index]
+        self._leave(index, error)
+        self.begin_savepoint(name)  # it may be rolled back again
+
+    def _index(self, sid: str) -> int:
+        names = [name for name, _ in self._savepoints]
+        return names.index(sid) if sid in names else 0
+
+    def _leave(self, index: int, error: BaseException | None) -> None:
+        while len(self._savepoints) > index:
+            _, savepoint = self._savepoints.pop()
+            savepoint.__exit__(type(error) if error else None, error, None)
+
+
+class _Transaction:
+    """A transaction of Django's that has files.
+
+    Args:
+        wrapper: Django's connection.
+    """
+
+    def __init__(self, wrapper: BaseDatabaseWrapper) -> None:
+        self.wrapper = wrapper
+        self._parts: dict[type[SyncUnitOfWork], _Part[Any]] = {}
+        self._over = False
+        self._before: dict[str, object] = {}
+        """What the connection itself had in place of the methods of its class."""
+        self._methods: dict[str, Callable[..., Any]] = {}
+
+    def part(self, uow_class: type[U]) -> U:
+        """Return the unit of work of a class; the first call opens it."""
+        found = self._parts.get(uow_class)
+        if found is None:
+            found = _Part(self, uow_class)
+            if not self._parts:
+                self._take_over()
+            self._parts[uow_class] = found
+        return cast("U", found.uow)
+
+    def opened(self, uow_class: type[U]) -> U | None:
+        """Return the unit of work of a class if it is open."""
+        found = self._parts.get(uow_class)
+        return None if found is None else cast("U", found.uow)
+
+    def roll_back(self) -> None:
+        """Roll back what could not be committed, so that Django commits none of it."""
+        if self._over:
+            return
+        self._over = True
+        try:
+            self._methods["rollback"]()
+        except DatabaseError:
+            self._methods["close"]()
+
+    def _take_over(self) -> None:
+        wrapper = self.wrapper
+        for name in _REPLACED:
+            self._methods[name] = getattr(wrapper, name)
+            if name in vars(wrapper):
+                self._before[name] = vars(wrapper)[name]
+            setattr(wrapper, name, getattr(self, f"_{name}"))
+        setattr(wrapper, _PLACE, self)
+
+    def _hand_back(self) -> None:
+        wrapper = self.wrapper
+        for name in _REPLACED:
+            if vars(wrapper).get(name) != getattr(self, f"_{name}"):
+                continue  # replaced again by others: what is called then passes it on
+            if name in self._before:
+                setattr(wrapper, name, self._before[name])
+            else:
+                delattr(wrapper, name)
+        delattr(wrapper, _PLACE)
+        self._parts = {}
+
+    # --- in place of the methods of Django's connection -------------------------------------------
+
+    def _commit(self) -> None:
+        parts = list(self._parts.values())
+
+        def end(index: int) -> None:
+            if index < len(parts):
+                parts[index].end(partial(end, index + 1))
+                return
+            self._methods["commit"]()
+            self._over = True
+
+        if parts:
+            self._hand_back()
+        try:
+            end(0)
+        except BaseException as error:
+            with ExitStack() as stack:
+                for part in parts:
+                    stack.callback(part.undo, error)
+                # Before Django turns on autocommit again, which would commit it.
+                self.roll_back()
+            raise
+
+    def _rollback(self) -> None:
+        try:
+            self._methods["rollback"]()
+        finally:
+            self._undo()
+
+    def _close(self) -> None:
+        try:
+            self._methods["close"]()
+        finally:
+            if self.wrapper.connection is None or self.wrapper.closed_in_transaction:
+                self._undo()
+
+    def _undo(self) -> None:
+        parts = list(self._parts.values())
+        if parts:
+            self._hand_back()
+        with ExitStack() as stack:
+            for part in parts:
+                stack.callback(part.undo, _cause())
+
+    def _savepoint(self) -> str | None:
+        sid = cast("str | None", self._methods["savepoint"]())
+        if sid is not None:
+            for part in self._parts.values():
+                part.begin_savepoint(sid)
+        return sid
+
+    def _savepoint_commit(self, sid: str) -> None:
+        self._methods["savepoint_commit"](sid)
+        for part in self._parts.values():
+            part.end_savepoint(sid)
+
+    def _savepoint_rollback(self, sid: str) -> None:
+        try:
+            self._methods["savepoint_rollback"](sid)
+        finally:
+            error = _cause()
+            for part in self._parts.values():
+                part.undo_savepoint(sid, error)
+
+
+_REPLACED = ("commit", "rollback", "close", "savepoint", "savepoint_commit", "savepoint_rollback")
+
+
+def _cause() -> BaseException:
+    """Return the exception that ends a transaction: it gets as notes what could not be undone."""
+    return sys.exc_info()[1] or _RolledBackError("The transaction was rolled back.")
+
+
+def _transaction_of(using: str) -> _Transaction | None:
+    """Return the transaction that is open in this thread, if one is."""
+    wrapper = connections[using]
+    if not wrapper.in_atomic_block and wrapper.get_autocommit():
+        return None
+    wrapper.validate_no_broken_transaction()
+    found: _Transaction | None = getattr(wrapper, _PLACE, None)
+    return found or _Transaction(wrapper)
+
+
+def unit_of_work(uow_class: type[U], using: str = "default") -> U:
+    """Return a unit of work that is a part of Django's transaction, and ends with it.
+
+    Within one transaction it is always the same one. Its savepoints are those of nested `atomic()`
+    blocks. Do not leave it, nor call `commit()` or `rollback()`.
+
+    Args:
+        uow_class: of which class; its backend is `backend_config(using)`.
+        using: alias of the database.
+
+    Raises:
+        TransactionException: no transaction is open: call it inside `transaction.atomic()`.
+        ConfigException: the catalog is in another database.
+    """
+    transaction = _transaction_of(using)
+    if transaction is None:
+        message = (
+            f"No transaction of the database {using!a} is open. Call unit_of_work() inside "
+            "transaction.atomic(), or use `with UOW() as uow` for files alone."
+        )
+        raise TransactionException(message)
+    return transaction.part(uow_class)
+
+
+@contextmanager
+def acting(uow_class: type[U], using: str, *, writes: bool) -> Generator[U]:
+    """Use the unit of work of the transaction that is open, else one that ends with the block.
+
+    Args:
+        uow_class: of which class.
+        using: alias of the database.
+        writes: whether the block writes; what only reads opens none in a transaction.
+    """
+    transaction = _transaction_of(using)
+    joined: U | None = None
+    if transaction is not None:
+        joined = transaction.part(uow_class) if writes else transaction.opened(uow_class)
+    if joined is not None:
+        yield joined
+    else:
+        with uow_class() as uow:
+            yield uow

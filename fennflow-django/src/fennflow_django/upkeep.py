@@ -1,0 +1,55 @@
+"""What `manage.py` does about catalogs and buckets."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from django.conf import settings
+from django.core.files.storage import storages
+from django.db import transaction
+
+from fennflow.backends import SqlalchemyBackendConfig
+from fennflow_django.database import connect, in_memory
+from fennflow_django.storage import FennFlowStorage
+from fennflow_sqlalchemy.database import create_catalog
+
+if TYPE_CHECKING:
+    from django.db.backends.base.base import BaseDatabaseWrapper
+
+
+class _EndedByDjango:
+    def commit(self) -> None:
+        """Leave it to the migration."""
+
+    def rollback(self) -> None:
+        """Leave it to the migration."""
+
+
+def fennflow_storages() -> dict[str, FennFlowStorage]:
+    """Return the storages of `STORAGES` that are FennFlow's, by name."""
+    found = {name: storages[name] for name in settings.STORAGES}
+    return {name: each for name, each in found.items() if isinstance(each, FennFlowStorage)}
+
+
+def create_catalogs(wrapper: BaseDatabaseWrapper) -> None:
+    """Create the tables of the catalogs in a database, as a migration that is not atomic does.
+
+    Args:
+        wrapper: Django's connection to it.
+    """
+    for storage in fennflow_storages().values():
+        if storage.using != wrapper.alias or in_memory(wrapper):
+            continue  # in memory there is no catalog: who uses the storage gets an error
+        if wrapper.vendor == "sqlite":
+            # The mode of the file, for good; a transaction that has begun could not change it.
+            with wrapper.cursor() as cursor:
+                cursor.execute("PRAGMA journal_mode = WAL")
+        backend = storage.unit_of_work.config.backend
+        assert isinstance(backend, SqlalchemyBackendConfig)  # noqa: S101 - no other one can be joined
+        with transaction.atomic(using=wrapper.alias):
+            connection = connect(wrapper, _EndedByDjango())
+            try:
+                create_catalog(connection, backend)
+                connection.commit()
+            finally:
+                connection.close()

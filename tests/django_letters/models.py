@@ -1,0 +1,16 @@
+"""Rows that name files."""
+
+from __future__ import annotations
+
+from django.db import models
+from typing_extensions import override
+
+
+class Letter(models.Model):
+    title: models.CharField[str, str] = models.CharField(max_length=100, unique=True)
+    scan = models.FileField(upload_to="scans", blank=True)
+    stamp = models.ImageField(upload_to="stamps", blank=True)
+
+    @override
+    def __str__(self) -> str:
+        return self.title

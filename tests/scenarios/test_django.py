@@ -1,0 +1,505 @@
+"""Files follow `transaction.atomic()` of Django, on SQLite and PostgreSQL."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import itertools
+import threading
+import unittest
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import django
+import pytest
+from django.conf import settings
+from django.core.files.base import ContentFile
+from django.core.files.storage import storages
+from django.core.management import CommandError, call_command
+from django.db import DatabaseError, IntegrityError, connections, transaction
+from django.test import Client, TestCase, override_settings
+from django.urls import re_path
+from PIL import Image
+from sqlalchemy.engine import make_url
+from typing_extensions import override
+
+from fennflow.connectors import InMemoryConnectorConfig
+from fennflow.exceptions import (
+    ConfigException,
+    FennFlowException,
+    RecordLockedException,
+    TransactionException,
+)
+from fennflow.sync.portal import close
+from fennflow.testing import PostgresqlServer
+from fennflow_sqlalchemy.backend import SqlalchemyBackend
+from stores import Store
+
+# Another plugin of pytest must not have configured it.
+if not settings.configured:
+    settings.configure(
+        DATABASES={"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": ":memory:"}},
+        INSTALLED_APPS=["django_letters", "fennflow_django"],
+        ROOT_URLCONF=__name__,
+        USE_TZ=True,
+        SECRET_KEY="secret",
+    )
+    django.setup()
+
+from django_letters.models import Letter
+from fennflow_django import FennFlowStorage, backend_config, unit_of_work
+from fennflow_django.views import serve
+
+urlpatterns = [re_path(r"^media/(?P<path>.*)$", serve)]
+numbers = itertools.count()
+
+
+class StopError(Exception):
+    """Leaves a block."""
+
+
+@dataclass
+class Site:
+    """A database of Django's, and a storage."""
+
+    store: Store
+    storage: FennFlowStorage
+
+    def save(self, title: str, body: bytes = b"Dear Ann") -> Letter:
+        letter = Letter(title=title)
+        letter.scan.save(f"{title}.txt", ContentFile(body), save=False)
+        letter.save()
+        return letter
+
+    def objects(self) -> dict[str, bytes]:
+        return asyncio.run(self.store.objects())
+
+    def check(self, *titles: str) -> None:
+        """Check that these are the rows, the records and the objects."""
+        assert self.storage.unit_of_work.transactions() == []
+        names = {f"scans/{title}.txt" for title in titles}
+        assert set(Letter.objects.values_list("scan", flat=True)) == names
+        assert set(self.objects()) == names
+        with self.storage.unit_of_work() as uow:
+            assert set(map(str, uow.files.list())) == names
+
+
+@pytest.fixture(scope="module")
+def postgresql_settings(postgresql: PostgresqlServer) -> dict[str, Any]:
+    url = make_url(postgresql.new_database())
+    return {
+        "ENGINE": "django.db.backends.postgresql",
+        "NAME": url.database,
+        "USER": url.username,
+        "PASSWORD": url.password or "",
+        "HOST": str(url.query.get("host", url.host or "")),
+        "PORT": str(url.port or ""),
+    }
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def site(request: pytest.FixtureRequest, tmp_path: Path) -> Generator[Site]:
+    """Return a storage in memory whose catalog is in the database of the rows, both migrated."""
+    database = {"ENGINE": "django.db.backends.sqlite3", "NAME": tmp_path / "app.db"}
+    if request.param == "postgresql":
+        database = request.getfixturevalue("postgresql_settings")
+    with use_database(database):
+        yield from use_storage()
+    close()
+
+
+@contextmanager
+def use_database(database: dict[str, Any]) -> Generator[None]:
+    del connections["default"]
+    connections.settings = connections.configure_settings({"default": database})
+    try:
+        yield
+    finally:
+        connections["default"].close()
+
+
+def use_storage(**options: Any) -> Generator[Site]:
+    store = Store(InMemoryConnectorConfig(name=f"django{next(numbers)}"), f"bucket-{next(numbers)}")
+    options = {"connector": store.config, "namespace": store.namespace, **options}
+    named = {"default": {"BACKEND": "fennflow_django.FennFlowStorage", "OPTIONS": options}}
+    with override_settings(STORAGES=named):
+        call_command("migrate", run_syncdb=True, verbosity=0)
+        storage = storages["default"]
+        assert isinstance(storage, FennFlowStorage)
+        yield Site(store, storage)
+        Letter.objects.all().delete()
+
+
+def test_rows_and_files_commit_with_the_block(site: Site) -> None:
+    with transaction.atomic():
+        site.save("a")
+        with transaction.atomic():
+            site.save("b")
+        assert site.storage.open("scans/b.txt").read() == b"Dear Ann"
+    site.check("a", "b")
+
+
+def test_an_exception_undoes_rows_and_files(site: Site) -> None:
+    with pytest.raises(StopError), transaction.atomic():
+        site.save("a")
+        with transaction.atomic():
+            site.save("b")
+        raise StopError
+    site.check()
+    with transaction.atomic():
+        site.save("a")
+    site.check("a")
+
+
+def test_a_nested_block_is_a_savepoint(site: Site) -> None:
+    with transaction.atomic():
+        site.save("a")
+        with pytest.raises(StopError), transaction.atomic():
+            site.save("b")
+            with transaction.atomic():
+                site.save("c")
+            raise StopError
+        assert not site.storage.exists("scans/b.txt")
+        with pytest.raises(IntegrityError), transaction.atomic():
+            site.save("a")
+        site.save("d")
+    site.check("a", "d")
+
+
+def test_what_a_savepoint_did_before_the_first_file_counts_too(site: Site) -> None:
+    with transaction.atomic():
+        with pytest.raises(StopError), transaction.atomic():
+            site.save("a")
+            raise StopError
+        with pytest.raises(StopError), transaction.atomic(), transaction.atomic(savepoint=False):
+            site.save("b")
+            raise StopError
+        with transaction.atomic():
+            site.save("c")
+        sid = transaction.savepoint()
+        site.save("d")
+        transaction.savepoint_rollback(sid)
+        site.save("e")
+        transaction.savepoint_rollback(sid)
+        transaction.savepoint_commit(sid)
+    site.check("c")
+
+
+def test_a_marked_transaction_is_rolled_back_with_its_files(site: Site) -> None:
+    with transaction.atomic():
+        site.save("a")
+        transaction.set_rollback(True)
+        with pytest.raises(transaction.TransactionManagementError):
+            site.storage.delete("scans/a.txt")
+    site.check()
+
+
+def test_a_commit_that_fails_undoes_the_files(site: Site) -> None:
+    connection = connections["default"]
+    failing = mock.patch.object(type(connection), "_commit", side_effect=DatabaseError("no"))
+    with failing, pytest.raises(DatabaseError, match="no"), transaction.atomic():
+        site.save("a")
+    site.check()
+
+
+def test_a_decision_that_cannot_be_written_undoes_the_rows(site: Site) -> None:
+    def refuse(*_: object) -> None:
+        raise StopError
+
+    pivot = "fennflow_sqlalchemy.backend.SqlalchemyBackend._pivot"
+    with mock.patch(pivot, refuse), pytest.raises(StopError), transaction.atomic():
+        site.save("a")
+    site.check()
+
+
+def test_several_storages_commit_together(site: Site) -> None:
+    del site
+    generators = [use_storage(), use_storage()]
+    stores = [next(each) for each in generators]
+    with transaction.atomic():
+        for store in stores:
+            store.storage.save("x.txt", ContentFile(b"x"))
+        with pytest.raises(StopError), transaction.atomic():
+            for store in stores:
+                store.storage.save("y.txt", ContentFile(b"y"))
+            raise StopError
+    with pytest.raises(StopError), transaction.atomic():
+        for store in stores:
+            store.storage.save("z.txt", ContentFile(b"z"))
+        raise StopError
+    assert [store.objects() for store in stores] == [{"x.txt": b"x"}] * 2
+    pivots = itertools.count()
+    whole = SqlalchemyBackend._pivot
+
+    def second_fails(*arguments: Any) -> None:
+        if next(pivots) == 1:
+            raise StopError
+        whole(*arguments)
+
+    with (
+        mock.patch.object(SqlalchemyBackend, "_pivot", second_fails),
+        pytest.raises(StopError),
+        transaction.atomic(),
+    ):
+        for store in stores:
+            store.storage.save("z.txt", ContentFile(b"z"))
+    assert [store.objects() for store in stores] == [{"x.txt": b"x"}] * 2
+
+
+def test_files_commit_at_once_outside_of_a_block(site: Site) -> None:
+    name = site.storage.save("a.txt", ContentFile("Grüße"))
+    assert site.storage.open(name).read() == "Grüße".encode()
+    assert site.storage.open(name, "r").read() == "Grüße"
+    assert site.storage.size(name) == 7
+    assert site.storage.listdir("") == ([], ["a.txt"])
+    site.storage.save("b/c.txt", ContentFile(b"c"))
+    assert site.storage.listdir("") == (["b"], ["a.txt"])
+    assert site.storage.listdir("b") == ([], ["c.txt"])
+    assert site.storage.get_modified_time(name) >= site.storage.get_created_time(name)
+    again = site.storage.save("a.txt", ContentFile(b"other"))
+    assert again != name
+    with site.storage.open(name, "wb") as file:
+        file.write(b"new")
+    with pytest.raises(StopError), site.storage.open(name, "w") as file:
+        file.write("half")
+        raise StopError
+    assert site.storage.open(name).read() == b"new"
+    site.storage.delete(name)
+    with pytest.raises(FileNotFoundError):
+        site.storage.open(name)
+    with pytest.raises(FileNotFoundError):
+        site.storage.size(name)
+
+
+def test_a_large_file_is_read_block_by_block(site: Site) -> None:
+    body = b"0123456789" * 100
+    with mock.patch("fennflow_django.files.BLOCK", 64):
+        with transaction.atomic():
+            site.storage.save("a.bin", ContentFile(body))
+            file = site.storage.open("a.bin")
+            assert file.read(100) == body[:100]
+        file.seek(-50, io.SEEK_END)
+        assert file.read() == body[-50:]
+        file.seek(0)
+        assert b"".join(file.chunks(77)) == body
+
+
+@pytest.mark.parametrize("site", ["postgresql"], indirect=True)  # two can write at a time
+def test_a_name_that_is_being_taken_is_not_waited_for_for_long(site: Site) -> None:
+    site.storage._config = site.storage._config.model_copy(update={"lock_timeout": 0.0})
+    with transaction.atomic():
+        site.storage.save("a.txt", ContentFile(b"1"))
+        names: list[str] = []
+
+        def other() -> None:
+            with site.storage.unit_of_work() as uow:
+                with pytest.raises(RecordLockedException):
+                    uow.files.delete("a.txt")
+            names.append(FennFlowStorage.save(site.storage, "a.txt", ContentFile(b"2")))
+            connections["default"].close()
+
+        thread = threading.Thread(target=other)
+        thread.start()
+        thread.join()
+    assert names[0] != "a.txt"
+    assert set(site.objects()) == {"a.txt", *names}
+
+
+def test_images_and_their_sizes_work(site: Site) -> None:
+    data = io.BytesIO()
+    Image.new("RGB", (3, 2)).save(data, "PNG")
+    with transaction.atomic():
+        letter = site.save("a")
+        letter.stamp.save("s.png", ContentFile(data.getvalue()))
+        assert Letter.objects.get().stamp.width == 3
+    assert Letter.objects.get().stamp.height == 2
+
+
+def test_files_that_no_row_names_any_more_go_with_the_row(site: Site) -> None:
+    site.save("a")
+    site.save("b")
+    with pytest.raises(StopError), transaction.atomic():
+        Letter.objects.get(title="a").delete()
+        raise StopError
+    site.check("a", "b")
+    with transaction.atomic():
+        Letter.objects.get(title="a").delete()
+        letter = Letter.objects.get(title="b")
+        letter.scan.save("c.txt", ContentFile(b"new"))
+        assert site.storage.exists("scans/c.txt")
+    assert set(site.objects()) == {"scans/c.txt"}
+    letter.scan = ""
+    letter.save(update_fields=["title"])
+    assert set(site.objects()) == {"scans/c.txt"}
+    Letter.objects.create(title="twin", scan="scans/c.txt")
+    letter.save()
+    assert set(site.objects()) == {"scans/c.txt"}
+    Letter.objects.all().delete()
+    assert site.objects() == {}
+
+
+def test_unused_files_stay_if_that_is_asked_for(site: Site) -> None:
+    site.storage.delete_unused = False
+    site.save("a")
+    Letter.objects.all().delete()
+    assert set(site.objects()) == {"scans/a.txt"}
+
+
+def test_a_unit_of_work_of_your_own_joins_the_block(site: Site) -> None:
+    uow_class = site.storage.unit_of_work
+    with pytest.raises(TransactionException, match="atomic"):
+        unit_of_work(uow_class)
+    with transaction.atomic():
+        uow = unit_of_work(uow_class)
+        assert unit_of_work(uow_class) is uow
+        site.save("a")
+        assert uow.files.exists("scans/a.txt")
+    site.check("a")
+
+
+def test_transactions_that_are_ended_by_hand_are_followed(site: Site) -> None:
+    transaction.set_autocommit(False)
+    try:
+        site.save("a")
+        transaction.rollback()
+        site.save("b")
+        transaction.commit()
+        site.save("c")
+    finally:
+        transaction.rollback()
+        transaction.set_autocommit(True)
+    site.check("b")
+
+
+def test_a_connection_that_is_closed_takes_its_files_along(site: Site) -> None:
+    with pytest.raises(StopError), transaction.atomic():
+        site.save("a")
+        connections["default"].close()
+        raise StopError
+    site.check()
+
+
+def test_nothing_is_left_on_the_connection(site: Site) -> None:
+    connection = connections["default"]
+    with transaction.atomic():
+        site.save("first")
+    before = set(vars(connection))
+    with transaction.atomic():
+        site.save("a")
+        assert set(vars(connection)) != before
+    assert set(vars(connection)) == before
+
+
+def test_callbacks_run_after_files_are_committed(site: Site) -> None:
+    found: list[bool] = []
+
+    def look() -> None:
+        with site.storage.unit_of_work() as uow:
+            found.append(uow.files.exists("scans/a.txt"))
+
+    with transaction.atomic():
+        site.save("a")
+        transaction.on_commit(look)
+    assert found == [True]
+
+
+def test_overwriting_is_possible_where_it_is_allowed(site: Site) -> None:
+    for other in use_storage(allow_overwrite=True):
+        with transaction.atomic():
+            assert other.storage.save("a.txt", ContentFile(b"1")) == "a.txt"
+            assert other.storage.save("a.txt", ContentFile(b"2")) == "a.txt"
+        assert other.objects() == {"a.txt": b"2"}
+
+
+def test_urls_have_a_base_or_are_presigned(site: Site) -> None:
+    site.storage.save("a b.txt", ContentFile(b"1"))
+    with pytest.raises(FennFlowException):  # there are none of memory
+        site.storage.url("a b.txt")
+    site.storage._base_url = "/media/"
+    assert site.storage.url("a b.txt") == "/media/a%20b.txt"
+
+
+def test_a_view_serves_files(site: Site) -> None:
+    site.save("a")
+    client = Client()
+    response: Any = client.get("/media/scans/a.txt")
+    assert b"".join(response.streaming_content) == b"Dear Ann"
+    assert response["Content-Type"] == "text/plain"
+    for name in ("x", "../x", "a//b"):
+        assert client.get(f"/media/{name}").status_code == 404
+
+
+def test_a_test_case_rolls_files_back(site: Site) -> None:
+    class TestLetters(TestCase):
+        @classmethod
+        @override
+        def setUpTestData(cls) -> None:
+            site.save("first")
+
+        def test_one(self) -> None:
+            with self.captureOnCommitCallbacks() as callbacks, transaction.atomic():
+                site.save("a")
+            assert callbacks == []
+            assert site.storage.exists("scans/a.txt")
+            assert site.storage.exists("scans/first.txt")
+
+        def test_two(self) -> None:
+            assert not site.storage.exists("scans/a.txt")
+            assert site.storage.exists("scans/first.txt")
+            site.save("a")
+
+    suite = unittest.defaultTestLoader.loadTestsFromTestCase(TestLetters)
+    result = suite.run(unittest.TestResult())
+    assert (result.testsRun, result.errors, result.failures) == (2, [], [])
+    site.check()
+
+
+def test_migrations_leave_the_catalog_alone(site: Site) -> None:
+    site.save("a")
+    call_command("makemigrations", "fennflow_django", check=True, verbosity=0)
+    call_command("migrate", "fennflow_django", "zero", verbosity=0)
+    call_command("migrate", run_syncdb=True, verbosity=0)
+    site.check("a")
+
+
+def test_commands_look_after_storages(site: Site) -> None:
+    for action, expected in {
+        "recover": "rolled_forward=0",
+        "reconcile": "objects=0",
+        "doctor": "problems=()",
+    }.items():
+        output = io.StringIO()
+        call_command("fennflow", action, stdout=output)
+        assert expected in output.getvalue()
+    with pytest.raises(CommandError, match="default"):
+        call_command("fennflow", "doctor", storage="other")
+
+
+def test_the_first_file_may_follow_rows(site: Site) -> None:
+    with transaction.atomic():
+        Letter.objects.create(title="first")
+        site.save("a")
+    assert set(site.objects()) == {"scans/a.txt"}
+
+
+def test_databases_that_cannot_hold_a_catalog_are_refused(tmp_path: Path) -> None:
+    sqlite = {"ENGINE": "django.db.backends.sqlite3", "NAME": ":memory:"}
+    with use_database(sqlite), pytest.raises(ConfigException, match="in memory"):
+        backend_config()
+    postgresql = {
+        "ENGINE": "django.db.backends.postgresql",
+        "NAME": "a",
+        "OPTIONS": {"service": "x"},
+    }
+    with use_database(postgresql), pytest.raises(ConfigException, match="'service'"):
+        backend_config()
+    postgresql["OPTIONS"] = {"sslmode": "require", "pool": True}
+    postgresql |= {"HOST": "/run/db", "USER": "a@b", "PASSWORD": "p/w", "PORT": "5"}
+    with use_database(postgresql):
+        url = make_url(backend_config().url.get_secret_value())
+    assert (url.username, url.password, url.port) == ("a@b", "p/w", 5)
+    assert url.query == {"host": "/run/db", "sslmode": "require"}
