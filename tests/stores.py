@@ -34,6 +34,7 @@ from fennflow.repositories import (
     RepoField,
     StatRepository,
     StreamRepository,
+    UploadTicketRepository,
 )
 from fennflow.testing import S3Server, Target
 
@@ -81,6 +82,7 @@ class FullRepository(
     GeneratePresignedUrlPrefixRepository,
     StreamRepository,
     AdoptRepository,
+    UploadTicketRepository,
 ):
     """All that a repository can do."""
 

@@ -173,11 +173,11 @@ async def test_a_url_binds_the_checksum_of_the_upload(
 ) -> None:
     async with moto_store.uow()() as uow:
         with pytest.raises(ConnectorCapabilityException, match="does not compare checksums"):
-            await uow.files.generate_presigned_url("a", method="PUT", sha256="0" * 64)
+            await uow.files.generate_presigned_url("a", method="PUT", checksum="0" * 64)
     store = await make_store("strict", request)
     async with store.uow()() as uow:
         urls = await uow.files.generate_presigned_url(
-            "a", method="PUT", sha256=hashlib.sha256(b"one").hexdigest()
+            "a", method="PUT", checksum=hashlib.sha256(b"one").hexdigest()
         )
     assert "x-amz-checksum-sha256" in signed_headers(urls[0])
     assert await refused(urls[0], b"two", urls.headers) == 400
@@ -251,10 +251,10 @@ async def test_options_of_the_other_method_and_what_cannot_be_bound_are_refused(
         {"method": "PUT", "download_as": "a"},
         {"method": "PUT", "inline": True},
         {"size": 3},
-        {"sha256": "0" * 64},
+        {"checksum": "0" * 64},
         {"method": "PUT", "size": -1},
         {"method": "PUT", "size": True},
-        {"method": "PUT", "sha256": "x"},
+        {"method": "PUT", "checksum": "x"},
         {"method": "PUT", "media_type": "no type\r\n"},
         {"media_type": "text/html\r\nX: y"},
         {"download_as": 3},

@@ -21,6 +21,7 @@ The backend's clock decides when leases, kept locks and late writes expire.
 
 from __future__ import annotations
 
+import secrets
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -139,6 +140,8 @@ __all__ = [
 ]
 
 
+_TICKET_KEY = secrets.token_bytes(32)
+
 Plan = Callable[[Mapping[ObjectKey, Record]], Sequence[Intent]]
 
 
@@ -232,6 +235,13 @@ class Backend(ABC):
     async def remember(self, name: str, value: str) -> None:
         """Keep a text for other processes."""
         del name, value
+
+    async def ticket_key(self) -> bytes:
+        """Return the key that signs this catalog's tickets for uploads: at least 32 random bytes.
+
+        Not abstract: where it is not kept, tickets are good in the process alone that made them.
+        """
+        return _TICKET_KEY
 
     @abstractmethod
     async def records(self, keys: Collection[ObjectKey]) -> Mapping[ObjectKey, Record]:

@@ -75,6 +75,7 @@ __all__ = [
     "S3ConnectorConfig",
     "StoredObject",
     "UploadCallback",
+    "UploadMethod",
     "UploadTerms",
     "check_attributes",
     "check_etag",
@@ -82,6 +83,7 @@ __all__ = [
 ]
 
 PresignMethod = Literal["GET", "PUT"]
+UploadMethod = Literal["PUT", "POST", "MULTIPART"]
 UploadCallback = Callable[[str], Awaitable[None]]
 
 
@@ -423,7 +425,7 @@ class Connector(ABC):
         namespace: str,
         location: Location,
         *,
-        method: PresignMethod,
+        method: PresignMethod | Literal["POST"],
         expires_in: float,
         terms: UploadTerms | None = None,
         response_headers: Mapping[str, str] | None = None,
@@ -435,9 +437,10 @@ class Connector(ABC):
         Args:
             namespace: of the object.
             location: its key, and for reading maybe a version id, which the URL then names.
-            method: `GET` or `PUT`.
+            method: `GET` or `PUT`; `POST` for a form, which alone binds `max_size`, and cannot bind
+                `if_none_match`.
             expires_in: seconds from now.
-            terms: of a `PUT`; the signature covers them. Given only where `signs_headers`.
+            terms: of an upload; the signature covers them. Given only where `signs_headers`.
             response_headers: of a `GET`: `Content-Type` and `Content-Disposition` of the answer,
                 whatever was stored. Given only where `signs_headers`.
 
@@ -450,6 +453,60 @@ class Connector(ABC):
             "Use a connector that has them, for instance S3."
         )
         raise ConnectorCapabilityException(message)
+
+    async def begin_upload(
+        self, namespace: str, key: str, attributes: ObjectAttributes, *, expires_in: float
+    ) -> str:
+        """Begin a multipart upload whose parts others send, by presigned requests; return its id.
+
+        Not abstract: only what has presigned requests has them for parts.
+
+        Args:
+            namespace: of the object.
+            key: of the object.
+            attributes: stored with it.
+            expires_in: seconds for which requests will be signed; checked before anything is sent.
+
+        Raises:
+            ConnectorCapabilityException: the store has no such thing, or not for so long.
+        """
+        del attributes, expires_in
+        raise self._without_parts(namespace, key)
+
+    async def presign_part(
+        self, namespace: str, key: str, upload_id: str, number: int, *, size: int, expires_in: float
+    ) -> PresignedRequest:
+        """Return a request by which its holder sends one part of an upload, of exactly this size.
+
+        Args:
+            namespace: of the object.
+            key: of the object.
+            upload_id: from `begin_upload`.
+            number: of the part, from 1.
+            size: of the part in bytes.
+            expires_in: seconds from now.
+        """
+        del upload_id, number, size, expires_in
+        raise self._without_parts(namespace, key)
+
+    async def finish_upload(
+        self, namespace: str, key: str, upload_id: str, sizes: Sequence[int]
+    ) -> None:
+        """Make the object of the parts that have arrived, which must have exactly these sizes.
+
+        Raises:
+            NoSuchKeyException: there is no such upload: it was finished or aborted before.
+            PreconditionFailedException: the parts have other sizes, or some are missing.
+        """
+        del upload_id, sizes
+        raise self._without_parts(namespace, key)
+
+    def _without_parts(self, namespace: str, key: str) -> ConnectorCapabilityException:
+        message = (
+            f"{type(self).__name__} has no uploads in parts that others send, asked for "
+            f"{namespace}/{key}. Use a connector that has them, for instance S3."
+        )
+        return ConnectorCapabilityException(message)
 
     @abstractmethod
     async def abort_upload(self, namespace: str, key: str, upload_id: str) -> None:

@@ -12,7 +12,8 @@ FennFlowException
 │   ├── MediaTypeCannotBeGuessedException
 │   ├── MetadataException
 │   ├── ChecksumMismatchException
-│   └── UploadIdleException
+│   ├── UploadIdleException
+│   └── UploadTicketException
 ├── BaseBackendException
 │   ├── RecordAlreadyExistsException
 │   ├── RecordLockedException
@@ -77,6 +78,7 @@ __all__ = [
     "TransactionLostException",
     "TransactionTimeoutException",
     "UploadIdleException",
+    "UploadTicketException",
 ]
 
 
@@ -139,6 +141,10 @@ class ChecksumMismatchException(FileException):
 
 class UploadIdleException(FileException):
     """The source of a stream gave no bytes for `upload_idle_timeout`; nothing of the call stays."""
+
+
+class UploadTicketException(FileException):
+    """A ticket is not valid here, or what was uploaded is not what it allows; nothing was accepted."""
 
 
 class BaseBackendException(FennFlowException):

@@ -106,7 +106,21 @@ def check_terms(terms: UploadTerms) -> None:
         message = f"size={brief(size)} is not a number of bytes."
         raise FileException(message)
     if sha256 is not None and not (isinstance(sha256, str) and _SHA256.fullmatch(sha256)):
-        message = f"sha256={brief(sha256)} is not 64 hexadecimal digits."
+        message = f"checksum={brief(sha256)} is not a SHA-256: 64 hexadecimal digits in lower case."
+        raise FileException(message)
+
+
+def check_max_size(max_size: object, size: int | None) -> None:
+    """Reject what is not a limit on a size; called before any I/O.
+
+    Raises:
+        FileException: it is not one, or the size is over it.
+    """
+    if not isinstance(max_size, int) or isinstance(max_size, bool) or max_size < 1:
+        message = f"max_size={brief(max_size)} is not a number of bytes from 1 on."
+        raise FileException(message)
+    if size is not None and size > max_size:
+        message = f"size={size} is over max_size={max_size}."
         raise FileException(message)
 
 
@@ -303,6 +317,7 @@ class UploadTerms:
         media_type: the only one that the upload may have; None for any.
         metadata: what the upload has to have.
         size: in bytes; None for any.
+        max_size: in bytes, at most; of a form alone. None for any.
         sha256: hexadecimal, of the bytes; None for any. Given only where `Capabilities.checksums`.
         if_none_match: only where no object is. Given only where `Capabilities.conditional_create`.
     """
@@ -310,6 +325,7 @@ class UploadTerms:
     media_type: str | None = None
     metadata: Mapping[str, str] = field(default_factory=dict[str, str])
     size: int | None = None
+    max_size: int | None = None
     sha256: str | None = None
     if_none_match: bool = False
 
@@ -321,10 +337,12 @@ class PresignedRequest:
     Args:
         url: where to; its signature covers the headers.
         headers: to send with it, exactly. `Content-Length` is not named: clients send it anyway.
+        fields: of a form (`POST`), before the field `file` with the bytes.
     """
 
     url: str
     headers: Mapping[str, str] = field(default_factory=dict[str, str])
+    fields: Mapping[str, str] = field(default_factory=dict[str, str])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

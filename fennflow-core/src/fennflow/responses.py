@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import TYPE_CHECKING, Generic, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Generic, Literal, TypeVar, cast, overload
 
+from pydantic import BaseModel, ConfigDict, Field
 from typing_extensions import override
 
 from fennflow.exceptions import FileException
@@ -30,6 +31,8 @@ __all__ = [
     "ObjectInfo",
     "PresignedUrlResponse",
     "PutResponse",
+    "UploadPart",
+    "UploadTicket",
 ]
 
 T = TypeVar("T")
@@ -179,6 +182,55 @@ class PresignedUrlResponse(Response[str]):
     @override
     def __repr__(self) -> str:
         return f"{type(self).__name__}[{', '.join(map(repr, self.paths))}]"
+
+
+class UploadPart(BaseModel):
+    """One part of an upload in parts: the bytes of the file from `start` to `end`.
+
+    Args:
+        url: where to PUT them.
+        start: the first byte, counted from 0.
+        end: the byte before which to stop.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    url: str = Field(repr=False)
+    start: int
+    end: int
+
+
+class UploadTicket(BaseModel):
+    """What a client needs to upload one file directly to the store, and what brings it back.
+
+    The client sends the bytes as `method`, `url`, `headers` and `fields` say, or each of the
+    `parts`. Afterwards `accept` takes the ticket, or its `token` alone: whatever else a client
+    has changed in it has no effect. URLs and token are secrets until they expire, so `repr` shows
+    none of them.
+
+    Args:
+        token: what `accept` takes; also `str(ticket)`.
+        method: `PUT`; or `POST` of a form with the `fields` and, behind them, the field `file`.
+        url: where to; empty if there are parts.
+        headers: to send with it, exactly.
+        fields: of the form.
+        parts: of an upload in parts: a `PUT` each, in any order.
+        expires_at: when the URLs expire, UTC.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    token: str = Field(repr=False)
+    method: Literal["PUT", "POST"] = "PUT"
+    url: str = Field(default="", repr=False)
+    headers: dict[str, str] = Field(default_factory=dict, repr=False)
+    fields: dict[str, str] = Field(default_factory=dict, repr=False)
+    parts: tuple[UploadPart, ...] = ()
+    expires_at: datetime
+
+    @override
+    def __str__(self) -> str:
+        return self.token
 
 
 class MediaResponse(Response["BaseContent"]):

@@ -6,6 +6,7 @@ threads of the process.
 
 from __future__ import annotations
 
+import secrets
 import threading
 import time
 from bisect import bisect_left, insort
@@ -60,6 +61,7 @@ class _Tables:
     """What a database would hold."""
 
     catalog_id: str = field(default_factory=lambda: str(uuid_utils.uuid7()))
+    ticket_key: bytes = field(default_factory=lambda: secrets.token_bytes(32))
     lock: threading.Lock = field(default_factory=threading.Lock)
     records: dict[ObjectKey, Record] = field(default_factory=dict[ObjectKey, Record])
     keys: dict[str, list[str]] = field(default_factory=dict[str, list[str]])
@@ -106,6 +108,10 @@ class InMemoryBackend(Backend):
     @override
     def catalog_id(self) -> str:
         return self._tables.catalog_id
+
+    @override
+    async def ticket_key(self) -> bytes:
+        return self._tables.ticket_key
 
     @override
     async def open(self) -> None:

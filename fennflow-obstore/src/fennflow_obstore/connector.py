@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, 
 from contextlib import suppress
 from dataclasses import replace
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import obstore
 from obstore.exceptions import GenericError, PreconditionError
@@ -435,13 +435,13 @@ class ObstoreConnector(Connector):
         namespace: str,
         location: Location,
         *,
-        method: PresignMethod,
+        method: PresignMethod | Literal["POST"],
         expires_in: float,
         terms: UploadTerms | None = None,
         response_headers: Mapping[str, str] | None = None,
     ) -> PresignedRequest:
         store = self._stores.of(namespace, "reading")
-        if not isinstance(store, (S3Store, GCSStore, AzureStore)):
+        if method == "POST" or not isinstance(store, (S3Store, GCSStore, AzureStore)):
             return await super().presign(namespace, location, method=method, expires_in=expires_in)
         check_signable(expires_in)
         with translated("sign a URL of", f"{namespace}/{location.key}"):

@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from typing_extensions import override
 
@@ -33,6 +33,7 @@ from fennflow.exceptions import (
     ConfigException,
     ConnectorCapabilityException,
     NoSuchKeyException,
+    PreconditionFailedException,
 )
 from fennflow.printable import brief, printable, without_credentials
 from fennflow_s3 import options
@@ -413,27 +414,85 @@ class S3Connector(Connector):
         namespace: str,
         location: Location,
         *,
-        method: PresignMethod,
+        method: PresignMethod | Literal["POST"],
         expires_in: float,
         terms: UploadTerms | None = None,
         response_headers: Mapping[str, str] | None = None,
     ) -> PresignedRequest:
-        if not 1 <= expires_in <= MAX_EXPIRES_IN:
-            message = (
-                f"S3 signs URLs for 1 to {MAX_EXPIRES_IN} seconds, not for {brief(expires_in)}."
-            )
-            raise ConnectorCapabilityException(message)
-        operation = "get_object" if method == "GET" else "put_object"
-        params, headers = options.bound(terms or UploadTerms())
-        for name, value in (response_headers or {}).items():
-            params[f"Response{name.replace('-', '')}"] = value
+        _check_seconds(expires_in)
+        terms = terms or UploadTerms()
+        place = {"Bucket": namespace, **named_by(location)}
         with translated("sign a URL of", f"{namespace}/{location.key}"):
+            if method == "POST":
+                fields, conditions = options.form(terms)
+                form = await self._signer.generate_presigned_post(
+                    **place, Fields=fields, Conditions=conditions, ExpiresIn=int(expires_in)
+                )
+                return PresignedRequest(url=form["url"], fields=form["fields"])
+            params, headers = options.bound(terms)
+            for name, value in (response_headers or {}).items():
+                params[f"Response{name.replace('-', '')}"] = value
             url = await self._signer.generate_presigned_url(
-                operation,
-                Params={"Bucket": namespace, **named_by(location), **params},
+                "get_object" if method == "GET" else "put_object",
+                Params={**place, **params},
                 ExpiresIn=int(expires_in),
             )
         return PresignedRequest(url=url, headers=headers)
+
+    @override
+    async def begin_upload(
+        self, namespace: str, key: str, attributes: ObjectAttributes, *, expires_in: float
+    ) -> str:
+        _check_seconds(expires_in)
+        with translated("begin an upload of", f"{namespace}/{key}"):
+            answer = await self._client.create_multipart_upload(
+                Bucket=namespace, Key=key, **options.described(attributes)
+            )
+        return answer["UploadId"]
+
+    @override
+    async def presign_part(
+        self, namespace: str, key: str, upload_id: str, number: int, *, size: int, expires_in: float
+    ) -> PresignedRequest:
+        with translated("sign a URL of", f"{namespace}/{key}"):
+            url = await self._signer.generate_presigned_url(
+                "upload_part",
+                Params={
+                    "Bucket": namespace,
+                    "Key": key,
+                    "UploadId": upload_id,
+                    "PartNumber": number,
+                    "ContentLength": size,
+                },
+                ExpiresIn=int(expires_in),
+            )
+        return PresignedRequest(url=url)
+
+    @override
+    async def finish_upload(
+        self, namespace: str, key: str, upload_id: str, sizes: Sequence[int]
+    ) -> None:
+        upload: Any = {"Bucket": namespace, "Key": key, "UploadId": upload_id}
+        there: dict[int, Any] = {}
+        with translated("list the parts of", f"{namespace}/{key}"):
+            async for page in self._client.get_paginator("list_parts").paginate(**upload):
+                there |= {part.get("PartNumber", 0): part for part in page.get("Parts", [])}
+        wrong = [
+            number
+            for number, size in enumerate(sizes, 1)
+            if number not in there or there[number].get("Size") != size
+        ]
+        if wrong or len(there) != len(sizes):
+            message = (
+                f"Of the upload of {namespace}/{key} {len(wrong)} of {len(sizes)} parts are missing or "
+                f"have another size, and {len(there)} have arrived."
+            )
+            raise PreconditionFailedException(message)
+        parts: list[Any] = [
+            {"PartNumber": each, "ETag": there[each]["ETag"]} for each in sorted(there)
+        ]
+        with translated("put", f"{namespace}/{key}", writes=True):
+            await self._client.complete_multipart_upload(**upload, MultipartUpload={"Parts": parts})
 
     @override
     async def abort_upload(self, namespace: str, key: str, upload_id: str) -> None:
@@ -454,3 +513,14 @@ class S3Connector(Connector):
 
 async def _once(body: bytes) -> AsyncGenerator[bytes]:
     yield body
+
+
+def _check_seconds(expires_in: float) -> None:
+    """Refuse a time for which S3 signs nothing.
+
+    Raises:
+        ConnectorCapabilityException: it is one.
+    """
+    if not 1 <= expires_in <= MAX_EXPIRES_IN:
+        message = f"S3 signs URLs for 1 to {MAX_EXPIRES_IN} seconds, not for {brief(expires_in)}."
+        raise ConnectorCapabilityException(message)

@@ -102,3 +102,13 @@ def bound(terms: UploadTerms) -> tuple[dict[str, Any], dict[str, str]]:
     if terms.size is not None:
         params["ContentLength"] = terms.size
     return params, headers
+
+
+def form(terms: UploadTerms) -> tuple[dict[str, str], list[Any]]:
+    """Return the fields of a form that uploads, and the conditions of its policy."""
+    fields = bound(terms)[1]
+    conditions: list[Any] = [{name: value} for name, value in fields.items()]
+    if terms.max_size is not None:
+        low, high = (0, terms.max_size) if terms.size is None else (terms.size, terms.size)
+        conditions.append(["content-length-range", low, high])
+    return fields, conditions

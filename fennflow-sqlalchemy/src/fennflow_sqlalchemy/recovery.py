@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -85,6 +86,7 @@ class RecoverableBackend(Backend):
         )
         self._note_sql = NoteStatements(self._tables, self._journal)
         self._catalog_id = ""
+        self._ticket_key = b""
         self._purge_every = late_write_period / 2
         self._purge_due = 0.0
 
@@ -121,6 +123,26 @@ class RecoverableBackend(Backend):
 
         # In the journal's file: the catalog's may be locked by a user's transaction.
         await self._journal.run(work)
+
+    # --- tickets for uploads ------------------------------------------------------------------
+
+    @override
+    async def ticket_key(self) -> bytes:
+        # In the journal's file, like what was probed.
+        if not self._ticket_key:
+            kept = await self._journal.run(self._kept_key, write=False)
+            if kept is None:
+                await self._journal.run(self._keep_key)
+                kept = await self._journal.run(self._kept_key, write=False)
+            self._ticket_key = bytes.fromhex(str(kept))
+        return self._ticket_key
+
+    def _kept_key(self, connection: Connection) -> object:
+        return connection.scalar(self._note_sql.ticket_key)
+
+    def _keep_key(self, connection: Connection) -> None:
+        # Of several processes the first one decides.
+        connection.execute(self._note_sql.keep_ticket_key, {"text": secrets.token_hex(32)})
 
     # --- late writes --------------------------------------------------------------------------
 

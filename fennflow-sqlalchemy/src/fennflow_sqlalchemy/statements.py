@@ -366,6 +366,9 @@ class NoteStatements:
         self.remember = noted.on_conflict_do_update(
             index_elements=["name"], set_={"value": noted.excluded.value}
         )
+        self.ticket_key = select(meta.c.value).where(meta.c.name == "ticket_key")
+        key = {"name": "ticket_key", "value": bindparam("text", type_=Text())}
+        self.keep_ticket_key = journal.insert(meta).values(key).on_conflict_do_nothing()
 
 
 def _keys_in(database: Database, table: Table) -> tuple[FromClause, ColumnElement[bool]]:

@@ -20,6 +20,7 @@ from fennflow.backends import (
     TransactionToken,
 )
 from fennflow.connectors import Location, PendingUpload, StoredObject
+from fennflow.engine import tickets
 from fennflow.engine.concurrency import run_all
 from fennflow.engine.context import EngineContext
 from fennflow.engine.finish import finish
@@ -269,7 +270,10 @@ async def _swept(
             or now - each.modified_at.timestamp() < config.late_write_period
         ):
             continue
-        write = _write_of(names[1:]) if names[0] == context.backend.catalog_id else None
+        own = names[0] == context.backend.catalog_id
+        write, deadline = _write_of(names[1:]) if own else (None, 0)
+        if now - deadline < config.late_write_period:
+            continue  # a ticket that may still be accepted (P32)
         step: Step
         if isinstance(each, PendingUpload):
             step = AbortUpload(namespace=namespace, key=key, upload_id=each.upload_id)
@@ -287,13 +291,19 @@ async def _swept(
     return [step for transaction, step in candidates if transaction not in known]
 
 
-def _write_of(names: Sequence[str]) -> tuple[str, int] | None:
-    """Return the transaction and the sequence that a staging key names, if it is one (P10)."""
+def _write_of(names: Sequence[str]) -> tuple[tuple[str, int] | None, int]:
+    """Return the transaction and the sequence that a staging key names, if it is one (P10).
+
+    That of an upload by a ticket names the ticket, and the moment after which it is not accepted.
+    """
     match names:
         case [transaction_id, seq]:
-            return checked_write(transaction_id, seq)
+            return checked_write(transaction_id, seq), 0
+        case [tickets.DIRECTORY, deadline, ticket_id]:
+            named = checked_write(ticket_id, deadline)
+            return (None, 0) if named is None else ((ticket_id, 1), named[1])
         case _:
-            return None
+            return None, 0
 
 
 def _report(problems: list[str], what: str, error: BaseConnectorException, rule: str) -> None:

@@ -39,6 +39,7 @@ class Write:
         record: what the pivot is to commit; None until the store has confirmed the bytes.
         retracted: whether the call that made it failed (P8).
         extra: the `connector_extra` it is written with.
+        discards: what the commit of this write deletes: where its bytes were uploaded.
     """
 
     intent: Intent
@@ -48,6 +49,7 @@ class Write:
     record: Record | None = None
     retracted: bool = False
     extra: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    discards: Sequence[Delete] = ()
 
 
 def staging_key(reserved_prefix: str, catalog_id: str, transaction_id: str, seq: int) -> str:
@@ -192,6 +194,7 @@ def plan_commit(
                 steps.append(Delete(namespace=key.namespace, location=Location(key.key), etag=etag))
         elif alive is not None and alive.record is not None:
             records.append(alive.record)
+            steps += alive.discards
             if alive.intent.placement is Placement.STAGED:
                 replaced = [w for w in garbage if w.intent.placement is Placement.DIRECT]
                 garbage = [w for w in garbage if w.intent.placement is not Placement.DIRECT]

@@ -106,13 +106,7 @@ async def presign_uploads(
         ConnectorCapabilityException: the store has no such URLs, or cannot bind the upload.
     """
     _check(tx, namespace, keys, expires_in)
-    if not tx.connector.signs_headers:
-        message = (
-            f"{type(tx.connector).__name__} signs no headers, so the holder of an upload URL for "
-            f"{namespace} could choose FennFlow's own metadata, and replace what is committed there "
-            "later. No URL was made. Use fennflow-s3 for upload URLs."
-        )
-        raise ConnectorCapabilityException(message)
+    check_signs_headers(tx, namespace)
     view = await tx.read_records(namespace, keys, missing_ok=True)
     taken = [record.key for record in view if record is not None]
     if taken:
@@ -140,11 +134,34 @@ async def presign_uploads(
     ]
 
 
-def _check(tx: Transaction, namespace: str, keys: Sequence[str], expires_in: object) -> None:
-    # The range is the store's to say.
+def check_seconds(expires_in: object) -> None:
+    """Refuse what is not a number of seconds; the range is the store's to say.
+
+    Raises:
+        ConnectorCapabilityException: it is not one.
+    """
     if not isinstance(expires_in, (int, float)):
         message = f"expires_in={brief(expires_in)} is not a number of seconds."
         raise ConnectorCapabilityException(message)
+
+
+def check_signs_headers(tx: Transaction, namespace: str) -> None:
+    """Refuse to give out uploads that cannot be bound.
+
+    Raises:
+        ConnectorCapabilityException: the connector signs no headers.
+    """
+    if not tx.connector.signs_headers:
+        message = (
+            f"{type(tx.connector).__name__} signs no headers, so the holder of an upload URL for "
+            f"{namespace} could choose FennFlow's own metadata, and replace what is committed there "
+            "later. No URL was made. Use fennflow-s3 for uploads by others."
+        )
+        raise ConnectorCapabilityException(message)
+
+
+def _check(tx: Transaction, namespace: str, keys: Sequence[str], expires_in: object) -> None:
+    check_seconds(expires_in)
     for key in keys:
         check_key(key, reserved_prefix=tx.config.reserved_prefix)
         if live(tx.chain(ObjectKey(namespace, key))) is not None:

@@ -58,7 +58,7 @@ async def write(
 
     def place(key: ObjectKey, before: Record | None, chain: Sequence[Write]) -> Placement:
         if create and visible(chain, before) is not None:
-            raise _already_exists(key)
+            raise already_exists(key)
         return choose_placement(
             before,
             written=bool(chain),
@@ -155,7 +155,7 @@ async def _send_stream(
         # Who learns at the end of a long upload that the key is taken has sent it in vain.
         there = await head(tx, key)
         if there is not None and create and not await _is_garbage(tx, key, there):
-            raise _already_exists(key)
+            raise already_exists(key)
         if there is not None:
             check_catalog(tx, key, there)
             if direct:
@@ -186,7 +186,7 @@ async def _send(
         elif create or not (earlier or looked):
             there = await head(tx, key)
             if there is not None and create and not await _is_garbage(tx, key, there):
-                raise _already_exists(key)
+                raise already_exists(key)
             if there is not None:
                 check_catalog(tx, key, there)
     else:
@@ -218,7 +218,7 @@ async def _put_if_free(tx: Transaction, seq: int, upload: Upload, *, create: boo
                 # An earlier attempt had succeeded, and its answer was lost.
                 return _written(tx, seq, upload, there, ambiguous=True)
             if there is not None and create and not await _is_garbage(tx, key, there):
-                raise _already_exists(key) from error
+                raise already_exists(key) from error
             if there is not None:
                 check_catalog(tx, key, there)
             if isinstance(upload.body, Source) and not upload.body.repeatable:
@@ -420,7 +420,8 @@ def _cannot_repeat(key: ObjectKey) -> ObjectChangedException:
     return ObjectChangedException(message)
 
 
-def _already_exists(key: ObjectKey) -> RecordAlreadyExistsException:
+def already_exists(key: ObjectKey) -> RecordAlreadyExistsException:
+    """Return the exception for a key that `create` finds taken."""
     message = (
         f"{key.namespace}/{key.key} already exists. The call was rolled back. "
         "Use put() to overwrite it, or choose another name."

@@ -24,6 +24,7 @@ from fennflow.repositories.writing import (
     DeletePrefixRepository,
     DeleteRepository,
     PutRepository,
+    UploadTicketRepository,
 )
 
 __all__ = [
@@ -45,6 +46,7 @@ __all__ = [
     "S3RepoField",
     "StatRepository",
     "StreamRepository",
+    "UploadTicketRepository",
 ]
 
 

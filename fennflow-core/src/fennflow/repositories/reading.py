@@ -204,7 +204,7 @@ class GeneratePresignedUrlRepository(Repository):
         download_as: str | None = None,
         inline: bool = False,
         size: int | None = None,
-        sha256: str | None = None,
+        checksum: str | None = None,
     ) -> PresignedUrlResponse:
         """Return a URL for every path.
 
@@ -226,7 +226,7 @@ class GeneratePresignedUrlRepository(Repository):
             inline: `GET`: show files of any type: only where no stranger chooses their bytes or
                 their type.
             size: `PUT`: the only number of bytes that an upload may have.
-            sha256: `PUT`: hexadecimal, of the only bytes that an upload may have.
+            checksum: `PUT`: the SHA-256, hexadecimal, of the only bytes that an upload may have.
 
         Returns:
             the URLs, in the order of the paths. Its `headers` have to be sent with the request.
@@ -235,20 +235,20 @@ class GeneratePresignedUrlRepository(Repository):
             NoSuchKeyException: `GET`, and some paths do not exist; names them all.
             RecordAlreadyExistsException: `PUT`, and a path is taken.
             TransactionException: this unit of work has uncommitted changes of a path.
-            FileException: `media_type` is not one, or `sha256` is not one.
+            FileException: `media_type`, `size` or `checksum` is not one.
             ConnectorCapabilityException: the store has no such URLs, not for so long, or cannot bind
                 what is asked; or an option is of the other method.
         """
         keys = [self._key(path) for path in paths]
-        own = {"GET": (size, sha256), "PUT": (download_as, inline or None)}
+        own = {"GET": (size, checksum), "PUT": (download_as, inline or None)}
         if method not in own:
             message = f"There are presigned URLs for GET and PUT, not for {method!a}."
             raise ConnectorCapabilityException(message)
         if any(value is not None for value in own[method]):
-            names = "size and sha256" if method == "GET" else "download_as and inline"
+            names = "size and checksum" if method == "GET" else "download_as and inline"
             message = f"A URL for {method} takes no {names.replace(' and ', ' and no ')}."
             raise ConnectorCapabilityException(message)
-        terms = UploadTerms(media_type=media_type, size=size, sha256=sha256)
+        terms = UploadTerms(media_type=media_type, size=size, sha256=checksum)
         check_terms(terms)
         async with self._call("presign") as tx:
             if method == "PUT":

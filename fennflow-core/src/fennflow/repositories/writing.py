@@ -5,23 +5,37 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterable, Callable, Iterable, Mapping
 from dataclasses import InitVar, dataclass, field
+from datetime import UTC, datetime, timedelta
+from itertools import accumulate
 from pathlib import PurePath
-from typing import TYPE_CHECKING, Any, cast, overload
+from typing import TYPE_CHECKING, Any, cast, get_args, overload
 
 from pydantic import BaseModel
 
+from fennflow.connectors import UploadMethod, UploadTerms
 from fennflow.engine import copying, direct_uploads, writing
 from fennflow.engine.streaming import Source, sha256_of
 from fennflow.engine.uploads import Upload
-from fennflow.exceptions import ConnectorCapabilityException, FileException
+from fennflow.exceptions import (
+    ConnectorCapabilityException,
+    FileException,
+    UploadTicketException,
+)
 from fennflow.files import BaseContent, FileContent, StreamContent
 from fennflow.files.media_types import extension
 from fennflow.files.stream import Readable
+from fennflow.objects import check_max_size, check_terms
 from fennflow.paths import AnyPath, StoragePath
 from fennflow.plugins import registry
 from fennflow.repositories.base import Repository
-from fennflow.repositories.reading import info_of
-from fennflow.responses import DeleteResponse, ObjectInfo, PutResponse
+from fennflow.repositories.reading import EXPIRES_IN, info_of
+from fennflow.responses import (
+    DeleteResponse,
+    ObjectInfo,
+    PutResponse,
+    UploadPart,
+    UploadTicket,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -233,6 +247,106 @@ class AdoptRepository(Repository):
             records = await direct_uploads.adopt(tx, self._namespace, keys)
         infos = tuple(info_of(record, self._path(record.key)) for record in records)
         return infos[0] if len(paths) == 1 else infos
+
+
+class UploadTicketRepository(Repository):
+    """Let clients upload files directly to the store, and accept them in a later unit of work."""
+
+    async def upload_ticket(
+        self,
+        path: AnyPath,
+        *,
+        max_size: int,
+        size: int | None = None,
+        media_type: str | None = None,
+        checksum: str | None = None,
+        expires_in: float = EXPIRES_IN,
+        method: UploadMethod = "PUT",
+    ) -> UploadTicket:
+        """Allow one upload, which `accept` makes a file under a path that is free.
+
+        The bytes go to a key under the reserved prefix, and no reader sees them before they are
+        accepted. The store enforces what it can; `accept` checks all of it. What is not accepted is
+        deleted some time after `expires_in`. The ticket is not part of the transaction: a rollback
+        does not take it back.
+
+        Args:
+            path: of the file.
+            max_size: in bytes, at most. Only the form (`POST`) has the store enforce it.
+            size: in bytes, exactly, if the client has said it: the store refuses any other.
+            media_type: the only one; None for any.
+            checksum: the SHA-256, hexadecimal, of the only bytes; None for any. `accept` then reads
+                the file once.
+            expires_in: seconds for which the client may begin to upload; on S3 up to 7 days.
+            method: `PUT`, for files of up to 5 GB; `POST`, a form; `MULTIPART`, in parts, for large
+                files of a known `size`.
+
+        Raises:
+            RecordAlreadyExistsException: the path is taken.
+            FileException: a limit, a media type or a checksum is not one.
+            ConnectorCapabilityException: the store has no such uploads, or not for so long.
+        """
+        key = self._key(path)
+        terms = UploadTerms(media_type=media_type, size=size, max_size=max_size, sha256=checksum)
+        check_terms(terms)
+        check_max_size(max_size, size)
+        if method not in get_args(UploadMethod):
+            message = f"Uploads are sent by PUT, POST or MULTIPART, not by {method!a}."
+            raise ConnectorCapabilityException(message)
+        async with self._call("upload_ticket") as tx:
+            token, requests, ticket = await direct_uploads.issue(
+                tx, self._namespace, key, terms, method=method, expires_in=expires_in
+            )
+        expires_at = datetime.now(UTC) + timedelta(seconds=expires_in)
+        if method == "MULTIPART":
+            sizes = ticket.part_sizes
+            starts = [0, *accumulate(sizes)]
+            parts = tuple(
+                UploadPart(url=request.url, start=start, end=start + part)
+                for request, start, part in zip(requests, starts, sizes, strict=False)
+            )
+            return UploadTicket(token=token, parts=parts, expires_at=expires_at)
+        return UploadTicket(
+            token=token,
+            method=method,
+            url=requests[0].url,
+            headers=dict(requests[0].headers),
+            fields=dict(requests[0].fields),
+            expires_at=expires_at,
+        )
+
+    async def accept(self, ticket: UploadTicket | str) -> ObjectInfo:
+        """Make what a client has uploaded by a ticket a file, in this transaction.
+
+        The store copies the bytes, exactly those that were checked, to where no URL leads. A
+        rollback leaves the upload, and the ticket can be accepted again until it expires.
+
+        Args:
+            ticket: from `upload_ticket` of any process of the catalog, or its `token`.
+
+        Returns:
+            what the catalog says of the file.
+
+        Raises:
+            UploadTicketException: the ticket is forged, has expired, is for a path outside of this
+                repository's scope, or allows another size or media type.
+            NoSuchKeyException: nothing was uploaded, or it was accepted before.
+            ChecksumMismatchException: the bytes are not those that the ticket allows.
+            RecordAlreadyExistsException: the path is taken.
+            RecordLockedException: another transaction is writing the path.
+            ObjectChangedException: the upload was replaced while it was accepted.
+        """
+        token = ticket.token if isinstance(ticket, UploadTicket) else ticket
+        async with self._call("accept") as tx:
+            found = await direct_uploads.read_ticket(tx, token)
+            if found.namespace != self._namespace or not found.key.startswith(self._prefix("")):
+                message = (
+                    f"The ticket is for {found.namespace}/{found.key}, which is not in the scope of "
+                    "this repository. Nothing was accepted."
+                )
+                raise UploadTicketException(message)
+            record = await direct_uploads.accept(tx, found)
+        return info_of(record, self._path(record.key))
 
 
 class CopyRepository(Repository):

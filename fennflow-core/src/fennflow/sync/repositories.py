@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Generic, Literal, TypeVar, overload
 
-from fennflow.connectors import PresignMethod
+from fennflow.connectors import PresignMethod, UploadMethod
 from fennflow.paths import AnyPath, StoragePath
 from fennflow.repositories.base import Repository
 from fennflow.repositories.reading import (
@@ -26,6 +26,7 @@ from fennflow.repositories.writing import (
     DeleteRepository,
     File,
     PutRepository,
+    UploadTicketRepository,
 )
 from fennflow.responses import (
     DeleteResponse,
@@ -34,6 +35,7 @@ from fennflow.responses import (
     ObjectInfo,
     PresignedUrlResponse,
     PutResponse,
+    UploadTicket,
 )
 from fennflow.sync.base import here
 from fennflow.sync.repository import OnRepository
@@ -156,6 +158,80 @@ class SyncRepository(OnRepository[R_co], Generic[R_co]):
         return self._await(
             self._repository.adopt,
             *paths,
+        )
+
+    def upload_ticket(
+        self: SyncRepository[UploadTicketRepository],
+        path: AnyPath,
+        *,
+        max_size: int,
+        size: int | None = None,
+        media_type: str | None = None,
+        checksum: str | None = None,
+        expires_in: float = EXPIRES_IN,
+        method: UploadMethod = "PUT",
+    ) -> UploadTicket:
+        """Allow one upload, which `accept` makes a file under a path that is free.
+
+        The bytes go to a key under the reserved prefix, and no reader sees them before they are
+        accepted. The store enforces what it can; `accept` checks all of it. What is not accepted is
+        deleted some time after `expires_in`. The ticket is not part of the transaction: a rollback
+        does not take it back.
+
+        Args:
+            path: of the file.
+            max_size: in bytes, at most. Only the form (`POST`) has the store enforce it.
+            size: in bytes, exactly, if the client has said it: the store refuses any other.
+            media_type: the only one; None for any.
+            checksum: the SHA-256, hexadecimal, of the only bytes; None for any. `accept` then reads
+                the file once.
+            expires_in: seconds for which the client may begin to upload; on S3 up to 7 days.
+            method: `PUT`, for files of up to 5 GB; `POST`, a form; `MULTIPART`, in parts, for large
+                files of a known `size`.
+
+        Raises:
+            RecordAlreadyExistsException: the path is taken.
+            FileException: a limit, a media type or a checksum is not one.
+            ConnectorCapabilityException: the store has no such uploads, or not for so long.
+        """
+        return self._await(
+            self._repository.upload_ticket,
+            path,
+            max_size=max_size,
+            size=size,
+            media_type=media_type,
+            checksum=checksum,
+            expires_in=expires_in,
+            method=method,
+        )
+
+    def accept(
+        self: SyncRepository[UploadTicketRepository],
+        ticket: UploadTicket | str,
+    ) -> ObjectInfo:
+        """Make what a client has uploaded by a ticket a file, in this transaction.
+
+        The store copies the bytes, exactly those that were checked, to where no URL leads. A
+        rollback leaves the upload, and the ticket can be accepted again until it expires.
+
+        Args:
+            ticket: from `upload_ticket` of any process of the catalog, or its `token`.
+
+        Returns:
+            what the catalog says of the file.
+
+        Raises:
+            UploadTicketException: the ticket is forged, has expired, is for a path outside of this
+                repository's scope, or allows another size or media type.
+            NoSuchKeyException: nothing was uploaded, or it was accepted before.
+            ChecksumMismatchException: the bytes are not those that the ticket allows.
+            RecordAlreadyExistsException: the path is taken.
+            RecordLockedException: another transaction is writing the path.
+            ObjectChangedException: the upload was replaced while it was accepted.
+        """
+        return self._await(
+            self._repository.accept,
+            ticket,
         )
 
     def copy(
@@ -424,7 +500,7 @@ class SyncRepository(OnRepository[R_co], Generic[R_co]):
         download_as: str | None = None,
         inline: bool = False,
         size: int | None = None,
-        sha256: str | None = None,
+        checksum: str | None = None,
     ) -> PresignedUrlResponse:
         """Return a URL for every path.
 
@@ -446,7 +522,7 @@ class SyncRepository(OnRepository[R_co], Generic[R_co]):
             inline: `GET`: show files of any type: only where no stranger chooses their bytes or
                 their type.
             size: `PUT`: the only number of bytes that an upload may have.
-            sha256: `PUT`: hexadecimal, of the only bytes that an upload may have.
+            checksum: `PUT`: the SHA-256, hexadecimal, of the only bytes that an upload may have.
 
         Returns:
             the URLs, in the order of the paths. Its `headers` have to be sent with the request.
@@ -455,7 +531,7 @@ class SyncRepository(OnRepository[R_co], Generic[R_co]):
             NoSuchKeyException: `GET`, and some paths do not exist; names them all.
             RecordAlreadyExistsException: `PUT`, and a path is taken.
             TransactionException: this unit of work has uncommitted changes of a path.
-            FileException: `media_type` is not one, or `sha256` is not one.
+            FileException: `media_type`, `size` or `checksum` is not one.
             ConnectorCapabilityException: the store has no such URLs, not for so long, or cannot bind
                 what is asked; or an option is of the other method.
         """
@@ -468,7 +544,7 @@ class SyncRepository(OnRepository[R_co], Generic[R_co]):
             download_as=download_as,
             inline=inline,
             size=size,
-            sha256=sha256,
+            checksum=checksum,
         )
 
     def generate_presigned_url_prefix(

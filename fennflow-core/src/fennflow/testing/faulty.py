@@ -255,6 +255,26 @@ class FaultyConnector(Connector):
         return await self.inner.presign(namespace, location, **options)
 
     @override
+    async def begin_upload(
+        self, namespace: str, key: str, attributes: ObjectAttributes, *, expires_in: float
+    ) -> str:
+        return await self.inner.begin_upload(namespace, key, attributes, expires_in=expires_in)
+
+    @override
+    async def presign_part(
+        self, namespace: str, key: str, upload_id: str, number: int, *, size: int, expires_in: float
+    ) -> PresignedRequest:
+        return await self.inner.presign_part(
+            namespace, key, upload_id, number, size=size, expires_in=expires_in
+        )
+
+    @override
+    async def finish_upload(
+        self, namespace: str, key: str, upload_id: str, sizes: Sequence[int]
+    ) -> None:
+        await self.inner.finish_upload(namespace, key, upload_id, sizes)
+
+    @override
     def uploads(self, namespace: str, prefix: str) -> AsyncIterator[PendingUpload]:
         return self.inner.uploads(namespace, prefix)
 

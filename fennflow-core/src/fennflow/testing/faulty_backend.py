@@ -65,6 +65,10 @@ class FaultyBackend(Backend):
         await self.inner.remember(name, value)
 
     @override
+    async def ticket_key(self) -> bytes:
+        return await self.inner.ticket_key()
+
+    @override
     async def records(self, keys: Collection[ObjectKey]) -> Mapping[ObjectKey, Record]:
         return await self._around("records", lambda: self.inner.records(keys))
 

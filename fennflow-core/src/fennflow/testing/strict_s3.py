@@ -133,6 +133,7 @@ class StrictS3:
         if "uploadId" in query or "uploads" in query:
             return {
                 "POST": self._create_upload if "uploads" in query else self._complete_upload,
+                "GET": self._list_parts,
                 "PUT": self._upload_part,
                 "DELETE": self._abort_upload,
             }[method]
@@ -331,6 +332,16 @@ class StrictS3:
         if copied:
             return _xml(f'<CopyPartResult {XMLNS}><ETag>"{etag}"</ETag></CopyPartResult>')
         return Answer(headers={"ETag": f'"{etag}"'})
+
+    def _list_parts(self, call: Call) -> Answer:
+        rows = "".join(
+            f"<Part><PartNumber>{number}</PartNumber><Size>{len(body)}</Size>"
+            f'<ETag>"{hashlib.md5(body, usedforsecurity=False).hexdigest()}"</ETag></Part>'
+            for number, body in sorted(self._upload(call).parts.items())
+        )
+        return _xml(
+            f"<ListPartsResult {XMLNS}><IsTruncated>false</IsTruncated>{rows}</ListPartsResult>"
+        )
 
     def _complete_upload(self, call: Call) -> Answer:
         bucket, upload = self._bucket(call.bucket), self._upload(call)
