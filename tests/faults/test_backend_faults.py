@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from typing import cast
 
 import pytest
 
@@ -17,6 +18,8 @@ from fennflow.exceptions import (
 )
 from fennflow.files import TextContent
 from fennflow.testing import faults
+from fennflow.testing.recovery_suite import opened
+from fennflow_memory.backend import InMemoryBackend
 from stores import FullUOW, Store, make_store, numbers
 
 
@@ -270,3 +273,30 @@ async def test_steps_are_undone_when_the_commit_fails(store: Store, script: Scri
             async with uow_class() as other:
                 await other.files.put(text("1", "x"))
     assert undone == ["step", "callback", "step"]
+
+
+async def test_callbacks_learn_what_another_owner_has_decided_and_not_finished() -> None:
+    """P25, I8: finishing may wait for a store, or for a person; the outcome stands before that."""
+    store = await make_store("memory", None)  # type: ignore[arg-type]
+    inner = InMemoryBackendConfig(name=f"f{next(numbers)}")
+
+    async def decided_by_another(phase: str, operation: str, _key: str) -> None:
+        if (phase, operation) == ("before", "commit"):
+            async with opened(inner, connector=store.config) as rival:
+                for row in cast("InMemoryBackend", rival)._tables.transactions.values():
+                    row.lease_until = 0.0
+                for claimed in await rival.claim(10):
+                    await rival.abort(claimed.token)
+            raise DatabaseGoneError(operation)
+
+    called = asyncio.Event()
+    backend = faults.FaultyBackendConfig(inner=inner, faults=faults.Scripted(decided_by_another))
+    with plugins.override(faults):
+        uow_class = store.uow(backend=backend)
+        async with uow_class.lifespan():
+            with pytest.raises(CommitUncertainException):
+                async with uow_class() as uow:
+                    await uow.files.put(text("new", "a"))
+                    uow.on_rollback(called.set)
+            await asyncio.wait_for(called.wait(), timeout=30)
+            assert len(await uow_class.transactions()) == 1

@@ -292,9 +292,9 @@ class Recovery:
             async with self._slots:
                 outcome = await self._settle(unsettled)
         except TransactionLostException as error:
-            # P25: it is another owner's now. How it was decided is asked once more for the callbacks.
+            # P25: it is another owner's now.
             self.context.leases.release(unsettled.lease)
-            if unsettled.callbacks:
+            if unsettled.callbacks and not await self._call_back_as_decided(unsettled):
                 self._postpone(unsettled, error)
             else:
                 del self._own[transaction_id]
@@ -304,6 +304,32 @@ class Recovery:
             return None
         del self._own[transaction_id]
         return outcome
+
+    async def _call_back_as_decided(self, unsettled: Unsettled) -> bool:
+        """Call back for what another owner has decided; it may be long until that one has finished.
+
+        Returns:
+            whether the outcome is known.
+        """
+        transaction_id = unsettled.lease.token.transaction_id
+        before = transaction_id[:-1]  # sorts before it, and after all that sort before it
+        try:
+            found = await self.context.backend.transactions(after=before, limit=1)
+        except Exception as error:  # noqa: BLE001 - logged, and tried again
+            _log_failed(error)
+            return False
+        for each in found:
+            if each.token.transaction_id == transaction_id and each.outcome is not None:
+                self._call_back(unsettled, each.outcome)
+                return True
+        return False
+
+    def _call_back(self, unsettled: Unsettled, outcome: Outcome) -> None:
+        callbacks, unsettled.callbacks = unsettled.callbacks, Callbacks()
+        if callbacks:
+            self.aftermaths.start(
+                callbacks, outcome, unsettled.lease.token.transaction_id, unsettled.context
+            )
 
     def _postpone(self, unsettled: Unsettled, error: Exception) -> None:
         """Try again later, and later each time: what fails may need a person."""
@@ -411,11 +437,7 @@ class Recovery:
                     keys=decision.keys,
                 )
         finally:
-            callbacks, unsettled.callbacks = unsettled.callbacks, Callbacks()
-            if callbacks:
-                self.aftermaths.start(
-                    callbacks, decision.outcome, lease.token.transaction_id, unsettled.context
-                )
+            self._call_back(unsettled, decision.outcome)
         committed = decision.outcome is Outcome.COMMITTED
         count_recovered({"rolled_forward" if committed else "compensated": 1})
         return decision.outcome
