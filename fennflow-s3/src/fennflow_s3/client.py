@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import socket
 from collections.abc import Callable, Generator, Sequence
 from contextlib import AbstractAsyncContextManager, contextmanager
@@ -46,6 +44,7 @@ from fennflow.exceptions import (
     PreconditionFailedException,
 )
 from fennflow.printable import cause_to_show, without_credentials
+from fennflow_s3.first_attempt import FirstAttempts, answer_to_first_attempt, content_md5
 from fennflow_s3.window import Window
 
 if TYPE_CHECKING:
@@ -181,6 +180,8 @@ def client_context(config: S3ConnectorConfig) -> AbstractAsyncContextManager[S3C
     session.register("before-sign.s3.DeleteObjects", _add_content_md5)
     session.register("before-parameter-build.s3.ListMultipartUploads", _ask_for_encoded_keys)
     session.register("after-call.s3.ListMultipartUploads", _decode_keys)
+    session.register("creating-client-class.s3", _add_first_attempts)
+    session.register("before-send.s3", answer_to_first_attempt)
     session.register("response-received.s3", _note_attempt)
     session.register("needs-retry.s3.PutObject", _no_retry)
     with translated("open a client for", "S3"):
@@ -218,8 +219,11 @@ def _add_content_md5(request: Any, **_kwargs: Any) -> None:
     """Name the MD5, which every server takes, in place of newer checksums, which some refuse."""
     for name in [each for each in request.headers if each.lower().startswith(_CHECKSUMS)]:
         del request.headers[name]
-    digest = hashlib.md5(request.body, usedforsecurity=False).digest()
-    request.headers["Content-MD5"] = base64.b64encode(digest).decode()
+    request.headers["Content-MD5"] = content_md5(request.body)
+
+
+def _add_first_attempts(base_classes: list[type], **_kwargs: Any) -> None:
+    base_classes.insert(0, FirstAttempts)
 
 
 def _ask_for_encoded_keys(params: Any, **_kwargs: Any) -> None:
