@@ -14,6 +14,8 @@ or nothing of it happened. Who calls what, in the life of a transaction:
 | `settle` | when nothing is left to do, for some keys or for all | P6 P20 |
 | `heartbeat` | by the owner, every third of `lease_ttl` | P22 |
 | `claim` | by recovery, for transactions whose lease has run out | P24 |
+| `add_jobs` | before a durable step, and when a savepoint with one is undone | P32 |
+| `claim_jobs`, `keep_job`, `end_jobs` | before, during and after calls of compensations and hooks | P34 |
 | `join` | when a unit of work with `join=` is opened: the pivot is then written by what it returns | P5 |
 
 The backend's clock decides when leases, kept locks and late writes expire.
@@ -53,6 +55,9 @@ from fennflow.rows import (
 )
 from fennflow.rows import (
     Intent as Intent,
+)
+from fennflow.rows import (
+    Job as Job,
 )
 from fennflow.rows import (
     JournaledTransaction as JournaledTransaction,
@@ -121,6 +126,7 @@ __all__ = [
     "Guarantees",
     "InMemoryBackendConfig",
     "Intent",
+    "Job",
     "JoinedTransaction",
     "JournaledTransaction",
     "LateWrite",
@@ -457,3 +463,84 @@ class Backend(ABC):
     @abstractmethod
     async def known(self, transaction_ids: Collection[str]) -> Collection[str]:
         """Return which of the transactions the journal has rows of (P27)."""
+
+    # --- compensations and hooks; not abstract: a backend without them refuses durable steps ------
+
+    @property
+    def keeps_jobs(self) -> bool:
+        """Whether it journals compensations and hooks: the methods below, and `Commit.jobs`."""
+        return False
+
+    async def add_jobs(self, jobs: Collection[Job]) -> None:
+        """Journal compensations (P32).
+
+        One that is there already, under its transaction and number, gets the `after` that is given
+        and can be claimed at once; the attempt that is under way can no longer end it.
+
+        Args:
+            jobs: each is due when its transaction is decided as `after` says; if that is None, now.
+        """
+        del jobs
+        raise without_jobs(self)
+
+    async def claim_jobs(
+        self,
+        names: Collection[str],
+        *,
+        limit: int,
+        transaction_id: str | None = None,
+        hurry: bool = False,
+    ) -> Sequence[Job]:
+        """Take jobs that are due, so that no other process calls them for `lease_ttl` (P34).
+
+        Due are compensations whose transaction is decided `aborted`, or has neither an outcome nor
+        a row; those that are due however it ends; and hooks, which the pivot has written. A
+        compensation for which `Job.waits_for` names another one is not due, nor is a hook while an
+        earlier one has its key.
+
+        Args:
+            names: of functions that the caller has.
+            limit: how many.
+            transaction_id: only those of this transaction.
+            hurry: also those that failed, and whose next attempt is not due yet.
+
+        Returns:
+            what was taken, with `attempts` raised by one.
+        """
+        del names, limit, transaction_id, hurry
+        return ()
+
+    async def keep_job(
+        self, job: Job, *, retry_in: float | None = None, error: str | None = None
+    ) -> bool:
+        """Hold a job that was claimed for another `lease_ttl`, or give it back.
+
+        Args:
+            job: as it was claimed.
+            retry_in: None to hold it; else the seconds until the next attempt is due.
+            error: why this one failed.
+
+        Returns:
+            whether it is still the caller's: not claimed by another process, and not journaled again.
+        """
+        del job, retry_in, error
+        return False
+
+    async def end_jobs(self, jobs: Collection[Job]) -> None:
+        """Remove jobs that have the same `attempts`: they were called, or never have to be."""
+        del jobs
+
+    async def jobs(self, *, limit: int, transaction_id: str | None = None) -> Sequence[Job]:
+        """Return jobs that are due or being called, or all those of a transaction, oldest first."""
+        del limit, transaction_id
+        return ()
+
+
+def without_jobs(backend: Backend) -> ConfigException:
+    """Return the error of a backend that cannot journal compensations and hooks."""
+    message = (
+        f"{type(backend).__name__} cannot journal compensations or hooks, so that nothing of this step "
+        "was done. Use a backend whose `keeps_jobs` is true, such as SqlalchemyBackendConfig's, or "
+        "a plain function, which is not called after a crash."
+    )
+    return ConfigException(message)

@@ -115,7 +115,9 @@ class Maintenance:
 
         Returns:
             what was done. What is `pending`, and what is named under `problems` because the store
-            refused it or could not be reached, is tried again by the next recovery.
+            refused it or could not be reached, is tried again by the next recovery. So are
+            compensations and hooks that failed; what this process has no function for is named, and
+            left to one that has.
 
         Raises:
             BaseBackendException: the catalog cannot be reached.
@@ -192,4 +194,4 @@ class Maintenance:
             ```
         """
         async with engine_for(cls.config, plugins.registry()) as engine:
-            return await diagnose(engine, areas_of(cls))
+            return await diagnose(engine, areas_of(cls), engine.recovery.jobs)

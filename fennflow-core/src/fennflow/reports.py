@@ -112,6 +112,8 @@ class RecoveryReport:
         late_writes_checked: places where a late request could have left something, and that are clean now.
         swept: objects under the reserved prefix that no transaction knew of, deleted.
         uploads: unfinished multipart uploads there, aborted.
+        jobs_called: compensations and hooks that were called, and succeeded.
+        jobs_pending: compensations and hooks that are due, and were not called, or failed.
         problems: what was refused or could not be reached, and was passed over; and transactions that
             have been open for long.
     """
@@ -122,6 +124,8 @@ class RecoveryReport:
     late_writes_checked: int = 0
     swept: int = 0
     uploads: int = 0
+    jobs_called: int = 0
+    jobs_pending: int = 0
     problems: Sequence[str] = ()
 
 

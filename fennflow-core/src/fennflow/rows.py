@@ -24,6 +24,7 @@ __all__ = [
     "Fill",
     "Guarantees",
     "Intent",
+    "Job",
     "JournaledTransaction",
     "LateWrite",
     "ObjectKey",
@@ -288,6 +289,53 @@ class LateWrite:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """A journaled call of a function that is registered by name: a compensation or a hook (P32).
+
+    Args:
+        transaction_id: the transaction that journaled it.
+        number: numbers the jobs of a transaction.
+        name: under which the function is registered.
+        arguments: of the call, as JSON.
+        after: the outcome of the transaction after which the function is called; None if it is called
+            however the transaction ends, as the compensations of an undone savepoint are.
+        key: jobs with the same key are called one after the other; None for any order.
+        attempts: how many calls have begun; fences each attempt (P34).
+        error: why the last attempt failed.
+    """
+
+    transaction_id: str
+    number: int
+    name: str
+    arguments: str
+    after: Outcome | None
+    key: str | None = None
+    attempts: int = 0
+    error: str | None = None
+
+    @property
+    def idempotency_key(self) -> str:
+        """The same for every attempt, and another one for every other job."""
+        return f"{self.transaction_id}-{self.number}"
+
+    def waits_for(self, other: Job) -> bool:
+        """Whether this compensation is called only after another one: the last step's is first.
+
+        One that has failed a few times holds up no other (P33).
+        """
+        return (
+            self.transaction_id == other.transaction_id
+            and self.number < other.number
+            and other.attempts < ATTEMPTS_IN_ORDER
+            and (other.after is None or self.after is not None)
+        )
+
+
+ATTEMPTS_IN_ORDER = 3
+"""Attempts of a compensation for which those of earlier steps wait."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Commit:
     """What the pivot writes.
 
@@ -298,6 +346,7 @@ class Commit:
         late_writes: ambiguous writes.
         reads: the record that the transaction saw under each key it read, None for no record; empty
             unless `validate_reads`.
+        jobs: hooks to be called after the commit (P35); none unless the backend `keeps_jobs`.
     """
 
     records: Sequence[Record] = ()
@@ -307,6 +356,7 @@ class Commit:
     reads: Mapping[ObjectKey, Record | None] = field(
         default_factory=dict[ObjectKey, "Record | None"]
     )
+    jobs: Sequence[Job] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

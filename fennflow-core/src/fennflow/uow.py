@@ -12,12 +12,13 @@ from typing_extensions import override
 from fennflow import plugins
 from fennflow.backends import Area
 from fennflow.config import ConfigDict
-from fennflow.engine.callbacks import Callback, Undo
+from fennflow.engine.callbacks import Callback, Hook, Undo
 from fennflow.engine.deadline import Deadline
 from fennflow.engine.diagnosis import reach
 from fennflow.engine.runtime import engine_for
 from fennflow.engine.session import Session
 from fennflow.exceptions import ConfigException, TransactionException
+from fennflow.jobs import JobCall, Registering
 from fennflow.maintenance import Maintenance
 from fennflow.repositories.fields import areas_of, fields_of, namespaces_of
 
@@ -47,7 +48,7 @@ class _DefaultConfig:
         return self._config
 
 
-class UnitOfWork(Maintenance):
+class UnitOfWork(Maintenance, Registering):
     """Repositories whose changes commit together, or not at all.
 
     Subclass it, declare repository fields and a `config`, and open it with `async with`. The
@@ -260,14 +261,30 @@ class UnitOfWork(Maintenance):
         self._opened().check_ends_here()
         await self._opened().rollback()
 
-    def on_commit(self, callback: Callback) -> None:
+    def on_commit(self, callback: Callback | JobCall, *, key: str | None = None) -> None:
         """Call back after the transaction that is open has committed.
 
         Args:
             callback: without arguments, plain or async. It is called once. The commit stands
                 whatever it does: what it raises is logged. It goes on in the background if the
-                block is cancelled meanwhile.
+                block is cancelled meanwhile. Or a call of a function that was registered with
+                `UOW.after_commit`: it is journaled by the commit, and called at least once, if
+                necessary later and by another process. The block waits up to 2 seconds for it.
+            key: registered functions with the same key are called one after the other, in the order
+                of their commits.
+
+        Raises:
+            ConfigException: the backend cannot journal the call; or a key is given for a function
+                that is not registered.
         """
+        if isinstance(callback, JobCall):
+            self._opened().add_hook(Hook(callback, key))
+            return
+        if key is not None:
+            message = (
+                "key= orders the calls of functions that are registered with UOW.after_commit."
+            )
+            raise ConfigException(message)
         for each in self._opened().register():
             each.on_commit.append(callback)
 
@@ -276,17 +293,24 @@ class UnitOfWork(Maintenance):
         for each in self._opened().register():
             each.on_rollback.append(callback)
 
-    async def step(self, do: Callable[[], Awaitable[T]], undo: Undo) -> T:
+    async def step(self, do: Callable[[], Awaitable[T]], undo: Undo | JobCall) -> T:
         """Do a saga step of your own, which is undone if the transaction fails.
 
         Args:
             do: called now. If it raises it counts as not done; if it is cancelled, as done.
             undo: called when undoing, the last step's first, up to three times. If it keeps
                 failing, that is a note on the exception that ended the block. If it is cut off
-                by `compensation_timeout` it is called again in the background.
+                by `compensation_timeout` it is called again in the background. Or a call of a
+                function that was registered with `UOW.compensation`: it is journaled before `do`
+                is called, and survives a crash; `TimeoutError` and `ConnectionError` of `do` then
+                count as done, too, since they leave that open.
 
         Returns:
             what `do` returned.
+
+        Raises:
+            ConfigException: the backend cannot journal the undo; `do` was not called.
+            TransactionLostException: the lease ran out meanwhile; the undo is called.
 
         Example:
             ```python

@@ -24,6 +24,7 @@ from fennflow.backends import (
     Decision,
     Fill,
     Intent,
+    Job,
     JournaledTransaction,
     LateWrite,
     ObjectKey,
@@ -57,6 +58,15 @@ class _Transaction:
 
 
 @dataclass(slots=True)
+class _Job:
+    """A job's row."""
+
+    job: Job
+    due: float
+    lease_until: float = 0.0
+
+
+@dataclass(slots=True)
 class _Tables:
     """What a database would hold."""
 
@@ -75,6 +85,7 @@ class _Tables:
     outcomes: dict[str, tuple[Outcome, float]] = field(
         default_factory=dict[str, "tuple[Outcome, float]"]
     )
+    jobs: dict[tuple[str, int], _Job] = field(default_factory=dict[tuple[str, int], _Job])
 
 
 _tables: dict[tuple[InMemoryBackendConfig, ConnectorConfig], _Tables] = {}
@@ -247,6 +258,7 @@ class InMemoryBackend(Backend):
             self._decide(token, row, Outcome.COMMITTED)
             self._record_late_writes(commit.late_writes)
             row.steps = commit.steps
+            self._add_jobs(commit.jobs)
             if not commit.steps:
                 self._drop(token, row)
 
@@ -369,6 +381,104 @@ class InMemoryBackend(Backend):
         with self._tables.lock:
             return [each for each in transaction_ids if each in self._tables.transactions]
 
+    # --- compensations and hooks -------------------------------------------------------------
+
+    @property
+    @override
+    def keeps_jobs(self) -> bool:
+        return True
+
+    @override
+    async def add_jobs(self, jobs: Collection[Job]) -> None:
+        with self._tables.lock:
+            self._add_jobs(jobs)
+
+    def _add_jobs(self, jobs: Collection[Job]) -> None:
+        for job in jobs:
+            identity = job.transaction_id, job.number
+            before = self._tables.jobs.get(identity)
+            # An attempt that is under way is fenced off.
+            attempts = 0 if before is None else before.job.attempts + (before.lease_until > 0)
+            row = _Job(replace(job, attempts=attempts), time.monotonic())
+            self._tables.jobs[identity] = row
+
+    @override
+    async def claim_jobs(
+        self,
+        names: Collection[str],
+        *,
+        limit: int,
+        transaction_id: str | None = None,
+        hurry: bool = False,
+    ) -> Sequence[Job]:
+        now = time.monotonic()
+        with self._tables.lock:
+            taken = [
+                row
+                for row in self._tables.jobs.values()
+                if row.job.name in names
+                and transaction_id in {None, row.job.transaction_id}
+                and row.lease_until <= now
+                and (hurry or row.due <= now)
+                and self._is_due(row.job)
+                and not self._waits(row.job)
+            ][:limit]
+            for row in taken:
+                row.job = replace(row.job, attempts=row.job.attempts + 1)
+                row.lease_until = now + self._lease_ttl
+            return [row.job for row in taken]
+
+    def _is_due(self, job: Job) -> bool:
+        if job.after is not Outcome.ABORTED:
+            return True  # a hook is here only if its transaction has committed
+        decided = self._tables.outcomes.get(job.transaction_id)
+        if decided is None:
+            return job.transaction_id not in self._tables.transactions
+        return decided[0] is Outcome.ABORTED
+
+    def _waits(self, job: Job) -> bool:
+        others = [each.job for each in self._tables.jobs.values()]
+        if job.after is not Outcome.COMMITTED:
+            return any(
+                job.waits_for(each) for each in others if each.after is not Outcome.COMMITTED
+            )
+        first = next(each for each in others if each.key == job.key)
+        return job.key is not None and first.idempotency_key != job.idempotency_key
+
+    @override
+    async def keep_job(
+        self, job: Job, *, retry_in: float | None = None, error: str | None = None
+    ) -> bool:
+        now = time.monotonic()
+        with self._tables.lock:
+            row = self._tables.jobs.get((job.transaction_id, job.number))
+            if row is None or row.job.attempts != job.attempts:
+                return False
+            if retry_in is None:
+                row.lease_until = now + self._lease_ttl
+            else:
+                row.job = replace(row.job, error=error)
+                row.lease_until, row.due = 0.0, now + retry_in
+            return True
+
+    @override
+    async def end_jobs(self, jobs: Collection[Job]) -> None:
+        with self._tables.lock:
+            for job in jobs:
+                row = self._tables.jobs.get((job.transaction_id, job.number))
+                if row is not None and row.job.attempts == job.attempts:
+                    del self._tables.jobs[job.transaction_id, job.number]
+
+    @override
+    async def jobs(self, *, limit: int, transaction_id: str | None = None) -> Sequence[Job]:
+        with self._tables.lock:
+            return [
+                row.job
+                for row in self._tables.jobs.values()
+                if row.job.transaction_id == transaction_id
+                or (transaction_id is None and self._is_due(row.job))
+            ][:limit]
+
     def _records(self, keys: Collection[ObjectKey]) -> dict[ObjectKey, Record]:
         records = self._tables.records
         return {key: records[key] for key in keys if key in records}
@@ -414,8 +524,14 @@ class InMemoryBackend(Backend):
     def _purge(self, now: float) -> None:
         """Forget outcomes and kept locks that have outlived the late-write period."""
         tables = self._tables
+        for identity, row in list(tables.jobs.items()):
+            decided = tables.outcomes.get(row.job.transaction_id, (None, now))[0]
+            if decided is Outcome.COMMITTED and row.job.after is Outcome.ABORTED:
+                del tables.jobs[identity]  # its step is committed
+        waited_for = {transaction_id for transaction_id, _ in tables.jobs}
         for transaction_id, (_, until) in list(tables.outcomes.items()):
-            if until <= now and transaction_id not in tables.transactions:
+            known = transaction_id in tables.transactions or transaction_id in waited_for
+            if until <= now and not known:
                 del tables.outcomes[transaction_id]
         for key, (_, kept_until) in list(tables.locks.items()):
             if kept_until is not None and kept_until <= now:

@@ -41,6 +41,7 @@ from fennflow_sqlalchemy.filling import FillingBackend
 from fennflow_sqlalchemy.join import Run, UserTransaction, what_to_join
 from fennflow_sqlalchemy.rows import (
     intent_rows,
+    job_rows,
     key_rows,
     late_write_rows,
     record_of,
@@ -213,7 +214,7 @@ class SqlalchemyBackend(FillingBackend):
             await self._record_late_writes(commit.late_writes)
 
         # A block without files has no rows of the journal; one with files must have kept them.
-        empty = not (commit.records or commit.removed or commit.steps)
+        empty = not (commit.records or commit.removed or commit.steps or commit.jobs)
 
         def check(journal: Connection) -> None:
             self._check_token(journal, token, missing_ok=empty)
@@ -286,6 +287,8 @@ class SqlalchemyBackend(FillingBackend):
         if commit.removed:
             rows = key_rows(commit.removed)
             connection.execute(self._catalog_sql.remove_records, {"rows": rows})
+        if commit.jobs:
+            connection.execute(self._hook_sql.add, {"rows": job_rows(commit.jobs)})
         # After the writes, so that two who read what the other one writes do not wait for each other.
         self._hold_reads(connection, commit)
 

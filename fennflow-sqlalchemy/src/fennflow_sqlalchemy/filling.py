@@ -12,7 +12,7 @@ from typing_extensions import override
 from fennflow.backends import Area, Fill, ObjectKey, Record
 from fennflow.paths import after_prefix
 from fennflow_sqlalchemy.database import LockWaitTimeoutError
-from fennflow_sqlalchemy.recovery import RecoverableBackend
+from fennflow_sqlalchemy.jobs import JobBackend
 from fennflow_sqlalchemy.rows import key_rows, record_of, record_rows
 from fennflow_sqlalchemy.statements import IDENTITY
 
@@ -27,7 +27,7 @@ FILL = "fill:"
 """What the name of a value begins with that says that a fill is under way."""
 
 
-class FillingBackend(RecoverableBackend):
+class FillingBackend(JobBackend):
     """What a first reading, and readers, ask of the catalog.
 
     Args:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -25,12 +25,15 @@ from fennflow_sqlalchemy.rows import (
     dumps,
     id_rows,
     intent_of,
+    job_of,
+    job_rows,
     key_rows,
     late_write_of,
     late_write_rows,
 )
 from fennflow_sqlalchemy.statements import (
     CatalogStatements,
+    JobStatements,
     LateWriteStatements,
     NoteStatements,
     TransactionStatements,
@@ -42,7 +45,9 @@ if TYPE_CHECKING:
 
     from fennflow.backends import ObjectKey
     from fennflow_sqlalchemy.config import SqlalchemyBackendConfig
+    from fennflow_sqlalchemy.database import Database
 
+PAGE = 1000
 PURGE_LOCK_WAIT = 0.05
 """Seconds to wait for the catalog's file on SQLite, which a user's transaction may hold for long."""
 
@@ -83,6 +88,12 @@ class RecoverableBackend(Backend):
         )
         self._late_write_sql = LateWriteStatements(
             self._tables, self._journal, late_write_period=late_write_period
+        )
+        self._compensation_sql = JobStatements(
+            self._tables.compensations, self._journal, lease_ttl=lease_ttl, in_order=False
+        )
+        self._hook_sql = JobStatements(
+            self._tables.hooks, self._catalog, lease_ttl=lease_ttl, in_order=True
         )
         self._note_sql = NoteStatements(self._tables, self._journal)
         self._catalog_id = ""
@@ -264,6 +275,7 @@ class RecoverableBackend(Backend):
         """Forget kept locks that ran out, and outcomes that outlived their transactions (P5).
 
         An outcome is marked when its transaction is seen to be gone, and goes a late-write period later.
+        It stays while there are compensations that depend on it.
         """
         loop = asyncio.get_running_loop()
         if loop.time() < self._purge_due:
@@ -279,6 +291,7 @@ class RecoverableBackend(Backend):
         last = ""
         try:
             await self._journal.run(locks, lock_wait=PURGE_LOCK_WAIT)
+            await self._forget_compensations()
             while old := await self._old_outcomes(last):
                 last = old[-1]
                 await self._mark_settled(old)
@@ -298,7 +311,10 @@ class RecoverableBackend(Backend):
             found = connection.execute(
                 self._transaction_sql.known, {"rows": id_rows(transaction_ids)}
             )
-            return set(found.scalars())
+            waited_for = connection.execute(
+                self._compensation_sql.waited_for, {"rows": id_rows(transaction_ids)}
+            )
+            return {*found.scalars(), *waited_for.scalars()}
 
         alive = await self._journal.run(known, write=False)
         gone = id_rows(each for each in transaction_ids if each not in alive)
@@ -307,3 +323,35 @@ class RecoverableBackend(Backend):
             connection.execute(self._catalog_sql.settle_outcomes, {"rows": gone})
 
         await self._catalog.run(mark, lock_wait=PURGE_LOCK_WAIT)
+
+    async def _forget_compensations(self) -> None:
+        """Remove those of steps whose transactions have committed."""
+        after = 0
+        while page := await self._page(
+            self._journal,
+            self._compensation_sql.jobs,
+            {"transaction": None, "after_position": after},
+        ):
+            after = page[-1].position
+            ids = id_rows({row.transaction_id for row in page})
+
+            def committed(connection: Connection, ids: str = ids) -> set[str]:
+                found = connection.execute(self._catalog_sql.outcomes, {"rows": ids})
+                return {row.transaction_id for row in found if row.outcome == Outcome.COMMITTED}
+
+            gone = await self._catalog.run(committed, write=False)
+            jobs = [job_of(row) for row in page if row.transaction_id in gone]
+            rows = job_rows(each for each in jobs if each.after is Outcome.ABORTED)
+
+            def forget(connection: Connection, rows: str = rows) -> None:
+                connection.execute(self._compensation_sql.end, {"rows": rows})
+
+            await self._journal.run(forget, lock_wait=PURGE_LOCK_WAIT)
+
+    async def _page(
+        self, database: Database, statement: Any, parameters: Mapping[str, Any]
+    ) -> list[Any]:
+        def work(connection: Connection) -> list[Any]:
+            return list(connection.execute(statement, {**parameters, "limit": PAGE}))
+
+        return await database.run(work, write=False)

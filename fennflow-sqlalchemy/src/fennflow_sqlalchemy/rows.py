@@ -7,7 +7,16 @@ from collections.abc import Collection, Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from fennflow.backends import Intent, LateWrite, ObjectKey, Placement, Record, TransactionToken
+from fennflow.backends import (
+    Intent,
+    Job,
+    LateWrite,
+    ObjectKey,
+    Outcome,
+    Placement,
+    Record,
+    TransactionToken,
+)
 from fennflow.connectors import Location
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -132,4 +141,34 @@ def late_write_of(row: Any) -> LateWrite:
     """Return the late write of a row."""
     return LateWrite(
         namespace=row.namespace, key=row.key, transaction_id=row.transaction_id, seq=row.seq
+    )
+
+
+def job_rows(jobs: Iterable[Job]) -> str:
+    """Return jobs as a parameter."""
+    return dumps(
+        {
+            "transaction_id": each.transaction_id,
+            "number": each.number,
+            "name": each.name,
+            "arguments": each.arguments,
+            "after": each.after,
+            "order_key": each.key,
+            "attempts": each.attempts,
+        }
+        for each in jobs
+    )
+
+
+def job_of(row: Any) -> Job:
+    """Return the job of a row."""
+    return Job(
+        transaction_id=row.transaction_id,
+        number=row.number,
+        name=row.name,
+        arguments=row.arguments,
+        after=None if row.after is None else Outcome(row.after),
+        key=row.order_key,
+        attempts=row.attempts,
+        error=row.error,
     )

@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import (
     BigInteger,
+    Boolean,
     Column,
     ColumnElement,
     Delete,
+    Double,
     FromClause,
     Integer,
     Select,
@@ -32,6 +34,8 @@ from sqlalchemy import (
     tuple_,
     update,
 )
+
+from fennflow.rows import ATTEMPTS_IN_ORDER
 
 if TYPE_CHECKING:
     from fennflow_sqlalchemy.database import Database
@@ -369,6 +373,123 @@ class NoteStatements:
         self.ticket_key = select(meta.c.value).where(meta.c.name == "ticket_key")
         key = {"name": "ticket_key", "value": bindparam("text", type_=Text())}
         self.keep_ticket_key = journal.insert(meta).values(key).on_conflict_do_nothing()
+
+
+class JobStatements:
+    """Of compensations, or of hooks.
+
+    Args:
+        table: that they are about.
+        database: where it is.
+        lease_ttl: seconds for which a job that is called is no other process's.
+        in_order: whether jobs with the same key are called in their order; else those of a
+            transaction in reverse.
+    """
+
+    def __init__(
+        self, table: Table, database: Database, *, lease_ttl: float, in_order: bool
+    ) -> None:
+        now = database.now()
+        names = ("transaction_id", "number", "name", "arguments", "after", "order_key")
+        rows = database.rows("rows", [table.c[name] for name in names])
+        added = database.insert(table).from_select(
+            [*names, "attempts", "due_at", "lease_until"],
+            select(
+                *(rows.c[name] for name in names),
+                literal(0, Integer()),
+                now,
+                literal(0.0, Double()),
+            )
+            .where(true())
+            .order_by(rows.c.number),
+        )
+        self.add = added.on_conflict_do_update(
+            index_elements=["transaction_id", "number"],
+            set_={
+                "after": added.excluded.after,
+                # An attempt that is under way is fenced off.
+                "attempts": table.c.attempts + case((table.c.lease_until > 0, 1), else_=0),
+                "due_at": added.excluded.due_at,
+                "lease_until": added.excluded.lease_until,
+            },
+        )
+        free = table.c.lease_until <= now
+        due = or_(table.c.due_at <= now, bindparam("hurry", type_=Boolean()))
+        other = table.alias("other")
+        if in_order:
+            waits = and_(
+                other.c.order_key == table.c.order_key, other.c.position < table.c.position
+            )
+        else:
+            waits = and_(
+                other.c.transaction_id == table.c.transaction_id,
+                other.c.number > table.c.number,
+                other.c.attempts < ATTEMPTS_IN_ORDER,
+                or_(other.c.after.is_(None), table.c.after.is_not(None)),
+            )
+        named = database.rows("names", [table.c.name])
+        only = bindparam("transaction", type_=Text())
+        of_one = or_(only.is_(None), table.c.transaction_id == only)
+        limit = bindparam("limit", type_=Integer())
+        self.candidates = (
+            select(table)
+            .where(
+                table.c.name.in_(select(named.c.name)),
+                free,
+                due,
+                of_one,
+                table.c.position > bindparam("after_position", type_=BigInteger()),
+                ~exists().where(waits),
+            )
+            .order_by(table.c.position)
+            .limit(limit)
+        )
+        taken = database.rows("rows", [table.c.position, table.c.attempts])
+        self.take = (
+            update(table)
+            .where(
+                tuple_(table.c.position, table.c.attempts).in_(
+                    select(taken.c.position, taken.c.attempts)
+                ),
+                free,
+            )
+            .values(attempts=table.c.attempts + 1, lease_until=now + lease_ttl)
+            .returning(table)
+        )
+        same = and_(
+            table.c.transaction_id == only,
+            table.c.number == bindparam("which", type_=Integer()),
+            table.c.attempts == bindparam("attempt", type_=Integer()),
+        )
+        self.hold = (
+            update(table)
+            .where(same)
+            .values(lease_until=now + lease_ttl)
+            .returning(table.c.position)
+        )
+        self.give_back = (
+            update(table)
+            .where(same)
+            .values(
+                lease_until=0.0,
+                due_at=now + bindparam("pause", type_=Double()),
+                error=bindparam("reason", type_=Text()),
+            )
+            .returning(table.c.position)
+        )
+        self.end = _delete_rows(database, table, ("transaction_id", "number", "attempts"))
+        self.jobs = (
+            select(table)
+            .where(of_one, table.c.position > bindparam("after_position", type_=BigInteger()))
+            .order_by(table.c.position)
+            .limit(limit)
+        )
+        ids = database.rows("rows", [table.c.transaction_id])
+        self.waited_for = (
+            select(table.c.transaction_id)
+            .join(ids, table.c.transaction_id == ids.c.transaction_id)
+            .distinct()
+        )
 
 
 def _keys_in(database: Database, table: Table) -> tuple[FromClause, ColumnElement[bool]]:

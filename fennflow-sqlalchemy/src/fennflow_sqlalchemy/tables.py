@@ -15,12 +15,14 @@ from sqlalchemy import (
     Column,
     Connection,
     Double,
+    Identity,
     Index,
     Inspector,
     Integer,
     MetaData,
     Table,
     Text,
+    UniqueConstraint,
     inspect,
     select,
 )
@@ -52,6 +54,8 @@ class Tables:
         intents: what they are about to write or delete.
         locks: the keys that they hold, and those that stay locked for a while.
         late_writes: writes that may still arrive.
+        compensations: journaled before durable steps, in the journal's database.
+        hooks: written by pivots, in the catalog's.
     """
 
     meta: Table
@@ -62,16 +66,25 @@ class Tables:
     intents: Table
     locks: Table
     late_writes: Table
+    compensations: Table
+    hooks: Table
 
     @property
     def catalog(self) -> Sequence[Table]:
         """The tables in the same database as the user's own, if they are joined."""
-        return self.meta, self.records, self.outcomes
+        return self.meta, self.records, self.outcomes, self.hooks
 
     @property
     def journal(self) -> Sequence[Table]:
         """Those that have a file of their own on SQLite."""
-        return self.journal_meta, self.transactions, self.intents, self.locks, self.late_writes
+        return (
+            self.journal_meta,
+            self.transactions,
+            self.intents,
+            self.locks,
+            self.late_writes,
+            self.compensations,
+        )
 
 
 def make_tables(prefix: str, schema: str | None) -> tuple[MetaData, Tables]:
@@ -80,6 +93,30 @@ def make_tables(prefix: str, schema: str | None) -> tuple[MetaData, Tables]:
 
     def table(name: str, *items: Any) -> Table:
         return Table(f"{prefix}{name}", metadata, *items, sqlite_with_rowid=False)
+
+    def jobs(name: str) -> Table:
+        return Table(
+            f"{prefix}{name}",
+            metadata,
+            # An identity, since a user's transaction may have no right to a sequence.
+            Column(
+                "position",
+                BigInteger().with_variant(Integer, "sqlite"),
+                Identity(),
+                primary_key=True,
+            ),
+            transaction(primary=False),
+            Column("number", Integer, nullable=False),
+            Column("name", Text, nullable=False),
+            Column("arguments", Text, nullable=False),  # JSON
+            Column("after", Text),
+            Column("order_key", Text),
+            Column("attempts", Integer, nullable=False),
+            time("due_at"),
+            time("lease_until"),
+            Column("error", Text),
+            UniqueConstraint("transaction_id", "number"),
+        )
 
     def meta(name: str) -> Table:
         return table(
@@ -159,6 +196,8 @@ def make_tables(prefix: str, schema: str | None) -> tuple[MetaData, Tables]:
         time("due_at"),
     )
     Index(f"{prefix}late_writes_due", late_writes.c.due_at)
+    hooks = jobs("hooks")
+    Index(f"{prefix}hooks_order", hooks.c.order_key, hooks.c.position)
     return metadata, Tables(
         meta=meta("meta"),
         records=records,
@@ -168,6 +207,8 @@ def make_tables(prefix: str, schema: str | None) -> tuple[MetaData, Tables]:
         intents=intents,
         locks=locks,
         late_writes=late_writes,
+        compensations=jobs("compensations"),
+        hooks=hooks,
     )
 
 

@@ -221,8 +221,9 @@ def transactions(target: Target, *, as_json: Json = False) -> None:
 def recover(target: Target, *, as_json: Json = False) -> None:
     """Finish or roll back transactions left by crashed processes, and clean up their leftovers.
 
-    Exit code 3 says that something was left for later: the store or the database was away, or
-    refused.
+    Compensations and hooks that are due are called, if the module registers their names. Exit code 3
+    says that something was left for later: the store or the database was away, or refused; a
+    compensation or a hook failed, or its name is not registered.
     """
     report = run(load(target).recover())
     if as_json:
@@ -231,11 +232,12 @@ def recover(target: Target, *, as_json: Json = False) -> None:
         stdout.line(
             f"Rolled forward {report.rolled_forward}, compensated {report.compensated}, "
             f"pending {report.pending}; late writes checked {report.late_writes_checked}, swept {report.swept} objects "
-            f"and {report.uploads} uploads."
+            f"and {report.uploads} uploads. Compensations and hooks: {report.jobs_called} called, "
+            f"{report.jobs_pending} pending."
         )
         for problem in report.problems:
             stdout.message(f"- {problem}")
-    if report.pending or report.problems:
+    if report.pending or report.jobs_pending or report.problems:
         raise typer.Exit(NEEDS_ATTENTION)
 
 

@@ -7,18 +7,35 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Seq
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, TypeVar
 
+from fennflow.backends import Outcome
 from fennflow.engine import telemetry
-from fennflow.engine.callbacks import Callbacks, Undo, names_of, run_undos
+from fennflow.engine.callbacks import Callbacks, Hook, Undo, names_of, run_undos
 from fennflow.engine.concurrency import Calls, shielded
 from fennflow.engine.deadline import Deadline
+from fennflow.engine.jobs import DurableUndo
 from fennflow.engine.transaction import Scope, Transaction, rolled_back
-from fennflow.exceptions import TransactionException, TransactionTimeoutException
+from fennflow.exceptions import (
+    ConfigException,
+    TransactionException,
+    TransactionTimeoutException,
+)
+from fennflow.jobs import JobCall
 
 if TYPE_CHECKING:
     from fennflow.backends import Area
     from fennflow.engine.runtime import Engine
 
 T = TypeVar("T")
+
+IN_DOUBT = (
+    asyncio.CancelledError,
+    KeyboardInterrupt,
+    SystemExit,
+    TransactionTimeoutException,
+    TimeoutError,
+    ConnectionError,
+)
+"""What leaves open whether a step with a compensation was done (P32)."""
 
 
 class Block:
@@ -109,11 +126,29 @@ class Block:
         """
         return self._open().register()
 
-    async def step(self, do: Callable[[], Awaitable[T]], undo: Undo) -> T:
+    def add_hook(self, hook: Hook) -> None:
+        """Remember what is called after the commit, by this process or another one (P35).
+
+        Raises:
+            ConfigException: the backend cannot journal it, or it is a compensation.
+        """
+        tx = self._open()
+        tx.check_keeps_jobs()
+        if hook.call.function.after is not Outcome.COMMITTED:
+            message = (
+                f"{hook.call.function} was registered with compensation, so it follows no commit."
+            )
+            raise ConfigException(message)
+        for each in tx.register():
+            each.hooks.append(hook)
+
+    async def step(self, do: Callable[[], Awaitable[T]], undo: Undo | JobCall) -> T:
         """Do a saga step of the user's own, and remember how it is undone."""
         tx = self._open()
         places = tx.register()
         with self._calls.call([tx, *tx.scopes()], rolled_back):
+            if isinstance(undo, JobCall):
+                return await self._durable_step(tx, places, do, undo)
             try:
                 async with self._deadline.limit():
                     result = await do()
@@ -125,6 +160,32 @@ class Block:
             for each in places:
                 each.undos.append(undo)
             return result
+
+    async def _durable_step(
+        self,
+        tx: Transaction,
+        places: Sequence[Callbacks],
+        do: Callable[[], Awaitable[T]],
+        call: JobCall,
+    ) -> T:
+        """Do a step whose undo is in the journal before it begins (P32)."""
+        undo = DurableUndo(self._engine.recovery.jobs, await tx.journal_compensation(call))
+        for each in places:
+            each.undos.append(undo)
+        try:
+            async with self._deadline.limit():
+                result = await do()
+        except IN_DOUBT:
+            undo.check(tx.lease)
+            raise
+        except Exception:
+            for each in places:
+                each.undos.remove(undo)
+            self._engine.recovery.jobs.forget([undo])
+            raise
+        undo.check(tx.lease)
+        tx.lease.check()
+        return result
 
     @asynccontextmanager
     async def savepoint(self) -> AsyncGenerator[None]:
@@ -156,8 +217,9 @@ class Block:
         if tx.ended:
             return cancellation  # all of it is taken back
         undos = tx.rewind(scope)
+        tx.release(undos)
         work, again = await shielded(
-            run_undos(undos, tx.transaction_id),
+            self._undo_steps(tx, undos),
             grace=lambda: self._grace,
             grace_started=cancellation is not None or isinstance(cause, asyncio.CancelledError),
         )
@@ -172,6 +234,15 @@ class Block:
             each.undos += undos
             each.overdue += undos
         return again or cancellation
+
+    async def _undo_steps(self, tx: Transaction, undos: list[Undo]) -> list[str]:
+        try:
+            await tx.journal_released()
+        except Exception as error:  # noqa: BLE001 - tried again before the pivot
+            notes = [f"It is not in the journal yet that steps are undone: {error}"]
+        else:
+            notes = []
+        return notes + await run_undos(undos, tx.transaction_id)
 
     def close(self) -> None:
         """Refuse all further calls."""

@@ -10,12 +10,15 @@ from collections.abc import Awaitable, Callable, Iterable
 from contextvars import Context
 from dataclasses import dataclass, field
 from functools import partial
-from typing import ParamSpec, TypeVar
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 from fennflow.backends import Outcome
 from fennflow.engine.telemetry import log_event
 from fennflow.exceptions import TransactionException
 from fennflow.retries import repeat
+
+if TYPE_CHECKING:
+    from fennflow.jobs import JobCall
 
 Callback = Callable[[], Awaitable[object] | object]
 Undo = Callable[[], Awaitable[object]]
@@ -23,6 +26,23 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 UNDO_ATTEMPTS = 3
+
+
+class UndoPendingError(Exception):
+    """A compensation failed, or is another process's to call; it is in the journal, and called again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Hook:
+    """A call that is journaled in the pivot (P35).
+
+    Args:
+        call: of a registered function.
+        key: hooks with the same key are called in the order of their commits.
+    """
+
+    call: JobCall
+    key: str | None = None
 
 
 @dataclass(slots=True)
@@ -35,15 +55,17 @@ class Callbacks:
             and could not call them in time.
         on_commit: called after a commit.
         on_rollback: called after a rollback.
+        hooks: journaled by a commit, and called after it by any process.
     """
 
     undos: list[Undo] = field(default_factory=list[Undo])
     overdue: list[Undo] = field(default_factory=list[Undo])
     on_commit: list[Callback] = field(default_factory=list[Callback])
     on_rollback: list[Callback] = field(default_factory=list[Callback])
+    hooks: list[Hook] = field(default_factory=list[Hook])
 
     def __bool__(self) -> bool:
-        """Whether there is any."""
+        """Whether there is any that this process has to call."""
         return bool(self.undos or self.on_commit or self.on_rollback)
 
     def forget(self, others: Callbacks) -> list[Undo]:
@@ -51,6 +73,7 @@ class Callbacks:
         _remove(self.on_commit, others.on_commit)
         _remove(self.on_rollback, others.on_rollback)
         _remove(self.overdue, others.overdue)
+        _remove(self.hooks, others.hooks)
         return _remove(self.undos, others.undos)
 
 
@@ -85,12 +108,17 @@ async def run_undos(undos: list[Undo], transaction: str) -> list[str]:
         undo = undos[-1]
         try:
             await repeat(
-                partial(_call, undo),
-                on=lambda _: True,
+                partial(call_user, undo),
+                on=lambda error: not isinstance(error, UndoPendingError),
                 attempts=UNDO_ATTEMPTS,
                 what=f"The undo {_name_of(undo)}",
                 transaction=transaction,
             )
+        except UndoPendingError as error:
+            name = _name_of(undo)
+            notes.append(f"The undo of a step is not done yet: {name}: {error}")
+            message = "The undo of a step is not done yet: %s: %s"
+            log_event(logging.WARNING, message, name, error, rule="P34", transaction=transaction)
         except Exception as error:  # noqa: BLE001 - logged, and added as a note
             name = _name_of(undo)
             notes.append(f"The undo of a step failed: {name}: {type(error).__name__}: {error}")
@@ -110,7 +138,7 @@ async def run_callbacks(callbacks: list[Callback], transaction: str) -> None:
     while callbacks:
         callback = callbacks.pop(0)
         try:
-            await _call(callback)
+            await call_user(callback)
         except asyncio.CancelledError:
             message = "A callback was cut off and is not called again: %s"
             log_event(
@@ -132,7 +160,7 @@ async def notify(function: Callable[P, object], *args: P.args, **kwargs: P.kwarg
         await result
 
 
-async def _call(function: Callback) -> None:
+async def call_user(function: Callback) -> None:
     """Call a function of the user's, in a task of its own: what it does to that does not end others.
 
     Raises:

@@ -21,6 +21,7 @@ from fennflow.reports import Diagnosis, NamespaceDiagnosis
 
 if TYPE_CHECKING:
     from fennflow.engine.context import EngineContext
+    from fennflow.engine.jobs import Jobs
 
 MUCH_SKEW = 60.0
 """Seconds: S3 refuses requests that are 15 minutes off, and the sweep compares clocks."""
@@ -29,7 +30,7 @@ WRITES_WITHIN = 5.0
 """Seconds in which the backend has to take a small change."""
 
 
-async def diagnose(context: EngineContext, areas: Sequence[Area]) -> Diagnosis:
+async def diagnose(context: EngineContext, areas: Sequence[Area], jobs: Jobs) -> Diagnosis:
     """Connect to the backend and the buckets of areas, and report the result."""
     started = time.monotonic()
     try:
@@ -39,6 +40,7 @@ async def diagnose(context: EngineContext, areas: Sequence[Area]) -> Diagnosis:
             *await unfinished(context.backend),
             *await long_open(context.backend, context.config.late_write_period),
             *await overdue(context.backend),
+            *(await jobs.left())[1],
             *await _unfilled(context),
             *await _refuses_writes(context),
         ]

@@ -57,13 +57,18 @@ class Lease:
     until: float = float("inf")
     since: float | None = None
 
+    @property
+    def held(self) -> bool:
+        """Whether it cannot have run out, so that no other process acts for the transaction (P23)."""
+        return clock() < self.until
+
     def check(self) -> None:
         """Refuse to send anything once the lease may have run out (P23).
 
         Raises:
             TransactionLostException: it may have, or it was released.
         """
-        if clock() >= self.until:
+        if not self.held:
             message = (
                 f"Transaction {self.token.transaction_id} could not renew its lease in time, so another "
                 "process may be rolling it back. Nothing was committed; run the unit of work again."

@@ -30,6 +30,7 @@ from fennflow.engine.concurrency import Periodic
 from fennflow.engine.context import EngineContext, Progress
 from fennflow.engine.finish import finish
 from fennflow.engine.garbage import check_late_writes, sweep
+from fennflow.engine.jobs import Jobs
 from fennflow.engine.leases import Lease, clock
 from fennflow.engine.plan import Write, late_writes, outstanding, undo
 from fennflow.engine.settle import Settler
@@ -108,6 +109,9 @@ class Recovery:
         context: of the engine.
         namespaces: whose reserved prefix the sweep looks through (P27).
         aftermaths: of transactions that have ended.
+
+    Attributes:
+        jobs: calls compensations and hooks.
     """
 
     context: EngineContext
@@ -121,11 +125,13 @@ class Recovery:
     _cleaning: asyncio.Lock = field(default_factory=asyncio.Lock)
     _sweep_due: float = 0.0
     _look_due: float = 0.0
+    jobs: Jobs = field(init=False)
     _turns: Periodic = field(init=False)
     _looks: Periodic = field(init=False)
     _retries: Periodic = field(init=False)
 
     def __post_init__(self) -> None:
+        self.jobs = Jobs(self.context)
         self._turns = Periodic(self.context.config.recovery_interval, self._turn)
         self._looks = Periodic(DEAD_HOLDER_CHECK_INTERVAL, self._look)
         self._retries = Periodic(JOIN_POLL_INTERVAL, self._retry)
@@ -159,6 +165,7 @@ class Recovery:
                 rule="P9",
             )
         await self.aftermaths.aclose(grace)
+        await self.jobs.aclose(grace)
 
     def add(self, unsettled: Unsettled) -> None:
         """Take over a transaction of this process; the next attempt begins at once."""
@@ -192,16 +199,18 @@ class Recovery:
         claimed = taken.union(await self._claim(), self._taken)
         if own or claimed:
             await asyncio.wait(own | claimed)
+        called = await self.jobs.run()
         report = await self._clean(own, claimed, sweeping=True)
         # Others may hold the lease of what fails, so that no attempt of this one says so.
         left = await unfinished(self.context.backend)
         open_for_long = await long_open(self.context.backend, self.context.config.late_write_period)
         pending = max(report.pending, len(left))
         problems = (*report.problems, *left, *open_for_long)
-        return replace(report, pending=pending, problems=problems)
+        return replace(report, pending=pending, problems=problems, jobs_called=called)
 
     async def _turn(self) -> bool:
         try:
+            self.jobs.wake()
             claimed = await self._claim()
             if claimed:
                 await asyncio.wait(claimed, timeout=self.context.config.compensation_timeout)
@@ -254,11 +263,14 @@ class Recovery:
                     report = replace(
                         report, swept=report.swept + objects, uploads=report.uploads + uploads
                     )
+                jobs_pending, failed = await self.jobs.left()
+                problems += failed
+                report = replace(report, jobs_pending=jobs_pending)
         report = replace(report, problems=tuple(problems))
         if report != RecoveryReport():
             log_event(logging.INFO, "Recovered: %s", report, rule="P24")
             # Transactions are counted when an attempt finishes them.
-            unsettled = replace(report, rolled_forward=0, compensated=0)
+            unsettled = replace(report, rolled_forward=0, compensated=0, jobs_pending=0)
             count_recovered({**asdict(unsettled), "problems": len(problems)})
         return report
 
@@ -326,6 +338,9 @@ class Recovery:
 
     def _call_back(self, unsettled: Unsettled, outcome: Outcome) -> None:
         callbacks, unsettled.callbacks = unsettled.callbacks, Callbacks()
+        if outcome is Outcome.COMMITTED:
+            self.jobs.forget(callbacks.undos)
+        self.jobs.wake()
         if callbacks:
             self.aftermaths.start(
                 callbacks, outcome, unsettled.lease.token.transaction_id, unsettled.context

@@ -26,6 +26,7 @@ from fennflow.engine.concurrency import shielded
 from fennflow.engine.deadline import Deadline
 from fennflow.engine.directories import check_directories_again
 from fennflow.engine.finish import finish
+from fennflow.engine.jobs import HOOK_WAIT
 from fennflow.engine.plan import late_writes, outstanding, plan_commit, undo
 from fennflow.engine.recovery import LOCK_WAIT, Unsettled
 from fennflow.engine.settle import Settler
@@ -136,6 +137,7 @@ class Session(Block):
             )
             error = self._cut_off(cancellation) if work.cancelled() else work.exception()
             cancellation = await self._call_back(error, wait, cancellation)
+            cancellation = await self._call_hooks(wait, cancellation)
         self._tx = self._begin()
         if isinstance(error, CommitUncertainException) or (error and cancellation is None):
             raise error
@@ -237,16 +239,17 @@ class Session(Block):
         tx, joined = self._tx, self._joined
         # A joined transaction decides for callbacks too, and for reads, which it may not see afresh.
         decides = joined is not None and (tx.reads or (joined.managed_by_caller and tx.callbacks))
-        if not (tx.journaled or decides):
+        if not (tx.journaled or decides or tx.callbacks.hooks):
             await self._commit_nothing()
             return
-        commit = plan_commit(
+        planned = plan_commit(
             tx.transaction_id,
             {key: tx.chain(key) for key in tx.chains},
             tx.capabilities,
             tx.reads,
             keep_versions=self._engine.config.keep_versions,
         )
+        commit = replace(planned, jobs=tx.hooks())
         decision = Decision(
             outcome=Outcome.COMMITTED,
             finished=joined is None and not commit.steps,
@@ -256,6 +259,9 @@ class Session(Block):
         try:
             tx.check_age()
             await check_directories_again(tx)
+            if commit.jobs:
+                await tx.begin()
+            await tx.journal_released()
             await self._pivot(commit)
         except TransactionLostException:
             self._engine.leases.release(tx.lease)
@@ -403,6 +409,8 @@ class Session(Block):
             the last cancellation.
         """
         tx = self._tx
+        if tx.outcome is Outcome.COMMITTED:
+            self._engine.recovery.jobs.forget(tx.callbacks.undos)
         if tx.outcome is None or not tx.callbacks:
             return cancellation  # recovery calls back when it knows the outcome
         aftermath = self._engine.recovery.aftermaths.start(
@@ -417,6 +425,24 @@ class Session(Block):
             else:
                 cause.add_note(note)
         return again or cancellation
+
+    async def _call_hooks(
+        self, wait: _Wait, cancellation: asyncio.CancelledError | None
+    ) -> asyncio.CancelledError | None:
+        """Call the hooks of a commit (P35); what takes longer than a moment goes on alone.
+
+        Returns:
+            the last cancellation.
+        """
+        if self._tx.outcome is not Outcome.COMMITTED or not self._tx.callbacks.hooks:
+            return cancellation
+        calls = self._engine.recovery.jobs.begin(self._tx.transaction_id)
+        limit = HOOK_WAIT if cancellation is None else min(HOOK_WAIT, wait.left())
+        try:
+            await asyncio.wait({calls}, timeout=limit)
+        except asyncio.CancelledError as error:
+            return error
+        return cancellation
 
     def _report_pending(self, cause: BaseException | None, error: Exception) -> None:
         note = self._leave_over(

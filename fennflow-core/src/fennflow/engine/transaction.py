@@ -15,6 +15,7 @@ import uuid_utils
 from fennflow.backends import (
     Area,
     Intent,
+    Job,
     ObjectKey,
     Outcome,
     Placement,
@@ -22,15 +23,18 @@ from fennflow.backends import (
     TransactionToken,
     changed_reads,
     conflict,
+    without_jobs,
 )
 from fennflow.connectors import Capabilities
 from fennflow.engine.callbacks import Callbacks, Undo
 from fennflow.engine.context import Progress
+from fennflow.engine.jobs import DurableUndo
 from fennflow.engine.leases import Lease, clock
 from fennflow.engine.plan import Write, staging_key, visible
 from fennflow.engine.stuck import holder
 from fennflow.exceptions import (
     BackendUnavailableException,
+    ConfigException,
     FennFlowException,
     NoSuchKeyException,
     RecordLockedException,
@@ -39,6 +43,7 @@ from fennflow.exceptions import (
 
 if TYPE_CHECKING:
     from fennflow.engine.runtime import Engine
+    from fennflow.jobs import JobCall
 
 FIRST_PAUSE = 0.002
 
@@ -125,6 +130,8 @@ class Transaction:
         self.callbacks = Callbacks()
         self.ended = False
         self._next_seq = 1
+        self._next_job = 1
+        self._unreleased: list[Job] = []
 
     @property
     def transaction_id(self) -> str:
@@ -282,6 +289,65 @@ class Transaction:
             now = await self.backend.records(set(self.reads))
             if changed := changed_reads(self.reads, now):
                 raise conflict(changed)
+
+    def check_keeps_jobs(self) -> None:
+        """Refuse what the backend cannot journal.
+
+        Raises:
+            ConfigException: it keeps no compensations, and no hooks.
+        """
+        if not self.backend.keeps_jobs:
+            raise without_jobs(self.backend)
+
+    async def journal_compensation(self, call: JobCall) -> Job:
+        """Journal how a step is undone, before it is done (P32).
+
+        Raises:
+            ConfigException: the backend cannot.
+            TransactionLostException: the transaction is recovery's.
+            TransactionException: it is being rolled back.
+        """
+        self.check_keeps_jobs()
+        if call.function.after is not Outcome.ABORTED:
+            message = f"{call.function} was registered with after_commit, so it undoes no step."
+            raise ConfigException(message)
+        await self.begin()
+        job = self._job(call, Outcome.ABORTED)
+        await self.backend.add_jobs([job])
+        self.check()
+        return job
+
+    async def begin(self) -> None:
+        """See to it that the journal has the transaction, so that others bring it to its end."""
+        if not self.rows_confirmed:
+            await self._lock((), lambda _: ())
+        self.check()
+
+    def hooks(self) -> list[Job]:
+        """Return what is to be called after the commit."""
+        return [self._job(each.call, Outcome.COMMITTED, each.key) for each in self.callbacks.hooks]
+
+    def _job(self, call: JobCall, after: Outcome, key: str | None = None) -> Job:
+        number = self._next_job
+        self._next_job += 1
+        return Job(
+            transaction_id=self.transaction_id,
+            number=number,
+            name=call.function.name,
+            arguments=call.arguments,
+            after=after,
+            key=key,
+        )
+
+    def release(self, undos: Sequence[Undo]) -> None:
+        """Let compensations be called however the transaction ends: their savepoint was undone."""
+        self._unreleased += [each.release() for each in undos if isinstance(each, DurableUndo)]
+
+    async def journal_released(self) -> None:
+        """Journal that; the transaction cannot commit before."""
+        if self._unreleased:
+            await self.backend.add_jobs(self._unreleased)
+            self._unreleased.clear()
 
     async def begin_writes(
         self,

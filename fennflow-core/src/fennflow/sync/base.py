@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, overload
 from typing_extensions import override
 
 from fennflow.exceptions import TransactionException
+from fennflow.jobs import JobCall
 from fennflow.sync.portal import Portal, on_caller
 
 if TYPE_CHECKING:
@@ -148,9 +149,15 @@ class Block(OnPortal, AbstractContextManager[T], Generic[T]):
 
 
 @overload
+def here(function: JobCall) -> JobCall: ...
+@overload
 def here(function: Callable[P, T]) -> Callable[P, Coroutine[Any, Any, T]]: ...
 @overload
 def here(function: Callable[P, T] | None) -> Callable[P, Coroutine[Any, Any, T]] | None: ...
-def here(function: Callable[P, T] | None) -> Callable[P, Coroutine[Any, Any, T]] | None:
-    """Return a callback that is called in the thread of the caller."""
-    return None if function is None else on_caller(function)
+def here(
+    function: Callable[P, T] | JobCall | None,
+) -> Callable[P, Coroutine[Any, Any, T]] | JobCall | None:
+    """Return a callback that is called in the thread of the caller; a journaled call stays as it is."""
+    if function is None or isinstance(function, JobCall):
+        return function
+    return on_caller(function)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import TypeVar
 
+from fennflow.jobs import JobCall
 from fennflow.maintenance import ReconcileOrphans, ReconcileStrategy
 from fennflow.reports import Diagnosis, Finding, ReconcileReport, RecoveryReport, TransactionInfo
 from fennflow.sync.base import here
@@ -74,18 +75,29 @@ class SyncUnitOfWork(Opened):
 
     def on_commit(
         self,
-        callback: Callable[[], object],
+        callback: Callable[[], object] | JobCall,
+        *,
+        key: str | None = None,
     ) -> None:
         """Call back after the transaction that is open has committed.
 
         Args:
             callback: without arguments, a function. It is called once. The commit stands
                 whatever it does: what it raises is logged. It goes on in the background if the
-                block is cancelled meanwhile.
+                block is cancelled meanwhile. Or a call of a function that was registered with
+                `UOW.after_commit`: it is journaled by the commit, and called at least once, if
+                necessary later and by another process. The block waits up to 2 seconds for it.
+            key: registered functions with the same key are called one after the other, in the order
+                of their commits.
+
+        Raises:
+            ConfigException: the backend cannot journal the call; or a key is given for a function
+                that is not registered.
         """
         self._call(
             self._uow.on_commit,
             here(callback),
+            key=key,
         )
 
     def on_rollback(
@@ -101,7 +113,7 @@ class SyncUnitOfWork(Opened):
     def step(
         self,
         do: Callable[[], T],
-        undo: Callable[[], object],
+        undo: Callable[[], object] | JobCall,
     ) -> T:
         """Do a saga step of your own, which is undone if the transaction fails.
 
@@ -109,10 +121,17 @@ class SyncUnitOfWork(Opened):
             do: called now. If it raises it counts as not done; if it is cancelled, as done.
             undo: called when undoing, the last step's first, up to three times. If it keeps
                 failing, that is a note on the exception that ended the block. If it is cut off
-                by `compensation_timeout` it is called again in the background.
+                by `compensation_timeout` it is called again in the background. Or a call of a
+                function that was registered with `UOW.compensation`: it is journaled before `do`
+                is called, and survives a crash; `TimeoutError` and `ConnectionError` of `do` then
+                count as done, too, since they leave that open.
 
         Returns:
             what `do` returned.
+
+        Raises:
+            ConfigException: the backend cannot journal the undo; `do` was not called.
+            TransactionLostException: the lease ran out meanwhile; the undo is called.
         """
         return self._await(
             self._uow.step,
@@ -215,7 +234,9 @@ class SyncUnitOfWork(Opened):
 
         Returns:
             what was done. What is `pending`, and what is named under `problems` because the store
-            refused it or could not be reached, is tried again by the next recovery.
+            refused it or could not be reached, is tried again by the next recovery. So are
+            compensations and hooks that failed; what this process has no function for is named, and
+            left to one that has.
 
         Raises:
             BaseBackendException: the catalog cannot be reached.

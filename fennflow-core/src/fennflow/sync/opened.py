@@ -12,6 +12,7 @@ from typing_extensions import override
 
 from fennflow.config import ConfigDict
 from fennflow.exceptions import TransactionException
+from fennflow.jobs import Registering
 from fennflow.repositories.fields import fields_of
 from fennflow.sync import portal
 from fennflow.sync.base import Block, OnPortal, wait
@@ -26,7 +27,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
-class Opened(OnPortal):
+class Opened(OnPortal, Registering):
     """A unit of work that runs on the portal's loop, with its repositories."""
 
     config: ClassVar[ConfigDict] = cast("ConfigDict", getattr_static(UnitOfWork, "config"))

@@ -13,6 +13,7 @@ from fennflow.backends import (
     Decision,
     Fill,
     Guarantees,
+    Job,
     JoinedTransaction,
     JournaledTransaction,
     LateWrite,
@@ -200,3 +201,49 @@ class FaultyBackend(Backend):
     @override
     async def known(self, transaction_ids: Collection[str]) -> Collection[str]:
         return await self._around("known", lambda: self.inner.known(transaction_ids))
+
+    @property
+    @override
+    def keeps_jobs(self) -> bool:
+        return self.inner.keeps_jobs
+
+    @override
+    async def add_jobs(self, jobs: Collection[Job]) -> None:
+        transactions = {each.transaction_id for each in jobs}
+        await self._around("add_jobs", lambda: self.inner.add_jobs(jobs), ", ".join(transactions))
+
+    @override
+    async def claim_jobs(
+        self,
+        names: Collection[str],
+        *,
+        limit: int,
+        transaction_id: str | None = None,
+        hurry: bool = False,
+    ) -> Sequence[Job]:
+        return await self._around(
+            "claim_jobs",
+            lambda: self.inner.claim_jobs(
+                names, limit=limit, transaction_id=transaction_id, hurry=hurry
+            ),
+        )
+
+    @override
+    async def keep_job(
+        self, job: Job, *, retry_in: float | None = None, error: str | None = None
+    ) -> bool:
+        return await self._around(
+            "keep_job",
+            lambda: self.inner.keep_job(job, retry_in=retry_in, error=error),
+            job.transaction_id,
+        )
+
+    @override
+    async def end_jobs(self, jobs: Collection[Job]) -> None:
+        await self._around("end_jobs", lambda: self.inner.end_jobs(jobs))
+
+    @override
+    async def jobs(self, *, limit: int, transaction_id: str | None = None) -> Sequence[Job]:
+        return await self._around(
+            "jobs", lambda: self.inner.jobs(limit=limit, transaction_id=transaction_id)
+        )

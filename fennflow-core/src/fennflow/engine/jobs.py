@@ -1,0 +1,375 @@
+"""Calls of compensations and hooks that were journaled: at least once, by any process (P32 to P35)."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Collection, Coroutine, Sequence
+from contextvars import Context
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from typing_extensions import override
+
+from fennflow.backends import Job, Outcome
+from fennflow.engine.callbacks import Undo, UndoPendingError, call_user
+from fennflow.engine.concurrency import Periodic
+from fennflow.engine.telemetry import count_recovered, log_event, with_notes
+from fennflow.jobs import functions_of
+from fennflow.retries import repeat
+
+if TYPE_CHECKING:
+    from fennflow.engine.context import EngineContext
+    from fennflow.engine.leases import Lease
+    from fennflow.jobs import JobFunction
+
+HOOK_WAIT = 2.0
+"""Seconds that a commit waits for its hooks; then they go on in the background."""
+FIRST_PAUSE = 1.0
+"""Seconds after the first attempt that failed; twice as long after each further one."""
+LONGEST_PAUSE = 600.0
+END_ATTEMPTS = 4
+CANCEL_WAIT = 1.0
+"""Seconds that a function which is cancelled may take to end."""
+REPORTED = 1000
+
+_Call = asyncio.Task[Exception | None]
+_Identity = tuple[str, int]
+
+
+@dataclass(slots=True)
+class Jobs:
+    """Calls the functions of jobs that are due, as far as they are registered here.
+
+    Args:
+        context: of the engine.
+    """
+
+    context: EngineContext
+    _functions: dict[str, JobFunction[Any]] = field(init=False)
+    _calls: dict[_Identity, _Call] = field(default_factory=dict[_Identity, _Call])
+    _works: set[asyncio.Task[Any]] = field(default_factory=set[asyncio.Task[Any]])
+    _called: set[str] = field(default_factory=set[str])
+    _unjournaled: list[Job] = field(default_factory=list[Job])
+    _named: set[str] = field(default_factory=set[str])
+    _turns: Periodic = field(init=False)
+    _closing: bool = False
+
+    def __post_init__(self) -> None:
+        self._functions = functions_of(self.context.config)
+        self._turns = Periodic(self.context.config.recovery_interval, self._turn)
+
+    def wake(self, delay: float = 0.0) -> None:
+        """Look soon for jobs that are due."""
+        if self._functions and not self._closing:
+            self._turns.start(delay=delay)
+
+    async def aclose(self, grace: float) -> None:
+        """Let the calls under way end; what takes longer is left to other processes."""
+        self._closing = True
+        await self._turns.aclose()
+        for cancel in (False, True):
+            under_way: set[asyncio.Task[Any]] = {*self._calls.values(), *self._works}
+            if not under_way:
+                return
+            if cancel:
+                for each in under_way:
+                    each.cancel()
+            await asyncio.wait(under_way, timeout=grace)
+
+    # --- of a unit of work -----------------------------------------------------------------------
+
+    def begin(self, transaction_id: str) -> asyncio.Task[None]:
+        """Begin to call what is due of a transaction."""
+        return self._work(self._call_all(transaction_id=transaction_id, hurry=False))
+
+    def forget(self, undos: Collection[Undo]) -> None:
+        """Remove the compensations among undos: their transaction has committed."""
+        jobs = [each.job for each in undos if isinstance(each, DurableUndo) and not each.released]
+        if jobs:
+            self._work(self._forget(jobs))
+
+    async def _forget(self, jobs: Sequence[Job]) -> None:
+        try:
+            await self.context.backend.end_jobs(jobs)
+        except Exception as error:  # noqa: BLE001 - they are never due, and recovery removes them
+            message = "Compensations of committed steps could not be removed yet: %r"
+            log_event(logging.INFO, message, error, rule="P33")
+
+    async def undo(self, job: Job) -> None:
+        """Call a compensation; if this call is cut off, the compensation goes on.
+
+        Raises:
+            UndoPendingError: it failed, or another process calls it; it stays in the journal.
+        """
+        work = self._work(self._undo(job))
+        await asyncio.wait({work})
+        reason = "it was cut off" if work.cancelled() else work.result()
+        if reason is not None:
+            message = f"{reason}. It stays in the journal, and is called until it succeeds."
+            raise UndoPendingError(message)
+
+    async def _undo(self, job: Job) -> str | None:
+        """Call a compensation, after those of later steps; return why that is not done."""
+        try:
+            while True:
+                under_way = [
+                    call
+                    for (transaction_id, _), call in self._calls.items()
+                    if transaction_id == job.transaction_id
+                ]
+                if not under_way:
+                    under_way = await self._take(limit=1, transaction_id=job.transaction_id)
+                if not under_way:
+                    break
+                await asyncio.wait(under_way)
+            left = await self.context.backend.jobs(
+                limit=REPORTED, transaction_id=job.transaction_id
+            )
+        except Exception as error:  # noqa: BLE001 - it stays in the journal
+            return _said(error)
+        for each in left:
+            if each.number == job.number:
+                return (
+                    each.error or "it waits for that of a later step, or another process calls it"
+                )
+        return None
+
+    def journal_again(self, job: Job) -> None:
+        """Let a compensation be called once more, though another process may have called it.
+
+        The step ended after the lease had run out, so what was undone may have been done after that.
+        """
+        self._unjournaled.append(replace(job, after=None))
+        self.wake()
+
+    # --- in the background -----------------------------------------------------------------------
+
+    async def run(self) -> int:
+        """Call all that is due, and what failed before; return how many calls succeeded."""
+        done = await self._call_all(transaction_id=None, hurry=True)
+        under_way = set(self._calls.values())
+        if under_way:
+            await asyncio.wait(under_way)
+        count_recovered({"jobs_called": done})
+        return done
+
+    async def left(self) -> tuple[int, list[str]]:
+        """Return how many jobs are due, and describe those that failed, or that no function is here for."""
+        jobs = await self.context.backend.jobs(limit=REPORTED)
+        count_recovered({"jobs_pending": len(jobs)})
+        unknown: dict[str, int] = {}
+        problems: list[str] = []
+        for job in jobs:
+            if job.name not in self._functions:
+                unknown[job.name] = unknown.get(job.name, 0) + 1
+            elif job.error is not None:
+                problems.append(
+                    f"{job.name} of transaction {job.transaction_id} has failed {job.attempts} times, and is "
+                    f"called again until it succeeds: {job.error}"
+                )
+        for name, number in unknown.items():
+            text = (
+                f"{number} calls of {name} are due, and this process has no function of that name. Start "
+                "one that registers it with UOW.compensation or UOW.after_commit (rule P34)."
+            )
+            problems.insert(0, text)
+            if name not in self._named:
+                self._named.add(name)
+                log_event(logging.WARNING, "%s", text, rule="P34")
+        return len(jobs), problems
+
+    async def _turn(self) -> bool:
+        try:
+            while self._unjournaled:
+                await self.context.backend.add_jobs(self._unjournaled[:1])
+                del self._unjournaled[0]
+            await self._take(limit=self._free)
+        except Exception as error:  # noqa: BLE001 - logged, and tried again
+            log_event(logging.WARNING, "Jobs could not be taken: %r", error, rule="P34")
+            if self._unjournaled:
+                self.wake(FIRST_PAUSE)
+        return False
+
+    async def _call_all(self, *, transaction_id: str | None, hurry: bool) -> int:
+        """Call what is due, and what is due then; jobs that fail wait for the background."""
+        done = 0
+        try:
+            while calls := await self._take(
+                limit=self._free, transaction_id=transaction_id, hurry=hurry
+            ):
+                await asyncio.wait(calls)
+                done += sum(each.result() is None for each in calls if not each.cancelled())
+                hurry = False
+        except Exception as error:
+            if transaction_id is None:
+                raise
+            log_event(
+                logging.WARNING,
+                "Hooks are called later: %r",
+                error,
+                rule="P35",
+                transaction=transaction_id,
+            )
+            self.wake(FIRST_PAUSE)
+        return done
+
+    @property
+    def _free(self) -> int:
+        return max(0, self.context.config.max_concurrency - len(self._calls))
+
+    async def _take(
+        self, *, limit: int, transaction_id: str | None = None, hurry: bool = False
+    ) -> list[_Call]:
+        """Claim jobs, and begin to call them."""
+        if not (self._functions and limit) or self._closing:
+            return []
+        jobs = await self.context.backend.claim_jobs(
+            list(self._functions), limit=limit, transaction_id=transaction_id, hurry=hurry
+        )
+        begun: list[_Call] = []
+        for job in jobs:
+            call = asyncio.get_running_loop().create_task(self._call(job), context=Context())
+            identity = job.transaction_id, job.number
+            self._calls[identity] = call
+            call.add_done_callback(partial(self._ended, identity))
+            begun.append(call)
+        return begun
+
+    def _ended(self, identity: _Identity, call: _Call) -> None:
+        if self._calls.get(identity) is call:
+            del self._calls[identity]
+        if not call.cancelled() and call.exception() is None and call.result() is None:
+            self.wake()  # others may have waited for it
+
+    async def _call(self, job: Job) -> Exception | None:
+        """Call a function for a job, and note in the journal what came of it."""
+        backend = self.context.backend
+        try:
+            if job.idempotency_key not in self._called:
+                await self._attempt(job)
+                self._called.add(job.idempotency_key)
+            await repeat(
+                lambda: backend.end_jobs([job]),
+                on=lambda _: True,
+                attempts=END_ATTEMPTS,
+                what=f"The note that {job.name} was called",
+                transaction=job.transaction_id,
+            )
+            self._called.discard(job.idempotency_key)
+        except asyncio.CancelledError:
+            await self._give_back(job, 0.0, "It was cut off, since the process ended.")
+            raise
+        except Exception as error:  # noqa: BLE001 - logged, and tried again
+            pause = min(FIRST_PAUSE * 2 ** min(job.attempts - 1, 30), LONGEST_PAUSE)
+            log_event(
+                logging.WARNING,
+                "%s failed, attempt %d; the next one is in %.0f s: %s",
+                job.name,
+                job.attempts,
+                pause,
+                f"{type(error).__name__}: {with_notes(error)}",
+                rule="P34",
+                transaction=job.transaction_id,
+                failed=error,
+            )
+            await self._give_back(job, pause, _said(error))
+            self.wake(pause)
+            return error
+        return None
+
+    async def _give_back(self, job: Job, pause: float, error: str) -> None:
+        try:
+            await self.context.backend.keep_job(job, retry_in=pause, error=error)
+        except Exception as lost:  # noqa: BLE001 - it is due again when its lease has run out
+            message = "%s is called again when lease_ttl has passed: %r"
+            log_event(
+                logging.WARNING, message, job.name, lost, rule="P34", transaction=job.transaction_id
+            )
+
+    async def _attempt(self, job: Job) -> None:
+        """Call the function once, and hold the job meanwhile.
+
+        Raises:
+            TimeoutError: it took longer than its limit, and was cancelled.
+            Exception: what it raised.
+        """
+        function = self._functions[job.name]
+        loop = asyncio.get_running_loop()
+        call = loop.create_task(call_user(partial(function.call, job)), context=Context())
+        until = loop.time() + function.timeout
+        try:
+            while not call.done():
+                left = until - loop.time()
+                if left <= 0:
+                    message = f"it did not return within timeout={function.timeout} s"
+                    raise TimeoutError(message)
+                await asyncio.wait({call}, timeout=min(left, self.context.config.lease_ttl / 3))
+                if not call.done():
+                    await self._hold(job)
+            call.result()
+        finally:
+            if not call.done():
+                call.cancel()
+                await asyncio.wait({call}, timeout=CANCEL_WAIT)
+
+    async def _hold(self, job: Job) -> None:
+        try:
+            await self.context.backend.keep_job(job)
+        except Exception as error:  # noqa: BLE001 - tried again; else another process calls it, too
+            message = "%s could not be held: %r"
+            log_event(
+                logging.WARNING,
+                message,
+                job.name,
+                error,
+                rule="P34",
+                transaction=job.transaction_id,
+            )
+
+    def _work(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+        task = asyncio.get_running_loop().create_task(work, context=Context())
+        self._works.add(task)
+        task.add_done_callback(self._works.discard)
+        return task
+
+
+def _said(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
+
+
+@dataclass(slots=True, eq=False)
+class DurableUndo:
+    """The undo of a step whose compensation is journaled.
+
+    Args:
+        jobs: what calls it.
+        job: in the journal.
+    """
+
+    jobs: Jobs
+    job: Job
+
+    @override
+    def __repr__(self) -> str:
+        return self.job.name
+
+    async def __call__(self) -> None:
+        """Call the compensation; if that is cut off, it goes on in the background."""
+        await self.jobs.undo(self.job)
+
+    @property
+    def released(self) -> bool:
+        """Whether it is due however the transaction ends."""
+        return self.job.after is not Outcome.ABORTED
+
+    def release(self) -> Job:
+        """Let it be due however the transaction ends; the caller journals that."""
+        self.job = replace(self.job, after=None)
+        return self.job
+
+    def check(self, lease: Lease) -> None:
+        """Call it in any case if the step ended after the lease had run out."""
+        if not lease.held:
+            self.jobs.journal_again(self.job)

@@ -1,0 +1,280 @@
+"""Functions that are called although the process dies: compensations of steps, and hooks after commits.
+
+They are registered by name, so that any process that has the name can call them, and take arguments
+that are stored as JSON.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import Callable, Mapping
+from contextvars import ContextVar
+from dataclasses import dataclass
+from functools import partial
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    ClassVar,
+    Generic,
+    NotRequired,
+    ParamSpec,
+    cast,
+    get_type_hints,
+)
+
+from pydantic import BaseModel, PydanticUserError, TypeAdapter, ValidationError
+from pydantic import ConfigDict as PydanticConfigDict
+from pydantic_core import PydanticSerializationError
+from typing_extensions import TypedDict, override
+
+from fennflow.exceptions import ConfigException, TransactionException
+from fennflow.rows import Job, Outcome
+
+if TYPE_CHECKING:
+    from fennflow.config import ConfigDict
+
+__all__ = ["Job", "JobCall", "JobFunction", "Registering", "current_job"]
+
+P = ParamSpec("P")
+
+TIMEOUT = 60.0
+"""Seconds that one call may take, unless the function was registered with another limit."""
+
+_registered: dict[ConfigDict, dict[str, JobFunction[Any]]] = {}
+_current: ContextVar[Job] = ContextVar("fennflow_job")
+
+
+def current_job() -> Job:
+    """Return the job for which the function runs that asks: its `idempotency_key`, its `attempts`.
+
+    Raises:
+        TransactionException: it was not called for one.
+    """
+    try:
+        return _current.get()
+    except LookupError:
+        message = "current_job() is asked outside of a compensation or a hook."
+        raise TransactionException(message) from None
+
+
+@dataclass(frozen=True, slots=True)
+class JobCall:
+    """A call of a registered function that has not happened yet.
+
+    Args:
+        function: which one.
+        arguments: as JSON.
+    """
+
+    function: JobFunction[Any]
+    arguments: str
+
+
+class JobFunction(Generic[P]):
+    """A registered function. Calling it checks the arguments, and returns what to give to a unit of work.
+
+    Args:
+        function: plain or async. A plain one is called in a thread.
+        name: under which it is journaled.
+        after: the outcome after which it is called.
+        timeout: seconds that one call may take.
+
+    Raises:
+        ConfigException: its parameters cannot be stored as JSON, or the name or timeout is unusable.
+    """
+
+    def __init__(
+        self, function: Callable[P, object], name: str, after: Outcome, timeout: float
+    ) -> None:
+        if not (name.isprintable() and name.strip() == name != ""):
+            message = (
+                f"The name {name!a} is not usable: it is printable text without spaces around it."
+            )
+            raise ConfigException(message)
+        if not timeout > 0:
+            message = f"timeout={timeout!a} is not a number of seconds above 0."
+            raise ConfigException(message)
+        self.function = function
+        self.name = name
+        self.after = after
+        self.timeout = timeout
+        self._signature = inspect.signature(function)
+        self._model: type[BaseModel] | None = None
+        self._arguments = self._adapter()
+
+    @override
+    def __repr__(self) -> str:
+        return self.name
+
+    def _adapter(self) -> TypeAdapter[dict[str, Any]]:
+        function = f"{self.function.__module__}.{self.function.__qualname__}"
+        try:
+            hints = get_type_hints(self.function, include_extras=True)
+        except Exception as error:
+            message = (
+                f"The types of {function} cannot be resolved: {error}. Define them, and what they "
+                "name, at the top level of its module."
+            )
+            raise ConfigException(message) from error
+        fields: dict[str, Any] = {}
+        for parameter in self._signature.parameters.values():
+            kinds = {parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD, parameter.POSITIONAL_ONLY}
+            if parameter.kind in kinds or parameter.name not in hints:
+                message = (
+                    f"{function} cannot be registered: its parameter {parameter} has no type, or no "
+                    "name by which it is passed. Arguments are stored as JSON, by name."
+                )
+                raise ConfigException(message)
+            hint = hints[parameter.name]
+            fields[parameter.name] = (
+                hint if parameter.default is parameter.empty else NotRequired[hint]
+            )
+            if inspect.isclass(hint) and issubclass(hint, BaseModel):
+                self._model = hint
+        if len(fields) != 1:
+            self._model = None
+        arguments = cast("Any", TypedDict)("arguments", fields)
+        arguments.__pydantic_config__ = PydanticConfigDict(extra="forbid")
+        try:
+            return TypeAdapter(cast("type[dict[str, Any]]", arguments))
+        except PydanticUserError as error:
+            message = f"The arguments of {function} cannot be stored as JSON: {error.message}"
+            raise ConfigException(message) from error
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> JobCall:
+        """Return a call with these arguments, for `uow.step(undo=…)` or `uow.on_commit(…)`.
+
+        If the only parameter is a pydantic model, its fields can be given instead of it.
+
+        Raises:
+            ConfigException: the arguments are not those of the function, or change on their way
+                through JSON.
+        """
+        given: Mapping[str, Any] = kwargs
+        try:
+            if (
+                self._model is not None
+                and not args
+                and set(kwargs) != set(self._signature.parameters)
+            ):
+                given = {next(iter(self._signature.parameters)): self._model(**kwargs)}
+            bound = self._signature.bind(*args, **given)
+            bound.apply_defaults()
+            values = self._arguments.validate_python(bound.arguments)
+            text = self._arguments.dump_json(values).decode()
+            kept = self._arguments.validate_json(text) == values
+        except (TypeError, ValidationError, PydanticSerializationError, UnicodeError) as error:
+            message = f"{self.name} cannot be called with these arguments: {_reason(error)}"
+            raise ConfigException(message) from None
+        if not kept:
+            message = (
+                f"An argument of {self.name} is another one after its way through JSON, such as a secret, "
+                "which is stored as asterisks. Pass what the function can find it by."
+            )
+            raise ConfigException(message)
+        return JobCall(self, text)
+
+    async def call(self, job: Job) -> None:
+        """Call the function for a job.
+
+        Raises:
+            ConfigException: the stored arguments are not the function's any more.
+            Exception: what it raises.
+        """
+        try:
+            values = self._arguments.validate_json(job.arguments)
+        except ValidationError as error:
+            message = (
+                f"The stored arguments of {self.name} do not fit its parameters: {_reason(error)}"
+            )
+            raise ConfigException(message) from None
+        _current.set(job)
+        call = partial(cast("Callable[..., object]", self.function), **values)
+        if inspect.iscoroutinefunction(self.function):
+            await cast("Any", call())
+            return
+        result = await asyncio.to_thread(call)
+        if inspect.isawaitable(result):
+            await result
+
+
+def _reason(error: Exception) -> str:
+    if not isinstance(error, ValidationError):
+        return str(error)
+    # The input may be a secret.
+    return "; ".join(
+        f"{'.'.join(map(str, detail['loc'])) or 'value'}: {detail['msg']}"
+        for detail in error.errors(include_input=False, include_context=False, include_url=False)
+    )
+
+
+def functions_of(config: ConfigDict) -> dict[str, JobFunction[Any]]:
+    """Return the functions that are registered for units of work of a configuration, now and later."""
+    return _registered.setdefault(config, {})
+
+
+class Registering:
+    """The class methods of a unit of work that register functions."""
+
+    config: ClassVar[ConfigDict]
+
+    @classmethod
+    def compensation(
+        cls, name: str, *, timeout: float = TIMEOUT
+    ) -> Callable[[Callable[P, object]], JobFunction[P]]:
+        """Register a function that undoes a step: `await uow.step(charge, undo=refund(payment_id=…))`.
+
+        The call is journaled before the step is done. If the unit of work does not commit, it happens
+        at least once, even if the process dies: any process with the name calls it, until it returns.
+        It has to cope with a step that was not done, and with being called again.
+
+        Args:
+            name: under which calls are journaled; the same in every process, and in later versions.
+            timeout: seconds that one call may take; then it is cancelled, and called again later.
+
+        Raises:
+            ConfigException: another function has the name, or a parameter has no type.
+        """
+        return partial(_register, cls.config, name, Outcome.ABORTED, timeout)
+
+    @classmethod
+    def after_commit(
+        cls, name: str, *, timeout: float = TIMEOUT
+    ) -> Callable[[Callable[P, object]], JobFunction[P]]:
+        """Register a function that is called after a commit: `uow.on_commit(send_receipt(order=7))`.
+
+        The call is journaled in the instant of the commit. It happens at least once, even if the
+        process dies: any process with the name calls it, until it returns. It holds no lock.
+
+        Args:
+            name: under which calls are journaled; the same in every process, and in later versions.
+            timeout: seconds that one call may take; then it is cancelled, and called again later.
+
+        Raises:
+            ConfigException: another function has the name, or a parameter has no type.
+        """
+        return partial(_register, cls.config, name, Outcome.COMMITTED, timeout)
+
+
+def _register(
+    config: ConfigDict,
+    name: str,
+    after: Outcome,
+    timeout: float,
+    function: Callable[P, object],
+) -> JobFunction[P]:
+    made = JobFunction(function, name, after, timeout)
+    there = functions_of(config).get(name)
+    if there is not None and _place_of(there.function) != _place_of(function):
+        message = (
+            f"The name {name!a} is registered for {_place_of(there.function)} already, so it cannot be "
+            f"that of {_place_of(function)}, too. Units of work with equal configurations share names."
+        )
+        raise ConfigException(message)
+    functions_of(config)[name] = made
+    return made
+
+
+def _place_of(function: Callable[..., object]) -> str:
+    return f"{function.__module__}.{function.__qualname__}"
