@@ -12,7 +12,6 @@ from fennflow.engine import telemetry
 from fennflow.engine.callbacks import Callbacks, Hook, Undo, names_of, run_undos
 from fennflow.engine.concurrency import Calls, shielded
 from fennflow.engine.deadline import Deadline
-from fennflow.engine.jobs import DurableUndo
 from fennflow.engine.transaction import Scope, Transaction, rolled_back
 from fennflow.exceptions import (
     ConfigException,
@@ -169,7 +168,7 @@ class Block:
         call: JobCall,
     ) -> T:
         """Do a step whose undo is in the journal before it begins (P32)."""
-        undo = DurableUndo(self._engine.recovery.jobs, await tx.journal_compensation(call))
+        undo = self._engine.recovery.jobs.own(await tx.journal_compensation(call))
         for each in places:
             each.undos.append(undo)
         try:

@@ -49,6 +49,9 @@ class Jobs:
     context: EngineContext
     _functions: dict[str, JobFunction[Any]] = field(init=False)
     _calls: dict[_Identity, _Call] = field(default_factory=dict[_Identity, _Call])
+    _own: set[_Identity] = field(default_factory=set[_Identity])
+    _parked: dict[_Identity, Job] = field(default_factory=dict[_Identity, Job])
+    _taking: asyncio.Lock = field(default_factory=asyncio.Lock)
     _works: set[asyncio.Task[Any]] = field(default_factory=set[asyncio.Task[Any]])
     _called: set[str] = field(default_factory=set[str])
     _unjournaled: list[Job] = field(default_factory=list[Job])
@@ -84,10 +87,19 @@ class Jobs:
         """Begin to call what is due of a transaction."""
         return self._work(self._call_all(transaction_id=transaction_id, hurry=False))
 
+    def own(self, job: Job) -> DurableUndo:
+        """Return what calls a compensation in its turn, among the undos of a unit of work.
+
+        Until it is called, or forgotten, nothing else of this process calls it.
+        """
+        self._own.add(_identity(job))
+        return DurableUndo(self, job)
+
     def forget(self, undos: Collection[Undo]) -> None:
-        """Remove the compensations among undos: their transaction has committed."""
+        """Remove the compensations among undos that are not due: their transaction has committed."""
         jobs = [each.job for each in undos if isinstance(each, DurableUndo) and not each.released]
         if jobs:
+            self._own.difference_update(map(_identity, jobs))
             self._work(self._forget(jobs))
 
     async def _forget(self, jobs: Sequence[Job]) -> None:
@@ -104,6 +116,7 @@ class Jobs:
             UndoPendingError: it failed, or another process calls it; it stays in the journal.
         """
         work = self._work(self._undo(job))
+        work.add_done_callback(lambda _: self._own.discard(_identity(job)))
         await asyncio.wait({work})
         reason = "it was cut off" if work.cancelled() else work.result()
         if reason is not None:
@@ -113,17 +126,24 @@ class Jobs:
     async def _undo(self, job: Job) -> str | None:
         """Call a compensation, after those of later steps; return why that is not done."""
         try:
-            while True:
-                under_way = [
+            while _identity(job) not in self._calls:
+                others = [
                     call
                     for (transaction_id, _), call in self._calls.items()
                     if transaction_id == job.transaction_id
                 ]
-                if not under_way:
-                    under_way = await self._take(limit=1, transaction_id=job.transaction_id)
-                if not under_way:
+                if others:
+                    await asyncio.wait(others)
+                elif parked := self._parked.pop(_identity(job), None):
+                    if await self.context.backend.keep_job(parked):
+                        self._begin(parked)
+                elif (
+                    not await self._take(limit=1, transaction_id=job.transaction_id)
+                    and _identity(job) not in self._parked
+                ):
                     break
-                await asyncio.wait(under_way)
+            if call := self._calls.get(_identity(job)):
+                await asyncio.wait({call})
             left = await self.context.backend.jobs(
                 limit=REPORTED, transaction_id=job.transaction_id
             )
@@ -225,17 +245,21 @@ class Jobs:
         """Claim jobs, and begin to call them."""
         if not (self._functions and limit) or self._closing:
             return []
-        jobs = await self.context.backend.claim_jobs(
-            list(self._functions), limit=limit, transaction_id=transaction_id, hurry=hurry
-        )
-        begun: list[_Call] = []
-        for job in jobs:
-            call = asyncio.get_running_loop().create_task(self._call(job), context=Context())
-            identity = job.transaction_id, job.number
-            self._calls[identity] = call
-            call.add_done_callback(partial(self._ended, identity))
-            begun.append(call)
-        return begun
+        async with self._taking:
+            jobs = await self.context.backend.claim_jobs(
+                list(self._functions), limit=limit, transaction_id=transaction_id, hurry=hurry
+            )
+            taken = {_identity(each): each for each in jobs}
+            if transaction_id is None:
+                for identity in self._own & taken.keys():
+                    self._parked[identity] = taken.pop(identity)
+            return [self._begin(job) for job in taken.values()]
+
+    def _begin(self, job: Job) -> _Call:
+        call = asyncio.get_running_loop().create_task(self._call(job), context=Context())
+        self._calls[_identity(job)] = call
+        call.add_done_callback(partial(self._ended, _identity(job)))
+        return call
 
     def _ended(self, identity: _Identity, call: _Call) -> None:
         if self._calls.get(identity) is call:
@@ -333,6 +357,10 @@ class Jobs:
         self._works.add(task)
         task.add_done_callback(self._works.discard)
         return task
+
+
+def _identity(job: Job) -> _Identity:
+    return job.transaction_id, job.number
 
 
 def _said(error: Exception) -> str:

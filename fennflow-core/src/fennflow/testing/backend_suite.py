@@ -33,11 +33,11 @@ from fennflow.backends import (
 from fennflow.config import BackendConfig
 from fennflow.connectors import Location
 from fennflow.exceptions import ConflictException, RecordLockedException, TransactionLostException
+from fennflow.testing.job_suite import JobSuite
 from fennflow.testing.recovery_suite import (
     A,
     B,
     C,
-    RecoverySuite,
     new_transaction,
     opened,
     plan_for,
@@ -47,7 +47,7 @@ from fennflow.testing.recovery_suite import (
 )
 
 
-class BackendSuite(RecoverySuite):
+class BackendSuite(JobSuite):
     """Tests of the contract in `fennflow.backends`."""
 
     def test_a_record_comes_back_as_it_was_committed(self, config: BackendConfig) -> None:

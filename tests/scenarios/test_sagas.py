@@ -1,0 +1,535 @@
+"""Steps whose undo survives a crash, and hooks after a commit (P32 to P35)."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import BaseModel, SecretStr
+from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
+
+from fennflow import ConfigDict, UnitOfWork, plugins
+from fennflow.backends import Backend, InMemoryBackendConfig, SqlalchemyBackendConfig
+from fennflow.connectors import InMemoryConnectorConfig
+from fennflow.exceptions import (
+    CommitUncertainException,
+    ConfigException,
+    TransactionException,
+    TransactionLostException,
+)
+from fennflow.files import TextContent
+from fennflow.jobs import JobFunction, current_job
+from fennflow.repositories import CrudRepository, RepoField
+from fennflow.sync.portal import close
+from fennflow.testing import faults
+from fennflow_memory.backend import InMemoryBackend
+from stores import numbers
+
+
+class Receipt(BaseModel):
+    """What a receipt says."""
+
+    order: int
+    words: list[str] = []
+
+
+class FilesUOW(UnitOfWork):
+    """A unit of work on one bucket."""
+
+    files = RepoField(CrudRepository, namespace="files")
+
+
+@dataclass
+class Shop:
+    """Units of work of a shop, and what its functions were called with."""
+
+    uow: type[FilesUOW]
+    refund: JobFunction[[str]]
+    send: JobFunction[[Receipt]]
+    calls: list[str] = field(default_factory=list[str])
+    keys: list[str] = field(default_factory=list[str])
+    hang: asyncio.Event | None = None
+    fails: int = 0
+
+    async def charge(self) -> str:
+        self.calls.append("charged")
+        return "charged"
+
+    async def note(self, call: str) -> None:
+        self.keys.append(current_job().idempotency_key)
+        if self.hang is not None:
+            await self.hang.wait()
+        if self.fails:
+            self.fails -= 1
+            message = f"{call}, not"
+            raise ConnectionError(message)
+        self.calls.append(call)
+
+
+def make_shop(backend: Any, **settings: Any) -> Shop:
+    class UOW(FilesUOW):
+        config = ConfigDict(
+            backend=backend,
+            connector=InMemoryConnectorConfig(name=f"saga{next(numbers)}"),
+            **settings,
+        )
+
+    @UOW.compensation("refund")
+    async def refund(payment_id: str) -> None:
+        await shop.note(f"refunded {payment_id}")
+
+    @UOW.after_commit("send")
+    async def send(receipt: Receipt) -> None:
+        await shop.note(f"sent {receipt.order}")
+
+    shop = Shop(UOW, refund, send)
+    return shop
+
+
+@pytest.fixture(params=["memory", "sqlite"])
+async def shop(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncGenerator[Shop]:
+    backend = InMemoryBackendConfig(name=f"saga{next(numbers)}")
+    if request.param == "sqlite":
+        shop = make_shop(SqlalchemyBackendConfig(url=f"sqlite:///{tmp_path}/shop.db"))
+    else:
+        shop = make_shop(backend)
+    async with shop.uow.lifespan(check=False):
+        yield shop
+
+
+async def until(condition: Callable[[], bool | Awaitable[bool]]) -> None:
+    """Wait for a condition."""
+    async with asyncio.timeout(20):
+        while True:
+            found = condition()
+            if found if isinstance(found, bool) else await found:
+                return
+            await asyncio.sleep(0.01)
+
+
+async def left(uow: type[UnitOfWork]) -> int:
+    return (await uow.recover()).jobs_pending
+
+
+async def order(shop: Shop, *, fails: bool = False, number: int = 1) -> None:
+    async with shop.uow() as uow:
+        await uow.step(shop.charge, undo=shop.refund(payment_id=f"p{number}"))
+        await uow.files.put(TextContent.from_content("paid", filename=f"{number}.txt"))
+        uow.on_commit(shop.send(Receipt(order=number)))
+        if fails:
+            raise LookupError
+
+
+async def test_a_commit_calls_its_hooks_and_no_compensation(shop: Shop) -> None:
+    """P33, P35."""
+    await order(shop)
+    await until(lambda: len(shop.calls) > 1)
+    assert await left(shop.uow) == 0
+    assert shop.calls == ["charged", "sent 1"]
+
+
+async def test_a_rollback_calls_the_compensations_in_reverse_and_no_hook(shop: Shop) -> None:
+    """P33: among the undos of steps that are not journaled."""
+
+    async def undo() -> None:
+        shop.calls.append("undone")
+
+    with pytest.raises(LookupError):
+        async with shop.uow() as uow:
+            await uow.step(shop.charge, undo=shop.refund("1"))
+            await uow.step(shop.charge, undo)
+            await uow.step(shop.charge, undo=shop.refund("2"))
+            uow.on_commit(shop.send(order=1))
+            raise LookupError
+    assert shop.calls == ["charged"] * 3 + ["refunded 2", "undone", "refunded 1"]
+    assert len(set(shop.keys)) == 2
+    assert await left(shop.uow) == 0
+
+
+async def test_a_compensation_that_fails_is_called_until_it_succeeds(
+    shop: Shop, caplog: pytest.LogCaptureFixture
+) -> None:
+    """P34: with the same idempotency key."""
+    shop.fails = 1
+    with pytest.raises(LookupError) as caught:
+        await order(shop, fails=True)
+    [note] = [each for each in caught.value.__notes__ if "refund" in each]
+    assert "ConnectionError: refunded p1, not. It stays in the journal" in note
+    await until(lambda: "refunded p1" in shop.calls)
+    assert await left(shop.uow) == 0
+    assert (shop.calls, len(set(shop.keys))) == (["charged", "refunded p1"], 1)
+    assert any(each.__dict__["rule"] == "P34" for each in caplog.records)
+
+
+async def test_recovery_tries_at_once_what_failed_and_says_what_fails(shop: Shop) -> None:
+    """P34."""
+    shop.fails = 1000
+    await order(shop)
+    report = await shop.uow.recover()
+    assert (report.jobs_called, report.jobs_pending, report.pending) == (0, 1, 0)
+    assert "send of transaction" in report.problems[0]
+    assert "has failed 2 times" in report.problems[0]
+    assert any("has failed" in each for each in (await shop.uow.diagnose()).problems)
+    shop.fails = 0
+    assert (await shop.uow.recover()).jobs_pending == 0
+    assert shop.calls == ["charged", "sent 1"]
+
+
+async def test_a_step_that_raises_is_not_compensated_unless_that_leaves_it_open(
+    shop: Shop,
+) -> None:
+    """P32."""
+    for error, called in (
+        (ValueError(), []),
+        (TimeoutError(), ["refunded x"]),
+        (ConnectionResetError(), ["refunded x"]),
+    ):
+
+        async def do(error: Exception = error) -> None:
+            raise error
+
+        with pytest.raises(type(error)):
+            async with shop.uow() as uow:
+                await uow.step(do, undo=shop.refund("x"))
+        assert await left(shop.uow) == 0
+        assert shop.calls == called
+        shop.calls.clear()
+
+
+async def test_a_step_that_is_cut_off_is_compensated(shop: Shop) -> None:
+    """P32."""
+    began = asyncio.Event()
+
+    async def do() -> None:
+        began.set()
+        await asyncio.Event().wait()
+
+    async def block() -> None:
+        async with shop.uow() as uow:
+            await uow.step(do, undo=shop.refund("x"))
+
+    task = asyncio.create_task(block())
+    await began.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    await until(lambda: shop.calls == ["refunded x"])
+
+
+async def test_a_savepoint_that_is_undone_is_compensated_though_the_rest_commits(
+    shop: Shop,
+) -> None:
+    """P33: also if that fails at first, and its hooks are forgotten."""
+    async with shop.uow() as uow:
+        await uow.step(shop.charge, undo=shop.refund("outer"))
+        with suppress(LookupError):
+            async with uow.savepoint():
+                await uow.step(shop.charge, undo=shop.refund("inner"))
+                uow.on_commit(shop.send(order=1))
+                shop.fails = 1
+                raise LookupError
+    await until(lambda: len(shop.calls) > 2)
+    assert await left(shop.uow) == 0
+    assert shop.calls == ["charged", "charged", "refunded inner"]
+
+
+async def test_a_compensation_that_hangs_is_cut_off_and_called_again(tmp_path: Path) -> None:
+    """P34: it is not lost, and the block does not wait for it for ever."""
+    shop = make_shop(SqlalchemyBackendConfig(url=f"sqlite:///{tmp_path}/shop.db"))
+    shop.hang = asyncio.Event()
+    shop.refund.timeout = 0.05
+    async with shop.uow.lifespan(check=False):
+        with pytest.raises(LookupError):
+            await order(shop, fails=True)
+        assert await left(shop.uow) == 1
+        shop.hang = None
+        assert await left(shop.uow) == 0
+    assert shop.calls == ["charged", "refunded p1"]
+
+
+async def test_a_hook_that_hangs_holds_no_lock_and_leaves_the_commit_as_it_is(shop: Shop) -> None:
+    """P35."""
+    shop.hang = asyncio.Event()
+    await order(shop)
+    async with shop.uow() as uow:
+        assert (await uow.files.get("1.txt")).one().content == "paid"
+        await uow.files.delete("1.txt")
+    assert await shop.uow.transactions() == []
+    shop.hang.set()
+    await until(lambda: shop.calls == ["charged", "sent 1"])
+
+
+async def test_hooks_with_one_key_wait_for_one_that_fails(shop: Shop) -> None:
+    """P35."""
+    shop.fails = 2
+    for number in (1, 2, 3):
+        async with shop.uow() as uow:
+            uow.on_commit(shop.send(order=number), key="reader")
+    await until(lambda: len(shop.calls) == 3)
+    assert shop.calls == ["sent 1", "sent 2", "sent 3"]
+
+
+async def test_a_process_without_the_function_leaves_the_job_and_says_so(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """P34."""
+    backend = SqlalchemyBackendConfig(url=f"sqlite:///{tmp_path}/shop.db")
+    shop, stranger = make_shop(backend), make_shop(backend)
+    shop.fails = 1
+    async with shop.uow.lifespan(check=False):
+        await order(shop)
+    del_functions(stranger)
+    async with stranger.uow.lifespan(check=False):
+        report = await stranger.uow.recover()
+        assert (report.jobs_called, report.jobs_pending) == (0, 1)
+        assert report.problems[0].startswith("1 calls of send are due, and this process has no")
+        assert report.problems[0] in (await stranger.uow.diagnose()).problems
+    assert report.problems[0] in caplog.text
+    async with shop.uow.lifespan(check=False):
+        assert (await shop.uow.recover()).jobs_pending == 0
+    assert shop.calls == ["charged", "sent 1"]
+
+
+def del_functions(shop: Shop) -> None:
+    from fennflow.jobs import functions_of
+
+    functions_of(shop.uow.config).clear()
+
+
+async def test_hooks_of_a_joined_transaction_follow_the_rows(tmp_path: Path) -> None:
+    """P35, P5: they are written in the user's transaction, and its own block decides."""
+    url = f"sqlite+aiosqlite:///{tmp_path}/shop.db"
+    shop = make_shop(SqlalchemyBackendConfig(url=url))
+    engine = create_async_engine(url)
+    async with shop.uow.lifespan(check=False):
+        for number, commits in ((1, True), (2, False)):
+            async with AsyncSession(engine) as session:
+                await session.begin()
+                async with shop.uow(join=session) as uow:
+                    await uow.step(shop.charge, undo=shop.refund(f"p{number}"))
+                    uow.on_commit(shop.send(order=number))
+                assert shop.calls[-1] == "charged"
+                await (session.commit() if commits else session.rollback())
+            await until(lambda: shop.calls[-1] != "charged")
+        assert await left(shop.uow) == 0
+    await engine.dispose()
+    assert shop.calls == ["charged", "sent 1", "charged", "refunded p2"]
+
+
+async def test_a_step_that_ends_after_its_lease_is_compensated_after_it(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """P32: another process may have called the compensation before the step took effect."""
+
+    async def slow() -> None:
+        [found] = await shop.uow.transactions()
+        async with engine_backend(shop) as backend:
+            token = next(iter(await backend.transactions(after="", limit=1))).token
+            # As another process does that finds the lease run out.
+            await backend.abort(token)
+            await backend.settle(token)
+            [taken] = await backend.claim_jobs(["refund"], limit=1)
+            await backend.end_jobs([taken])
+        lose(shop, found.transaction_id)
+        await shop.charge()
+
+    with pytest.raises(TransactionLostException):
+        async with shop.uow() as uow:
+            await uow.step(slow, undo=shop.refund("late"))
+    await until(lambda: "refunded late" in shop.calls)
+    assert shop.calls == ["charged", "refunded late"]
+    assert await left(shop.uow) == 0
+
+
+def engine_backend(shop: Shop) -> Any:
+    from fennflow.testing.recovery_suite import opened
+
+    return opened(shop.uow.config.backend, connector=shop.uow.config.connector)
+
+
+def lose(shop: Shop, transaction_id: str) -> None:
+    """Let the lease of a transaction run out, as far as its process knows."""
+    from fennflow.engine import runtime
+
+    [slot] = [
+        slot
+        for (config, _), slot in runtime._slots[asyncio.get_running_loop()].items()
+        if config == shop.uow.config
+    ]
+    assert slot.engine is not None
+    slot.engine.leases._held[transaction_id].until = float("-inf")
+
+
+async def test_a_backend_without_jobs_refuses_before_the_step_is_done(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """P32."""
+    shop = make_shop(InMemoryBackendConfig(name=f"saga{next(numbers)}"))
+    monkeypatch.setattr(InMemoryBackend, "keeps_jobs", Backend.keeps_jobs)
+    async with shop.uow() as uow:
+        with pytest.raises(ConfigException, match="cannot journal compensations or hooks"):
+            await uow.step(shop.charge, undo=shop.refund("x"))
+        with pytest.raises(ConfigException, match="cannot journal"):
+            uow.on_commit(shop.send(order=1))
+    assert shop.calls == []
+
+
+async def test_calls_that_cannot_be_journaled_are_refused(shop: Shop) -> None:
+    class UOW(UnitOfWork):
+        config = ConfigDict(connector=InMemoryConnectorConfig(name=f"saga{next(numbers)}"))
+
+    def secret(password: SecretStr) -> None:
+        """Need one."""
+
+    def other(number: int) -> None:
+        """Have the same name."""
+
+    def untyped(*payment_ids: str) -> None:
+        """Take any number."""
+
+    with pytest.raises(ConfigException, match="has no type"):
+        UOW.compensation("untyped")(untyped)
+    with pytest.raises(ConfigException, match="not usable"):
+        UOW.after_commit(" ")(secret)
+    with pytest.raises(ConfigException, match="timeout=0"):
+        UOW.after_commit("secret", timeout=0)(secret)
+    registered = UOW.after_commit("secret")(secret)
+    assert UOW.after_commit("secret")(secret).name == "secret"
+    with pytest.raises(ConfigException, match="is registered for"):
+        UOW.compensation("secret")(other)
+    with pytest.raises(ConfigException, match="asterisks"):
+        registered(SecretStr("s3"))
+    call: Any = shop.send
+    for arguments in ({"order": "many"}, {}, {"receipt": 3}):
+        with pytest.raises(ConfigException, match="send cannot be called with these arguments"):
+            call(**arguments)
+    async with shop.uow() as uow:
+        with pytest.raises(ConfigException, match="undoes no step"):
+            await uow.step(shop.charge, undo=shop.send(order=1))
+        with pytest.raises(ConfigException, match="follows no commit"):
+            uow.on_commit(shop.refund("x"))
+        with pytest.raises(ConfigException, match="key= orders"):
+            uow.on_commit(shop.charge, key="k")
+    with pytest.raises(TransactionException, match="outside"):
+        current_job()
+    assert shop.calls == []
+
+
+def test_steps_and_hooks_of_code_without_async_run_in_threads(tmp_path: Path) -> None:
+    class UOW(FilesUOW):
+        config = ConfigDict(
+            backend=SqlalchemyBackendConfig(url=f"sqlite:///{tmp_path}/shop.db"),
+            connector=InMemoryConnectorConfig(name=f"saga{next(numbers)}"),
+        )
+
+    calls: list[tuple[str, bool]] = []
+
+    def note(call: str) -> None:
+        calls.append((call, threading.current_thread() is threading.main_thread()))
+
+    @UOW.compensation("refund")
+    def refund(payment_id: str) -> None:
+        note(f"refunded {payment_id}")
+
+    @UOW.after_commit("send")
+    def send(number: int) -> None:
+        note(f"sent {number}")
+
+    with pytest.raises(LookupError), UOW.sync() as uow:
+        uow.step(lambda: note("charged"), undo=refund("1"))
+        raise LookupError
+    with UOW.sync() as uow:
+        uow.step(lambda: note("charged"), undo=refund("2"))
+        uow.on_commit(send(7), key="k")
+    assert UOW.sync().recover().jobs_pending == 0
+    close()
+    assert calls == [
+        ("charged", True),
+        ("refunded 1", False),
+        ("charged", True),
+        ("sent 7", False),
+    ]
+
+
+async def test_arguments_that_no_longer_fit_are_not_guessed(tmp_path: Path) -> None:
+    """P34: the function of a later version takes others; the job stays until one takes them."""
+    backend = SqlalchemyBackendConfig(url=f"sqlite:///{tmp_path}/shop.db")
+    shop = make_shop(backend)
+    shop.fails = 1
+    async with shop.uow.lifespan(check=False):
+        with pytest.raises(LookupError):
+            await order(shop, fails=True)
+        del_functions(shop)
+
+        @shop.uow.compensation("refund")
+        async def refund(payment_id: int, cents: int = 5) -> None:
+            shop.calls.append(f"refunded {payment_id}, {cents}")
+
+        report = await shop.uow.recover()
+        assert report.jobs_pending == 1
+        assert "The stored arguments of refund do not fit" in report.problems[0]
+        assert "p1" not in report.problems[0]
+
+
+class BackendGoneError(Exception):
+    """What a driver raises."""
+
+
+ENDS = BackendGoneError, LookupError, CommitUncertainException, TransactionLostException
+
+
+@pytest.mark.parametrize("phase", ["before", "after"])
+@pytest.mark.parametrize("fails", [False, True], ids=["commits", "fails"])
+async def test_whatever_the_backend_loses_charges_and_files_go_together(
+    phase: str, *, fails: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """P32 to P35: an operation fails, or its answer is lost, each in turn; then recovery ends it."""
+    caplog.set_level(logging.CRITICAL)
+    at, count, reached = -1, 0, True
+
+    async def script(moment: str, operation: str, _key: str) -> None:
+        nonlocal count
+        counted = moment == phase and operation not in {"claim", "heartbeat", "records"}
+        count += counted
+        if counted and count == at:
+            raise BackendGoneError(operation)
+
+    while reached:
+        at += 1
+        with plugins.override(faults):
+            shop = make_shop(
+                faults.FaultyBackendConfig(
+                    inner=InMemoryBackendConfig(name=f"saga{next(numbers)}"),
+                    faults=faults.Scripted(script),
+                ),
+                recovery_interval=600.0,
+                lease_ttl=1.0,
+            )
+            async with shop.uow.lifespan(check=False):
+                count = 0
+                with suppress(*ENDS):
+                    await order(shop, fails=fails)
+                reached, count = count >= at, 1 << 30
+                await until(lambda shop=shop: is_settled(shop))  # type: ignore[misc]
+                async with shop.uow() as uow:
+                    committed = await uow.files.exists("1.txt")
+        charged = "charged" in shop.calls
+        refunded = "refunded p1" in shop.calls
+        assert not (refunded and committed), at
+        assert refunded or committed or not charged, at  # in doubt it is refunded, too
+        assert (shop.calls.count("sent 1") > 0) is committed, at
+        assert charged or not committed
+        assert not (fails and committed)
+    assert at > 6
+
+
+async def is_settled(shop: Shop) -> bool:
+    report = await shop.uow.recover()
+    return (report.pending, report.jobs_pending) == (0, 0)
