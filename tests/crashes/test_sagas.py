@@ -1,4 +1,4 @@
-"""The payment of docs/sagas.md is killed at every boundary in turn (P32 to P35)."""
+"""The payment of docs/sagas.md is killed at every boundary in turn (P33 to P36)."""
 
 from __future__ import annotations
 

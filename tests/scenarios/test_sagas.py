@@ -1,4 +1,4 @@
-"""Steps whose undo survives a crash, and hooks after a commit (P32 to P35)."""
+"""Steps whose undo survives a crash, and hooks after a commit (P33 to P36)."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ async def order(shop: Shop, *, fails: bool = False, number: int = 1) -> None:
 
 
 async def test_a_commit_calls_its_hooks_and_no_compensation(shop: Shop) -> None:
-    """P33, P35."""
+    """P34, P36."""
     await order(shop)
     await until(lambda: len(shop.calls) > 1)
     assert await left(shop.uow) == 0
@@ -136,7 +136,7 @@ async def test_a_commit_calls_its_hooks_and_no_compensation(shop: Shop) -> None:
 
 
 async def test_a_rollback_calls_the_compensations_in_reverse_and_no_hook(shop: Shop) -> None:
-    """P33: among the undos of steps that are not journaled."""
+    """P34: among the undos of steps that are not journaled."""
 
     async def undo() -> None:
         shop.calls.append("undone")
@@ -156,7 +156,7 @@ async def test_a_rollback_calls_the_compensations_in_reverse_and_no_hook(shop: S
 async def test_a_compensation_that_fails_is_called_until_it_succeeds(
     shop: Shop, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """P34: with the same idempotency key."""
+    """P35: with the same idempotency key."""
     shop.fails = 1
     with pytest.raises(LookupError) as caught:
         await order(shop, fails=True)
@@ -165,11 +165,11 @@ async def test_a_compensation_that_fails_is_called_until_it_succeeds(
     await until(lambda: "refunded p1" in shop.calls)
     assert await left(shop.uow) == 0
     assert (shop.calls, len(set(shop.keys))) == (["charged", "refunded p1"], 1)
-    assert any(each.__dict__["rule"] == "P34" for each in caplog.records)
+    assert any(each.__dict__["rule"] == "P35" for each in caplog.records)
 
 
 async def test_recovery_tries_at_once_what_failed_and_says_what_fails(shop: Shop) -> None:
-    """P34."""
+    """P35."""
     shop.fails = 1000
     await order(shop)
     report = await shop.uow.recover()
@@ -185,7 +185,7 @@ async def test_recovery_tries_at_once_what_failed_and_says_what_fails(shop: Shop
 async def test_a_step_that_raises_is_not_compensated_unless_that_leaves_it_open(
     shop: Shop,
 ) -> None:
-    """P32."""
+    """P33."""
     for error, called in (
         (ValueError(), []),
         (TimeoutError(), ["refunded x"]),
@@ -204,7 +204,7 @@ async def test_a_step_that_raises_is_not_compensated_unless_that_leaves_it_open(
 
 
 async def test_a_step_that_is_cut_off_is_compensated(shop: Shop) -> None:
-    """P32."""
+    """P33."""
     began = asyncio.Event()
 
     async def do() -> None:
@@ -226,7 +226,7 @@ async def test_a_step_that_is_cut_off_is_compensated(shop: Shop) -> None:
 async def test_a_savepoint_that_is_undone_is_compensated_though_the_rest_commits(
     shop: Shop,
 ) -> None:
-    """P33: also if that fails at first, and its hooks are forgotten."""
+    """P34: also if that fails at first, and its hooks are forgotten."""
     async with shop.uow() as uow:
         await uow.step(shop.charge, undo=shop.refund("outer"))
         with suppress(LookupError):
@@ -241,7 +241,7 @@ async def test_a_savepoint_that_is_undone_is_compensated_though_the_rest_commits
 
 
 async def test_a_compensation_that_hangs_is_cut_off_and_called_again(tmp_path: Path) -> None:
-    """P34: it is not lost, and the block does not wait for it for ever."""
+    """P35: it is not lost, and the block does not wait for it for ever."""
     shop = make_shop(SqlalchemyBackendConfig(url=f"sqlite:///{tmp_path}/shop.db"))
     shop.hang = asyncio.Event()
     shop.refund.timeout = 0.05
@@ -255,7 +255,7 @@ async def test_a_compensation_that_hangs_is_cut_off_and_called_again(tmp_path: P
 
 
 async def test_a_hook_that_hangs_holds_no_lock_and_leaves_the_commit_as_it_is(shop: Shop) -> None:
-    """P35."""
+    """P36."""
     shop.hang = asyncio.Event()
     await order(shop)
     async with shop.uow() as uow:
@@ -267,7 +267,7 @@ async def test_a_hook_that_hangs_holds_no_lock_and_leaves_the_commit_as_it_is(sh
 
 
 async def test_hooks_with_one_key_wait_for_one_that_fails(shop: Shop) -> None:
-    """P35."""
+    """P36."""
     shop.fails = 2
     for number in (1, 2, 3):
         async with shop.uow() as uow:
@@ -279,7 +279,7 @@ async def test_hooks_with_one_key_wait_for_one_that_fails(shop: Shop) -> None:
 async def test_a_process_without_the_function_leaves_the_job_and_says_so(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """P34."""
+    """P35."""
     backend = SqlalchemyBackendConfig(url=f"sqlite:///{tmp_path}/shop.db")
     shop, stranger = make_shop(backend), make_shop(backend)
     shop.fails = 1
@@ -304,7 +304,7 @@ def del_functions(shop: Shop) -> None:
 
 
 async def test_hooks_of_a_joined_transaction_follow_the_rows(tmp_path: Path) -> None:
-    """P35, P5: they are written in the user's transaction, and its own block decides."""
+    """P36, P5: they are written in the user's transaction, and its own block decides."""
     url = f"sqlite+aiosqlite:///{tmp_path}/shop.db"
     shop = make_shop(SqlalchemyBackendConfig(url=url))
     engine = create_async_engine(url)
@@ -326,7 +326,7 @@ async def test_hooks_of_a_joined_transaction_follow_the_rows(tmp_path: Path) -> 
 async def test_a_step_that_ends_after_its_lease_is_compensated_after_it(
     shop: Shop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """P32: another process may have called the compensation before the step took effect."""
+    """P33: another process may have called the compensation before the step took effect."""
 
     async def slow() -> None:
         [found] = await shop.uow.transactions()
@@ -370,7 +370,7 @@ def lose(shop: Shop, transaction_id: str) -> None:
 async def test_a_backend_without_jobs_refuses_before_the_step_is_done(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """P32."""
+    """P33."""
     shop = make_shop(InMemoryBackendConfig(name=f"saga{next(numbers)}"))
     monkeypatch.setattr(InMemoryBackend, "keeps_jobs", Backend.keeps_jobs)
     async with shop.uow() as uow:
@@ -459,7 +459,7 @@ def test_steps_and_hooks_of_code_without_async_run_in_threads(tmp_path: Path) ->
 
 
 async def test_arguments_that_no_longer_fit_are_not_guessed(tmp_path: Path) -> None:
-    """P34: the function of a later version takes others; the job stays until one takes them."""
+    """P35: the function of a later version takes others; the job stays until one takes them."""
     backend = SqlalchemyBackendConfig(url=f"sqlite:///{tmp_path}/shop.db")
     shop = make_shop(backend)
     shop.fails = 1
@@ -490,7 +490,7 @@ ENDS = BackendGoneError, LookupError, CommitUncertainException, TransactionLostE
 async def test_whatever_the_backend_loses_charges_and_files_go_together(
     phase: str, *, fails: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """P32 to P35: an operation fails, or its answer is lost, each in turn; then recovery ends it."""
+    """P33 to P36: an operation fails, or its answer is lost, each in turn; then recovery ends it."""
     caplog.set_level(logging.CRITICAL)
     at, count, reached = -1, 0, True
 

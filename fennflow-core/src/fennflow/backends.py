@@ -14,8 +14,8 @@ or nothing of it happened. Who calls what, in the life of a transaction:
 | `settle` | when nothing is left to do, for some keys or for all | P6 P20 |
 | `heartbeat` | by the owner, every third of `lease_ttl` | P22 |
 | `claim` | by recovery, for transactions whose lease has run out | P24 |
-| `add_jobs` | before a durable step, and when a savepoint with one is undone | P32 |
-| `claim_jobs`, `keep_job`, `end_jobs` | before, during and after calls of compensations and hooks | P34 |
+| `add_jobs` | before a durable step, and when a savepoint with one is undone | P33 |
+| `claim_jobs`, `keep_job`, `end_jobs` | before, during and after calls of compensations and hooks | P35 |
 | `join` | when a unit of work with `join=` is opened: the pivot is then written by what it returns | P5 |
 
 The backend's clock decides when leases, kept locks and late writes expire.
@@ -472,7 +472,7 @@ class Backend(ABC):
         return False
 
     async def add_jobs(self, jobs: Collection[Job]) -> None:
-        """Journal compensations (P32).
+        """Journal compensations (P33).
 
         One that is there already, under its transaction and number, gets the `after` that is given
         and can be claimed at once; the attempt that is under way can no longer end it.
@@ -491,7 +491,7 @@ class Backend(ABC):
         transaction_id: str | None = None,
         hurry: bool = False,
     ) -> Sequence[Job]:
-        """Take jobs that are due, so that no other process calls them for `lease_ttl` (P34).
+        """Take jobs that are due, so that no other process calls them for `lease_ttl` (P35).
 
         Due are compensations whose transaction is decided `aborted`, or has neither an outcome nor
         a row; those that are due however it ends; and hooks, which the pivot has written. A

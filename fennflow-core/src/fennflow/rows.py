@@ -290,7 +290,7 @@ class LateWrite:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """A journaled call of a function that is registered by name: a compensation or a hook (P32).
+    """A journaled call of a function that is registered by name: a compensation or a hook (P33).
 
     Args:
         transaction_id: the transaction that journaled it.
@@ -300,7 +300,7 @@ class Job:
         after: the outcome of the transaction after which the function is called; None if it is called
             however the transaction ends, as the compensations of an undone savepoint are.
         key: jobs with the same key are called one after the other; None for any order.
-        attempts: how many calls have begun; fences each attempt (P34).
+        attempts: how many calls have begun; fences each attempt (P35).
         error: why the last attempt failed.
     """
 
@@ -321,7 +321,7 @@ class Job:
     def waits_for(self, other: Job) -> bool:
         """Whether this compensation is called only after another one: the last step's is first.
 
-        One that has failed a few times holds up no other (P33).
+        One that has failed a few times holds up no other (P34).
         """
         return (
             self.transaction_id == other.transaction_id
@@ -346,7 +346,7 @@ class Commit:
         late_writes: ambiguous writes.
         reads: the record that the transaction saw under each key it read, None for no record; empty
             unless `validate_reads`.
-        jobs: hooks to be called after the commit (P35); none unless the backend `keeps_jobs`.
+        jobs: hooks to be called after the commit (P36); none unless the backend `keeps_jobs`.
     """
 
     records: Sequence[Record] = ()

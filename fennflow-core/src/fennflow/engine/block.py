@@ -34,7 +34,7 @@ IN_DOUBT = (
     TimeoutError,
     ConnectionError,
 )
-"""What leaves open whether a step with a compensation was done (P32)."""
+"""What leaves open whether a step with a compensation was done (P33)."""
 
 
 class Block:
@@ -126,7 +126,7 @@ class Block:
         return self._open().register()
 
     def add_hook(self, hook: Hook) -> None:
-        """Remember what is called after the commit, by this process or another one (P35).
+        """Remember what is called after the commit, by this process or another one (P36).
 
         Raises:
             ConfigException: the backend cannot journal it, or it is a compensation.
@@ -167,7 +167,7 @@ class Block:
         do: Callable[[], Awaitable[T]],
         call: JobCall,
     ) -> T:
-        """Do a step whose undo is in the journal before it begins (P32)."""
+        """Do a step whose undo is in the journal before it begins (P33)."""
         undo = self._engine.recovery.jobs.own(await tx.journal_compensation(call))
         for each in places:
             each.undos.append(undo)

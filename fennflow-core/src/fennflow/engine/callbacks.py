@@ -34,7 +34,7 @@ class UndoPendingError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Hook:
-    """A call that is journaled in the pivot (P35).
+    """A call that is journaled in the pivot (P36).
 
     Args:
         call: of a registered function.
@@ -118,7 +118,7 @@ async def run_undos(undos: list[Undo], transaction: str) -> list[str]:
             name = _name_of(undo)
             notes.append(f"The undo of a step is not done yet: {name}: {error}")
             message = "The undo of a step is not done yet: %s: %s"
-            log_event(logging.WARNING, message, name, error, rule="P34", transaction=transaction)
+            log_event(logging.WARNING, message, name, error, rule="P35", transaction=transaction)
         except Exception as error:  # noqa: BLE001 - logged, and added as a note
             name = _name_of(undo)
             notes.append(f"The undo of a step failed: {name}: {type(error).__name__}: {error}")

@@ -1,4 +1,4 @@
-"""Calls of compensations and hooks that were journaled: at least once, by any process (P32 to P35)."""
+"""Calls of compensations and hooks that were journaled: at least once, by any process (P33 to P36)."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ class Jobs:
             await self.context.backend.end_jobs(jobs)
         except Exception as error:  # noqa: BLE001 - they are never due, and recovery removes them
             message = "Compensations of committed steps could not be removed yet: %r"
-            log_event(logging.INFO, message, error, rule="P33")
+            log_event(logging.INFO, message, error, rule="P34")
 
     async def undo(self, job: Job) -> None:
         """Call a compensation; if this call is cut off, the compensation goes on.
@@ -192,12 +192,12 @@ class Jobs:
         for name, number in unknown.items():
             text = (
                 f"{number} calls of {name} are due, and this process has no function of that name. Start "
-                "one that registers it with UOW.compensation or UOW.after_commit (rule P34)."
+                "one that registers it with UOW.compensation or UOW.after_commit (rule P35)."
             )
             problems.insert(0, text)
             if name not in self._named:
                 self._named.add(name)
-                log_event(logging.WARNING, "%s", text, rule="P34")
+                log_event(logging.WARNING, "%s", text, rule="P35")
         return len(jobs), problems
 
     async def _turn(self) -> bool:
@@ -207,7 +207,7 @@ class Jobs:
                 del self._unjournaled[0]
             await self._take(limit=self._free)
         except Exception as error:  # noqa: BLE001 - logged, and tried again
-            log_event(logging.WARNING, "Jobs could not be taken: %r", error, rule="P34")
+            log_event(logging.WARNING, "Jobs could not be taken: %r", error, rule="P35")
             if self._unjournaled:
                 self.wake(FIRST_PAUSE)
         return False
@@ -229,7 +229,7 @@ class Jobs:
                 logging.WARNING,
                 "Hooks are called later: %r",
                 error,
-                rule="P35",
+                rule="P36",
                 transaction=transaction_id,
             )
             self.wake(FIRST_PAUSE)
@@ -294,7 +294,7 @@ class Jobs:
                 job.attempts,
                 pause,
                 f"{type(error).__name__}: {with_notes(error)}",
-                rule="P34",
+                rule="P35",
                 transaction=job.transaction_id,
                 failed=error,
             )
@@ -309,7 +309,7 @@ class Jobs:
         except Exception as lost:  # noqa: BLE001 - it is due again when its lease has run out
             message = "%s is called again when lease_ttl has passed: %r"
             log_event(
-                logging.WARNING, message, job.name, lost, rule="P34", transaction=job.transaction_id
+                logging.WARNING, message, job.name, lost, rule="P35", transaction=job.transaction_id
             )
 
     async def _attempt(self, job: Job) -> None:
@@ -348,7 +348,7 @@ class Jobs:
                 message,
                 job.name,
                 error,
-                rule="P34",
+                rule="P35",
                 transaction=job.transaction_id,
             )
 

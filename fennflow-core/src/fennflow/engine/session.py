@@ -429,7 +429,7 @@ class Session(Block):
     async def _call_hooks(
         self, wait: _Wait, cancellation: asyncio.CancelledError | None
     ) -> asyncio.CancelledError | None:
-        """Call the hooks of a commit (P35); what takes longer than a moment goes on alone.
+        """Call the hooks of a commit (P36); what takes longer than a moment goes on alone.
 
         Returns:
             the last cancellation.

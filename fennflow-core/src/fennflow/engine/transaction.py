@@ -300,7 +300,7 @@ class Transaction:
             raise without_jobs(self.backend)
 
     async def journal_compensation(self, call: JobCall) -> Job:
-        """Journal how a step is undone, before it is done (P32).
+        """Journal how a step is undone, before it is done (P33).
 
         Raises:
             ConfigException: the backend cannot.

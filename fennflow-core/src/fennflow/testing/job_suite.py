@@ -68,7 +68,7 @@ def with_jobs(
 
 
 class JobSuite(RecoverySuite):
-    """Tests of compensations, hooks, and of who calls them (P32 to P35)."""
+    """Tests of compensations, hooks, and of who calls them (P33 to P36)."""
 
     def test_a_job_comes_back_as_it_was_journaled(self, config: BackendConfig) -> None:
         async def scenario(backend: Backend) -> None:
@@ -87,7 +87,7 @@ class JobSuite(RecoverySuite):
     def test_a_compensation_is_due_if_its_transaction_is_decided_aborted(
         self, config: BackendConfig
     ) -> None:
-        """P33."""
+        """P34."""
 
         async def scenario(backend: Backend) -> None:
             transaction = await stepped(backend, 1)
@@ -100,7 +100,7 @@ class JobSuite(RecoverySuite):
     def test_a_compensation_outlives_the_rows_of_its_transaction(
         self, config: BackendConfig
     ) -> None:
-        """P33."""
+        """P34."""
 
         async def scenario(backend: Backend) -> None:
             transaction = await stepped(backend, 1)
@@ -111,7 +111,7 @@ class JobSuite(RecoverySuite):
         with_jobs(config, scenario)
 
     def test_a_compensation_of_a_commit_is_never_due(self, config: BackendConfig) -> None:
-        """P33: neither at once, nor when all else of the transaction is forgotten."""
+        """P34: neither at once, nor when all else of the transaction is forgotten."""
 
         async def scenario(backend: Backend) -> None:
             transaction = await stepped(backend, 1)
@@ -123,7 +123,7 @@ class JobSuite(RecoverySuite):
         with_jobs(config, scenario)
 
     def test_compensations_are_taken_last_step_first(self, config: BackendConfig) -> None:
-        """P33."""
+        """P34."""
 
         async def scenario(backend: Backend) -> None:
             transaction = await stepped(backend, 1, 2)
@@ -143,7 +143,7 @@ class JobSuite(RecoverySuite):
     def test_a_compensation_that_keeps_failing_holds_up_no_other(
         self, config: BackendConfig
     ) -> None:
-        """P33."""
+        """P34."""
 
         async def scenario(backend: Backend) -> None:
             transaction = await stepped(backend, 1, 2)
@@ -159,7 +159,7 @@ class JobSuite(RecoverySuite):
     def test_a_savepoint_that_is_undone_makes_its_compensations_due(
         self, config: BackendConfig
     ) -> None:
-        """P33: they are called even if the transaction commits."""
+        """P34: they are called even if the transaction commits."""
 
         async def scenario(backend: Backend) -> None:
             transaction = await stepped(backend, 1, 2, 3)
@@ -173,7 +173,7 @@ class JobSuite(RecoverySuite):
     def test_a_compensation_that_is_journaled_again_is_called_again(
         self, config: BackendConfig
     ) -> None:
-        """P32: the step ended after the lease had run out, and the first call may have come before it."""
+        """P33: the step ended after the lease had run out, and the first call may have come before it."""
 
         async def scenario(backend: Backend) -> None:
             transaction = await stepped(backend, 1)
@@ -187,7 +187,7 @@ class JobSuite(RecoverySuite):
         with_jobs(config, scenario)
 
     def test_hooks_are_journaled_by_the_commit_alone(self, config: BackendConfig) -> None:
-        """P35, P4."""
+        """P36, P4."""
 
         async def scenario(backend: Backend) -> None:
             transaction = new_transaction()
@@ -203,7 +203,7 @@ class JobSuite(RecoverySuite):
     def test_hooks_with_one_key_are_taken_in_the_order_of_their_commits(
         self, config: BackendConfig
     ) -> None:
-        """P35."""
+        """P36."""
 
         async def scenario(backend: Backend) -> None:
             first, second = await stepped(backend), await stepped(backend)
@@ -227,7 +227,7 @@ class JobSuite(RecoverySuite):
         with_jobs(config, scenario)
 
     def test_a_job_without_a_function_here_is_left_alone(self, config: BackendConfig) -> None:
-        """P34: and those that wait for it are, too."""
+        """P35: and those that wait for it are, too."""
 
         async def scenario(backend: Backend) -> None:
             transaction = await stepped(backend, 1)
@@ -240,7 +240,7 @@ class JobSuite(RecoverySuite):
         with_jobs(config, scenario)
 
     def test_of_racing_processes_one_takes_a_job(self, config: BackendConfig) -> None:
-        """P34."""
+        """P35."""
 
         async def scenario(backend: Backend) -> None:
             transaction = await stepped(backend, 1)
@@ -254,7 +254,7 @@ class JobSuite(RecoverySuite):
     def test_a_job_whose_process_died_is_taken_when_its_lease_has_run_out(
         self, config: BackendConfig
     ) -> None:
-        """P34: the one that had it can neither hold nor end it."""
+        """P35: the one that had it can neither hold nor end it."""
 
         async def scenario(backend: Backend) -> None:
             transaction = await stepped(backend, 1)
@@ -273,7 +273,7 @@ class JobSuite(RecoverySuite):
     def test_a_job_that_failed_is_due_later_or_if_it_is_in_a_hurry(
         self, config: BackendConfig
     ) -> None:
-        """P34."""
+        """P35."""
 
         async def scenario(backend: Backend) -> None:
             transaction = await stepped(backend, 1)
