@@ -51,8 +51,8 @@ class Shop:
     """Units of work of a shop, and what its functions were called with."""
 
     uow: type[FilesUOW]
-    refund: JobFunction[[str]]
-    send: JobFunction[[Receipt]]
+    refund: JobFunction[...]
+    send: JobFunction[...]
     calls: list[str] = field(default_factory=list[str])
     keys: list[str] = field(default_factory=list[str])
     hang: asyncio.Event | None = None
@@ -83,14 +83,14 @@ def make_shop(backend: Any, **settings: Any) -> Shop:
 
     @UOW.compensation("refund")
     async def refund(payment_id: str) -> None:
-        await shop.note(f"refunded {payment_id}")
+        await made.note(f"refunded {payment_id}")
 
     @UOW.after_commit("send")
     async def send(receipt: Receipt) -> None:
-        await shop.note(f"sent {receipt.order}")
+        await made.note(f"sent {receipt.order}")
 
-    shop = Shop(UOW, refund, send)
-    return shop
+    made = Shop(UOW, refund, send)
+    return made
 
 
 @pytest.fixture(params=["memory", "sqlite"])
