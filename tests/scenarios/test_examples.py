@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 import os
 import re
 import subprocess
@@ -14,17 +16,22 @@ from pathlib import Path
 import httpx
 import pytest
 
+from browser import browser, find_browser
 from fennflow.testing import PostgresqlServer, S3Server
 from fennflow.testing.processes import READY_WITHIN, free_ports
 from stores import new_bucket, raw_client
 
 ROOT = Path(__file__).parents[2]
+GUIDE = ROOT / "docs" / "direct-uploads.md"
+BROWSER = find_browser()
 
 
 @contextmanager
-def served(app: str, server: S3Server, bucket: str, database: str) -> Generator[httpx.Client]:
+def served(
+    app: str, server: S3Server, bucket: str, database: str, *, port: int | None = None
+) -> Generator[httpx.Client]:
     """Run an example as a program, as its users do."""
-    [port] = free_ports(1)
+    port = port or free_ports(1)[0]
     process = subprocess.Popen(
         [
             *(sys.executable, "-W", "error", "-m", "uvicorn", "--app-dir", "examples"),
@@ -150,3 +157,83 @@ def test_the_main_job_runs_in_memory() -> None:
     paths, files = done.stdout.splitlines()
     assert paths.count("folder1/") == 3
     assert {"BinaryContent", "JsonContent", "TextContent"} == set(re.findall(r"\w+Content", files))
+
+
+async def new_page_bucket(server: S3Server, port: int) -> str:
+    """Return a bucket with the CORS rules of the guide, for a page of this machine."""
+    [rules] = re.findall(r"```json\n(.*?)```", GUIDE.read_text(), re.DOTALL)
+    rules = rules.replace("https://www.example.com", f"http://127.0.0.1:{port}")
+    bucket = await new_bucket(server)
+    async with raw_client(server) as raw:
+        await raw.put_bucket_cors(Bucket=bucket, CORSConfiguration=json.loads(rules))
+    return bucket
+
+
+async def test_the_upload_example_commits_uploads_with_their_rows(
+    seaweedfs: S3Server, tmp_path: Path
+) -> None:
+    [port] = free_ports(1)
+    bucket = await new_page_bucket(seaweedfs, port)
+    origin = {"Origin": f"http://127.0.0.1:{port}"}
+    database = f"sqlite:///{tmp_path}/videos.db"
+    with served("direct_upload", seaweedfs, bucket, database, port=port) as client:
+        wanted = {"size": 3, "media_type": "video/mp4"}
+        ticket = client.post("/tickets", json=wanted).json()
+        asked = {
+            "Access-Control-Request-Method": "PUT",
+            "Access-Control-Request-Headers": ",".join(sorted(map(str.lower, ticket["headers"]))),
+        }
+        preflight = client.options(ticket["url"], headers={**origin, **asked})
+        assert preflight.status_code == 200
+        assert preflight.headers["Access-Control-Allow-Origin"] in {"*", origin["Origin"]}
+        early = client.post("/videos", json={"token": ticket["token"], "title": "early"})
+        assert (early.status_code, "Nothing was uploaded" in early.text) == (400, True)
+        for body, status in ((b"more", 403), (b"one", 200), (b"two", 412)):
+            answer = client.put(
+                ticket["url"], content=body, headers={**ticket["headers"], **origin}
+            )
+            assert answer.status_code == status
+        uploaded = {"token": ticket["token"], "title": "Holidays.mp4"}
+        assert client.post("/videos", json=uploaded).status_code == 201
+        assert client.post("/videos", json=uploaded).status_code == 400
+        forged = {"token": f"{ticket['token']}x", "title": "x"}
+        assert client.post("/videos", json=forged).status_code == 400
+        [video] = client.get("/videos").json()
+        assert (video["title"], video["size"]) == ("Holidays.mp4", 3)
+        found = client.get(f"/videos/{video['id']}", follow_redirects=True)
+        assert (found.content, found.headers["Content-Type"]) == (b"one", "video/mp4")
+        assert "Holidays.mp4" in found.headers["Content-Disposition"]
+
+
+@pytest.mark.once
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium is installed")
+async def test_the_page_uploads_in_a_browser(seaweedfs: S3Server, tmp_path: Path) -> None:
+    """Small files by one PUT, and large ones in parts."""
+    assert BROWSER is not None
+    [port] = free_ports(1)
+    bucket = await new_page_bucket(seaweedfs, port)
+    small, large = tmp_path / "small.txt", tmp_path / "large.bin"
+    small.write_bytes(b"Dear Ann")
+    large.write_bytes(bytes(range(256)) * (17 << 12))
+    database = f"sqlite:///{tmp_path}/videos.db"
+    with (
+        served("direct_upload", seaweedfs, bucket, database, port=port) as client,
+        browser(BROWSER, tmp_path / "profile") as page,
+    ):
+
+        def use() -> None:
+            page.open(f"http://127.0.0.1:{port}/")
+            for number, each in enumerate((small, large), 1):
+                page.choose("input", each)
+                page.evaluate("document.querySelector('form').requestSubmit()")
+                page.wait_for(
+                    f"document.querySelectorAll('li').length === {number} || "
+                    "state.textContent.startsWith('Failed')"
+                )
+                page.wait_for("!state.textContent.startsWith('Uploading')")
+                assert page.evaluate("state.textContent") == "Done."
+
+        await asyncio.to_thread(use)
+        for video in client.get("/videos").json():
+            content = client.get(f"/videos/{video['id']}", follow_redirects=True).content
+            assert content == (tmp_path / video["title"]).read_bytes()

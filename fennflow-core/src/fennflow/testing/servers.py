@@ -300,7 +300,7 @@ def serving(server: S3Server, respond: Callable[[Call], Answer]) -> Generator[No
             with suppress(ConnectionError):  # who has read enough hangs up
                 self.wfile.write(answer.body)
 
-        do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = _serve  # noqa: N815 - names of http.server
+        do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = do_OPTIONS = _serve  # noqa: N815 - names of http.server
 
     class Http(ThreadingHTTPServer):
         @override
