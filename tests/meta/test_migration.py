@@ -9,8 +9,10 @@ from typing import Any
 
 import pytest
 
+from fennflow import _migration
 from fennflow.backends import SqlalchemyBackendConfig
-from fennflow.exceptions import ConfigException
+from fennflow.exceptions import ConfigException, FileException
+from fennflow.files import ImageContent
 
 TABLE = Path(__file__).parents[2] / "docs" / "migration.md"
 EXPORTED = {
@@ -56,16 +58,24 @@ def test_a_name_is_here_or_in_the_table(name: str) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    [
-        name
-        for name in NAMES
-        if not is_here(name) and ".reconciler." not in name and ".media." not in name
-    ],
+    [name for name in NAMES if not is_here(name)],
 )
 def test_an_import_of_a_former_name_says_what_to_write(name: str) -> None:
     module, _, attribute = name.rpartition(".")
     with pytest.raises(ImportError, match=r"docs/migration\.md"):
         getattr(importlib.import_module(module), attribute)
+
+
+@pytest.mark.parametrize("module", _migration._MODULES)
+def test_an_import_of_a_former_module_says_what_to_write(module: str) -> None:
+    with pytest.raises(ModuleNotFoundError, match=r"docs/migration\.md"):
+        importlib.import_module(module)
+
+
+def test_a_file_from_disk_is_made_by_another_class() -> None:
+    former: Any = ImageContent
+    with pytest.raises(FileException, match=r"FileContent.*docs/migration\.md"):
+        former.from_local_path("a.png")
 
 
 def test_an_option_of_0_8_is_named_with_its_new_name() -> None:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from importlib.abc import MetaPathFinder
+from types import ModuleType
+
+from typing_extensions import override
 
 _EXCEPTIONS = "fennflow.exceptions."
 _NAMES: Mapping[str, str] = {
@@ -11,6 +15,8 @@ _NAMES: Mapping[str, str] = {
     "fennflow.connectors.InMemoryConnector": "fennflow.connectors.InMemoryConnectorConfig",
     "fennflow.connectors.S3Connector": "fennflow.connectors.S3ConnectorConfig",
     "fennflow.files.BaseBinary": "fennflow.files.BaseContent",
+    "fennflow.files.BinaryContent.from_local_path": "fennflow.files.FileContent.from_local_path, which "
+    "reads while it sends, or ContentFactory.from_local_path, which reads at once",
     "fennflow.files.MediaType": 'the text itself, such as "text/plain"',
     "fennflow.uow.UowInspector": "fennflow.repositories.RepoField",
     f"{_EXCEPTIONS}BaseRepositoryException": f"{_EXCEPTIONS}FennFlowException",
@@ -19,6 +25,16 @@ _NAMES: Mapping[str, str] = {
     f"{_EXCEPTIONS}FileNameAndMediaTypeBothNoneException": f"{_EXCEPTIONS}FileException",
     f"{_EXCEPTIONS}FilenameIsNoneException": "nothing: a file without a name gets one",
     f"{_EXCEPTIONS}StoragePrefixIsNoneException": "nothing: it is never raised",
+}
+_MODULES: Mapping[str, str] = {
+    "fennflow.backends.in_memory": "fennflow.backends",
+    "fennflow.backends.sqlalchemy": "fennflow.backends",
+    "fennflow.connectors.in_memory": "fennflow.connectors",
+    "fennflow.connectors.s3": "fennflow.connectors",
+    "fennflow.core": "fennflow",
+    "fennflow.files.exceptions": "fennflow.exceptions",
+    "fennflow.files.media": "fennflow.files",
+    "fennflow.reconciler": "fennflow.ReconcileConfig, whose options take plain texts, and UOW.reconcile()",
 }
 _OPTIONS: Mapping[str, str] = {
     "database_url": "url",
@@ -38,6 +54,19 @@ def renamed_option(name: object) -> str | None:
     """Return what to use in place of an option of 0.8; None if it had no such option."""
     instead = _OPTIONS.get(str(name))
     return None if instead is None else f"this was its name in fennflow 0.8; use {instead}. {_PAGE}"
+
+
+class FormerModules(MetaPathFinder):
+    """Says what to import in place of a module of 0.8. It is asked when nothing else finds it."""
+
+    @override
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> None:
+        instead = _MODULES.get(fullname)
+        if instead is not None:
+            message = f"{fullname} was a module of fennflow 0.8. Use {instead}. {_PAGE}"
+            raise ModuleNotFoundError(message, name=fullname)
 
 
 def missing(module: str, name: str) -> Exception:

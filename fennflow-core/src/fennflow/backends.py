@@ -6,7 +6,7 @@ or nothing of it happened. Who calls what, in the life of a transaction:
 
 | method | called | rule |
 | --- | --- | --- |
-| `stage` | before the first object request of each writing call | P1 P2 P3 |
+| `begin_writes` | before the first object request of each writing call | P1 P2 P3 |
 | `note_upload` | before the first part of a multipart upload | P13 |
 | `commit` | once, by the owner: the pivot | P4 P5 |
 | `abort` | before anything is undone, and before each later attempt to finish | P5 P7 |
@@ -114,6 +114,8 @@ else:
         return config_class("backend", name, __name__)
 
 
+__path__: list[str] = []
+"""Of fennflow 0.8 there were modules below this one: `_migration` says what to import instead."""
 __all__ = [
     "AbortUpload",
     "Area",

@@ -58,6 +58,8 @@ else:
         return config_class("connector", name, __name__)
 
 
+__path__: list[str] = []
+"""Of fennflow 0.8 there were modules below this one: `_migration` says what to import instead."""
 __all__ = [
     "Capabilities",
     "Connector",

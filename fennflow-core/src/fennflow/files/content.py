@@ -412,6 +412,16 @@ class BinaryContent(BaseContent):
         return self.data
 
 
+def _from_local_path(*_: object, **__: object) -> None:
+    """Say what to use in place of the constructor of fennflow 0.8."""
+    from fennflow._migration import renamed
+
+    raise FileException(renamed("fennflow.files.BinaryContent.from_local_path"))
+
+
+setattr(BinaryContent, "from_local_path", _from_local_path)  # noqa: B010 - not of the interface
+
+
 class ImageContent(BinaryContent):
     """An image."""
 
