@@ -12,6 +12,7 @@ AZURITE = "3.35.0"
 PYTHONS = ["3.11", "3.12", "3.13"]
 ROOT = Path(__file__).parent
 PACKAGES = [
+    "fennflow-bucket",
     "fennflow-core",
     "fennflow-django",
     "fennflow-memory",

@@ -9,6 +9,7 @@ import multiprocessing
 import os
 import random
 import signal
+import sqlite3
 import sys
 import time
 from collections.abc import AsyncGenerator, Callable, Collection, Mapping, Sequence
@@ -30,10 +31,13 @@ import uvicorn
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
 from sqlalchemy.orm import Session
+from typing_extensions import override
 
+import fennflow_bucket.backend
+import fennflow_obstore.connector
 import fennflow_s3.connector
 import fennflow_sqlalchemy.backend
-from fennflow.backends import SqlalchemyBackendConfig
+from fennflow.backends import BucketBackendConfig, SqlalchemyBackendConfig
 from fennflow.config import ConnectorConfig
 from fennflow.exceptions import (
     FennFlowException,
@@ -43,11 +47,22 @@ from fennflow.exceptions import (
 from fennflow.files import TextContent
 from fennflow.sync.portal import close
 from fennflow.testing import Boundary, boundaries, killing
+from fennflow.testing.recovery_suite import opened
+from fennflow_bucket.backend import BucketBackend
+from fennflow_bucket.clocks import SECOND
+from fennflow_bucket.commands import Command
 from fennflow_sqlalchemy.engines import open_databases
 from stores import FullUOW, Store, make_store, numbers
 
 # Imported once, in the server that forks.
-__all__ = ["aiosqlite", "asyncpg", "fennflow_s3", "fennflow_sqlalchemy"]
+__all__ = [
+    "aiosqlite",
+    "asyncpg",
+    "fennflow_bucket",
+    "fennflow_obstore",
+    "fennflow_s3",
+    "fennflow_sqlalchemy",
+]
 
 BEFORE = {"a": b"old a", "b": b"old b", "c": b"old c", "m": b"old m", "n": b"old n"}
 FOREIGN = {"z": b"somebody else's"}
@@ -104,7 +119,7 @@ class Site:
 
     connector: ConnectorConfig
     namespace: str
-    backend: SqlalchemyBackendConfig
+    backend: Any
     settings: dict[str, Any] = field(default_factory=dict[str, Any])
 
     @property
@@ -166,6 +181,46 @@ class Site:
         }
 
 
+@dataclass(frozen=True)
+class BucketSite(Site):
+    """A store that holds its own catalog."""
+
+    @override
+    async def expire(self) -> None:
+        """Append an entry whose time is far ahead: the log's time is the latest of any entry."""
+        async with opened(self.backend, connector=self.connector, **self.settings) as backend:
+            assert isinstance(backend, BucketBackend)
+            replica = backend._replica
+            replica._probed = True
+            replica._clock.sample(replica.now() / SECOND + 1000.0)
+            await replica.run(Command("note", {"name": "time", "value": f"{replica.now()}"}))
+
+    @override
+    async def journal(self) -> dict[str, int]:
+        async with opened(self.backend, connector=self.connector, **self.settings) as backend:
+            assert isinstance(backend, BucketBackend)
+            now = backend._replica.now()
+            tables = {
+                "transactions": "transactions",
+                "intents": "intents",
+                "locks": f"locks WHERE kept_until IS NULL OR kept_until > {now}",
+                "late_writes": "late_writes",
+            }
+
+            def work(db: sqlite3.Connection) -> dict[str, int]:
+                return {
+                    name: db.execute(f"SELECT count(*) FROM {table}").fetchall()[0][0]
+                    for name, table in tables.items()
+                }
+
+            return await backend._replica.read(work)
+
+
+def catalog_aside(objects: Mapping[str, bytes]) -> dict[str, bytes]:
+    """Return objects without those of a catalog in the bucket."""
+    return {key: body for key, body in objects.items() if not key.startswith(".fennflow/catalog/")}
+
+
 async def check(site: Site, scopes: Mapping[str, Collection[Mapping[str, bytes]]]) -> None:
     """Check I1 to I5 in the raw bucket and the tables.
 
@@ -173,7 +228,7 @@ async def check(site: Site, scopes: Mapping[str, Collection[Mapping[str, bytes]]
         site: after recovery.
         scopes: for each, what may have come of it.
     """
-    objects = await site.store.objects()
+    objects = catalog_aside(await site.store.objects())
     assert [key for key in objects if key.startswith(".fennflow")] == []
     async with site.uow_class() as uow:
         paths = [path async for path in uow.files.iter()]
@@ -197,6 +252,9 @@ def under(files: Mapping[str, bytes], scope: str) -> dict[str, bytes]:
 async def make_site(kind: str, database: str, request: pytest.FixtureRequest) -> Site:
     store = await make_store(kind, request)
     name = f"c{next(numbers)}"
+    if database == "bucket":
+        config = BucketBackendConfig(namespace=store.namespace)
+        return BucketSite(store.config, store.namespace, config, {"late_write_period": 0.5})
     if database == "sqlite":
         directory = request.getfixturevalue("tmp_path")
         backend = SqlalchemyBackendConfig(url=f"sqlite:///{directory}/{name}.db")

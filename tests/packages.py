@@ -12,6 +12,7 @@ ROOT = Path(__file__).parents[1]
 UV = Path(sys.executable).with_name("uv")
 PACKAGES = [
     "fennflow",
+    "fennflow_bucket",
     "fennflow_core",
     "fennflow_django",
     "fennflow_memory",

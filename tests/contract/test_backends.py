@@ -7,7 +7,12 @@ from pathlib import Path
 import pytest
 from typing_extensions import override
 
-from fennflow.backends import InMemoryBackendConfig, SqlalchemyBackendConfig
+from fennflow.backends import (
+    BucketBackendConfig,
+    InMemoryBackendConfig,
+    SqlalchemyBackendConfig,
+)
+from fennflow.connectors import InMemoryConnectorConfig
 from fennflow.testing import BackendSuite, PostgresqlServer
 from stores import numbers
 
@@ -31,3 +36,11 @@ class TestPostgresql(BackendSuite):
     @override
     def config(self, postgresql: PostgresqlServer) -> SqlalchemyBackendConfig:
         return SqlalchemyBackendConfig(url=postgresql.url, table_prefix=f"b{next(numbers)}_")
+
+
+class TestBucket(BackendSuite):
+    @pytest.fixture
+    @override
+    def config(self) -> BucketBackendConfig:
+        store = InMemoryConnectorConfig(name=f"b{next(numbers)}")
+        return BucketBackendConfig(namespace="bucket", connector=store)

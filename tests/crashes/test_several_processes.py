@@ -15,17 +15,19 @@ pytestmark = [pytest.mark.crashes, pytest.mark.timeout(1800)]
 
 WORKERS = 8
 SESSIONS = 200 if FULL else 60
+FEW = 30
+"""Of processes whose commits all contend for one log."""
 KEYS = 60
 KILL_EVERY = (0.25, 2.0)
 
 
-async def drive(site: Site, worker: int, choice: random.Random) -> list[Event]:
+async def drive(site: Site, worker: int, sessions: int, choice: random.Random) -> list[Event]:
     """Run one worker's transactions, in a new process after each time that it was killed."""
     last: dict[int, Event] = {}
     turn = 0
-    while turn < SESSIONS:
+    while turn < sessions:
         process, pipe = await asyncio.to_thread(
-            start, work, site, worker, range(turn, SESSIONS), KEYS
+            start, work, site, worker, range(turn, sessions), KEYS
         )
         killer = asyncio.get_running_loop().call_later(
             choice.uniform(*KILL_EVERY) * WORKERS, process.kill
@@ -49,21 +51,32 @@ def drain(pipe: Connection) -> list[Event]:
         return events
 
 
-@pytest.mark.parametrize("database", ["sqlite", "postgresql"])
+@pytest.mark.parametrize(
+    ("kind", "database", "sessions"),
+    [
+        ("juicefs", "sqlite", SESSIONS),
+        ("juicefs", "postgresql", SESSIONS),
+        ("seaweedfs", "bucket", FEW),
+        pytest.param("seaweedfs", "bucket", SESSIONS, marks=pytest.mark.thorough),
+        pytest.param("moto", "bucket", SESSIONS, marks=pytest.mark.thorough),
+    ],
+)
 async def test_no_committed_write_is_lost_and_nothing_else_stays(
-    database: str, request: pytest.FixtureRequest
+    kind: str, database: str, sessions: int, request: pytest.FixtureRequest
 ) -> None:
-    site = await make_site("juicefs", database, request)
+    site = await make_site(kind, database, request)
     site.settings.update(lease_ttl=3.0, lock_timeout=30.0, recovery_interval=1.0)
     choice = random.Random(f"{SEED} {database}")
     async with asyncio.TaskGroup() as group:
-        workers = [group.create_task(drive(site, each, choice)) for each in range(WORKERS)]
+        workers = [
+            group.create_task(drive(site, each, sessions, choice)) for each in range(WORKERS)
+        ]
     events = list(itertools.chain.from_iterable(each.result() for each in workers))
-    assert len(events) == WORKERS * SESSIONS
+    assert len(events) == WORKERS * sessions
     by_value = {event.value: event for event in events}
     committed = [event for event in events if event.outcome == "committed"]
     killed = [event for event in events if event.outcome == "unknown"]
-    assert len(committed) > WORKERS * SESSIONS / 2
+    assert len(committed) > WORKERS * sessions / 2
     assert killed
     await asyncio.sleep(1.0)
     await site.recover()

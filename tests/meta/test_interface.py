@@ -17,6 +17,7 @@ SNAPSHOT = Path(__file__).with_name("interface.txt")
 PACKAGES = {
     "fennflow": "fennflow-core",
     "fennflow_django": "fennflow-django",
+    "fennflow_bucket": "fennflow-bucket",
     "fennflow_memory": "fennflow-memory",
     "fennflow_obstore": "fennflow-obstore",
     "fennflow_s3": "fennflow-s3",

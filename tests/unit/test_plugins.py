@@ -276,7 +276,8 @@ def test_a_class_with_another_config_is_refused_when_it_is_made() -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["fennflow_memory", "fennflow_obstore", "fennflow_s3", "fennflow.files"]
+    "module",
+    ["fennflow_bucket", "fennflow_memory", "fennflow_obstore", "fennflow_s3", "fennflow.files"],
 )
 def test_importing_discovers_nothing_so_that_plugins_may_be_imported_first(module: str) -> None:
     code = f"import {module}, fennflow; from fennflow import plugins; print(plugins._current)"

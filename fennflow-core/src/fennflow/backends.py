@@ -100,6 +100,7 @@ from fennflow.rows import (
 )
 
 if TYPE_CHECKING:
+    from fennflow_bucket import BucketBackendConfig as BucketBackendConfig
     from fennflow_memory import InMemoryBackendConfig as InMemoryBackendConfig
     from fennflow_sqlalchemy import SqlalchemyBackendConfig as SqlalchemyBackendConfig
 else:
@@ -120,6 +121,7 @@ __all__ = [
     "AbortUpload",
     "Area",
     "Backend",
+    "BucketBackendConfig",
     "Commit",
     "Copy",
     "Decision",

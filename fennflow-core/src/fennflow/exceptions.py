@@ -19,6 +19,7 @@ FennFlowException
 │   ├── RecordLockedException
 │   ├── BackendUnavailableException
 │   ├── ConflictException
+│   ├── CatalogDivergedException
 │   └── TransactionLostException
 ├── BaseConnectorException
 │   ├── NoSuchKeyException
@@ -51,6 +52,7 @@ __all__ = [
     "BackendUnavailableException",
     "BaseBackendException",
     "BaseConnectorException",
+    "CatalogDivergedException",
     "ChecksumMismatchException",
     "CommitUncertainException",
     "CompensationPendingWarning",
@@ -175,6 +177,14 @@ class RecordLockedException(BaseBackendException):
 
 class ConflictException(BaseBackendException):
     """What the transaction had read was changed by another one before the commit (`validate_reads`)."""
+
+
+class CatalogDivergedException(BaseBackendException):
+    """The log of a catalog in the bucket does not continue the state of this process.
+
+    Something other than FennFlow changed the log, or this is a bug. The process serves nothing more
+    from this catalog: restart it, and keep a copy of the bucket.
+    """
 
 
 class TransactionLostException(BaseBackendException):

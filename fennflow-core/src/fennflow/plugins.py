@@ -37,7 +37,7 @@ _MEDIA_TYPES = re.compile(r"[a-z0-9!#$&^_.+-]+/(?:\*|[a-z0-9!#$&^_.+-]+)")
 
 _EXTRAS: Mapping[str, Mapping[str, str]] = {
     "fennflow.connectors": {"ObstoreConnectorConfig": "obstore", "S3ConnectorConfig": "s3"},
-    "fennflow.backends": {"SqlalchemyBackendConfig": "sqlite"},
+    "fennflow.backends": {"BucketBackendConfig": "bucket", "SqlalchemyBackendConfig": "sqlite"},
 }
 """The configs of FennFlow's own packages, by the module that exports them, and the extra of each."""
 

@@ -1,0 +1,448 @@
+"""Catalog and journal in the bucket: the contract of `Backend`, on a replica of the log."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import AsyncExitStack
+from hashlib import sha256
+from typing import TYPE_CHECKING
+
+import uuid_utils
+from typing_extensions import override
+
+from fennflow import plugins
+from fennflow.backends import (
+    Area,
+    Backend,
+    Commit,
+    Decision,
+    Fill,
+    Guarantees,
+    JournaledTransaction,
+    LateWrite,
+    ObjectKey,
+    Outcome,
+    Plan,
+    Record,
+    TransactionToken,
+    dump_steps,
+)
+from fennflow.paths import after_prefix
+from fennflow_bucket.cache import state_file
+from fennflow_bucket.clocks import SECOND
+from fennflow_bucket.commands import Command, records_at
+from fennflow_bucket.following import Limits
+from fennflow_bucket.log import Log
+from fennflow_bucket.replica import Replica
+from fennflow_bucket.rows import (
+    intent_of,
+    key_rows,
+    late_of,
+    late_row,
+    record_of,
+    record_row,
+)
+
+if TYPE_CHECKING:
+    from sqlite3 import Connection
+
+    from fennflow.config import ConfigDict
+    from fennflow.connectors import Connector
+    from fennflow_bucket.config import BucketBackendConfig
+
+DAY = 86400 * SECOND
+MIN_RETENTION = 1800.0
+MAX_TRUST = 300.0
+_ROW = "transaction_id, token, began_at, lease_until, outcome"
+
+
+def new_backend(config: BucketBackendConfig, settings: ConfigDict) -> Backend:
+    """Return a backend with a connector of its own, so that appends do not queue behind uploads."""
+    connector = config.connector or settings.connector
+    new_connector = plugins.registry().connector_for(connector).factory
+    retention = max(2 * settings.late_write_period, MIN_RETENTION)
+    limits = Limits(
+        retention=retention,
+        trusted=min(retention / 4, MAX_TRUST),
+        max_staleness=config.max_staleness,
+        max_batch=config.max_batch,
+    )
+    return BucketBackend(
+        config,
+        new_connector(connector, settings),
+        root=f"{settings.reserved_prefix}/catalog/{config.name}",
+        limits=limits,
+        lease_ttl=settings.lease_ttl,
+        late_write_period=settings.late_write_period,
+    )
+
+
+class BucketBackend(Backend):
+    """Catalog and journal as a log of objects in the bucket.
+
+    Args:
+        config: where.
+        connector: to the store of the catalog; opened and closed with the backend.
+        root: prefix of the catalog's objects.
+        limits: numbers of the design's rules.
+        lease_ttl: seconds that a lease runs.
+        late_write_period: seconds for which late writes and kept locks stand.
+    """
+
+    def __init__(
+        self,
+        config: BucketBackendConfig,
+        connector: Connector,
+        *,
+        root: str,
+        limits: Limits,
+        lease_ttl: float,
+        late_write_period: float,
+    ) -> None:
+        self._config = config
+        self._connector = connector
+        self._replica = Replica(
+            Log(connector, config.namespace, root), limits, lease=lease_ttl, late=late_write_period
+        )
+        self._stack = AsyncExitStack()
+        self._root = root
+        self._catalog_id = ""
+        # Whether anything was asked of the catalog since recovery last looked at it.
+        self._used = True
+
+    @property
+    @override
+    def catalog_id(self) -> str:
+        return self._catalog_id
+
+    @property
+    @override
+    def guarantees(self) -> Guarantees:
+        return Guarantees(shared="network", durable=True)
+
+    @override
+    async def open(self) -> None:
+        self._stack.push_async_callback(self._connector.aclose)
+        await self._connector.open()
+        named = f"{self._connector.store_id}\n{self._config.namespace}\n{self._root}"
+        name = sha256(named.encode()).hexdigest()[:32]
+        path, kept = self._stack.enter_context(state_file(self._config.cache_dir, name))
+        self._stack.push_async_callback(self._replica.aclose)
+        await self._replica.open(path, kept=kept)
+        if await self._replica.meta("catalog_id") is None:
+            new_id = {"id": str(uuid_utils.uuid7())}
+            await self._replica.run(Command("found", new_id))
+        self._catalog_id = await self._replica.meta("catalog_id") or ""
+
+    @override
+    async def aclose(self) -> None:
+        await self._stack.aclose()
+
+    # --- what was probed ----------------------------------------------------------------------
+
+    @override
+    async def recall(self, name: str) -> str | None:
+        after = self._replica.now() - DAY
+
+        def work(db: Connection) -> str | None:
+            rows = db.execute(
+                "SELECT value FROM notes WHERE name = ? AND noted_at > ?", (name, after)
+            )
+            return next((str(row[0]) for row in rows.fetchall()), None)
+
+        # What is not known here is found out again: that is not worth a request.
+        return await self._replica.read(work, current=False)
+
+    @override
+    async def ticket_key(self) -> bytes:
+        kept = await self._replica.meta("ticket_key")
+        if kept is None:
+            # Another process may have kept one; whichever is first in the log counts.
+            new_key = {"key": secrets.token_hex(32)}
+            await self._replica.run(Command("keep_ticket_key", new_key))
+            kept = await self._replica.meta("ticket_key")
+        assert kept is not None  # noqa: S101 - the command keeps one
+        return bytes.fromhex(kept)
+
+    @override
+    async def remember(self, name: str, value: str) -> None:
+        await self._replica.run(Command("note", {"name": name, "value": value}))
+
+    # --- catalog -----------------------------------------------------------------------------
+
+    @override
+    async def records(self, keys: Collection[ObjectKey]) -> Mapping[ObjectKey, Record]:
+        if not keys:
+            return {}
+        self._used = True
+        wanted = sorted(set(keys))
+
+        def work(db: Connection) -> dict[ObjectKey, Record]:
+            # Nothing is applied while this runs, so that all are from one moment (I9).
+            return records_at(db, wanted)
+
+        return await self._replica.read(work)
+
+    @override
+    async def scan(
+        self, namespace: str, *, prefix: str, start: str, limit: int
+    ) -> Sequence[Record]:
+        self._used = True
+        stop = after_prefix(prefix)
+        bounded = "" if stop is None else "AND key < :stop"
+        statement = (
+            "SELECT namespace, key, transaction_id, seq, body FROM records "
+            f"WHERE namespace = :namespace AND key >= :start {bounded} ORDER BY key LIMIT :limit"
+        )
+        parameters = {"namespace": namespace, "start": max(start, prefix), "limit": limit}
+        if stop is not None:
+            parameters["stop"] = stop
+
+        def work(db: Connection) -> list[Record]:
+            return [record_of(row) for row in db.execute(statement, parameters).fetchall()]
+
+        return await self._replica.read(work)
+
+    @override
+    async def fills(self) -> Sequence[Fill]:
+        self._used = True
+
+        def work(db: Connection) -> list[Fill]:
+            rows = db.execute("SELECT namespace, prefix, fill_id FROM fills").fetchall()
+            return [Fill(Area(namespace, prefix), fill_id) for namespace, prefix, fill_id in rows]
+
+        return await self._replica.read(work)
+
+    @override
+    async def fill(
+        self,
+        fill: Fill,
+        records: Collection[Record],
+        removed: Collection[str] = (),
+        *,
+        begins: bool = False,
+    ) -> bool:
+        self._used = True
+        arguments = {
+            **_fill_arguments(fill),
+            "records": [record_row(each) for each in records],
+            "removed": sorted(removed),
+            "begins": begins,
+        }
+        under_way: bool = await self._replica.run(Command("fill", arguments))
+        return under_way
+
+    @override
+    async def end_fill(self, fill: Fill) -> None:
+        self._used = True
+        await self._replica.run(Command("end_fill", _fill_arguments(fill)))
+
+    # --- a transaction -----------------------------------------------------------------------
+
+    async def _run(self, name: str, token: TransactionToken, **arguments: object) -> object:
+        self._used = True
+        named = {"id": token.transaction_id, "token": token.fence, **arguments}
+        return await self._replica.run(Command(name, named))
+
+    @override
+    async def begin_writes(
+        self,
+        token: TransactionToken,
+        keys: Collection[ObjectKey],
+        plan: Plan,
+        *,
+        begins: bool = True,
+    ) -> Mapping[ObjectKey, Record]:
+        self._used = True
+        arguments = {
+            "id": token.transaction_id,
+            "token": token.fence,
+            "keys": key_rows(keys),
+            "begins": begins,
+        }
+        records: Mapping[ObjectKey, Record] = await self._replica.run(
+            Command("begin_writes", arguments, plan)
+        )
+        return records
+
+    @override
+    async def note_upload(self, token: TransactionToken, seq: int, upload_id: str) -> None:
+        await self._run("note_upload", token, seq=seq, upload=upload_id)
+
+    @override
+    async def commit(self, token: TransactionToken, commit: Commit) -> None:
+        self._used = True
+        arguments = {
+            "id": token.transaction_id,
+            "token": token.fence,
+            "records": [record_row(each) for each in commit.records],
+            "removed": key_rows(commit.removed),
+            "steps": dump_steps(commit.steps),
+            "late": [late_row(each) for each in commit.late_writes],
+        }
+        await self._replica.run(Command("commit", arguments, commit.reads))
+
+    @override
+    async def abort(self, token: TransactionToken, *, lock_wait: float | None = None) -> Decision:
+        del lock_wait  # no transaction is ever open
+        decision = await self._run("abort", token)
+        assert isinstance(decision, Decision)  # noqa: S101 - the command returns one
+        return decision
+
+    @override
+    async def relocate(self, token: TransactionToken, records: Sequence[Record]) -> None:
+        await self._run("relocate", token, records=[record_row(each) for each in records])
+
+    @override
+    async def settle(
+        self,
+        token: TransactionToken,
+        *,
+        keys: Collection[ObjectKey] | None = None,
+        late_writes: Collection[LateWrite] = (),
+        keep_locked: Collection[ObjectKey] = (),
+        late_writes_checked: Collection[LateWrite] = (),
+    ) -> None:
+        await self._run(
+            "settle",
+            token,
+            keys=None if keys is None else key_rows(keys),
+            late=[late_row(each) for each in late_writes],
+            keep=key_rows(keep_locked),
+            checked=[late_row(each) for each in late_writes_checked],
+        )
+
+    # --- late writes -------------------------------------------------------------------------
+
+    @override
+    async def late_writes(self, keys: Collection[ObjectKey]) -> Collection[LateWrite]:
+        self._used = True
+        wanted = key_rows(keys)
+
+        def work(db: Connection) -> list[LateWrite]:
+            return [
+                late_of(row)
+                for key in wanted
+                for row in db.execute(
+                    "SELECT namespace, key, transaction_id, seq FROM late_writes "
+                    "WHERE namespace = ? AND key = ? ORDER BY transaction_id, seq",
+                    key,
+                ).fetchall()
+            ]
+
+        return await self._replica.read(work)
+
+    @override
+    async def due_late_writes(self, *, after: LateWrite | None, limit: int) -> Sequence[LateWrite]:
+        start = ("", "", "", -1) if after is None else tuple(late_row(after))
+        now = self._replica.now()
+
+        def work(db: Connection) -> list[LateWrite]:
+            rows = db.execute(
+                "SELECT namespace, key, transaction_id, seq FROM late_writes WHERE due_at <= ? "
+                "AND (namespace, key, transaction_id, seq) > (?, ?, ?, ?) AND NOT EXISTS "
+                "(SELECT 1 FROM transactions AS t "
+                "WHERE t.transaction_id = late_writes.transaction_id) "
+                "ORDER BY namespace, key, transaction_id, seq LIMIT ?",
+                (now, *start, limit),
+            )
+            return [late_of(row) for row in rows.fetchall()]
+
+        # What is looked after has to be locked first, and that looks at what is current.
+        return await self._replica.read(work, current=False)
+
+    # --- leases and recovery -----------------------------------------------------------------
+
+    @override
+    async def heartbeat(
+        self, transactions: Collection[TransactionToken]
+    ) -> Collection[TransactionToken]:
+        tokens = [list(each) for each in sorted(transactions)]
+        kept: Collection[TransactionToken] = await self._replica.run(
+            Command("heartbeat", {"tokens": tokens})
+        )
+        return kept
+
+    @override
+    async def claim(self, limit: int) -> Sequence[JournaledTransaction]:
+        used, self._used = self._used, False
+        if not used and not await self._replica.read(_has_transactions, current=False):
+            return []  # an idle process sends no requests
+        claimed: list[str] = await self._replica.run(Command("claim", {"limit": limit}))
+        if not claimed:
+            return []
+        self._used = True
+        now = self._replica.now()
+
+        def work(db: Connection) -> list[JournaledTransaction]:
+            found = [
+                row
+                for each in claimed
+                for row in db.execute(
+                    f"SELECT {_ROW} FROM transactions WHERE transaction_id = ?", (each,)
+                ).fetchall()
+            ]
+            return [_journaled(db, row, now) for row in found]
+
+        return await self._replica.read(work, current=False)
+
+    @override
+    async def transactions(self, *, after: str, limit: int) -> Sequence[JournaledTransaction]:
+        self._used = True
+
+        def work(db: Connection) -> list[JournaledTransaction]:
+            rows = db.execute(
+                f"SELECT {_ROW} FROM transactions WHERE transaction_id > ? "
+                "ORDER BY transaction_id LIMIT ?",
+                (after, limit),
+            ).fetchall()
+            now = self._replica.now()
+            return [_journaled(db, row, now) for row in rows]
+
+        return await self._replica.read(work)
+
+    @override
+    async def known(self, transaction_ids: Collection[str]) -> Collection[str]:
+        if not transaction_ids:
+            return []
+        self._used = True
+        wanted = list(transaction_ids)
+
+        def work(db: Connection) -> list[str]:
+            return [
+                each
+                for each in wanted
+                if db.execute(
+                    "SELECT 1 FROM transactions WHERE transaction_id = ?", (each,)
+                ).fetchall()
+            ]
+
+        return await self._replica.read(work)
+
+
+def _fill_arguments(fill: Fill) -> dict[str, object]:
+    return {"id": fill.fill_id, "area": list(fill.area), "hidden": fill.hidden}
+
+
+def _has_transactions(db: Connection) -> bool:
+    return bool(db.execute("SELECT 1 FROM transactions LIMIT 1").fetchall())
+
+
+def _journaled(db: Connection, row: Sequence[object], now: int) -> JournaledTransaction:
+    transaction_id, fence, began_at, lease_until, outcome = row
+    assert isinstance(began_at, int)  # noqa: S101 - the table says so
+    assert isinstance(lease_until, int)  # noqa: S101 - likewise
+    assert isinstance(fence, int)  # noqa: S101 - likewise
+    intents = db.execute(
+        "SELECT seq, namespace, key, placement, target, upload_id FROM intents "
+        "WHERE transaction_id = ? ORDER BY seq",
+        (transaction_id,),
+    ).fetchall()
+    return JournaledTransaction(
+        token=TransactionToken(str(transaction_id), fence),
+        outcome=None if outcome is None else Outcome(str(outcome)),
+        age=(now - began_at) / SECOND,
+        lease_left=(lease_until - now) / SECOND,
+        intents=[intent_of(each) for each in intents],
+    )

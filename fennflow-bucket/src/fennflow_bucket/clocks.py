@@ -1,0 +1,75 @@
+"""Time: how long ago something was, and what the store's clock says (design 009, rules L5 and L10)."""
+
+from __future__ import annotations
+
+import sys
+import time
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+SECOND = 1_000_000
+"""Times of the log are integers, in microseconds since the epoch."""
+SAMPLE_AGE = 600.0
+"""Seconds after which the store is asked for the time again: clocks drift."""
+
+_BOOT: int | None = getattr(time, "CLOCK_BOOTTIME", None)
+if sys.platform == "darwin":
+    _BOOT = time.CLOCK_MONOTONIC  # not what `time.monotonic` reads there
+
+
+def boot_time() -> float:
+    """Return seconds since some fixed point, those in which the machine was suspended included."""
+    return time.monotonic() if _BOOT is None else time.clock_gettime(_BOOT)
+
+
+class Moment(NamedTuple):
+    """A moment by all clocks of the machine, none of which is trusted alone."""
+
+    monotonic: float
+    boot: float
+    wall: float
+
+    @classmethod
+    def now(cls) -> Moment:
+        """Return the present moment."""
+        return cls(time.monotonic(), boot_time(), time.time())
+
+    def age(self) -> float:
+        """Return the seconds since then by the clock that counted most of them (L5)."""
+        now = Moment.now()
+        return max(each - then for each, then in zip(now, self, strict=True))
+
+
+@dataclass(slots=True)
+class StoreClock:
+    """An estimate of the store's clock that is never ahead of it (L10).
+
+    What the store says of an object that exists was the time at some moment before. So each sample
+    is a lower bound, and the largest of them is the best. The machine's clock may drift against the
+    store's, so they are forgotten after a while.
+    """
+
+    _offset: float | None = None
+    _since: float = field(default_factory=boot_time)
+
+    @property
+    def due(self) -> bool:
+        """Whether a new sample is needed."""
+        return self._offset is None or boot_time() - self._since > SAMPLE_AGE
+
+    def sample(self, modified_at: float) -> None:
+        """Note what the store said of an object that exists by now.
+
+        Args:
+            modified_at: seconds since the epoch, by the store's clock.
+        """
+        offset = modified_at - boot_time()
+        if self._offset is None or self.due:
+            self._offset, self._since = offset, boot_time()
+        else:
+            self._offset = max(self._offset, offset)
+
+    def now(self) -> int:
+        """Return the time in microseconds since the epoch; the machine's own before any sample."""
+        seconds = time.time() if self._offset is None else self._offset + boot_time()
+        return int(seconds * SECOND)

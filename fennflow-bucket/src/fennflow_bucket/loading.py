@@ -1,0 +1,236 @@
+"""The part of a replica that loads the catalog, writes snapshots, and deletes what they replace.
+
+What the rules L6, L7 and L8 say is done here.
+"""
+
+from __future__ import annotations
+
+import logging
+import sqlite3
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from dataclasses import replace
+from functools import partial
+from hashlib import sha256
+
+from typing_extensions import override
+
+from fennflow.connectors import StoredObject
+from fennflow.exceptions import (
+    BackendUnavailableException,
+    NoSuchKeyException,
+    PreconditionFailedException,
+)
+from fennflow_bucket.clocks import SECOND, Moment
+from fennflow_bucket.following import READ_AT_ONCE, Follower
+from fennflow_bucket.log import BOUNDARY, LOG, SNAPSHOT
+from fennflow_bucket.snapshots import Loading, chunks
+from fennflow_bucket.state import Position
+
+logger = logging.getLogger("fennflow")
+
+LOADS = 10
+"""How often a load starts over before the catalog is reported as unavailable."""
+
+
+class Loader(Follower):
+    """A follower that can load the catalog, and keeps the load short for others."""
+
+    # --- loading (L6) ------------------------------------------------------------------------
+
+    @override
+    async def _load(self, *, opening: bool = False) -> None:
+        for _ in range(LOADS):
+            start = Moment.now()
+            try:
+                if await self._load_once(opening=opening) and start.age() <= self._limits.trusted:
+                    self._contact = start
+                    return
+            except (NoSuchKeyException, PreconditionFailedException):
+                continue  # the snapshot was deleted meanwhile: there is a newer one
+        message = (
+            f"The catalog {self._log.namespace}/{self._log.root} changed faster than it could be "
+            f"read, {LOADS} times. Nothing was changed; try again."
+        )
+        raise BackendUnavailableException(message)
+
+    async def _load_once(self, *, opening: bool) -> bool:
+        """Read a snapshot, unless the own state will do, and all entries after it.
+
+        Returns:
+            whether there was no gap.
+        """
+        # In this order: a boundary is created after its snapshot, which only a newer one replaces.
+        boundary = await self._boundary()
+        snapshots = await self._log.list(SNAPSHOT)
+        newest = max(snapshots, default=-1)
+        if boundary > newest:
+            name = f"{self._log.namespace}/{self._log.name(SNAPSHOT, boundary)}"
+            reason = f"{name} is missing, and entries before it may have been deleted"
+            raise self._diverge(boundary + 1, reason)
+        if not await self._continues(boundary, opening=opening):
+            if newest >= 0:
+                await self._load_snapshot(newest, snapshots[newest])
+            else:
+                await self._forget()
+        state = self._opened()
+        if newest > state.position.snapshot:
+            size = snapshots[newest].size
+            state.position = replace(state.position, snapshot=newest, snapshot_bytes=size)
+        return await self._load_entries()
+
+    async def _continues(self, boundary: int, *, opening: bool) -> bool:
+        """Return whether the own state is one of this log, with all entries after it there.
+
+        Raises:
+            CatalogDivergedException: this process has served it, and it is not.
+        """
+        position = self.position
+        if position.number < 0:
+            return False
+        if position.number < boundary:
+            return False
+        body = await self._log.read(position.number)
+        if body is not None and sha256(body).hexdigest() == position.last:
+            return True
+        if opening or position.number <= await self._boundary():
+            return False  # it may have been deleted
+        raise self._diverge(
+            position.number, "it was removed or replaced after this process had applied it"
+        )
+
+    async def _boundary(self) -> int:
+        """Return up to which position entries may have been deleted."""
+        return max(await self._log.list(BOUNDARY), default=-1)
+
+    async def _forget(self) -> None:
+        """Begin with nothing."""
+        state = self._opened()
+        if state.position == Position():
+            return
+
+        def clear() -> None:
+            state.begin()
+            try:
+                state.clear()
+                state.filled()
+            except BaseException:
+                state.rollback()
+                raise
+            state.commit(Position())
+
+        await self._thread(clear)
+
+    async def _load_snapshot(self, number: int, stored: StoredObject) -> None:
+        state = self._opened()
+        name = f"{self._log.namespace}/{stored.location.key}"
+
+        def begin() -> Loading:
+            state.begin()
+            return Loading(state, name)
+
+        loading = await self._thread(begin)
+        try:
+            async for chunk in self._log.stream(stored):
+                await self._thread(partial(loading.feed, chunk))
+            position = await self._thread(lambda: loading.finish(number, stored.size))
+        except BaseException as error:
+            await self._thread(state.rollback)
+            if isinstance(error, (ValueError, sqlite3.IntegrityError)):
+                raise self._diverge(number + 1, f"{name} is damaged: {error}") from error
+            raise
+        await self._thread(lambda: state.commit(position))
+
+    async def _load_entries(self) -> bool:
+        """Apply all entries after the state; return whether there was no gap."""
+        listed = await self._log.list(LOG, after=self.position.number)
+        last = max(listed, default=self.position.number)
+        while (left := last - self.position.number) > 0:
+            count = min(left, READ_AT_ONCE)
+            bodies = await self._read_many(self.position.number + 1, count)
+            if len(bodies) < count:
+                return False
+            await self._apply(bodies)
+        while (body := await self._log.read(self.position.number + 1)) is not None:
+            await self._apply([body])
+        return True
+
+    # --- snapshots and deletion (L7, L8) -----------------------------------------------------
+
+    @property
+    def _snapshot_due(self) -> bool:
+        position, limits = self.position, self._limits
+        entries = position.number - position.snapshot
+        most = max(limits.snapshot_bytes, position.snapshot_bytes // 2)
+        return entries >= limits.snapshot_entries or position.log_bytes > most
+
+    async def _tidy(self) -> None:
+        """Write a snapshot unless another process has, and delete what old ones have replaced."""
+        try:
+            snapshots = await self._log.list(SNAPSHOT)
+            newest = max(snapshots, default=-1)
+            if newest > self.position.snapshot:
+                await self._noted(newest, snapshots[newest].size)
+            if self._snapshot_due:
+                await self._write_snapshot()
+                await self.collect()
+        except Exception as error:  # noqa: BLE001 - logged, and done after a later entry
+            logger.warning(
+                "No snapshot of the catalog %s/%s was written, or old entries were not deleted: %r. "
+                "It is tried again after the next transaction.",
+                self._log.namespace,
+                self._log.root,
+                error,
+            )
+
+    async def _write_snapshot(self) -> None:
+        state = self._opened()
+        frozen = await self._thread(state.frozen)
+        try:
+            sizes: list[int] = []
+
+            async def counted() -> AsyncIterator[bytes]:
+                async for chunk in chunks(frozen, self._thread):
+                    sizes.append(len(chunk))
+                    yield chunk
+
+            with suppress(PreconditionFailedException):
+                await self._log.upload_snapshot(frozen.position.number, counted())
+            await self._noted(frozen.position.number, sum(sizes))
+        finally:
+            await self._thread(frozen.close)
+
+    async def _noted(self, number: int, size: int) -> None:
+        """Note a snapshot, from which the log is counted now."""
+        state = self._opened()
+        async with self._turn:
+            if number > state.position.snapshot:
+                state.position = replace(
+                    state.position, snapshot=number, snapshot_bytes=size, log_bytes=0
+                )
+
+    async def collect(self) -> None:
+        """Delete entries and snapshots that an old snapshot has replaced (L8).
+
+        Raises:
+            BaseConnectorException: not all could be deleted; what is left is deleted next time.
+        """
+        snapshots = await self._log.list(SNAPSHOT)
+        # By the store's clock, and its age alone counts: in an idle catalog the last entry is old.
+        before = self._clock.now() / SECOND - self._limits.retention
+        old = [
+            number
+            for number, stored in snapshots.items()
+            if stored.modified_at is not None and stored.modified_at.timestamp() < before
+        ]
+        if not old:
+            return
+        last = max(old)
+        boundaries = await self._log.list(BOUNDARY)
+        if last > max(boundaries, default=-1):
+            with suppress(PreconditionFailedException):
+                await self._log.create(BOUNDARY, last, b"")
+        entries = await self._log.list(LOG)
+        await self._log.delete([each for number, each in entries.items() if number <= last])
+        await self._log.delete([each for number, each in snapshots.items() if number < last])
+        await self._log.delete([each for number, each in boundaries.items() if number < last])

@@ -1,0 +1,279 @@
+"""The objects of a catalog in the bucket: entries, snapshots, boundaries; all created once."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, cast
+from uuid import uuid4
+
+from fennflow.connectors import (
+    Connector,
+    Deletion,
+    Location,
+    ObjectAttributes,
+    StoredObject,
+)
+from fennflow.exceptions import (
+    BaseConnectorException,
+    ConfigException,
+    NoSuchKeyException,
+    PreconditionFailedException,
+)
+from fennflow_bucket.rows import dumps
+
+FORMAT = 1
+"""Of entries and snapshots. A process that finds a newer one refuses to serve."""
+DIGITS = 20
+LOG, SNAPSHOT, BOUNDARY, PROBE = "log", "snapshot", "boundary", "probe"
+
+ENTRY_TYPE = ObjectAttributes(media_type="application/json", metadata={"fennflow_log": "1"})
+SNAPSHOT_TYPE = ObjectAttributes(media_type="application/gzip", metadata={"fennflow_log": "1"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogEntry:
+    """One entry of the log.
+
+    Args:
+        position: where it is.
+        writer: which process wrote it.
+        seq: numbers the entries of a writer.
+        at: the time that the writer proposes, in microseconds by the store's clock (L10).
+        digest: of the state before it (L12).
+        lease: how long leases run that it gives, in microseconds.
+        late: after how long what it calls a late write is due, likewise.
+        waited: microseconds from the first attempt to append its commands to this one (L1).
+        commands: names and arguments.
+    """
+
+    position: int
+    writer: str
+    seq: int
+    at: int
+    digest: int
+    lease: int
+    late: int
+    waited: int
+    commands: Sequence[tuple[str, Any]]
+
+    def dump(self) -> bytes:
+        """Return the bytes of its object."""
+        value = {
+            "format": FORMAT,
+            "position": self.position,
+            "writer": self.writer,
+            "seq": self.seq,
+            "at": self.at,
+            "digest": f"{self.digest:x}",
+            "lease": self.lease,
+            "late": self.late,
+            "waited": self.waited,
+            "commands": self.commands,
+        }
+        return zlib.compress(dumps(value).encode(), level=1)
+
+
+def load_entry(body: bytes, name: str) -> LogEntry:
+    """Return the entry that `LogEntry.dump` wrote.
+
+    Raises:
+        ConfigException: a newer version of FennFlow wrote it.
+        ValueError: it is not an entry of a log.
+    """
+    try:
+        value = json.loads(zlib.decompress(body))
+    except zlib.error as error:
+        raise ValueError(str(error)) from error
+    check_format(value, name)
+    try:
+        return LogEntry(
+            position=value["position"],
+            writer=value["writer"],
+            seq=value["seq"],
+            at=value["at"],
+            digest=int(value["digest"], 16),
+            lease=value["lease"],
+            late=value["late"],
+            waited=value["waited"],
+            commands=[(command, arguments) for command, arguments in value["commands"]],
+        )
+    except (KeyError, TypeError) as error:
+        raise ValueError(repr(error)) from error
+
+
+def check_format(value: Any, name: str) -> None:
+    """Refuse what another version wrote.
+
+    Raises:
+        ConfigException: the version is newer.
+        ValueError: there is none.
+    """
+    fields = cast("dict[str, object]", value) if isinstance(value, dict) else {}
+    found = fields.get("format")
+    if not isinstance(found, int):
+        message = "it names no version of the format"
+        raise ValueError(message)  # noqa: TRY004 - a damaged object, no caller's mistake
+    if found != FORMAT:
+        message = (
+            f"{name} has version {found} of the catalog's format, and this fennflow-bucket knows "
+            f"version {FORMAT}. Upgrade fennflow-bucket; nothing was changed."
+        )
+        raise ConfigException(message)
+
+
+class Log:
+    """The objects of one catalog.
+
+    Args:
+        connector: does the requests.
+        namespace: the bucket.
+        root: the prefix of the catalog, without a slash at its end.
+    """
+
+    def __init__(self, connector: Connector, namespace: str, root: str) -> None:
+        self.connector = connector
+        self.namespace = namespace
+        self.root = root
+
+    def name(self, kind: str, position: int) -> str:
+        """Return the key of an object."""
+        return f"{self.root}/{kind}/{position:0{DIGITS}}"
+
+    async def create(self, kind: str, position: int, body: bytes) -> None:
+        """Create an object.
+
+        Raises:
+            PreconditionFailedException: there is one already, or the store cannot decide yet.
+            Exception: it may have been created, unless a BaseConnectorException says that it is
+                not `ambiguous`.
+        """
+        await self.connector.put(
+            self.namespace, self.name(kind, position), body, ENTRY_TYPE, if_none_match=True
+        )
+
+    async def read(self, position: int) -> bytes | None:
+        """Return the bytes of an entry; None if there is none."""
+        try:
+            _, body = await self.connector.get(self.namespace, Location(self.name(LOG, position)))
+        except NoSuchKeyException:
+            return None
+        return body
+
+    async def head(self, position: int) -> StoredObject | None:
+        """Return what the store says of an entry."""
+        return await self.connector.head(self.namespace, Location(self.name(LOG, position)))
+
+    async def list(self, kind: str, *, after: int = -1) -> dict[int, StoredObject]:
+        """Return the objects of a kind behind a position, by position and in its order."""
+        prefix = f"{self.root}/{kind}/"
+        start_after = self.name(kind, after) if after >= 0 else ""
+        found: dict[int, StoredObject] = {}
+        async for stored in self.connector.list(self.namespace, prefix, start_after=start_after):
+            digits = stored.location.key.removeprefix(prefix)
+            if len(digits) == DIGITS and digits.isascii() and digits.isdecimal():
+                position = int(digits)
+                if position > after:
+                    found[position] = stored
+        return dict(sorted(found.items()))
+
+    async def upload_snapshot(self, position: int, chunks: AsyncIterator[bytes]) -> None:
+        """Create a snapshot from chunks; what an attempt leaves behind is removed.
+
+        Raises:
+            PreconditionFailedException: there is one of this position.
+        """
+        key = self.name(SNAPSHOT, position)
+        uploads: list[str] = []
+
+        async def note(upload_id: str) -> None:
+            uploads[:] = [upload_id]
+
+        try:
+            await self.connector.upload(
+                self.namespace, key, chunks, SNAPSHOT_TYPE, if_none_match=True, on_upload=note
+            )
+        except BaseException:
+            for upload_id in uploads:
+                with suppress(BaseConnectorException):
+                    await self.connector.abort_upload(self.namespace, key, upload_id)
+            raise
+
+    def stream(self, snapshot: StoredObject) -> AsyncIterator[bytes]:
+        """Return the bytes of a snapshot in chunks."""
+        return self.connector.stream(self.namespace, snapshot.location, if_match=snapshot.etag)
+
+    async def delete(self, found: Sequence[StoredObject]) -> None:
+        """Delete objects, with their versions where the store keeps some.
+
+        Raises:
+            BaseConnectorException: some could not be deleted.
+        """
+        versioned = (await self.connector.capabilities(self.namespace)).versioned
+        places = [each.location for each in found]
+        if versioned:
+            places = [
+                version.location
+                for each in found
+                for version in await self.connector.versions(self.namespace, each.location.key)
+            ]
+        at_once = self.connector.max_deletions
+        for start in range(0, len(places), at_once):
+            batch = [Deletion(location=each) for each in places[start : start + at_once]]
+            report = await self.connector.delete(self.namespace, batch)
+            for error in report.errors:
+                if error is not None:
+                    raise error
+
+    async def probe(self, sample: Callable[[float], None]) -> None:
+        """Check that the store can hold a log (L13), and learn its time (L10).
+
+        Args:
+            sample: gets the time that the store notes for an object that was just written, in
+                seconds since the epoch.
+
+        Raises:
+            ConfigException: it cannot.
+        """
+        prefix = f"{self.root}/{PROBE}/"
+        key = f"{prefix}{uuid4()}"
+        place = Location(key)
+
+        async def put() -> Location | None:
+            try:
+                stored = await self.connector.put(
+                    self.namespace, key, b"probe", ENTRY_TYPE, if_none_match=True
+                )
+            except PreconditionFailedException:
+                return None
+            return stored.location
+
+        try:
+            place = await put() or place
+            if await put() is not None:
+                observed = "created an object under a key that had one, despite If-None-Match: *"
+                raise self._unsuitable(observed)
+            seen: StoredObject | None = None
+            async for stored in self.connector.list(self.namespace, prefix):
+                if stored.location.key == key:
+                    seen = stored
+            if seen is None:
+                observed = "did not list an object that had just been written"
+                raise self._unsuitable(observed)
+            if seen.modified_at is not None:
+                sample(seen.modified_at.timestamp())
+        finally:
+            with suppress(BaseConnectorException):
+                await self.connector.delete(self.namespace, [Deletion(location=place)])
+
+    def _unsuitable(self, observed: str) -> ConfigException:
+        message = (
+            f"The store of {self.namespace} cannot hold a catalog: it {observed}. Nothing was "
+            "changed. Keep the catalog in a database instead: "
+            "SqlalchemyBackendConfig(url='sqlite:///fennflow.db') for the processes of one "
+            "machine, or a URL of PostgreSQL for several machines."
+        )
+        return ConfigException(message)

@@ -1,0 +1,649 @@
+"""The log in the bucket under lost, late and repeated requests, compared with what was acknowledged."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+from uuid import uuid4
+
+import pytest
+from typing_extensions import override
+
+from fennflow import ConfigDict, plugins
+from fennflow.connectors import (
+    Capabilities,
+    Connector,
+    InMemoryConnectorConfig,
+    Location,
+    StoredObject,
+)
+from fennflow.exceptions import (
+    BackendUnavailableException,
+    BaseConnectorException,
+    CatalogDivergedException,
+    ConfigException,
+    ConnectorUnavailableException,
+    RecordLockedException,
+    TransactionLostException,
+)
+from fennflow.testing import faults
+from fennflow_bucket import replica as replica_module
+from fennflow_bucket.commands import Command
+from fennflow_bucket.following import Limits
+from fennflow_bucket.log import Log
+from fennflow_bucket.replica import Replica
+from fennflow_bucket.state import State
+from stores import numbers
+
+R = TypeVar("R")
+
+ROOT = ".fennflow/catalog/default"
+ENOUGH = 1e6
+"""Seconds for leases and late writes, which no test waits for."""
+
+
+@pytest.fixture(autouse=True)
+def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(replica_module, "PAUSE", 0.0)
+
+
+def refused() -> ConnectorUnavailableException:
+    return ConnectorUnavailableException("503: the request had no effect")
+
+
+def lost() -> ConnectorUnavailableException:
+    return ConnectorUnavailableException("the answer was lost", ambiguous=True)
+
+
+def denied() -> BaseConnectorException:
+    return BaseConnectorException("403: not allowed")
+
+
+class NoFaults(faults.Faults):
+    @override
+    async def around(self, operation: faults.Operation, effect: faults.Effect[R]) -> R:
+        return await effect()
+
+
+@dataclass
+class Unreliable(faults.Faults):
+    """Loses requests and answers, repeats requests, and lets some arrive late."""
+
+    rng: random.Random
+    late: set[asyncio.Task[Any]] = field(default_factory=set[asyncio.Task[Any]])
+    over: bool = False
+
+    @override
+    async def around(self, operation: faults.Operation, effect: faults.Effect[R]) -> R:
+        for _ in range(self.rng.randrange(3)):
+            await asyncio.sleep(0)
+        # A load reads many entries, and has to succeed now and then.
+        rate = 0.3 if operation.name == "put" else 0.03
+        if self.over or self.rng.random() > rate:
+            return await effect()
+        match self.rng.randrange(5):
+            case 0:
+                raise refused()
+            case 1:
+                raise lost()
+            case 2:
+                await effect()
+                raise lost()
+            case 3:
+                self.late.add(asyncio.ensure_future(self._later(effect)))
+                raise lost()
+            case _:
+                await effect()
+                return await effect()  # a client that sends again gets 412 for its own object
+
+    async def _later(self, effect: faults.Effect[Any]) -> None:
+        for _ in range(self.rng.randrange(1, 200)):
+            await asyncio.sleep(0)
+        with suppress(BaseConnectorException):
+            await effect()
+
+    async def end(self) -> None:
+        self.over = True
+        if self.late:
+            await asyncio.wait(self.late)
+
+
+@dataclass
+class Place:
+    """A store in memory, and replicas of the catalog in it."""
+
+    directory: Path
+    limits: Limits = field(default_factory=Limits)
+    config: InMemoryConnectorConfig = field(
+        default_factory=lambda: InMemoryConnectorConfig(name=f"l{next(numbers)}")
+    )
+
+    def connector(self, decides: faults.Faults) -> Connector:
+        new = plugins.registry().connector_for(self.config).factory
+        return faults.FaultyConnector(new(self.config, ConfigDict()), decides)
+
+    def log(self, decides: faults.Faults | None = None) -> Log:
+        return Log(self.connector(decides or NoFaults()), "bucket", ROOT)
+
+    @asynccontextmanager
+    async def replica(
+        self, decides: faults.Faults | None = None, *, path: Path | None = None
+    ) -> AsyncGenerator[Replica]:
+        replica = Replica(self.log(decides), self.limits, lease=ENOUGH, late=ENOUGH)
+        try:
+            kept = path is not None
+            await replica.open(path or self.directory / f"{uuid4()}.db", kept=kept)
+            yield replica
+        finally:
+            await replica.aclose()
+
+    async def names(self, kind: str) -> list[int]:
+        return list(await self.log().list(kind))
+
+
+def stage(transaction: str, *keys: str) -> Command:
+    rows = [["bucket", key] for key in sorted(keys)]
+    arguments = {"id": transaction, "token": 0, "keys": rows, "intents": [], "begins": True}
+    return Command("begin_writes", arguments)
+
+
+def commit(transaction: str, *keys: str) -> Command:
+    records = [["bucket", key, transaction, 1, "[]"] for key in keys]
+    arguments = {
+        "id": transaction,
+        "token": 0,
+        "records": records,
+        "removed": [],
+        "steps": "[]",
+        "late": [],
+    }
+    return Command("commit", arguments)
+
+
+def abort(transaction: str) -> Command:
+    return Command("abort", {"id": transaction, "token": 0})
+
+
+def settle(transaction: str) -> Command:
+    arguments = {"id": transaction, "token": 0, "keys": None, "late": [], "keep": [], "checked": []}
+    return Command("settle", arguments)
+
+
+def note(name: str, value: str = "x") -> Command:
+    return Command("note", {"name": name, "value": value})
+
+
+async def rows(replica: Replica, table: str) -> list[tuple[Any, ...]]:
+    return await replica.read(lambda db: db.execute(f"SELECT * FROM {table}").fetchall())
+
+
+async def until_known(run: Callable[[], Awaitable[R]]) -> R:
+    while True:
+        try:
+            return await run()
+        except (BackendUnavailableException, ConnectorUnavailableException):
+            await asyncio.sleep(0)
+
+
+async def work(replica: Replica, rng: random.Random, told: dict[str, str]) -> None:
+    """Run transactions, and note how each is known to have ended."""
+    for _ in range(rng.randrange(2, 6)):
+        transaction, key = str(uuid4()), rng.choice("abc")
+        try:
+            await replica.run(stage(transaction, key))
+            await replica.run(commit(transaction, key))
+        except (RecordLockedException, TransactionLostException):
+            told[transaction] = "aborted"
+        except (BackendUnavailableException, ConnectorUnavailableException):
+            decision = await until_known(partial(replica.run, abort(transaction)))
+            told[transaction] = decision.outcome.value
+            await until_known(partial(replica.run, settle(transaction)))
+        else:
+            told[transaction] = "committed"
+        if rng.random() < 0.3:
+            await until_known(lambda: rows(replica, "records"))
+
+
+@pytest.mark.parametrize("seed", range(20))
+async def test_what_was_acknowledged_is_in_the_log_and_nothing_else(
+    tmp_path: Path, seed: int
+) -> None:
+    rng = random.Random(seed)
+    place = Place(tmp_path)
+    told: dict[str, str] = {}
+    trouble = [Unreliable(random.Random(rng.random())) for _ in range(3)]
+
+    async def process(decides: Unreliable) -> None:
+        while True:
+            try:
+                async with place.replica(decides) as replica:
+                    async with asyncio.TaskGroup() as group:
+                        for _ in range(3):
+                            group.create_task(work(replica, random.Random(rng.random()), told))
+                    return
+            except (BackendUnavailableException, ConnectorUnavailableException):
+                continue  # it could not be opened
+            except ExceptionGroup as error:
+                if error.subgroup((BackendUnavailableException, ConnectorUnavailableException)):
+                    continue
+                raise
+
+    async with asyncio.TaskGroup() as group:
+        for decides in trouble:
+            group.create_task(process(decides))
+    for decides in trouble:
+        await decides.end()
+    async with place.replica() as reader:
+        outcomes = {name: outcome for name, outcome, _ in await rows(reader, "outcomes")}
+        for transaction, outcome in told.items():
+            assert outcomes.get(transaction, "aborted") == outcome
+        assert await rows(reader, "locks") == []
+        assert {row[2] for row in await rows(reader, "records")} <= {
+            name for name, outcome in told.items() if outcome == "committed"
+        }
+
+
+async def test_a_lost_answer_does_not_append_twice(tmp_path: Path) -> None:
+    """L3."""
+    place = Place(tmp_path)
+    keys: list[str] = []
+
+    async def lose(when: str, operation: str, key: str) -> None:
+        if when == "after" and operation == "put" and "/log/" in key and not keys:
+            keys.append(key)
+            raise lost()
+
+    async with place.replica(faults.Scripted(lose)) as replica:
+        await replica.run(note("a"))
+        assert keys
+        assert replica.position.number == 0
+    assert await place.names("log") == [0]
+
+
+async def test_a_request_that_arrives_late_is_found_by_the_next_one(tmp_path: Path) -> None:
+    """L3: its commands fail with an unknown outcome, and the next entry settles the question."""
+    place = Place(tmp_path)
+    held: list[Callable[[], Awaitable[Any]]] = []
+
+    class Late(faults.Faults):
+        away = False
+
+        @override
+        async def around(self, operation: faults.Operation, effect: faults.Effect[R]) -> R:
+            if self.away:
+                if operation.name == "put":
+                    held.append(effect)
+                raise lost()
+            return await effect()
+
+    late = Late()
+    async with place.replica(late) as replica:
+        await replica.run(note("a"))
+        late.away = True
+        with pytest.raises(BackendUnavailableException, match="may or may not"):
+            await replica.run(note("b"))
+        late.away = False
+        await held[0]()
+        await replica.run(note("c"))
+        assert [row[0] for row in await rows(replica, "notes")] == ["a", "b", "c"]
+        for each in held:
+            with pytest.raises(BaseConnectorException):
+                await each()
+    assert await place.names("log") == [0, 1, 2]
+
+
+async def test_a_refusal_is_reported_as_one(tmp_path: Path) -> None:
+    place = Place(tmp_path)
+    refusing = False
+
+    async def refuse(when: str, operation: str, key: str) -> None:
+        if refusing and when == "before" and operation == "put":
+            raise denied()
+
+    async with place.replica(faults.Scripted(refuse)) as replica:
+        await replica.run(note("a"))
+        refusing = True
+        with pytest.raises(BaseConnectorException, match="403"):
+            await replica.run(note("b"))
+        refusing = False
+        await replica.run(note("c"))
+        assert [row[0] for row in await rows(replica, "notes")] == ["a", "c"]
+
+
+async def test_commands_that_wait_share_an_entry_and_each_gets_its_own_answer(
+    tmp_path: Path,
+) -> None:
+    """L4."""
+    place = Place(tmp_path)
+    async with place.replica() as replica:
+        await replica.run(note("first"))
+        answers: list[object] = []
+
+        async def ask(command: Command) -> None:
+            try:
+                answers.append(await replica.run(command))
+            except RecordLockedException:
+                answers.append("locked")
+
+        async with asyncio.TaskGroup() as group:
+            for number in range(20):
+                group.create_task(ask(stage(f"t{number}", "a", f"k{number}")))
+        assert answers.count("locked") == 19
+    assert len(await place.names("log")) <= 3
+
+
+async def test_what_is_refused_or_changes_nothing_is_not_appended(tmp_path: Path) -> None:
+    place = Place(tmp_path)
+    async with place.replica() as replica, place.replica() as other:
+        await replica.run(stage("t1", "a"))
+        before = await place.names("log")
+        with pytest.raises(RecordLockedException):
+            await other.run(stage("t2", "a"))
+        await other.run(Command("claim", {"limit": 10}))
+        await other.run(settle("t3"))
+        assert await place.names("log") == before
+
+
+async def test_a_command_that_was_cancelled_before_it_was_sent_does_not_happen(
+    tmp_path: Path,
+) -> None:
+    place = Place(tmp_path)
+    async with place.replica() as replica:
+        await replica.run(note("a"))
+        task = asyncio.ensure_future(replica.run(note("b")))
+        await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await replica.run(note("c"))
+        names = [row[0] for row in await rows(replica, "notes")]
+        assert names in (["a", "c"], ["a", "b", "c"])
+        assert len(await place.names("log")) == len(names)
+
+
+async def test_reads_that_come_together_share_a_request_and_see_what_was_acknowledged(
+    tmp_path: Path,
+) -> None:
+    """L9."""
+    place = Place(tmp_path)
+    requests: list[str] = []
+
+    async def count(when: str, operation: str, key: str) -> None:
+        if when == "before":
+            requests.append(f"{operation} {key}")
+
+    async with place.replica(faults.Scripted(count)) as reader, place.replica() as writer:
+        await writer.run(note("a"))
+        requests.clear()
+        async with asyncio.TaskGroup() as group:
+            found = [group.create_task(rows(reader, "notes")) for _ in range(10)]
+        assert all(len(task.result()) == 1 for task in found)
+        assert len(requests) <= 4
+        requests.clear()
+        await rows(reader, "notes")
+        assert len(requests) == 1
+
+
+async def test_a_changed_log_stops_the_replica(tmp_path: Path) -> None:
+    """L12."""
+    place = Place(tmp_path)
+    async with place.replica() as victim, place.replica() as writer:
+        await writer.run(note("a"))
+        await rows(victim, "notes")
+        await writer.run(note("b"))
+        # Somebody moves an entry: it was made for another state.
+        log = place.log()
+        body = await log.read(1)
+        assert body is not None
+        await log.create("log", 2, body)
+        with pytest.raises(CatalogDivergedException, match="position 1"):
+            await rows(victim, "notes")
+        with pytest.raises(CatalogDivergedException):
+            await victim.run(note("c"))
+
+
+async def test_a_state_with_other_rows_stops_the_replica(tmp_path: Path) -> None:
+    """L12."""
+    place = Place(tmp_path)
+    path = tmp_path / "victim.db"
+    async with place.replica() as writer:
+        await writer.run(note("a"))
+        async with place.replica(path=path) as victim:
+            await rows(victim, "notes")
+
+            def corrupt() -> None:
+                state = victim._opened()
+                state.begin()
+                state.writing.execute("UPDATE notes SET value = 'other'")
+                state.commit(replace(state.position, digest=state.digest))
+
+            await victim._thread(corrupt)
+            await writer.run(note("b"))
+            with pytest.raises(CatalogDivergedException, match="other rows"):
+                await rows(victim, "notes")
+
+
+async def test_without_digests_a_state_with_other_rows_would_be_served(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """L12, switched off."""
+    monkeypatch.setattr(State, "digest", 0)
+    with pytest.raises(BaseException, match="DID NOT RAISE"):
+        await test_a_state_with_other_rows_stops_the_replica(tmp_path)
+
+
+async def test_without_the_probe_a_store_that_ignores_conditions_would_lose_entries(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """L13, switched off."""
+
+    async def nothing(*_: object) -> None:
+        pass
+
+    monkeypatch.setattr(Log, "probe", nothing)
+    config = InMemoryConnectorConfig(name=f"l{next(numbers)}", capabilities=Capabilities())
+    place = Place(tmp_path, config=config)
+    async with place.replica() as one, place.replica() as two:
+        await one.run(note("a"))
+        await two.run(note("b"))
+    async with place.replica() as reader:
+        assert [row[0] for row in await rows(reader, "notes")] == ["b"]
+
+
+async def test_one_entry_renews_all_leases_and_there_is_none_without_a_transaction(
+    tmp_path: Path,
+) -> None:
+    """L11."""
+    place = Place(tmp_path)
+    async with place.replica() as replica:
+        for each in "ab":
+            await replica.run(stage(each, each))
+        before = await place.names("log")
+        tokens = [["a", 0], ["b", 0]]
+        kept = await replica.run(Command("heartbeat", {"tokens": tokens}))
+        assert [list(each) for each in kept] == tokens
+        assert len(await place.names("log")) == len(before) + 1
+        assert await replica.run(Command("heartbeat", {"tokens": []})) == []
+        assert len(await place.names("log")) == len(before) + 1
+
+
+async def test_an_entry_of_a_newer_version_is_refused_and_both_versions_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = Place(tmp_path)
+    async with place.replica() as writer:
+        with monkeypatch.context() as patch:
+            patch.setattr("fennflow_bucket.log.FORMAT", 2)
+            await writer.run(note("a"))
+    with pytest.raises(ConfigException, match=r"version 2 .* knows version 1"):
+        async with place.replica():
+            pass
+
+
+@pytest.mark.parametrize("weak", ["condition", "listing"])
+async def test_an_unsuitable_store_is_refused_with_the_reason_and_an_alternative(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, weak: str
+) -> None:
+    """L13."""
+    capabilities = Capabilities() if weak == "condition" else None
+    config = InMemoryConnectorConfig(name=f"l{next(numbers)}", capabilities=capabilities)
+    place = Place(tmp_path, config=config)
+
+    async def nothing() -> AsyncGenerator[StoredObject]:
+        found: list[StoredObject] = []
+        for each in found:
+            yield each
+
+    async with place.replica() as replica:
+        if weak == "listing":
+            log = replica._log
+            monkeypatch.setattr(log.connector, "list", lambda *_, **__: nothing())
+        with pytest.raises(ConfigException, match="SqlalchemyBackendConfig") as caught:
+            await replica.run(note("a"))
+        observed = {"condition": "If-None-Match", "listing": "did not list"}[weak]
+        assert observed in str(caught.value)
+    assert await place.names("log") == []
+    outside = place.connector(NoFaults())
+    assert [each async for each in outside.list("bucket", ROOT)] == []
+
+
+async def test_a_snapshot_replaces_the_entries_before_it(tmp_path: Path) -> None:
+    """L6, L7."""
+    place = Place(tmp_path, Limits(snapshot_entries=5))
+    async with place.replica() as replica:
+        for number in range(12):
+            await replica.run(note(f"n{number}"))
+            await tidied(replica)
+        state = await rows(replica, "notes")
+    snapshots = await place.names("snapshot")
+    assert len(snapshots) >= 2
+    log = place.log()
+    entries = await log.list("log")
+    await log.create("boundary", snapshots[-1], b"")
+    await log.delete([each for number, each in entries.items() if number <= snapshots[-1]])
+    async with place.replica() as reader:
+        assert await rows(reader, "notes") == state
+        await reader.run(note("more"))
+
+
+async def tidied(replica: Replica) -> None:
+    """Wait until no snapshot is being written."""
+    if replica._tidying is not None:
+        await asyncio.wait({replica._tidying})
+        replica._tidying.result()
+
+
+async def test_only_a_snapshot_that_is_old_enough_lets_entries_be_deleted(tmp_path: Path) -> None:
+    """L8."""
+    place = Place(tmp_path, Limits(snapshot_entries=3, retention=1000.0))
+    async with place.replica() as replica:
+        for number in range(8):
+            await replica.run(note(f"n{number}"))
+            await tidied(replica)
+        await replica.collect()
+        assert await place.names("log") == list(range(8))
+        assert await place.names("boundary") == []
+        replica._limits = Limits(snapshot_entries=3, retention=-1.0)
+        await replica.collect()
+        last = (await place.names("snapshot"))[-1]
+        assert await place.names("snapshot") == [last]
+        assert await place.names("boundary") == [last]
+        assert await place.names("log") == list(range(last + 1, 8))
+        state = await rows(replica, "notes")
+    async with place.replica() as reader:
+        assert await rows(reader, "notes") == state
+
+
+async def test_a_replica_that_slept_does_not_believe_a_log_that_was_truncated_meanwhile(
+    tmp_path: Path,
+) -> None:
+    """L5: below a boundary a free position, and an entry that was accepted there, mean nothing."""
+    place = Place(tmp_path, Limits(snapshot_entries=3, retention=-1.0))
+    async with place.replica() as sleeper, place.replica() as writer:
+        await sleeper.run(note("a"))
+        slept_at = sleeper.position.number
+        for number in range(9):
+            await writer.run(note(f"n{number}"))
+            await tidied(writer)
+        assert slept_at + 1 < (await place.names("log"))[0]
+        sleeper._contact = None
+        await sleeper.run(note("b"))
+        assert sleeper.position.number == slept_at + 10
+        assert await rows(sleeper, "notes") == await rows(writer, "notes")
+
+
+async def test_readers_go_on_while_the_log_is_truncated(tmp_path: Path) -> None:
+    """L6."""
+    place = Place(tmp_path, Limits(snapshot_entries=2, retention=-1.0))
+    async with place.replica() as writer:
+        done = asyncio.Event()
+
+        async def write() -> None:
+            for number in range(25):
+                await writer.run(note(f"n{number:02}"))
+            done.set()
+
+        async def look() -> None:
+            while not done.is_set():
+                async with place.replica() as reader:
+                    before = await rows(writer, "notes")
+                    assert len(await rows(reader, "notes")) >= len(before)
+
+        async with asyncio.TaskGroup() as group:
+            group.create_task(write())
+            group.create_task(look())
+
+
+async def test_a_snapshot_that_is_missing_or_damaged_is_reported(tmp_path: Path) -> None:
+    place = Place(tmp_path, Limits(snapshot_entries=2, retention=-1.0))
+    async with place.replica() as writer:
+        for number in range(6):
+            await writer.run(note(f"n{number}"))
+            await tidied(writer)
+    log = place.log()
+    newest, stored = (await log.list("snapshot")).popitem()
+    _, body = await log.connector.get("bucket", Location(log.name("snapshot", newest)))
+    await log.delete([stored])
+    with pytest.raises(CatalogDivergedException, match="is missing"):
+        async with place.replica():
+            pass
+    await log.create("snapshot", newest, body[:-20])
+    with pytest.raises(CatalogDivergedException, match="is damaged"):
+        async with place.replica():
+            pass
+
+
+async def test_a_kept_file_is_brought_up_to_date_and_one_of_another_log_is_not_believed(
+    tmp_path: Path,
+) -> None:
+    place, other = Place(tmp_path), Place(tmp_path)
+    path = tmp_path / "kept.db"
+    async with place.replica(path=path) as replica:
+        await replica.run(note("a"))
+    async with other.replica() as foreign:
+        await foreign.run(note("other"))
+    async with place.replica() as writer:
+        await writer.run(note("b"))
+    async with place.replica(path=path) as replica:
+        assert [row[0] for row in await rows(replica, "notes")] == ["a", "b"]
+    async with other.replica(path=path) as replica:
+        assert [row[0] for row in await rows(replica, "notes")] == ["other"]
+
+
+async def test_a_log_that_disappears_is_reported_by_the_processes_that_know_it(
+    tmp_path: Path,
+) -> None:
+    place = Place(tmp_path)
+    async with place.replica() as replica:
+        await replica.run(note("a"))
+        log = place.log()
+        await log.delete(list((await log.list("log")).values()))
+        replica._contact = None
+        with pytest.raises(CatalogDivergedException, match="removed or replaced"):
+            await rows(replica, "notes")
