@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import itertools
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -23,6 +25,7 @@ from fennflow.engine import direct_uploads, garbage
 from fennflow.engine.stamps import Stamp, stamped
 from fennflow.exceptions import (
     AccessDeniedException,
+    BaseConnectorException,
     ChecksumMismatchException,
     ConnectorCapabilityException,
     FileException,
@@ -34,7 +37,7 @@ from fennflow.exceptions import (
 )
 from fennflow.files import TextContent
 from fennflow.responses import UploadTicket
-from fennflow.testing import S3Server, faults
+from fennflow.testing import Fault, S3Request, S3Server, faults
 from stores import FullUOW, Store, make_store, new_bucket, numbers, s3_config
 
 STRANGER = Stamp("01890000-0000-7000-8000-000000000000", 1, "json")
@@ -476,6 +479,54 @@ async def test_what_was_accepted_is_discarded_by_recovery_if_not_by_the_commit(
         assert await staged(inner) == []
         async with uow_class() as uow:
             assert await uow.files.read_bytes("a") == b"one"
+
+
+@pytest.mark.parametrize("fault", [Fault.BEFORE, Fault.AFTER, Fault.CUT])
+async def test_an_upload_is_accepted_whole_or_not_at_all_whatever_request_fails(
+    request: pytest.FixtureRequest, fault: Fault
+) -> None:
+    store = await make_store("strict", request, max_attempts=1)
+    server = store.server
+    assert server is not None
+    # Nothing of a failed request arrives late at a server in this process.
+    uow_class = store.uow(late_write_period=0.001)
+    async with uow_class() as uow:
+        await uow.files.put(text("1", "first"))
+    expected = {"first": b"1"}
+    for number in itertools.count():
+        name, left = f"{number}", number
+        async with uow_class() as uow:
+            ticket = await uow.files.upload_ticket(name, max_size=9)
+        await send(ticket, b"one")
+
+        def fail(_: S3Request) -> Fault | None:
+            nonlocal left
+            left -= 1
+            return fault if left == -1 else None
+
+        committed = False
+        server.fault = fail
+        with suppress(BaseConnectorException):
+            async with uow_class() as uow:
+                await uow.files.accept(ticket)
+                await uow.files.put(text("2", f"{name} too"))
+            committed = True
+        server.fault = lambda _: None
+        await uow_class.recover()
+        if committed:
+            expected |= {name: b"one", f"{name} too": b"2"}
+        assert await visible(store) == expected
+        assert len(await staged(store)) == (not committed)
+        if not committed:
+            async with uow_class() as uow:
+                await uow.files.accept(ticket)
+            expected[name] = b"one"
+        async with uow_class() as uow:
+            files = await uow.files.get(*expected)
+            assert {file.path: file.data for file in files} == expected
+        if left >= 0:
+            break
+    assert number > 5
 
 
 async def test_what_happens_to_an_accepted_upload_later_in_the_transaction(

@@ -409,6 +409,17 @@ class RecoverySuite:
 
         run(config, scenario, late_write_period=0.05)
 
+    def test_all_processes_sign_tickets_with_one_key(self, config: BackendConfig) -> None:
+        """P32: what one of them has allowed, another one accepts."""
+
+        async def scenario(backend: Backend) -> None:
+            key = await backend.ticket_key()
+            assert len(key) >= 32
+            async with opened(config) as other:
+                assert await other.ticket_key() == key
+
+        run(config, scenario)
+
     def test_what_was_remembered_is_known_to_others(self, config: BackendConfig) -> None:
         """P15: or found out again, where nothing outlives the process."""
 
