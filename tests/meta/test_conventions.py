@@ -6,6 +6,7 @@ import importlib
 import inspect
 import pkgutil
 import re
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -45,6 +46,12 @@ def test_every_rule_that_is_cited_is_on_the_protocol_page() -> None:
 
 def test_every_rule_is_cited_by_a_test() -> None:
     assert rules() - set(cited("tests/**/*.py", "fennflow-core/**/*_suite.py")) == set()
+
+
+def test_no_two_test_modules_have_one_name() -> None:
+    """Pytest imports them by their names alone, and collects neither."""
+    names = Counter(path.name for path in ROOT.glob("tests/**/test_*.py"))
+    assert [name for name, count in names.items() if count > 1] == []
 
 
 def test_every_hook_is_documented_with_its_signature() -> None:
