@@ -110,6 +110,9 @@ async def test_what_happens_to_a_recorded_upload_later_in_the_transaction(
         assert await uow.files.read_text("over") == "new"
         assert await uow.files.read_text("here") == "by url"
         await uow.files.adopt("saved")
+    # What was deleted or moved is gone, as if it had been committed before.
+    objects = {key for key in await any_store.objects() if not key.startswith(".fennflow/")}
+    assert objects == {"first", "here", "over", "saved"}
 
 
 async def test_what_is_not_an_upload_of_others_is_refused(any_store: Store) -> None:

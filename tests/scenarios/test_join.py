@@ -227,6 +227,23 @@ async def test_commit_and_rollback_end_both_and_more_work_may_follow(joint: Join
     await joint.check("a")
 
 
+async def test_a_block_that_has_ended_leaves_alone_what_follows_in_its_session(
+    joint: Joint,
+) -> None:
+    async with joint.session() as session:
+        async with joint.uow_class(join=session) as uow:
+            session.add(Letter(name="a"))
+            await uow.files.put(text("1", "a"))
+        for late in (uow.commit, uow.rollback):
+            session.add(Letter(name="b"))
+            await session.flush()
+            with pytest.raises(TransactionException, match="has ended"):
+                await late()
+            assert session.in_transaction()
+            await session.rollback()
+    await joint.check("a")
+
+
 async def test_a_surrounding_transaction_commits_both(joint: Joint) -> None:
     outcomes: list[str] = []
     async with joint.session() as session, session.begin():

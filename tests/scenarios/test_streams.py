@@ -377,6 +377,40 @@ async def test_a_file_that_cannot_be_saved_whole_leaves_the_old_one(
     assert (saved.read_text(), names_in(tmp_path)) == ("old", ["a.txt"])
 
 
+async def test_a_read_that_was_cut_off_is_not_taken_for_the_end_of_the_file(
+    request: pytest.FixtureRequest,
+) -> None:
+    store = await make_store("memory", request)
+    async with store.uow()() as uow:
+        await uow.files.put(TextContent.from_content("01", filename="a.txt"))
+        info = await uow.files.stat("a.txt")
+    begun, go_on = asyncio.Event(), asyncio.Event()
+
+    async def chunks() -> AsyncGenerator[bytes]:
+        yield b"0"
+        begun.set()
+        await go_on.wait()
+        yield b"1"
+
+    stream = ObjectStream(info, chunks())
+    reading = asyncio.create_task(stream.read())
+    await begun.wait()
+    with pytest.raises(TransactionException, match="another task"):
+        await stream.read()
+    go_on.set()
+    assert (await reading, await stream.read()) == (b"01", b"")
+
+    go_on.clear()
+    stream = ObjectStream(info, chunks())
+    # The second chunk does not arrive in time, and what was read of the first one is lost.
+    for _ in range(2):
+        with pytest.raises((TimeoutError, TransactionException)):
+            async with asyncio.timeout(0):
+                await stream.read()
+    with pytest.raises(TransactionException, match="was cancelled"):
+        assert [chunk async for chunk in stream] == []
+
+
 async def test_chunks_that_are_no_bytes_are_refused(store: Store) -> None:
     texts: Any = ["text"]
     with pytest.raises(FileException, match="produced a str"):

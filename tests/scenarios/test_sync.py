@@ -218,8 +218,9 @@ def test_a_unit_of_work_is_opened_once_and_before_it_is_used() -> None:
     with uow:
         with pytest.raises(TransactionException, match="open or was used"), uow:
             pytest.fail("opened")
-    with pytest.raises(TransactionException, match="has ended"):
-        uow.files.list()
+    for late in (uow.files.list, uow.commit, uow.rollback):
+        with pytest.raises(TransactionException, match="has ended"):
+            late()
     with pytest.raises(ConfigException, match="join"), UOW.sync(join=object()):
         pytest.fail("joined")
 

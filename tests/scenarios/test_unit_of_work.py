@@ -333,6 +333,17 @@ async def test_a_block_ends_after_the_commit_of_another_task(memory: Store) -> N
     assert await memory.objects() == {"a": b"1"}
 
 
+async def test_nothing_is_committed_or_undone_after_the_end_of_the_block(memory: Store) -> None:
+    """Code that commits too late learns that nothing of it was committed."""
+    uow_class = memory.uow()
+    async with uow_class(auto_commit=False) as uow:
+        await uow.files.put(text("1", "a"))
+    for late in (uow.commit, uow.rollback, lambda: uow.__aexit__(None, None, None)):
+        with pytest.raises(TransactionException, match="has ended"):
+            await late()
+    assert await memory.objects() == {}
+
+
 async def test_there_is_no_commit_inside_a_step(memory: Store) -> None:
     """It would wait for the step, which waits for it."""
     async with memory.uow()() as uow:

@@ -180,6 +180,7 @@ class UnitOfWork(Maintenance, Registering):
         """Commit, or undo what was done since the last `commit()`."""
         session = self._opened()
         session.check_loop()
+        session.check_not_ended()
         try:
             if exc is not None or not self._auto_commit:
                 await session.rollback(exc, last=True)
@@ -245,7 +246,8 @@ class UnitOfWork(Maintenance, Registering):
         Raises:
             ConflictException: `validate_reads`, and a record that was read has changed.
             CommitUncertainException: the outcome is unknown; recovery will commit or roll back.
-            TransactionException: a joined transaction surrounds this block, and decides itself.
+            TransactionException: the block has ended; or a joined transaction surrounds it, and
+                decides itself.
         """
         self._opened().check_ends_here()
         await self._opened().commit()
@@ -256,7 +258,8 @@ class UnitOfWork(Maintenance, Registering):
         A joined transaction that does not surround this block is rolled back, too.
 
         Raises:
-            TransactionException: a joined transaction surrounds this block, and decides itself.
+            TransactionException: the block has ended; or a joined transaction surrounds it, and
+                decides itself.
         """
         self._opened().check_ends_here()
         await self._opened().rollback()

@@ -94,11 +94,24 @@ class Block:
             TransactionException: the session has ended, or is ending, or is another loop's.
         """
         self.check_loop()
-        if self._closed or not self._free.is_set():
-            state = "has ended" if self._closed else "is being committed or rolled back"
-            message = f"This unit of work {state}. Use it inside its own async with block."
+        self.check_not_ended()
+        if not self._free.is_set():
+            message = (
+                "This unit of work is being committed or rolled back. Use it inside its own async "
+                "with block."
+            )
             raise TransactionException(message)
         return self._tx
+
+    def check_not_ended(self) -> None:
+        """Refuse to begin, commit or undo anything after the end of the block.
+
+        Raises:
+            TransactionException: the session has ended.
+        """
+        if self._closed:
+            message = "This unit of work has ended. Use it inside its own async with block."
+            raise TransactionException(message)
 
     def check_loop(self) -> None:
         """Refuse to be used by another event loop than the one that opened it.

@@ -185,12 +185,13 @@ def plan_commit(
         alive = live(chain)
         garbage = [write for write in chain if write is not alive]
         if alive is not None and alive.intent.placement is Placement.DELETE:
-            before = alive.before
-            if before is not None:
+            if alive.before is not None:
                 removed.append(key)
+            gone = alive.before or _adopted(chain)
+            if gone is not None:
                 # A delete marker destroys nothing, and own versions may be newer than the record's.
                 versioned = capabilities[key.namespace].versioned
-                etag = None if versioned else before.etag
+                etag = None if versioned else gone.etag
                 steps.append(Delete(namespace=key.namespace, location=Location(key.key), etag=etag))
         elif alive is not None and alive.record is not None:
             records.append(alive.record)
@@ -211,6 +212,12 @@ def plan_commit(
         late_writes=late_writes(transaction_id, every),
         reads=reads,
     )
+
+
+def _adopted(chain: Iterable[Write]) -> Record | None:
+    """Return the record of an object that others have put, and the transaction has adopted."""
+    adopted = (each.record for each in chain if not (each.sent or each.retracted))
+    return next((record for record in adopted if record is not None), None)
 
 
 def _move(

@@ -192,11 +192,12 @@ class Session(Block):
             raise cancellation
 
     def check_ends_here(self) -> None:
-        """Refuse to decide what the user's surrounding transaction decides.
+        """Refuse to decide what the user's surrounding transaction decides, or what has ended.
 
         Raises:
-            TransactionException: it does.
+            TransactionException: it does, or the session has ended.
         """
+        self.check_not_ended()
         if self._joined is not None and self._joined.managed_by_caller:
             message = (
                 "The transaction that this unit of work joined surrounds it, so its own block "

@@ -39,26 +39,46 @@ class ObjectStream:
     info: ObjectInfo
     _chunks: AsyncGenerator[bytes] | None = field(repr=False)
     _rest: memoryview = field(repr=False, default=_NOTHING)
+    _under_way: bool = field(repr=False, default=False)
 
     def __aiter__(self) -> AsyncIterator[bytes]:
         """Iterate over the chunks, as they arrive.
 
         Raises:
-            TransactionException: the block of `open` has ended.
+            TransactionException: the block of `open` has ended; or an earlier read was cut off, or
+                is still under way in another task.
             ConnectorUnavailableException: the store could not be reached again.
             ObjectChangedException: the file was changed while it was read.
             ChecksumMismatchException: at the end: these are not the bytes that were committed.
         """
+        self._check_open()
+        return self
+
+    async def __anext__(self) -> bytes:
+        """Return the next chunk; raises what iterating does."""
+        chunks = self._check_open()
+        if self._rest:
+            rest, self._rest = self._rest, _NOTHING
+            return bytes(rest)
+        if self._under_way:
+            # What was cut off would look like the end of the file from now on.
+            message = (
+                f"{self.info.path} cannot be read on: an earlier read of it failed or was cancelled, "
+                "or is under way in another task. Open it again."
+            )
+            raise TransactionException(message)
+        self._under_way = True
+        chunk = await anext(chunks, None)
+        self._under_way = False
+        if chunk is None:
+            raise StopAsyncIteration
+        return chunk
+
+    def _check_open(self) -> AsyncGenerator[bytes]:
         if self._chunks is None:
             message = f"{self.info.path} is closed. Read it inside the block of open()."
             raise TransactionException(message)
-        return self._from_rest(self._chunks) if self._rest else self._chunks
-
-    async def _from_rest(self, chunks: AsyncGenerator[bytes]) -> AsyncGenerator[bytes]:
-        rest, self._rest = self._rest, _NOTHING
-        yield bytes(rest)
-        async for chunk in chunks:
-            yield chunk
+        return self._chunks
 
     async def read(self, size: int = -1) -> bytes:
         """Return the next bytes, or none at the end; raises what iterating does.
@@ -66,11 +86,11 @@ class ObjectStream:
         Args:
             size: how many at most; all that are left by default.
         """
+        self._check_open()
         parts, length = [self._rest], len(self._rest)
         self._rest = _NOTHING
-        chunks = aiter(self)
         while size < 0 or length < size:
-            chunk = await anext(chunks, None)
+            chunk = await anext(self, None)
             if chunk is None:
                 break
             parts.append(memoryview(chunk))
@@ -93,7 +113,7 @@ class ObjectStream:
             BaseConnectorException: what iterating raises; likewise.
         """
         target = Path(path)
-        part = target.with_name(f".{target.name}.{uuid4().hex}.part")
+        part = target.with_name(f".{uuid4().hex}.part")
         try:
             with await asyncio.to_thread(part.open, "xb") as file:
                 async for chunk in self:

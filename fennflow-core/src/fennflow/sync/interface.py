@@ -57,7 +57,8 @@ class SyncUnitOfWork(Opened):
         Raises:
             ConflictException: `validate_reads`, and a record that was read has changed.
             CommitUncertainException: the outcome is unknown; recovery will commit or roll back.
-            TransactionException: a joined transaction surrounds this block, and decides itself.
+            TransactionException: the block has ended; or a joined transaction surrounds it, and
+                decides itself.
         """
         self._await(self._uow.commit)
 
@@ -69,7 +70,8 @@ class SyncUnitOfWork(Opened):
         A joined transaction that does not surround this block is rolled back, too.
 
         Raises:
-            TransactionException: a joined transaction surrounds this block, and decides itself.
+            TransactionException: the block has ended; or a joined transaction surrounds it, and
+                decides itself.
         """
         self._await(self._uow.rollback)
 
