@@ -26,7 +26,8 @@ with atheris.instrument_imports(include=["fennflow"]):
     from fennflow.connectors import Location, StoredObject
     from fennflow.engine.differences import Policy, judge
     from fennflow.engine.stamps import stamp_of
-    from fennflow.exceptions import FennFlowException
+    from fennflow.engine.tickets import Ticket, opened, signed
+    from fennflow.exceptions import FennFlowException, UploadTicketException
     from fennflow.files import ContentFactory, JsonContent, TextContent, UrlContent
     from fennflow.metadata import decode, encode
     from fennflow.objects import ObjectAttributes, check_attributes, headers_of
@@ -44,6 +45,9 @@ with atheris.instrument_imports(include=["fennflow"]):
     from fennflow.web import answer_for
 
 SESSION = "01890000-0000-7000-8000-000000000000"
+TICKET = Ticket(
+    ticket_id=SESSION, staging_key="s", namespace="n", key="k", deadline=2**31, max_size=1
+)
 POLICY = Policy(
     settings=ReconcileConfig(strategy="replace", orphans="adopt"),
     filling=False,
@@ -124,6 +128,14 @@ def tokens(data: atheris.FuzzedDataProvider) -> None:
     with suppress(FennFlowException):
         start = decode_token(text)
         assert decode_token(encode_token(start)) == start
+    right = signed(TICKET, b"key")
+    payload, _, code = right.partition(".")
+    changed = data.PickValueInList(
+        [text, f"{payload}{text}.{code}", f"{text}.{code}", right + text]
+    )
+    with suppress(UploadTicketException):
+        assert opened(changed, b"key") == TICKET
+        assert changed == right
 
 
 def metadata(data: atheris.FuzzedDataProvider) -> None:

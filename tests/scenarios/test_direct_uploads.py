@@ -327,6 +327,13 @@ async def test_what_the_store_does_not_enforce_is_checked_when_it_is_accepted(
             {"Content-Type": "text/html"},
             UploadTicketException,
         ),
+        (
+            {"max_size": 9},
+            b"one",
+            {"Content-Disposition": "attachment; filename=invoice.exe"},
+            UploadTicketException,
+        ),
+        ({"max_size": 9}, b"one", {"Content-Encoding": "gzip"}, UploadTicketException),
         ({"max_size": 9, "checksum": checksum}, b"wrong", {}, ChecksumMismatchException),
     ]
     for number, (options, body, headers, error) in enumerate(wrong):
@@ -344,7 +351,11 @@ async def test_what_the_store_does_not_enforce_is_checked_when_it_is_accepted(
     await send(ticket, b"right")
     async with uow_class() as uow:
         assert (await uow.files.accept(ticket)).sha256 == checksum
-    assert sorted(await visible(store)) == ["first", *(f"other {n}" for n in range(4)), "right"]
+    assert sorted(await visible(store)) == [
+        "first",
+        *(f"other {n}" for n in range(len(wrong))),
+        "right",
+    ]
 
 
 async def test_a_ticket_that_the_catalog_did_not_make_is_refused(moto_store: Store) -> None:

@@ -332,7 +332,7 @@ class UploadTerms:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PresignedRequest:
-    """A request that anyone who has it may send for a limited time.
+    """A request that anyone who has it may send for a limited time; not shown by `repr`.
 
     Args:
         url: where to; its signature covers the headers.
@@ -340,9 +340,9 @@ class PresignedRequest:
         fields: of a form (`POST`), before the field `file` with the bytes.
     """
 
-    url: str
-    headers: Mapping[str, str] = field(default_factory=dict[str, str])
-    fields: Mapping[str, str] = field(default_factory=dict[str, str])
+    url: str = field(repr=False)
+    headers: Mapping[str, str] = field(default_factory=dict[str, str], repr=False)
+    fields: Mapping[str, str] = field(default_factory=dict[str, str], repr=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -54,6 +54,8 @@ PART_SIZE = 16 << 20
 MAX_PARTS = 1000
 """URLs of one ticket."""
 
+_NOT_CHOSEN = frozenset({"Content-Disposition", "Content-Encoding"})
+
 
 async def adopt(tx: Transaction, namespace: str, keys: Sequence[str]) -> Sequence[Record]:
     """Record the objects of keys that have no record, all or none (P8).
@@ -314,6 +316,10 @@ def _check(ticket: Ticket, source: StoredObject) -> None:
         wrong.append(f"it has {source.size} bytes, not {ticket.size}")
     if ticket.media_type not in {None, source.media_type}:
         wrong.append(f"it is {source.media_type}, not {ticket.media_type}")
+    # No signature binds that a header is left out, and these change what browsers do with the bytes.
+    chosen = sorted(_NOT_CHOSEN & headers_of(source.headers).keys())
+    if chosen:
+        wrong.append(f"it was sent with {' and '.join(chosen)}")
     if wrong:
         message = (
             f"What was uploaded for {ticket.namespace}/{ticket.key} is not what the ticket allows: "
