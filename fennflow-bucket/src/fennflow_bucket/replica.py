@@ -152,9 +152,6 @@ class Replica(Loader):
         """
         if not self._trusted:
             await self._load()
-        if not self._probed:
-            await self._log.probe(self._clock.sample)
-            self._probed = True
         sent: dict[int, _Trial] = {}
         began = Moment.now()
         while not await self._attempt(batch, sent, began):
@@ -191,11 +188,7 @@ class Replica(Loader):
             if current:
                 _deliver(trial)
             return current
-        if len(trial.body) > self._limits.max_bytes and len(batch) > 1:
-            await self._thread(state.rollback)
-            half = len(batch) // 2
-            self._queue[:0] = batch[half:]
-            del batch[half:]
+        if not await self._may_be_sent(trial.body, batch):
             return False
         self._seq += 1
         contended = bool(sent) or self._turns.contended
@@ -217,6 +210,32 @@ class Replica(Loader):
             return True
         await self._thread(state.rollback)
         return await self._arrived(found, sent)
+
+    async def _may_be_sent(self, body: bytes, batch: list[_Pending]) -> bool:
+        """Return whether an entry can be sent; if not, its trial is undone, and is to be repeated.
+
+        Args:
+            body: of the entry.
+            batch: loses its second half if the entry is too long.
+
+        Raises:
+            ConfigException: the store cannot hold a log (L13).
+        """
+        state = self._opened()
+        if len(body) > self._limits.max_bytes and len(batch) > 1:
+            await self._thread(state.rollback)
+            half = len(batch) // 2
+            self._queue[:0] = batch[half:]
+            del batch[half:]
+            return False
+        if not self._probed:
+            # Only now: who appends nothing needs no right to write. The entry has to bear the store's
+            # time, which is known afterwards.
+            await self._thread(state.rollback)
+            await self._log.probe(self._clock.sample)
+            self._probed = True
+            return False
+        return True
 
     async def _arrived(self, found: bytes, sent: Mapping[int, _Trial]) -> bool:
         """Apply what others appended; return whether an entry of this writer was among it.

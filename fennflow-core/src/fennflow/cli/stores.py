@@ -1,15 +1,23 @@
-"""The store that `fennflow doctor --store URL` measures."""
+"""Stores that a URL names: one that is measured, or one that holds its own catalog."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import asynccontextmanager
 from urllib.parse import urlsplit
 
 import typer
 
-from fennflow import connectors, plugins
-from fennflow.config import ConfigDict, ConnectorConfig
+from fennflow import backends, connectors, plugins
+from fennflow.config import ConfigDict, ConnectorConfig, ReconcileConfig
+from fennflow.connectors import Connector
+from fennflow.exceptions import ConfigException
 from fennflow.measuring import Check, measure
+from fennflow.printable import without_credentials
+from fennflow.repositories import CrudRepository, RepoField
+from fennflow.uow import UnitOfWork
+
+DEFAULT_CATALOG = "default"
 
 
 def config_for(url: str, endpoint: str | None) -> tuple[ConnectorConfig, str]:
@@ -40,9 +48,65 @@ async def measured(url: str, endpoint: str | None) -> Sequence[Check]:
     """Open a connector for a URL, and measure the store."""
     config, namespace = config_for(url, endpoint)
     settings = ConfigDict(connector=config)
+    async with _opened(settings) as connector:
+        return await measure(connector, namespace, settings.reserved_prefix)
+
+
+async def kept_in(url: str) -> type[UnitOfWork]:
+    """Return a unit of work on the catalog that a bucket holds.
+
+    Args:
+        url: like that of `config_for`; the name of the catalog follows a `#`, if it is not `default`.
+
+    Raises:
+        typer.BadParameter: it names no bucket.
+        ConfigException: the bucket holds no catalog of that name, or a package is not installed.
+    """
+    url, _, name = url.partition("#")
+    connector, namespace = config_for(url, None)
+    backend = backends.BucketBackendConfig(namespace=namespace, name=name or DEFAULT_CATALOG)
+    # Nothing is recorded unless it is asked for: which objects are the application's is not known here.
+    settings = ConfigDict(
+        connector=connector, backend=backend, reconcile=ReconcileConfig(frequency="never")
+    )
+    async with _opened(settings) as opened:
+        await _check_catalog(opened, settings, url, namespace, backend.name)
+    field = RepoField(CrudRepository, namespace=namespace)
+    return type("UOW", (UnitOfWork,), {"files": field, "config": settings})
+
+
+@asynccontextmanager
+async def _opened(settings: ConfigDict) -> AsyncGenerator[Connector]:
+    config = settings.connector
     connector = plugins.registry().connector_for(config).factory(config, settings)
     await connector.open()
     try:
-        return await measure(connector, namespace, settings.reserved_prefix)
+        yield connector
     finally:
         await connector.aclose()
+
+
+async def _check_catalog(
+    connector: Connector, settings: ConfigDict, url: str, namespace: str, name: str
+) -> None:
+    """Raise unless there is a catalog: opening the backend would make one."""
+    above = f"{settings.reserved_prefix}/catalog/"
+    if await _first(connector, namespace, f"{above}{name}/") is not None:
+        return
+    found = await _first(connector, namespace, above)
+    message = f"{without_credentials(url)} holds no catalog {name!r} of a BucketBackendConfig"
+    if found is None:
+        message += (
+            f": nothing is below {above}. If the catalog is in a database, name the unit of work "
+            "instead (MODULE:CLASS)."
+        )
+    else:
+        other = found.removeprefix(above).partition("/")[0]
+        message += f", but one of another name: write {without_credentials(url)}#{other}."
+    raise ConfigException(message)
+
+
+async def _first(connector: Connector, namespace: str, prefix: str) -> str | None:
+    """Return the first key below a prefix."""
+    stored = await anext(connector.list(namespace, prefix), None)
+    return None if stored is None else stored.location.key

@@ -14,26 +14,33 @@ from typing import Annotated
 import typer
 from typing_extensions import override
 
+from fennflow.cli.app import run
+from fennflow.cli.stores import kept_in
 from fennflow.uow import UnitOfWork
 
 _NAMED = typer.Argument(
     metavar="MODULE:CLASS",
     help="The unit of work, as it is imported: app.storage:UOW. The module is looked for in "
-    "the working directory first.",
+    "the working directory first. Or a bucket that holds its own catalog: s3://bucket.",
 )
 Target = Annotated[str, _NAMED]
 OptionalTarget = Annotated[str | None, _NAMED]
 
 
 def load(target: str) -> type[UnitOfWork]:
-    """Import a unit of work by its name.
+    """Import a unit of work by its name, or make one for a bucket that holds its own catalog.
 
     Raises:
         typer.BadParameter: there is none of that name.
     """
+    if "://" in target:
+        return run(kept_in(target))
     module_name, colon, name = target.partition(":")
     if not colon or not name or not all(map(str.isidentifier, module_name.split("."))):
-        message = f"{target!r} is not MODULE:CLASS, for instance app.storage:UOW."
+        message = (
+            f"{target!r} is not MODULE:CLASS, for instance app.storage:UOW, and not the URL of a "
+            "bucket that holds its own catalog, for instance s3://bucket."
+        )
         raise typer.BadParameter(message)
     sys.meta_path.insert(0, _WorkingDirectory(Path.cwd(), module_name.partition(".")[0]))
     try:

@@ -1,0 +1,113 @@
+"""The program's commands on a bucket that holds its own catalog: no module of the user's is needed."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from fennflow import ConfigDict, UnitOfWork
+from fennflow.backends import BucketBackendConfig
+from fennflow.config import ConnectorConfig
+from fennflow.connectors import ObstoreConnectorConfig
+from fennflow.files import TextContent
+from fennflow.repositories import CrudRepository, RepoField
+from shells import Program
+from stores import make_store
+
+
+def put(connector: ConnectorConfig, backend: BucketBackendConfig, **files: str) -> None:
+    """Put files, as the application does whose catalog it is."""
+    bucket = backend.namespace
+
+    class UOW(UnitOfWork):
+        letters = RepoField(CrudRepository, namespace=bucket, prefix="letters/")
+        config = ConfigDict(connector=connector, backend=backend)
+
+    async def work() -> None:
+        async with UOW() as uow:
+            await uow.letters.put(
+                *(TextContent.from_content(text, filename=name) for name, text in files.items())
+            )
+
+    asyncio.run(work())
+
+
+@pytest.fixture
+def bucket(program: Program) -> Path:
+    """Return the directory that is a bucket with a catalog, which the program works on."""
+    directory = program.directory / "store" / "bucket"
+    directory.mkdir(parents=True)
+    connector = ObstoreConnectorConfig(url=f"file://{directory.parent}/")
+    put(connector, BucketBackendConfig(namespace="bucket"), ann="Dear Ann", bob="Dear Bob")
+    (directory / "strange.txt").write_text("not the application's")
+    program.target = f"file://{directory}"
+    return directory
+
+
+def test_files_are_found_without_a_module(program: Program, bucket: Path) -> None:
+    assert program("ls").out.split() == ["letters/"]
+    assert program.files() == ["letters/ann", "letters/bob"]
+    assert program("cat", ":letters/ann").out == "Dear Ann"
+    [info] = program("stat", ":letters/ann", "--json").json
+    assert info["size"] == len("Dear Ann")
+    # What is not in the catalog is not adopted because of a look.
+    assert (bucket / "strange.txt").exists()
+    assert program("cat", ":strange.txt").code == 1
+
+
+def test_files_go_in_and_out_without_a_module(program: Program, bucket: Path) -> None:
+    (program.directory / "new.txt").write_text("Dear Zoë")
+    assert program("cp", "new.txt", ":letters/zoe").code == 0
+    assert (bucket / "letters" / "zoe").read_text() == "Dear Zoë"
+    assert program("cp", ":letters/zoe", "back.txt").code == 0
+    assert (program.directory / "back.txt").read_text() == "Dear Zoë"
+
+
+@pytest.mark.usefixtures("bucket")
+def test_the_journal_is_found_without_a_module(program: Program) -> None:
+    assert "No transaction is open" in program("transactions").out
+    assert program("recover", "--json").json["pending"] == 0
+    found = program("doctor", "--json").json
+    assert found["guarantees"] == {"shared": "network", "durable": True}
+    assert found["problems"] == []
+
+
+def test_a_bucket_without_a_catalog_gets_none(program: Program) -> None:
+    directory = program.directory / "store" / "bucket"
+    directory.mkdir(parents=True)
+    program.target = f"file://{directory}"
+    done = program("ls")
+    assert (done.code, done.out) == (1, "")
+    assert "holds no catalog 'default'" in done.err
+    assert list(directory.iterdir()) == []
+
+
+def test_a_catalog_of_another_name_is_named(program: Program) -> None:
+    directory = program.directory / "store" / "bucket"
+    directory.mkdir(parents=True)
+    connector = ObstoreConnectorConfig(url=f"file://{directory.parent}/")
+    put(connector, BucketBackendConfig(namespace="bucket", name="post"), ann="Dear Ann")
+    program.target = f"file://{directory}"
+    done = program("ls")
+    assert done.code == 1
+    assert f"file://{directory}#post" in done.err.replace("\n", "")
+    program.target += "#post"
+    assert program.files() == ["letters/ann"]
+
+
+async def test_a_bucket_on_s3_is_found_by_its_name(
+    program: Program, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    store = await make_store("moto", request)
+    assert store.server is not None
+    monkeypatch.setenv("AWS_ENDPOINT_URL", store.server.url)
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", store.server.access_key)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", store.server.secret_key)
+    program.target = f"s3://{store.namespace}"
+    backend = BucketBackendConfig(namespace=store.namespace)
+    await asyncio.to_thread(put, store.config, backend, ann="Dear Ann")
+    done = await asyncio.to_thread(program, "cat", ":letters/ann")
+    assert done.out == "Dear Ann"
