@@ -390,7 +390,7 @@ async def test_successes_give_back_what_retries_have_cost() -> None:
         ("bucket", {}, {"aiobotocore_config": AioConfig(retries={"mode": "adaptive"})}),
         ("bucket", {}, {"aiobotocore_config": AioConfig(signature_version="s3")}),
     ],
-    ids=str,
+    ids=["access point", "SSE-C", "checksums", "validation", "retries", "signature"],
 )
 async def test_what_needs_more_than_a_signature_is_left_to_botocore(
     bucket: str, params: dict[str, Any], changes: dict[str, Any]
