@@ -191,7 +191,7 @@ async def send(ticket: UploadTicket, body: bytes, **headers: str) -> int:
     return await asyncio.to_thread(upload_all)
 
 
-@pytest.fixture(params=["moto", "strict", "seaweedfs", "strict-versioned"])
+@pytest.fixture(params=["moto", "strict", "seaweedfs", "strict-versioned", "juicefs"])
 async def s3_store(request: pytest.FixtureRequest) -> Store:
     return await make_store(request.param, request)
 
@@ -583,6 +583,9 @@ async def test_what_no_upload_can_be_bound_to_is_refused(moto_store: Store) -> N
         {"max_size": 3, "checksum": "x"},
         {"max_size": 3, "expires_in": 0},
         {"max_size": 3, "expires_in": float("inf")},
+        {"max_size": 3, "expires_in": float("nan")},
+        {"max_size": 3, "expires_in": -(10**400)},
+        {"max_size": 3, "expires_in": 10**400},
         {"max_size": 3, "expires_in": "1"},
         {"max_size": 3, "method": "DELETE"},
         {"max_size": 3, "size": 3, "method": "MULTIPART", "expires_in": 10**9},

@@ -51,6 +51,7 @@ from fennflow.paths import check_key
 
 PART_SIZE = 16 << 20
 """Bytes of a part, at least: S3 takes none of less than 5 MiB but the last."""
+MAX_SECONDS = 2**31
 MAX_PARTS = 1000
 """URLs of one ticket."""
 
@@ -162,7 +163,8 @@ async def issue(
     capabilities = await tx.capabilities_for(namespace)
     ticket_id = str(uuid_utils.uuid7())
     # What began in time may take as long as a late write, and may be accepted then.
-    deadline = int(min(time.time() + expires_in + tx.config.late_write_period, 2**53))
+    seconds = expires_in if 0 < expires_in < MAX_SECONDS else 0  # the store refuses these
+    deadline = int(time.time() + seconds + tx.config.late_write_period)
     staging = ticket_key(tx.config.reserved_prefix, tx.backend.catalog_id, ticket_id, deadline)
     ticket = Ticket(
         ticket_id=ticket_id,
