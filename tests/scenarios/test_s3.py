@@ -376,6 +376,27 @@ async def test_an_archive_class_is_given_at_the_last_copy(
     assert (await store.objects())["a"] == b"3"
 
 
+@pytest.mark.parametrize("how", ["put", "copy"])
+async def test_a_class_that_the_store_refuses_is_refused_before_the_commit(
+    how: str, request: pytest.FixtureRequest
+) -> None:
+    """P2: the copy to the key, which alone names the class, could never be done."""
+    store = await make_store("moto", request)
+    uow_class = store.uow(lock_timeout=0.0, backend=InMemoryBackendConfig(name=store.namespace))
+    async with uow_class() as uow:
+        await uow.files.put(text("1", "a"), text("2", "b"))
+    async with uow_class() as uow:
+        for _ in range(2):
+            with pytest.raises(BaseConnectorException, match="InvalidStorageClass") as raised:
+                if how == "copy":
+                    await uow.files.copy("b", "a", connector_extra={"StorageClass": "NONE"})
+                else:
+                    await uow.files.put(text("3", "a"), connector_extra={"StorageClass": "NONE"})
+            assert "a trial of StorageClass" in raised.value.__notes__[-1]
+    assert not await uow_class.transactions()
+    assert await store.objects() == {"a": b"1", "b": b"2"}
+
+
 async def test_slow_downloads_leave_connections_to_other_requests(
     request: pytest.FixtureRequest,
     monkeypatch: pytest.MonkeyPatch,

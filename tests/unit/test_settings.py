@@ -157,6 +157,12 @@ def test_any_url_is_used_or_refused(url: str) -> None:
     use(lambda: ObstoreConnectorConfig(url="s3://", options={"endpoint": url}))
 
 
+def test_a_journal_is_a_file_and_not_a_url_whose_password_would_be_shown() -> None:
+    with pytest.raises(ConfigException, match="not a URL") as raised:
+        SqlalchemyBackendConfig(url="sqlite:///a.db", journal="postgresql://u:geheim@h/d")
+    assert "geheim" not in str(raised.value)
+
+
 @pytest.mark.parametrize("name", Capabilities.__dataclass_fields__)
 def test_capabilities_are_truth_values_and_known_words(name: str) -> None:
     for value in ODD:

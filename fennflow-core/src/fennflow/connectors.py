@@ -27,8 +27,13 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequen
 from dataclasses import asdict, fields
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from fennflow.exceptions import ConnectorCapabilityException, PreconditionFailedException
+from fennflow.exceptions import (
+    BaseConnectorException,
+    ConnectorCapabilityException,
+    PreconditionFailedException,
+)
 from fennflow.objects import (
+    UNKNOWN_MEDIA_TYPE,
     Capabilities,
     CopySource,
     Deletion,
@@ -138,6 +143,8 @@ class Connector(ABC):
         self._probed: dict[str, Capabilities] = {}
         self._probing = asyncio.Lock()
         self._memory: ProbeMemory | None = None
+        self._options_taken = set[tuple[str, frozenset[tuple[str, Any]]]]()
+        self._trying = asyncio.Lock()
 
     @property
     def store_id(self) -> str:
@@ -179,6 +186,37 @@ class Connector(ABC):
         if self._memory is not None:
             await self._memory.remember(name, json.dumps(asdict(found)))
         return found
+
+    async def try_options(self, namespace: str, key: str, extra: Mapping[str, Any]) -> None:
+        """Learn whether the store takes options that staged bytes do not have (P2).
+
+        If it refused them at the copy to the key, the commit could never be applied. So an empty
+        object is written with them, once, and deleted.
+
+        Args:
+            namespace: bucket, container or directory.
+            key: of the empty object, under the reserved prefix.
+            extra: all options of a write.
+
+        Raises:
+            BaseConnectorException: the store refuses them, or cannot be reached.
+        """
+        final = {name: extra[name] for name in self.at_the_key_only & extra.keys()}
+        tried = namespace, frozenset(final.items())
+        async with self._trying:
+            if not final or tried in self._options_taken:
+                return
+            attributes = ObjectAttributes(media_type=UNKNOWN_MEDIA_TYPE, extra=final)
+            try:
+                stored = await self.put(namespace, key, b"", attributes)
+            except BaseConnectorException as error:
+                error.add_note(
+                    f"It was a trial of {', '.join(sorted(final))}, which the file is given at its "
+                    "key after the commit. The call was rolled back."
+                )
+                raise
+            await self.delete(namespace, [Deletion(location=stored.location)])
+            self._options_taken.add(tried)
 
     @abstractmethod
     async def open(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Self
 
@@ -10,6 +11,9 @@ from pydantic import Field, SecretStr, field_validator, model_validator
 from fennflow.config import BackendConfig, Seconds
 from fennflow.exceptions import ConfigException
 from fennflow_sqlalchemy.urls import check_file, checked
+
+_SCHEME = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]+:/")
+"""With which a URL begins, as a path has it; one letter would be a drive."""
 
 
 class SqlalchemyBackendConfig(BackendConfig):
@@ -89,6 +93,9 @@ class SqlalchemyBackendConfig(BackendConfig):
     @classmethod
     def _file(cls, journal: Path | None) -> Path | None:
         if journal is not None:
+            if _SCHEME.match(str(journal)):
+                message = "must be the path of a file, not a URL"
+                raise ValueError(message)
             check_file(str(journal))
         return journal
 

@@ -254,13 +254,14 @@ async def _put(tx: Transaction, seq: int, upload: Upload, *, if_none_match: bool
         in_parts = tx.writes[seq].intent.upload_id is not None
         return 0 if in_parts else tx.config.compensation_timeout
 
+    staged = intent.placement is Placement.STAGED
+    await _try_options(tx, intent, upload)
     async with tx.slots:
         if intent.upload_id is not None:
             await tx.connector.abort_upload(intent.namespace, intent.target, intent.upload_id)
         ambiguous = tx.writes[seq].ambiguous
         # Until the response arrives, the write counts as done and as ambiguous (P19).
         tx.update(seq, sent=True, ambiguous=True)
-        staged = intent.placement is Placement.STAGED
         attributes = attributes_of(tx, upload, seq, staged=staged)
 
         transfer = _transfer(tx, intent, upload, attributes, on_upload, if_none_match=if_none_match)
@@ -284,6 +285,15 @@ async def _put(tx: Transaction, seq: int, upload: Upload, *, if_none_match: bool
     if cancellation is not None:
         raise cancellation
     return record
+
+
+async def _try_options(tx: Transaction, intent: Intent, upload: Upload) -> None:
+    """Learn now what the store would refuse at the copy to the key, when it is committed."""
+    # In a versioned bucket the trial could leave a version behind that is locked.
+    versioned = tx.capabilities[intent.namespace].versioned
+    if intent.placement is Placement.STAGED and not versioned:
+        key = f"{tx.config.reserved_prefix}/probe/{tx.transaction_id}"
+        await tx.connector.try_options(intent.namespace, key, upload.extra)
 
 
 async def _landed(
