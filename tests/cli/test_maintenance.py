@@ -18,11 +18,12 @@ from stores import raw_client
 async def test_plugins_are_listed(shell: Shell) -> None:
     done = await shell("plugins")
     assert (done.code, done.err) == (0, "")
-    assert done.out.splitlines()[1].split() == [
+    assert done.out.splitlines()[2].split() == [
         *("core", "fennflow-core", "1.0.0", "fennflow.files.plugin", "works")
     ]
     done = await shell("plugins", "--json", FENNFLOW_DISABLE_PLUGINS="s3")
     assert {each["name"]: each["state"] for each in done.json} == {
+        "bucket": "works",
         "core": "works",
         "memory": "works",
         "obstore": "works",

@@ -17,6 +17,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import hmac
+import io
 import re
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -92,7 +93,7 @@ class _Request:
     method: str
     url: str
     headers: CIMultiDict[str]
-    body: bytes | None
+    body: Any
     context: dict[str, Any]
     stream_output: bool
     params: None = None
@@ -300,6 +301,8 @@ class FirstAttempts(AioBaseClient):
         route.signer.sign(request, credentials)
         if request.method not in _WITHOUT_BODY:
             request.headers["Content-Length"] = str(len(request.body or b""))
+        if request.body is not None and len(request.body) >= EXPECT_FROM:
+            request.body = io.BytesIO(request.body)  # aiohttp sends it piece by piece
         try:
             response = await client._endpoint.http_session.send(request)
         except Exception as error:  # noqa: BLE001 - the client raises it, after its last attempt
