@@ -1,7 +1,7 @@
 """What grows with the catalog, the journal and the bucket: `uv run benchmarks/scale.py`.
 
-Pages of large catalogs, recovery of many transactions whose process died, and reconciliation of a
-catalog with a large bucket.
+Pages of large catalogs, units of work at once, recovery of many transactions whose process died, and
+reconciliation of a catalog with a large bucket.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.table import Table
 from server import cheap_server
 from sqlalchemy.ext.asyncio import create_async_engine
-from subjects import IN_FLIGHT, Files
+from subjects import IN_FLIGHT, Files, in_flight
 
 from fennflow import ConfigDict, ReconcileConfig, UnitOfWork
 from fennflow.backends import SqlalchemyBackendConfig
@@ -166,6 +166,21 @@ def die(url: str, backend: SqlalchemyBackendConfig, count: int, lease: float) ->
     asyncio.run(all_of_them())
 
 
+async def units(uow_class: type[Any], in_all: int, counts: Sequence[int]) -> dict[str, float]:
+    """Return what a unit of work with one new file takes, with so many under way at once."""
+    found: dict[str, float] = {}
+
+    async def put(name: str) -> None:
+        async with uow_class() as uow:
+            await uow.files.put(TextContent.from_content("body", filename=name))
+
+    for count in counts:
+        names = [f"units/{count}/{number:07}" for number in range(in_all)]
+        seconds = await timed(in_flight(names, put, limit=count))
+        found[f"a unit of work, {count} at once"] = seconds / in_all
+    return found
+
+
 async def reconciliation(uow_class: type[Any], count: int) -> dict[str, float]:
     """Return what it takes to compare a catalog with a bucket that holds the same."""
 
@@ -220,6 +235,8 @@ async def run(options: argparse.Namespace, console: Console) -> Rows:
                         if count == max(options.records):
                             server.fill(BUCKET, count)
                             report("objects", count, name, await reconciliation(uow_class, count))
+                            took = await units(uow_class, options.units, options.at_once)
+                            report("in all", options.units, name, took)
             for what, count in (
                 ("transactions", options.transactions),
                 ("objects", options.objects),
@@ -250,6 +267,8 @@ def show(rows: Rows, console: Console) -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--records", type=int, nargs="+", default=[10_000, 100_000, 1_000_000])
+    parser.add_argument("--units", type=int, default=320, help="of work, one by one and at once")
+    parser.add_argument("--at-once", type=int, nargs="+", default=[1, 8, 64])
     parser.add_argument("--transactions", type=int, default=10_000, help="left by a dead process")
     parser.add_argument("--lease", type=float, default=30.0, help="seconds of its transactions")
     parser.add_argument("--objects", type=int, default=100_000, help="to fill a catalog with")

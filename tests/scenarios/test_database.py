@@ -9,7 +9,7 @@ import stat
 import threading
 import time
 import traceback
-from collections.abc import AsyncGenerator, Coroutine
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import asynccontextmanager, closing, nullcontext
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ import pytest
 import sqlalchemy
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection, event, text
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from fennflow.backends import Commit, ObjectKey, SqlalchemyBackendConfig
@@ -178,6 +178,190 @@ async def test_whoever_is_impatient_does_not_queue_behind_one_who_waits(tmp_path
         await database.run(hold, lock_wait=0.01)
     finally:
         await database.aclose()
+
+
+@asynccontextmanager
+async def waiting_writers(
+    tmp_path: Path, *works: Callable[[Connection], object]
+) -> AsyncGenerator[tuple[Sqlite, list[asyncio.Task[object]], Callable[[], None]]]:
+    """Let writers wait for one that holds a file with a table, and yield what ends that one."""
+    config = SqlalchemyBackendConfig(url=f"sqlite:///{tmp_path}/shared.db")
+    database, _ = open_databases(config, lease_ttl=60)
+    assert isinstance(database, Sqlite)
+    await database.run(execute("CREATE TABLE made (value TEXT)"))
+    entered, done = threading.Event(), threading.Event()
+
+    def hold(_connection: Connection) -> None:
+        entered.set()
+        done.wait(30)
+
+    try:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(database.run(hold))
+            await asyncio.to_thread(entered.wait)
+            tasks = [asyncio.create_task(database.run(work)) for work in works]
+            for _ in range(10):
+                await asyncio.sleep(0)
+            try:
+                yield database, tasks, done.set
+            finally:
+                done.set()
+        await asyncio.wait(tasks)
+    finally:
+        await database.aclose()
+
+
+def execute(statement: str) -> Callable[[Connection], None]:
+    def work(connection: Connection) -> None:
+        connection.execute(sqlalchemy.text(statement))
+
+    return work
+
+
+def made(value: str) -> Callable[[Connection], None]:
+    return execute(f"INSERT INTO made VALUES ('{value}')")
+
+
+async def values(database: Sqlite) -> list[str]:
+    def read(connection: Connection) -> list[str]:
+        return list(connection.scalars(sqlalchemy.text("SELECT value FROM made ORDER BY value")))
+
+    return await database.run(read, write=False)
+
+
+async def test_writers_that_wait_share_one_transaction(tmp_path: Path) -> None:
+    works = [made(str(number)) for number in range(8)]
+    async with waiting_writers(tmp_path, *works) as (database, tasks, go_on):
+        commits: list[object] = []
+        event.listen(database.engine, "commit", commits.append)
+        go_on()
+        await asyncio.wait(tasks)
+        assert len(commits) == 2  # of the one they waited for, and theirs
+        assert await values(database) == sorted(map(str, range(8)))
+
+
+async def test_one_of_several_writers_that_fails_undoes_its_own_alone(tmp_path: Path) -> None:
+    def fail(connection: Connection) -> None:
+        made("wrong")(connection)
+        message = "mine"
+        raise LookupError(message)
+
+    works = [made("a"), fail, execute("no statement"), made("b")]
+    async with waiting_writers(tmp_path, *works) as (database, tasks, go_on):
+        go_on()
+        await asyncio.wait(tasks)
+        assert [type(task.exception()) for task in tasks] == [
+            type(None),
+            LookupError,
+            BackendUnavailableException,
+            type(None),
+        ]
+        assert await values(database) == ["a", "b"]
+
+
+async def test_a_commit_that_fails_is_an_error_of_each_who_shared_it(tmp_path: Path) -> None:
+    commits: list[Connection] = []
+
+    def refuse(connection: Connection) -> None:
+        commits.append(connection)
+        if len(commits) > 1:  # not of the one they waited for
+            statement = "COMMIT"
+            raise sqlalchemy.exc.OperationalError(statement, None, sqlite3.OperationalError("full"))
+
+    async with waiting_writers(tmp_path, made("a"), made("b")) as (database, tasks, go_on):
+        event.listen(database.engine, "commit", refuse)
+        go_on()
+        await asyncio.wait(tasks)
+        event.remove(database.engine, "commit", refuse)
+        errors = [task.exception() for task in tasks]
+        assert [type(error) for error in errors] == [BackendUnavailableException] * 2
+        assert errors[0] is not errors[1]
+        assert await values(database) == []
+
+
+async def test_who_shared_a_transaction_that_sqlite_undid_writes_again(tmp_path: Path) -> None:
+    """SQLite undoes all of it, as when the disk is full."""
+
+    def undo_everything(connection: Connection) -> None:
+        driver: Any = connection.connection.driver_connection
+        driver.execute("ROLLBACK")
+        execute("no statement")(connection)
+
+    works = [made("a"), undo_everything, made("b")]
+    async with waiting_writers(tmp_path, *works) as (database, tasks, go_on):
+        go_on()
+        await asyncio.wait(tasks)
+        assert isinstance(tasks[1].exception(), BackendUnavailableException)
+        assert await values(database) == ["a", "b"]
+
+
+async def test_a_writer_that_is_cancelled_before_its_turn_writes_nothing(tmp_path: Path) -> None:
+    works = [made("a"), made("b"), made("c")]
+    async with waiting_writers(tmp_path, *works) as (database, tasks, go_on):
+        for task in tasks[:2]:
+            task.cancel()
+        await asyncio.wait(tasks[:2])
+        go_on()
+        await asyncio.wait(tasks)
+        assert [task.cancelled() for task in tasks] == [True, True, False]
+        assert await values(database) == ["c"]
+
+
+async def test_a_writer_that_is_cancelled_when_its_turn_comes_passes_it_on(tmp_path: Path) -> None:
+    async with waiting_writers(tmp_path, made("a"), made("b")) as (database, tasks, go_on):
+        database._waiting[0].turn.add_done_callback(lambda _: tasks[0].cancel())
+        go_on()
+        await asyncio.wait(tasks)
+        assert tasks[0].cancelled()
+        assert await values(database) == ["b"]
+
+
+async def test_a_writer_that_is_cancelled_while_others_write_it_is_ended_first(
+    tmp_path: Path,
+) -> None:
+    entered, done = threading.Event(), threading.Event()
+
+    def slow(_connection: Connection) -> None:
+        entered.set()
+        done.wait(30)
+
+    async with waiting_writers(tmp_path, slow, made("b")) as (database, tasks, go_on):
+        go_on()
+        await asyncio.to_thread(entered.wait)
+        for _ in range(3):
+            tasks[1].cancel()
+            await asyncio.sleep(0)
+        assert not tasks[1].done()
+        done.set()
+        await asyncio.wait(tasks)
+        assert tasks[1].cancelled()
+        assert await values(database) == ["b"]
+
+
+async def test_one_with_less_time_does_not_cut_short_who_waits_together_with_it(
+    tmp_path: Path,
+) -> None:
+    """Another process holds the file: the one gives up, the other one writes in the end."""
+    config = SqlalchemyBackendConfig(url=f"sqlite:///{tmp_path}/held.db")
+    database, _ = open_databases(config, lease_ttl=60, lock_timeout=60)
+    assert isinstance(database, Sqlite)
+    await database.run(execute("CREATE TABLE made (value TEXT)"))
+    with closing(sqlite3.connect(tmp_path / "held.db", isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        first = asyncio.create_task(database.run(made("first")))
+        patient = asyncio.create_task(database.run(made("patient")))
+        hasty = asyncio.create_task(database.run(made("hasty"), lock_wait=0.01))
+        for _ in range(10):
+            await asyncio.sleep(0)
+        first.cancel()
+        await asyncio.wait({hasty})
+        assert isinstance(hasty.exception(), LockWaitTimeoutError)
+        assert not patient.done()
+        other.execute("COMMIT")
+        await asyncio.wait({first, patient})
+    assert first.cancelled()
+    assert await values(database) == ["patient"]
+    await database.aclose()
 
 
 async def test_who_is_cancelled_waits_no_longer_for_another_process(tmp_path: Path) -> None:

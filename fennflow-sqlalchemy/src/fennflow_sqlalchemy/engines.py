@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import sqlite3
-from collections.abc import AsyncGenerator, Callable, Generator
+from collections import deque
+from collections.abc import AsyncGenerator, Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import (
     AbstractContextManager,
@@ -14,10 +15,11 @@ from contextlib import (
     nullcontext,
     suppress,
 )
+from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Event
 from time import monotonic
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from sqlalchemy import Connection, create_engine, event
 from sqlalchemy.engine import URL, Engine, make_url
@@ -52,6 +54,9 @@ again: who waits must not keep from others what it holds, such as the row that a
 
 SLICE = 0.1
 """Seconds for which a thread waits for SQLite's write lock without asking whether it still should."""
+
+MOST_AT_ONCE = 64
+"""Writers that share a transaction of SQLite's."""
 
 TURN_WAIT = 5.0
 """Long for writers, each of which takes milliseconds; short compared to `busy_timeout`, for which
@@ -152,8 +157,51 @@ class Postgresql(Database):
         await self.engine.dispose()
 
 
+@dataclass(eq=False, slots=True)
+class _Write(Generic[R]):
+    """What is to be written, and what became of it.
+
+    Args:
+        work: executes statements.
+        lock_wait: seconds to wait for another process.
+        turn: set when its turn comes: whether it is to write itself, and not together with another one.
+        end: set when another one has written it.
+        cancelled: set if one of those who write together no longer wants to wait.
+    """
+
+    work: Work[R]
+    lock_wait: float
+    turn: asyncio.Future[bool]
+    end: asyncio.Future[None]
+    cancelled: Event = field(default_factory=Event)
+    result: Any = None
+    error: BaseException | None = None
+
+    def outcome(self) -> R:
+        """Return what the work returned, or raise its error."""
+        if self.error is not None:
+            raise self.error
+        result: R = self.result
+        return result
+
+
+async def _ended(done: asyncio.Future[Any], cancelled: Event) -> asyncio.CancelledError | None:
+    """Wait for the end of what a thread does; return a cancellation that came meanwhile."""
+    cancellation: asyncio.CancelledError | None = None
+    while not done.done():
+        try:
+            await asyncio.wait({done})
+        except asyncio.CancelledError as error:
+            cancellation = error
+            cancelled.set()
+    return cancellation
+
+
 class Sqlite(Database):
     """One file of SQLite's. Each transaction is one visit to a thread.
+
+    There is one writer at a time. What waits for it is written together, in one transaction, so that the
+    disk is asked once to keep it (group commit).
 
     Args:
         name: its path.
@@ -180,29 +228,79 @@ class Sqlite(Database):
         self._threads = threads
         self._busy_timeout = busy_timeout
         # There is one writer at a time; who waits here waits in order, and keeps no thread.
-        self._writing = asyncio.Lock()
+        self._writing = False
+        self._waiting: deque[_Write[Any]] = deque()
 
     @override
     async def _once(self, work: Work[R], *, write: bool, once: bool, lock_wait: float) -> R:
         if not write:
-            return await self._in_thread(lambda _: self._read(work))
-        async with self._turn(lock_wait):
-            return await self._in_thread(lambda cancelled: self._write(work, lock_wait, cancelled))
+            return await self._in_thread(lambda: self._read(work), Event())
+        loop = asyncio.get_running_loop()
+        mine = _Write(work, lock_wait, loop.create_future(), loop.create_future())
+        if self._writing and not await self._turn(mine):
+            return mine.outcome()
+        self._writing = True
+        group: list[_Write[Any]] = [mine]
+        while self._waiting and len(group) < MOST_AT_ONCE:
+            group.append(self._waiting.popleft())
+            group[-1].cancelled = mine.cancelled
+            group[-1].turn.set_result(False)
+        try:
+            await self._in_thread(lambda: self._write(group, mine.cancelled), mine.cancelled)
+        except asyncio.CancelledError as error:
+            raise error from mine.error
+        finally:
+            for each in group:
+                each.end.set_result(None)
+            self._pass_turn_on()
+        return mine.outcome()
 
-    async def _in_thread(self, work: Callable[[Event], R]) -> R:
+    async def _in_thread(self, work: Callable[[], R], cancelled: Event) -> R:
         """Run it in a thread to its end; if the caller is cancelled, it is asked to stop waiting."""
-        cancelled = Event()
-        done = asyncio.get_running_loop().run_in_executor(self._threads, work, cancelled)
-        cancellation: asyncio.CancelledError | None = None
-        while not done.done():
-            try:
-                await asyncio.wait({done})
-            except asyncio.CancelledError as error:
-                cancellation = error
-                cancelled.set()
+        done = asyncio.get_running_loop().run_in_executor(self._threads, work)
+        cancellation = await _ended(done, cancelled)
         if cancellation is not None:
             raise cancellation from done.exception()
         return done.result()
+
+    async def _turn(self, write: _Write[Any]) -> bool:
+        """Wait until it is one's turn to write, or until it was written together with others.
+
+        Returns:
+            whether it is one's turn.
+
+        Raises:
+            LockWaitTimeoutError: the one who writes took too long, as for another process.
+        """
+        self._waiting.append(write)
+        try:
+            async with asyncio.timeout(max(self.turn_wait, write.lock_wait)):
+                await asyncio.wait({write.turn})
+        except (TimeoutError, asyncio.CancelledError) as error:
+            if not write.turn.done():
+                self._waiting.remove(write)
+                if isinstance(error, TimeoutError):
+                    raise LockWaitTimeoutError from error
+                raise
+            if isinstance(error, asyncio.CancelledError):
+                if write.turn.result():
+                    self._pass_turn_on()
+                else:
+                    write.cancelled.set()
+                    await _ended(write.end, write.cancelled)
+                raise error from write.error
+        if write.turn.result():
+            return True
+        cancellation = await _ended(write.end, write.cancelled)
+        if cancellation is not None:
+            raise cancellation from write.error
+        return False
+
+    def _pass_turn_on(self) -> None:
+        if self._waiting:
+            self._waiting.popleft().turn.set_result(True)
+        else:
+            self._writing = False
 
     def _read(self, work: Work[R]) -> R:
         with self._reading() as connection:
@@ -214,10 +312,49 @@ class Sqlite(Database):
             connection.exec_driver_sql("BEGIN")
             yield connection
 
-    def _write(self, work: Work[R], lock_wait: float, cancelled: Event) -> R:
-        with self._translated(), self._connection() as connection, connection.begin():
-            self._begin_to_write(connection, lock_wait, cancelled)
-            return work(connection)
+    def _write(self, group: Sequence[_Write[Any]], cancelled: Event) -> None:
+        """Write for all of a group, in one transaction; each keeps its own outcome."""
+        try:
+            with self._connection() as connection, connection.begin():
+                lock_wait = min(each.lock_wait for each in group)
+                self._begin_to_write(connection, lock_wait, cancelled)
+                if len(group) == 1:
+                    group[0].result = group[0].work(connection)
+                    return
+                for each in group:
+                    self._write_one(connection, each)
+        except BaseException as error:  # noqa: BLE001 - it is the outcome of each
+            for each in group:
+                each.error = each.error or self._own(error)
+
+    def _write_one(self, connection: Connection, write: _Write[Any]) -> None:
+        """Write for one of several; if that fails, its own statements alone are undone.
+
+        Raises:
+            RetryableError: SQLite has undone the whole transaction, as when the disk is full.
+        """
+        driver: Any = connection.connection.driver_connection
+        driver.execute("SAVEPOINT one")
+        try:
+            write.result = write.work(connection)
+        except BaseException as error:
+            write.error = self._own(error)
+            if not driver.in_transaction:
+                raise RetryableError from error
+            driver.execute("ROLLBACK TO one")
+        driver.execute("RELEASE one")
+
+    def _own(self, error: BaseException) -> BaseException:
+        """Return an error for one of several, to whom the same happened."""
+        own: BaseException = error
+        if isinstance(error, (DBAPIError, PoolTimeoutError)):
+            own = self.unavailable(error)
+        elif isinstance(error, (LockWaitTimeoutError, RetryableError)):
+            own = type(error)()
+            error = error.__cause__ or error
+        if own is not error:
+            own.__cause__ = error
+        return own
 
     @contextmanager
     def _connection(self) -> Generator[Connection]:
@@ -259,22 +396,6 @@ class Sqlite(Database):
         except PoolTimeoutError as error:
             raise self.unavailable(error) from error
 
-    @asynccontextmanager
-    async def _turn(self, lock_wait: float) -> AsyncGenerator[None]:
-        """Write when no other thread of this process does; that one may wait for another process."""
-        # Outside a task, as in the model, there are no timeouts, and no parallel writers.
-        timed = asyncio.current_task() is not None
-        limit = max(self.turn_wait, lock_wait)
-        try:
-            async with asyncio.timeout(limit) if timed else nullcontext():
-                await self._writing.acquire()
-        except TimeoutError as error:
-            raise LockWaitTimeoutError from error
-        try:
-            yield
-        finally:
-            self._writing.release()
-
     @override
     def peek(self, connection: Connection) -> AbstractContextManager[Connection]:
         return self._reading()
@@ -282,7 +403,7 @@ class Sqlite(Database):
     @override
     async def aclose(self) -> None:
         # The last one who closes a file moves what is in its WAL.
-        await self._in_thread(lambda _: self.engine.dispose())
+        await self._in_thread(self.engine.dispose, Event())
         self._threads.shutdown(wait=False)
 
 
