@@ -15,6 +15,7 @@ PACKAGES = [
     "fennflow-bucket",
     "fennflow-core",
     "fennflow-django",
+    "fennflow-fsspec",
     "fennflow-memory",
     "fennflow-obstore",
     "fennflow-s3",

@@ -15,6 +15,7 @@ PACKAGES = [
     "fennflow_bucket",
     "fennflow_core",
     "fennflow_django",
+    "fennflow_fsspec",
     "fennflow_memory",
     "fennflow_obstore",
     "fennflow_s3",

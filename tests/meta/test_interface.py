@@ -16,8 +16,9 @@ ROOT = Path(__file__).parents[2]
 SNAPSHOT = Path(__file__).with_name("interface.txt")
 PACKAGES = {
     "fennflow": "fennflow-core",
-    "fennflow_django": "fennflow-django",
     "fennflow_bucket": "fennflow-bucket",
+    "fennflow_django": "fennflow-django",
+    "fennflow_fsspec": "fennflow-fsspec",
     "fennflow_memory": "fennflow-memory",
     "fennflow_obstore": "fennflow-obstore",
     "fennflow_s3": "fennflow-s3",
