@@ -419,7 +419,8 @@ async def test_a_bucket_that_is_gone_keeps_no_path_of_another_one_locked(
                 for seq, key in enumerate(keys, 1)
             ],
         )
-        uow_class = refusing.uow()  # it does not know the bucket that is gone
+        # It does not know the bucket that is gone.
+        uow_class = refusing.uow(lease_ttl=60.0)
 
         async def undone() -> bool:
             return (await uow_class.recover()).pending == 1
