@@ -102,6 +102,28 @@ async def test_a_dead_process_is_seen_and_recovered_from(shell: Shell, moto: S3S
     assert await shell.site.store.objects() == {"a": b"new"}
 
 
+async def test_a_held_transaction_is_shown_and_decided(shell: Shell) -> None:
+    """P37."""
+    held: list[str] = []
+    for name in ("a", "b"):
+        async with shell.site.uow_class() as uow:
+            await uow.files.put(text("new", name))
+            held.append(await uow.hold())
+    for words in (["show", "app:UOW"], ["commit", held[0]], ["app:UOW", held[0]]):
+        assert (await shell("transactions", *words)).code == 2
+    assert (await shell("transactions", "show", "app:UOW", "none")).code == 2
+    shown = await shell("transactions", "show", "app:UOW", held[0])
+    assert (shown.code, "create" in shown.out, "held" in shown.out) == (0, True, True)
+    assert (await shell("transactions", "show", held[0], "app:UOW", "--json")).json[
+        "state"
+    ] == "held"
+    assert (await shell("transactions", "commit", "app:UOW", held[0])).code == 0
+    assert (await shell("transactions", "abort", "app:UOW", held[1])).code == 0
+    again = await shell("transactions", "commit", "app:UOW", held[1])
+    assert (again.code, "is not held" in again.err) == (1, True)
+    assert await shell.site.store.objects() == {"a": b"new"}
+
+
 async def test_differences_are_told_and_mended(shell: Shell) -> None:
     async with shell.site.uow_class() as uow:
         await uow.files.put(text("mine", "a"))

@@ -16,6 +16,7 @@ or nothing of it happened. Who calls what, in the life of a transaction:
 | `claim` | by recovery, for transactions whose lease has run out | P24 |
 | `add_jobs` | before a durable step, and when a savepoint with one is undone | P33 |
 | `claim_jobs`, `keep_job`, `end_jobs` | before, during and after calls of compensations and hooks | P35 |
+| `hold`, `take_held` | when a unit of work is held, and when another process decides it | P37 |
 | `join` | when a unit of work with `join=` is opened: the pivot is then written by what it returns | P5 |
 
 The backend's clock decides when leases, kept locks and late writes expire.
@@ -90,7 +91,13 @@ from fennflow.rows import (
     conflict as conflict,
 )
 from fennflow.rows import (
+    dump_commit as dump_commit,
+)
+from fennflow.rows import (
     dump_steps as dump_steps,
+)
+from fennflow.rows import (
+    load_commit as load_commit,
 )
 from fennflow.rows import (
     load_steps as load_steps,
@@ -144,7 +151,9 @@ __all__ = [
     "TransactionToken",
     "changed_reads",
     "conflict",
+    "dump_commit",
     "dump_steps",
+    "load_commit",
     "load_steps",
     "locked",
 ]
@@ -467,6 +476,33 @@ class Backend(ABC):
     @abstractmethod
     async def known(self, transaction_ids: Collection[str]) -> Collection[str]:
         """Return which of the transactions the journal has rows of (P27)."""
+
+    # --- transactions that are held; not abstract, where none can be -----------------------------
+
+    async def hold(self, token: TransactionToken, commit: Commit, seconds: float) -> None:
+        """Let a transaction wait for another process to commit or abort it (P37).
+
+        Args:
+            token: which one; it is undecided. Its lease runs for as long.
+            commit: what its pivot is to write.
+            seconds: how long; then recovery aborts it.
+
+        Raises:
+            TransactionLostException: the token is no longer the transaction's, or it was decided.
+            ConfigException: the backend cannot.
+        """
+        del token, commit, seconds
+        message = f"{type(self).__name__} cannot hold transactions."
+        raise ConfigException(message)
+
+    async def take_held(self, transaction_id: str) -> JournaledTransaction | None:
+        """Claim a transaction that is held, and undecided, although its lease has not run out (P37).
+
+        Returns:
+            what was claimed, under a new token and with a lease of `lease_ttl`; None if it is not held.
+        """
+        del transaction_id
+        return None
 
     # --- compensations and hooks; not abstract: a backend without them refuses durable steps ------
 

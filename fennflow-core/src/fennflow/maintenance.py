@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from fennflow import plugins
 from fennflow.config import ReconcileConfig
 from fennflow.engine.diagnosis import diagnose
+from fennflow.engine.plan import held_changes
 from fennflow.engine.runtime import engine_for
 from fennflow.reports import (
+    Change,
     Diagnosis,
     Finding,
     ReconcileReport,
@@ -19,6 +21,7 @@ from fennflow.reports import (
 from fennflow.repositories.fields import areas_of, namespaces_of
 
 if TYPE_CHECKING:
+    from fennflow.backends import Backend, JournaledTransaction
     from fennflow.config import ConfigDict
 
 TRANSACTIONS_AT_ONCE = 1000
@@ -148,23 +151,42 @@ class Maintenance:
 
     @classmethod
     async def transactions(cls) -> Sequence[TransactionInfo]:
-        """Return the transactions that are open, or wait to be finished, oldest first."""
+        """Return the transactions that are open, held, or wait to be finished, oldest first."""
         found: list[TransactionInfo] = []
         last = ""
         async with engine_for(cls.config, plugins.registry()) as engine:
             while page := await engine.backend.transactions(after=last, limit=TRANSACTIONS_AT_ONCE):
                 last = page[-1].token.transaction_id
-                found += [
-                    TransactionInfo(
-                        transaction_id=each.token.transaction_id,
-                        state="open" if each.outcome is None else each.outcome.value,
-                        age=each.age,
-                        lease_left=each.lease_left,
-                        paths=[f"{intent.namespace}/{intent.key}" for intent in each.intents],
-                    )
-                    for each in page
-                ]
+                found += [await _info_of(engine.backend, each) for each in page]
         return found
+
+    @classmethod
+    async def commit_held(cls, transaction_id: str) -> None:
+        """Commit a transaction that a unit of work left with `hold()`, in any process.
+
+        Args:
+            transaction_id: what `hold()` returned.
+
+        Raises:
+            TransactionException: it is not held, or not any more.
+            ConflictException: `validate_reads`, and a record that it read has changed. It is undone.
+            CommitUncertainException: the outcome is unknown; `transactions()` says it later.
+        """
+        async with engine_for(cls.config, plugins.registry()) as engine:
+            await engine.recovery.commit_held(transaction_id)
+
+    @classmethod
+    async def abort_held(cls, transaction_id: str) -> None:
+        """Undo a transaction that a unit of work left with `hold()`, in any process.
+
+        Args:
+            transaction_id: what `hold()` returned.
+
+        Raises:
+            TransactionException: it is not held, or not any more.
+        """
+        async with engine_for(cls.config, plugins.registry()) as engine:
+            await engine.recovery.abort_held(transaction_id)
 
     @classmethod
     async def diagnose(cls) -> Diagnosis:
@@ -195,3 +217,20 @@ class Maintenance:
         """
         async with engine_for(cls.config, plugins.registry()) as engine:
             return await diagnose(engine, areas_of(cls), engine.recovery.jobs)
+
+
+async def _info_of(backend: Backend, found: JournaledTransaction) -> TransactionInfo:
+    state: Literal["open", "held", "committed", "aborted"]
+    state = "open" if found.outcome is None else found.outcome.value
+    changes: Sequence[Change] = ()
+    if found.is_held and found.held is not None:
+        keys = {*found.held.removed, *(each.object_key for each in found.held.records)}
+        state, changes = "held", held_changes(found.held, await backend.records(keys))
+    return TransactionInfo(
+        transaction_id=found.token.transaction_id,
+        state=state,
+        age=found.age,
+        lease_left=found.lease_left,
+        paths=[f"{intent.namespace}/{intent.key}" for intent in found.intents],
+        changes=changes,
+    )

@@ -14,6 +14,7 @@ from fennflow.paths import StoragePath
 
 __all__ = [
     "CatalogInfo",
+    "Change",
     "Diagnosis",
     "Difference",
     "Finding",
@@ -130,23 +131,50 @@ class RecoveryReport:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Change:
+    """What a unit of work would do to one file.
+
+    Args:
+        namespace: the bucket.
+        path: of the file in it.
+        kind: `create`, `overwrite` or `delete`.
+        size: of the new content in bytes; None if it deletes the file.
+        sha256: of the new content; None if it deletes the file, or the checksum is not known.
+        media_type: of the new content.
+        old_size: of the content that is committed; None if there is none.
+        old_sha256: likewise.
+    """
+
+    namespace: str
+    path: StoragePath
+    kind: Literal["create", "overwrite", "delete"]
+    size: int | None = None
+    sha256: str | None = None
+    media_type: str | None = None
+    old_size: int | None = None
+    old_sha256: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TransactionInfo:
     """A transaction that is not finished.
 
     Args:
         transaction_id: its id.
-        state: `open`, `committed` (and not applied completely yet) or `aborted` (and not undone
-            completely yet).
+        state: `open`, `held` (until it is committed or aborted by its id), `committed` (and not applied
+            completely yet) or `aborted` (and not undone completely yet).
         age: seconds since its first intents.
         lease_left: seconds until others may take it over; negative if they may.
         paths: what it writes or deletes, as `bucket/path`.
+        changes: what it would change, if it is held.
     """
 
     transaction_id: str
-    state: Literal["open", "committed", "aborted"]
+    state: Literal["open", "held", "committed", "aborted"]
     age: float
     lease_left: float
     paths: Sequence[str]
+    changes: Sequence[Change] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

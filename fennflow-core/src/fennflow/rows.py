@@ -35,7 +35,9 @@ __all__ = [
     "TransactionToken",
     "changed_reads",
     "conflict",
+    "dump_commit",
     "dump_steps",
+    "load_commit",
     "load_steps",
     "locked",
 ]
@@ -440,6 +442,57 @@ def dump_steps(steps: Sequence[Step]) -> str:
     )
 
 
+def dump_commit(commit: Commit) -> str:
+    """Return what a pivot writes as JSON, for a backend that stores it as text."""
+    return json.dumps(
+        {
+            "records": [_dump_record(each) for each in commit.records],
+            "removed": list(commit.removed),
+            "steps": dump_steps(commit.steps),
+            "late_writes": [_values(each) for each in commit.late_writes],
+            "reads": [
+                (key, None if record is None else _dump_record(record))
+                for key, record in commit.reads.items()
+            ],
+            "jobs": [_values(each) for each in commit.jobs],
+        },
+        default=_values,
+    )
+
+
+def load_commit(text: str) -> Commit:
+    """Return what `dump_commit` wrote; runs nothing that the text could name."""
+    stored = json.loads(text)
+    return Commit(
+        records=[_load_record(each) for each in stored["records"]],
+        removed=[ObjectKey(*each) for each in stored["removed"]],
+        steps=load_steps(stored["steps"]),
+        late_writes=[LateWrite(**each) for each in stored["late_writes"]],
+        reads={
+            ObjectKey(*key): None if record is None else _load_record(record)
+            for key, record in stored["reads"]
+        },
+        jobs=[
+            Job(**{**each, "after": each["after"] and Outcome(each["after"])})
+            for each in stored["jobs"]
+        ],
+    )
+
+
+_TIMES = ("created_at", "modified_at")
+
+
+def _dump_record(record: Record) -> dict[str, Any]:
+    times = {name: getattr(record, name).isoformat() for name in _TIMES}
+    mappings = {"metadata": dict(record.metadata), "headers": dict(record.headers)}
+    return {**_values(record), **times, **mappings}
+
+
+def _load_record(stored: dict[str, Any]) -> Record:
+    times = {name: datetime.fromisoformat(stored[name]) for name in _TIMES}
+    return Record(**{**stored, **times, "location": Location(**stored["location"])})
+
+
 def _values(item: Any) -> dict[str, Any]:
     return {name: getattr(item, name) for name in item.__slots__}
 
@@ -465,6 +518,8 @@ class JournaledTransaction:
         age: seconds since its first intents.
         lease_left: seconds until its lease runs out; negative if it has.
         intents: what it was about to write or delete.
+        held: what its pivot is to write, if it is held for another process to decide.
+        held_left: seconds until that is not waited for any more.
     """
 
     token: TransactionToken
@@ -472,3 +527,10 @@ class JournaledTransaction:
     age: float
     lease_left: float
     intents: Sequence[Intent]
+    held: Commit | None = None
+    held_left: float = 0.0
+
+    @property
+    def is_held(self) -> bool:
+        """Whether another process may commit or abort it (P37)."""
+        return self.held is not None and self.held_left > 0 and self.outcome is None

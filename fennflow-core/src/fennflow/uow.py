@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from inspect import getattr_static
 from typing import TYPE_CHECKING, ClassVar, TypeVar, cast
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
+    from fennflow.reports import Change
     from fennflow.sync import AnyUnitOfWork
 
 __all__ = ["UnitOfWork"]
@@ -346,6 +347,58 @@ class UnitOfWork(Maintenance, Registering):
             ```
         """
         return await self._opened().step(do, undo)
+
+    def changes(self) -> Sequence[Change]:
+        """Return what the transaction that is open would create, overwrite and delete.
+
+        Example:
+            ```python
+            import asyncio
+
+            from fennflow import UnitOfWork
+            from fennflow.files import TextContent
+            from fennflow.repositories import CrudRepository, RepoField
+
+
+            class UOW(UnitOfWork):
+                notes = RepoField(CrudRepository, namespace="notes")
+
+
+            async def main():
+                async with UOW() as uow:
+                    await uow.notes.put(TextContent.from_content("Hi", filename="hi.txt"))
+                    for change in uow.changes():
+                        print(change.kind, change.path, change.size)
+                        #> create hi.txt 2
+
+
+            asyncio.run(main())
+            ```
+        """
+        return self._opened().changes()
+
+    async def hold(self, *, expires_in: float | None = None) -> str:
+        """Leave what was done so far to be committed or undone later, by any process.
+
+        `UOW.commit_held(id)` or `UOW.abort_held(id)` decides, or `fennflow transactions commit` and
+        `abort`. Until then its paths stay locked, and no reader sees any of it. More work may follow
+        in the block, in a transaction of its own.
+
+        Args:
+            expires_in: seconds after which recovery undoes it; by default as long as it may still
+                commit: until it is `max_transaction_age` old.
+
+        Returns:
+            the id of the transaction.
+
+        Raises:
+            TransactionException: nothing was changed; the unit of work joined a transaction; it has
+                undos or callbacks that are not registered by name, which no other process could
+                call; or its store is a file system.
+            ConfigException: it would be held for longer than `max_transaction_age`, or the backend
+                cannot hold transactions.
+        """
+        return await self._opened().hold(expires_in)
 
     def savepoint(self) -> AbstractAsyncContextManager[None]:
         """Return a block that is undone by itself if an exception leaves it; they nest.

@@ -55,6 +55,8 @@ class _Transaction:
     intents: dict[int, Intent] = field(default_factory=dict[int, Intent])
     locks: set[ObjectKey] = field(default_factory=set[ObjectKey])
     steps: Sequence[Step] = ()
+    held: Commit | None = None
+    held_until: float = 0.0
 
 
 @dataclass(slots=True)
@@ -381,6 +383,26 @@ class InMemoryBackend(Backend):
         with self._tables.lock:
             return [each for each in transaction_ids if each in self._tables.transactions]
 
+    @override
+    async def hold(self, token: TransactionToken, commit: Commit, seconds: float) -> None:
+        with self._tables.lock:
+            row = self._row(token)
+            if row.outcome is not None:
+                raise _lost(token)
+            row.held = commit
+            row.held_until = row.lease_until = time.monotonic() + seconds
+
+    @override
+    async def take_held(self, transaction_id: str) -> JournaledTransaction | None:
+        now = time.monotonic()
+        with self._tables.lock:
+            row = self._tables.transactions.get(transaction_id)
+            if row is None or not _journaled(transaction_id, row, now).is_held:
+                return None
+            row.fence += 1
+            row.lease_until = now + self._lease_ttl
+            return _journaled(transaction_id, row, now)
+
     # --- compensations and hooks -------------------------------------------------------------
 
     @property
@@ -549,6 +571,8 @@ def _journaled(transaction_id: str, row: _Transaction, now: float) -> JournaledT
         age=now - row.began,
         lease_left=row.lease_until - now,
         intents=list(row.intents.values()),
+        held=row.held,
+        held_left=row.held_until - now,
     )
 
 

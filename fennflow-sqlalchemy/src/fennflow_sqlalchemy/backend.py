@@ -33,7 +33,6 @@ from fennflow.backends import (
 from fennflow.exceptions import (
     CommitUncertainException,
     ConfigException,
-    TransactionLostException,
 )
 from fennflow_sqlalchemy.database import LockWaitTimeoutError, create_tables
 from fennflow_sqlalchemy.engines import LOCK_SLICE
@@ -44,6 +43,7 @@ from fennflow_sqlalchemy.rows import (
     job_rows,
     key_rows,
     late_write_rows,
+    lost,
     record_of,
     record_rows,
     transaction_params,
@@ -136,7 +136,7 @@ class SqlalchemyBackend(FillingBackend):
         def work(connection: Connection) -> Mapping[ObjectKey, Record]:
             opened = connection.execute(open_it, transaction_params(token))
             if opened.first() is None:
-                raise _lost(token)
+                raise lost(token)
             if keys:
                 taken = connection.execute(self._transaction_sql.lock, locking).all()
                 if len(taken) < len(set(keys)):
@@ -168,7 +168,7 @@ class SqlalchemyBackend(FillingBackend):
             if not self._single_database:
                 decided = catalog.execute(self._catalog_sql.outcome, transaction_params(token))
                 if decided.first() is not None:
-                    raise _lost(token)
+                    raise lost(token)
             return self._records(catalog, keys)
 
     @override
@@ -280,7 +280,7 @@ class SqlalchemyBackend(FillingBackend):
             "apply": dump_steps(commit.steps),
         }
         if connection.execute(self._catalog_sql.decide, decision).first() is None:
-            raise _lost(token)
+            raise lost(token)
         if commit.records:
             rows = record_rows(commit.records)
             connection.execute(self._catalog_sql.upsert_records, {"rows": rows})
@@ -401,12 +401,4 @@ class SqlalchemyBackend(FillingBackend):
             return True
         if fence is None and missing_ok:
             return False
-        raise _lost(token)
-
-
-def _lost(token: TransactionToken) -> TransactionLostException:
-    message = (
-        f"Transaction {token.transaction_id} belongs to another process: its lease expired, or it was "
-        "decided there. Nothing was committed here; run the unit of work again."
-    )
-    return TransactionLostException(message)
+        raise lost(token)

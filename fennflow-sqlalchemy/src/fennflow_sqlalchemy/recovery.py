@@ -12,12 +12,15 @@ from typing_extensions import override
 
 from fennflow.backends import (
     Backend,
+    Commit,
     Guarantees,
     Intent,
     JournaledTransaction,
     LateWrite,
     Outcome,
     TransactionToken,
+    dump_commit,
+    load_commit,
 )
 from fennflow_sqlalchemy.database import LockWaitTimeoutError
 from fennflow_sqlalchemy.engines import open_databases
@@ -30,6 +33,8 @@ from fennflow_sqlalchemy.rows import (
     key_rows,
     late_write_of,
     late_write_rows,
+    lost,
+    transaction_params,
 )
 from fennflow_sqlalchemy.statements import (
     CatalogStatements,
@@ -219,6 +224,45 @@ class RecoverableBackend(Backend):
 
         return await self._with_outcomes(await self._journal.run(work, write=False))
 
+    @override
+    async def hold(self, token: TransactionToken, commit: Commit, seconds: float) -> None:
+        parameters = {
+            **transaction_params(token),
+            "seconds": seconds,
+            "commit": dump_commit(commit),
+        }
+
+        def work(connection: Connection) -> None:
+            decided = self._is_decided(connection, token.transaction_id)
+            if (
+                decided
+                or connection.execute(self._transaction_sql.hold, parameters).first() is None
+            ):
+                raise lost(token)
+
+        await self._journal.run(work)
+
+    @override
+    async def take_held(self, transaction_id: str) -> JournaledTransaction | None:
+        parameters = {"transaction": transaction_id}
+
+        def work(connection: Connection) -> list[JournaledTransaction]:
+            if self._is_decided(connection, transaction_id):
+                return []
+            rows = connection.execute(self._transaction_sql.take_held, parameters).all()
+            return self._journaled(connection, rows)
+
+        taken = await self._journal.run(work)
+        return taken[0] if taken else None
+
+    def _is_decided(self, connection: Connection, transaction_id: str) -> bool:
+        """Return whether another file says so; in one database the statements look for it."""
+        if self._single_database:
+            return False
+        with self._catalog.peek(connection) as catalog:
+            decided = catalog.execute(self._catalog_sql.outcome, {"transaction": transaction_id})
+            return decided.first() is not None
+
     def _journaled(self, connection: Connection, rows: Sequence[Any]) -> list[JournaledTransaction]:
         if not rows:
             return []
@@ -232,6 +276,8 @@ class RecoverableBackend(Backend):
                 age=row.age,
                 lease_left=row.lease_left,
                 intents=intents[row.transaction_id],
+                held=None if row.held_commit is None else load_commit(row.held_commit),
+                held_left=row.held_left or 0.0,
             )
             for row in rows
         ]

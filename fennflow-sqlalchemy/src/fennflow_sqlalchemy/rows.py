@@ -18,6 +18,7 @@ from fennflow.backends import (
     TransactionToken,
 )
 from fennflow.connectors import Location
+from fennflow.exceptions import TransactionLostException
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 HEADERS = "fennflow_headers"
@@ -172,3 +173,12 @@ def job_of(row: Any) -> Job:
         attempts=row.attempts,
         error=row.error,
     )
+
+
+def lost(token: TransactionToken) -> TransactionLostException:
+    """Return the error of a token that is not the transaction's any more."""
+    message = (
+        f"Transaction {token.transaction_id} belongs to another process: its lease expired, or it was "
+        "decided there. Nothing was committed here; run the unit of work again."
+    )
+    return TransactionLostException(message)

@@ -269,6 +269,38 @@ class TransactionStatements:
         self.release_intents = delete(intents).where(
             intents.c.transaction_id == transaction_id, _among_rows(journal, intents)
         )
+        columns = (
+            transactions.c.transaction_id,
+            transactions.c.fence,
+            (now - transactions.c.began_at).label("age"),
+            (transactions.c.lease_until - now).label("lease_left"),
+            transactions.c.held_commit,
+            (transactions.c.held_until - now).label("held_left"),
+        )
+        own = and_(
+            transactions.c.transaction_id == transaction_id,
+            transactions.c.fence == fence,
+            undecided,
+        )
+        until = now + bindparam("seconds", type_=Double())
+        self.hold = (
+            update(transactions)
+            .where(own)
+            .values(
+                held_commit=bindparam("commit", type_=Text()), held_until=until, lease_until=until
+            )
+            .returning(transactions.c.transaction_id)
+        )
+        self.take_held = (
+            update(transactions)
+            .where(
+                transactions.c.transaction_id == transaction_id,
+                transactions.c.held_until > now,
+                undecided,
+            )
+            .values(fence=transactions.c.fence + 1, lease_until=now + lease_ttl)
+            .returning(*columns)
+        )
         self.beat = _beat(journal, transactions, now + lease_ttl, single_database=single_database)
         expired = (
             select(transactions.c.transaction_id)
@@ -283,20 +315,10 @@ class TransactionStatements:
             update(transactions)
             .where(transactions.c.transaction_id.in_(select(chosen.c.transaction_id)))
             .values(fence=transactions.c.fence + 1, lease_until=now + lease_ttl)
-            .returning(
-                transactions.c.transaction_id,
-                transactions.c.fence,
-                (now - transactions.c.began_at).label("age"),
-                (transactions.c.lease_until - now).label("lease_left"),
-            )
+            .returning(*columns)
         )
         self.transactions = (
-            select(
-                transactions.c.transaction_id,
-                transactions.c.fence,
-                (now - transactions.c.began_at).label("age"),
-                (transactions.c.lease_until - now).label("lease_left"),
-            )
+            select(*columns)
             .where(transactions.c.transaction_id > bindparam("after", type_=Text()))
             .order_by(transactions.c.transaction_id)
             .limit(bindparam("limit", type_=Integer()))

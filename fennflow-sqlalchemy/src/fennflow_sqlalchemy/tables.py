@@ -173,6 +173,8 @@ def make_tables(prefix: str, schema: str | None) -> tuple[MetaData, Tables]:
         Column("fence", Integer, nullable=False),
         time("began_at"),
         time("lease_until"),
+        Column("held_commit", Text),  # JSON
+        time("held_until", nullable=True),
     )
     Index(f"{prefix}transactions_lease", transactions.c.lease_until)
     intents = table(

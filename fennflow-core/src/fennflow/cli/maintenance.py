@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from typing import Annotated, Any, Literal
 
@@ -18,7 +18,7 @@ from fennflow.cli.terminal import stderr, stdout
 from fennflow.connectors import Capabilities
 from fennflow.exceptions import PluginException
 from fennflow.printable import without_credentials
-from fennflow.reports import Diagnosis, Difference, ReconcileReport
+from fennflow.reports import Diagnosis, Difference, ReconcileReport, TransactionInfo
 from fennflow.repositories.fields import areas_of
 from fennflow.uow import UnitOfWork
 
@@ -196,9 +196,71 @@ def _transposed(columns: list[dict[str, str]]) -> list[tuple[str, ...]]:
     return [(name, *(column[name] for column in columns)) for name in columns[0]]
 
 
-def transactions(target: Target, *, as_json: Json = False) -> None:
-    """List the transactions that are open, or wait to be finished, oldest first."""
-    found = run(load(target).transactions())
+def transactions(
+    words: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="[show|commit|abort] MODULE:CLASS [ID]",
+            help="The unit of work, as it is imported: app.storage:UOW. With show, commit or abort also "
+            "the id of a transaction.",
+        ),
+    ],
+    *,
+    as_json: Json = False,
+) -> None:
+    """List the transactions that are open, held, or wait to be finished, oldest first.
+
+    `show` lists what a held one would change; `commit` and `abort` decide it.
+    """
+    action = words.pop(0) if words[0] in {"show", "commit", "abort"} else "list"
+    ids = [each for each in words if ":" not in each]
+    targets = [each for each in words if ":" in each]
+    if len(targets) != 1 or len(ids) != (action != "list"):
+        message = "Name a unit of work (MODULE:CLASS); and with show, commit or abort one id, too."
+        raise typer.BadParameter(message)
+    uow_class = load(targets[0])
+    if action == "list":
+        _list_transactions(run(uow_class.transactions()), as_json=as_json)
+    elif action == "show":
+        _show_transaction(run(uow_class.transactions()), ids[0], as_json=as_json)
+    elif action == "commit":
+        run(uow_class.commit_held(ids[0]))
+        stdout.line(f"Committed {ids[0]}.")
+    else:
+        run(uow_class.abort_held(ids[0]))
+        stdout.line(f"Undone: {ids[0]}.")
+
+
+def _show_transaction(
+    found: Sequence[TransactionInfo], transaction_id: str, *, as_json: bool
+) -> None:
+    shown = [each for each in found if each.transaction_id == transaction_id]
+    if not shown:
+        message = f"No transaction {transaction_id} is open, held, or waits to be finished."
+        raise typer.BadParameter(message)
+    if as_json:
+        show_json(shown[0])
+        return
+    [info] = shown
+    stdout.line(f"{info.state}, {info.age:.0f} s old; {info.lease_left:.0f} s left")
+    rows = [
+        (
+            each.kind,
+            f"{each.namespace}/{each.path}",
+            "" if each.size is None else str(each.size),
+            each.sha256 or "",
+            "" if each.old_size is None else str(each.old_size),
+            each.old_sha256 or "",
+        )
+        for each in info.changes
+    ]
+    if rows:
+        stdout.table(("", "path", "bytes", "SHA-256", "bytes before", "SHA-256 before"), rows)
+    for path in [] if rows else info.paths:
+        stdout.line(path)
+
+
+def _list_transactions(found: Sequence[TransactionInfo], *, as_json: bool) -> None:
     if as_json:
         show_json(found)
         return

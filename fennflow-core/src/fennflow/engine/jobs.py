@@ -95,6 +95,12 @@ class Jobs:
         self._own.add(_identity(job))
         return DurableUndo(self, job)
 
+    def disown(self, undos: Collection[Undo]) -> None:
+        """Leave the compensations among undos to whichever process finds them due."""
+        self._own.difference_update(
+            _identity(each.job) for each in undos if isinstance(each, DurableUndo)
+        )
+
     def forget(self, undos: Collection[Undo]) -> None:
         """Remove the compensations among undos that are not due: their transaction has committed."""
         jobs = [each.job for each in undos if isinstance(each, DurableUndo) and not each.released]

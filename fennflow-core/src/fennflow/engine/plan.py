@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from fennflow.backends import (
     AbortUpload,
@@ -25,6 +25,8 @@ from fennflow.backends import (
     Step,
 )
 from fennflow.connectors import Capabilities, Location
+from fennflow.paths import StoragePath
+from fennflow.reports import Change
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,6 +96,46 @@ def visible(chain: Sequence[Write], committed: Record | None) -> Record | None:
     """Return what the transaction sees under a key: its own change, else what is committed (P12)."""
     write = live(chain)
     return committed if write is None else write.record
+
+
+def changes_of(chains: Iterable[Sequence[Write]]) -> list[Change]:
+    """Return what the writes of each key, oldest first, change in the end."""
+    changes: list[Change] = []
+    for chain in chains:
+        write = live(chain)
+        if write is not None and (write.before is not None or write.record is not None):
+            changes.append(change_of(write.intent.object_key, write.before, write.record))
+    return in_order(changes)
+
+
+def held_changes(commit: Commit, before: Mapping[ObjectKey, Record]) -> list[Change]:
+    """Return what a pivot would change, given the records of its keys, which are locked."""
+    changes = [
+        change_of(each.object_key, before.get(each.object_key), each) for each in commit.records
+    ]
+    return in_order([*changes, *(change_of(key, before.get(key), None) for key in commit.removed)])
+
+
+def in_order(changes: Iterable[Change]) -> list[Change]:
+    """Sort changes by bucket and path."""
+    return sorted(changes, key=lambda each: (each.namespace, str(each.path)))
+
+
+def change_of(key: ObjectKey, before: Record | None, after: Record | None) -> Change:
+    """Return what becomes of a key whose record is replaced by another one, or by none."""
+    kind: Literal["create", "overwrite", "delete"] = "overwrite"
+    if before is None or after is None:
+        kind = "create" if after is not None else "delete"
+    return Change(
+        namespace=key.namespace,
+        path=StoragePath(key.key),
+        kind=kind,
+        size=None if after is None else after.size,
+        sha256=None if after is None else after.sha256,
+        media_type=None if after is None else after.media_type,
+        old_size=None if before is None else before.size,
+        old_sha256=None if before is None else before.sha256,
+    )
 
 
 def undo(writes: Iterable[Write], capabilities: Mapping[str, Capabilities]) -> list[Step]:

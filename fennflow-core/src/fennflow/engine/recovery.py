@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import warnings
 from collections.abc import Collection, Coroutine, Mapping, Sequence
 from contextvars import Context, copy_context
 from dataclasses import asdict, dataclass, field, replace
@@ -16,6 +17,7 @@ from functools import partial
 from typing import Any
 
 from fennflow.backends import (
+    Commit,
     Decision,
     JoinedTransaction,
     JournaledTransaction,
@@ -30,7 +32,7 @@ from fennflow.engine.concurrency import Periodic
 from fennflow.engine.context import EngineContext, Progress
 from fennflow.engine.finish import finish
 from fennflow.engine.garbage import check_late_writes, sweep
-from fennflow.engine.jobs import Jobs
+from fennflow.engine.jobs import HOOK_WAIT, Jobs
 from fennflow.engine.leases import Lease, clock
 from fennflow.engine.plan import Write, late_writes, outstanding, undo
 from fennflow.engine.settle import Settler
@@ -39,6 +41,9 @@ from fennflow.engine.telemetry import count_recovered, log_event, with_notes
 from fennflow.exceptions import (
     BaseConnectorException,
     CommitUncertainException,
+    CompensationPendingWarning,
+    ConflictException,
+    TransactionException,
     TransactionLostException,
 )
 from fennflow.reports import RecoveryReport
@@ -383,11 +388,91 @@ class Recovery:
                     attempt.add_done_callback(self._taken.discard)
                     begun.append(attempt)
 
-    async def _take_over(self, lease: Lease, found: JournaledTransaction) -> Outcome | None:
-        """Finish a transaction that was claimed; None if it has to wait."""
+    async def commit_held(self, transaction_id: str) -> None:
+        """Commit a transaction that is held (P37).
+
+        Raises:
+            TransactionException: it is not held, or not any more.
+            ConflictException: a record that it read has changed; it is undone.
+            CommitUncertainException: the outcome is unknown; recovery finds it out.
+        """
+        lease, found = await self._take_held(transaction_id)
+        commit = found.held or Commit()
+        try:
+            await self.context.backend.commit(lease.token, commit)
+        except ConflictException:
+            await self._take_over(lease, found, decided=True)
+            raise
+        except Exception as error:
+            try:
+                await self.context.backend.hold(lease.token, commit, found.held_left)
+            except Exception as second:  # noqa: BLE001 - part of the exception's message
+                message = (
+                    f"Whether transaction {transaction_id} has committed is not known ({second}). Look "
+                    "with UOW.transactions(): if it is held still, try again."
+                )
+                raise CommitUncertainException(message) from error
+            finally:
+                self.context.leases.release(lease)
+            raise
+        unsettled = Unsettled(lease=lease, undo=(), late_writes=())
+        self.add(unsettled)
+        await asyncio.wait(self._begin_own())
+        await asyncio.wait({self.jobs.begin(transaction_id)}, timeout=HOOK_WAIT)
+
+    async def abort_held(self, transaction_id: str) -> None:
+        """Undo a transaction that is held (P37).
+
+        Raises:
+            TransactionException: it is not held, or not any more.
+        """
+        lease, found = await self._take_held(transaction_id)
+        try:
+            await self.context.backend.abort(lease.token, lock_wait=LOCK_WAIT)
+        except BaseException:
+            self.context.leases.release(lease)
+            raise
+        if await self._take_over(lease, found, decided=True) is None:
+            message = (
+                f"Transaction {transaction_id} is undone, but not completely yet. Recovery goes on with it; "
+                "the log says what the store refuses."
+            )
+            warnings.warn(CompensationPendingWarning(message), stacklevel=2)
+
+    async def _take_held(self, transaction_id: str) -> tuple[Lease, JournaledTransaction]:
+        started = clock()
+        found = await self.context.backend.take_held(transaction_id)
+        if found is None:
+            message = (
+                f"Transaction {transaction_id} is not held: it was committed or undone, its time has run "
+                "out, or it has another id. UOW.transactions() has those that are."
+            )
+            raise TransactionException(message)
+        lease = Lease(found.token)
+        self.context.leases.hold(lease, started)
+        return lease, found
+
+    async def _take_over(
+        self, lease: Lease, found: JournaledTransaction, *, decided: bool = False
+    ) -> Outcome | None:
+        """Finish a transaction that was claimed; None if it has to wait.
+
+        Args:
+            lease: the right to.
+            found: what the journal has of it.
+            decided: whether it is to be undone even if it is held.
+        """
+        if found.is_held and found.held is not None and not decided:
+            # Who was about to decide it is gone; it goes on waiting for another.
+            try:
+                await self.context.backend.hold(lease.token, found.held, found.held_left)
+            except Exception as error:  # noqa: BLE001 - claimed again when its lease has run out
+                _log_failed(error)
+            self.context.leases.release(lease)
+            return None
         # An owner that had decided nothing has sent nothing to undo its work, nor to apply it.
-        decided = found.outcome is not None
-        unsettled = Unsettled(lease=lease, undo=(), late_writes=(), claimed=decided)
+        claimed = found.outcome is not None
+        unsettled = Unsettled(lease=lease, undo=(), late_writes=(), claimed=claimed)
         # It is not known how far the owner got: every write counts as done and as ambiguous.
         writes = [
             Write(intent=intent, sent=True, ambiguous=True)

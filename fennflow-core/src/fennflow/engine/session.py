@@ -26,14 +26,16 @@ from fennflow.engine.concurrency import shielded
 from fennflow.engine.deadline import Deadline
 from fennflow.engine.directories import check_directories_again
 from fennflow.engine.finish import finish
-from fennflow.engine.jobs import HOOK_WAIT
-from fennflow.engine.plan import late_writes, outstanding, plan_commit, undo
+from fennflow.engine.jobs import HOOK_WAIT, DurableUndo
+from fennflow.engine.leases import clock
+from fennflow.engine.plan import changes_of, late_writes, outstanding, plan_commit, undo
 from fennflow.engine.recovery import LOCK_WAIT, Unsettled
 from fennflow.engine.settle import Settler
 from fennflow.engine.telemetry import log_event, with_notes
 from fennflow.exceptions import (
     CommitUncertainException,
     CompensationPendingWarning,
+    ConfigException,
     KeyException,
     RecordLockedException,
     TransactionException,
@@ -44,6 +46,7 @@ from fennflow.exceptions import (
 if TYPE_CHECKING:
     from fennflow.backends import Area
     from fennflow.engine.runtime import Engine
+    from fennflow.reports import Change
 
 
 def _cancel_again(task: asyncio.Task[Any], cancellation: asyncio.CancelledError) -> None:
@@ -147,6 +150,106 @@ class Session(Block):
                 raise cancellation from error
             _cancel_again(current, cancellation)
 
+    async def hold(self, expires_in: float | None) -> str:
+        """Let another process decide, and begin a new transaction (P37).
+
+        Args:
+            expires_in: seconds after which it is undone; None for as long as it may commit.
+
+        Returns:
+            the transaction's id.
+
+        Raises:
+            ConfigException: it would be held for longer than `max_transaction_age`.
+            TransactionException: it has nothing to hold, or what no other process can do.
+            Exception: what the backend raised; the transaction is undone.
+        """
+        tx = self._open()
+        self._check_can_be_held()
+        longest = self._engine.config.max_transaction_age
+        if expires_in is not None and not 0 < expires_in <= longest:
+            message = f"expires_in={expires_in!a} is not in (0, max_transaction_age={longest} s]."
+            raise ConfigException(message)
+        wait = _Wait(self._grace)
+        self._deadline.check()
+        with self._exclusive():
+            async with self._deadline.limit():
+                await self._calls.wait()
+            work, cancellation = await shielded(
+                self._watched("hold", partial(self._hold, expires_in)), grace=wait.left
+            )
+            error = None if work.cancelled() else work.exception()
+            if work.cancelled():
+                late = TimeoutError(f"compensation_timeout={self._grace} s were not enough.")
+                self._report_pending(cancellation, late)
+            if tx.outcome is not None:
+                cancellation = await self._call_back(error, wait, cancellation)
+        self._tx = self._begin()
+        current = asyncio.current_task()
+        if cancellation is not None and (error or work.cancelled() or current is None):
+            raise cancellation from error
+        if error is not None:
+            raise error
+        if cancellation is not None and current is not None:
+            _cancel_again(current, cancellation)
+        return tx.transaction_id
+
+    def _check_can_be_held(self) -> None:
+        tx, message = self._tx, None
+        durable = all(isinstance(each, DurableUndo) for each in tx.callbacks.undos)
+        if self._joined is not None:
+            message = (
+                "A unit of work that joined a transaction cannot be held: commit that transaction."
+            )
+        elif not durable or tx.callbacks.on_commit or tx.callbacks.on_rollback:
+            message = (
+                "A unit of work with undos or callbacks that are not registered cannot be held: another "
+                "process could not call them. Register them with UOW.compensation or UOW.after_commit."
+            )
+        elif tx.directories:
+            message = (
+                "A unit of work cannot be held on a store that is a file system: whether its "
+                "directories are free is known only at the commit."
+            )
+        elif not (tx.journaled or tx.callbacks.hooks):
+            message = "There is nothing to hold: this unit of work has changed nothing."
+        if message is not None:
+            raise TransactionException(message)
+
+    async def _hold(self, expires_in: float | None) -> None:
+        tx = self._tx
+        try:
+            await tx.begin()
+            await tx.journal_released()
+            tx.check_age()
+            left = self._engine.config.max_transaction_age - (clock() - tx.began)
+            seconds = left if expires_in is None else min(left, expires_in)
+            await tx.backend.hold(tx.lease.token, self._plan(), seconds)
+        except Exception as error:
+            tx.failure = error
+            await self._decide_and_undo(error)
+            raise
+        # Nothing more is sent for it from here.
+        self._engine.leases.release(tx.lease)
+        self._engine.recovery.jobs.disown(tx.callbacks.undos)
+
+    def _plan(self) -> Commit:
+        """Return what the pivot writes."""
+        tx = self._tx
+        planned = plan_commit(
+            tx.transaction_id,
+            {key: tx.chain(key) for key in tx.chains},
+            tx.capabilities,
+            tx.reads,
+            keep_versions=self._engine.config.keep_versions,
+        )
+        return replace(planned, jobs=tx.hooks())
+
+    def changes(self) -> list[Change]:
+        """Return what the transaction would change."""
+        tx = self._open()
+        return changes_of(tx.chain(key) for key in tx.chains)
+
     async def free(self) -> None:
         """Wait until no other task commits or rolls back."""
         await self._free.wait()
@@ -243,14 +346,7 @@ class Session(Block):
         if not (tx.journaled or decides or tx.callbacks.hooks):
             await self._commit_nothing()
             return
-        planned = plan_commit(
-            tx.transaction_id,
-            {key: tx.chain(key) for key in tx.chains},
-            tx.capabilities,
-            tx.reads,
-            keep_versions=self._engine.config.keep_versions,
-        )
-        commit = replace(planned, jobs=tx.hooks())
+        commit = self._plan()
         decision = Decision(
             outcome=Outcome.COMMITTED,
             finished=joined is None and not commit.steps,

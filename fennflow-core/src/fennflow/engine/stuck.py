@@ -35,7 +35,7 @@ async def long_open(backend: Backend, period: float) -> list[str]:
     return [
         _described(each)
         for each in await _journaled(backend)
-        if each.outcome is None and each.age > period
+        if each.outcome is None and each.age > period and not each.is_held
     ]
 
 
@@ -84,6 +84,11 @@ async def _journaled(backend: Backend) -> Sequence[JournaledTransaction]:
 def _described(transaction: JournaledTransaction) -> str:
     named = _named([f"{each.namespace}/{each.key}" for each in transaction.intents])
     name = f"Transaction {transaction.token.transaction_id}"
+    if transaction.is_held:
+        return (
+            f"{name} is held: {named}. These paths stay locked until it is committed or undone, or for "
+            f"{transaction.held_left:.0f} s more. fennflow transactions commit, or abort, decides it."
+        )
     if transaction.outcome is None:
         return (
             f"{name} has been open for {transaction.age:.0f} s: {named}. Until its block ends, and the "

@@ -8,7 +8,14 @@ from typing import TypeVar
 
 from fennflow.jobs import JobCall
 from fennflow.maintenance import ReconcileOrphans, ReconcileStrategy
-from fennflow.reports import Diagnosis, Finding, ReconcileReport, RecoveryReport, TransactionInfo
+from fennflow.reports import (
+    Change,
+    Diagnosis,
+    Finding,
+    ReconcileReport,
+    RecoveryReport,
+    TransactionInfo,
+)
 from fennflow.sync.base import here
 from fennflow.sync.opened import Opened
 
@@ -141,6 +148,42 @@ class SyncUnitOfWork(Opened):
             here(undo),
         )
 
+    def changes(
+        self,
+    ) -> Sequence[Change]:
+        """Return what the transaction that is open would create, overwrite and delete."""
+        return self._call(self._uow.changes)
+
+    def hold(
+        self,
+        *,
+        expires_in: float | None = None,
+    ) -> str:
+        """Leave what was done so far to be committed or undone later, by any process.
+
+        `UOW.commit_held(id)` or `UOW.abort_held(id)` decides, or `fennflow transactions commit` and
+        `abort`. Until then its paths stay locked, and no reader sees any of it. More work may follow
+        in the block, in a transaction of its own.
+
+        Args:
+            expires_in: seconds after which recovery undoes it; by default as long as it may still
+                commit: until it is `max_transaction_age` old.
+
+        Returns:
+            the id of the transaction.
+
+        Raises:
+            TransactionException: nothing was changed; the unit of work joined a transaction; it has
+                undos or callbacks that are not registered by name, which no other process could
+                call; or its store is a file system.
+            ConfigException: it would be held for longer than `max_transaction_age`, or the backend
+                cannot hold transactions.
+        """
+        return self._await(
+            self._uow.hold,
+            expires_in=expires_in,
+        )
+
     def savepoint(
         self,
     ) -> AbstractContextManager[None]:
@@ -249,8 +292,46 @@ class SyncUnitOfWork(Opened):
     def transactions(
         cls,
     ) -> Sequence[TransactionInfo]:
-        """Return the transactions that are open, or wait to be finished, oldest first."""
+        """Return the transactions that are open, held, or wait to be finished, oldest first."""
         return cls._await_now(cls._asynchronous.transactions)
+
+    @classmethod
+    def commit_held(
+        cls,
+        transaction_id: str,
+    ) -> None:
+        """Commit a transaction that a unit of work left with `hold()`, in any process.
+
+        Args:
+            transaction_id: what `hold()` returned.
+
+        Raises:
+            TransactionException: it is not held, or not any more.
+            ConflictException: `validate_reads`, and a record that it read has changed. It is undone.
+            CommitUncertainException: the outcome is unknown; `transactions()` says it later.
+        """
+        cls._await_now(
+            cls._asynchronous.commit_held,
+            transaction_id,
+        )
+
+    @classmethod
+    def abort_held(
+        cls,
+        transaction_id: str,
+    ) -> None:
+        """Undo a transaction that a unit of work left with `hold()`, in any process.
+
+        Args:
+            transaction_id: what `hold()` returned.
+
+        Raises:
+            TransactionException: it is not held, or not any more.
+        """
+        cls._await_now(
+            cls._asynchronous.abort_held,
+            transaction_id,
+        )
 
     @classmethod
     def diagnose(

@@ -202,6 +202,18 @@ class FaultyBackend(Backend):
     async def known(self, transaction_ids: Collection[str]) -> Collection[str]:
         return await self._around("known", lambda: self.inner.known(transaction_ids))
 
+    @override
+    async def hold(self, token: TransactionToken, commit: Commit, seconds: float) -> None:
+        await self._around(
+            "hold", lambda: self.inner.hold(token, commit, seconds), token.transaction_id
+        )
+
+    @override
+    async def take_held(self, transaction_id: str) -> JournaledTransaction | None:
+        return await self._around(
+            "take_held", lambda: self.inner.take_held(transaction_id), transaction_id
+        )
+
     @property
     @override
     def keeps_jobs(self) -> bool:

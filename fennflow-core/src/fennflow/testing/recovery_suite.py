@@ -29,7 +29,11 @@ from fennflow.backends import (
 )
 from fennflow.config import BackendConfig
 from fennflow.connectors import Location
-from fennflow.exceptions import RecordLockedException, TransactionLostException
+from fennflow.exceptions import (
+    ConfigException,
+    RecordLockedException,
+    TransactionLostException,
+)
 
 A, B, C = (ObjectKey("bucket", name) for name in "abc")
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
@@ -120,6 +124,53 @@ class RecoverySuite:
     def config(self) -> BackendConfig:
         """Return what is tested, with an empty catalog; override it."""
         pytest.fail("Override the fixture `config` in your subclass of BackendSuite.")
+
+    def test_a_transaction_that_is_held_is_taken_once_and_stays_locked(
+        self, config: BackendConfig
+    ) -> None:
+        """P37: what its pivot is to write comes back; a decision ends it."""
+
+        async def scenario(backend: Backend) -> None:
+            before = await put(backend, B)
+            token = new_transaction()
+            await backend.begin_writes(token, [A, B, C], plan_for(A, B))
+            commit = Commit(
+                records=[record(A, token)],
+                removed=[C],
+                steps=[Delete(namespace="bucket", location=Location("c"), etag="e1")],
+                late_writes=[
+                    LateWrite(
+                        namespace="bucket", key="a", transaction_id=token.transaction_id, seq=1
+                    )
+                ],
+                reads={B: record(B, before), C: None},
+                jobs=[],
+            )
+            try:
+                await backend.hold(token, commit, 600.0)
+            except ConfigException:
+                pytest.skip("The backend cannot hold transactions.")
+            assert await backend.claim(10) == []
+            first = await backend.take_held(token.transaction_id)
+            second = await backend.take_held(token.transaction_id)
+            assert first is not None
+            assert second is not None
+            assert first.token.fence < second.token.fence
+            assert second.held == commit
+            assert second.is_held
+            for lost in (token, first.token):
+                with pytest.raises(TransactionLostException):
+                    await backend.commit(lost, commit)
+            await backend.hold(second.token, commit, 600.0)
+            await backend.commit(second.token, commit)
+            assert await backend.take_held(token.transaction_id) is None
+            with pytest.raises(TransactionLostException):
+                await backend.hold(second.token, commit, 600.0)
+            [found] = await backend.transactions(after="", limit=9)
+            assert (found.outcome, found.is_held) == (Outcome.COMMITTED, False)
+            assert set(await backend.records([A, B, C])) == {A, B}
+
+        run(config, scenario)
 
     def test_what_a_commit_stores_is_what_recovery_gets(self, config: BackendConfig) -> None:
         """P4, P7: every kind of step, with all of its fields."""

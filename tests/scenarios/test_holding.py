@@ -1,0 +1,275 @@
+"""What a unit of work would change, and transactions that another process decides (P37)."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import AsyncGenerator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from fennflow import ConfigDict, UnitOfWork, plugins
+from fennflow.backends import Backend, InMemoryBackendConfig, SqlalchemyBackendConfig
+from fennflow.config import BackendConfig
+from fennflow.connectors import InMemoryConnectorConfig
+from fennflow.exceptions import (
+    CommitUncertainException,
+    ConfigException,
+    ConflictException,
+    RecordLockedException,
+    TransactionException,
+)
+from fennflow.files import TextContent
+from fennflow.repositories import CrudRepository, RepoField
+from fennflow.testing import faults
+from fennflow_memory.backend import InMemoryBackend
+from stores import numbers
+
+
+class FilesUOW(UnitOfWork):
+    """A unit of work on one bucket."""
+
+    files = RepoField(CrudRepository, namespace="files")
+
+
+def text(value: str, name: str) -> TextContent:
+    return TextContent.from_content(value, filename=name)
+
+
+def make_uow(backend: BackendConfig, **settings: object) -> type[FilesUOW]:
+    class UOW(FilesUOW):
+        config = ConfigDict(
+            backend=backend,
+            connector=InMemoryConnectorConfig(name=f"held{next(numbers)}"),
+            **{"lock_timeout": 0.0, **settings},  # type: ignore[arg-type]
+        )
+
+    return UOW
+
+
+@pytest.fixture(params=["memory", "sqlite"])
+async def uow_class(
+    request: pytest.FixtureRequest, tmp_path: Path
+) -> AsyncGenerator[type[FilesUOW]]:
+    found = make_uow(
+        InMemoryBackendConfig(name=f"held{next(numbers)}")
+        if request.param == "memory"
+        else SqlalchemyBackendConfig(url=f"sqlite:///{tmp_path}/held.db")
+    )
+    async with found.lifespan(check=False):
+        async with found() as uow:
+            await uow.files.put(text("old a", "a"), text("old b", "b"))
+        yield found
+
+
+async def hold(uow_class: type[FilesUOW], **options: float) -> str:
+    async with uow_class() as uow:
+        await uow.files.put(text("new a", "a"), text("new c", "c"), text("new d", "d"))
+        await uow.files.delete("b", "d")
+        return await uow.hold(**options)
+
+
+async def contents(uow_class: type[FilesUOW]) -> dict[str, str]:
+    async with uow_class() as uow:
+        paths = [path async for path in uow.files.iter()]
+        return {str(each.path): each.data.decode() for each in await uow.files.get(*paths)}
+
+
+OLD = {"a": "old a", "b": "old b"}
+NEW = {"a": "new a", "c": "new c"}
+
+
+async def test_changes_are_what_a_commit_would_do(uow_class: type[FilesUOW]) -> None:
+    async with uow_class() as uow:
+        assert uow.changes() == []
+        await uow.files.put(text("new a", "a"), text("new c", "c"), text("new d", "d"))
+        await uow.files.delete("b", "d")
+        changes = uow.changes()
+        with suppress(LookupError):
+            async with uow.savepoint():
+                await uow.files.delete("c")
+                raise LookupError
+        assert uow.changes() == changes
+        await uow.rollback()
+        assert uow.changes() == []
+    assert [(each.kind, each.path, each.size, each.old_size) for each in changes] == [
+        ("overwrite", "a", 5, 5),
+        ("delete", "b", None, 5),
+        ("create", "c", 5, None),
+    ]
+    assert changes[0].sha256 == hashlib.sha256(b"new a").hexdigest()
+    assert changes[0].old_sha256 == hashlib.sha256(b"old a").hexdigest()
+
+
+async def test_a_held_transaction_is_committed_by_its_id(uow_class: type[FilesUOW]) -> None:
+    """P37: until then its paths are locked, and nothing of it can be seen."""
+    held = await hold(uow_class)
+    [info] = await uow_class.transactions()
+    assert (info.transaction_id, info.state) == (held, "held")
+    assert info.lease_left > uow_class.config.max_transaction_age - 600
+    assert [(each.kind, each.path) for each in info.changes] == [
+        ("overwrite", "a"),
+        ("delete", "b"),
+        ("create", "c"),
+    ]
+    assert await contents(uow_class) == OLD
+    with pytest.raises(RecordLockedException, match="is held"):
+        async with uow_class() as uow:
+            await uow.files.delete("a")
+    report = await uow_class.recover()
+    assert (report.pending, report.problems) == (0, ())
+    await uow_class.commit_held(held)
+    assert await contents(uow_class) == NEW
+    assert await uow_class.transactions() == []
+    for decide in (uow_class.commit_held, uow_class.abort_held):
+        with pytest.raises(TransactionException, match="is not held"):
+            await decide(held)
+
+
+async def test_a_held_transaction_is_undone_by_its_id(uow_class: type[FilesUOW]) -> None:
+    """P37."""
+    held = await hold(uow_class)
+    await uow_class.abort_held(held)
+    assert await contents(uow_class) == OLD
+    assert await uow_class.transactions() == []
+    with pytest.raises(TransactionException, match="is not held"):
+        await uow_class.commit_held(held)
+
+
+async def test_a_held_transaction_that_is_not_decided_is_undone_in_time(
+    uow_class: type[FilesUOW],
+) -> None:
+    """P37."""
+    held = await hold(uow_class, expires_in=0.01)
+    async with asyncio.timeout(60):
+        while await uow_class.transactions():
+            await uow_class.recover()
+    assert await contents(uow_class) == OLD
+    with pytest.raises(TransactionException, match="is not held"):
+        await uow_class.commit_held(held)
+
+
+async def test_hooks_and_compensations_follow_the_decision(uow_class: type[FilesUOW]) -> None:
+    """P34, P36, P37."""
+    calls: list[str] = []
+
+    @uow_class.compensation("refund")
+    async def refund(number: int) -> None:
+        calls.append(f"refunded {number}")
+
+    @uow_class.after_commit("send")
+    async def send(number: int) -> None:
+        calls.append(f"sent {number}")
+
+    async def charge() -> None:
+        calls.append("charged")
+
+    held: list[str] = []
+    for number in (1, 2):
+        async with uow_class() as uow:
+            await uow.step(charge, undo=refund(number))
+            uow.on_commit(send(number))
+            held.append(await uow.hold())
+    await uow_class.recover()
+    assert calls == ["charged", "charged"]
+    await uow_class.commit_held(held[0])
+    await uow_class.abort_held(held[1])
+    async with asyncio.timeout(60):
+        while (await uow_class.recover()).jobs_pending:
+            pass
+    assert sorted(calls[2:]) == ["refunded 2", "sent 1"]
+
+
+async def test_what_no_other_process_could_do_is_not_held(uow_class: type[FilesUOW]) -> None:
+    """P37: and the block goes on."""
+
+    async def call() -> None:
+        """Do nothing."""
+
+    async with uow_class() as uow:
+        with pytest.raises(TransactionException, match="nothing to hold"):
+            await uow.hold()
+        await uow.files.put(text("x", "x"))
+        with pytest.raises(ConfigException, match="max_transaction_age"):
+            await uow.hold(expires_in=1e6)
+        uow.on_rollback(call)
+        with pytest.raises(TransactionException, match="not registered"):
+            await uow.hold()
+    assert await contents(uow_class) == {**OLD, "x": "x"}
+
+
+async def test_a_read_that_has_changed_undoes_what_is_held() -> None:
+    """P37."""
+    uow_class = make_uow(InMemoryBackendConfig(name=f"held{next(numbers)}"), validate_reads=True)
+    async with uow_class.lifespan(check=False):
+        async with uow_class() as uow:
+            await uow.files.put(text("old a", "a"))
+        async with uow_class() as uow:
+            await uow.files.get("a")
+            await uow.files.put(text("new b", "b"))
+            held = await uow.hold()
+        async with uow_class() as uow:
+            await uow.files.put(text("newer a", "a"))
+        with pytest.raises(ConflictException):
+            await uow_class.commit_held(held)
+        assert await contents(uow_class) == {"a": "newer a"}
+        assert await uow_class.transactions() == []
+
+
+async def test_a_backend_that_cannot_hold_undoes_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(InMemoryBackend, "hold", Backend.hold)
+    uow_class = make_uow(InMemoryBackendConfig(name=f"held{next(numbers)}"))
+    async with uow_class.lifespan(check=False):
+        with pytest.raises(ConfigException, match="cannot hold"):
+            await hold(uow_class)
+        assert await uow_class.transactions() == []
+
+
+class BackendGoneError(Exception):
+    """What a driver raises."""
+
+
+@pytest.mark.parametrize("phase", ["before", "after"])
+@pytest.mark.parametrize("operation", ["hold", "take_held", "commit", "abort"])
+async def test_whatever_the_backend_loses_it_is_held_committed_or_undone(
+    operation: str, phase: str
+) -> None:
+    """P37: as a whole, and a decision that failed can be made again."""
+    fails = False
+
+    async def script(moment: str, asked: str, _key: str) -> None:
+        if fails and (moment, asked) == (phase, operation):
+            raise BackendGoneError(operation)
+
+    with plugins.override(faults):
+        uow_class = make_uow(
+            faults.FaultyBackendConfig(
+                inner=InMemoryBackendConfig(name=f"held{next(numbers)}"),
+                faults=faults.Scripted(script),
+            ),
+            lease_ttl=0.5,
+            recovery_interval=600.0,
+        )
+        async with uow_class.lifespan(check=False):
+            async with uow_class() as uow:
+                await uow.files.put(text("old a", "a"), text("old b", "b"))
+            commits = operation != "abort"
+            fails = operation == "hold"
+            held = None
+            with suppress(BackendGoneError):
+                held = await hold(uow_class)
+            fails = True
+            if held is not None:
+                with suppress(BackendGoneError, CommitUncertainException, TransactionException):
+                    await (uow_class.commit_held if commits else uow_class.abort_held)(held)
+            fails = False
+            async with asyncio.timeout(60):
+                while left := await uow_class.transactions():
+                    await uow_class.recover()
+                    if held is not None and left[0].state == "held":
+                        with suppress(TransactionException):
+                            await (uow_class.commit_held if commits else uow_class.abort_held)(held)
+            found = await contents(uow_class)
+            assert found == (NEW if held is not None and commits else OLD)
