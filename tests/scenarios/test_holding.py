@@ -43,7 +43,7 @@ def make_uow(backend: BackendConfig, **settings: object) -> type[FilesUOW]:
         config = ConfigDict(
             backend=backend,
             connector=InMemoryConnectorConfig(name=f"held{next(numbers)}"),
-            **{"lock_timeout": 0.0, **settings},  # type: ignore[arg-type]
+            **{"lock_timeout": 0.0, **settings},
         )
 
     return UOW
@@ -249,7 +249,7 @@ async def test_whatever_the_backend_loses_it_is_held_committed_or_undone(
                 inner=InMemoryBackendConfig(name=f"held{next(numbers)}"),
                 faults=faults.Scripted(script),
             ),
-            lease_ttl=0.5,
+            lease_ttl=3.0,
             recovery_interval=600.0,
         )
         async with uow_class.lifespan(check=False):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import threading
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import suppress
@@ -106,7 +107,7 @@ async def shop(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncGenerator
 
 async def until(condition: Callable[[], bool | Awaitable[bool]]) -> None:
     """Wait for a condition."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while True:
             found = condition()
             if found if isinstance(found, bool) else await found:
@@ -175,10 +176,10 @@ async def test_recovery_tries_at_once_what_failed_and_says_what_fails(shop: Shop
     report = await shop.uow.recover()
     assert (report.jobs_called, report.jobs_pending, report.pending) == (0, 1, 0)
     assert "send of transaction" in report.problems[0]
-    assert "has failed 2 times" in report.problems[0]
+    assert re.search(r"has failed \d+ times", report.problems[0])
     assert any("has failed" in each for each in (await shop.uow.diagnose()).problems)
     shop.fails = 0
-    assert (await shop.uow.recover()).jobs_pending == 0
+    await until(lambda: is_settled(shop))
     assert shop.calls == ["charged", "sent 1"]
 
 
@@ -249,8 +250,8 @@ async def test_a_compensation_that_hangs_is_cut_off_and_called_again(tmp_path: P
         with pytest.raises(LookupError):
             await order(shop, fails=True)
         assert await left(shop.uow) == 1
-        shop.hang = None
-        assert await left(shop.uow) == 0
+        shop.hang, shop.refund.timeout = None, 60.0
+        await until(lambda: is_settled(shop))
     assert shop.calls == ["charged", "refunded p1"]
 
 
@@ -282,7 +283,7 @@ async def test_a_process_without_the_function_leaves_the_job_and_says_so(
     """P35."""
     backend = SqlalchemyBackendConfig(url=f"sqlite:///{tmp_path}/shop.db")
     shop, stranger = make_shop(backend), make_shop(backend)
-    shop.fails = 1
+    shop.fails = 1000
     async with shop.uow.lifespan(check=False):
         await order(shop)
     del_functions(stranger)
@@ -292,6 +293,7 @@ async def test_a_process_without_the_function_leaves_the_job_and_says_so(
         assert report.problems[0].startswith("1 calls of send are due, and this process has no")
         assert report.problems[0] in (await stranger.uow.diagnose()).problems
     assert report.problems[0] in caplog.text
+    shop.fails = 0
     async with shop.uow.lifespan(check=False):
         assert (await shop.uow.recover()).jobs_pending == 0
     assert shop.calls == ["charged", "sent 1"]
@@ -335,8 +337,7 @@ async def test_a_step_that_ends_after_its_lease_is_compensated_after_it(
             # As another process does that finds the lease run out.
             await backend.abort(token)
             await backend.settle(token)
-            [taken] = await backend.claim_jobs(["refund"], limit=1)
-            await backend.end_jobs([taken])
+            await backend.end_jobs(await backend.jobs(limit=1, transaction_id=token.transaction_id))
         lose(shop, found.transaction_id)
         await shop.charge()
 
@@ -462,7 +463,7 @@ async def test_arguments_that_no_longer_fit_are_not_guessed(tmp_path: Path) -> N
     """P35: the function of a later version takes others; the job stays until one takes them."""
     backend = SqlalchemyBackendConfig(url=f"sqlite:///{tmp_path}/shop.db")
     shop = make_shop(backend)
-    shop.fails = 1
+    shop.fails = 1000
     async with shop.uow.lifespan(check=False):
         with pytest.raises(LookupError):
             await order(shop, fails=True)
