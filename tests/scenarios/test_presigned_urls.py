@@ -26,7 +26,7 @@ from fennflow.exceptions import (
     RecordLockedException,
     TransactionException,
 )
-from fennflow.files import TextContent
+from fennflow.files import BinaryContent, TextContent
 from fennflow.testing import faults
 from stores import FullUOW, Store, make_store, numbers
 
@@ -194,9 +194,13 @@ async def test_a_connector_that_signs_no_headers_gives_no_url_that_needs_them(
         with pytest.raises(ConnectorCapabilityException, match="signs no headers"):
             await uow.files.generate_presigned_url("a", method="PUT")
         await uow.files.put(page, text("b", "b.txt"))
+        for name, kind in (("svg", "image/svg+xml"), ("zip", "application/zip"), ("xml", "a/xml")):
+            await uow.files.put(BinaryContent(data=b"x", filename=name, media_type=kind))
     async with store.uow()() as uow:
-        with pytest.raises(ConnectorCapabilityException, match="inline=True"):
-            await uow.files.generate_presigned_url("a.html")
+        for path in ("a.html", "svg", "xml"):
+            with pytest.raises(ConnectorCapabilityException, match="inline=True"):
+                await uow.files.generate_presigned_url(path)
+        assert len(await uow.files.generate_presigned_url("b.txt", "zip")) == 2
         with pytest.raises(ConnectorCapabilityException, match="signs no headers"):
             await uow.files.generate_presigned_url("b.txt", download_as="c.txt")
         urls = await uow.files.generate_presigned_url("a.html", "b.txt", inline=True)

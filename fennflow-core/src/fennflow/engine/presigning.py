@@ -20,7 +20,7 @@ from fennflow.exceptions import (
     RecordLockedException,
     TransactionException,
 )
-from fennflow.objects import UNKNOWN_MEDIA_TYPE, check_media_type
+from fennflow.objects import check_media_type
 from fennflow.paths import check_key
 from fennflow.printable import brief
 
@@ -173,8 +173,13 @@ def _check(tx: Transaction, namespace: str, keys: Sequence[str], expires_in: obj
 
 
 def _may_run(media_type: str) -> bool:
-    """Return whether browsers may run a file of a type that is not passive: they save unknown bytes."""
-    return media_type.partition(";")[0].strip().lower() != UNKNOWN_MEDIA_TYPE
+    """Return whether a browser may run a file of a type that is not passive.
+
+    Of the types for applications browsers run these alone, and save all others.
+    """
+    family, _, kind = media_type.partition(";")[0].strip().lower().partition("/")
+    active = any(word in kind for word in ("html", "xml", "script"))
+    return "," in media_type or family != "application" or active
 
 
 def _cannot_bind(tx: Transaction, record: Record) -> ConnectorCapabilityException:
