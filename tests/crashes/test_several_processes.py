@@ -19,9 +19,13 @@ FEW = 30
 """Of processes whose commits all contend for one log."""
 KEYS = 60
 KILL_EVERY = (0.25, 2.0)
+KILL_SLOW = (2.0, 6.0)
+"""Of processes that wait for each other at each commit: most have to come to an end."""
 
 
-async def drive(site: Site, worker: int, sessions: int, choice: random.Random) -> list[Event]:
+async def drive(
+    site: Site, worker: int, sessions: int, choice: random.Random, kill_every: tuple[float, float]
+) -> list[Event]:
     """Run one worker's transactions, in a new process after each time that it was killed."""
     last: dict[int, Event] = {}
     turn = 0
@@ -30,7 +34,7 @@ async def drive(site: Site, worker: int, sessions: int, choice: random.Random) -
             start, work, site, worker, range(turn, sessions), KEYS
         )
         killer = asyncio.get_running_loop().call_later(
-            choice.uniform(*KILL_EVERY) * WORKERS, process.kill
+            choice.uniform(*kill_every) * WORKERS, process.kill
         )
         for event in await asyncio.to_thread(drain, pipe):
             number = int(event.value.partition(".")[2])
@@ -66,10 +70,15 @@ async def test_no_committed_write_is_lost_and_nothing_else_stays(
 ) -> None:
     site = await make_site(kind, database, request)
     site.settings.update(lease_ttl=3.0, lock_timeout=30.0, recovery_interval=1.0)
+    kill_every = KILL_EVERY
+    if database == "bucket":
+        site.settings.update(lease_ttl=10.0)
+        kill_every = KILL_SLOW
     choice = random.Random(f"{SEED} {database}")
     async with asyncio.TaskGroup() as group:
         workers = [
-            group.create_task(drive(site, each, sessions, choice)) for each in range(WORKERS)
+            group.create_task(drive(site, each, sessions, choice, kill_every))
+            for each in range(WORKERS)
         ]
     events = list(itertools.chain.from_iterable(each.result() for each in workers))
     assert len(events) == WORKERS * sessions
