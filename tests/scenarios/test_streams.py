@@ -419,6 +419,34 @@ async def test_chunks_that_are_no_bytes_are_refused(store: Store) -> None:
     assert await store.objects() == {}
 
 
+class NotReady:
+    """A file that does not block."""
+
+    def __init__(self) -> None:
+        self.chunks: list[bytes | None] = [b"1", None, b"2", b""]
+
+    def read(self, size: int = -1, /) -> Any:
+        del size
+        return self.chunks.pop(0)
+
+
+@pytest.mark.parametrize("source", [[b"1", None, b"2"], NotReady()], ids=["chunks", "file"])
+async def test_a_source_has_not_ended_where_it_gives_nothing(
+    source: Any, request: pytest.FixtureRequest
+) -> None:
+    store = await make_store("memory", request)
+    async with store.uow()() as uow:
+        with pytest.raises(FileException, match="NoneType instead of bytes"):
+            await uow.files.put(StreamContent.from_iterable(source, filename="a"))
+    assert await store.objects() == {}
+
+
+def test_the_size_of_a_stream_is_a_number_or_refused() -> None:
+    size: Any = 3.5
+    with pytest.raises(FileException, match="size"):
+        StreamContent.from_iterable([b"123"], filename="a", size=size)
+
+
 # --- objects of others ---------------------------------------------------------------------------
 
 

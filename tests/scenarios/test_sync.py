@@ -14,6 +14,7 @@ import zipfile
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import cast
 
 import pytest
 
@@ -22,6 +23,7 @@ from fennflow.backends import InMemoryBackendConfig
 from fennflow.connectors import InMemoryConnectorConfig
 from fennflow.exceptions import (
     ConfigException,
+    FileException,
     FilepathsCollisionError,
     NoSuchKeyException,
     ObjectChangedException,
@@ -487,6 +489,47 @@ def test_a_config_belongs_to_a_unit_of_work_without_async_too() -> None:
         type("Bad", (SyncUnitOfWork,), {"config": 1})
     made = type("Good", (DeclaredWithoutAsync,), {"config": ConfigDict(lock_timeout=1)})
     assert issubclass(made, SyncUnitOfWork)
+
+
+def test_there_is_no_commit_while_a_file_is_open_for_writing() -> None:
+    """It would wait for bytes that only its caller could write, and then commit without the file."""
+    with pytest.raises(TransactionException, match=r"a.bin .* open for writing"), UOW.sync() as uow:
+        uow.files.put(text("1", "other"))
+        uow.files.open("a.bin", "wb").write(b"1")
+    with UOW.sync() as uow:
+        file = uow.files.open("b.bin", "wb")
+        with pytest.raises(TransactionException, match=r"b.bin .* open for writing"):
+            uow.commit()
+        file.close()
+        uow.commit()
+        uow.files.open("c.bin", "wb").write(b"1")
+        uow.rollback()
+        assert list(uow.files.list()) == ["b.bin"]
+
+
+def test_a_file_is_not_put_that_was_interrupted_as_it_was_written(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its buffer would be written again, with what had been handed on before the interruption."""
+    call = Portal.call
+
+    def interrupted(*args: object) -> None:
+        monkeypatch.setattr(Portal, "call", call)
+        cast("Callable[..., object]", call)(*args)
+        raise KeyboardInterrupt
+
+    with UOW.sync() as uow:
+        with pytest.raises(FileException, match="interrupted"):
+            with uow.files.open("a.bin", "wb") as file:
+                file.write(b"1" * 1000)
+                monkeypatch.setattr(Portal, "call", interrupted)
+                with pytest.raises(KeyboardInterrupt):
+                    file.flush()
+        with pytest.raises(KeyboardInterrupt), uow.files.open("b.bin", "wb") as file:
+            file.write(b"2" * 1000)
+            monkeypatch.setattr(Portal, "call", interrupted)
+    with UOW.sync() as uow:
+        assert list(uow.files.list()) == []
 
 
 def test_an_interruption_just_before_the_end_undoes_the_block(

@@ -3,8 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import (
+    AsyncGenerator,
+    Awaitable,
+    Callable,
+    Collection,
+    Generator,
+    Sequence,
+)
+from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, TypeVar
 
 from fennflow.backends import Outcome
@@ -62,6 +69,7 @@ class Block:
         self._loop = asyncio.get_running_loop()
         self._calls = Calls()
         self._savepoints = 0
+        self._being_written: list[str] = []
         self._closed = False
         self._free = asyncio.Event()
         self._free.set()
@@ -102,6 +110,15 @@ class Block:
             )
             raise TransactionException(message)
         return self._tx
+
+    @contextmanager
+    def writes(self, name: str) -> Generator[None]:
+        """Let the block be a call whose bytes the caller hands on: a commit would wait for it, and for ever."""
+        self._being_written.append(name)
+        try:
+            yield
+        finally:
+            self._being_written.remove(name)
 
     def check_not_ended(self) -> None:
         """Refuse to begin, commit or undo anything after the end of the block.

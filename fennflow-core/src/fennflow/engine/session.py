@@ -128,10 +128,17 @@ class Session(Block):
             TransactionLostException: the lease ran out; recovery undoes the transaction.
             CommitUncertainException: the outcome is unknown; recovery will commit or roll back.
             TransactionTimeoutException: its time is over.
+            TransactionException: a file is still open for writing.
             Exception: what the backend raised; the transaction is undone.
         """
         wait = _Wait(self._grace)
         self._deadline.check()
+        if self._being_written:
+            message = (
+                f"{', '.join(self._being_written)} cannot be committed, since it is still open for writing. "
+                "Close it before the commit: with uow.files.open(path, 'wb') as file."
+            )
+            raise TransactionException(message)
         with self._exclusive():
             async with self._deadline.limit():
                 await self._calls.wait()
@@ -172,6 +179,12 @@ class Session(Block):
             raise ConfigException(message)
         wait = _Wait(self._grace)
         self._deadline.check()
+        if self._being_written:
+            message = (
+                f"{', '.join(self._being_written)} cannot be committed, since it is still open for writing. "
+                "Close it before the commit: with uow.files.open(path, 'wb') as file."
+            )
+            raise TransactionException(message)
         with self._exclusive():
             async with self._deadline.limit():
                 await self._calls.wait()

@@ -26,6 +26,8 @@ from fennflow.exceptions import (
 READ_ATTEMPTS = 4
 """Of a connection that brings nothing, before a reader gives up."""
 FIRST_PAUSE = 0.1
+_END = object()
+"""What a source has after its last chunk: one that yields None has not ended."""
 HASH_AT_ONCE = 1 << 20
 """Bytes for which it pays to go to a thread."""
 
@@ -129,9 +131,11 @@ class Source:
         try:
             async with limit:
                 while True:
-                    chunk = await anext(opened, None)
-                    if chunk is None or self._checked(chunk):
-                        return chunk
+                    chunk: object = await anext(opened, _END)
+                    if chunk is _END:
+                        return None
+                    if checked := self._checked(chunk):
+                        return checked
                     await asyncio.sleep(0)  # else a source of empty chunks would stop the loop
         except TimeoutError:
             if not limit.expired():

@@ -141,12 +141,12 @@ class StreamContent(FileBase):
             message = f"{name} is not a stream: use BinaryContent or TextContent, or pass a list."
             raise FileException(message)
         kind: object = media_type or getattr(chunks, "content_type", None)
-        stated: object = getattr(chunks, "size", None) if size is None else size
+        stated: object = getattr(chunks, "size", None)
         content = cls(
             filename=name,
             media_type=kind if isinstance(kind, str) and kind else _guess(name),
             metadata=metadata or {},
-            size=stated if isinstance(stated, int) else None,
+            size=stated if size is None and isinstance(stated, int) else size,
         )
         content._open = _once(name, chunks)
         return content
@@ -267,6 +267,9 @@ async def _read(file: Readable) -> AsyncGenerator[bytes]:
         chunk = await asyncio.to_thread(file.read, CHUNK) if plain else file.read(CHUNK)
         if inspect.isawaitable(chunk):
             chunk = await chunk
+        if chunk is None:  # that is not the end: no bytes are ready
+            message = "The file does not block: it produced a NoneType instead of bytes."
+            raise FileException(message)
         if not chunk:
             break
         yield chunk

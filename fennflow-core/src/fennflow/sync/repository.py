@@ -92,7 +92,8 @@ class OnRepository(OnPortal, Generic[R_co]):
             content = StreamContent.from_iterable(
                 chunks, filename=str(name), media_type=media_type, metadata=metadata
             )
-            response: PutResponse = await repository.put(content, connector_extra=extra)
+            with repository._session.writes(str(name)):  # noqa: SLF001 - of the repository that it wraps
+                response: PutResponse = await repository.put(content, connector_extra=extra)
             return response
 
         return SyncWriter(self._portal_in_use, put)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from typing_extensions import Buffer, override
 
+from fennflow.exceptions import FileException
 from fennflow.sync.base import OnPortal
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ class _Raw(io.RawIOBase, OnPortal):
         super().__init__()
         self._portal = portal
         self._queue: asyncio.Queue[bytes | Exception | None] = asyncio.Queue(AHEAD)
-        self._aborted = False
+        self._aborted = self._interrupted = False
 
         async def begin() -> asyncio.Task[PutResponse]:
             return asyncio.create_task(put(self._chunks()))
@@ -80,9 +81,25 @@ class _Raw(io.RawIOBase, OnPortal):
     @override
     def write(self, data: Buffer, /) -> int:
         chunk = bytes(data)
-        if not self._aborted:
+        if self._aborted:
+            return len(chunk)
+        self.check_whole()
+        try:
             self._await(self._hand_on, chunk)
+        except BaseException:
+            self._interrupted = not self._task.done()
+            raise
         return len(chunk)
+
+    def check_whole(self) -> None:
+        """Refuse to go on after an interrupted write: its buffer would be written once more."""
+        if self._interrupted and not self._aborted:
+            self.abort()
+            message = (
+                "A write to this file was interrupted, so some of it would be missing, or there "
+                "twice. Nothing of it is put; open it again."
+            )
+            raise FileException(message)
 
     def abort(self) -> None:
         """Put nothing."""
@@ -95,7 +112,7 @@ class _Raw(io.RawIOBase, OnPortal):
         if not self.closed:
             super().close()
             if not self._aborted:
-                self._await(self._finish)
+                self._await(self._abort if self._interrupted else self._finish)
 
     @override
     def __del__(self) -> None:
@@ -112,6 +129,13 @@ class SyncWriter(io.BufferedWriter):
     def __init__(self, portal: Callable[[], Portal], put: Put) -> None:
         self._file = _Raw(portal, put)
         super().__init__(self._file, BUFFER)
+
+    @override
+    def close(self) -> None:
+        try:
+            self._file.check_whole()
+        finally:
+            super().close()
 
     @override
     def __exit__(
