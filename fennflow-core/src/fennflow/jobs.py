@@ -41,7 +41,7 @@ P = ParamSpec("P")
 TIMEOUT = 60.0
 """Seconds that one call may take, unless the function was registered with another limit."""
 
-_registered: dict[ConfigDict, dict[str, JobFunction[Any]]] = {}
+_registered: dict[ConfigDict, dict[str, JobFunction[...]]] = {}
 _current: ContextVar[Job] = ContextVar("fennflow_job")
 
 
@@ -67,7 +67,7 @@ class JobCall:
         arguments: as JSON.
     """
 
-    function: JobFunction[Any]
+    function: JobFunction[...]
     arguments: str
 
 
@@ -209,7 +209,7 @@ def _reason(error: Exception) -> str:
     )
 
 
-def functions_of(config: ConfigDict) -> dict[str, JobFunction[Any]]:
+def functions_of(config: ConfigDict) -> dict[str, JobFunction[...]]:
     """Return the functions that are registered for units of work of a configuration, now and later."""
     return _registered.setdefault(config, {})
 

@@ -472,11 +472,13 @@ def load_commit(text: str) -> Commit:
             ObjectKey(*key): None if record is None else _load_record(record)
             for key, record in stored["reads"]
         },
-        jobs=[
-            Job(**{**each, "after": each["after"] and Outcome(each["after"])})
-            for each in stored["jobs"]
-        ],
+        jobs=[_load_job(each) for each in stored["jobs"]],
     )
+
+
+def _load_job(stored: dict[str, Any]) -> Job:
+    after: Any = stored["after"] and Outcome(stored["after"])
+    return Job(**{**stored, "after": after})
 
 
 _TIMES = ("created_at", "modified_at")
@@ -490,7 +492,8 @@ def _dump_record(record: Record) -> dict[str, Any]:
 
 def _load_record(stored: dict[str, Any]) -> Record:
     times = {name: datetime.fromisoformat(stored[name]) for name in _TIMES}
-    return Record(**{**stored, **times, "location": Location(**stored["location"])})
+    values: dict[str, Any] = {**stored, **times, "location": Location(**stored["location"])}
+    return Record(**values)
 
 
 def _values(item: Any) -> dict[str, Any]:

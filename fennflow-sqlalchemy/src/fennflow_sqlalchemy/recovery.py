@@ -398,6 +398,7 @@ class RecoverableBackend(Backend):
         self, database: Database, statement: Any, parameters: Mapping[str, Any]
     ) -> list[Any]:
         def work(connection: Connection) -> list[Any]:
-            return list(connection.execute(statement, {**parameters, "limit": PAGE}))
+            rows: Any = connection.execute(statement, {**parameters, "limit": PAGE})
+            return list(rows)
 
         return await database.run(work, write=False)

@@ -282,7 +282,7 @@ class TransactionStatements:
             transactions.c.fence == fence,
             undecided,
         )
-        until = now + bindparam("seconds", type_=Double())
+        until = now + bindparam("seconds", type_=Double[float]())
         self.hold = (
             update(transactions)
             .where(own)
@@ -494,7 +494,7 @@ class JobStatements:
             .where(same)
             .values(
                 lease_until=0.0,
-                due_at=now + bindparam("pause", type_=Double()),
+                due_at=now + bindparam("pause", type_=Double[float]()),
                 error=bindparam("reason", type_=Text()),
             )
             .returning(table.c.position)

@@ -256,7 +256,8 @@ def _show_transaction(
     ]
     if rows:
         stdout.table(("", "path", "bytes", "SHA-256", "bytes before", "SHA-256 before"), rows)
-    for path in [] if rows else info.paths:
+        return
+    for path in info.paths:
         stdout.line(path)
 
 

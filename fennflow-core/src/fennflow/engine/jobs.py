@@ -47,7 +47,7 @@ class Jobs:
     """
 
     context: EngineContext
-    _functions: dict[str, JobFunction[Any]] = field(init=False)
+    _functions: dict[str, JobFunction[...]] = field(init=False)
     _calls: dict[_Identity, _Call] = field(default_factory=dict[_Identity, _Call])
     _own: set[_Identity] = field(default_factory=set[_Identity])
     _parked: dict[_Identity, Job] = field(default_factory=dict[_Identity, Job])
