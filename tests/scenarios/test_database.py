@@ -21,6 +21,7 @@ import sqlalchemy
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import Connection, event, text
+from sqlalchemy.exc import OperationalError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from fennflow.backends import Commit, ObjectKey, SqlalchemyBackendConfig
@@ -266,7 +267,7 @@ async def test_a_commit_that_fails_is_an_error_of_each_who_shared_it(tmp_path: P
         commits.append(connection)
         if len(commits) > 1:  # not of the one they waited for
             statement = "COMMIT"
-            raise sqlalchemy.exc.OperationalError(statement, None, sqlite3.OperationalError("full"))
+            raise OperationalError(statement, None, sqlite3.OperationalError("full"))
 
     async with waiting_writers(tmp_path, made("a"), made("b")) as (database, tasks, go_on):
         event.listen(database.engine, "commit", refuse)

@@ -18,8 +18,9 @@ from sqlalchemy.pool import Pool
 
 from crashing import make_site, text
 from fennflow import ReconcileConfig
-from fennflow.backends import SqlalchemyBackendConfig
+from fennflow.backends import ObjectKey, SqlalchemyBackendConfig
 from fennflow.connectors import InMemoryConnectorConfig, Location, StoredObject
+from fennflow.engine.transaction import Transaction
 from fennflow.reports import ReconcileReport
 from fennflow.testing import S3Request, S3Server
 from fennflow_memory.connector import InMemoryConnector
@@ -268,3 +269,62 @@ async def test_reconciling_takes_the_same_memory_whatever_the_bucket_holds(
     few = await peak()
     objects = 15_000
     assert await peak() < few + 1_000_000
+
+
+@pytest.mark.parametrize("delimiter", [None, "/"])
+async def test_a_page_looks_at_the_own_writes_of_the_page_alone(
+    delimiter: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store(InMemoryConnectorConfig(name=f"m{next(numbers)}"), "bucket")
+    looked_at: list[ObjectKey] = []
+    chain = Transaction.chain
+
+    def note(self: Transaction, key: ObjectKey) -> list[Any]:
+        looked_at.append(key)
+        return chain(self, key)
+
+    async with store.uow()(auto_commit=False) as uow:
+        await uow.files.put(*(text("body", f"{name}{n:04}") for name in "abc" for n in range(500)))
+        monkeypatch.setattr(Transaction, "chain", note)
+        found = await uow.files.list("b", limit=10, delimiter=delimiter)
+
+    assert list(map(str, found)) == [f"b{number:04}" for number in range(10)]
+    assert len(looked_at) < 100
+
+
+@pytest.mark.parametrize("delimiter", [None, "/"])
+@pytest.mark.parametrize("limit", [1, 2, 3, 7])
+async def test_pages_hold_what_a_whole_listing_holds(limit: int, delimiter: str | None) -> None:
+    """Whatever of it was committed before, was written since, or is deleted."""
+    store = Store(InMemoryConnectorConfig(name=f"m{next(numbers)}"), "bucket")
+    uow_class = store.uow()
+    names = [f"{folder}{number}" for folder in ("", "a", "a/", "a/b/", "c/") for number in range(6)]
+    async with uow_class() as uow:
+        await uow.files.put(*(text("old", name) for name in names[::2]))
+
+    async with uow_class(auto_commit=False) as uow:
+        await uow.files.put(*(text("new", name) for name in names[1::3]))
+        await uow.files.delete(*(name for name in names[4::6]))
+        await uow.files.put(*(text("newer", name) for name in names[2::9]))
+        there = ({*names[::2], *names[1::3]} - {*names[4::6]}) | {*names[2::9]}
+        for prefix in ("", "a", "a/", "none"):
+            under = {name for name in there if name.startswith(prefix)}
+            if delimiter is not None:
+                under = {
+                    prefix + start + middle
+                    for start, middle, _ in (
+                        name[len(prefix) :].partition(delimiter) for name in under
+                    )
+                }
+            pages: list[str] = []
+            token: str | None = None
+            while True:
+                page = await uow.files.list(
+                    prefix, delimiter=delimiter, limit=limit, continuation_token=token
+                )
+                assert len(page) + len(page.prefixes) <= limit
+                pages += [*map(str, page), *map(str, page.prefixes)]
+                token = page.continuation_token
+                if token is None:
+                    break
+            assert sorted(pages) == sorted(under)

@@ -18,6 +18,7 @@ from fennflow.connectors import Location, StoredObject
 from fennflow.engine.concurrency import run_all
 from fennflow.engine.plan import live
 from fennflow.exceptions import KeyException
+from fennflow.paths import after_prefix
 
 if TYPE_CHECKING:
     from fennflow.engine.transaction import Transaction
@@ -90,10 +91,10 @@ def _check_own(tx: Transaction, namespace: str, keys: Sequence[str]) -> None:
             if directory in names or _is_own(tx, ObjectKey(namespace, directory)):
                 raise _excluded(namespace, key, directory)
         if ObjectKey(namespace, key) in tx.directories:
-            for other in tx.chains:
-                below = other.namespace == namespace and other.key.startswith(f"{key}/")
-                if below and _is_own(tx, other):
-                    raise _excluded(namespace, key, other.key)
+            below = f"{key}/"
+            for other in tx.own_keys(namespace, below, after_prefix(below)):
+                if _is_own(tx, ObjectKey(namespace, other)):
+                    raise _excluded(namespace, key, other)
     tx.directories.update(ObjectKey(namespace, each) for key in keys for each in _above(key))
 
 

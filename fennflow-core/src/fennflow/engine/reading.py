@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from fennflow.backends import Record
+from fennflow.backends import ObjectKey, Record
 from fennflow.engine.concurrency import run_all
 from fennflow.engine.details import detailed
 from fennflow.engine.plan import live
@@ -151,15 +151,19 @@ async def _chunk(
     """Return what the transaction sees of a stretch of keys, and where the next one starts."""
     records = await tx.backend.scan(namespace, prefix=prefix, start=start, limit=limit)
     following = after_key(records[-1].key) if len(records) == limit else None
-    seen = {record.key: record for record in records}
+    own = tx.own_keys(namespace, start, following or after_prefix(prefix), limit + 1)
+    if len(own) > limit:
+        following = own[limit]
+        own = own[:limit]
+    seen: dict[str, Record] = {}
     for record in records:
-        tx.note_read(record.object_key, record)
-    for own in tx.chains:
-        inside = own.key >= start and (following is None or own.key < following)
-        if own.namespace == namespace and own.key.startswith(prefix) and inside:
-            write = live(tx.chain(own))
-            if write is not None and write.record is not None:
-                seen[own.key] = write.record
-            elif write is not None:
-                seen.pop(own.key, None)
+        if following is None or record.key < following:
+            tx.note_read(record.object_key, record)
+            seen[record.key] = record
+    for key in own:
+        write = live(tx.chain(ObjectKey(namespace, key)))
+        if write is not None and write.record is not None:
+            seen[key] = write.record
+        elif write is not None:
+            seen.pop(key, None)
     return sorted(seen.items()), following

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import random
+from bisect import bisect_left
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import uuid_utils
@@ -122,6 +124,9 @@ class Transaction:
         self.failure: Exception | None = None
         self.writes: dict[int, Write] = {}
         self.chains: dict[ObjectKey, list[int]] = {}
+        # The keys of `chains` by namespace, and how many of them are there already.
+        self._ordered: dict[str, list[str]] = {}
+        self._ordered_count = 0
         self.capabilities: dict[str, Capabilities] = {}
         self.directories: set[ObjectKey] = set()
         self.reads: dict[ObjectKey, Record | None] = {}
@@ -156,6 +161,30 @@ class Transaction:
     def chain(self, key: ObjectKey) -> list[Write]:
         """Return the writes of a key, oldest first."""
         return [self.writes[seq] for seq in self.chains.get(key, ())]
+
+    def own_keys(
+        self, namespace: str, start: str, end: str | None, limit: int | None = None
+    ) -> Sequence[str]:
+        """Return keys that it has written or deleted, in order.
+
+        Args:
+            namespace: of the keys.
+            start: the first one, if it is there.
+            end: what is beyond the last one; None if nothing is.
+            limit: how many at most.
+        """
+        new: dict[str, list[str]] = {}
+        for key in islice(self.chains, self._ordered_count, None):  # none is ever removed
+            new.setdefault(key.namespace, []).append(key.key)
+        self._ordered_count = len(self.chains)
+        for each, added in new.items():
+            keys = self._ordered.setdefault(each, [])
+            keys += added
+            keys.sort()  # in almost linear time, as most of them are in order
+        keys = self._ordered.get(namespace, [])
+        first = bisect_left(keys, start)
+        last = len(keys) if end is None else bisect_left(keys, end)
+        return keys[first : last if limit is None else min(last, first + limit)]
 
     def update(self, seq: int, **changes: Any) -> None:
         """Note what became of a write."""
