@@ -26,7 +26,7 @@ from obstore.store import S3Store
 from typing_extensions import override
 
 from fennflow import ConfigDict, ReconcileConfig, UnitOfWork
-from fennflow.backends import InMemoryBackendConfig, SqlalchemyBackendConfig
+from fennflow.backends import BucketBackendConfig, InMemoryBackendConfig, SqlalchemyBackendConfig
 from fennflow.config import BackendConfig, ConnectorConfig
 from fennflow.connectors import ObstoreConnectorConfig, S3ConnectorConfig
 from fennflow.files import BinaryContent, StreamContent
@@ -506,6 +506,10 @@ async def subjects(
             FennFlow(f"FennFlow, {name}", s3, backend, await bucket())
             for name, backend in backends.items()
         ]
+        if strong:
+            own = await bucket()
+            backend = BucketBackendConfig(namespace=own)
+            ours.append(FennFlow("FennFlow, bucket", s3, backend, own))
         options = {
             "access_key_id": server.access_key,
             "secret_access_key": server.secret_key,
