@@ -357,6 +357,11 @@ async def test_what_is_open_for_reading_can_be_put_and_saved(store: Store, tmp_p
             first = await stream.read(1)
             assert first + await stream.read() == b"0123456789"
             assert await stream.read() == b""
+        async with uow.files.open("a.bin") as stream:
+            half: Any = 0.5
+            with pytest.raises(PathException, match=r"size=0\.5"):
+                await stream.read(half)
+            assert await stream.read(None) == b"0123456789"
         async with uow.files.open("copy/a.bin", start=2) as stream:
             await stream.save_to(saved)
     assert saved.read_bytes() == b"23456789"

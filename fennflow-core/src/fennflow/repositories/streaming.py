@@ -80,12 +80,16 @@ class ObjectStream:
             raise TransactionException(message)
         return self._chunks
 
-    async def read(self, size: int = -1) -> bytes:
+    async def read(self, size: int | None = -1) -> bytes:
         """Return the next bytes, or none at the end; raises what iterating does.
 
         Args:
-            size: how many at most; all that are left by default.
+            size: how many at most; all that are left by default, and if it is None or below 0.
+
+        Raises:
+            PathException: the size is not a number.
         """
+        size = _size(size)
         self._check_open()
         parts, length = [self._rest], len(self._rest)
         self._rest = _NOTHING
@@ -188,6 +192,15 @@ class StreamRepository(Repository):
                 yield stream
             finally:
                 stream.close()
+
+
+def _size(size: object) -> int:
+    if size is None:
+        return -1
+    if isinstance(size, int):
+        return size
+    message = f"size={brief(size)} is not a number of bytes."
+    raise PathException(message)
 
 
 def _range(start: object, end: object) -> tuple[int, int | None]:
