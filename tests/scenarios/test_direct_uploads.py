@@ -191,7 +191,16 @@ async def send(ticket: UploadTicket, body: bytes, **headers: str) -> int:
     return await asyncio.to_thread(upload_all)
 
 
-@pytest.fixture(params=["moto", "strict", "seaweedfs", "strict-versioned", "juicefs"])
+@pytest.fixture(
+    params=[
+        "moto",
+        "strict-versioned",
+        *(
+            pytest.param(kind, marks=pytest.mark.once)
+            for kind in ("strict", "seaweedfs", "juicefs")
+        ),
+    ]
+)
 async def s3_store(request: pytest.FixtureRequest) -> Store:
     return await make_store(request.param, request)
 
@@ -495,7 +504,13 @@ async def test_what_was_accepted_is_discarded_by_recovery_if_not_by_the_commit(
             assert await uow.files.read_bytes("a") == b"one"
 
 
-@pytest.mark.parametrize("fault", [Fault.BEFORE, Fault.AFTER, Fault.CUT])
+@pytest.mark.parametrize(
+    "fault",
+    [
+        Fault.AFTER,
+        *(pytest.param(each, marks=pytest.mark.thorough) for each in (Fault.BEFORE, Fault.CUT)),
+    ],
+)
 async def test_an_upload_is_accepted_whole_or_not_at_all_whatever_request_fails(
     request: pytest.FixtureRequest, fault: Fault
 ) -> None:
