@@ -491,6 +491,13 @@ def test_a_config_belongs_to_a_unit_of_work_without_async_too() -> None:
     assert issubclass(made, SyncUnitOfWork)
 
 
+def test_what_cannot_be_called_back_is_refused_without_async_too() -> None:
+    with UOW.sync() as uow:
+        for value in (None, 5):
+            with pytest.raises(ConfigException, match="not a function"):
+                uow.on_commit(cast("Callable[[], object]", value))
+
+
 def test_there_is_no_commit_while_a_file_is_open_for_writing() -> None:
     """It would wait for bytes that only its caller could write, and then commit without the file."""
     with pytest.raises(TransactionException, match=r"a.bin .* open for writing"), UOW.sync() as uow:

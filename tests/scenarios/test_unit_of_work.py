@@ -7,6 +7,7 @@ import gc
 import logging
 import threading
 from collections.abc import AsyncGenerator
+from typing import Any, cast
 
 import pytest
 
@@ -14,6 +15,7 @@ from fennflow import plugins
 from fennflow.backends import InMemoryBackendConfig
 from fennflow.exceptions import (
     CompensationPendingWarning,
+    ConfigException,
     RecordLockedException,
     TransactionException,
 )
@@ -342,6 +344,25 @@ async def test_nothing_is_committed_or_undone_after_the_end_of_the_block(memory:
         with pytest.raises(TransactionException, match="has ended"):
             await late()
     assert await memory.objects() == {}
+
+
+@pytest.mark.parametrize("value", [None, 5, "send"])
+async def test_what_cannot_be_called_back_is_refused_at_once(memory: Store, value: Any) -> None:
+    """It would be lost after the commit, as a coroutine is that was made by calling a function."""
+    done: list[str] = []
+
+    async def do() -> None:
+        done.append("step")
+
+    async with memory.uow()() as uow:
+        for refused in (uow.on_commit, uow.on_rollback):
+            with pytest.raises(ConfigException, match="not a function"):
+                refused(value)
+        with pytest.raises(ConfigException, match="not a function"):
+            await uow.step(do, value)
+    assert not done
+    with pytest.raises(ConfigException, match="timeout"):
+        memory.uow()(timeout=cast("Any", "5"))
 
 
 async def test_there_is_no_commit_inside_a_step(memory: Store) -> None:

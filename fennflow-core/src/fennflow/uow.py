@@ -20,6 +20,7 @@ from fennflow.engine.session import Session
 from fennflow.exceptions import ConfigException, TransactionException
 from fennflow.jobs import JobCall, Registering
 from fennflow.maintenance import Maintenance
+from fennflow.printable import brief
 from fennflow.repositories.fields import areas_of, fields_of, namespaces_of
 
 if TYPE_CHECKING:
@@ -133,8 +134,9 @@ class UnitOfWork(Maintenance, Registering):
         join: object | None = None,
         timeout: float | None = None,
     ) -> None:
-        if timeout is not None and not timeout > 0:
-            message = f"timeout={timeout!a} is not a number of seconds above 0."
+        given = cast("object", timeout)
+        if given is not None and not (isinstance(given, (int, float)) and given > 0):
+            message = f"timeout={brief(given)} is not a number of seconds above 0."
             raise ConfigException(message)
         self._timeout = timeout
         self._auto_commit = auto_commit
@@ -279,7 +281,7 @@ class UnitOfWork(Maintenance, Registering):
 
         Raises:
             ConfigException: the backend cannot journal the call; or a key is given for a function
-                that is not registered.
+                that is not registered; or the callback is not a function.
         """
         if isinstance(callback, JobCall):
             self._opened().add_hook(Hook(callback, key))
@@ -289,11 +291,13 @@ class UnitOfWork(Maintenance, Registering):
                 "key= orders the calls of functions that are registered with UOW.after_commit."
             )
             raise ConfigException(message)
+        _check_callable(callback)
         for each in self._opened().register():
             each.on_commit.append(callback)
 
     def on_rollback(self, callback: Callback) -> None:
         """Call back after the transaction that is open was undone; like `on_commit`."""
+        _check_callable(callback)
         for each in self._opened().register():
             each.on_rollback.append(callback)
 
@@ -313,7 +317,8 @@ class UnitOfWork(Maintenance, Registering):
             what `do` returned.
 
         Raises:
-            ConfigException: the backend cannot journal the undo; `do` was not called.
+            ConfigException: the backend cannot journal the undo, or it is not a function; `do` was
+                not called.
             TransactionLostException: the lease ran out meanwhile; the undo is called.
 
         Example:
@@ -346,6 +351,8 @@ class UnitOfWork(Maintenance, Registering):
             asyncio.run(main())
             ```
         """
+        if not isinstance(undo, JobCall):
+            _check_callable(undo)
         return await self._opened().step(do, undo)
 
     def changes(self) -> Sequence[Change]:
@@ -473,6 +480,16 @@ class UnitOfWork(Maintenance, Registering):
             message = f"Open it first: async with {type(self).__name__}() as uow."
             raise TransactionException(message)
         return self._session
+
+
+def _check_callable(function: object) -> None:
+    """Refuse what could not be called back, before it is lost after the commit."""
+    if not callable(function):
+        message = (
+            f"{brief(function)} is not a function, and it is called later. Pass the function itself, or "
+            "lambda: send(order); not what calling it returned."
+        )
+        raise ConfigException(message)
 
 
 if not TYPE_CHECKING:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
-from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, cast, overload
 
 from typing_extensions import override
 
@@ -160,4 +160,6 @@ def here(
     """Return a callback that is called in the thread of the caller; a journaled call stays as it is."""
     if function is None or isinstance(function, JobCall):
         return function
+    if not callable(cast("object", function)):
+        return cast("None", function)  # the unit of work refuses it
     return on_caller(function)

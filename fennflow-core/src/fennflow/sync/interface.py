@@ -101,7 +101,7 @@ class SyncUnitOfWork(Opened):
 
         Raises:
             ConfigException: the backend cannot journal the call; or a key is given for a function
-                that is not registered.
+                that is not registered; or the callback is not a function.
         """
         self._call(
             self._uow.on_commit,
@@ -139,7 +139,8 @@ class SyncUnitOfWork(Opened):
             what `do` returned.
 
         Raises:
-            ConfigException: the backend cannot journal the undo; `do` was not called.
+            ConfigException: the backend cannot journal the undo, or it is not a function; `do` was
+                not called.
             TransactionLostException: the lease ran out meanwhile; the undo is called.
         """
         return self._await(
