@@ -305,11 +305,17 @@ def del_functions(shop: Shop) -> None:
     functions_of(shop.uow.config).clear()
 
 
-async def test_hooks_of_a_joined_transaction_follow_the_rows(tmp_path: Path) -> None:
+@pytest.mark.parametrize("database", ["sqlite", "postgresql"])
+async def test_hooks_of_a_joined_transaction_follow_the_rows(
+    database: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
     """P36, P5: they are written in the user's transaction, and its own block decides."""
-    url = f"sqlite+aiosqlite:///{tmp_path}/shop.db"
-    shop = make_shop(SqlalchemyBackendConfig(url=url))
-    engine = create_async_engine(url)
+    url = f"sqlite:///{tmp_path}/shop.db"
+    if database == "postgresql":
+        url = request.getfixturevalue("postgresql").new_database()
+    backend = SqlalchemyBackendConfig(url=url)
+    shop = make_shop(backend)
+    engine = create_async_engine(backend.url.get_secret_value())
     async with shop.uow.lifespan(check=False):
         for number, commits in ((1, True), (2, False)):
             async with AsyncSession(engine) as session:
