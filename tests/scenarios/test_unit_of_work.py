@@ -7,6 +7,7 @@ import gc
 import logging
 import threading
 from collections.abc import AsyncGenerator
+from functools import partial
 from typing import Any, cast
 
 import pytest
@@ -68,6 +69,18 @@ async def test_steps_are_undone_in_reverse_order_and_files_too(store: Store) -> 
             raise ZeroDivisionError
     assert service.log == ["do 1", "do 2", "undo 2", "undo 1"]
     assert await store.objects() == {}
+
+
+async def test_a_step_that_is_a_plain_function_is_undone_too(memory: Store) -> None:
+    sent: list[str] = []
+    send: Any = partial(sent.append, "invoice")
+    recall: Any = partial(sent.remove, "invoice")
+    with pytest.raises(ZeroDivisionError):
+        async with memory.uow()() as uow:
+            await uow.step(send, recall)
+            assert sent == ["invoice"]
+            raise ZeroDivisionError
+    assert sent == []
 
 
 async def test_steps_of_a_commit_are_not_undone(memory: Store) -> None:

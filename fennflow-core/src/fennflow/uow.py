@@ -305,7 +305,8 @@ class UnitOfWork(Maintenance, Registering):
         """Do a saga step of your own, which is undone if the transaction fails.
 
         Args:
-            do: called now. If it raises it counts as not done; if it is cancelled, as done.
+            do: called now, and awaited unless it is a plain function. If it raises it counts as not
+                done; if it is cancelled, as done.
             undo: called when undoing, the last step's first, up to three times. If it keeps
                 failing, that is a note on the exception that ended the block. If it is cut off
                 by `compensation_timeout` it is called again in the background. Or a call of a

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from fennflow.backends import Outcome
 from fennflow.engine import telemetry
-from fennflow.engine.callbacks import Callbacks, Hook, Undo, names_of, run_undos
+from fennflow.engine.callbacks import Callbacks, Hook, Undo, names_of, result_of, run_undos
 from fennflow.engine.concurrency import Calls, shielded
 from fennflow.engine.deadline import Deadline
 from fennflow.engine.transaction import Scope, Transaction, rolled_back
@@ -180,7 +180,7 @@ class Block:
                 return await self._durable_step(tx, places, do, undo)
             try:
                 async with self._deadline.limit():
-                    result = await do()
+                    result = await result_of(do)
             except (asyncio.CancelledError, TransactionTimeoutException):
                 # If it is cut off it may still have taken effect, so it counts as done, like a write (P19).
                 for each in places:
@@ -203,7 +203,7 @@ class Block:
             each.undos.append(undo)
         try:
             async with self._deadline.limit():
-                result = await do()
+                result = await result_of(do)
         except IN_DOUBT:
             undo.check(tx.lease)
             raise

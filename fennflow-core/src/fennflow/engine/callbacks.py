@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from contextvars import Context
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from fennflow.backends import Outcome
 from fennflow.engine.telemetry import log_event
@@ -151,6 +151,13 @@ async def run_callbacks(callbacks: list[Callback], transaction: str) -> None:
             log_event(
                 logging.ERROR, message, name, rule="I8", transaction=transaction, failed=error
             )
+
+
+async def result_of(do: Callable[[], Awaitable[T]]) -> T:
+    """Call a step; what is not awaitable, since the function is a plain one, is its result."""
+    made: Any = do()
+    result: T = await made if inspect.isawaitable(made) else made
+    return result
 
 
 async def notify(function: Callable[P, object], *args: P.args, **kwargs: P.kwargs) -> None:
