@@ -152,12 +152,16 @@ def test_the_page_leads_to_an_upload_form(project: Project) -> None:
 @pytest.mark.crashes
 @pytest.mark.timeout(1800)
 def test_a_kill_leaves_row_and_file_or_neither(project: Project) -> None:
+    project.upload("first")  # which also does what is done once
     total = int(project.upload("whole"))
     assert total > 10
     points = range(0, total, max(1, total // 7))
-    assert [project.upload(f"at{at}", at) for at in points] == [""] * len(points)
+    # How many boundaries there are differs a little: an upload that ended had not reached its own.
+    ended = [project.upload(f"at{at}", at) != "" for at in points]
+    assert ended.count(False) > 3
     names = project.names()
-    assert "scans/whole" in names
+    assert names >= {"scans/first", "scans/whole"}
     kept = [f"scans/at{at}" in names for at in points]
     assert kept == sorted(kept)  # from the commit on, all are kept
     assert not kept[0]
+    assert all(is_kept for is_kept, has_ended in zip(kept, ended, strict=True) if has_ended)
