@@ -72,7 +72,7 @@ def lint(session: nox.Session) -> None:
     session.run("python", "tests/meta/test_plain_english.py")
     # Modules that are not named like what brings them.
     modules = {
-        "aiobotocore": "aiobotocore|aiohttp|botocore",
+        "aiobotocore": "aiobotocore|aiohttp|botocore|multidict",
         "fennflow-core": "fennflow",
         "moto": "moto|werkzeug",
         "opentelemetry-api": "opentelemetry",

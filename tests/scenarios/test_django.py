@@ -180,7 +180,8 @@ def test_what_a_savepoint_did_before_the_first_file_counts_too(site: Site) -> No
             raise StopError
         with transaction.atomic():
             site.save("c")
-        sid = transaction.savepoint()
+        # Django 6.1 has renamed it.
+        sid = getattr(transaction, "savepoint_create", transaction.savepoint)()
         site.save("d")
         transaction.savepoint_rollback(sid)
         site.save("e")

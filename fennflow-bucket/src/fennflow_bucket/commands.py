@@ -332,9 +332,9 @@ def _abort(entry: Entry, arguments: Arguments, _: Any) -> Decision:
 def _relocate(entry: Entry, arguments: Arguments, _: Any) -> None:
     _row(entry, arguments)
     entry.db.executemany(
-        "UPDATE records SET body = ?5 WHERE namespace = ?1 AND key = ?2 AND transaction_id = ?3 "
-        "AND seq = ?4 AND body <> ?5",
-        arguments["records"],
+        "UPDATE records SET body = ? WHERE namespace = ? AND key = ? AND transaction_id = ? "
+        "AND seq = ? AND body <> ?",
+        [(body, *key, body) for *key, body in arguments["records"]],
     )
 
 

@@ -407,6 +407,21 @@ class Sqlite(Database):
         self._threads.shutdown(wait=False)
 
 
+class _Threads(ThreadPoolExecutor):
+    """Does the work in the threads that there are where no other can be started.
+
+    Python 3.12 starts none at exit, when `UOW.sync()` closes what it has opened.
+    """
+
+    @override
+    def _adjust_thread_count(self) -> None:
+        try:
+            super()._adjust_thread_count()
+        except RuntimeError:
+            if not self._threads:
+                raise
+
+
 def open_databases(
     config: SqlalchemyBackendConfig, *, lease_ttl: float, lock_timeout: float = SHORTEST_LOCK_WAIT
 ) -> tuple[Database, Database]:
@@ -474,7 +489,7 @@ def _sqlite(url: URL, config: SqlalchemyBackendConfig, lock_wait: float) -> Sqli
 
     event.listen(engine, "do_connect", create)
     event.listen(engine, "connect", on_connect)
-    threads = ThreadPoolExecutor(config.pool_size, thread_name_prefix="fennflow-sqlite")
+    threads = _Threads(config.pool_size, thread_name_prefix="fennflow-sqlite")
     return Sqlite(
         str(url.database), engine, threads, busy_timeout=config.busy_timeout, lock_wait=lock_wait
     )
