@@ -26,7 +26,7 @@ PACKAGES = [
 def run(*command: str | Path, **environment: str) -> str:
     done = subprocess.run(
         [str(part) for part in command],
-        env=os.environ | environment,
+        env=os.environ | {"PYTEST_ADDOPTS": ""} | environment,  # a package has plugins of its own
         capture_output=True,
         text=True,
         check=False,
