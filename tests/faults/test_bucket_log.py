@@ -397,7 +397,7 @@ async def test_a_changed_log_stops_the_replica(tmp_path: Path) -> None:
         await writer.run(note("a"))
         await rows(victim, "notes")
         await writer.run(note("b"))
-        # Somebody moves an entry: it was made for another state.
+        # An entry is moved: it was made for another state.
         log = place.log()
         body = await log.read(1)
         assert body is not None

@@ -204,7 +204,7 @@ async def test_an_interrupted_reading_shows_nothing_and_is_continued_by_another_
         assert isinstance(seen, FennFlowException) or seen == OLD
         reached = counting.seen[operation] >= at
         counting.failing = None
-        # Nobody sees a part of it, and who has switched reconciling off gets an error.
+        # No reader sees a part of it, and a program that has switched reconciling off gets an error.
         never = inner.uow(backend=backend, reconcile=ReconcileConfig(frequency="never"))
         shown = await listed_or_error(never)
         problems = (await never.diagnose()).problems
@@ -360,7 +360,7 @@ async def test_a_catalog_that_begins_to_write_during_the_reading_is_noticed(
 async def test_a_catalog_leaves_no_note_before_it_is_a_minute_old(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whoever tries FennFlow in a bucket leaves nothing there."""
+    """Trying FennFlow in a bucket leaves nothing there."""
     store = await make_store("memory", None)  # type: ignore[arg-type]
     uow_class = store.uow(backend=sqlite(tmp_path / "a"))
 
