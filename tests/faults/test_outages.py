@@ -6,9 +6,11 @@ import asyncio
 import logging
 import time
 from contextlib import suppress
+from typing import Any
 
 import pytest
 
+from controlled_loop import controlled
 from fennflow.exceptions import (
     ConfigException,
     ConnectorUnavailableException,
@@ -19,6 +21,7 @@ from fennflow.exceptions import (
 from fennflow.files import TextContent
 from fennflow.testing import Fault, S3Server
 from fennflow.testing.fixtures import failing
+from fennflow_memory.backend import InMemoryBackend
 from stores import Store, make_store, new_bucket, s3_config
 
 
@@ -140,3 +143,31 @@ async def test_of_two_units_of_work_that_wait_for_each_other_one_goes_on(memory:
     assert isinstance(failed, RecordLockedException)
     assert "a deadlock" in str(failed)
     assert set(await memory.objects()) == {"a", "b"}
+
+
+@controlled
+async def test_however_many_wait_for_a_path_its_holder_comes_to_its_end(
+    memory: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each look at a lock is a transaction of the database, which the holder needs, too."""
+    looks: list[float] = []
+    begin_writes = InMemoryBackend.begin_writes
+
+    async def counted(*args: Any, **options: Any) -> Any:
+        looks.append(asyncio.get_running_loop().time())
+        return await begin_writes(*args, **options)
+
+    monkeypatch.setattr(InMemoryBackend, "begin_writes", counted)
+    uow_class = memory.uow(lock_timeout=60)
+
+    async def put() -> None:
+        async with uow_class() as uow:
+            await uow.files.put(text("a"))
+
+    async with uow_class() as uow:
+        await uow.files.put(text("a"))
+        waiting = [asyncio.create_task(put()) for _ in range(100)]
+        await asyncio.sleep(10.0)
+        assert len(looks) < 100 + 10 * 150
+    await asyncio.gather(*waiting)
+    assert len(looks) < 100 + 10 * 150 + 100 * 10

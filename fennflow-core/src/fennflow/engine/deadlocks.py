@@ -1,23 +1,32 @@
-"""Which transactions of an engine wait for which, and whether they wait for each other."""
+"""Which transactions of an engine wait for which, how often they look, and whether they wait for each other."""
 
 from __future__ import annotations
 
+import asyncio
+import random
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
+AHEAD = 4
+"""How many of an engine's waits look often whether their lock is free."""
 
-@dataclass(slots=True)
+
+@dataclass(slots=True, eq=False)
 class Wait:
     """A call that waits for a lock.
 
     Args:
         waiting: the id of its transaction.
         holder: the id of the transaction that holds the lock, once it is known.
+        ahead: set once it is one of those that have waited longest.
+        pause: seconds until it looks again whether the lock is free.
     """
 
     waiting: str
     holder: str | None = None
+    ahead: asyncio.Event = field(default_factory=asyncio.Event)
+    pause: float = 0.002
 
 
 @dataclass(slots=True)
@@ -31,10 +40,35 @@ class Waits:
         """Let the block be a call that may wait."""
         wait = Wait(transaction_id)
         self._waits.append(wait)
+        self._note_ahead()
         try:
             yield wait
         finally:
-            self._waits = [each for each in self._waits if each is not wait]
+            self._waits.remove(wait)
+            self._note_ahead()
+
+    def _note_ahead(self) -> None:
+        for each in self._waits[:AHEAD]:
+            each.ahead.set()
+
+    async def pause(self, wait: Wait, longest: float) -> None:
+        """Sleep until a wait should look again whether its lock is free.
+
+        Each look is a transaction of the database: if all looked often, they would keep the holder of the
+        lock from coming to its end. So only those that have waited longest do.
+
+        Args:
+            wait: whose lock it is.
+            longest: seconds after which it has to look.
+        """
+        if wait.ahead.is_set():
+            pause, wait.pause = wait.pause, min(2 * wait.pause, 0.05)
+            await asyncio.sleep(min(longest, pause * random.uniform(0.5, 1.5)))  # noqa: S311
+            return
+        pause = max(1.0, 0.02 * len(self._waits)) * random.uniform(0.5, 1.5)  # noqa: S311
+        with suppress(TimeoutError):
+            async with asyncio.timeout(min(longest, pause)):
+                await wait.ahead.wait()
 
     def is_victim(self, wait: Wait) -> bool:
         """Return whether a wait has to end: it is in a circle, and of its youngest transaction.

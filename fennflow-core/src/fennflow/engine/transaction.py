@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import random
 from bisect import bisect_left
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -47,7 +46,6 @@ if TYPE_CHECKING:
     from fennflow.engine.runtime import Engine
     from fennflow.jobs import JobCall
 
-FIRST_PAUSE = 0.002
 
 STREAMS_AT_ONCE = 4
 
@@ -436,7 +434,6 @@ class Transaction:
         """Stage, waiting up to `lock_timeout` for keys that other transactions hold (P3)."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self.config.lock_timeout
-        pause = FIRST_PAUSE
         if not self.journaled:
             self.began = clock()
         with self._leases.waits.wait(self.transaction_id) as wait:
@@ -462,8 +459,7 @@ class Transaction:
                 else:
                     self.journaled = self.rows_confirmed = True
                     return records
-                await asyncio.sleep(min(left, pause * random.uniform(0.5, 1.5)))  # noqa: S311
-                pause = min(pause * 2, 0.1)
+                await self._leases.waits.pause(wait, left)
 
     async def _still_locked(self, error: RecordLockedException) -> RecordLockedException:
         why = None
