@@ -16,7 +16,7 @@ from contract.azurite_suite import azurite_server, new_container
 from fennflow import ConfigDict, plugins
 from fennflow.config import ConnectorConfig
 from fennflow.connectors import ObstoreConnectorConfig
-from fennflow.measuring import Check, measure
+from fennflow.engine.measuring import Check, measure
 from fennflow.testing import S3Server, juicefs_gateway, moto_server, seaweedfs_server
 from fennflow.testing.processes import find_program, free_ports, running
 from stores import new_bucket, s3_config

@@ -23,14 +23,19 @@ with atheris.instrument_imports(include=["fennflow"]):
     from fennflow.cli.downloads import check_local_name
     from fennflow.cli.terminal import Terminal
     from fennflow.config import ConfigDict, ReconcileConfig
-    from fennflow.connectors import Location, StoredObject
+    from fennflow.connectors import (
+        Location,
+        ObjectAttributes,
+        StoredObject,
+        check_attributes,
+        headers_of,
+    )
+    from fennflow.connectors.metadata import decode, encode
     from fennflow.engine.differences import Policy, judge
     from fennflow.engine.stamps import stamp_of
     from fennflow.engine.tickets import Ticket, opened, signed
     from fennflow.exceptions import FennFlowException, UploadTicketException
     from fennflow.files import ContentFactory, JsonContent, TextContent, UrlContent
-    from fennflow.metadata import decode, encode
-    from fennflow.objects import ObjectAttributes, check_attributes, headers_of
     from fennflow.paths import (
         StoragePath,
         check_key,

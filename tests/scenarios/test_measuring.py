@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from fennflow.connectors import Capabilities, InMemoryConnectorConfig, ObstoreConnectorConfig
+from fennflow.engine.measuring import Check, measure
 from fennflow.exceptions import NoSuchNamespaceException
-from fennflow.measuring import Check, measure
 from fennflow.testing import strict_s3_server
 from stores import Store, make_store, new_bucket, s3_config
 

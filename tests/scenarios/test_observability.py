@@ -19,8 +19,7 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from fennflow import ReconcileConfig, UnitOfWork
-from fennflow.engine import telemetry
+from fennflow import ReconcileConfig, UnitOfWork, telemetry
 from fennflow.exceptions import NoSuchKeyException
 from fennflow.files import TextContent
 from fennflow.repositories import CrudRepository, RepoField
@@ -199,7 +198,7 @@ def test_without_opentelemetry_there_is_the_log_alone() -> None:
     program = (
         "import asyncio, sys; sys.modules['opentelemetry'] = None\n"
         "from fennflow import UnitOfWork\n"
-        "from fennflow.engine import telemetry\n"
+        "from fennflow import telemetry\n"
         "from fennflow.files import TextContent\n"
         "from fennflow.repositories import CrudRepository, RepoField\n"
         "class UOW(UnitOfWork):\n    notes = RepoField(CrudRepository, namespace='notes')\n"

@@ -15,10 +15,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fennflow import metadata
 from fennflow.backends import InMemoryBackendConfig, SqlalchemyBackendConfig
 from fennflow.config import ConnectorConfig
-from fennflow.connectors import Capabilities, Location, ObjectAttributes, S3ConnectorConfig
+from fennflow.connectors import (
+    Capabilities,
+    Location,
+    ObjectAttributes,
+    S3ConnectorConfig,
+    metadata,
+)
 from fennflow.exceptions import (
     AccessDeniedException,
     BaseConnectorException,

@@ -6,7 +6,7 @@ import base64
 
 import pytest
 
-from fennflow.metadata import ENCODED, decode
+from fennflow.connectors.metadata import ENCODED, decode
 
 
 @pytest.mark.parametrize(

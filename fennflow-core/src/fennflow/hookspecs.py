@@ -9,16 +9,18 @@ in its module. Another number than `HOOKSPEC_VERSION` is refused.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pluggy
 
-from fennflow.backends import Backend
-from fennflow.config import BackendConfig, ConfigDict, ConnectorConfig
-from fennflow.connectors import Connector
-from fennflow.files import BaseContent
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from fennflow.backends import Backend
+    from fennflow.config import BackendConfig, ConfigDict, ConnectorConfig
+    from fennflow.connectors import Connector
+    from fennflow.files import BaseContent
 
 __all__ = [
     "HOOKSPEC_VERSION",

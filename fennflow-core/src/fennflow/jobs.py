@@ -28,8 +28,8 @@ from pydantic import ConfigDict as PydanticConfigDict
 from pydantic_core import PydanticSerializationError
 from typing_extensions import TypedDict, override
 
+from fennflow.backends import Job, Outcome
 from fennflow.exceptions import ConfigException, TransactionException
-from fennflow.rows import Job, Outcome
 
 if TYPE_CHECKING:
     from fennflow.config import ConfigDict

@@ -20,13 +20,19 @@ from typing import TYPE_CHECKING, Literal, TypeVar
 
 import pluggy
 
+from fennflow import hookspecs
 from fennflow._migration import renamed
 from fennflow.exceptions import PluginException
+from fennflow.hookspecs import (
+    HOOKSPEC_VERSION,
+    BackendPlugin,
+    ConnectorPlugin,
+    ContentTypePlugin,
+)
 
 if TYPE_CHECKING:
     from fennflow.config import BackendConfig, ConnectorConfig
     from fennflow.files import BaseContent
-    from fennflow.hookspecs import BackendPlugin, ConnectorPlugin, ContentTypePlugin
 
 __all__ = ["InstalledPlugin", "PluginRegistry", "installed", "override", "registry"]
 
@@ -92,10 +98,8 @@ class PluginRegistry:
         """
         return self._plugin_for(config, self.backends)
 
-    def content_class(self, tag: str | None, media_type: str) -> type[BaseContent]:
-        """Return the class that reads an object: by its tag, else by its media type."""
-        from fennflow.files import BinaryContent
-
+    def content_class(self, tag: str | None, media_type: str) -> type[BaseContent] | None:
+        """Return the class that reads an object: by its tag, else by its media type, if there is one."""
         base, _, variant = (tag or "").partition(":")
         for plugin in self.content_types:
             if plugin.tag == base:
@@ -107,7 +111,7 @@ class PluginRegistry:
             for plugin in self.content_types:
                 if wanted in plugin.media_types:
                     return plugin.content
-        return BinaryContent
+        return None
 
     def content_tag(self, content: type[BaseContent]) -> str:
         """Return the tag under which a class, or the nearest class it extends, is registered.
@@ -263,8 +267,6 @@ def _discovered() -> PluginRegistry:
 
 
 def _discover(modules: Iterable[object], disable: Collection[str]) -> PluginRegistry:
-    from fennflow import hookspecs
-
     manager = pluggy.PluginManager(GROUP)
     manager.add_hookspecs(hookspecs)
     off = {name.strip() for name in os.environ.get(DISABLE_VARIABLE, "").split(",")} | set(disable)
@@ -346,8 +348,6 @@ def _claims(brought: PluginRegistry) -> Generator[str]:
 
 
 def _check_version(module: object) -> None:
-    from fennflow.hookspecs import HOOKSPEC_VERSION
-
     version = getattr(module, "FENNFLOW_HOOKSPEC_VERSION", HOOKSPEC_VERSION)
     if version != HOOKSPEC_VERSION:
         message = (
@@ -384,8 +384,6 @@ def _check_hooks(manager: pluggy.PluginManager, module: object) -> None:
 
 def _collect(manager: pluggy.PluginManager, module: object) -> PluginRegistry:
     """Call the hooks of one plugin, and check what they return."""
-    from fennflow.hookspecs import BackendPlugin, ConnectorPlugin, ContentTypePlugin
-
     others = [plugin for plugin in manager.get_plugins() if plugin is not module]
 
     def call(hook: str, kind: type[_Brought]) -> list[_Brought]:

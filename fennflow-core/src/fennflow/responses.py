@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from datetime import datetime
-from typing import TYPE_CHECKING, Generic, Literal, TypeVar, cast, overload
+from typing import Generic, Literal, TypeVar, cast, overload
 
 from pydantic import BaseModel, ConfigDict, Field
 from typing_extensions import override
 
 from fennflow.exceptions import FileException
+from fennflow.files import (
+    AudioContent,
+    BaseContent,
+    DocumentContent,
+    ImageContent,
+    JsonContent,
+    TextContent,
+    VideoContent,
+)
+from fennflow.files.info import ObjectInfo
 from fennflow.paths import StoragePath
-
-if TYPE_CHECKING:
-    from fennflow.files import (
-        AudioContent,
-        BaseContent,
-        DocumentContent,
-        ImageContent,
-        JsonContent,
-        TextContent,
-        VideoContent,
-    )
 
 __all__ = [
     "DeleteResponse",
@@ -36,38 +34,7 @@ __all__ = [
 ]
 
 T = TypeVar("T")
-C = TypeVar("C", bound="BaseContent")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ObjectInfo:
-    """What the catalog says of an object; no object request is made for it.
-
-    Args:
-        path: its full path.
-        size: in bytes.
-        media_type: for instance `text/plain`. In `ListResponse.infos` it is empty, and metadata are missing,
-            where a file was adopted and not used yet: `stat` asks the store.
-        etag: of the object at its current location; changes with the bytes, but is not a checksum.
-        sha256: hexadecimal; None if FennFlow did not write the object.
-        created_at: when the path was first written, UTC.
-        modified_at: when this content was written, UTC.
-        metadata: the user's.
-        version_id: of a versioned bucket.
-        headers: HTTP headers that are stored with the object: what `connector_extra` named, such as
-            Content-Encoding.
-    """
-
-    path: StoragePath
-    size: int
-    media_type: str
-    etag: str
-    sha256: str | None
-    created_at: datetime
-    modified_at: datetime
-    metadata: Mapping[str, str] = field(default_factory=dict[str, str])
-    version_id: str | None = None
-    headers: Mapping[str, str] = field(default_factory=dict[str, str])
+C = TypeVar("C", bound=BaseContent)
 
 
 class Response(Sequence[T], Generic[T]):
@@ -277,41 +244,29 @@ class MediaResponse(Response["BaseContent"]):
     @property
     def texts(self) -> tuple[TextContent, ...]:
         """The files that are `TextContent`."""
-        from fennflow.files import TextContent
-
         return self.filter(TextContent)
 
     @property
     def jsons(self) -> tuple[JsonContent, ...]:
         """The files that are `JsonContent`."""
-        from fennflow.files import JsonContent
-
         return self.filter(JsonContent)
 
     @property
     def images(self) -> tuple[ImageContent, ...]:
         """The files that are `ImageContent`."""
-        from fennflow.files import ImageContent
-
         return self.filter(ImageContent)
 
     @property
     def audios(self) -> tuple[AudioContent, ...]:
         """The files that are `AudioContent`."""
-        from fennflow.files import AudioContent
-
         return self.filter(AudioContent)
 
     @property
     def videos(self) -> tuple[VideoContent, ...]:
         """The files that are `VideoContent`."""
-        from fennflow.files import VideoContent
-
         return self.filter(VideoContent)
 
     @property
     def documents(self) -> tuple[DocumentContent, ...]:
         """The files that are `DocumentContent`."""
-        from fennflow.files import DocumentContent
-
         return self.filter(DocumentContent)

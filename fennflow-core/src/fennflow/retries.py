@@ -8,7 +8,7 @@ import random
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
-from fennflow.engine.telemetry import log_event
+from fennflow.telemetry import log_event
 
 R = TypeVar("R")
 

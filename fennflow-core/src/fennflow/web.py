@@ -13,9 +13,9 @@ from email.utils import format_datetime
 from http import HTTPStatus
 from typing import Any
 
-from fennflow.dispositions import disposition
+from fennflow.connectors.headers import disposition, headers_of, media_type_of
+from fennflow.connectors.values import utc
 from fennflow.exceptions import ConfigException, FileException
-from fennflow.objects import headers_of, media_type_of, utc
 from fennflow.responses import ObjectInfo
 from fennflow.uow import UnitOfWork
 

@@ -6,8 +6,7 @@ import re
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from fennflow import metadata
-from fennflow.connectors import Location, ObjectAttributes, StoredObject, headers_of
+from fennflow.connectors import Location, ObjectAttributes, StoredObject, headers_of, metadata
 from fennflow.exceptions import ConnectorCapabilityException
 
 if TYPE_CHECKING:

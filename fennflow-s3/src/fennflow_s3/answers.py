@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from fennflow import metadata
-from fennflow.connectors import Location, ObjectAttributes, StoredObject, headers_of
+from fennflow.connectors import Location, ObjectAttributes, StoredObject, headers_of, metadata
 
 if TYPE_CHECKING:
     from datetime import datetime

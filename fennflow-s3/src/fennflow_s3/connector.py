@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from typing_extensions import override
 
-from fennflow import metadata
 from fennflow.connectors import (
     Capabilities,
     Connector,
@@ -28,6 +27,7 @@ from fennflow.connectors import (
     UploadCallback,
     UploadTerms,
     check_etag,
+    metadata,
 )
 from fennflow.exceptions import (
     ConfigException,

@@ -13,8 +13,7 @@ from typing import Any
 
 from botocore.utils import parse_to_aware_datetime
 
-from fennflow import metadata
-from fennflow.connectors import ObjectAttributes, UploadTerms
+from fennflow.connectors import ObjectAttributes, UploadTerms, metadata
 
 NOT_COPIED = frozenset(
     {

@@ -35,7 +35,7 @@ from sqlalchemy import (
     update,
 )
 
-from fennflow.rows import ATTEMPTS_IN_ORDER
+from fennflow.backends.values import ATTEMPTS_IN_ORDER
 
 if TYPE_CHECKING:
     from fennflow_sqlalchemy.database import Database

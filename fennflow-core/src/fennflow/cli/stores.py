@@ -11,8 +11,8 @@ import typer
 from fennflow import backends, connectors, plugins
 from fennflow.config import ConfigDict, ConnectorConfig, ReconcileConfig
 from fennflow.connectors import Connector
+from fennflow.engine.measuring import Check, measure
 from fennflow.exceptions import ConfigException
-from fennflow.measuring import Check, measure
 from fennflow.printable import without_credentials
 from fennflow.repositories import CrudRepository, RepoField
 from fennflow.uow import UnitOfWork

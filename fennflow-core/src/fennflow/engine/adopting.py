@@ -22,18 +22,18 @@ import uuid_utils
 
 from fennflow.backends import Area, Fill, LateWrite, ObjectKey, Record
 from fennflow.connectors import Location, StoredObject
+from fennflow.connectors.values import utc
 from fennflow.engine.catalogs import catalogs_in, others, without_note
 from fennflow.engine.concurrency import run_all
 from fennflow.engine.differences import Policy, judge, refused, unreadable
 from fennflow.engine.garbage import HeadResult, describe
 from fennflow.engine.stamps import stamp_of
 from fennflow.engine.tally import Tally, warn_of_unreadable
-from fennflow.engine.telemetry import log_event
 from fennflow.engine.walking import is_key, pairs
 from fennflow.exceptions import BaseConnectorException
-from fennflow.objects import utc
 from fennflow.paths import StoragePath
 from fennflow.reports import Difference, Finding, ReconcileAction
+from fennflow.telemetry import log_event
 
 if TYPE_CHECKING:
     from fennflow.config import ReconcileConfig

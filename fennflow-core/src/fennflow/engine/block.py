@@ -14,8 +14,8 @@ from collections.abc import (
 from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, TypeVar
 
+from fennflow import telemetry
 from fennflow.backends import Outcome
-from fennflow.engine import telemetry
 from fennflow.engine.callbacks import Callbacks, Hook, Undo, names_of, result_of, run_undos
 from fennflow.engine.concurrency import Calls, shielded
 from fennflow.engine.deadline import Deadline

@@ -13,9 +13,9 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from fennflow.backends import Outcome
-from fennflow.engine.telemetry import log_event
 from fennflow.exceptions import TransactionException
 from fennflow.retries import repeat
+from fennflow.telemetry import log_event
 
 if TYPE_CHECKING:
     from fennflow.jobs import JobCall

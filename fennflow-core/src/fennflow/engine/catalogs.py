@@ -21,12 +21,12 @@ from typing import TYPE_CHECKING, Any, cast
 
 from fennflow.backends import Area
 from fennflow.connectors import Deletion, Location, ObjectAttributes
+from fennflow.connectors.values import utc
 from fennflow.engine.concurrency import run_all
 from fennflow.engine.stamps import began, is_catalog_id
-from fennflow.engine.telemetry import log_event
 from fennflow.exceptions import NoSuchKeyException, PreconditionFailedException
-from fennflow.objects import utc
 from fennflow.reports import CatalogInfo
+from fennflow.telemetry import log_event
 
 if TYPE_CHECKING:
     from fennflow.engine.context import EngineContext

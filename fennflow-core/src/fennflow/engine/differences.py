@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from fennflow.backends import Delete, LateWrite, ObjectKey, Record
 from fennflow.connectors import StoredObject
+from fennflow.connectors.headers import media_type_of
+from fennflow.connectors.values import utc
 from fennflow.engine.stamps import Stamp, began, stamp_of, unstamped
-from fennflow.objects import media_type_of, utc
 from fennflow.paths import StoragePath
 from fennflow.reports import Difference, Finding, ReconcileAction
 

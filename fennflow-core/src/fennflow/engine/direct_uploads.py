@@ -25,6 +25,7 @@ from fennflow.connectors import (
     UploadMethod,
     UploadTerms,
 )
+from fennflow.connectors.headers import UNKNOWN_MEDIA_TYPE, headers_of, media_type_of
 from fennflow.engine.concurrency import run_all
 from fennflow.engine.details import check_catalog
 from fennflow.engine.differences import Policy, judge
@@ -46,7 +47,6 @@ from fennflow.exceptions import (
     RecordAlreadyExistsException,
     UploadTicketException,
 )
-from fennflow.objects import UNKNOWN_MEDIA_TYPE, headers_of, media_type_of
 from fennflow.paths import check_key
 
 PART_SIZE = 16 << 20

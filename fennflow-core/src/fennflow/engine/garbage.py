@@ -27,13 +27,13 @@ from fennflow.engine.finish import finish
 from fennflow.engine.leases import Lease, Leases
 from fennflow.engine.settle import Settler, versions_since
 from fennflow.engine.stamps import checked_write, made_by
-from fennflow.engine.telemetry import log_event
 from fennflow.exceptions import (
     BaseConnectorException,
     ConnectorCapabilityException,
     ConnectorUnavailableException,
     RecordLockedException,
 )
+from fennflow.telemetry import log_event
 
 CHECKED_AT_ONCE = 500
 SWEPT_AT_ONCE = 1000

@@ -15,9 +15,9 @@ from typing_extensions import override
 from fennflow.backends import Job, Outcome
 from fennflow.engine.callbacks import Undo, UndoPendingError, call_user
 from fennflow.engine.concurrency import Periodic
-from fennflow.engine.telemetry import count_recovered, log_event, with_notes
 from fennflow.jobs import functions_of
 from fennflow.retries import repeat
+from fennflow.telemetry import count_recovered, log_event, with_notes
 
 if TYPE_CHECKING:
     from fennflow.engine.context import EngineContext

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 from fennflow.backends import Intent, ObjectKey, Record, TransactionToken
 from fennflow.engine.concurrency import Periodic
 from fennflow.engine.deadlocks import Waits
-from fennflow.engine.telemetry import log_event
 from fennflow.exceptions import TransactionLostException
+from fennflow.telemetry import log_event
 
 if TYPE_CHECKING:
     from fennflow.backends import Backend

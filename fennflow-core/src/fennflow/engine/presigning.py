@@ -9,7 +9,7 @@ from typing import cast
 
 from fennflow.backends import ObjectKey, Record
 from fennflow.connectors import Location, PresignedRequest, UploadTerms
-from fennflow.dispositions import disposition
+from fennflow.connectors.headers import check_media_type, disposition
 from fennflow.engine.details import with_details
 from fennflow.engine.plan import live
 from fennflow.engine.stamps import unstampable
@@ -20,7 +20,6 @@ from fennflow.exceptions import (
     RecordLockedException,
     TransactionException,
 )
-from fennflow.objects import check_media_type
 from fennflow.paths import check_key
 from fennflow.printable import brief
 

@@ -32,11 +32,11 @@ from fennflow.engine.leases import Lease
 from fennflow.engine.recovery import Recovery, Unsettled
 from fennflow.engine.settle import Settler
 from fennflow.engine.tally import OnFinding, OnProgress, Tally, warn_of_unreadable
-from fennflow.engine.telemetry import log_event
 from fennflow.engine.walking import is_key, pairs
 from fennflow.exceptions import BaseConnectorException, ReconcileFailedException
 from fennflow.paths import StoragePath
 from fennflow.reports import Difference, Finding, ReconcileAction, ReconcileReport
+from fennflow.telemetry import log_event
 
 if TYPE_CHECKING:
     from fennflow.config import ReconcileConfig

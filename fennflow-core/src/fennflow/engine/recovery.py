@@ -37,7 +37,6 @@ from fennflow.engine.leases import Lease, clock
 from fennflow.engine.plan import Write, late_writes, outstanding, undo
 from fennflow.engine.settle import Settler
 from fennflow.engine.stuck import long_open, unfinished
-from fennflow.engine.telemetry import count_recovered, log_event, with_notes
 from fennflow.exceptions import (
     BaseConnectorException,
     CommitUncertainException,
@@ -47,6 +46,7 @@ from fennflow.exceptions import (
     TransactionLostException,
 )
 from fennflow.reports import RecoveryReport
+from fennflow.telemetry import count_recovered, log_event, with_notes
 
 CLAIMED_AT_ONCE = 100
 SETTLED_AT_ONCE = 8

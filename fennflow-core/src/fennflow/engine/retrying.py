@@ -10,13 +10,13 @@ from typing import TypeVar
 
 from fennflow.backends import ObjectKey
 from fennflow.engine.leases import Lease
-from fennflow.engine.telemetry import log_event
 from fennflow.exceptions import (
     BaseConnectorException,
     ConnectorUnavailableException,
     PreconditionFailedException,
 )
 from fennflow.retries import repeat
+from fennflow.telemetry import log_event
 
 R = TypeVar("R")
 

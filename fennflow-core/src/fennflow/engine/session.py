@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 from typing_extensions import override
 
+from fennflow import telemetry
 from fennflow.backends import (
     Commit,
     Decision,
     JoinedTransaction,
     Outcome,
 )
-from fennflow.engine import telemetry
 from fennflow.engine.block import Block
 from fennflow.engine.callbacks import Callbacks
 from fennflow.engine.concurrency import shielded
@@ -31,7 +31,6 @@ from fennflow.engine.leases import clock
 from fennflow.engine.plan import changes_of, late_writes, outstanding, plan_commit, undo
 from fennflow.engine.recovery import LOCK_WAIT, Unsettled
 from fennflow.engine.settle import Settler
-from fennflow.engine.telemetry import log_event, with_notes
 from fennflow.exceptions import (
     CommitUncertainException,
     CompensationPendingWarning,
@@ -42,6 +41,7 @@ from fennflow.exceptions import (
     TransactionLostException,
     TransactionTimeoutException,
 )
+from fennflow.telemetry import log_event, with_notes
 
 if TYPE_CHECKING:
     from fennflow.backends import Area

@@ -24,7 +24,6 @@ from fennflow.engine.concurrency import run_all, shielded
 from fennflow.engine.context import EngineContext, Progress
 from fennflow.engine.retrying import may_pass, retry
 from fennflow.engine.stamps import began, made_by, stamp_of
-from fennflow.engine.telemetry import log_event
 from fennflow.exceptions import (
     BaseConnectorException,
     ConnectorUnavailableException,
@@ -33,6 +32,7 @@ from fennflow.exceptions import (
     PreconditionFailedException,
     TransactionLostException,
 )
+from fennflow.telemetry import log_event
 
 if TYPE_CHECKING:
     from fennflow.engine.leases import Lease

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from fennflow.engine.callbacks import notify
-from fennflow.engine.telemetry import log_event
 from fennflow.reports import Difference, Finding, ReconcileAction, ReconcileReport
+from fennflow.telemetry import log_event
 
 if TYPE_CHECKING:
     from fennflow.backends import ObjectKey

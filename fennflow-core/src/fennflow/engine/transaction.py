@@ -24,8 +24,8 @@ from fennflow.backends import (
     TransactionToken,
     changed_reads,
     conflict,
-    without_jobs,
 )
+from fennflow.backends.contract import without_jobs
 from fennflow.connectors import Capabilities
 from fennflow.engine.callbacks import Callbacks, Undo
 from fennflow.engine.context import Progress

@@ -25,7 +25,6 @@ from fennflow.engine.directories import check_directories
 from fennflow.engine.plan import Write, choose_placement, visible
 from fennflow.engine.stamps import made_by, stamp_of
 from fennflow.engine.streaming import Source, SourceError, sha256_of
-from fennflow.engine.telemetry import log_event
 from fennflow.engine.transaction import Transaction, no_such_key
 from fennflow.engine.uploads import Upload, attributes_of, check_uploads
 from fennflow.exceptions import (
@@ -36,6 +35,7 @@ from fennflow.exceptions import (
     RecordAlreadyExistsException,
 )
 from fennflow.paths import check_key
+from fennflow.telemetry import log_event
 
 CREATE_ATTEMPTS = 3
 

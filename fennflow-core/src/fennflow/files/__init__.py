@@ -18,12 +18,11 @@ from fennflow.files.content import (
 from fennflow.files.factory import ContentFactory
 from fennflow.files.model import ModelContent
 from fennflow.files.stream import FileContent, StreamContent
+from fennflow.plugins import content_class
 
 if not TYPE_CHECKING:
 
     def __getattr__(name: str) -> object:
-        from fennflow.plugins import content_class
-
         return content_class(name, __name__)
 
 

@@ -19,14 +19,14 @@ from pydantic import (
 from pydantic import ConfigDict as PydanticConfigDict
 from typing_extensions import override
 
+from fennflow.connectors.headers import MEDIA_TYPE
 from fennflow.exceptions import FileException, MediaTypeCannotBeGuessedException, MetadataException
 from fennflow.files import media_types
 from fennflow.files.charsets import codec_of
+from fennflow.files.info import ObjectInfo
 from fennflow.files.round_trips import first_difference
-from fennflow.objects import MEDIA_TYPE
 from fennflow.paths import StoragePath
 from fennflow.printable import printable
-from fennflow.responses import ObjectInfo
 
 MAX_METADATA_BYTES = 2048
 """What S3 takes, names and values together, in UTF-8."""

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from fennflow.exceptions import FileException, MediaTypeCannotBeGuessedException
 from fennflow.files import media_types
-from fennflow.files.content import BaseContent, UrlContent
+from fennflow.files.content import BaseContent, BinaryContent, UrlContent
 from fennflow.plugins import registry
 
 
@@ -50,7 +50,7 @@ class ContentFactory:
         if guess is None:
             message = "The media type of a file without a name is not known: pass media_type."
             raise MediaTypeCannotBeGuessedException(message)
-        content = registry().content_class(None, guess)
+        content = registry().content_class(None, guess) or BinaryContent
         return content(data=data, media_type=guess, filename=filename, metadata=metadata or {})
 
     @staticmethod

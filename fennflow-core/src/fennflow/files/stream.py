@@ -15,10 +15,10 @@ from typing import Annotated, Any, Protocol, runtime_checkable
 
 from pydantic import Field, PrivateAttr
 
+from fennflow.connectors.headers import MEDIA_TYPE
 from fennflow.exceptions import FileException
 from fennflow.files import media_types
 from fennflow.files.content import FileBase
-from fennflow.objects import MEDIA_TYPE
 
 CHUNK = 1 << 20
 """Bytes that are read at a time."""

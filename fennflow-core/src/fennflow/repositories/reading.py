@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, overload
 
 from fennflow.connectors import PresignMethod, UploadTerms
+from fennflow.connectors.values import check_terms
 from fennflow.engine import reading
 from fennflow.engine.details import with_details
 from fennflow.engine.presigning import presign_downloads, presign_uploads
 from fennflow.exceptions import ConnectorCapabilityException, PathException
-from fennflow.files import BaseContent
-from fennflow.objects import check_terms
+from fennflow.files import BaseContent, BinaryContent
 from fennflow.paths import AnyPath, StoragePath, decode_token, encode_token
 from fennflow.plugins import registry
 from fennflow.printable import brief
@@ -329,4 +329,6 @@ def info_of(record: Record, path: StoragePath) -> ObjectInfo:
 
 def _content(record: Record, path: StoragePath, body: bytes) -> BaseContent:
     content = registry().content_class(record.content_type, record.media_type)
-    return content.from_stored(body, filename=path.name, info=info_of(record, path))
+    return (content or BinaryContent).from_stored(
+        body, filename=path.name, info=info_of(record, path)
+    )

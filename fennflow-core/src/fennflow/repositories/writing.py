@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, cast, get_args, overload
 from pydantic import BaseModel
 
 from fennflow.connectors import UploadMethod, UploadTerms
+from fennflow.connectors.values import check_max_size, check_terms
 from fennflow.engine import copying, direct_uploads, writing
 from fennflow.engine.streaming import Source, sha256_of
 from fennflow.engine.uploads import Upload
@@ -24,7 +25,6 @@ from fennflow.exceptions import (
 from fennflow.files import BaseContent, FileContent, StreamContent
 from fennflow.files.media_types import extension
 from fennflow.files.stream import Readable
-from fennflow.objects import check_max_size, check_terms
 from fennflow.paths import AnyPath, StoragePath
 from fennflow.plugins import registry
 from fennflow.repositories.base import Repository

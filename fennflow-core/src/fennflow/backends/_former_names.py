@@ -9,7 +9,8 @@ from __future__ import annotations
 import warnings
 from typing import Any
 
-from fennflow.backends import Backend, Record, TransactionToken
+from fennflow.backends.contract import Backend
+from fennflow.backends.values import Record, TransactionToken
 
 __all__: list[str] = []
 

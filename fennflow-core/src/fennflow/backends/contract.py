@@ -1,163 +1,25 @@
-"""The contract of a backend, and by name the configs that plugins bring.
-
-A backend is the source of truth: the catalog of committed objects and the journal of live
-transactions. It does no object I/O. Every method is one transaction: all of it is durable on return,
-or nothing of it happened. Who calls what, in the life of a transaction:
-
-| method | called | rule |
-| --- | --- | --- |
-| `begin_writes` | before the first object request of each writing call | P1 P2 P3 |
-| `note_upload` | before the first part of a multipart upload | P13 |
-| `commit` | once, by the owner: the pivot | P4 P5 |
-| `abort` | before anything is undone, and before each later attempt to finish | P5 P7 |
-| `relocate` | after the copies of each batch of apply, before its deletions | P28 |
-| `settle` | when nothing is left to do, for some keys or for all | P6 P20 |
-| `heartbeat` | by the owner, every third of `lease_ttl` | P22 |
-| `claim` | by recovery, for transactions whose lease has run out | P24 |
-| `add_jobs` | before a durable step, and when a savepoint with one is undone | P33 |
-| `claim_jobs`, `keep_job`, `end_jobs` | before, during and after calls of compensations and hooks | P35 |
-| `hold`, `take_held` | when a unit of work is held, and when another process decides it | P37 |
-| `join` | when a unit of work with `join=` is opened: the pivot is then written by what it returns | P5 |
-
-The backend's clock decides when leases, kept locks and late writes expire.
-"""
+"""The contract of a backend; `fennflow.backends` says who calls what, and when."""
 
 from __future__ import annotations
 
 import secrets
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import TYPE_CHECKING
 
+from fennflow.backends.values import (
+    Commit,
+    Decision,
+    Fill,
+    Guarantees,
+    Intent,
+    Job,
+    JournaledTransaction,
+    LateWrite,
+    ObjectKey,
+    Record,
+    TransactionToken,
+)
 from fennflow.exceptions import ConfigException
-from fennflow.rows import (
-    AbortUpload as AbortUpload,
-)
-from fennflow.rows import (
-    Area as Area,
-)
-from fennflow.rows import (
-    Commit as Commit,
-)
-from fennflow.rows import (
-    Copy as Copy,
-)
-from fennflow.rows import (
-    Decision as Decision,
-)
-from fennflow.rows import (
-    Delete as Delete,
-)
-from fennflow.rows import (
-    Fill as Fill,
-)
-from fennflow.rows import (
-    Guarantees as Guarantees,
-)
-from fennflow.rows import (
-    Intent as Intent,
-)
-from fennflow.rows import (
-    Job as Job,
-)
-from fennflow.rows import (
-    JournaledTransaction as JournaledTransaction,
-)
-from fennflow.rows import (
-    LateWrite as LateWrite,
-)
-from fennflow.rows import (
-    ObjectKey as ObjectKey,
-)
-from fennflow.rows import (
-    Outcome as Outcome,
-)
-from fennflow.rows import (
-    Placement as Placement,
-)
-from fennflow.rows import (
-    Record as Record,
-)
-from fennflow.rows import (
-    Step as Step,
-)
-from fennflow.rows import (
-    TransactionToken as TransactionToken,
-)
-from fennflow.rows import (
-    changed_reads as changed_reads,
-)
-from fennflow.rows import (
-    conflict as conflict,
-)
-from fennflow.rows import (
-    dump_commit as dump_commit,
-)
-from fennflow.rows import (
-    dump_steps as dump_steps,
-)
-from fennflow.rows import (
-    load_commit as load_commit,
-)
-from fennflow.rows import (
-    load_steps as load_steps,
-)
-from fennflow.rows import (
-    locked as locked,
-)
-
-if TYPE_CHECKING:
-    from fennflow_bucket import BucketBackendConfig as BucketBackendConfig
-    from fennflow_memory import InMemoryBackendConfig as InMemoryBackendConfig
-    from fennflow_sqlalchemy import SqlalchemyBackendConfig as SqlalchemyBackendConfig
-else:
-
-    def __getattr__(name: str) -> object:
-        if name == "SessionToken":
-            from fennflow._former_names import session_token
-
-            return session_token()
-        from fennflow.plugins import config_class
-
-        return config_class("backend", name, __name__)
-
-
-__path__: list[str] = []
-"""Of fennflow 0.8 there were modules below this one: `_migration` says what to import instead."""
-__all__ = [
-    "AbortUpload",
-    "Area",
-    "Backend",
-    "BucketBackendConfig",
-    "Commit",
-    "Copy",
-    "Decision",
-    "Delete",
-    "Fill",
-    "Guarantees",
-    "InMemoryBackendConfig",
-    "Intent",
-    "Job",
-    "JoinedTransaction",
-    "JournaledTransaction",
-    "LateWrite",
-    "ObjectKey",
-    "Outcome",
-    "Placement",
-    "Plan",
-    "Record",
-    "SqlalchemyBackendConfig",
-    "Step",
-    "TransactionToken",
-    "changed_reads",
-    "conflict",
-    "dump_commit",
-    "dump_steps",
-    "load_commit",
-    "load_steps",
-    "locked",
-]
-
 
 _TICKET_KEY = secrets.token_bytes(32)
 

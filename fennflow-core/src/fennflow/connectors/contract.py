@@ -1,21 +1,4 @@
-"""The contract of a connector, and by name the connector configs that plugins bring.
-
-A connector does object I/O and knows nothing of transactions. The engine calls it; it never calls
-back, but for `on_upload`. Who calls what, and when:
-
-| method | called | must hold on return |
-| --- | --- | --- |
-| `open`, `aclose` | once each, first and last, on one event loop | |
-| `validate` | before any I/O of a call | |
-| `probe` | before the first write to a namespace | nothing is left of what it tried |
-| `put`, `upload`, `copy` | in a transaction before the pivot; `copy` after it | the object is complete and durable |
-| `get`, `stream`, `head`, `list`, `versions`, `recent_versions` | at any time | reads see every write that returned before |
-| `delete`, `abort_upload` | after the pivot, or to undo | what was named is gone |
-| `uploads` | by the sweep (P27) | |
-
-What an exception means: the `ambiguous` of a `BaseConnectorException` says whether the request may
-have taken effect, or still may; any other exception leaves that open, too (protocol P19).
-"""
+"""The contract of a connector; `fennflow.connectors` says who calls what, and when."""
 
 from __future__ import annotations
 
@@ -27,13 +10,8 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequen
 from dataclasses import asdict, fields
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from fennflow.exceptions import (
-    BaseConnectorException,
-    ConnectorCapabilityException,
-    PreconditionFailedException,
-)
-from fennflow.objects import (
-    UNKNOWN_MEDIA_TYPE,
+from fennflow.connectors.headers import UNKNOWN_MEDIA_TYPE
+from fennflow.connectors.values import (
     Capabilities,
     CopySource,
     Deletion,
@@ -44,50 +22,16 @@ from fennflow.objects import (
     PresignedRequest,
     StoredObject,
     UploadTerms,
-    check_attributes,
-    headers_of,
+)
+from fennflow.exceptions import (
+    BaseConnectorException,
+    ConnectorCapabilityException,
+    PreconditionFailedException,
 )
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from datetime import datetime
-
-    from fennflow_memory import InMemoryConnectorConfig as InMemoryConnectorConfig
-    from fennflow_obstore import ObstoreConnectorConfig as ObstoreConnectorConfig
-    from fennflow_s3 import S3ConnectorConfig as S3ConnectorConfig
-else:
-
-    def __getattr__(name: str) -> object:
-        from fennflow.plugins import config_class
-
-        return config_class("connector", name, __name__)
-
-
-__path__: list[str] = []
-"""Of fennflow 0.8 there were modules below this one: `_migration` says what to import instead."""
-__all__ = [
-    "Capabilities",
-    "Connector",
-    "CopySource",
-    "Deletion",
-    "DeletionReport",
-    "InMemoryConnectorConfig",
-    "Location",
-    "ObjectAttributes",
-    "ObstoreConnectorConfig",
-    "PendingUpload",
-    "PresignMethod",
-    "PresignedRequest",
-    "ProbeMemory",
-    "S3ConnectorConfig",
-    "StoredObject",
-    "UploadCallback",
-    "UploadMethod",
-    "UploadTerms",
-    "check_attributes",
-    "check_etag",
-    "headers_of",
-]
 
 PresignMethod = Literal["GET", "PUT"]
 UploadMethod = Literal["PUT", "POST", "MULTIPART"]

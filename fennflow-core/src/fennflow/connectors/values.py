@@ -1,7 +1,4 @@
-"""What connectors speak of: places, conditions, and what a store says of an object.
-
-`fennflow.connectors` exports all of it.
-"""
+"""What connectors speak of: places, conditions, and what a store says of an object."""
 
 from __future__ import annotations
 
@@ -11,6 +8,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal, cast
 
+from fennflow.connectors.headers import check_media_type
 from fennflow.exceptions import (
     ConfigException,
     ConnectorCapabilityException,
@@ -22,75 +20,7 @@ from fennflow.printable import brief
 if TYPE_CHECKING:
     from fennflow.exceptions import BaseConnectorException
 
-__all__ = [
-    "Capabilities",
-    "CopySource",
-    "Deletion",
-    "DeletionReport",
-    "Location",
-    "ObjectAttributes",
-    "PendingUpload",
-    "PresignedRequest",
-    "StoredObject",
-    "UploadTerms",
-    "check_attributes",
-    "headers_of",
-]
-
-# A type and a subtype of RFC 6838, and parameters of printable ASCII.
-MEDIA_TYPE = r"[A-Za-z0-9!#$&^_.+-]+/[A-Za-z0-9!#$&^_.+-]+( *;[\x20-\x7e]*)?"
-UNKNOWN_MEDIA_TYPE = "application/octet-stream"
-
-_MEDIA_TYPE = re.compile(MEDIA_TYPE)
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-
-_HEADERS = {
-    name.replace("-", "").lower(): name
-    for name in (
-        "Cache-Control",
-        "Content-Disposition",
-        "Content-Encoding",
-        "Content-Language",
-        "Expires",
-    )
-}
-_HEADER_VALUE = re.compile(r"[\x21-\x7e](?:[\x20-\x7e]*[\x21-\x7e])?")
-
-
-def headers_of(options: Mapping[str, Any]) -> dict[str, str]:
-    """Return the HTTP headers among options of a store, or among what a store says of an object.
-
-    Args:
-        options: by the names of S3's interface (`ContentEncoding`) or of HTTP (`Content-Encoding`).
-            A value that is not valid in a header is left out: any writer may have stored it.
-    """
-    headers = {
-        _HEADERS[plain]: value
-        for name, value in options.items()
-        if (plain := name.replace("-", "").lower()) in _HEADERS
-        and isinstance(value, str)
-        and _HEADER_VALUE.fullmatch(value)
-    }
-    # Some servers store how a body was sent in chunks, as if it were how it is encoded.
-    codings = [each.strip() for each in headers.pop("Content-Encoding", "").split(",")]
-    codings = [each for each in codings if each and each.lower() != "aws-chunked"]
-    return {**headers, "Content-Encoding": ", ".join(codings)} if codings else headers
-
-
-def media_type_of(stored: str) -> str:
-    """Return a stored media type, or that of unknown bytes if it is not valid."""
-    return stored if _MEDIA_TYPE.fullmatch(stored) else UNKNOWN_MEDIA_TYPE
-
-
-def check_media_type(media_type: object) -> None:
-    """Reject what is not a media type; called before any I/O.
-
-    Raises:
-        FileException: it is not one.
-    """
-    if not isinstance(media_type, str) or not _MEDIA_TYPE.fullmatch(media_type):
-        message = f"{media_type!a} is not a media type such as text/plain. Nothing was sent."
-        raise FileException(message)
 
 
 def check_terms(terms: UploadTerms) -> None:

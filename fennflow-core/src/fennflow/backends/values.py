@@ -1,4 +1,4 @@
-"""What a backend keeps: records, intents, steps, late writes; `fennflow.backends` exports them."""
+"""What a backend keeps: records, intents, steps, late writes."""
 
 from __future__ import annotations
 
@@ -13,34 +13,6 @@ from typing_extensions import override
 
 from fennflow.connectors import Location
 from fennflow.exceptions import ConflictException, RecordLockedException
-
-__all__ = [
-    "AbortUpload",
-    "Area",
-    "Commit",
-    "Copy",
-    "Decision",
-    "Delete",
-    "Fill",
-    "Guarantees",
-    "Intent",
-    "Job",
-    "JournaledTransaction",
-    "LateWrite",
-    "ObjectKey",
-    "Outcome",
-    "Placement",
-    "Record",
-    "Step",
-    "TransactionToken",
-    "changed_reads",
-    "conflict",
-    "dump_commit",
-    "dump_steps",
-    "load_commit",
-    "load_steps",
-    "locked",
-]
 
 
 class ObjectKey(NamedTuple):

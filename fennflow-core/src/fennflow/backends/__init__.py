@@ -1,0 +1,105 @@
+"""The contract of a backend, and by name the configs that plugins bring.
+
+A backend is the source of truth: the catalog of committed objects and the journal of live
+transactions. It does no object I/O. Every method is one transaction: all of it is durable on return,
+or nothing of it happened. Who calls what, in the life of a transaction:
+
+| method | called | rule |
+| --- | --- | --- |
+| `begin_writes` | before the first object request of each writing call | P1 P2 P3 |
+| `note_upload` | before the first part of a multipart upload | P13 |
+| `commit` | once, by the owner: the pivot | P4 P5 |
+| `abort` | before anything is undone, and before each later attempt to finish | P5 P7 |
+| `relocate` | after the copies of each batch of apply, before its deletions | P28 |
+| `settle` | when nothing is left to do, for some keys or for all | P6 P20 |
+| `heartbeat` | by the owner, every third of `lease_ttl` | P22 |
+| `claim` | by recovery, for transactions whose lease has run out | P24 |
+| `add_jobs` | before a durable step, and when a savepoint with one is undone | P33 |
+| `claim_jobs`, `keep_job`, `end_jobs` | before, during and after calls of compensations and hooks | P35 |
+| `hold`, `take_held` | when a unit of work is held, and when another process decides it | P37 |
+| `join` | when a unit of work with `join=` is opened: the pivot is then written by what it returns | P5 |
+
+The backend's clock decides when leases, kept locks and late writes expire.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from fennflow.backends.contract import Backend, JoinedTransaction, Plan
+from fennflow.backends.values import (
+    AbortUpload,
+    Area,
+    Commit,
+    Copy,
+    Decision,
+    Delete,
+    Fill,
+    Guarantees,
+    Intent,
+    Job,
+    JournaledTransaction,
+    LateWrite,
+    ObjectKey,
+    Outcome,
+    Placement,
+    Record,
+    Step,
+    TransactionToken,
+    changed_reads,
+    conflict,
+    dump_commit,
+    dump_steps,
+    load_commit,
+    load_steps,
+    locked,
+)
+from fennflow.plugins import config_class
+
+if TYPE_CHECKING:
+    from fennflow_bucket import BucketBackendConfig as BucketBackendConfig
+    from fennflow_memory import InMemoryBackendConfig as InMemoryBackendConfig
+    from fennflow_sqlalchemy import SqlalchemyBackendConfig as SqlalchemyBackendConfig
+else:
+
+    def __getattr__(name: str) -> object:
+        if name == "SessionToken":
+            from fennflow.backends._former_names import session_token
+
+            return session_token()
+        return config_class("backend", name, __name__)
+
+
+__all__ = [
+    "AbortUpload",
+    "Area",
+    "Backend",
+    "BucketBackendConfig",
+    "Commit",
+    "Copy",
+    "Decision",
+    "Delete",
+    "Fill",
+    "Guarantees",
+    "InMemoryBackendConfig",
+    "Intent",
+    "Job",
+    "JoinedTransaction",
+    "JournaledTransaction",
+    "LateWrite",
+    "ObjectKey",
+    "Outcome",
+    "Placement",
+    "Plan",
+    "Record",
+    "SqlalchemyBackendConfig",
+    "Step",
+    "TransactionToken",
+    "changed_reads",
+    "conflict",
+    "dump_commit",
+    "dump_steps",
+    "load_commit",
+    "load_steps",
+    "locked",
+]
