@@ -14,6 +14,8 @@ from fennflow.testing import Boundary, Fault, S3Server
 from shells import Shell
 from stores import raw_client
 
+pytestmark = pytest.mark.once
+
 
 async def test_plugins_are_listed(shell: Shell) -> None:
     done = await shell("plugins")

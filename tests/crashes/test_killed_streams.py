@@ -22,7 +22,7 @@ from stores import raw_client
 pytestmark = [pytest.mark.crashes, pytest.mark.timeout(900)]
 
 MiB = 1 << 20
-SAMPLE = 7
+SAMPLE = 5
 OLD, NEW = b"old" * (3 * MiB), b"new" * (4 * MiB)
 
 

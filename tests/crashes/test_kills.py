@@ -54,7 +54,7 @@ CASES = [
         ]
     ),
 ]
-SAMPLE = 8
+SAMPLE = 5
 
 
 async def kill_at(site: Site, scope: str, at: int, *, fails: bool) -> int | None:

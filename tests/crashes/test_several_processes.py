@@ -14,7 +14,7 @@ from crashing import FULL, SEED, Event, Site, catalog_aside, check, make_site, s
 pytestmark = [pytest.mark.crashes, pytest.mark.timeout(1800)]
 
 WORKERS = 8
-SESSIONS = 200 if FULL else 60
+SESSIONS = 200 if FULL else 40
 FEW = 30
 """Of processes whose commits all contend for one log."""
 KEYS = 60

@@ -250,11 +250,11 @@ def test_a_walk_finds_nothing_on_a_real_server(
         assert there.capabilities.versioned == (versioning is not None)
         walk(seed, server=there, capabilities=there.capabilities)
 
-    repeat(walk_there, 6)
+    repeat(walk_there, 2)
 
 
 @pytest.mark.once
 @pytest.mark.sampled
 @pytest.mark.timeout(int(600 + 120 * MINUTES))
 def test_a_search_finds_nothing_on_a_real_server(far: Remote) -> None:
-    search(None, examples=6 + int(20 * MINUTES), far=far)
+    search(None, examples=3 + int(20 * MINUTES), far=far)

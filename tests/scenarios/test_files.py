@@ -107,6 +107,7 @@ async def test_a_file_without_a_name_is_named_by_its_bytes(store: Store) -> None
         assert (await uow.files.stat(path)).sha256 == digest
 
 
+@pytest.mark.once
 async def test_a_large_file_goes_up_in_parts_and_comes_back(
     request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
