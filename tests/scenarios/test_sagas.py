@@ -7,7 +7,7 @@ import logging
 import re
 import threading
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from fennflow.connectors import InMemoryConnectorConfig
 from fennflow.exceptions import (
     CommitUncertainException,
     ConfigException,
+    StepNotDoneException,
     TransactionException,
     TransactionLostException,
 )
@@ -30,7 +31,10 @@ from fennflow.jobs import JobFunction, current_job
 from fennflow.repositories import CrudRepository, RepoField
 from fennflow.sync.portal import close
 from fennflow.testing import faults
+from fennflow.testing.job_suite import stepped
+from fennflow.testing.recovery_suite import opened
 from fennflow_memory.backend import InMemoryBackend
+from fennflow_sqlalchemy.jobs import JobBackend
 from stores import numbers
 
 
@@ -183,25 +187,77 @@ async def test_recovery_tries_at_once_what_failed_and_says_what_fails(shop: Shop
     assert shop.calls == ["charged", "sent 1"]
 
 
-async def test_a_step_that_raises_is_not_compensated_unless_that_leaves_it_open(
-    shop: Shop,
+class ReadTimeoutError(Exception):
+    """What a client for HTTP raises: no TimeoutError, and the request may have arrived."""
+
+
+class CardDeclinedError(StepNotDoneException):
+    """What a step raises that has not charged."""
+
+
+@pytest.mark.parametrize("ends", ["aborts", "commits"])
+async def test_a_step_that_raises_is_compensated_unless_it_says_that_nothing_was_done(
+    shop: Shop, ends: str
 ) -> None:
-    """P33."""
+    """P33, P34: also if the block goes on without it, and commits."""
     for error, called in (
-        (ValueError(), []),
+        (ReadTimeoutError(), ["refunded x"]),
+        (ValueError(), ["refunded x"]),
         (TimeoutError(), ["refunded x"]),
-        (ConnectionResetError(), ["refunded x"]),
+        (StepNotDoneException(), []),
+        (CardDeclinedError(), []),
     ):
 
         async def do(error: Exception = error) -> None:
             raise error
 
-        with pytest.raises(type(error)):
+        aborts = pytest.raises(type(error)) if ends == "aborts" else nullcontext()
+        commits = pytest.raises(type(error)) if ends == "commits" else nullcontext()
+        with aborts:
             async with shop.uow() as uow:
-                await uow.step(do, undo=shop.refund("x"))
+                await uow.step(shop.charge, undo=shop.refund("other"))
+                with commits:
+                    await uow.step(do, undo=shop.refund("x"))
         assert await left(shop.uow) == 0
-        assert shop.calls == called
+        undone = ["refunded other"] if ends == "aborts" else []
+        assert shop.calls == ["charged", *called, *undone]
         shop.calls.clear()
+
+
+async def test_a_step_that_is_repeated_until_it_succeeds_is_not_compensated(shop: Shop) -> None:
+    """P34: the answer to the first charge was lost, and the second found that it is paid."""
+    errors = [ReadTimeoutError(), ReadTimeoutError()]
+
+    async def do() -> None:
+        if errors:
+            raise errors.pop()
+
+    async with shop.uow() as uow:
+        for _ in range(2):
+            with pytest.raises(ReadTimeoutError):
+                await uow.step(do, undo=shop.refund("x"))
+        await uow.step(do, undo=shop.refund("x"))
+    assert await left(shop.uow) == 0
+    assert shop.calls == []
+
+
+async def test_a_step_that_raised_is_compensated_though_what_it_is_part_of_is_held(
+    shop: Shop,
+) -> None:
+    """P34, P37."""
+
+    async def do() -> None:
+        raise ReadTimeoutError
+
+    async with shop.uow() as uow:
+        with pytest.raises(ReadTimeoutError):
+            await uow.step(do, undo=shop.refund("x"))
+        uow.on_commit(shop.send(order=1))
+        held = await uow.hold()
+    await until(lambda: shop.calls == ["refunded x"])
+    await shop.uow.commit_held(held)
+    assert await left(shop.uow) == 0
+    assert shop.calls == ["refunded x", "sent 1"]
 
 
 async def test_a_step_that_is_cut_off_is_compensated(shop: Shop) -> None:
@@ -356,8 +412,6 @@ async def test_a_step_that_ends_after_its_lease_is_compensated_after_it(
 
 
 def engine_backend(shop: Shop) -> Any:
-    from fennflow.testing.recovery_suite import opened
-
     return opened(shop.uow.config.backend, connector=shop.uow.config.connector)
 
 
@@ -386,6 +440,71 @@ async def test_a_backend_without_jobs_refuses_before_the_step_is_done(
         with pytest.raises(ConfigException, match="cannot journal"):
             uow.on_commit(shop.send(order=1))
     assert shop.calls == []
+
+
+async def test_functions_of_another_unit_of_work_are_refused(shop: Shop) -> None:
+    """P35: no process would call them for this one."""
+
+    class Other(FilesUOW):
+        config = ConfigDict(connector=InMemoryConnectorConfig(name=f"saga{next(numbers)}"))
+
+    @Other.compensation("refund")
+    def undo(payment_id: str) -> None:
+        """Undo something else."""
+
+    @Other.after_commit("notify")
+    def notify() -> None:
+        """Notify others."""
+
+    async with shop.uow() as uow:
+        with pytest.raises(ConfigException, match="another configuration"):
+            await uow.step(shop.charge, undo=undo("x"))
+        with pytest.raises(ConfigException, match="another configuration"):
+            uow.on_commit(notify())
+    assert shop.calls == []
+
+
+async def test_a_plain_function_that_does_not_return_in_time_is_not_called_beside_itself(
+    shop: Shop,
+) -> None:
+    """P35: nothing cuts a thread off, so that the next attempt waits for it."""
+    called, returns = threading.Semaphore(0), threading.Event()
+
+    @shop.uow.after_commit("slow", timeout=0.01)
+    def slow() -> None:
+        called.release()
+        returns.wait()
+
+    async with shop.uow() as uow:
+        uow.on_commit(slow())
+    await until(lambda: called.acquire(blocking=False))
+    for _ in range(2):
+        report = await shop.uow.recover()
+        assert "did not return within timeout" in report.problems[0]
+    returns.set()
+    await until(lambda: is_settled(shop))
+    assert not called.acquire(blocking=False)
+
+
+async def test_a_compensation_in_the_row_of_one_that_is_gone_is_not_taken_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """P34: SQLite gives the number of the last row that was deleted to the next one."""
+    async with opened(SqlalchemyBackendConfig(url=f"sqlite:///{tmp_path}/shop.db")) as backend:
+        gone = await stepped(backend, 1)
+        await backend.abort(gone)
+        due = JobBackend._due
+
+        async def meanwhile(self: JobBackend, rows: Any) -> Any:
+            # Another process calls the compensation, and a third one journals its own.
+            found = await due(self, rows)
+            monkeypatch.setattr(JobBackend, "_due", due)
+            await backend.end_jobs(await backend.claim_jobs(["undo"], limit=1))
+            await stepped(backend, 1)
+            return found
+
+        monkeypatch.setattr(JobBackend, "_due", meanwhile)
+        assert await backend.claim_jobs(["undo"], limit=9) == []
 
 
 async def test_calls_that_cannot_be_journaled_are_refused(shop: Shop) -> None:

@@ -30,6 +30,7 @@ FennFlowException
 │   ├── ConnectorCapabilityException
 │   └── ConnectorUnavailableException
 ├── ReconcileFailedException
+├── StepNotDoneException
 └── TransactionException
     ├── CommitUncertainException
     ├── TransactionTimeoutException
@@ -76,6 +77,7 @@ __all__ = [
     "ReconcileFailedException",
     "RecordAlreadyExistsException",
     "RecordLockedException",
+    "StepNotDoneException",
     "TransactionException",
     "TransactionLostException",
     "TransactionTimeoutException",
@@ -275,6 +277,14 @@ class ConnectorUnavailableException(BaseConnectorException):
 
 class ReconcileFailedException(FennFlowException):
     """A catalog could not be reconciled with a bucket, or has not been filled from it completely."""
+
+
+class StepNotDoneException(FennFlowException):
+    """Raise it, or a class that extends it, in a step that has done nothing: it is not undone.
+
+    For any other exception of a step its registered compensation is called, since the exception may
+    be that of an answer that was lost.
+    """
 
 
 class TransactionException(FennFlowException):

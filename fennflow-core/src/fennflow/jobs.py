@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import threading
 from collections.abc import Callable, Mapping
-from contextvars import ContextVar
+from concurrent.futures import Future
+from contextvars import ContextVar, copy_context
 from dataclasses import dataclass
 from functools import partial
 from typing import (
@@ -43,6 +45,8 @@ TIMEOUT = 60.0
 
 _registered: dict[ConfigDict, dict[str, JobFunction[...]]] = {}
 _current: ContextVar[Job] = ContextVar("fennflow_job")
+_threads: dict[str, Future[object]] = {}
+"""By idempotency key: calls of plain functions that nothing has waited for to the end."""
 
 
 def current_job() -> Job:
@@ -194,9 +198,41 @@ class JobFunction(Generic[P]):
         if inspect.iscoroutinefunction(self.function):
             await cast("Any", call())
             return
-        result = await asyncio.to_thread(call)
+        result = await _in_thread(job.idempotency_key, call)
         if inspect.isawaitable(result):
             await result
+
+    def is_registered(self, config: ConfigDict) -> bool:
+        """Return whether processes call it for units of work of a configuration."""
+        there = functions_of(config).get(self.name)
+        return there is not None and _place_of(there.function) == _place_of(self.function)
+
+
+async def _in_thread(key: str, call: Callable[[], object]) -> object:
+    """Call a plain function in a thread of its own.
+
+    A thread cannot be cut off. So an attempt waits for that of an earlier one which goes on still; and
+    neither other threads nor the end of the program wait for one that hangs.
+    """
+    future = _threads.get(key)
+    if future is None:
+        future = _threads[key] = Future()
+        future.set_running_or_notify_cancel()  # from here it cannot be cancelled
+        context = copy_context()
+        run = partial(context.run, _complete, future, call)
+        threading.Thread(target=run, name=f"fennflow-{key}", daemon=True).start()
+    try:
+        return await asyncio.wrap_future(future)
+    finally:
+        if future.done():
+            _threads.pop(key, None)
+
+
+def _complete(future: Future[object], call: Callable[[], object]) -> None:
+    try:
+        future.set_result(call())
+    except BaseException as error:  # noqa: BLE001 - raised by who waits
+        future.set_exception(error)
 
 
 def _reason(error: Exception) -> str:

@@ -74,7 +74,10 @@ class JobBackend(RecoverableBackend):
             due += await self._due(page)
         if not due:
             return []
-        rows = dumps({"position": each.position, "attempts": each.attempts} for each in due[:limit])
+        rows = dumps(
+            {name: getattr(each, name) for name in ("transaction_id", "number", "attempts")}
+            for each in due[:limit]
+        )
 
         def take(connection: Connection) -> list[Any]:
             return list(connection.execute(sql.take, {"rows": rows}))

@@ -466,13 +466,13 @@ class JobStatements:
             .order_by(table.c.position)
             .limit(limit)
         )
-        taken = database.rows("rows", [table.c.position, table.c.attempts])
+        # Not by position: SQLite gives that of a row which is gone to another one.
+        which = [table.c[name] for name in ("transaction_id", "number", "attempts")]
+        taken = database.rows("rows", which)
         self.take = (
             update(table)
             .where(
-                tuple_(table.c.position, table.c.attempts).in_(
-                    select(taken.c.position, taken.c.attempts)
-                ),
+                tuple_(*which).in_(select(*(taken.c[column.name] for column in which))),
                 free,
             )
             .values(attempts=table.c.attempts + 1, lease_until=now + lease_ttl)

@@ -21,7 +21,7 @@ from fennflow.engine.concurrency import Calls, shielded
 from fennflow.engine.deadline import Deadline
 from fennflow.engine.transaction import Scope, Transaction, rolled_back
 from fennflow.exceptions import (
-    ConfigException,
+    StepNotDoneException,
     TransactionException,
     TransactionTimeoutException,
 )
@@ -32,16 +32,6 @@ if TYPE_CHECKING:
     from fennflow.engine.runtime import Engine
 
 T = TypeVar("T")
-
-IN_DOUBT = (
-    asyncio.CancelledError,
-    KeyboardInterrupt,
-    SystemExit,
-    TransactionTimeoutException,
-    TimeoutError,
-    ConnectionError,
-)
-"""What leaves open whether a step with a compensation was done (P33)."""
 
 
 class Block:
@@ -159,15 +149,11 @@ class Block:
         """Remember what is called after the commit, by this process or another one (P36).
 
         Raises:
-            ConfigException: the backend cannot journal it, or it is a compensation.
+            ConfigException: the backend cannot journal it, it is a compensation, or it was registered
+                for another unit of work.
         """
         tx = self._open()
-        tx.check_keeps_jobs()
-        if hook.call.function.after is not Outcome.COMMITTED:
-            message = (
-                f"{hook.call.function} was registered with compensation, so it follows no commit."
-            )
-            raise ConfigException(message)
+        tx.check_can_be_journaled(hook.call, Outcome.COMMITTED)
         for each in tx.register():
             each.hooks.append(hook)
 
@@ -198,22 +184,25 @@ class Block:
         call: JobCall,
     ) -> T:
         """Do a step whose undo is in the journal before it begins (P33)."""
-        undo = self._engine.recovery.jobs.own(await tx.journal_compensation(call))
+        jobs = self._engine.recovery.jobs
+        undo = jobs.own(await tx.journal_compensation(call))
         for each in places:
             each.undos.append(undo)
         try:
             async with self._deadline.limit():
                 result = await result_of(do)
-        except IN_DOUBT:
-            undo.check(tx.lease)
-            raise
-        except Exception:
+            tx.lease.check()
+        except StepNotDoneException:
             for each in places:
                 each.undos.remove(undo)
-            self._engine.recovery.jobs.forget([undo])
+            await jobs.remove(undo)
             raise
-        undo.check(tx.lease)
-        tx.lease.check()
+        except BaseException:
+            # Whatever it raises, it may have taken effect before.
+            undo.failed = True
+            if not tx.lease.held:
+                await jobs.journal_again(undo.job)
+            raise
         return result
 
     @asynccontextmanager

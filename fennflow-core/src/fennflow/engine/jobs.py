@@ -21,7 +21,6 @@ from fennflow.telemetry import count_recovered, log_event, with_notes
 
 if TYPE_CHECKING:
     from fennflow.engine.context import EngineContext
-    from fennflow.engine.leases import Lease
     from fennflow.jobs import JobFunction
 
 HOOK_WAIT = 2.0
@@ -72,6 +71,8 @@ class Jobs:
         """Let the calls under way end; what takes longer is left to other processes."""
         self._closing = True
         await self._turns.aclose()
+        if self._unjournaled:
+            await self._journal()
         for cancel in (False, True):
             under_way: set[asyncio.Task[Any]] = {*self._calls.values(), *self._works}
             if not under_way:
@@ -108,11 +109,16 @@ class Jobs:
             self._own.difference_update(map(_identity, jobs))
             self._work(self._forget(jobs))
 
+    async def remove(self, undo: DurableUndo) -> None:
+        """Remove the compensation of a step that was not done, before its transaction can end."""
+        await asyncio.wait({self._work(self._forget([undo.job]))})
+        self._own.discard(_identity(undo.job))
+
     async def _forget(self, jobs: Sequence[Job]) -> None:
         try:
             await self.context.backend.end_jobs(jobs)
-        except Exception as error:  # noqa: BLE001 - they are never due, and recovery removes them
-            message = "Compensations of committed steps could not be removed yet: %r"
+        except Exception as error:  # noqa: BLE001 - recovery removes those of committed steps
+            message = "Compensations that are not needed could not be removed yet: %r"
             log_event(logging.INFO, message, error, rule="P34")
 
     async def undo(self, job: Job) -> None:
@@ -162,13 +168,32 @@ class Jobs:
                 )
         return None
 
-    def journal_again(self, job: Job) -> None:
+    async def journal_again(self, job: Job) -> None:
         """Let a compensation be called once more, though another process may have called it.
 
         The step ended after the lease had run out, so what was undone may have been done after that.
         """
         self._unjournaled.append(replace(job, after=None))
-        self.wake()
+        await asyncio.wait({self._work(self._journal())})
+
+    async def _journal(self) -> None:
+        """Journal what is to be called once more; what fails is tried again."""
+        try:
+            async with self._taking:
+                while self._unjournaled:
+                    job = self._unjournaled[0]
+                    await self.context.backend.add_jobs([job])
+                    self._called.discard(job.idempotency_key)
+                    del self._unjournaled[0]
+        except Exception as error:  # noqa: BLE001 - logged, and tried again
+            names = ", ".join(f"{each.name} {each.arguments}" for each in self._unjournaled)
+            message = (
+                "Steps ended after their lease, and cannot be journaled to be undone yet: %s: %r"
+            )
+            log_event(logging.ERROR, message, names, error, rule="P33")
+            self.wake(FIRST_PAUSE)
+        else:
+            self.wake()
 
     # --- in the background -----------------------------------------------------------------------
 
@@ -207,15 +232,12 @@ class Jobs:
         return len(jobs), problems
 
     async def _turn(self) -> bool:
+        if self._unjournaled:
+            await self._journal()
         try:
-            while self._unjournaled:
-                await self.context.backend.add_jobs(self._unjournaled[:1])
-                del self._unjournaled[0]
             await self._take(limit=self._free)
         except Exception as error:  # noqa: BLE001 - logged, and tried again
             log_event(logging.WARNING, "Jobs could not be taken: %r", error, rule="P35")
-            if self._unjournaled:
-                self.wake(FIRST_PAUSE)
         return False
 
     async def _call_all(self, *, transaction_id: str | None, hurry: bool) -> int:
@@ -380,10 +402,12 @@ class DurableUndo:
     Args:
         jobs: what calls it.
         job: in the journal.
+        failed: whether the step raised, so that it may or may not have been done.
     """
 
     jobs: Jobs
     job: Job
+    failed: bool = False
 
     @override
     def __repr__(self) -> str:
@@ -403,7 +427,7 @@ class DurableUndo:
         self.job = replace(self.job, after=None)
         return self.job
 
-    def check(self, lease: Lease) -> None:
-        """Call it in any case if the step ended after the lease had run out."""
-        if not lease.held:
-            self.jobs.journal_again(self.job)
+    @property
+    def call(self) -> tuple[str, str]:
+        """Which function it calls, and its arguments."""
+        return self.job.name, self.job.arguments

@@ -403,6 +403,9 @@ class Recovery:
         except ConflictException:
             await self._take_over(lease, found, decided=True)
             raise
+        except TransactionLostException:
+            self.context.leases.release(lease)
+            raise  # another caller is deciding it
         except Exception as error:
             try:
                 await self.context.backend.hold(lease.token, commit, found.held_left)

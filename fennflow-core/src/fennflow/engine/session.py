@@ -233,6 +233,7 @@ class Session(Block):
         tx = self._tx
         try:
             await tx.begin()
+            tx.release_failed()
             await tx.journal_released()
             tx.check_age()
             left = self._engine.config.max_transaction_age - (clock() - tx.began)
@@ -245,6 +246,7 @@ class Session(Block):
         # Nothing more is sent for it from here.
         self._engine.leases.release(tx.lease)
         self._engine.recovery.jobs.disown(tx.callbacks.undos)
+        self._engine.recovery.jobs.wake()
 
     def _plan(self) -> Commit:
         """Return what the pivot writes."""
@@ -371,6 +373,7 @@ class Session(Block):
             await check_directories_again(tx)
             if commit.jobs:
                 await tx.begin()
+            tx.release_failed()
             await tx.journal_released()
             await self._pivot(commit)
         except TransactionLostException:

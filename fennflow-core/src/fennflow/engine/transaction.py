@@ -317,14 +317,33 @@ class Transaction:
             if changed := changed_reads(self.reads, now):
                 raise conflict(changed)
 
-    def check_keeps_jobs(self) -> None:
-        """Refuse what the backend cannot journal.
+    def check_can_be_journaled(self, call: JobCall, after: Outcome) -> None:
+        """Refuse a compensation or a hook that would never be called.
+
+        Args:
+            call: of a registered function.
+            after: the outcome after which it is to be called.
 
         Raises:
-            ConfigException: it keeps no compensations, and no hooks.
+            ConfigException: the backend keeps none; or its function follows the other outcome, or was
+                registered for units of work with another configuration.
         """
         if not self.backend.keeps_jobs:
             raise without_jobs(self.backend)
+        function, message = call.function, None
+        if function.after is not after:
+            message = (
+                f"{function} was registered with after_commit, so it undoes no step."
+                if after is Outcome.ABORTED
+                else f"{function} was registered with compensation, so it follows no commit."
+            )
+        elif not function.is_registered(self.config):
+            message = (
+                f"{function} was registered for units of work with another configuration, so that no "
+                "process would call it for this one. Register it with the class of this unit of work."
+            )
+        if message is not None:
+            raise ConfigException(message)
 
     async def journal_compensation(self, call: JobCall) -> Job:
         """Journal how a step is undone, before it is done (P33).
@@ -334,10 +353,7 @@ class Transaction:
             TransactionLostException: the transaction is recovery's.
             TransactionException: it is being rolled back.
         """
-        self.check_keeps_jobs()
-        if call.function.after is not Outcome.ABORTED:
-            message = f"{call.function} was registered with after_commit, so it undoes no step."
-            raise ConfigException(message)
+        self.check_can_be_journaled(call, Outcome.ABORTED)
         await self.begin()
         job = self._job(call, Outcome.ABORTED)
         await self.backend.add_jobs([job])
@@ -369,6 +385,19 @@ class Transaction:
     def release(self, undos: Sequence[Undo]) -> None:
         """Let compensations be called however the transaction ends: their savepoint was undone."""
         self._unreleased += [each.release() for each in undos if isinstance(each, DurableUndo)]
+
+    def release_failed(self) -> None:
+        """Let the compensations of steps that raised be called though the transaction commits.
+
+        Not if the step was repeated: another one with the same compensation has succeeded.
+        """
+        durable = [each for each in self.callbacks.undos if isinstance(each, DurableUndo)]
+        done = {each.call for each in durable if not each.failed}
+        failed: list[Undo] = [
+            each for each in durable if each.failed and not each.released and each.call not in done
+        ]
+        self.release(failed)
+        self.callbacks.overdue += failed
 
     async def journal_released(self) -> None:
         """Journal that; the transaction cannot commit before."""

@@ -128,13 +128,13 @@ class SyncUnitOfWork(Opened):
 
         Args:
             do: called now, and awaited unless it is a plain function. If it raises it counts as not
-                done; if it is cancelled, as done.
+                done; if it is cancelled, as done. (With a registered undo: see there.)
             undo: called when undoing, the last step's first, up to three times. If it keeps
                 failing, that is a note on the exception that ended the block. If it is cut off
                 by `compensation_timeout` it is called again in the background. Or a call of a
                 function that was registered with `UOW.compensation`: it is journaled before `do`
-                is called, and survives a crash; `TimeoutError` and `ConnectionError` of `do` then
-                count as done, too, since they leave that open.
+                is called, and survives a crash. It is then called whatever `do` raises, since an
+                exception leaves open whether it was done, except for `StepNotDoneException`.
 
         Returns:
             what `do` returned.
