@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Coroutine, Generator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Coroutine, Generator, Iterable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -22,14 +22,14 @@ from fennflow.config import ConnectorConfig
 from fennflow.connectors import (
     Capabilities,
     Connector,
-    CopySource,
+    CopyRequest,
     Deletion,
     DeletionReport,
     Location,
     ObjectAttributes,
     PendingUpload,
+    PutRequest,
     StoredObject,
-    UploadCallback,
 )
 from fennflow.hookspecs import ConnectorPlugin, hookimpl
 from fennflow.testing import S3Server
@@ -110,19 +110,9 @@ class RemoteConnector(Connector):
         self._inner.validate(self._remote.bucket, key, attributes)
 
     @override
-    async def put(
-        self,
-        namespace: str,
-        key: str,
-        body: bytes,
-        attributes: ObjectAttributes,
-        *,
-        if_none_match: bool = False,
-        on_upload: UploadCallback | None = None,
-    ) -> StoredObject:
-        bucket = self._remote.bucket
-        put = self._inner.put(bucket, key, body, attributes, if_none_match=if_none_match)
-        return self._write(key, put)
+    async def put(self, request: PutRequest, body: bytes) -> StoredObject:
+        there = replace(request, namespace=self._remote.bucket, on_upload=None)
+        return self._write(request.key, self._inner.put(there, body))
 
     @override
     async def get(
@@ -137,29 +127,11 @@ class RemoteConnector(Connector):
         return None if stored is None else self._dated(stored)
 
     @override
-    async def copy(
-        self,
-        namespace: str,
-        key: str,
-        source: CopySource,
-        *,
-        attributes: ObjectAttributes | None = None,
-        extra: Mapping[str, Any] | None = None,
-        if_match: str | None = None,
-        if_none_match: bool = False,
-        on_upload: UploadCallback | None = None,
-    ) -> StoredObject:
-        origin = replace(source, namespace=self._remote.bucket)
-        copy = self._inner.copy(
-            self._remote.bucket,
-            key,
-            origin,
-            attributes=attributes,
-            extra=extra,
-            if_match=if_match,
-            if_none_match=if_none_match,
-        )
-        return self._write(key, copy)
+    async def copy(self, request: CopyRequest) -> StoredObject:
+        bucket = self._remote.bucket
+        source = replace(request.source, namespace=bucket)
+        there = replace(request, namespace=bucket, source=source, on_upload=None)
+        return self._write(request.key, self._inner.copy(there))
 
     @override
     async def delete(self, namespace: str, deletions: Sequence[Deletion]) -> DeletionReport:

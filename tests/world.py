@@ -52,6 +52,7 @@ from fennflow.connectors import (
     InMemoryConnectorConfig,
     Location,
     ObjectAttributes,
+    PutRequest,
     StoredObject,
 )
 from fennflow.engine import garbage, reconcile, runtime
@@ -240,7 +241,7 @@ class World:
         stamp = Stamp("01890000-0000-7000-8000-000000000000", 1, None, None, "neighbour")
         theirs = ObjectAttributes(media_type="text/plain", metadata=stamped({}, stamp))
         for key, body in NEIGHBOUR.items():
-            self.now_do(self.store.put(BUCKET, key, body, theirs))
+            self.now_do(self.store.put(PutRequest(BUCKET, key, theirs), body))
 
     # --- processes ---------------------------------------------------------------------------
 
@@ -484,7 +485,8 @@ class World:
         self.note(f"foreign {key}")
         self.strange.add(key)
         self.foreign[key] = body
-        self.now_do(self.store.put(BUCKET, key, body, ObjectAttributes(media_type="text/plain")))
+        attributes = ObjectAttributes(media_type="text/plain")
+        self.now_do(self.store.put(PutRequest(BUCKET, key, attributes), body))
 
     def vanish(self) -> None:
         """Let a rule of the store delete what a commit is about to replace."""

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 
 import pytest
 
-from fennflow.connectors import Deletion, Location, ObjectAttributes
+from fennflow.connectors import Deletion, Location, ObjectAttributes, PutRequest
 from fennflow.exceptions import (
     AccessDeniedException,
     BaseConnectorException,
@@ -53,7 +53,9 @@ async def test_an_answer_says_whether_an_earlier_attempt_was_lost(
     async with store.connector() as connector:
         await connector.capabilities(store.namespace)
         with store.server.failing(in_turn([fault], changes)):
-            assert (await connector.put(store.namespace, "a", b"1", PLAIN)).retried is lost
+            assert (
+                await connector.put(PutRequest(store.namespace, "a", PLAIN), b"1")
+            ).retried is lost
         with store.server.failing(in_turn([fault], changes)):
             assert (await connector.delete(store.namespace, [deletion])).retried is lost
 
@@ -82,7 +84,7 @@ async def test_an_exception_says_whether_the_outcome_is_ambiguous(
     assert store.server is not None
     async with store.connector() as connector:
         with store.server.failing(in_turn(faults, changes)), pytest.raises(expected) as caught:
-            await connector.put(store.namespace, "a", b"1", PLAIN)
+            await connector.put(PutRequest(store.namespace, "a", PLAIN), b"1")
     assert caught.value.ambiguous is ambiguous
     assert caught.value.retried is (ambiguous and len(faults) > 1)
 
@@ -94,7 +96,7 @@ async def test_a_server_that_was_never_reached_did_nothing(
     store = Store(config(S3Server("http://127.0.0.1:9"), max_attempts=2), "bucket")  # type: ignore[arg-type]
     async with store.connector() as connector:
         with pytest.raises(ConnectorUnavailableException) as caught:
-            await connector.put("bucket", "a", b"1", PLAIN)
+            await connector.put(PutRequest("bucket", "a", PLAIN), b"1")
     assert not caught.value.ambiguous
 
 

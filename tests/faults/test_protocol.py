@@ -16,7 +16,7 @@ from fennflow.backends import (
     ObjectKey,
     TransactionToken,
 )
-from fennflow.connectors import InMemoryConnectorConfig, Location, ObjectAttributes
+from fennflow.connectors import InMemoryConnectorConfig, Location, ObjectAttributes, PutRequest
 from fennflow.engine.stamps import Stamp, stamped
 from fennflow.exceptions import (
     AccessDeniedException,
@@ -94,7 +94,7 @@ class Scene:
 
     async def put_raw(self, key: str, body: bytes, attributes: ObjectAttributes = PLAIN) -> None:
         async with self.inner.connector() as connector:
-            await connector.put("bucket", key, body, attributes)
+            await connector.put(PutRequest("bucket", key, attributes), body)
 
 
 @pytest.fixture

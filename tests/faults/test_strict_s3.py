@@ -9,7 +9,7 @@ from collections import Counter
 
 import pytest
 
-from fennflow.connectors import Capabilities, Deletion, Location, ObjectAttributes
+from fennflow.connectors import Capabilities, Deletion, Location, ObjectAttributes, PutRequest
 from fennflow.exceptions import (
     AccessDeniedException,
     PreconditionFailedException,
@@ -41,7 +41,7 @@ async def seeded(store: Store) -> type[FullUOW]:
 
 async def put_raw(store: Store, key: str, body: bytes) -> None:
     async with store.connector() as connector:
-        await connector.put(store.namespace, key, body, PLAIN)
+        await connector.put(PutRequest(store.namespace, key, PLAIN), body)
 
 
 async def test_the_probe_finds_all_conditions(store: Store) -> None:
@@ -167,7 +167,7 @@ async def test_a_conflict_while_deleting_is_no_proof_of_a_change(
 ) -> None:
     store = await make_store("strict", request)
     async with store.connector() as connector:
-        stored = await connector.put(store.namespace, "a", b"1", PLAIN)
+        stored = await connector.put(PutRequest(store.namespace, "a", PLAIN), b"1")
         deletion = Deletion(location=Location("a"), if_match=stored.etag)
         assert store.server is not None
         with store.server.failing(lambda _: Fault.CONFLICT):
@@ -229,7 +229,7 @@ async def test_a_conditional_deletion_spares_another_object_whatever_nothing_is_
         async with store.connector() as connector:
             other = Deletion(location=Location("a"), if_match="0" * 32)
             nothing = Deletion(location=Location("b"), if_match="0" * 32)
-            await connector.put(store.namespace, "a", b"1", PLAIN)
+            await connector.put(PutRequest(store.namespace, "a", PLAIN), b"1")
             for batch in ([other], [nothing], [other, nothing]):
                 report = await connector.delete(store.namespace, batch)
                 assert [

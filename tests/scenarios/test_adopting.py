@@ -14,7 +14,7 @@ from typing_extensions import override
 from fennflow import ConfigDict, ReconcileConfig, UnitOfWork, plugins
 from fennflow.backends import InMemoryBackendConfig, SqlalchemyBackendConfig
 from fennflow.config import BackendConfig
-from fennflow.connectors import Deletion, Location, ObjectAttributes, StoredObject
+from fennflow.connectors import Deletion, Location, ObjectAttributes, PutRequest, StoredObject
 from fennflow.engine import adopting, catalogs
 from fennflow.exceptions import (
     ConfigException,
@@ -53,7 +53,7 @@ async def put_raw(store: Store, *keys: str, body: bytes = b"old", kind: str = "t
     async with store.connector() as connector:
         attributes = ObjectAttributes(media_type=kind, metadata={"von": "Zoë"})
         for key in keys:
-            await connector.put(store.namespace, key, body, attributes)
+            await connector.put(PutRequest(store.namespace, key, attributes), body)
 
 
 async def delete_raw(store: Store, key: str) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from fennflow import ConfigDict, plugins
 from fennflow.backends import InMemoryBackendConfig
-from fennflow.connectors import Deletion, Location, ObjectAttributes
+from fennflow.connectors import Deletion, Location, ObjectAttributes, PutRequest
 from fennflow.exceptions import (
     ConnectorCapabilityException,
     FilepathsCollisionError,
@@ -151,7 +151,7 @@ async def test_a_source_changed_behind_the_catalog_is_not_copied(store: Store) -
     uow_class = await seeded(store)
     async with store.connector() as connector:
         attributes = ObjectAttributes(media_type="a/b")
-        stored = await connector.put(store.namespace, "a", b"other", attributes)
+        stored = await connector.put(PutRequest(store.namespace, "a", attributes), b"other")
         await connector.delete(store.namespace, [Deletion(location=Location("b"))])
     versioned = stored.location.version_id is not None
     async with uow_class() as uow:

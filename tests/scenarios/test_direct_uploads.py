@@ -20,7 +20,7 @@ import pytest
 from crashing import make_site
 from fennflow import plugins
 from fennflow.backends import InMemoryBackendConfig
-from fennflow.connectors import ObjectAttributes
+from fennflow.connectors import ObjectAttributes, PutRequest
 from fennflow.engine import direct_uploads, garbage
 from fennflow.engine.stamps import Stamp, stamped
 from fennflow.exceptions import (
@@ -52,7 +52,7 @@ async def upload(store: Store, key: str, metadata: Mapping[str, str] | None = No
     """Put an object as a client does that knows nothing of FennFlow."""
     attributes = ObjectAttributes(media_type="text/plain", metadata=metadata or {})
     async with store.connector() as connector:
-        await connector.put(store.namespace, key, b"by url", attributes)
+        await connector.put(PutRequest(store.namespace, key, attributes), b"by url")
 
 
 async def used(store: Store) -> type[FullUOW]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from fennflow.connectors import ObjectAttributes
+from fennflow.connectors import ObjectAttributes, PutRequest
 from fennflow.exceptions import KeyException
 from fennflow.files import TextContent
 from stores import FullUOW, Store, make_store
@@ -92,7 +92,7 @@ async def test_what_the_catalog_does_not_know_is_seen_in_the_store(
     first: str, second: str, store: Store, uow_class: type[FullUOW]
 ) -> None:
     async with store.connector() as connector:
-        await connector.put(store.namespace, first, b"foreign", PLAIN)
+        await connector.put(PutRequest(store.namespace, first, PLAIN), b"foreign")
     with pytest.raises(KeyException, match="exclude each other"):
         await put(uow_class, second, "other")
     assert await store.objects() == {first: b"foreign"}

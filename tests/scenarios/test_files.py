@@ -16,7 +16,7 @@ from typing_extensions import override
 
 from fennflow import ConfigDict, ReconcileConfig, plugins
 from fennflow.backends import InMemoryBackendConfig
-from fennflow.connectors import InMemoryConnectorConfig
+from fennflow.connectors import InMemoryConnectorConfig, PutRequest
 from fennflow.exceptions import (
     FileException,
     KeyException,
@@ -218,7 +218,7 @@ async def test_objects_that_the_catalog_does_not_know_are_not_created_over(store
     plain = ObjectAttributes(media_type="text/plain")
     async with store.connector() as connector:
         for key in ("a", "b"):
-            await connector.put(store.namespace, key, b"foreign", plain)
+            await connector.put(PutRequest(store.namespace, key, plain), b"foreign")
     uow_class = store.uow(reconcile=ReconcileConfig(frequency="never"))
     async with uow_class() as uow:
         assert await uow.files.list() == []
@@ -243,7 +243,7 @@ async def test_an_object_changed_behind_the_catalog_is_not_returned(store: Store
         if (await connector.capabilities(store.namespace)).versioned:
             return  # the record names its version, which cannot change
         plain = ObjectAttributes(media_type="text/plain")
-        await connector.put(store.namespace, "a", b"foreign", plain)
+        await connector.put(PutRequest(store.namespace, "a", plain), b"foreign")
     async with uow_class() as uow:
         with pytest.raises(ObjectChangedException, match="/a"):
             await uow.files.get("a")
@@ -259,7 +259,7 @@ async def test_undoing_spares_what_somebody_else_has_put_there_meanwhile(store: 
             await uow.files.put(text("mine", "a"))
             async with store.connector() as connector:
                 plain = ObjectAttributes(media_type="text/plain")
-                await connector.put(store.namespace, "a", b"foreign", plain)
+                await connector.put(PutRequest(store.namespace, "a", plain), b"foreign")
             raise ZeroDivisionError
     assert await store.objects() == {"a": b"foreign"}
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from fennflow import ConfigDict, UnitOfWork
-from fennflow.connectors import InMemoryConnectorConfig, ObjectAttributes
+from fennflow.connectors import InMemoryConnectorConfig, ObjectAttributes, PutRequest
 from fennflow.exceptions import ConnectorUnavailableException
 from fennflow.files import TextContent
 from fennflow.repositories import CrudRepository, RepoField
@@ -101,7 +101,9 @@ async def test_what_lies_about_is_told(fennflow_memory: InMemory) -> None:
     assert pending
     assert await leftovers(UOW) == []
     async with opened(Target(UOW.config.connector, "files")) as connector:
-        await connector.put("files", "b", b"1", ObjectAttributes(media_type="text/plain"))
+        await connector.put(
+            PutRequest("files", "b", ObjectAttributes(media_type="text/plain")), b"1"
+        )
     assert await leftovers(UOW) == ["files/b is unknown to the catalog"]
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from fennflow.connectors import Location, ObjectAttributes
+from fennflow.connectors import Location, ObjectAttributes, PutRequest
 from fennflow.exceptions import AccessDeniedException, KeyException
 
 SOURCE = Path(__file__).parents[2] / "examples" / "fennflow-localfs" / "src"
@@ -44,7 +44,7 @@ async def test_links_are_not_followed(
     with pytest.raises(KeyException):
         connector.validate("bucket", "link/y", TEXT)
     with pytest.raises(AccessDeniedException):
-        await connector.put("bucket", "link/y", b"1", TEXT)
+        await connector.put(PutRequest("bucket", "link/y", TEXT), b"1")
     with pytest.raises(AccessDeniedException):
         await connector.head("bucket", Location("link/y"))
     assert list(outside.iterdir()) == []
@@ -54,7 +54,7 @@ async def test_files_of_others_do_not_end_a_listing(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     connector = connect(root, monkeypatch)
-    await connector.put("bucket", "dir/good", b"1", TEXT)
+    await connector.put(PutRequest("bucket", "dir/good", TEXT), b"1")
     objects = root / "bucket" / "objects"
     for name, content in (
         ("no json", ""),
@@ -81,6 +81,6 @@ async def test_files_and_directories_are_private(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     connector = connect(root, monkeypatch, file_mode=0o640)
-    await connector.put("bucket", "dir/good", b"1", TEXT)
+    await connector.put(PutRequest("bucket", "dir/good", TEXT), b"1")
     for path in (root / "bucket" / "objects").rglob("*"):
         assert stat.S_IMODE(path.stat().st_mode) == (0o700 if path.is_dir() else 0o640)

@@ -18,11 +18,13 @@ from obstore.exceptions import AlreadyExistsError
 from fennflow import ReconcileConfig
 from fennflow.connectors import (
     Capabilities,
+    CopyRequest,
     CopySource,
     Deletion,
     Location,
     ObjectAttributes,
     ObstoreConnectorConfig,
+    PutRequest,
     S3ConnectorConfig,
 )
 from fennflow.exceptions import (
@@ -175,7 +177,7 @@ async def test_both_connectors_read_what_the_other_wrote(s3: Store) -> None:
     other = Store(s3_config(s3.server), s3.namespace, s3.server)
     for one, two in ((s3, other), (other, s3)):
         async with one.connector() as writer, two.connector() as reader:
-            put = await writer.put(s3.namespace, "a", b"1", TEXT)
+            put = await writer.put(PutRequest(s3.namespace, "a", TEXT), b"1")
             stored, body = await reader.get(s3.namespace, Location("a"), if_match=put.etag)
             assert (body, stored.media_type, stored.metadata) == (b"1", "text/plain", {"Über": "ü"})
 
@@ -192,12 +194,12 @@ async def test_a_request_that_was_sent_again_says_so(s3: Store) -> None:
     assert s3.server is not None
     async with s3.connector() as connector:
         with s3.server.failing(fault):
-            assert (await connector.put(s3.namespace, "a", b"1", TEXT)).retried
-        assert not (await connector.put(s3.namespace, "a", b"1", TEXT)).retried
+            assert (await connector.put(PutRequest(s3.namespace, "a", TEXT), b"1")).retried
+        assert not (await connector.put(PutRequest(s3.namespace, "a", TEXT), b"1")).retried
         with s3.server.failing(lambda _: next(faults, None)):
             faults = iter([Fault.AFTER])
             with pytest.raises(PreconditionFailedException) as caught:
-                await connector.put(s3.namespace, "b", b"1", TEXT, if_none_match=True)
+                await connector.put(PutRequest(s3.namespace, "b", TEXT, if_none_match=True), b"1")
             assert caught.value.retried
 
 
@@ -250,7 +252,7 @@ async def test_requests_give_up(s3: Store) -> None:
     with s3.server.failing(lambda _: Fault.BEFORE), s3.server.watched() as requests:
         async with store.connector() as connector:
             with pytest.raises(ConnectorUnavailableException, match="503"):
-                await connector.put(s3.namespace, "a", b"1", TEXT)
+                await connector.put(PutRequest(s3.namespace, "a", TEXT), b"1")
     assert len(requests) == 2
 
 
@@ -292,7 +294,7 @@ async def test_of_a_batch_that_fails_each_deletion_is_tried_alone(s3: Store) -> 
     assert s3.server is not None
     async with s3.connector() as connector:
         for key in ("a", "b"):
-            await connector.put(s3.namespace, key, b"1", TEXT)
+            await connector.put(PutRequest(s3.namespace, key, TEXT), b"1")
         await connector.capabilities(s3.namespace)
         deletions = [Deletion(location=Location(key)) for key in ("a", "b", "c")]
         with s3.server.failing(
@@ -340,9 +342,9 @@ async def test_extras_are_kept_and_copied(store: Store) -> None:
     async with store.connector() as connector:
         extra = {"Cache-Control": "no-store"}
         attributes = ObjectAttributes(media_type="text/css", extra=extra, metadata={"a": "ü"})
-        await connector.put(store.namespace, "a", b"1", attributes)
+        await connector.put(PutRequest(store.namespace, "a", attributes), b"1")
         source = CopySource(store.namespace, Location("a"))
-        await connector.copy(store.namespace, "b", source, extra=extra)
+        await connector.copy(CopyRequest(store.namespace, "b", source, extra=extra))
         copied = await connector.head(store.namespace, Location("b"))
         assert copied is not None
         assert (copied.media_type, copied.metadata) == ("text/css", {"a": "ü"})
@@ -351,11 +353,11 @@ async def test_extras_are_kept_and_copied(store: Store) -> None:
 @pytest.mark.parametrize("changed", [False, True])
 async def test_a_large_object_is_copied_whole(store: Store, *, changed: bool) -> None:
     async with store.connector() as connector:
-        put = await connector.put(store.namespace, "a", LARGE, TEXT)
+        put = await connector.put(PutRequest(store.namespace, "a", TEXT), LARGE)
         source = CopySource(store.namespace, Location("a"), put.etag, size=len(LARGE))
         other = ObjectAttributes(media_type="a/b", metadata={"c": "d"})
         copied = await connector.copy(
-            store.namespace, "dir/b", source, attributes=other if changed else None
+            CopyRequest(store.namespace, "dir/b", source, attributes=other if changed else None)
         )
         stored, body = await connector.get(store.namespace, Location("dir/b"))
         assert body == LARGE
@@ -364,7 +366,7 @@ async def test_a_large_object_is_copied_whole(store: Store, *, changed: bool) ->
         assert (stored.media_type, stored.metadata) == (expected.media_type, expected.metadata)
         wrong = CopySource(store.namespace, Location("a"), "0" * 32, size=len(LARGE))
         with pytest.raises(PreconditionFailedException):
-            await connector.copy(store.namespace, "c", wrong)
+            await connector.copy(CopyRequest(store.namespace, "c", wrong))
 
 
 async def test_a_prefix_need_not_end_at_a_segment(store: Store) -> None:
@@ -372,7 +374,7 @@ async def test_a_prefix_need_not_end_at_a_segment(store: Store) -> None:
     async with store.connector() as connector:
         await connector.capabilities(store.namespace)
         for key in keys:
-            await connector.put(store.namespace, key, b"1", TEXT)
+            await connector.put(PutRequest(store.namespace, key, TEXT), b"1")
         for prefix in ("", "a", "ab", "ab/", "abc", "b", "c", "!", " "):
             listing = connector.list(store.namespace, prefix)
             found = [each.location.key async for each in listing]
@@ -455,17 +457,19 @@ async def test_links_are_not_followed(
     async with files.connector() as connector:
         with pytest.raises(KeyException, match="symbolic link"):
             connector.validate(files.namespace, key, TEXT)
-        await connector.put(files.namespace, "a", b"1", TEXT)
+        await connector.put(PutRequest(files.namespace, "a", TEXT), b"1")
         source = CopySource(files.namespace, Location("a"))
         for refused in (
-            connector.put(files.namespace, key, b"new", TEXT),
-            connector.put(files.namespace, key, b"new", TEXT, if_none_match=True),
-            connector.upload(files.namespace, key, chunks(b"new"), TEXT),
+            connector.put(PutRequest(files.namespace, key, TEXT), b"new"),
+            connector.put(PutRequest(files.namespace, key, TEXT, if_none_match=True), b"new"),
+            connector.upload(PutRequest(files.namespace, key, TEXT), chunks(b"new")),
             connector.get(files.namespace, location),
             connector.head(files.namespace, location),
             anext(aiter(connector.stream(files.namespace, location, if_match="1"))),
-            connector.copy(files.namespace, key, source),
-            connector.copy(files.namespace, "b", CopySource(files.namespace, location)),
+            connector.copy(CopyRequest(files.namespace, key, source)),
+            connector.copy(
+                CopyRequest(files.namespace, "b", CopySource(files.namespace, location))
+            ),
         ):
             with pytest.raises(AccessDeniedException, match="symbolic link"):
                 await refused
@@ -521,7 +525,7 @@ async def test_what_is_written_first_is_not_written_through_a_link_either(
     path.symlink_to(outside)
     async with files.connector() as connector:
         with pytest.raises(BaseConnectorException):
-            await connector.put(files.namespace, "a", b"1", TEXT)
+            await connector.put(PutRequest(files.namespace, "a", TEXT), b"1")
         assert [each async for each in connector.uploads(files.namespace, ".fennflow/")] == []
         with suppress(BaseConnectorException):
             await connector.abort_upload(files.namespace, ".fennflow/incoming/old", "old")
@@ -659,9 +663,9 @@ async def test_files_and_directories_are_private_unless_told(
         async with Store(
             ObstoreConnectorConfig(url=url, **config), "bucket"
         ).connector() as connector:
-            await connector.put("bucket", "sub/a", b"1", TEXT)
-            await connector.put("bucket", "sub/b", b"1", TEXT, if_none_match=True)
-            await connector.upload("bucket", "sub/c", chunks(b"1"), TEXT)
+            await connector.put(PutRequest("bucket", "sub/a", TEXT), b"1")
+            await connector.put(PutRequest("bucket", "sub/b", TEXT, if_none_match=True), b"1")
+            await connector.upload(PutRequest("bucket", "sub/c", TEXT), chunks(b"1"))
     finally:
         os.umask(before)
     modes = {path: stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "bucket").rglob("*")}
@@ -678,11 +682,11 @@ def test_modes_that_lock_the_owner_out_are_refused(config: dict[str, Any]) -> No
 
 async def test_a_file_in_the_place_of_a_directory_is_a_refusal(files: Store) -> None:
     async with files.connector() as connector:
-        await connector.put(files.namespace, "a", b"1", TEXT)
-        await connector.put(files.namespace, "d/e", b"1", TEXT)
+        await connector.put(PutRequest(files.namespace, "a", TEXT), b"1")
+        await connector.put(PutRequest(files.namespace, "d/e", TEXT), b"1")
         for key in ("a/b", "d"):
             with pytest.raises(BaseConnectorException, match="directory") as caught:
-                await connector.put(files.namespace, key, b"2", TEXT)
+                await connector.put(PutRequest(files.namespace, key, TEXT), b"2")
             assert not caught.value.ambiguous
             report = await connector.delete(files.namespace, [Deletion(location=Location(key))])
             assert list(report.errors) == [None]
@@ -731,10 +735,15 @@ async def test_what_a_reader_gets_belongs_together(files: Store) -> None:
         async def write() -> None:
             for number in numbers:
                 attributes = ObjectAttributes(media_type="a/b", metadata={"n": str(number)})
-                await connector.put(files.namespace, "a", str(number).encode(), attributes)
+                await connector.put(
+                    PutRequest(files.namespace, "a", attributes), str(number).encode()
+                )
 
         await connector.put(
-            files.namespace, "a", b"0", ObjectAttributes(media_type="a/b", metadata={"n": "0"})
+            PutRequest(
+                files.namespace, "a", ObjectAttributes(media_type="a/b", metadata={"n": "0"})
+            ),
+            b"0",
         )
         async with asyncio.TaskGroup() as group:
             writing = group.create_task(write())

@@ -13,7 +13,7 @@ import pytest
 
 from fennflow import ConfigDict, ReconcileConfig, plugins
 from fennflow.backends import SqlalchemyBackendConfig
-from fennflow.connectors import ObjectAttributes
+from fennflow.connectors import ObjectAttributes, PutRequest
 from fennflow.exceptions import (
     ConfigException,
     ConnectorCapabilityException,
@@ -275,7 +275,9 @@ async def test_a_media_type_that_is_not_one_is_refused_wherever_it_comes_from(
         StreamContent.from_iterable([b"1"], media_type=media_type, filename="a")
     store = await make_store("memory", None)  # type: ignore[arg-type]
     async with store.connector() as connector:
-        await connector.put("bucket", "foreign", b"1", ObjectAttributes(media_type=media_type))
+        await connector.put(
+            PutRequest("bucket", "foreign", ObjectAttributes(media_type=media_type)), b"1"
+        )
     async with store.uow()() as uow:
         # What others have stored is taken for unknown bytes, and can be put elsewhere.
         assert (await uow.files.stat("foreign")).media_type == "application/octet-stream"

@@ -24,12 +24,7 @@ from fennflow.backends import (
     TransactionToken,
 )
 from fennflow.config import BackendConfig
-from fennflow.connectors import (
-    Deletion,
-    Location,
-    ObjectAttributes,
-    StoredObject,
-)
+from fennflow.connectors import Deletion, Location, ObjectAttributes, PutRequest, StoredObject
 from fennflow.engine import walking
 from fennflow.engine.stamps import Stamp, stamped
 from fennflow.exceptions import (
@@ -65,7 +60,7 @@ def fresh(store: Store, **changes: Any) -> type[FullUOW]:
 async def put_raw(store: Store, key: str, body: bytes, media_type: str = "text/plain") -> None:
     async with store.connector() as connector:
         attributes = ObjectAttributes(media_type=media_type)
-        await connector.put(store.namespace, key, body, attributes)
+        await connector.put(PutRequest(store.namespace, key, attributes), body)
 
 
 async def put_orphan(
@@ -77,7 +72,7 @@ async def put_orphan(
     metadata = stamped({"für": "Ann"}, stamp)
     async with store.connector() as connector:
         attributes = ObjectAttributes(media_type="text/plain", metadata=metadata)
-        await connector.put(store.namespace, key, b"orphan", attributes)
+        await connector.put(PutRequest(store.namespace, key, attributes), b"orphan")
 
 
 async def delete_raw(store: Store, key: str) -> None:
@@ -312,7 +307,7 @@ async def test_what_a_stamp_claims_is_not_believed(store: Store) -> None:
     stamp = Stamp(str(uuid_utils.uuid7()), 1, "json", "0" * 64)
     async with store.connector() as connector:
         attributes = ObjectAttributes(media_type="text/plain", metadata=stamped({}, stamp))
-        await connector.put(store.namespace, "a", b"1", attributes)
+        await connector.put(PutRequest(store.namespace, "a", attributes), b"1")
     async with fresh(store)() as uow:
         file = (await uow.files.get("a")).one()
         assert type(file) is TextContent
@@ -363,12 +358,8 @@ async def test_no_object_of_a_stranger_stops_a_catalog(catalog: BackendConfig) -
     ]
     for number, attributes in enumerate(odd):
         async with store.connector() as connector:
-            await connector.put(
-                store.namespace,
-                f"odd/{number}",
-                b"odd",
-                ObjectAttributes(**attributes),  # type: ignore[arg-type]
-            )
+            described = ObjectAttributes(**attributes)  # type: ignore[arg-type]
+            await connector.put(PutRequest(store.namespace, f"odd/{number}", described), b"odd")
     for key in ("a\nb", "a\0b", "\ud800", "a//b", "\udce9/b"):
         await put_raw(store, key, b"1")
     await put_raw(store, "good", b"good")
@@ -493,7 +484,7 @@ async def test_what_arrived_late_is_never_adopted(store: Store, strategy: str) -
         metadata = stamped({}, Stamp(late.transaction_id, 1))
         async with store.connector() as connector:
             attributes = ObjectAttributes(media_type="text/plain", metadata=metadata)
-            await connector.put(store.namespace, key, b"late", attributes)
+            await connector.put(PutRequest(store.namespace, key, attributes), b"late")
 
     async with opened(backend, connector=store.config) as journal:
         keys = [ObjectKey(store.namespace, key) for key in ("a", "b")]
@@ -529,7 +520,7 @@ async def test_a_committed_object_under_another_etag_keeps_class_and_checksum(
         assert stored is not None
         # The same stamp, other bytes of the same length: a forgery.
         attributes = ObjectAttributes(media_type="text/html", metadata=stored.metadata)
-        await connector.put(store.namespace, "a", b"y", attributes)
+        await connector.put(PutRequest(store.namespace, "a", attributes), b"y")
     report = await reconciled(uow_class, strategy="replace")
     assert told(report) == {"a": (Difference.CHANGED, ReconcileAction.UPDATED)}
     after = await stat_of(uow_class, "a")

@@ -45,6 +45,7 @@ from fennflow.connectors import (
     Location,
     ObjectAttributes,
     PendingUpload,
+    PutRequest,
     StoredObject,
 )
 from fennflow.engine import garbage
@@ -352,7 +353,7 @@ async def leave_late_writes(store: Store, backend: Backend, *places: ObjectKey) 
             media_type="text/plain", metadata=stamped({}, Stamp(late.transaction_id, 1))
         )
         for namespace, key in places:
-            await connector.put(namespace, key, b"late", attributes)
+            await connector.put(PutRequest(namespace, key, attributes), b"late")
         # From then on an engine's background work may look for them.
         await backend.abort(late)
         await backend.settle(late, late_writes=doubts)
@@ -377,7 +378,7 @@ async def test_one_refusal_does_not_stop_the_clean_up_of_the_rest(
         staged = f".fennflow/{backend.catalog_id}/{uuid_utils.uuid7()}/1"
         async with refusing.connector() as connector:
             attributes = ObjectAttributes(media_type="text/plain")
-            await connector.put("bucket", staged, b"left", attributes)
+            await connector.put(PutRequest("bucket", staged, attributes), b"left")
         report = await Two.recover()
     assert set(await refusing.objects()) == {"denied"}
     for what in ("1 late writes to bucket", "Late writes to gone", "Leftovers in bucket"):
@@ -467,7 +468,9 @@ async def test_what_another_catalog_staged_is_never_swept(refusing: Store) -> No
     ]
     async with refusing.connector() as connector:
         for key in staged:
-            await connector.put("bucket", key, b"1", ObjectAttributes(media_type="text/plain"))
+            await connector.put(
+                PutRequest("bucket", key, ObjectAttributes(media_type="text/plain")), b"1"
+            )
     assert (await refusing.uow().recover()).swept == 0
     assert set(await refusing.objects()) == set(staged)
 
@@ -478,7 +481,9 @@ async def test_names_that_no_transaction_has_do_not_stop_the_sweep(
 ) -> None:
     async with catalog_of(refusing) as backend, refusing.connector() as connector:
         key = f".fennflow/{backend.catalog_id}/{name}"
-        await connector.put("bucket", key, b"1", ObjectAttributes(media_type="text/plain"))
+        await connector.put(
+            PutRequest("bucket", key, ObjectAttributes(media_type="text/plain")), b"1"
+        )
         assert (await refusing.uow().recover()).swept == 1
     assert await refusing.objects() == {}
 
@@ -503,7 +508,7 @@ async def test_undoing_looks_only_at_versions_that_the_transaction_may_have_writ
             patched.setattr(fennflow_memory.connector, "datetime", old)
             for _ in range(20):
                 await connector.put(
-                    "bucket", "a", b"old", ObjectAttributes(media_type="text/plain")
+                    PutRequest("bucket", "a", ObjectAttributes(media_type="text/plain")), b"old"
                 )
     with plugins.override(faults):
         connector_config = faults.FaultyConnectorConfig(

@@ -21,6 +21,7 @@ from fennflow.connectors import (
     Capabilities,
     Location,
     ObjectAttributes,
+    PutRequest,
     S3ConnectorConfig,
     metadata,
 )
@@ -257,7 +258,9 @@ async def test_processes_that_probe_at_the_same_time_find_the_same(
     weak = await make_store("juicefs", request)
     attributes = ObjectAttributes(media_type="text/plain", metadata={})
     async with weak.connector() as connector:
-        await connector.put(weak.namespace, ".fennflow/probe/of-another", b"1", attributes)
+        await connector.put(
+            PutRequest(weak.namespace, ".fennflow/probe/of-another", attributes), b"1"
+        )
         assert await connector.capabilities(weak.namespace) == Capabilities(
             keeps_directories=True, hierarchical=True
         )
@@ -563,7 +566,7 @@ async def test_a_server_that_lacks_something_is_used_as_it_is(
             await uow.files.put(text("2", "a"))
             await uow.files.delete("b", "c")
         async with store.connector() as connector:
-            await connector.put(store.namespace, "a", b"other", PLAIN)
+            await connector.put(PutRequest(store.namespace, "a", PLAIN), b"other")
         async with uow_class() as uow:
             with pytest.raises(ObjectChangedException):
                 await uow.files.get("a")

@@ -17,7 +17,7 @@ from typing_extensions import override
 
 import fennflow_memory.connector
 from fennflow import plugins
-from fennflow.connectors import Location, ObjectAttributes
+from fennflow.connectors import Location, ObjectAttributes, PutRequest
 from fennflow.exceptions import (
     ChecksumMismatchException,
     ConnectorUnavailableException,
@@ -458,7 +458,7 @@ def test_the_size_of_a_stream_is_a_number_or_refused() -> None:
 async def put_foreign(store: Store) -> None:
     async with store.connector() as connector:
         attributes = ObjectAttributes(media_type="text/plain")
-        await connector.put(store.namespace, "a.bin", b"somebody else's", attributes)
+        await connector.put(PutRequest(store.namespace, "a.bin", attributes), b"somebody else's")
 
 
 async def test_an_object_of_others_is_found_before_a_long_stream_is_sent(

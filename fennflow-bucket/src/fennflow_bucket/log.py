@@ -15,6 +15,7 @@ from fennflow.connectors import (
     Deletion,
     Location,
     ObjectAttributes,
+    PutRequest,
     StoredObject,
 )
 from fennflow.exceptions import (
@@ -152,7 +153,8 @@ class Log:
                 not `ambiguous`.
         """
         await self.connector.put(
-            self.namespace, self.name(kind, position), body, ENTRY_TYPE, if_none_match=True
+            PutRequest(self.namespace, self.name(kind, position), ENTRY_TYPE, if_none_match=True),
+            body,
         )
 
     async def read(self, position: int) -> bytes | None:
@@ -194,7 +196,8 @@ class Log:
 
         try:
             await self.connector.upload(
-                self.namespace, key, chunks, SNAPSHOT_TYPE, if_none_match=True, on_upload=note
+                PutRequest(self.namespace, key, SNAPSHOT_TYPE, if_none_match=True, on_upload=note),
+                chunks,
             )
         except BaseException:
             for upload_id in uploads:
@@ -245,7 +248,7 @@ class Log:
         async def put() -> Location | None:
             try:
                 stored = await self.connector.put(
-                    self.namespace, key, b"probe", ENTRY_TYPE, if_none_match=True
+                    PutRequest(self.namespace, key, ENTRY_TYPE, if_none_match=True), b"probe"
                 )
             except PreconditionFailedException:
                 return None

@@ -8,20 +8,20 @@ import threading
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from typing_extensions import override
 
 from fennflow.connectors import (
     Capabilities,
     Connector,
-    CopySource,
+    CopyRequest,
     Deletion,
     DeletionReport,
     Location,
     ObjectAttributes,
+    PutRequest,
     StoredObject,
-    UploadCallback,
     headers_of,
 )
 from fennflow.exceptions import (
@@ -99,20 +99,11 @@ class InMemoryConnector(Connector):
         """Accept all that the key rules accept, and ignore options of other stores."""
 
     @override
-    async def put(
-        self,
-        namespace: str,
-        key: str,
-        body: bytes,
-        attributes: ObjectAttributes,
-        *,
-        if_none_match: bool = False,
-        on_upload: UploadCallback | None = None,
-    ) -> StoredObject:
+    async def put(self, request: PutRequest, body: bytes) -> StoredObject:
         with self._store.lock:
-            if if_none_match and self._enforced.conditional_create:
-                self._check(namespace, key, if_match=None)
-            return self._add(namespace, key, bytes(body), attributes)
+            if request.if_none_match and self._enforced.conditional_create:
+                self._check(request.namespace, request.key, if_match=None)
+            return self._add(request.namespace, request.key, bytes(body), request.attributes)
 
     @override
     async def get(
@@ -129,25 +120,18 @@ class InMemoryConnector(Connector):
         return None if found is None else found.stored
 
     @override
-    async def copy(
-        self,
-        namespace: str,
-        key: str,
-        source: CopySource,
-        *,
-        attributes: ObjectAttributes | None = None,
-        extra: Mapping[str, Any] | None = None,
-        if_match: str | None = None,
-        if_none_match: bool = False,
-        on_upload: UploadCallback | None = None,
-    ) -> StoredObject:
+    async def copy(self, request: CopyRequest) -> StoredObject:
+        namespace, key, source = request.namespace, request.key, request.source
+        conditional = request.if_none_match or request.if_match is not None
         with self._store.lock:
             found = self._found(source.namespace, source.location, if_match=source.if_match)
-            if self._enforced.conditional_copy and (if_none_match or if_match is not None):
-                self._check(namespace, key, if_match=if_match)
+            if self._enforced.conditional_copy and conditional:
+                self._check(namespace, key, if_match=request.if_match)
             taken_over = found.stored
-            attributes = attributes or ObjectAttributes(
-                media_type=taken_over.media_type, metadata=taken_over.metadata, extra=extra or {}
+            attributes = request.attributes or ObjectAttributes(
+                media_type=taken_over.media_type,
+                metadata=taken_over.metadata,
+                extra=request.extra,
             )
             return self._add(
                 namespace, key, found.body or b"", attributes, headers=taken_over.headers

@@ -41,11 +41,11 @@ def attributes_of(attributes: ObjectAttributes) -> Attributes:
 
 
 def taken_along(
-    found: Attributes, attributes: ObjectAttributes | None, extra: Mapping[str, Any] | None
+    found: Attributes, attributes: ObjectAttributes | None, extra: Mapping[str, Any]
 ) -> Attributes:
     """Return the attributes of a copy: headers of its source are kept, as S3 does."""
     if attributes is None:
-        return {**found, **(extra or {})}
+        return {**found, **extra}
     return {**headers_of(found), **attributes_of(attributes)}
 
 

@@ -17,15 +17,15 @@ from typing_extensions import override
 from fennflow.connectors import (
     Capabilities,
     Connector,
-    CopySource,
+    CopyRequest,
     Deletion,
     DeletionReport,
     Location,
     ObjectAttributes,
     PresignedRequest,
     PresignMethod,
+    PutRequest,
     StoredObject,
-    UploadCallback,
     UploadTerms,
     check_etag,
 )
@@ -143,18 +143,13 @@ class ObstoreConnector(Connector):
             raise ConnectorCapabilityException(message)
 
     @override
-    async def put(
-        self,
-        namespace: str,
-        key: str,
-        body: bytes,
-        attributes: ObjectAttributes,
-        *,
-        if_none_match: bool = False,
-        on_upload: UploadCallback | None = None,
-    ) -> StoredObject:
+    async def put(self, request: PutRequest, body: bytes) -> StoredObject:
         return await self._put(
-            namespace, key, body, attributes_of(attributes), if_none_match=if_none_match
+            request.namespace,
+            request.key,
+            body,
+            attributes_of(request.attributes),
+            if_none_match=request.if_none_match,
         )
 
     async def put_once(
@@ -191,24 +186,14 @@ class ObstoreConnector(Connector):
         return written_object(key, answer["e_tag"], len(body), attributes, retried=retried)
 
     @override
-    async def upload(
-        self,
-        namespace: str,
-        key: str,
-        chunks: AsyncIterator[bytes],
-        attributes: ObjectAttributes,
-        *,
-        size: int | None = None,
-        if_none_match: bool = False,
-        on_upload: UploadCallback | None = None,
-    ) -> StoredObject:
+    async def upload(self, request: PutRequest, chunks: AsyncIterator[bytes]) -> StoredObject:
         return await self._upload(
-            namespace,
-            key,
+            request.namespace,
+            request.key,
             chunks,
-            attributes_of(attributes),
-            size=size,
-            if_none_match=if_none_match,
+            attributes_of(request.attributes),
+            size=request.size,
+            if_none_match=request.if_none_match,
         )
 
     async def _upload(
@@ -328,40 +313,29 @@ class ObstoreConnector(Connector):
         return (await self._sent("head", f"{namespace}/{key}", look))[0]
 
     @override
-    async def copy(
-        self,
-        namespace: str,
-        key: str,
-        source: CopySource,
-        *,
-        attributes: ObjectAttributes | None = None,
-        extra: Mapping[str, Any] | None = None,
-        if_match: str | None = None,
-        if_none_match: bool = False,
-        on_upload: UploadCallback | None = None,
-    ) -> StoredObject:
+    async def copy(self, request: CopyRequest) -> StoredObject:
+        namespace, key, source = request.namespace, request.key, request.source
         source_key = source.location.key
         if source.size is None or source.size <= READ_WHOLE:
             # obstore's copy has no conditions, and does not return what it made.
             _, body, found = await self._read(source.namespace, source_key, source.if_match)
-            kept = taken_along(found, attributes, extra)
-            return await self._put(namespace, key, body, kept, if_none_match=if_none_match)
+            kept = taken_along(found, request.attributes, request.extra)
+            return await self._put(namespace, key, body, kept, if_none_match=request.if_none_match)
         before, found = await self._look(source.namespace, source_key)
         if source.if_match is not None:
             check_etag(source.namespace, before, source.if_match)
-        kept = taken_along(found, attributes, extra)
+        kept = taken_along(found, request.attributes, request.extra)
         if not self.copies_inside or source.namespace != namespace or kept != found:
             chunks = self.stream(source.namespace, source.location, if_match=before.etag)
             return await self._upload(
-                namespace, key, chunks, kept, size=source.size, if_none_match=if_none_match
+                namespace, key, chunks, kept, size=source.size, if_none_match=request.if_none_match
             )
         store = self._stores.of(namespace, "writing")
 
         async def copy() -> None:
             await obstore.copy_async(store, source_key, key)
 
-        name = f"{namespace}/{source_key} to {namespace}/{key}"
-        _, retried = await self._sent("copy", name, copy, writes=True)
+        _, retried = await self._sent("copy", str(request), copy, writes=True)
         after, _ = await self._look(namespace, key)
         return replace(after, retried=retried)
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import uuid_utils
 
-from fennflow.connectors import Capabilities, ObjectAttributes
+from fennflow.connectors import Capabilities, ObjectAttributes, PutRequest
 from fennflow.exceptions import (
     BaseConnectorException,
     ConnectorUnavailableException,
@@ -23,7 +23,7 @@ async def probe(connector: ObstoreConnector, namespace: str, reserved_prefix: st
     """Find out what a namespace enforces."""
     # In a directory of its own: what other processes try at the same time must not fill it.
     key = f"{reserved_prefix}/probe/{uuid_utils.uuid7()}/object"
-    await connector.put(namespace, key, b"1", TEXT)
+    await connector.put(PutRequest(namespace, key, TEXT), b"1")
     try:
         hierarchical = await _refuses_key(connector, namespace, f"{key}/below")
         long = f"{key.rpartition('/')[0]}/{'x' * 256}"
@@ -58,7 +58,7 @@ async def _refuses_key(connector: ObstoreConnector, namespace: str, key: str) ->
 
 async def _refuses(connector: ObstoreConnector, namespace: str, key: str) -> bool:
     try:
-        await connector.put(namespace, key, b"2", TEXT, if_none_match=True)
+        await connector.put(PutRequest(namespace, key, TEXT, if_none_match=True), b"2")
     except PreconditionFailedException:
         return True
     except ConnectorUnavailableException:
@@ -80,6 +80,6 @@ async def _delete(connector: ObstoreConnector, namespace: str, key: str) -> bool
         kept = True
     if kept:
         # What is deleted alone takes its directory along.
-        await connector.put(namespace, key, b"3", TEXT)
+        await connector.put(PutRequest(namespace, key, TEXT), b"3")
         await connector.delete_one(namespace, key)
     return kept

@@ -15,7 +15,7 @@ from typing_extensions import override
 from fennflow.connectors import (
     Capabilities,
     Connector,
-    CopySource,
+    CopyRequest,
     Deletion,
     DeletionReport,
     Location,
@@ -23,8 +23,8 @@ from fennflow.connectors import (
     PendingUpload,
     PresignedRequest,
     PresignMethod,
+    PutRequest,
     StoredObject,
-    UploadCallback,
     UploadTerms,
     check_etag,
     metadata,
@@ -155,66 +155,41 @@ class S3Connector(Connector):
             raise ConnectorCapabilityException(message)
 
     @override
-    async def put(
-        self,
-        namespace: str,
-        key: str,
-        body: bytes,
-        attributes: ObjectAttributes,
-        *,
-        if_none_match: bool = False,
-        on_upload: UploadCallback | None = None,
-    ) -> StoredObject:
+    async def put(self, request: PutRequest, body: bytes) -> StoredObject:
         if len(body) >= self._config.multipart_threshold:
-            return await self.upload(
-                namespace,
-                key,
-                _once(body),
-                attributes,
-                size=len(body),
-                if_none_match=if_none_match,
-                on_upload=on_upload,
-            )
-        params: dict[str, Any] = {"Bucket": namespace, "Key": key, **options.described(attributes)}
-        if if_none_match:
+            return await self.upload(replace(request, size=len(body)), _once(body))
+        attributes = request.attributes
+        params: dict[str, Any] = {"Bucket": request.namespace, "Key": request.key}
+        params |= options.described(attributes)
+        if request.if_none_match:
             params["IfNoneMatch"] = "*"
-        if attributes.sha256 is not None and (await self.capabilities(namespace)).checksums:
+        if attributes.sha256 is not None and (await self.capabilities(request.namespace)).checksums:
             digest = base64.b64encode(bytes.fromhex(attributes.sha256)).decode()
             params["ChecksumSHA256"] = digest
-        with translated("put", f"{namespace}/{key}", writes=True) as attempts:
+        with translated("put", str(request), writes=True) as attempts:
             answer = await self._client.put_object(**params, Body=body)
-        stored = stored_object(key, answer, size=len(body), attributes=attributes)
+        stored = stored_object(request.key, answer, size=len(body), attributes=attributes)
         return replace(stored, retried=attempts.lost)
 
     @override
-    async def upload(
-        self,
-        namespace: str,
-        key: str,
-        chunks: AsyncIterator[bytes],
-        attributes: ObjectAttributes,
-        *,
-        size: int | None = None,
-        if_none_match: bool = False,
-        on_upload: UploadCallback | None = None,
-    ) -> StoredObject:
-        condition: dict[str, Any] = {"IfNoneMatch": "*"} if if_none_match else {}
-        with translated("put", f"{namespace}/{key}"):
+    async def upload(self, request: PutRequest, chunks: AsyncIterator[bytes]) -> StoredObject:
+        condition: dict[str, Any] = {"IfNoneMatch": "*"} if request.if_none_match else {}
+        with translated("put", str(request)):
             upload = await Upload.create(
                 self._client,
-                namespace,
-                key,
-                options.described(attributes),
-                checksums=(await self.capabilities(namespace)).checksums,
-                on_upload=on_upload,
+                request.namespace,
+                request.key,
+                options.described(request.attributes),
+                checksums=(await self.capabilities(request.namespace)).checksums,
+                on_upload=request.on_upload,
             )
             await upload.ask()
-            part_size = partial(size_of_part, self._config.multipart_part_size, size)
+            part_size = partial(size_of_part, self._config.multipart_part_size, request.size)
             await upload.send(split(chunks, part_size))
         # Before this nothing can appear at the key.
-        with translated("put", f"{namespace}/{key}", writes=True) as attempts:
+        with translated("put", str(request), writes=True) as attempts:
             answer = await upload.complete(condition)
-        stored = stored_object(key, answer, size=upload.size, attributes=attributes)
+        stored = stored_object(request.key, answer, size=upload.size, attributes=request.attributes)
         return replace(stored, retried=attempts.lost)
 
     @override
@@ -274,58 +249,49 @@ class S3Connector(Connector):
         return stored_object(location.key, answer, size=answer["ContentLength"])
 
     @override
-    async def copy(
-        self,
-        namespace: str,
-        key: str,
-        source: CopySource,
-        *,
-        attributes: ObjectAttributes | None = None,
-        extra: Mapping[str, Any] | None = None,
-        if_match: str | None = None,
-        if_none_match: bool = False,
-        on_upload: UploadCallback | None = None,
-    ) -> StoredObject:
+    async def copy(self, request: CopyRequest) -> StoredObject:
+        source = request.source
         copy_source: Any = {"Bucket": source.namespace, **named_by(source.location)}
-        condition: dict[str, Any] = {"IfNoneMatch": "*"} if if_none_match else {}
-        if if_match is not None:
-            condition["IfMatch"] = f'"{if_match}"'
+        condition: dict[str, Any] = {"IfNoneMatch": "*"} if request.if_none_match else {}
+        if request.if_match is not None:
+            condition["IfMatch"] = f'"{request.if_match}"'
         matching: dict[str, Any] = {}
         source_condition: dict[str, Any] = {}
         if source.if_match is not None:
             matching["IfMatch"] = source_condition["CopySourceIfMatch"] = f'"{source.if_match}"'
-        name = f"{source.namespace}/{source.location.key} to {namespace}/{key}"
         if source.size is not None and source.size > self._config.multipart_copy_threshold:
-            with translated("copy", name):
+            with translated("copy", str(request)):
                 kept = await taken_along(
-                    self._client, copy_source, matching, attributes, extra or {}
+                    self._client, copy_source, matching, request.attributes, request.extra
                 )
                 parts = await copy_parts(
                     self._client,
-                    namespace,
-                    key,
+                    request.namespace,
+                    request.key,
                     kept,
                     copy_source={"CopySource": copy_source, **source_condition},
                     size=source.size,
                     part_size=min(COPIED_AT_ONCE, self._config.multipart_copy_threshold),
-                    on_upload=on_upload,
+                    on_upload=request.on_upload,
                 )
-            with translated("copy", name, writes=True) as attempts:
+            with translated("copy", str(request), writes=True) as attempts:
                 answer: Any = await complete_copy(parts, condition)
-            stored = stored_object(key, answer, size=source.size)
+            stored = stored_object(request.key, answer, size=source.size)
             return replace(stored, retried=attempts.lost)
-        with translated("copy", name):
-            names = await named(self._client, copy_source, matching, attributes, extra or {})
-        with translated("copy", name, writes=True) as attempts:
+        with translated("copy", str(request)):
+            names = await named(
+                self._client, copy_source, matching, request.attributes, request.extra
+            )
+        with translated("copy", str(request), writes=True) as attempts:
             answer = await self._client.copy_object(
-                Bucket=namespace,
-                Key=key,
+                Bucket=request.namespace,
+                Key=request.key,
                 CopySource=copy_source,
                 **source_condition,
                 **condition,
                 **names,
             )
-        stored = stored_object(key, {**answer, **answer["CopyObjectResult"]}, size=0)
+        stored = stored_object(request.key, {**answer, **answer["CopyObjectResult"]}, size=0)
         return replace(stored, retried=attempts.lost)
 
     @override

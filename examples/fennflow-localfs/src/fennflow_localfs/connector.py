@@ -15,11 +15,10 @@ import logging
 import os
 import stat
 import uuid
-from collections.abc import AsyncIterator, Generator, Mapping, Sequence
+from collections.abc import AsyncIterator, Generator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 from urllib.parse import quote, unquote
 
 from typing_extensions import override
@@ -27,13 +26,13 @@ from typing_extensions import override
 from fennflow.connectors import (
     Capabilities,
     Connector,
-    CopySource,
+    CopyRequest,
     Deletion,
     DeletionReport,
     Location,
     ObjectAttributes,
+    PutRequest,
     StoredObject,
-    UploadCallback,
 )
 from fennflow.exceptions import (
     AccessDeniedException,
@@ -93,23 +92,16 @@ class LocalFsConnector(Connector):
             raise ConnectorCapabilityException(message)
 
     @override
-    async def put(
-        self,
-        namespace: str,
-        key: str,
-        body: bytes,
-        attributes: ObjectAttributes,
-        *,
-        if_none_match: bool = False,
-        on_upload: UploadCallback | None = None,
-    ) -> StoredObject:
+    async def put(self, request: PutRequest, body: bytes) -> StoredObject:
+        namespace, key = request.namespace, request.key
+
         def put() -> StoredObject:
             with _translated("put", namespace, key):
                 incoming = self._incoming(namespace)
                 self._write(incoming, body)
-                stored = _describe(key, body, attributes)
+                stored = _describe(key, body, request.attributes)
                 with self._locked(namespace):
-                    if if_none_match:
+                    if request.if_none_match:
                         self._check(namespace, key, None)
                     self._replace(namespace, key, incoming, stored)
                 return stored
@@ -136,28 +128,19 @@ class LocalFsConnector(Connector):
         return await asyncio.to_thread(head)
 
     @override
-    async def copy(
-        self,
-        namespace: str,
-        key: str,
-        source: CopySource,
-        *,
-        attributes: ObjectAttributes | None = None,
-        extra: Mapping[str, Any] | None = None,
-        if_match: str | None = None,
-        if_none_match: bool = False,
-        on_upload: UploadCallback | None = None,
-    ) -> StoredObject:
+    async def copy(self, request: CopyRequest) -> StoredObject:
+        namespace, key, source = request.namespace, request.key, request.source
+
         def copy() -> StoredObject:
             with _translated("copy", source.namespace, source.location.key):
                 found, body = self._snapshot(source.namespace, source.location.key, source.if_match)
                 kept = ObjectAttributes(media_type=found.media_type, metadata=found.metadata)
-                stored = _describe(key, body, attributes or kept)
+                stored = _describe(key, body, request.attributes or kept)
                 incoming = self._incoming(namespace)
                 self._write(incoming, body)
                 with self._locked(namespace):
-                    if if_none_match or if_match is not None:
-                        self._check(namespace, key, if_match)
+                    if request.if_none_match or request.if_match is not None:
+                        self._check(namespace, key, request.if_match)
                     self._replace(namespace, key, incoming, stored)
                 return stored
 

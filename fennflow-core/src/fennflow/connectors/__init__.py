@@ -26,13 +26,13 @@ from fennflow.connectors.contract import (
     Connector,
     PresignMethod,
     ProbeMemory,
-    UploadCallback,
     UploadMethod,
     check_etag,
 )
 from fennflow.connectors.headers import headers_of
 from fennflow.connectors.values import (
     Capabilities,
+    CopyRequest,
     CopySource,
     Deletion,
     DeletionReport,
@@ -40,7 +40,9 @@ from fennflow.connectors.values import (
     ObjectAttributes,
     PendingUpload,
     PresignedRequest,
+    PutRequest,
     StoredObject,
+    UploadCallback,
     UploadTerms,
     check_attributes,
 )
@@ -59,6 +61,7 @@ else:
 __all__ = [
     "Capabilities",
     "Connector",
+    "CopyRequest",
     "CopySource",
     "Deletion",
     "DeletionReport",
@@ -70,6 +73,7 @@ __all__ = [
     "PresignMethod",
     "PresignedRequest",
     "ProbeMemory",
+    "PutRequest",
     "S3ConnectorConfig",
     "StoredObject",
     "UploadCallback",

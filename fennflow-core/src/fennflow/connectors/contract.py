@@ -6,20 +6,21 @@ import asyncio
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import asdict, fields
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from fennflow.connectors.headers import UNKNOWN_MEDIA_TYPE
 from fennflow.connectors.values import (
     Capabilities,
-    CopySource,
+    CopyRequest,
     Deletion,
     DeletionReport,
     Location,
     ObjectAttributes,
     PendingUpload,
     PresignedRequest,
+    PutRequest,
     StoredObject,
     UploadTerms,
 )
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
 
 PresignMethod = Literal["GET", "PUT"]
 UploadMethod = Literal["PUT", "POST", "MULTIPART"]
-UploadCallback = Callable[[str], Awaitable[None]]
 
 
 class ProbeMemory(Protocol):
@@ -152,7 +152,7 @@ class Connector(ABC):
                 return
             attributes = ObjectAttributes(media_type=UNKNOWN_MEDIA_TYPE, extra=final)
             try:
-                stored = await self.put(namespace, key, b"", attributes)
+                stored = await self.put(PutRequest(namespace, key, attributes), b"")
             except BaseConnectorException as error:
                 error.add_note(
                     f"It was a trial of {', '.join(sorted(final))}, which the file is given at its "
@@ -189,66 +189,28 @@ class Connector(ABC):
         """
 
     @abstractmethod
-    async def put(
-        self,
-        namespace: str,
-        key: str,
-        body: bytes,
-        attributes: ObjectAttributes,
-        *,
-        if_none_match: bool = False,
-        on_upload: UploadCallback | None = None,
-    ) -> StoredObject:
+    async def put(self, request: PutRequest, body: bytes) -> StoredObject:
         """Write an object; it appears whole or not at all.
-
-        Args:
-            namespace: bucket, container or directory.
-            key: where.
-            body: the bytes.
-            attributes: stored with them.
-            if_none_match: only if the key has no object.
-            on_upload: awaited with the id of a multipart upload before its first part is sent,
-                so that it can be journaled (P13), and before each further request of it, as what
-                it raises ends the upload (P23). A failed upload is left to `abort_upload`.
 
         Raises:
             PreconditionFailedException: `if_none_match`, and the key has an object.
-            BaseConnectorException: see the module's docstring.
+            BaseConnectorException: see the page of `fennflow.connectors`.
         """
 
-    async def upload(
-        self,
-        namespace: str,
-        key: str,
-        chunks: AsyncIterator[bytes],
-        attributes: ObjectAttributes,
-        *,
-        size: int | None = None,
-        if_none_match: bool = False,
-        on_upload: UploadCallback | None = None,
-    ) -> StoredObject:
+    async def upload(self, request: PutRequest, chunks: AsyncIterator[bytes]) -> StoredObject:
         """Write an object whose bytes arrive in chunks; it appears whole or not at all.
 
         Not abstract: what collects the bytes and calls `put` does, at the price of the memory.
 
         Args:
-            namespace: bucket, container or directory.
-            key: where.
-            chunks: the bytes, to be read to the end, even past the stated size. What
-                they raise is raised as it is, and nothing appears then.
-            attributes: stored with them; without a `sha256`, which is not known yet.
-            size: in bytes, where it is known.
-            if_none_match: like that of `put`.
-            on_upload: like that of `put`.
+            request: what to write.
+            chunks: the bytes, to be read to the end, even past the stated size. What they raise
+                is raised as it is, and nothing appears then.
 
         Raises:
             Exception: like `put`.
         """
-        del size
-        body = b"".join([chunk async for chunk in chunks])
-        return await self.put(
-            namespace, key, body, attributes, if_none_match=if_none_match, on_upload=on_upload
-        )
+        return await self.put(request, b"".join([chunk async for chunk in chunks]))
 
     @abstractmethod
     async def get(
@@ -294,32 +256,8 @@ class Connector(ABC):
         """Return what the store says of an object; None if there is no such object."""
 
     @abstractmethod
-    async def copy(
-        self,
-        namespace: str,
-        key: str,
-        source: CopySource,
-        *,
-        attributes: ObjectAttributes | None = None,
-        extra: Mapping[str, Any] | None = None,
-        if_match: str | None = None,
-        if_none_match: bool = False,
-        on_upload: UploadCallback | None = None,
-    ) -> StoredObject:
+    async def copy(self, request: CopyRequest) -> StoredObject:
         """Copy an object inside the store, with its metadata and headers.
-
-        Args:
-            namespace: of the target.
-            key: the target.
-            source: what to copy.
-            attributes: media type and metadata of the target in place of the source's, and
-                options that take precedence over the source's; its `sha256` is that of the source.
-            extra: what the source was put with, for what a copy does not keep by itself; not
-                together with `attributes`.
-            if_match: only if the object at the target has this ETag.
-            if_none_match: only if the target has no object. Both are given only where
-                `Capabilities.conditional_copy` says so.
-            on_upload: like that of `put`, for what is copied in parts. A failed one is aborted.
 
         Returns:
             location, ETag and `retried` of the target; the rest need not be filled.

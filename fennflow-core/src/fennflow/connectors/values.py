@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal, cast
+
+from typing_extensions import override
 
 from fennflow.connectors.headers import check_media_type
 from fennflow.exceptions import (
@@ -19,6 +21,8 @@ from fennflow.printable import brief
 
 if TYPE_CHECKING:
     from fennflow.exceptions import BaseConnectorException
+
+UploadCallback = Callable[[str], Awaitable[None]]
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -195,6 +199,68 @@ class ObjectAttributes:
     metadata: Mapping[str, str] = field(default_factory=dict[str, str])
     sha256: str | None = None
     extra: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+
+@dataclass(frozen=True, slots=True)
+class PutRequest:
+    """What `put` and `upload` are to write, apart from the bytes.
+
+    Args:
+        namespace: bucket, container or directory.
+        key: where.
+        attributes: stored with the bytes; for `upload` without a `sha256`, which is not known yet.
+        size: of an upload, in bytes, where it is known.
+        if_none_match: only if the key has no object.
+        on_upload: awaited with the id of a multipart upload before its first part is sent, so that
+            it can be journaled (P13), and before each further request of it, as what it raises
+            ends the upload (P23). A failed upload is left to `abort_upload`.
+    """
+
+    namespace: str
+    key: str
+    attributes: ObjectAttributes
+    _: KW_ONLY
+    size: int | None = None
+    if_none_match: bool = False
+    on_upload: UploadCallback | None = None
+
+    @override
+    def __str__(self) -> str:
+        return f"{self.namespace}/{self.key}"
+
+
+@dataclass(frozen=True, slots=True)
+class CopyRequest:
+    """What `copy` is to do inside a store.
+
+    Args:
+        namespace: of the target.
+        key: the target.
+        source: what to copy.
+        attributes: media type and metadata of the target in place of the source's, and options
+            that take precedence over the source's; its `sha256` is that of the source.
+        extra: what the source was put with, for what a copy does not keep by itself; not together
+            with `attributes`.
+        if_match: only if the object at the target has this ETag.
+        if_none_match: only if the target has no object. Both are given only where
+            `Capabilities.conditional_copy` says so.
+        on_upload: like that of `PutRequest`, for what is copied in parts. A failed copy is aborted.
+    """
+
+    namespace: str
+    key: str
+    source: CopySource
+    _: KW_ONLY
+    attributes: ObjectAttributes | None = None
+    extra: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    if_match: str | None = None
+    if_none_match: bool = False
+    on_upload: UploadCallback | None = None
+
+    @override
+    def __str__(self) -> str:
+        source = f"{self.source.namespace}/{self.source.location.key}"
+        return f"{source} to {self.namespace}/{self.key}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

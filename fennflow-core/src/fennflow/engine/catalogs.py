@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from fennflow.backends import Area
-from fennflow.connectors import Deletion, Location, ObjectAttributes
+from fennflow.connectors import Deletion, Location, ObjectAttributes, PutRequest
 from fennflow.connectors.values import utc
 from fennflow.engine.concurrency import run_all
 from fennflow.engine.stamps import began, is_catalog_id
@@ -134,7 +134,9 @@ class Registry:
         capabilities = await context.connector.capabilities(namespace)
         first = before is None and capabilities.conditional_create
         try:
-            await context.connector.put(namespace, key, body, attributes, if_none_match=first)
+            await context.connector.put(
+                PutRequest(namespace, key, attributes, if_none_match=first), body
+            )
         except PreconditionFailedException:
             return  # another process of this catalog was first
         if before is not None and before[1].version_id is not None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import uuid_utils
 
 from fennflow.backends import Area, ObjectKey, TransactionToken
-from fennflow.connectors import Deletion, Location, ObjectAttributes
+from fennflow.connectors import Deletion, Location, ObjectAttributes, PutRequest
 from fennflow.engine.catalogs import catalogs_in, others, shares
 from fennflow.engine.concurrency import run_all
 from fennflow.engine.stamps import Stamp, made_by, stamped
@@ -140,7 +140,7 @@ async def _look(context: EngineContext, namespace: str) -> NamespaceDiagnosis:
             media_type="text/plain", metadata=stamped({"Wörter": "äöü"}, stamp)
         )
         started = time.monotonic()
-        place = (await context.connector.put(namespace, key, b"1", attributes)).location
+        place = (await context.connector.put(PutRequest(namespace, key, attributes), b"1")).location
         latency = time.monotonic() - started
         try:
             found = await context.connector.head(namespace, place)

@@ -17,10 +17,12 @@ import uuid_utils
 
 from fennflow.connectors import (
     Connector,
+    CopyRequest,
     CopySource,
     Deletion,
     Location,
     ObjectAttributes,
+    PutRequest,
     StoredObject,
     check_attributes,
 )
@@ -159,7 +161,7 @@ class _Measurement:
         check_attributes(attributes)
         self._connector.validate(self._namespace, key, attributes)
         return await self._connector.put(
-            self._namespace, key, body, attributes, if_none_match=if_none_match
+            PutRequest(self._namespace, key, attributes, if_none_match=if_none_match), body
         )
 
     async def _get(self, name: str) -> bytes:
@@ -194,7 +196,7 @@ class _Measurement:
         await self.put("parts", b"1")
         key = self._key("parts")
         upload = self._connector.upload(
-            self._namespace, key, _chunks(b"2"), TEXT, if_none_match=True
+            PutRequest(self._namespace, key, TEXT, if_none_match=True), _chunks(b"2")
         )
         return await _refused(upload)
 
@@ -208,11 +210,13 @@ class _Measurement:
     ) -> StoredObject:
         source = CopySource(self._namespace, Location(self._key("first")), if_match=source_etag)
         return await self._connector.copy(
-            self._namespace,
-            self._key(name),
-            source,
-            if_match=if_match,
-            if_none_match=if_none_match,
+            CopyRequest(
+                self._namespace,
+                self._key(name),
+                source,
+                if_match=if_match,
+                if_none_match=if_none_match,
+            )
         )
 
     async def _copies_to_free_key(self) -> bool:
@@ -342,7 +346,7 @@ class _Measurement:
 
         with suppress(_StopError):
             await self._connector.upload(
-                self._namespace, self._key(name), _chunks(b"1"), TEXT, on_upload=stop
+                PutRequest(self._namespace, self._key(name), TEXT, on_upload=stop), _chunks(b"1")
             )
         return "".join(begun)
 

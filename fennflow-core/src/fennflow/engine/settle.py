@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, TypeGuard, TypeVar
 
 from fennflow.backends import AbortUpload, Copy, Delete, ObjectKey, Step
 from fennflow.connectors import (
+    CopyRequest,
     CopySource,
     Deletion,
     DeletionReport,
@@ -239,13 +240,15 @@ class Settler:
         async def copy() -> StoredObject:
             self.lease.check()  # here, since others may have run after the task was made
             return await self.context.connector.copy(
-                step.namespace,
-                step.key,
-                CopySource(step.namespace, step.source, size=size),
-                extra=step.extra,
-                if_match=None if overwrite else step.expected,
-                if_none_match=not overwrite and step.expected is None,
-                on_upload=on_upload,
+                CopyRequest(
+                    step.namespace,
+                    step.key,
+                    CopySource(step.namespace, step.source, size=size),
+                    extra=step.extra,
+                    if_match=None if overwrite else step.expected,
+                    if_none_match=not overwrite and step.expected is None,
+                    on_upload=on_upload,
+                )
             )
 
         # Only the response that begins an upload has its id.

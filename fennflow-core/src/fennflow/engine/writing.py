@@ -11,9 +11,11 @@ from functools import partial
 
 from fennflow.backends import Intent, LateWrite, ObjectKey, Placement, Record
 from fennflow.connectors import (
+    CopyRequest,
     CopySource,
     Location,
     ObjectAttributes,
+    PutRequest,
     StoredObject,
     UploadCallback,
     headers_of,
@@ -331,33 +333,27 @@ async def _transfer(
     body = upload.body
     if isinstance(body, Record):
         return await tx.connector.copy(
-            intent.namespace,
-            intent.target,
-            CopySource(body.namespace, body.location, body.etag, body.size),
-            attributes=attributes,
-            if_none_match=if_none_match,
-            on_upload=on_upload,
-        )
-    if isinstance(body, Source):
-        # No part is sent once the lease may have run out (P23).
-        async with aclosing(body.read(tx.check, tx.config.upload_idle_timeout)) as chunks:
-            return await tx.connector.upload(
+            CopyRequest(
                 intent.namespace,
                 intent.target,
-                chunks,
-                attributes,
-                size=body.size,
+                CopySource(body.namespace, body.location, body.etag, body.size),
+                attributes=attributes,
                 if_none_match=if_none_match,
                 on_upload=on_upload,
             )
-    return await tx.connector.put(
+        )
+    request = PutRequest(
         intent.namespace,
         intent.target,
-        body,
         attributes,
         if_none_match=if_none_match,
         on_upload=on_upload,
     )
+    if isinstance(body, Source):
+        # No part is sent once the lease may have run out (P23).
+        async with aclosing(body.read(tx.check, tx.config.upload_idle_timeout)) as chunks:
+            return await tx.connector.upload(replace(request, size=body.size), chunks)
+    return await tx.connector.put(request, body)
 
 
 def _written(

@@ -22,10 +22,12 @@ import pytest
 from fennflow import ConfigDict, UnitOfWork
 from fennflow.connectors import (
     Capabilities,
+    CopyRequest,
     CopySource,
     Deletion,
     Location,
     ObjectAttributes,
+    PutRequest,
 )
 from fennflow.exceptions import (
     BaseConnectorException,
@@ -48,7 +50,9 @@ class ConnectorSuite(StreamSuite):
                     media_type="application/json",
                     metadata={"author": "Zoë", "Mixed Case": " ünï ", "plain": "a b", "empty": ""},
                 )
-                put = await connector.put(target.namespace, "a/b.json", b"[1]", attributes)
+                put = await connector.put(
+                    PutRequest(target.namespace, "a/b.json", attributes), b"[1]"
+                )
                 got, body = await connector.get(target.namespace, Location("a/b.json"))
                 head = await connector.head(target.namespace, Location("a/b.json"))
                 assert body == b"[1]"
@@ -67,7 +71,7 @@ class ConnectorSuite(StreamSuite):
         async def scenario() -> None:
             async with opened(target) as connector:
                 body = bytes(range(256)) * (size // 256) + b"x" * (size % 256)
-                await connector.put(target.namespace, "body", body, TEXT)
+                await connector.put(PutRequest(target.namespace, "body", TEXT), body)
                 assert (await connector.get(target.namespace, Location("body")))[1] == body
 
         asyncio.run(scenario())
@@ -78,10 +82,12 @@ class ConnectorSuite(StreamSuite):
     def test_keys_may_have_any_printable_character(self, target: Target, key: str) -> None:
         async def scenario() -> None:
             async with opened(target) as connector:
-                await connector.put(target.namespace, key, b"1", TEXT)
+                await connector.put(PutRequest(target.namespace, key, TEXT), b"1")
                 assert (await connector.get(target.namespace, Location(key)))[1] == b"1"
                 await connector.copy(
-                    target.namespace, f"{key}2", CopySource(target.namespace, Location(key))
+                    CopyRequest(
+                        target.namespace, f"{key}2", CopySource(target.namespace, Location(key))
+                    )
                 )
                 assert set(await keys(connector, target.namespace)) == {key, f"{key}2"}
                 report = await connector.delete(
@@ -100,7 +106,9 @@ class ConnectorSuite(StreamSuite):
                     await connector.get(target.namespace, Location("none"))
                 with pytest.raises(NoSuchKeyException):
                     await connector.copy(
-                        target.namespace, "b", CopySource(target.namespace, Location("none"))
+                        CopyRequest(
+                            target.namespace, "b", CopySource(target.namespace, Location("none"))
+                        )
                     )
                 assert await keys(connector, target.namespace) == []
 
@@ -109,8 +117,8 @@ class ConnectorSuite(StreamSuite):
     def test_a_put_replaces_and_changes_the_etag(self, target: Target) -> None:
         async def scenario() -> None:
             async with opened(target) as connector:
-                first = await connector.put(target.namespace, "a", b"1", TEXT)
-                second = await connector.put(target.namespace, "a", b"2", TEXT)
+                first = await connector.put(PutRequest(target.namespace, "a", TEXT), b"1")
+                second = await connector.put(PutRequest(target.namespace, "a", TEXT), b"2")
                 assert first.etag != second.etag
                 assert (await connector.get(target.namespace, Location("a")))[1] == b"2"
                 with pytest.raises(PreconditionFailedException):
@@ -129,13 +137,13 @@ class ConnectorSuite(StreamSuite):
             async with opened(target) as connector:
                 namespace = target.namespace
                 hierarchical = (await connector.capabilities(namespace)).hierarchical
-                await connector.put(namespace, first, b"1", TEXT)
+                await connector.put(PutRequest(namespace, first, TEXT), b"1")
                 # Deleting an object that does not exist is not an error.
                 assert await connector.head(namespace, Location(second)) is None
                 gone = await connector.delete(namespace, [Deletion(location=Location(second))])
                 assert list(gone.errors) == [None]
                 try:
-                    await connector.put(namespace, second, b"2", TEXT)
+                    await connector.put(PutRequest(namespace, second, TEXT), b"2")
                 except BaseConnectorException:
                     assert hierarchical, "Capabilities.hierarchical has to say so"
                     assert await keys(connector, namespace) == [first]
@@ -155,7 +163,8 @@ class ConnectorSuite(StreamSuite):
                 async def create(number: int) -> bool:
                     try:
                         await connector.put(
-                            target.namespace, "a", b"%d" % number, TEXT, if_none_match=True
+                            PutRequest(target.namespace, "a", TEXT, if_none_match=True),
+                            b"%d" % number,
                         )
                     except PreconditionFailedException:
                         return False
@@ -174,9 +183,11 @@ class ConnectorSuite(StreamSuite):
         async def scenario() -> None:
             async with opened(target) as connector:
                 attributes = ObjectAttributes(media_type="text/css", metadata={"von": "Zoë"})
-                await connector.put(target.namespace, "a", b"1", attributes)
+                await connector.put(PutRequest(target.namespace, "a", attributes), b"1")
                 copied = await connector.copy(
-                    target.namespace, "dir/b", CopySource(target.namespace, Location("a"))
+                    CopyRequest(
+                        target.namespace, "dir/b", CopySource(target.namespace, Location("a"))
+                    )
                 )
                 stored, body = await connector.get(target.namespace, Location("dir/b"))
                 assert body == b"1"
@@ -190,10 +201,10 @@ class ConnectorSuite(StreamSuite):
         async def scenario() -> None:
             async with opened(target) as connector:
                 attributes = ObjectAttributes(media_type="text/css", metadata={"von": "Zoë"})
-                put = await connector.put(target.namespace, "a", b"1", attributes)
+                put = await connector.put(PutRequest(target.namespace, "a", attributes), b"1")
                 other = ObjectAttributes(media_type="text/html", metadata={"für": "Ann"})
                 source = CopySource(target.namespace, Location("a"), put.etag)
-                await connector.copy(target.namespace, "b", source, attributes=other)
+                await connector.copy(CopyRequest(target.namespace, "b", source, attributes=other))
                 stored, body = await connector.get(target.namespace, Location("b"))
                 assert body == b"1"
                 assert stored.media_type == "text/html"
@@ -206,16 +217,24 @@ class ConnectorSuite(StreamSuite):
             async with opened(target) as connector:
                 capabilities = await connector.capabilities(target.namespace)
                 require(capabilities.conditional_copy, "conditional_copy")
-                await connector.put(target.namespace, "new", b"new", TEXT)
-                old = await connector.put(target.namespace, "old", b"old", TEXT)
+                await connector.put(PutRequest(target.namespace, "new", TEXT), b"new")
+                old = await connector.put(PutRequest(target.namespace, "old", TEXT), b"old")
                 source = CopySource(target.namespace, Location("new"))
                 with pytest.raises(PreconditionFailedException):
-                    await connector.copy(target.namespace, "old", source, if_none_match=True)
+                    await connector.copy(
+                        CopyRequest(target.namespace, "old", source, if_none_match=True)
+                    )
                 with pytest.raises(PreconditionFailedException):
-                    await connector.copy(target.namespace, "old", source, if_match="0" * 32)
+                    await connector.copy(
+                        CopyRequest(target.namespace, "old", source, if_match="0" * 32)
+                    )
                 assert (await connector.get(target.namespace, Location("old")))[1] == b"old"
-                await connector.copy(target.namespace, "old", source, if_match=old.etag)
-                await connector.copy(target.namespace, "free", source, if_none_match=True)
+                await connector.copy(
+                    CopyRequest(target.namespace, "old", source, if_match=old.etag)
+                )
+                await connector.copy(
+                    CopyRequest(target.namespace, "free", source, if_none_match=True)
+                )
                 assert (await connector.get(target.namespace, Location("old")))[1] == b"new"
 
         asyncio.run(scenario())
@@ -224,7 +243,7 @@ class ConnectorSuite(StreamSuite):
         async def scenario() -> None:
             async with opened(target) as connector:
                 for key in ("a", "b/c", "keep"):
-                    await connector.put(target.namespace, key, b"1", TEXT)
+                    await connector.put(PutRequest(target.namespace, key, TEXT), b"1")
                 gone = [Deletion(location=Location(key)) for key in ("a", "b/c", "never was")]
                 for _ in range(2):
                     report = await connector.delete(target.namespace, gone)
@@ -238,8 +257,8 @@ class ConnectorSuite(StreamSuite):
             async with opened(target) as connector:
                 capabilities = await connector.capabilities(target.namespace)
                 require(capabilities.conditional_delete != "none", "conditional_delete")
-                stored = await connector.put(target.namespace, "a", b"1", TEXT)
-                await connector.put(target.namespace, "b", b"2", TEXT)
+                stored = await connector.put(PutRequest(target.namespace, "a", TEXT), b"1")
+                await connector.put(PutRequest(target.namespace, "b", TEXT), b"2")
                 other = Deletion(location=Location("a"), if_match="0" * 32)
                 report = await connector.delete(target.namespace, [other])
                 assert isinstance(report.errors[0], PreconditionFailedException)
@@ -263,8 +282,8 @@ class ConnectorSuite(StreamSuite):
             async with opened(target) as connector:
                 capabilities = await connector.capabilities(target.namespace)
                 require(capabilities.conditional_delete != "none", "conditional_delete")
-                first = await connector.put(target.namespace, "a", b"1", TEXT)
-                second = await connector.put(target.namespace, "dir/b", b"2", TEXT)
+                first = await connector.put(PutRequest(target.namespace, "a", TEXT), b"1")
+                second = await connector.put(PutRequest(target.namespace, "dir/b", TEXT), b"2")
                 gone = [
                     Deletion(location=Location("a"), if_match=first.etag),
                     Deletion(location=Location("dir/b"), if_match=second.etag),
@@ -287,7 +306,7 @@ class ConnectorSuite(StreamSuite):
             async with opened(target) as connector:
                 names = ["b", "a/2", "a/10", "ab", "a-", "ä", "😀", "\uff5e"]
                 for name in names:
-                    await connector.put(target.namespace, name, b"1", TEXT)
+                    await connector.put(PutRequest(target.namespace, name, TEXT), b"1")
                 for prefix in ("", "a", "a/", "a-", "none"):
                     listed = await keys(connector, target.namespace, prefix)
                     wanted = [name for name in names if name.startswith(prefix)]
@@ -299,7 +318,7 @@ class ConnectorSuite(StreamSuite):
         async def scenario() -> None:
             async with opened(target) as connector:
                 for name in ("a", "b/1", "b/2", "c"):
-                    await connector.put(target.namespace, name, b"1", TEXT)
+                    await connector.put(PutRequest(target.namespace, name, TEXT), b"1")
                 for prefix in ("", "b/"):
                     listed = await keys(connector, target.namespace, prefix)
                     for number, last in enumerate(listed, 1):
@@ -313,9 +332,9 @@ class ConnectorSuite(StreamSuite):
             async with opened(target) as connector:
                 capabilities = await connector.capabilities(target.namespace)
                 require(capabilities.versioned, "versioned")
-                first = await connector.put(target.namespace, "a", b"1", TEXT)
-                second = await connector.put(target.namespace, "a", b"2", TEXT)
-                await connector.put(target.namespace, "ab", b"3", TEXT)
+                first = await connector.put(PutRequest(target.namespace, "a", TEXT), b"1")
+                second = await connector.put(PutRequest(target.namespace, "a", TEXT), b"2")
+                await connector.put(PutRequest(target.namespace, "ab", TEXT), b"3")
                 versions = await connector.versions(target.namespace, "a")
                 assert [each.location for each in versions] == [second.location, first.location]
                 assert (await connector.get(target.namespace, first.location))[1] == b"1"
@@ -348,7 +367,7 @@ class ConnectorSuite(StreamSuite):
                 except MetadataException:
                     assert size > 1024
                     return
-                await connector.put(target.namespace, "a", b"1", attributes)
+                await connector.put(PutRequest(target.namespace, "a", attributes), b"1")
                 stored = await connector.head(target.namespace, Location("a"))
                 assert stored is not None
                 assert stored.metadata == attributes.metadata

@@ -20,15 +20,15 @@ from typing_extensions import override
 from fennflow.connectors import (
     Capabilities,
     Connector,
-    CopySource,
+    CopyRequest,
     Deletion,
     DeletionReport,
     Location,
     ObjectAttributes,
     PendingUpload,
     PresignedRequest,
+    PutRequest,
     StoredObject,
-    UploadCallback,
 )
 from fennflow.exceptions import BaseConnectorException, ConnectorUnavailableException
 
@@ -117,54 +117,18 @@ class FaultyConnector(Connector):
         self.inner.validate(namespace, key, attributes)
 
     @override
-    async def put(
-        self,
-        namespace: str,
-        key: str,
-        body: bytes,
-        attributes: ObjectAttributes,
-        *,
-        if_none_match: bool = False,
-        on_upload: UploadCallback | None = None,
-    ) -> StoredObject:
-        return await self._around(
-            "put",
-            key,
-            lambda: self.inner.put(
-                namespace,
-                key,
-                body,
-                attributes,
-                if_none_match=if_none_match,
-                on_upload=on_upload,
-            ),
-        )
+    async def put(self, request: PutRequest, body: bytes) -> StoredObject:
+        return await self._around("put", request.key, lambda: self.inner.put(request, body))
 
     @override
-    async def upload(
-        self,
-        namespace: str,
-        key: str,
-        chunks: AsyncIterator[bytes],
-        attributes: ObjectAttributes,
-        *,
-        size: int | None = None,
-        if_none_match: bool = False,
-        on_upload: UploadCallback | None = None,
-    ) -> StoredObject:
-        operation = Operation("upload", (key,))
+    async def upload(self, request: PutRequest, chunks: AsyncIterator[bytes]) -> StoredObject:
+        operation = Operation("upload", (request.key,))
         # Collected, so that it can take effect later, or twice.
         body = [chunk async for chunk in chunks]
         return await self.faults.around(
             operation,
             lambda: self.inner.upload(
-                namespace,
-                key,
-                _cut_off(_iterate(body), self.faults.cut(operation)),
-                attributes,
-                size=size,
-                if_none_match=if_none_match,
-                on_upload=on_upload,
+                request, _cut_off(_iterate(body), self.faults.cut(operation))
             ),
         )
 
@@ -203,32 +167,8 @@ class FaultyConnector(Connector):
         )
 
     @override
-    async def copy(
-        self,
-        namespace: str,
-        key: str,
-        source: CopySource,
-        *,
-        attributes: ObjectAttributes | None = None,
-        extra: Mapping[str, Any] | None = None,
-        if_match: str | None = None,
-        if_none_match: bool = False,
-        on_upload: UploadCallback | None = None,
-    ) -> StoredObject:
-        return await self._around(
-            "copy",
-            key,
-            lambda: self.inner.copy(
-                namespace,
-                key,
-                source,
-                attributes=attributes,
-                extra=extra,
-                if_match=if_match,
-                if_none_match=if_none_match,
-                on_upload=on_upload,
-            ),
-        )
+    async def copy(self, request: CopyRequest) -> StoredObject:
+        return await self._around("copy", request.key, lambda: self.inner.copy(request))
 
     @override
     async def delete(self, namespace: str, deletions: Sequence[Deletion]) -> DeletionReport:

@@ -11,7 +11,7 @@ import pytest
 
 from fennflow import ConfigDict, plugins
 from fennflow.config import ConnectorConfig
-from fennflow.connectors import Connector, Location, ObjectAttributes
+from fennflow.connectors import Connector, Location, ObjectAttributes, PutRequest
 from fennflow.exceptions import NoSuchKeyException, PreconditionFailedException
 
 TEXT = ObjectAttributes(media_type="text/plain")
@@ -79,7 +79,9 @@ class StreamSuite:
             async with opened(target) as connector:
                 attributes = ObjectAttributes(media_type="text/plain", metadata={"a": "ü"})
                 body = bytes(range(251)) * (size // 251) + b"x" * (size % 251)
-                await connector.upload(target.namespace, "a", chunks_of(body), attributes)
+                await connector.upload(
+                    PutRequest(target.namespace, "a", attributes), chunks_of(body)
+                )
                 stored = await connector.head(target.namespace, Location("a"))
                 assert stored is not None
                 assert (stored.size, stored.metadata) == (size, {"a": "ü"})
@@ -109,7 +111,9 @@ class StreamSuite:
                     uploads.append(upload_id)
 
                 with pytest.raises(ZeroDivisionError):
-                    await connector.upload(target.namespace, "a", fail(), TEXT, on_upload=on_upload)
+                    await connector.upload(
+                        PutRequest(target.namespace, "a", TEXT, on_upload=on_upload), fail()
+                    )
                 for upload_id in uploads:
                     await connector.abort_upload(target.namespace, "a", upload_id)
                 assert await connector.head(target.namespace, Location("a")) is None
@@ -123,8 +127,8 @@ class StreamSuite:
                 location = Location("a")
                 with pytest.raises(NoSuchKeyException):
                     await anext(connector.stream(target.namespace, location, if_match="x"))
-                first = await connector.put(target.namespace, "a", b"1", TEXT)
-                second = await connector.put(target.namespace, "a", b"2", TEXT)
+                first = await connector.put(PutRequest(target.namespace, "a", TEXT), b"1")
+                second = await connector.put(PutRequest(target.namespace, "a", TEXT), b"2")
                 with pytest.raises(PreconditionFailedException):
                     await anext(connector.stream(target.namespace, location, if_match=first.etag))
                 parts = connector.stream(target.namespace, location, if_match=second.etag)
