@@ -146,6 +146,27 @@ async def test_of_two_units_of_work_that_wait_for_each_other_one_goes_on(memory:
 
 
 @controlled
+async def test_of_two_processes_that_wait_for_each_other_one_goes_on(memory: Store) -> None:
+    """Neither sees what the other waits for: their engines are two."""
+    both = asyncio.Barrier(2)
+
+    async def write(lock_timeout: float, first: str, second: str) -> None:
+        async with memory.uow(lock_timeout=lock_timeout)() as uow:
+            await uow.files.put(text(first))
+            async with both:
+                pass
+            await uow.files.put(text(second))
+
+    older = asyncio.create_task(write(5.0, "a", "b"))
+    while not await memory.objects():  # noqa: ASYNC110 - no event comes
+        await asyncio.sleep(0)
+    with pytest.raises(RecordLockedException):
+        await write(5.1, "b", "a")
+    await older
+    assert set(await memory.objects()) == {"a", "b"}
+
+
+@controlled
 async def test_however_many_wait_for_a_path_its_holder_comes_to_its_end(
     memory: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:

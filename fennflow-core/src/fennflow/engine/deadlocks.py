@@ -31,7 +31,7 @@ class Wait:
 
 @dataclass(slots=True)
 class Waits:
-    """The waits of one engine. Between processes `lock_timeout` alone ends a deadlock."""
+    """The waits of one engine. Between processes, the younger transaction gives up earlier."""
 
     _waits: list[Wait] = field(default_factory=list[Wait])
 
