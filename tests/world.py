@@ -43,6 +43,7 @@ from fennflow.backends import (
     ObjectKey,
     Record,
     SqlalchemyBackendConfig,
+    WriteId,
 )
 from fennflow.config import BackendConfig, ConnectorConfig
 from fennflow.connectors import (
@@ -238,7 +239,7 @@ class World:
         new_backend = registry.backend_for(self.backend_config).factory
         self.observer: Backend = new_backend(self.backend_config, settings)
         self.now_do(self.observer.open())
-        stamp = Stamp("01890000-0000-7000-8000-000000000000", 1, None, None, "neighbour")
+        stamp = Stamp(WriteId("01890000-0000-7000-8000-000000000000", 1), catalog_id="neighbour")
         theirs = ObjectAttributes(media_type="text/plain", metadata=stamped({}, stamp))
         for key, body in NEIGHBOUR.items():
             self.now_do(self.store.put(PutRequest(BUCKET, key, theirs), body))
@@ -494,7 +495,7 @@ class World:
         for record in self.records() if not self.capabilities.versioned else ():
             stored, _ = objects.get(record.key, (None, b""))
             stamp = None if stored is None else stamp_of(stored)
-            new = stamp is not None and stamp[:2] == (record.transaction_id, record.seq)
+            new = stamp is not None and stamp.write == record.write
             if record.location.key != record.key and stored is not None and not new:
                 self.note(f"vanish {record.key}")
                 self.strange.add(record.key)
@@ -509,7 +510,7 @@ class World:
             assert body == self.committed[key], f"{key} has {body!r}"  # I1, I2
             stamp = stamp_of(stored)
             assert stamp is not None
-            assert stamp[:2] == (record.transaction_id, record.seq)
+            assert stamp.write == record.write
         writers: dict[str, str] = {}
         for each in self._sessions():
             for intent in each.intents:
@@ -531,8 +532,8 @@ class World:
             if stamp is None or expected or key.startswith(STAGING):
                 continue
             late_writes = self.now_do(self.observer.late_writes([ObjectKey(BUCKET, key)]))
-            known = {(each.transaction_id, each.seq) for each in late_writes}
-            assert stamp[:2] in known, f"no transaction knows of {key}"  # P2
+            known = {each.write for each in late_writes}
+            assert stamp.write in known, f"no transaction knows of {key}"  # P2
         for key, body in {**self.foreign, **NEIGHBOUR}.items():
             # In a versioned bucket a pending version may be newer.
             versioned = self.capabilities.versioned

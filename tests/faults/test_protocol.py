@@ -10,12 +10,7 @@ import pytest
 import uuid_utils
 
 from fennflow import ConfigDict, plugins
-from fennflow.backends import (
-    InMemoryBackendConfig,
-    LateWrite,
-    ObjectKey,
-    TransactionToken,
-)
+from fennflow.backends import InMemoryBackendConfig, LateWrite, ObjectKey, TransactionToken, WriteId
 from fennflow.connectors import InMemoryConnectorConfig, Location, ObjectAttributes, PutRequest
 from fennflow.engine.stamps import Stamp, stamped
 from fennflow.exceptions import (
@@ -169,13 +164,11 @@ async def test_garbage_that_arrived_late_does_not_take_a_key(scene: Scene) -> No
     await backend.abort(dead)
     await backend.settle(
         dead,
-        late_writes=[
-            LateWrite(namespace="bucket", key="a", transaction_id=dead.transaction_id, seq=1)
-        ],
+        late_writes=[LateWrite(namespace="bucket", key="a", write=WriteId(dead.transaction_id, 1))],
     )
     for seq, key_name in ((1, "a"), (2, "b")):
         late = ObjectAttributes(
-            media_type="a/b", metadata=stamped({}, Stamp(dead.transaction_id, seq))
+            media_type="a/b", metadata=stamped({}, Stamp(WriteId(dead.transaction_id, seq)))
         )
         await scene.put_raw(key_name, b"late", late)
     async with uow_class() as uow:

@@ -19,7 +19,7 @@ from uuid import UUID
 import atheris
 
 with atheris.instrument_imports(include=["fennflow"]):
-    from fennflow.backends import ObjectKey
+    from fennflow.backends import ObjectKey, WriteId
     from fennflow.cli.downloads import check_local_name
     from fennflow.cli.terminal import Terminal
     from fennflow.config import ConfigDict, ReconcileConfig
@@ -57,7 +57,6 @@ POLICY = Policy(
     settings=ReconcileConfig(strategy="replace", orphans="adopt"),
     filling=False,
     dead_before=2e9,
-    transaction_id=SESSION,
     catalog_id="c",
 )
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -168,12 +167,12 @@ def metadata(data: atheris.FuzzedDataProvider) -> None:
         headers={"Cache-Control": data.ConsumeUnicode(20)},
     )
     stamp = stamp_of(stored)
-    assert stamp is None or 0 < stamp.seq < 1 << 63
-    assert stamp is None or str(UUID(stamp.transaction_id)) == stamp.transaction_id
-    verdict = judge(ObjectKey("bucket", "a"), stored, None, POLICY, seq=1)
+    assert stamp is None or 0 < stamp.write.seq < 1 << 63
+    assert stamp is None or str(UUID(stamp.write.transaction_id)) == stamp.write.transaction_id
+    verdict = judge(ObjectKey("bucket", "a"), stored, None, POLICY, write=WriteId(SESSION, 1))
     record = None if verdict is None else verdict.record
     if record is not None:
-        assert (record.content_type, record.sha256, record.seq) == (None, None, 1)
+        assert (record.content_type, record.sha256, record.write.seq) == (None, None, 1)
         texts = {**record.metadata, **record.headers, record.media_type: ""}
         assert "\0" not in "".join([*texts, *texts.values()]).encode().decode()
     with suppress(FennFlowException):

@@ -19,7 +19,7 @@ import pytest
 
 from crashing import make_site
 from fennflow import plugins
-from fennflow.backends import InMemoryBackendConfig
+from fennflow.backends import InMemoryBackendConfig, WriteId
 from fennflow.connectors import ObjectAttributes, PutRequest
 from fennflow.engine import direct_uploads, garbage
 from fennflow.engine.stamps import Stamp, stamped
@@ -40,7 +40,7 @@ from fennflow.responses import UploadTicket
 from fennflow.testing import Fault, S3Request, S3Server, faults
 from stores import FullUOW, Store, make_store, new_bucket, numbers, s3_config
 
-STRANGER = Stamp("01890000-0000-7000-8000-000000000000", 1, "json")
+STRANGER = Stamp(WriteId("01890000-0000-7000-8000-000000000000", 1), "json")
 """What a transaction that ended long ago may have left, or an uploader claims."""
 
 

@@ -22,6 +22,7 @@ from fennflow.backends import (
     ObjectKey,
     SqlalchemyBackendConfig,
     TransactionToken,
+    WriteId,
 )
 from fennflow.config import BackendConfig
 from fennflow.connectors import Deletion, Location, ObjectAttributes, PutRequest, StoredObject
@@ -68,7 +69,7 @@ async def put_orphan(
 ) -> None:
     """Put what a transaction wrote that died before its commit."""
     transaction_id = uuid.UUID(int=began * 1000 << 80 | 7 << 76 | 2 << 62 | next(numbers))
-    stamp = Stamp(str(transaction_id), 1, "text", catalog_id=catalog_id)
+    stamp = Stamp(WriteId(str(transaction_id), 1), "text", catalog_id=catalog_id)
     metadata = stamped({"für": "Ann"}, stamp)
     async with store.connector() as connector:
         attributes = ObjectAttributes(media_type="text/plain", metadata=metadata)
@@ -304,7 +305,7 @@ async def test_a_bucket_is_reconciled_in_batches(store: Store) -> None:
 
 async def test_what_a_stamp_claims_is_not_believed(store: Store) -> None:
     """Neither class nor checksum nor transaction: any uploader can write a stamp."""
-    stamp = Stamp(str(uuid_utils.uuid7()), 1, "json", "0" * 64)
+    stamp = Stamp(WriteId(str(uuid_utils.uuid7()), 1), "json", "0" * 64)
     async with store.connector() as connector:
         attributes = ObjectAttributes(media_type="text/plain", metadata=stamped({}, stamp))
         await connector.put(PutRequest(store.namespace, "a", attributes), b"1")
@@ -481,7 +482,7 @@ async def test_what_arrived_late_is_never_adopted(store: Store, strategy: str) -
     )
 
     async def arrive(key: str) -> None:
-        metadata = stamped({}, Stamp(late.transaction_id, 1))
+        metadata = stamped({}, Stamp(WriteId(late.transaction_id, 1)))
         async with store.connector() as connector:
             attributes = ObjectAttributes(media_type="text/plain", metadata=metadata)
             await connector.put(PutRequest(store.namespace, key, attributes), b"late")
@@ -489,9 +490,7 @@ async def test_what_arrived_late_is_never_adopted(store: Store, strategy: str) -
     async with opened(backend, connector=store.config) as journal:
         keys = [ObjectKey(store.namespace, key) for key in ("a", "b")]
         doubts = [
-            LateWrite(
-                namespace=key.namespace, key=key.key, transaction_id=late.transaction_id, seq=1
-            )
+            LateWrite(namespace=key.namespace, key=key.key, write=WriteId(late.transaction_id, 1))
             for key in keys
         ]
         await journal.begin_writes(late, keys, lambda _: ())

@@ -38,6 +38,7 @@ from fennflow.backends import (
     Placement,
     SqlalchemyBackendConfig,
     TransactionToken,
+    WriteId,
 )
 from fennflow.connectors import (
     Capabilities,
@@ -218,7 +219,7 @@ async def test_late_writes_are_deleted_when_they_are_due(site: Site, moto: S3Ser
     """P20 a: an object that a lost request made after all was undone; and no other one."""
     late, fresh = new_transaction(), new_transaction()
     doubts = [
-        LateWrite(namespace=site.namespace, key=key, transaction_id=late.transaction_id, seq=seq)
+        LateWrite(namespace=site.namespace, key=key, write=WriteId(late.transaction_id, seq))
         for seq, key in enumerate(["a", "b"], start=1)
     ]
     async with opened(site.backend) as backend:
@@ -241,7 +242,7 @@ async def test_late_writes_are_deleted_when_they_are_due(site: Site, moto: S3Ser
 async def test_a_burial_that_was_broken_off_may_still_delete(site: Site, moto: S3Server) -> None:
     """P20 b: its deletion may arrive late, so the key stays locked, whichever process finishes the check."""
     late = new_transaction()
-    doubt = LateWrite(namespace=site.namespace, key="a", transaction_id=late.transaction_id, seq=1)
+    doubt = LateWrite(namespace=site.namespace, key="a", write=WriteId(late.transaction_id, 1))
     async with opened(site.backend) as backend:
         await backend.begin_writes(late, [ObjectKey(site.namespace, "a")], lambda _: ())
         await backend.abort(late)
@@ -345,12 +346,12 @@ async def leave_late_writes(store: Store, backend: Backend, *places: ObjectKey) 
     """Leave objects that late requests made, and what the journal holds of them."""
     late = TransactionToken(str(uuid_utils.uuid7()))
     doubts = [
-        LateWrite(namespace=n, key=k, transaction_id=late.transaction_id, seq=1) for n, k in places
+        LateWrite(namespace=n, key=k, write=WriteId(late.transaction_id, 1)) for n, k in places
     ]
     async with store.connector() as connector:
         await backend.begin_writes(late, places, lambda _: ())
         attributes = ObjectAttributes(
-            media_type="text/plain", metadata=stamped({}, Stamp(late.transaction_id, 1))
+            media_type="text/plain", metadata=stamped({}, Stamp(WriteId(late.transaction_id, 1)))
         )
         for namespace, key in places:
             await connector.put(PutRequest(namespace, key, attributes), b"late")

@@ -19,6 +19,7 @@ from fennflow.backends import (
     Placement,
     Record,
     Step,
+    WriteId,
 )
 from fennflow.connectors import Capabilities, Location
 from fennflow.engine.plan import (
@@ -48,8 +49,7 @@ def record(location: Location, *, etag: str = "e", seq: int = 1) -> Record:
         media_type="text/plain",
         created_at=NOW,
         modified_at=NOW,
-        transaction_id="s",
-        seq=seq,
+        write=WriteId("s", seq),
     )
 
 
@@ -97,7 +97,8 @@ def test_bytes_go_where_they_alter_nothing_committed(
 def test_the_staging_key_names_catalog_transaction_and_sequence() -> None:
     """P10."""
     assert (
-        staging_key(".fennflow", "catalog", "transaction", 7) == ".fennflow/catalog/transaction/7"
+        staging_key(".fennflow", "catalog", WriteId("transaction", 7))
+        == ".fennflow/catalog/transaction/7"
     )
 
 
@@ -126,7 +127,7 @@ def test_a_later_write_makes_the_earlier_one_garbage() -> None:
         {"bucket": VERSIONED},
         {},
     )
-    assert [each.seq for each in commit.records] == [2]
+    assert [each.write.seq for each in commit.records] == [2]
     assert list(commit.steps) == [Delete(namespace="bucket", location=Location("a", "v1"))]
 
 
@@ -148,7 +149,7 @@ def test_deleting_an_own_write_cancels_it() -> None:
     )
     assert (list(commit.records), list(commit.removed)) == ([], [])
     assert list(commit.steps) == [
-        Delete(namespace="bucket", location=Location("a"), etag="e1", owner=1)
+        Delete(namespace="bucket", location=Location("a"), etag="e1", owner=WriteId("s", 1))
     ]
 
 
@@ -156,7 +157,7 @@ def test_a_retracted_write_counts_for_nothing_but_its_traces() -> None:
     """P8."""
     chain = [write(Placement.DIRECT, 1), write(Placement.STAGED, 2, retracted=True)]
     commit = plan_commit("s", {KEY: chain}, {"bucket": STRONG}, {})
-    assert [each.seq for each in commit.records] == [1]
+    assert [each.write.seq for each in commit.records] == [1]
     assert list(commit.steps) == [
         Delete(namespace="bucket", location=Location(".fennflow/c/s/2"), for_key="a")
     ]
@@ -166,24 +167,24 @@ def test_a_retracted_write_counts_for_nothing_but_its_traces() -> None:
 def test_compensation_names_what_proves_that_the_object_is_ours() -> None:
     """P18: a version id, a staging key, or else the ETag and the stamp of the write."""
     known = [write(Placement.STAGED, 1), write(Placement.VERSIONED, 2), write(Placement.DIRECT, 3)]
-    assert undo(known, {"bucket": STRONG}) == [
+    assert undo("s", known, {"bucket": STRONG}) == [
         Delete(namespace="bucket", location=Location(".fennflow/c/s/1"), for_key="a"),
         Delete(namespace="bucket", location=Location("a", "v2")),
-        Delete(namespace="bucket", location=Location("a"), etag="e3", owner=3),
+        Delete(namespace="bucket", location=Location("a"), etag="e3", owner=WriteId("s", 3)),
     ]
 
 
 def test_a_write_whose_answer_was_lost_counts_as_done() -> None:
     """P19, P20 a."""
     lost = write(Placement.DIRECT, 3, record=None, ambiguous=True)
-    assert undo([lost], {"bucket": STRONG}) == [
-        Delete(namespace="bucket", location=Location("a"), owner=3)
+    assert undo("s", [lost], {"bucket": STRONG}) == [
+        Delete(namespace="bucket", location=Location("a"), owner=WriteId("s", 3))
     ]
     commit = plan_commit("s", {KEY: [lost]}, {"bucket": STRONG}, {})
     assert list(commit.late_writes) == [
-        LateWrite(namespace="bucket", key="a", transaction_id="s", seq=3)
+        LateWrite(namespace="bucket", key="a", write=WriteId("s", 3))
     ]
-    assert undo([replace(lost, sent=False)], {"bucket": STRONG}) == []
+    assert undo("s", [replace(lost, sent=False)], {"bucket": STRONG}) == []
 
 
 def test_what_is_left_are_the_steps_of_keys_that_are_held() -> None:
@@ -208,13 +209,18 @@ def test_an_unfinished_upload_is_aborted() -> None:
     """P13."""
     begun = write(Placement.DIRECT, 1, record=None, sent=False)
     begun = replace(begun, intent=replace(begun.intent, upload_id="u"))
-    assert undo([begun], {"bucket": STRONG}) == [
+    assert undo("s", [begun], {"bucket": STRONG}) == [
         AbortUpload(namespace="bucket", key="a", upload_id="u")
     ]
 
 
 def test_staged_bytes_in_a_versioned_bucket_are_looked_for_if_their_version_is_unknown() -> None:
     lost = write(Placement.STAGED, 1, record=None, ambiguous=True)
-    assert undo([lost], {"bucket": VERSIONED}) == [
-        Delete(namespace="bucket", location=Location(".fennflow/c/s/1"), owner=1, for_key="a")
+    assert undo("s", [lost], {"bucket": VERSIONED}) == [
+        Delete(
+            namespace="bucket",
+            location=Location(".fennflow/c/s/1"),
+            owner=WriteId("s", 1),
+            for_key="a",
+        )
     ]

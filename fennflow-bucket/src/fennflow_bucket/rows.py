@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from fennflow.backends import Intent, LateWrite, Placement, Record
+from fennflow.backends import Intent, LateWrite, Placement, Record, WriteId
 from fennflow.connectors import Location
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -37,7 +37,7 @@ def record_row(record: Record) -> Row:
         (record.created_at - EPOCH) // MICROSECOND,
         (record.modified_at - EPOCH) // MICROSECOND,
     ]
-    return [record.namespace, record.key, record.transaction_id, record.seq, dumps(body)]
+    return [record.namespace, record.key, *record.write, dumps(body)]
 
 
 def record_of(row: Iterable[Any]) -> Record:
@@ -69,8 +69,7 @@ def record_of(row: Iterable[Any]) -> Record:
         headers=headers,
         created_at=EPOCH + timedelta(microseconds=created),
         modified_at=EPOCH + timedelta(microseconds=modified),
-        transaction_id=transaction_id,
-        seq=seq,
+        write=WriteId(transaction_id, seq),
     )
 
 
@@ -101,13 +100,13 @@ def intent_of(row: Iterable[Any]) -> Intent:
 
 def late_row(write: LateWrite) -> Row:
     """Return the row of a write that may arrive late."""
-    return [write.namespace, write.key, write.transaction_id, write.seq]
+    return [write.namespace, write.key, *write.write]
 
 
 def late_of(row: Iterable[Any]) -> LateWrite:
     """Return the write of a row."""
-    namespace, key, transaction_id, seq = row
-    return LateWrite(namespace=namespace, key=key, transaction_id=transaction_id, seq=seq)
+    namespace, key, *write = row
+    return LateWrite(namespace=namespace, key=key, write=WriteId(*write))
 
 
 def key_rows(keys: Iterable[tuple[str, str]]) -> list[Row]:

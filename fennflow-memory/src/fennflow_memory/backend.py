@@ -33,6 +33,7 @@ from fennflow.backends import (
     Record,
     Step,
     TransactionToken,
+    WriteId,
     changed_reads,
     conflict,
     locked,
@@ -288,10 +289,7 @@ class InMemoryBackend(Backend):
             self._row(token)
             for record in records:
                 now = self._tables.records.get(record.object_key)
-                if now is not None and (now.transaction_id, now.seq) == (
-                    record.transaction_id,
-                    record.seq,
-                ):
+                if now is not None and now.write == record.write:
                     self._put_record(record)
 
     @override
@@ -337,7 +335,7 @@ class InMemoryBackend(Backend):
                 late_write
                 for late_write, until in self._tables.late_writes.items()
                 if until <= now
-                and late_write.transaction_id not in self._tables.transactions
+                and late_write.write.transaction_id not in self._tables.transactions
                 and (after is None or _order(late_write) > _order(after))
             ]
         return sorted(due, key=_order)[:limit]
@@ -560,8 +558,8 @@ class InMemoryBackend(Backend):
                 del tables.locks[key]
 
 
-def _order(late_write: LateWrite) -> tuple[str, str, str, int]:
-    return late_write.namespace, late_write.key, late_write.transaction_id, late_write.seq
+def _order(late_write: LateWrite) -> tuple[str, str, WriteId]:
+    return late_write.namespace, late_write.key, late_write.write
 
 
 def _journaled(transaction_id: str, row: _Transaction, now: float) -> JournaledTransaction:

@@ -181,8 +181,8 @@ class RecoverableBackend(Backend):
         parameters = {
             "after_namespace": "" if after is None else after.namespace,
             "after_key": "" if after is None else after.key,
-            "after_transaction_id": "" if after is None else after.transaction_id,
-            "after_seq": 0 if after is None else after.seq,
+            "after_transaction_id": "" if after is None else after.write.transaction_id,
+            "after_seq": 0 if after is None else after.write.seq,
             "limit": limit,
         }
 

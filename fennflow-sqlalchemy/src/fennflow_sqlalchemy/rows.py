@@ -16,6 +16,7 @@ from fennflow.backends import (
     Placement,
     Record,
     TransactionToken,
+    WriteId,
 )
 from fennflow.connectors import Location
 from fennflow.exceptions import TransactionLostException
@@ -61,8 +62,8 @@ def record_rows(records: Iterable[Record]) -> str:
             "metadata": json.dumps(_beside(record)),
             "created_at": (record.created_at - EPOCH) // MICROSECOND,
             "modified_at": (record.modified_at - EPOCH) // MICROSECOND,
-            "transaction_id": record.transaction_id,
-            "seq": record.seq,
+            "transaction_id": record.write.transaction_id,
+            "seq": record.write.seq,
         }
         for record in sorted(records, key=lambda record: record.object_key)
     )
@@ -92,8 +93,7 @@ def record_of(row: Any) -> Record:
         headers=headers,
         created_at=EPOCH + timedelta(microseconds=row.created_at),
         modified_at=EPOCH + timedelta(microseconds=row.modified_at),
-        transaction_id=row.transaction_id,
-        seq=row.seq,
+        write=WriteId(row.transaction_id, row.seq),
     )
 
 
@@ -131,8 +131,8 @@ def late_write_rows(late_writes: Collection[LateWrite]) -> str:
         {
             "namespace": each.namespace,
             "key": each.key,
-            "transaction_id": each.transaction_id,
-            "seq": each.seq,
+            "transaction_id": each.write.transaction_id,
+            "seq": each.write.seq,
         }
         for each in late_writes
     )
@@ -141,7 +141,7 @@ def late_write_rows(late_writes: Collection[LateWrite]) -> str:
 def late_write_of(row: Any) -> LateWrite:
     """Return the late write of a row."""
     return LateWrite(
-        namespace=row.namespace, key=row.key, transaction_id=row.transaction_id, seq=row.seq
+        namespace=row.namespace, key=row.key, write=WriteId(row.transaction_id, row.seq)
     )
 
 

@@ -10,7 +10,7 @@ import warnings
 from typing import Any
 
 from fennflow.backends.contract import Backend
-from fennflow.backends.values import Record, TransactionToken
+from fennflow.backends.values import Record, TransactionToken, WriteId
 
 __all__: list[str] = []
 
@@ -38,7 +38,7 @@ def _accept() -> None:
 
     def make_record(record: Record, **values: Any) -> None:
         if "session_id" in values:
-            values["transaction_id"] = values.pop("session_id")
+            values["write"] = WriteId(values.pop("session_id"), values.pop("seq"))
         make(record, **values)
 
     for owner, name, value in (

@@ -21,6 +21,17 @@ class ObjectKey(NamedTuple):
     namespace: str
     key: str
 
+    @override
+    def __str__(self) -> str:
+        return f"{self.namespace}/{self.key}"
+
+
+class WriteId(NamedTuple):
+    """Identifies a write: the id of its transaction, and its number among the writes of that."""
+
+    transaction_id: str
+    seq: int
+
 
 class Area(NamedTuple):
     """The keys of a namespace that begin with a prefix: what a repository field can see."""
@@ -111,8 +122,7 @@ class Record:
         headers: HTTP headers that are stored with the object, such as Content-Encoding.
         created_at: when the key was first committed, UTC.
         modified_at: when this content was written, UTC.
-        transaction_id: of the transaction that wrote it; with `seq` its identity.
-        seq: of the write in that transaction.
+        write: which one made it.
     """
 
     namespace: str
@@ -127,18 +137,12 @@ class Record:
     headers: Mapping[str, str] = field(default_factory=dict[str, str])
     created_at: datetime
     modified_at: datetime
-    transaction_id: str
-    seq: int
+    write: WriteId
 
     @property
     def object_key(self) -> ObjectKey:
         """What the catalog is keyed by."""
         return ObjectKey(self.namespace, self.key)
-
-    @property
-    def write(self) -> tuple[str, int]:
-        """What identifies the write."""
-        return self.transaction_id, self.seq
 
     @property
     def only_listed(self) -> bool:
@@ -210,15 +214,13 @@ class Delete:
         etag: what the object is known to have; None if that is not known.
         owner: the write that must have made the object (P18); None if the name says so already
             (a staging key, a version id) or a committed `delete` asks for it.
-        owner_transaction: whose write that is; None for the transaction that deletes.
         for_key: the key that users know, where `location` is another one: a staging key.
     """
 
     namespace: str
     location: Location
     etag: str | None = None
-    owner: int | None = None
-    owner_transaction: str | None = None
+    owner: WriteId | None = None
     for_key: str | None = None
 
     @property
@@ -254,12 +256,11 @@ Step = Copy | Delete | AbortUpload
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LateWrite:
-    """A write that may still arrive: what carries this transaction and seq is garbage (P20 a)."""
+    """A write that may still arrive: what carries its id is garbage (P20 a)."""
 
     namespace: str
     key: str
-    transaction_id: str
-    seq: int
+    write: WriteId
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -359,7 +360,7 @@ def changed_reads(
     The place of a write's bytes, and what is known of its object, may have changed since.
     """
 
-    def write_of(record: Record | None) -> tuple[str, int] | None:
+    def write_of(record: Record | None) -> WriteId | None:
         return None if record is None else record.write
 
     return [key for key, record in reads.items() if write_of(now.get(key)) != write_of(record)]
@@ -367,7 +368,7 @@ def changed_reads(
 
 def conflict(keys: Collection[ObjectKey]) -> ConflictException:
     """Return the error for records that changed after a transaction had read them."""
-    names = ", ".join(f"{key.namespace}/{key.key}" for key in sorted(keys))
+    names = ", ".join(map(str, sorted(keys)))
     message = (
         f"Changed by another transaction after this one had read them: {names}. Nothing was "
         "committed; run the unit of work again."
@@ -385,7 +386,7 @@ def locked(
         free_in: seconds until it is free, if its transaction has ended (protocol P20).
         holder: the id of the transaction that holds it.
     """
-    name = "A key of this call" if key is None else f"{key.namespace}/{key.key}"
+    name = "A key of this call" if key is None else str(key)
     if free_in is None:
         message = f"{name} is being written by another transaction."
         return RecordLockedException(message, holder=holder)
@@ -439,7 +440,10 @@ def load_commit(text: str) -> Commit:
         records=[_load_record(each) for each in stored["records"]],
         removed=[ObjectKey(*each) for each in stored["removed"]],
         steps=load_steps(stored["steps"]),
-        late_writes=[LateWrite(**each) for each in stored["late_writes"]],
+        late_writes=[
+            LateWrite(**{**each, "write": WriteId(*each["write"])})
+            for each in stored["late_writes"]
+        ],
         reads={
             ObjectKey(*key): None if record is None else _load_record(record)
             for key, record in stored["reads"]
@@ -465,7 +469,7 @@ def _dump_record(record: Record) -> dict[str, Any]:
 def _load_record(stored: dict[str, Any]) -> Record:
     times = {name: datetime.fromisoformat(stored[name]) for name in _TIMES}
     values: dict[str, Any] = {**stored, **times, "location": Location(**stored["location"])}
-    return Record(**values)
+    return Record(**{**values, "write": WriteId(*stored["write"])})
 
 
 def _values(item: Any) -> dict[str, Any]:
@@ -479,6 +483,8 @@ def load_steps(text: str) -> list[Step]:
         for name in ("source", "location"):
             if name in each:
                 each[name] = Location(**each[name])
+        if each.get("owner") is not None:
+            each["owner"] = WriteId(*each["owner"])
         steps.append(_STEPS[each.pop("do")](**each))
     return steps
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 import uuid_utils
 
-from fennflow.backends import Area, Fill, LateWrite, ObjectKey, Record
+from fennflow.backends import Area, Fill, LateWrite, ObjectKey, Record, WriteId
 from fennflow.connectors import Location, StoredObject
 from fennflow.connectors.values import utc
 from fennflow.engine.catalogs import catalogs_in, others, without_note
@@ -254,10 +254,10 @@ class Adoption:
             settings=self.settings,
             filling=True,
             dead_before=0.0,
-            transaction_id=self.fill.fill_id,
             catalog_id=self.context.backend.catalog_id,
         )
-        verdict = judge(key, there, None, policy, seq=1, late_writes=late)
+        write = WriteId(self.fill.fill_id, 1)
+        verdict = judge(key, there, None, policy, write=write, late_writes=late)
         return (None, None) if verdict is None else (verdict.record, verdict.finding)
 
     def _listed(self, stored: StoredObject) -> Record:
@@ -276,8 +276,7 @@ class Adoption:
             media_type="",
             created_at=modified_at,
             modified_at=modified_at,
-            transaction_id=self.fill.fill_id,
-            seq=1,
+            write=WriteId(self.fill.fill_id, 1),
         )
 
     async def _progress(self) -> None:

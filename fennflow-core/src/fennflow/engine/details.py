@@ -95,7 +95,7 @@ def check_catalog(tx: Transaction, key: ObjectKey, there: StoredObject) -> None:
     other = _other_catalog(tx, there)
     if other is not None:
         message = (
-            f"{key.namespace}/{key.key} belongs to another application, with the catalog "
+            f"{key} belongs to another application, with the catalog "
             f"{other}. The call was rolled back. Choose another name, or, if that "
             "catalog is lost, name it in ReconcileConfig(adopt_catalogs=...)."
         )

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import uuid_utils
 
-from fennflow.backends import Area, ObjectKey, TransactionToken
+from fennflow.backends import Area, ObjectKey, TransactionToken, WriteId
 from fennflow.connectors import Deletion, Location, ObjectAttributes, PutRequest
 from fennflow.engine.catalogs import catalogs_in, others, shares
 from fennflow.engine.concurrency import run_all
@@ -131,8 +131,8 @@ async def _refuses_writes(context: EngineContext) -> list[str]:
 
 
 async def _look(context: EngineContext, namespace: str) -> NamespaceDiagnosis:
-    stamp = Stamp(str(uuid_utils.uuid7()), 1)
-    key = f"{context.config.reserved_prefix}/probe/{stamp.transaction_id}"
+    stamp = Stamp(WriteId(str(uuid_utils.uuid7()), 1))
+    key = f"{context.config.reserved_prefix}/probe/{stamp.write.transaction_id}"
     place = Location(key)
     try:
         capabilities = await context.connector.capabilities(namespace, refresh=True)
@@ -148,7 +148,7 @@ async def _look(context: EngineContext, namespace: str) -> NamespaceDiagnosis:
             await context.connector.delete(namespace, [Deletion(location=place)])
     except FennFlowException as error:
         return NamespaceDiagnosis(error=f"{type(error).__name__}: {error}")
-    kept = made_by(found, stamp.transaction_id, 1)
+    kept = made_by(found, stamp.write)
     skew = None
     if found is not None and found.modified_at is not None:
         skew = found.modified_at.timestamp() - time.time()

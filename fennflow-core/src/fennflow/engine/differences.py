@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from fennflow.backends import Delete, LateWrite, ObjectKey, Record
+from fennflow.backends import Delete, LateWrite, ObjectKey, Record, WriteId
 from fennflow.connectors import StoredObject
 from fennflow.connectors.headers import media_type_of
 from fennflow.connectors.values import utc
@@ -28,14 +28,12 @@ class Policy:
         filling: whether the catalog had no record of the namespace at the start. Then all objects
             are taken: only the record distinguishes what FennFlow wrote from an orphan.
         dead_before: seconds since the epoch; no transaction that began earlier can commit (P27).
-        transaction_id: of the transaction that changes the catalog.
         catalog_id: of the catalog.
     """
 
     settings: ReconcileConfig
     filling: bool
     dead_before: float
-    transaction_id: str
     catalog_id: str
 
     def concerns(self, stamp: Stamp) -> bool:
@@ -45,7 +43,7 @@ class Policy:
 
     def is_dead(self, stamp: Stamp) -> bool:
         """Return whether the transaction that a stamp names began too long ago to commit."""
-        started = began(stamp.transaction_id)
+        started = began(stamp.write.transaction_id)
         return started is not None and started.timestamp() < self.dead_before
 
 
@@ -79,7 +77,7 @@ def judge(
     record: Record | None,
     policy: Policy,
     *,
-    seq: int,
+    write: WriteId,
     late_writes: Collection[LateWrite] = (),
 ) -> Verdict | None:
     """Decide about one key; None if nothing is wrong.
@@ -91,7 +89,7 @@ def judge(
         stored: what the store says of it, its metadata included.
         record: what the catalog says.
         policy: how to decide.
-        seq: with the policy's transaction the identity of a record that is adopted.
+        write: the one that makes the record of an object that is adopted.
         late_writes: of the key; what they name is garbage that arrived late (P20 a).
     """
     if agree(stored, record):
@@ -105,7 +103,7 @@ def judge(
         finding = _finding(key, Difference.OTHER_CATALOG)
         return Verdict(replace(finding, catalog_id=stamp.catalog_id))
     late = stamp is not None and _late(key, stamp) in late_writes
-    adopted = _adopted(key, stored, policy.transaction_id, seq)
+    adopted = _adopted(key, stored, write)
     if record is not None:
         return _judge_changed(key, stored, stamp, record, adopted, policy, late=late)
     return None if late else _judge_unrecorded(key, stored, stamp, adopted, policy)
@@ -123,7 +121,7 @@ def _judge_changed(
 ) -> Verdict:
     updated = replace(adopted, created_at=record.created_at)
     replaces = policy.settings.strategy == "replace" and not late
-    if stamp is not None and stamp.write == (record.transaction_id, record.seq):
+    if stamp is not None and stamp.write == record.write:
         # What the record names, under another ETag: a store gives one when an object is moved.
         # A reader compares the bytes with the checksum of the catalog.
         same = replace(record, location=stored.location, etag=stored.etag)
@@ -159,16 +157,14 @@ def _judge_orphan(
         namespace=key.namespace,
         location=stored.location,
         etag=None if named else stored.etag,
-        owner=None if named else stamp.seq,
-        owner_transaction=stamp.transaction_id,
+        owner=None if named else stamp.write,
     )
     finding = _finding(key, Difference.ORPHAN, ReconcileAction.DELETED)
     return Verdict(finding, deletion=deletion)
 
 
 def _late(key: ObjectKey, stamp: Stamp) -> LateWrite:
-    transaction_id, seq = stamp.write
-    return LateWrite(namespace=key.namespace, key=key.key, transaction_id=transaction_id, seq=seq)
+    return LateWrite(namespace=key.namespace, key=key.key, write=stamp.write)
 
 
 def _finding(
@@ -187,7 +183,7 @@ def unreadable(key: ObjectKey) -> Verdict:
     return Verdict(_finding(key, Difference.UNREADABLE))
 
 
-def _adopted(key: ObjectKey, stored: StoredObject, transaction_id: str, seq: int) -> Record:
+def _adopted(key: ObjectKey, stored: StoredObject, write: WriteId) -> Record:
     """Return a record for an object as it is stored now.
 
     What its stamp claims is not believed: it is read as the class of its media type, and has no
@@ -202,8 +198,7 @@ def _adopted(key: ObjectKey, stored: StoredObject, transaction_id: str, seq: int
         size=stored.size,
         created_at=modified_at,
         modified_at=modified_at,
-        transaction_id=transaction_id,
-        seq=seq,
+        write=write,
         **details_of(stored),
     )
 

@@ -16,7 +16,7 @@ from functools import partial
 
 import uuid_utils
 
-from fennflow.backends import Delete, ObjectKey, Placement, Record
+from fennflow.backends import Delete, ObjectKey, Placement, Record, WriteId
 from fennflow.connectors import (
     Location,
     ObjectAttributes,
@@ -80,7 +80,7 @@ async def adopt(tx: Transaction, namespace: str, keys: Sequence[str]) -> Sequenc
     def place(key: ObjectKey, before: Record | None, chain: Sequence[Write]) -> Placement:
         if before is not None or visible(chain, before) is not None:
             message = (
-                f"{key.namespace}/{key.key} is in the catalog already. The call was rolled back. "
+                f"{key} is in the catalog already. The call was rolled back. "
                 "To bring its record up to date, reconcile the catalog with the bucket."
             )
             raise RecordAlreadyExistsException(message)
@@ -115,14 +115,20 @@ async def _judged(tx: Transaction, seq: int) -> Record | None:
         ),
         filling=False,
         dead_before=0.0,
-        transaction_id=tx.transaction_id,
         catalog_id=tx.backend.catalog_id,
     )
     late_writes = await tx.backend.late_writes([key])
-    verdict = judge(key, stored, None, policy, seq=seq, late_writes=late_writes)
+    verdict = judge(
+        key,
+        stored,
+        None,
+        policy,
+        write=WriteId(tx.transaction_id, seq),
+        late_writes=late_writes,
+    )
     if verdict is None or verdict.record is None:
         message = (
-            f"{key.namespace}/{key.key} has the stamp of a transaction that did not commit, so it is "
+            f"{key} has the stamp of a transaction that did not commit, so it is "
             "not an upload of others. The call was rolled back. Upload it under another name."
         )
         raise ObjectChangedException(message)
@@ -177,7 +183,7 @@ async def issue(
         media_type=terms.media_type,
         sha256=terms.sha256,
     )
-    metadata = stamped({}, Stamp(ticket_id, 1, catalog_id=tx.backend.stamped_id))
+    metadata = stamped({}, Stamp(WriteId(ticket_id, 1), catalog_id=tx.backend.stamped_id))
     if method == "MULTIPART":
         ticket, requests = await _parts(tx, ticket, metadata, expires_in)
     else:
@@ -280,7 +286,7 @@ async def accept(tx: Transaction, ticket: Ticket) -> Record:
         tx.retract(seqs)
         raise
     discarded = Delete(namespace=ticket.namespace, location=source.location, for_key=ticket.key)
-    tx.update(record.seq, discards=(discarded,))
+    tx.update(record.write.seq, discards=(discarded,))
     return record
 
 
@@ -382,6 +388,5 @@ def _record(ticket: Ticket, source: StoredObject) -> Record:
         headers=headers_of(source.headers),
         created_at=now,
         modified_at=now,
-        transaction_id=ticket.ticket_id,
-        seq=1,
+        write=WriteId(ticket.ticket_id, 1),
     )

@@ -18,6 +18,7 @@ from fennflow.backends import (
     Record,
     Step,
     TransactionToken,
+    WriteId,
 )
 from fennflow.connectors import Location, PendingUpload, StoredObject
 from fennflow.engine import tickets
@@ -166,7 +167,7 @@ async def _garbage(
     versioned = (await context.connector.capabilities(namespace)).versioned
     lease.check()
     if versioned:
-        found = await versions_since(context, namespace, key, late_write.transaction_id)
+        found = await versions_since(context, namespace, key, late_write.write.transaction_id)
         places = [each.location for each in found]
     else:
         places = [Location(key)]
@@ -176,13 +177,12 @@ async def _garbage(
             continue
         lease.check()
         there = await context.connector.head(namespace, place)
-        if made_by(there, late_write.transaction_id, late_write.seq):
+        if made_by(there, late_write.write):
             garbage.append(
                 Delete(
                     namespace=namespace,
                     location=place,
-                    owner=None if versioned else late_write.seq,
-                    owner_transaction=late_write.transaction_id,
+                    owner=None if versioned else late_write.write,
                 )
             )
     return garbage
@@ -281,18 +281,17 @@ async def _swept(
             step = Delete(
                 namespace=namespace,
                 location=each.location,
-                owner=write[1] if write and versioned else None,
-                owner_transaction=write[0] if write and versioned else None,
+                owner=write if versioned else None,
             )
-        candidates.append((write[0] if write else "", step))
+        candidates.append((write.transaction_id if write else "", step))
     known = set(
         await context.backend.known({transaction for transaction, _ in candidates if transaction})
     )
     return [step for transaction, step in candidates if transaction not in known]
 
 
-def _write_of(names: Sequence[str]) -> tuple[tuple[str, int] | None, int]:
-    """Return the transaction and the sequence that a staging key names, if it is one (P10).
+def _write_of(names: Sequence[str]) -> tuple[WriteId | None, int]:
+    """Return the write that a staging key names, if it is one (P10).
 
     That of an upload by a ticket names the ticket, and the moment after which it is not accepted.
     """
@@ -301,7 +300,7 @@ def _write_of(names: Sequence[str]) -> tuple[tuple[str, int] | None, int]:
             return checked_write(transaction_id, seq), 0
         case [tickets.DIRECTORY, deadline, ticket_id]:
             named = checked_write(ticket_id, deadline)
-            return (None, 0) if named is None else ((ticket_id, 1), named[1])
+            return (None, 0) if named is None else (WriteId(ticket_id, 1), named.seq)
         case _:
             return None, 0
 

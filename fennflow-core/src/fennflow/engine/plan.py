@@ -23,6 +23,7 @@ from fennflow.backends import (
     Placement,
     Record,
     Step,
+    WriteId,
 )
 from fennflow.connectors import Capabilities, Location
 from fennflow.paths import StoragePath
@@ -54,9 +55,9 @@ class Write:
     discards: Sequence[Delete] = ()
 
 
-def staging_key(reserved_prefix: str, catalog_id: str, transaction_id: str, seq: int) -> str:
+def staging_key(reserved_prefix: str, catalog_id: str, write: WriteId) -> str:
     """Return where a staged write puts its bytes (P10)."""
-    return f"{reserved_prefix}/{catalog_id}/{transaction_id}/{seq}"
+    return f"{reserved_prefix}/{catalog_id}/{write.transaction_id}/{write.seq}"
 
 
 def choose_placement(
@@ -138,8 +139,10 @@ def change_of(key: ObjectKey, before: Record | None, after: Record | None) -> Ch
     )
 
 
-def undo(writes: Iterable[Write], capabilities: Mapping[str, Capabilities]) -> list[Step]:
-    """Return the steps that remove every trace of writes, and nothing else (P18).
+def undo(
+    transaction_id: str, writes: Iterable[Write], capabilities: Mapping[str, Capabilities]
+) -> list[Step]:
+    """Return the steps that remove every trace of a transaction's writes, and nothing else (P18).
 
     A write whose answer was lost counts as done (P19).
     """
@@ -169,7 +172,7 @@ def undo(writes: Iterable[Write], capabilities: Mapping[str, Capabilities]) -> l
                 namespace=intent.namespace,
                 location=location,
                 etag=None if unique or record is None else record.etag,
-                owner=None if unique else intent.seq,
+                owner=None if unique else WriteId(transaction_id, intent.seq),
                 for_key=for_key,
             )
         )
@@ -195,8 +198,7 @@ def late_writes(transaction_id: str, writes: Iterable[Write]) -> list[LateWrite]
         LateWrite(
             namespace=write.intent.namespace,
             key=write.intent.target,
-            transaction_id=transaction_id,
-            seq=write.intent.seq,
+            write=WriteId(transaction_id, write.intent.seq),
         )
         for write in writes
         if write.ambiguous
@@ -241,8 +243,9 @@ def plan_commit(
             if alive.intent.placement is Placement.STAGED:
                 replaced = [w for w in garbage if w.intent.placement is Placement.DIRECT]
                 garbage = [w for w in garbage if w.intent.placement is not Placement.DIRECT]
-                steps += _move(alive, alive.record, replaced, capabilities[key.namespace])
-        steps += undo(garbage, capabilities)
+                own = capabilities[key.namespace]
+                steps += _move(transaction_id, alive, alive.record, replaced, own)
+        steps += undo(transaction_id, garbage, capabilities)
         replaced_version = None if alive is None or alive.before is None else alive.before.location
         if replaced_version is not None and replaced_version.version_id and not keep_versions:
             steps.append(Delete(namespace=key.namespace, location=replaced_version))
@@ -263,7 +266,11 @@ def _adopted(chain: Iterable[Write]) -> Record | None:
 
 
 def _move(
-    write: Write, record: Record, replaced: Sequence[Write], capabilities: Capabilities
+    transaction_id: str,
+    write: Write,
+    record: Record,
+    replaced: Sequence[Write],
+    capabilities: Capabilities,
 ) -> list[Step]:
     """Return the steps that bring staged bytes to their key, over what the transaction put there."""
     known = [w.record.etag for w in replaced if w.record is not None]
@@ -278,4 +285,4 @@ def _move(
         ambiguous=write.ambiguous,
         extra=write.extra,
     )
-    return [copy, *undo([write], {record.namespace: capabilities})]
+    return [copy, *undo(transaction_id, [write], {record.namespace: capabilities})]

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 import uuid_utils
 
-from fennflow.backends import Area, Commit, ObjectKey, Record, TransactionToken
+from fennflow.backends import Area, Commit, ObjectKey, Record, TransactionToken, WriteId
 from fennflow.connectors import Location
 from fennflow.engine.adopting import Adoption, new_fill, unfinished
 from fennflow.engine.catalogs import Registry
@@ -296,7 +296,6 @@ class _Run:
             settings=self.settings,
             filling=False,
             dead_before=time.time() - config.max_transaction_age,
-            transaction_id=transaction_id,
             catalog_id=self.reconciler.context.backend.catalog_id,
         )
         late_writes = await self.reconciler.context.backend.late_writes(list(stored))
@@ -307,5 +306,6 @@ class _Run:
                 verdicts.append(unreadable(key))
                 continue
             record = records.get(key)
-            verdicts.append(judge(key, there, record, policy, seq=seq, late_writes=late_writes))
+            write = WriteId(transaction_id, seq)
+            verdicts.append(judge(key, there, record, policy, write=write, late_writes=late_writes))
         return [verdict for verdict in verdicts if verdict is not None]

@@ -491,7 +491,7 @@ class Recovery:
                 {write.intent.namespace for write in writes}
             )
             reached = [each for each in writes if each.intent.namespace in capabilities]
-            unsettled.undo = undo(reached, capabilities)
+            unsettled.undo = undo(found.token.transaction_id, reached, capabilities)
             unsettled.late_writes = late_writes(found.token.transaction_id, writes)
             async with self._slots:
                 return await self._settle(unsettled)

@@ -579,7 +579,7 @@ class Session(Block):
         writes = list(tx.writes.values())
         return Unsettled(
             lease=tx.lease,
-            undo=undo(writes, tx.capabilities),
+            undo=undo(tx.transaction_id, writes, tx.capabilities),
             late_writes=late_writes(tx.transaction_id, writes),
             # Once the outcome is known here they are called from here.
             callbacks=tx.callbacks if tx.outcome is None else Callbacks(),

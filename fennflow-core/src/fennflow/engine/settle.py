@@ -12,7 +12,7 @@ from datetime import timedelta
 from functools import partial
 from typing import TYPE_CHECKING, TypeGuard, TypeVar
 
-from fennflow.backends import AbortUpload, Copy, Delete, ObjectKey, Step
+from fennflow.backends import AbortUpload, Copy, Delete, ObjectKey, Step, WriteId
 from fennflow.connectors import (
     CopyRequest,
     CopySource,
@@ -90,7 +90,7 @@ class Settler:
         if not self.failed:
             return
         error = next(iter(self.failed.values()))
-        names = [f"{key.namespace}/{key.key}" for key in list(self.failed)[:NAMED]]
+        names = [str(key) for key in list(self.failed)[:NAMED]]
         more = len(self.failed) - len(names)
         error.add_note(
             f"Not finished yet: {', '.join(names)}{f' and {more} more' if more > 0 else ''}."
@@ -201,7 +201,9 @@ class Settler:
             there, _ = await self._retry(
                 step, lambda: self.context.connector.head(step.namespace, target)
             )
-            if there is not None and made_by(there, self.lease.token.transaction_id, step.seq):
+            if there is not None and made_by(
+                there, WriteId(self.lease.token.transaction_id, step.seq)
+            ):
                 # P30: done before, the answer was lost
                 await self._retry(step, lambda: self._end_upload_of(step))
                 self.progress.uploads.pop(step.seq, None)
@@ -211,7 +213,7 @@ class Settler:
             # Of a condition on a target that is gone, some stores answer that too with 404.
             stamp = None if there is None else stamp_of(there)
             # It may be from an earlier write of this transaction whose response was lost.
-            if stamp is None or stamp.transaction_id != self.lease.token.transaction_id:
+            if stamp is None or stamp.write.transaction_id != self.lease.token.transaction_id:
                 log_event(
                     logging.WARNING,
                     "%s/%s was modified outside FennFlow; overwriting it with the committed version (P17)",
@@ -308,7 +310,7 @@ class Settler:
         if step.etag is not None and conditions != "none":
             return [Deletion(location=step.location, if_match=step.etag)]
         if capabilities.versioned:
-            return await self._own_versions(step)
+            return await self._own_versions(step, step.owner)
         there, _ = await self._retry(
             step, lambda: self.context.connector.head(step.namespace, step.location)
         )
@@ -318,14 +320,12 @@ class Settler:
         return [Deletion(location=step.location, if_match=etag)]
 
     def _is_own(self, there: StoredObject | None, step: Delete) -> TypeGuard[StoredObject]:
-        transaction_id = step.owner_transaction or self.lease.token.transaction_id
-        return step.owner is not None and made_by(there, transaction_id, step.owner)
+        return step.owner is not None and made_by(there, step.owner)
 
-    async def _own_versions(self, step: Delete) -> Sequence[Deletion]:
-        transaction_id = step.owner_transaction or self.lease.token.transaction_id
+    async def _own_versions(self, step: Delete, owner: WriteId) -> Sequence[Deletion]:
+        namespace, key = step.namespace, step.location.key
         versions, _ = await self._retry(
-            step,
-            lambda: versions_since(self.context, step.namespace, step.location.key, transaction_id),
+            step, lambda: versions_since(self.context, namespace, key, owner.transaction_id)
         )
         own: list[Deletion] = []
         for version in versions:

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from typing import NamedTuple
 from uuid import UUID
 
+from fennflow.backends import WriteId
 from fennflow.connectors import StoredObject
 
 PREFIX = "fennflow_"
@@ -25,28 +26,21 @@ class Stamp(NamedTuple):
     """Which write made an object, and what it holds.
 
     Attributes:
-        transaction_id: of the transaction.
-        seq: of the write in it.
+        write: which one.
         content_type: the tag of its class. For people who look at the bucket: it is never read.
         sha256: of its bytes; likewise.
         catalog_id: of the catalog that the transaction belongs to, if that outlives its process.
     """
 
-    transaction_id: str
-    seq: int
+    write: WriteId
     content_type: str | None = None
     sha256: str | None = None
     catalog_id: str | None = None
 
-    @property
-    def write(self) -> tuple[str, int]:
-        """What identifies the write."""
-        return self.transaction_id, self.seq
-
 
 def stamped(metadata: Mapping[str, str], stamp: Stamp) -> dict[str, str]:
     """Return the user's metadata with the stamp added."""
-    own = {"transaction": stamp.transaction_id, "seq": str(stamp.seq)}
+    own = {"transaction": stamp.write.transaction_id, "seq": str(stamp.write.seq)}
     if stamp.content_type is not None:
         own["type"] = stamp.content_type
     if stamp.sha256 is not None:
@@ -78,7 +72,7 @@ def stamp_of(stored: StoredObject) -> Stamp | None:
     write = checked_write(
         stored.metadata.get(PREFIX + "transaction", ""), stored.metadata.get(PREFIX + "seq", "")
     )
-    return None if write is None else Stamp(*write, catalog_id=catalog_id)
+    return None if write is None else Stamp(write, catalog_id=catalog_id)
 
 
 def is_catalog_id(text: str) -> bool:
@@ -86,11 +80,11 @@ def is_catalog_id(text: str) -> bool:
     return _CATALOG.fullmatch(text) is not None
 
 
-def checked_write(transaction_id: str, seq: str) -> tuple[str, int] | None:
-    """Return a transaction's id and the sequence of a write; None if texts cannot be these."""
+def checked_write(transaction_id: str, seq: str) -> WriteId | None:
+    """Return the id of a write; None if texts cannot be the parts of one."""
     if not _ID.fullmatch(transaction_id) or not _SEQ.fullmatch(seq) or int(seq) > MAX_SEQ:
         return None
-    return transaction_id, int(seq)
+    return WriteId(transaction_id, int(seq))
 
 
 def began(transaction_id: str) -> datetime | None:
@@ -107,7 +101,7 @@ def began(transaction_id: str) -> datetime | None:
         return None  # a year that no calendar has
 
 
-def made_by(stored: StoredObject | None, transaction_id: str, seq: int) -> bool:
+def made_by(stored: StoredObject | None, write: WriteId) -> bool:
     """Return whether an object was made by this write."""
     stamp = None if stored is None else stamp_of(stored)
-    return stamp is not None and stamp.write == (transaction_id, seq)
+    return stamp is not None and stamp.write == write

@@ -81,5 +81,5 @@ def warn_of_unreadable(key: ObjectKey, error: BaseConnectorException) -> None:
         key.namespace,
         error,
         rule="reconcile",
-        key=f"{key.namespace}/{key.key}",
+        key=str(key),
     )

@@ -22,6 +22,7 @@ from fennflow.backends import (
     Placement,
     Record,
     TransactionToken,
+    WriteId,
     changed_reads,
     conflict,
 )
@@ -529,8 +530,7 @@ class Transaction:
             staging_key(
                 self.config.reserved_prefix,
                 self.backend.catalog_id,
-                self.transaction_id,
-                seq,
+                WriteId(self.transaction_id, seq),
             )
             if staged
             else key.key

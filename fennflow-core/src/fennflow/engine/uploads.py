@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fennflow.backends import Record
+from fennflow.backends import Record, WriteId
 from fennflow.connectors import ObjectAttributes, check_attributes
 from fennflow.engine.stamps import Stamp, stamped
 from fennflow.engine.streaming import Source
@@ -97,7 +97,8 @@ def attributes_of(
         seq: of the write.
         staged: whether the bytes are on their way, without what only the object at its key may have.
     """
-    stamp = Stamp(tx.transaction_id, seq, upload.content_type, upload.sha256, tx.backend.stamped_id)
+    write = WriteId(tx.transaction_id, seq)
+    stamp = Stamp(write, upload.content_type, upload.sha256, tx.backend.stamped_id)
     left_out = tx.connector.at_the_key_only if staged else frozenset[str]()
     return ObjectAttributes(
         media_type=upload.media_type,

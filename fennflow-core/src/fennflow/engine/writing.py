@@ -9,7 +9,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 
-from fennflow.backends import Intent, LateWrite, ObjectKey, Placement, Record
+from fennflow.backends import Intent, LateWrite, ObjectKey, Placement, Record, WriteId
 from fennflow.connectors import (
     CopyRequest,
     CopySource,
@@ -216,7 +216,11 @@ async def _put_if_free(tx: Transaction, seq: int, upload: Upload, *, create: boo
             return await _put(tx, seq, upload, if_none_match=True)
         except PreconditionFailedException as error:
             there = await head(tx, key)
-            if there is not None and upload.whole and made_by(there, tx.transaction_id, seq):
+            if (
+                there is not None
+                and upload.whole
+                and made_by(there, WriteId(tx.transaction_id, seq))
+            ):
                 # An earlier attempt had succeeded, and its answer was lost.
                 return _written(tx, seq, upload, there, ambiguous=True)
             if there is not None and create and not await _is_garbage(tx, key, there):
@@ -234,7 +238,7 @@ async def _put_if_free(tx: Transaction, seq: int, upload: Upload, *, create: boo
                 key.key,
                 rule="P14",
                 transaction=tx.transaction_id,
-                key=f"{key.namespace}/{key.key}",
+                key=str(key),
             )
             return None
     return None
@@ -317,7 +321,7 @@ async def _landed(
     except BaseConnectorException as unknown:
         error.add_note(f"Whether it was written is not known: {unknown}")
         return None
-    return there if made_by(there, tx.transaction_id, seq) else None
+    return there if made_by(there, WriteId(tx.transaction_id, seq)) else None
 
 
 async def _transfer(
@@ -387,8 +391,7 @@ def _written(
         headers={**taken_over, **headers_of(upload.extra)},
         created_at=now if write.before is None else write.before.created_at,
         modified_at=now,
-        transaction_id=tx.transaction_id,
-        seq=seq,
+        write=WriteId(tx.transaction_id, seq),
     )
     tx.update(seq, sent=True, ambiguous=ambiguous, record=record, extra=upload.extra)
     return record
@@ -410,17 +413,15 @@ async def head(tx: Transaction, key: ObjectKey) -> StoredObject | None:
 async def _is_garbage(tx: Transaction, key: ObjectKey, there: StoredObject) -> bool:
     """Whether this transaction put this here, or a late request of one that is done (P14)."""
     stamp = stamp_of(there)
-    if stamp is None or stamp.transaction_id == tx.transaction_id:
+    if stamp is None or stamp.write.transaction_id == tx.transaction_id:
         return stamp is not None
-    late = LateWrite(
-        namespace=key.namespace, key=key.key, transaction_id=stamp.transaction_id, seq=stamp.seq
-    )
+    late = LateWrite(namespace=key.namespace, key=key.key, write=stamp.write)
     return late in await tx.backend.late_writes([key])
 
 
 def _cannot_repeat(key: ObjectKey) -> ObjectChangedException:
     message = (
-        f"Another writer replaced {key.namespace}/{key.key} during a one-shot upload. The call was "
+        f"Another writer replaced {key} during a one-shot upload. The call was "
         "rolled back; open the stream again and retry."
     )
     return ObjectChangedException(message)
@@ -429,7 +430,7 @@ def _cannot_repeat(key: ObjectKey) -> ObjectChangedException:
 def already_exists(key: ObjectKey) -> RecordAlreadyExistsException:
     """Return the exception for a key that `create` finds taken."""
     message = (
-        f"{key.namespace}/{key.key} already exists. The call was rolled back. "
+        f"{key} already exists. The call was rolled back. "
         "Use put() to overwrite it, or choose another name."
     )
     return RecordAlreadyExistsException(message)

@@ -29,6 +29,7 @@ from fennflow.backends import (
     ObjectKey,
     Outcome,
     Record,
+    WriteId,
 )
 from fennflow.config import BackendConfig
 from fennflow.connectors import Location
@@ -229,9 +230,9 @@ class BackendSuite(JobSuite):
         async def scenario(backend: Backend) -> None:
             transaction = new_transaction()
             first = LateWrite(
-                namespace="bucket", key="a", transaction_id=transaction.transaction_id, seq=1
+                namespace="bucket", key="a", write=WriteId(transaction.transaction_id, 1)
             )
-            second = replace(first, seq=2)
+            second = replace(first, write=WriteId(transaction.transaction_id, 2))
             await backend.begin_writes(transaction, [A], plan_for(A))
             steps = [Delete(namespace="bucket", location=Location("old"))]
             await backend.commit(transaction, Commit(steps=steps, late_writes=[first]))

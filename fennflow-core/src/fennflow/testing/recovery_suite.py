@@ -26,6 +26,7 @@ from fennflow.backends import (
     Record,
     Step,
     TransactionToken,
+    WriteId,
 )
 from fennflow.config import BackendConfig
 from fennflow.connectors import Location
@@ -77,8 +78,7 @@ def record(
         metadata={"schlüssel": "wert"},
         created_at=NOW,
         modified_at=NOW,
-        transaction_id=transaction.transaction_id,
-        seq=seq,
+        write=WriteId(transaction.transaction_id, seq),
     )
 
 
@@ -139,9 +139,7 @@ class RecoverySuite:
                 removed=[C],
                 steps=[Delete(namespace="bucket", location=Location("c"), etag="e1")],
                 late_writes=[
-                    LateWrite(
-                        namespace="bucket", key="a", transaction_id=token.transaction_id, seq=1
-                    )
+                    LateWrite(namespace="bucket", key="a", write=WriteId(token.transaction_id, 1))
                 ],
                 reads={B: record(B, before), C: None},
                 jobs=[],
@@ -191,8 +189,7 @@ class RecoverySuite:
                     namespace="bucket",
                     location=Location("a", "v2"),
                     etag="e1",
-                    owner=3,
-                    owner_transaction="other",
+                    owner=WriteId("other", 3),
                     for_key="a",
                 ),
                 AbortUpload(namespace="bucket", key="a", upload_id="u"),
@@ -407,7 +404,7 @@ class RecoverySuite:
             transaction, cleaner = new_transaction(), new_transaction()
             late = [
                 LateWrite(
-                    namespace="bucket", key=key, transaction_id=transaction.transaction_id, seq=seq
+                    namespace="bucket", key=key, write=WriteId(transaction.transaction_id, seq)
                 )
                 for key, seq in (("a", 2), ("a", 10), ("b", 1))
             ]
