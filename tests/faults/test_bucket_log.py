@@ -162,6 +162,7 @@ def commit(transaction: str, *keys: str) -> Command:
         "removed": [],
         "steps": "[]",
         "late": [],
+        "jobs": [[transaction, 1, "hook", "{}", "committed", key] for key in keys[:1]],
     }
     return Command("commit", arguments)
 

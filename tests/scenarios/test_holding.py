@@ -11,7 +11,12 @@ from pathlib import Path
 import pytest
 
 from fennflow import ConfigDict, UnitOfWork, plugins
-from fennflow.backends import Backend, InMemoryBackendConfig, SqlalchemyBackendConfig
+from fennflow.backends import (
+    Backend,
+    BucketBackendConfig,
+    InMemoryBackendConfig,
+    SqlalchemyBackendConfig,
+)
 from fennflow.config import BackendConfig
 from fennflow.connectors import InMemoryConnectorConfig
 from fennflow.exceptions import (
@@ -49,15 +54,16 @@ def make_uow(backend: BackendConfig, **settings: object) -> type[FilesUOW]:
     return UOW
 
 
-@pytest.fixture(params=["memory", "sqlite"])
+@pytest.fixture(params=["memory", "sqlite", "bucket"])
 async def uow_class(
     request: pytest.FixtureRequest, tmp_path: Path
 ) -> AsyncGenerator[type[FilesUOW]]:
-    found = make_uow(
-        InMemoryBackendConfig(name=f"held{next(numbers)}")
-        if request.param == "memory"
-        else SqlalchemyBackendConfig(url=f"sqlite:///{tmp_path}/held.db")
-    )
+    backends: dict[str, BackendConfig] = {
+        "memory": InMemoryBackendConfig(name=f"held{next(numbers)}"),
+        "sqlite": SqlalchemyBackendConfig(url=f"sqlite:///{tmp_path}/held.db"),
+        "bucket": BucketBackendConfig(namespace="files"),
+    }
+    found = make_uow(backends[request.param])
     async with found.lifespan(check=False):
         async with found() as uow:
             await uow.files.put(text("old a", "a"), text("old b", "b"))

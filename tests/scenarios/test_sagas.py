@@ -17,7 +17,12 @@ from pydantic import BaseModel, SecretStr
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 
 from fennflow import ConfigDict, UnitOfWork, plugins
-from fennflow.backends import Backend, InMemoryBackendConfig, SqlalchemyBackendConfig
+from fennflow.backends import (
+    Backend,
+    BucketBackendConfig,
+    InMemoryBackendConfig,
+    SqlalchemyBackendConfig,
+)
 from fennflow.connectors import InMemoryConnectorConfig
 from fennflow.exceptions import (
     CommitUncertainException,
@@ -98,13 +103,14 @@ def make_shop(backend: Any, **settings: Any) -> Shop:
     return made
 
 
-@pytest.fixture(params=["memory", "sqlite"])
+@pytest.fixture(params=["memory", "sqlite", "bucket"])
 async def shop(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncGenerator[Shop]:
-    backend = InMemoryBackendConfig(name=f"saga{next(numbers)}")
-    if request.param == "sqlite":
-        shop = make_shop(SqlalchemyBackendConfig(url=f"sqlite:///{tmp_path}/shop.db"))
-    else:
-        shop = make_shop(backend)
+    backends: dict[str, Any] = {
+        "memory": InMemoryBackendConfig(name=f"saga{next(numbers)}"),
+        "sqlite": SqlalchemyBackendConfig(url=f"sqlite:///{tmp_path}/shop.db"),
+        "bucket": BucketBackendConfig(namespace="files"),
+    }
+    shop = make_shop(backends[request.param])
     async with shop.uow.lifespan(check=False):
         yield shop
 

@@ -19,6 +19,7 @@ from fennflow.backends import (
     Decision,
     Fill,
     Guarantees,
+    Job,
     JournaledTransaction,
     LateWrite,
     ObjectKey,
@@ -26,13 +27,17 @@ from fennflow.backends import (
     Plan,
     Record,
     TransactionToken,
+    dump_commit,
     dump_steps,
+    load_commit,
 )
+from fennflow.backends.values import ATTEMPTS_IN_ORDER
 from fennflow.paths import after_prefix
 from fennflow_bucket.cache import state_file
 from fennflow_bucket.clocks import SECOND
 from fennflow_bucket.commands import Command, records_at
 from fennflow_bucket.following import Limits
+from fennflow_bucket.jobs import has_jobs, job_of, job_row, jobs_in
 from fennflow_bucket.log import Log
 from fennflow_bucket.replica import Replica
 from fennflow_bucket.rows import (
@@ -54,7 +59,7 @@ if TYPE_CHECKING:
 DAY = 86400 * SECOND
 MIN_RETENTION = 1800.0
 MAX_TRUST = 300.0
-_ROW = "transaction_id, token, began_at, lease_until, outcome"
+_ROW = "transaction_id, token, began_at, lease_until, outcome, held, held_until"
 
 
 def new_backend(config: BucketBackendConfig, settings: ConfigDict) -> Backend:
@@ -280,6 +285,7 @@ class BucketBackend(Backend):
             "removed": key_rows(commit.removed),
             "steps": dump_steps(commit.steps),
             "late": [late_row(each) for each in commit.late_writes],
+            "jobs": [job_row(each) for each in commit.jobs],
         }
         await self._replica.run(Command("commit", arguments, commit.reads))
 
@@ -403,6 +409,83 @@ class BucketBackend(Backend):
         return await self._replica.read(work)
 
     @override
+    async def hold(self, token: TransactionToken, commit: Commit, seconds: float) -> None:
+        await self._run("hold", token, commit=dump_commit(commit), seconds=round(seconds * SECOND))
+
+    @override
+    async def take_held(self, transaction_id: str) -> JournaledTransaction | None:
+        self._used = True
+        token = await self._replica.run(Command("take_held", {"id": transaction_id}))
+        if token is None:
+            return None
+        now = self._replica.now()
+
+        def work(db: Connection) -> JournaledTransaction | None:
+            row = db.execute(
+                f"SELECT {_ROW} FROM transactions WHERE transaction_id = ? AND token = ?",
+                (transaction_id, token),
+            ).fetchone()
+            return None if row is None else _journaled(db, row, now)
+
+        return await self._replica.read(work, current=False)
+
+    # --- compensations and hooks -------------------------------------------------------------
+
+    @property
+    @override
+    def keeps_jobs(self) -> bool:
+        return True
+
+    @override
+    async def add_jobs(self, jobs: Collection[Job]) -> None:
+        self._used = True
+        await self._replica.run(Command("add_jobs", {"jobs": [job_row(each) for each in jobs]}))
+
+    @override
+    async def claim_jobs(
+        self,
+        names: Collection[str],
+        *,
+        limit: int,
+        transaction_id: str | None = None,
+        hurry: bool = False,
+    ) -> Sequence[Job]:
+        if not await self._replica.read(has_jobs, current=False):
+            return []  # an idle process sends no requests
+        arguments = {
+            "names": sorted(names),
+            "limit": limit,
+            "transaction": transaction_id,
+            "hurry": hurry,
+            "in_order": ATTEMPTS_IN_ORDER,
+        }
+        rows = await self._replica.run(Command("claim_jobs", arguments))
+        return [job_of(row) for row in rows]
+
+    @override
+    async def keep_job(
+        self, job: Job, *, retry_in: float | None = None, error: str | None = None
+    ) -> bool:
+        arguments = {
+            "id": job.transaction_id,
+            "number": job.number,
+            "attempts": job.attempts,
+            "pause": None if retry_in is None else round(retry_in * SECOND),
+            "error": error,
+        }
+        kept: bool = await self._replica.run(Command("keep_job", arguments))
+        return kept
+
+    @override
+    async def end_jobs(self, jobs: Collection[Job]) -> None:
+        rows = [[each.transaction_id, each.number, each.attempts] for each in jobs]
+        await self._replica.run(Command("end_jobs", {"jobs": rows}))
+
+    @override
+    async def jobs(self, *, limit: int, transaction_id: str | None = None) -> Sequence[Job]:
+        return await self._replica.read(lambda db: jobs_in(db, transaction_id, limit))
+
+    @override
     async def known(self, transaction_ids: Collection[str]) -> Collection[str]:
         if not transaction_ids:
             return []
@@ -430,10 +513,11 @@ def _has_transactions(db: Connection) -> bool:
 
 
 def _journaled(db: Connection, row: Sequence[object], now: int) -> JournaledTransaction:
-    transaction_id, fence, began_at, lease_until, outcome = row
+    transaction_id, fence, began_at, lease_until, outcome, held, held_until = row
     assert isinstance(began_at, int)  # noqa: S101 - the table says so
     assert isinstance(lease_until, int)  # noqa: S101 - likewise
     assert isinstance(fence, int)  # noqa: S101 - likewise
+    held_left = (held_until - now) / SECOND if isinstance(held_until, int) else 0.0
     intents = db.execute(
         "SELECT seq, namespace, key, placement, target, upload_id FROM intents "
         "WHERE transaction_id = ? ORDER BY seq",
@@ -445,4 +529,6 @@ def _journaled(db: Connection, row: Sequence[object], now: int) -> JournaledTran
         age=(now - began_at) / SECOND,
         lease_left=(lease_until - now) / SECOND,
         intents=[intent_of(each) for each in intents],
+        held=None if held is None else load_commit(str(held)),
+        held_left=held_left,
     )

@@ -25,6 +25,7 @@ from fennflow.backends import (
 from fennflow.exceptions import TransactionLostException
 from fennflow.paths import after_prefix
 from fennflow_bucket.clocks import SECOND
+from fennflow_bucket.jobs import JOB_COMMANDS, drop_compensations, put_jobs
 from fennflow_bucket.rows import Arguments, Row, intent_row, record_of
 
 WRITER_KEPT = 7 * 86400 * SECOND
@@ -72,7 +73,8 @@ def forget(entry: Entry) -> None:
     """Forget what has expired: outcomes (P5), kept locks (P20 b) and writers; first in each entry."""
     entry.db.execute(
         "DELETE FROM outcomes WHERE forget_at <= ? AND NOT EXISTS "
-        "(SELECT 1 FROM transactions AS t WHERE t.transaction_id = outcomes.transaction_id)",
+        "(SELECT 1 FROM transactions AS t WHERE t.transaction_id = outcomes.transaction_id) "
+        "AND NOT EXISTS (SELECT 1 FROM jobs AS j WHERE j.transaction_id = outcomes.transaction_id)",
         (entry.now,),
     )
     entry.db.execute("DELETE FROM locks WHERE kept_until <= ?", (entry.now,))
@@ -186,7 +188,7 @@ def _stage(entry: Entry, arguments: dict[str, Any], plan: Any) -> Mapping[Object
         arguments["intents"] = [intent_row(each) for each in plan(records)]
     lease_until = entry.now + entry.lease
     db.execute(
-        "INSERT INTO transactions VALUES (?, 0, ?, ?, NULL, '[]') ON CONFLICT DO UPDATE "
+        "INSERT INTO transactions VALUES (?, 0, ?, ?, NULL, '[]', NULL, NULL) ON CONFLICT DO UPDATE "
         "SET lease_until = excluded.lease_until",
         (transaction_id, entry.now, lease_until),
     )
@@ -250,6 +252,8 @@ def _commit(entry: Entry, arguments: Arguments, reads: Any) -> None:
     _put_records(db, arguments["records"])
     db.executemany("DELETE FROM records WHERE namespace = ? AND key = ?", arguments["removed"])
     _decide(entry, arguments["id"], Outcome.COMMITTED)
+    drop_compensations(entry, arguments["id"])
+    put_jobs(entry, arguments["jobs"])
     _add_late_writes(entry, arguments["late"])
     if arguments["steps"] == "[]":
         _drop(entry, arguments["id"])
@@ -400,6 +404,26 @@ def _claim(entry: Entry, arguments: Arguments, _: Any) -> list[str]:
     return [str(each[0]) for each in expired]
 
 
+def _hold(entry: Entry, arguments: Arguments, _: Any) -> None:
+    if _row(entry, arguments) is not None:
+        raise lost(arguments["id"])
+    until = entry.now + arguments["seconds"]
+    entry.db.execute(
+        "UPDATE transactions SET held = ?, held_until = ?, lease_until = ? WHERE transaction_id = ?",
+        (arguments["commit"], until, until, arguments["id"]),
+    )
+
+
+def _take_held(entry: Entry, arguments: Arguments, _: Any) -> int | None:
+    """Return the new token of a transaction that is held; None if it is not."""
+    taken = entry.db.execute(
+        "UPDATE transactions SET token = token + 1, lease_until = ? "
+        "WHERE transaction_id = ? AND outcome IS NULL AND held_until > ? RETURNING token",
+        (entry.now + entry.lease, arguments["id"], entry.now),
+    ).fetchall()
+    return next((int(row[0]) for row in taken), None)
+
+
 def _fill(entry: Entry, arguments: Arguments, _: Any) -> bool:
     db, (namespace, prefix) = entry.db, arguments["area"]
     if arguments["begins"]:
@@ -460,6 +484,9 @@ COMMANDS: Mapping[str, Callable[[Entry, Any, Any], Any]] = {
     "settle": _settle,
     "heartbeat": _heartbeat,
     "claim": _claim,
+    "hold": _hold,
+    "take_held": _take_held,
+    **JOB_COMMANDS,
 }
 """By name. What one of them does to the state belongs to the format: another meaning needs another
 name, or another version of the format."""

@@ -19,7 +19,7 @@ from typing import Any
 
 from fennflow_bucket.rows import Row, dumps
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 """Of the local file, which is made again from the bucket if it has another one."""
 
 TABLES: dict[str, tuple[str, ...]] = {
@@ -27,7 +27,16 @@ TABLES: dict[str, tuple[str, ...]] = {
     "notes": ("name", "value", "noted_at"),
     "records": ("namespace", "key", "transaction_id", "seq", "body"),
     "fills": ("namespace", "prefix", "fill_id"),
-    "transactions": ("transaction_id", "token", "began_at", "lease_until", "outcome", "steps"),
+    "transactions": (
+        "transaction_id",
+        "token",
+        "began_at",
+        "lease_until",
+        "outcome",
+        "steps",
+        "held",
+        "held_until",
+    ),
     "outcomes": ("transaction_id", "outcome", "forget_at"),
     "intents": (
         "transaction_id",
@@ -40,6 +49,19 @@ TABLES: dict[str, tuple[str, ...]] = {
     ),
     "locks": ("namespace", "key", "transaction_id", "kept_until"),
     "late_writes": ("namespace", "key", "transaction_id", "seq", "due_at"),
+    "jobs": (
+        "transaction_id",
+        "number",
+        "position",
+        "name",
+        "arguments",
+        "after",
+        "order_key",
+        "attempts",
+        "due_at",
+        "lease_until",
+        "error",
+    ),
     "writers": ("writer", "seq", "seen_at"),
 }
 """The tables of the state and their columns: what a snapshot holds."""
@@ -54,6 +76,7 @@ _KEYS = {
     "intents": "transaction_id, seq",
     "locks": "namespace, key",
     "late_writes": "namespace, key, transaction_id, seq",
+    "jobs": "transaction_id, number",
     "writers": "writer",
 }
 _INTEGERS = {
@@ -62,6 +85,10 @@ _INTEGERS = {
     "noted_at",
     "began_at",
     "lease_until",
+    "held_until",
+    "number",
+    "position",
+    "attempts",
     "forget_at",
     "kept_until",
     "due_at",
@@ -73,6 +100,8 @@ _INDEXES = (
     "CREATE INDEX locks_transaction ON locks (transaction_id)",
     "CREATE INDEX locks_kept ON locks (kept_until) WHERE kept_until IS NOT NULL",
     "CREATE INDEX late_writes_due ON late_writes (due_at)",
+    "CREATE INDEX jobs_position ON jobs (position)",
+    "CREATE INDEX jobs_order ON jobs (order_key, position)",
     "CREATE INDEX writers_seen ON writers (seen_at)",
 )
 DIGEST_BYTES = 16
