@@ -10,7 +10,14 @@ import pytest
 import uuid_utils
 
 from fennflow import ConfigDict, plugins
-from fennflow.backends import InMemoryBackendConfig, LateWrite, ObjectKey, TransactionToken, WriteId
+from fennflow.backends import (
+    InMemoryBackendConfig,
+    LateWrite,
+    ObjectKey,
+    Settlement,
+    TransactionToken,
+    WriteId,
+)
 from fennflow.connectors import InMemoryConnectorConfig, Location, ObjectAttributes, PutRequest
 from fennflow.engine.stamps import Stamp, stamped
 from fennflow.exceptions import (
@@ -164,7 +171,11 @@ async def test_garbage_that_arrived_late_does_not_take_a_key(scene: Scene) -> No
     await backend.abort(dead)
     await backend.settle(
         dead,
-        late_writes=[LateWrite(namespace="bucket", key="a", write=WriteId(dead.transaction_id, 1))],
+        Settlement(
+            late_writes=[
+                LateWrite(namespace="bucket", key="a", write=WriteId(dead.transaction_id, 1))
+            ]
+        ),
     )
     for seq, key_name in ((1, "a"), (2, "b")):
         late = ObjectAttributes(

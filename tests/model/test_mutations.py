@@ -23,11 +23,12 @@ from fennflow.backends import (
     Decision,
     JournaledTransaction,
     ObjectKey,
+    Settlement,
     Step,
     TransactionToken,
 )
-from fennflow.connectors import Capabilities, Deletion
-from fennflow.engine import callbacks, garbage, recovery, session, settle, transaction, writing
+from fennflow.connectors import Capabilities, Connector, Deletion
+from fennflow.engine import callbacks, recovery, session, settle, transaction, writing
 from fennflow.engine.callbacks import Callback
 from fennflow.exceptions import AccessDeniedException, NoSuchNamespaceException
 from fennflow_memory.backend import InMemoryBackend
@@ -208,8 +209,8 @@ def no_kept_locks(stack: ExitStack) -> None:
     """P20 b: a key is free though a deletion of it may still arrive."""
     original = InMemoryBackend.settle
 
-    async def settle_(self: Any, token: TransactionToken, **kwargs: Any) -> None:
-        await original(self, token, **{**kwargs, "keep_locked": ()})
+    async def settle_(self: Any, token: TransactionToken, settlement: Settlement) -> None:
+        await original(self, token, replace(settlement, keep_locked=()))
 
     changed(stack, InMemoryBackend, "settle", settle_)
 
@@ -330,9 +331,9 @@ def no_release_of_others(stack: ExitStack) -> None:
     """P9: a step that fails keeps all keys of its session."""
     original = InMemoryBackend.settle
 
-    async def settle_(self: Any, token: TransactionToken, **kwargs: Any) -> None:
-        if kwargs.get("keys") is None:
-            await original(self, token, **kwargs)
+    async def settle_(self: Any, token: TransactionToken, settlement: Settlement) -> None:
+        if settlement.keys is None:
+            await original(self, token, settlement)
 
     changed(stack, InMemoryBackend, "settle", settle_)
 
@@ -349,7 +350,7 @@ def no_copy_over_nothing(stack: ExitStack) -> None:
 
 def no_catalog_of_garbage(stack: ExitStack) -> None:
     """P27: what another catalog has staged is garbage when it is old."""
-    changed(stack, garbage, "CONNECTOR_DIRECTORIES", {*garbage.CONNECTOR_DIRECTORIES, "neighbour"})
+    changed(stack, Connector, "incoming", frozenset({"neighbour"}))
 
 
 def no_report(stack: ExitStack) -> None:

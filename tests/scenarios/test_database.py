@@ -24,7 +24,7 @@ from sqlalchemy import Connection, event, text
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
-from fennflow.backends import Commit, ObjectKey, SqlalchemyBackendConfig
+from fennflow.backends import Commit, ObjectKey, Settlement, SqlalchemyBackendConfig
 from fennflow.exceptions import (
     BackendUnavailableException,
     ConfigException,
@@ -711,9 +711,9 @@ async def test_the_time_of_a_statement_grows_with_its_rows_and_not_with_their_sq
         # It takes a tenth of the time to release the keys; it took seven times as long.
         as_long = time.monotonic() - begun
         async with asyncio.timeout(2 * as_long):
-            await backend.settle(transaction, keys=keys[:1000])
+            await backend.settle(transaction, Settlement(keys=keys[:1000]))
         async with asyncio.timeout(5 * as_long):
-            await backend.settle(transaction, keep_locked=keys[1000:])
+            await backend.settle(transaction, Settlement(keep_locked=keys[1000:]))
         with pytest.raises(RecordLockedException):
             await backend.begin_writes(new_transaction(), keys[-1:], lambda _: ())
         await backend.begin_writes(new_transaction(), keys[:1], lambda _: ())

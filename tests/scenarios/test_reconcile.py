@@ -20,6 +20,7 @@ from fennflow.backends import (
     InMemoryBackendConfig,
     LateWrite,
     ObjectKey,
+    Settlement,
     SqlalchemyBackendConfig,
     TransactionToken,
     WriteId,
@@ -495,7 +496,7 @@ async def test_what_arrived_late_is_never_adopted(store: Store, strategy: str) -
         ]
         await journal.begin_writes(late, keys, lambda _: ())
         await journal.abort(late)
-        await journal.settle(late, late_writes=doubts)
+        await journal.settle(late, Settlement(late_writes=doubts))
     await arrive("b")
     assert await listed(uow_class) == []
     async with uow_class() as uow:

@@ -36,6 +36,7 @@ from fennflow.backends import (
     LateWrite,
     ObjectKey,
     Placement,
+    Settlement,
     SqlalchemyBackendConfig,
     TransactionToken,
     WriteId,
@@ -227,7 +228,7 @@ async def test_late_writes_are_deleted_when_they_are_due(site: Site, moto: S3Ser
             late, [ObjectKey(site.namespace, key) for key in "ab"], lambda _: ()
         )
         await backend.abort(late)
-        await backend.settle(late, late_writes=doubts)
+        await backend.settle(late, Settlement(late_writes=doubts))
     async with raw_client(moto) as client:
         for key, transaction, seq in [("a", late, 1), ("b", fresh, 2)]:
             stamp = {"fennflow_transaction": transaction.transaction_id, "fennflow_seq": str(seq)}
@@ -246,7 +247,7 @@ async def test_a_burial_that_was_broken_off_may_still_delete(site: Site, moto: S
     async with opened(site.backend) as backend:
         await backend.begin_writes(late, [ObjectKey(site.namespace, "a")], lambda _: ())
         await backend.abort(late)
-        await backend.settle(late, late_writes=[doubt])
+        await backend.settle(late, Settlement(late_writes=[doubt]))
     stamp = {"fennflow_transaction": late.transaction_id, "fennflow_seq": "1"}
     async with raw_client(moto) as client:
         await client.put_object(Bucket=site.namespace, Key="a", Body=b"late", Metadata=stamp)
@@ -357,7 +358,7 @@ async def leave_late_writes(store: Store, backend: Backend, *places: ObjectKey) 
             await connector.put(PutRequest(namespace, key, attributes), b"late")
         # From then on an engine's background work may look for them.
         await backend.abort(late)
-        await backend.settle(late, late_writes=doubts)
+        await backend.settle(late, Settlement(late_writes=doubts))
 
 
 async def test_one_refusal_does_not_stop_the_clean_up_of_the_rest(

@@ -13,6 +13,7 @@ from typing_extensions import override
 
 from fennflow import plugins
 from fennflow.backends import (
+    FINISHED,
     Area,
     Backend,
     Commit,
@@ -26,6 +27,7 @@ from fennflow.backends import (
     Outcome,
     Plan,
     Record,
+    Settlement,
     TransactionToken,
     dump_commit,
     dump_steps,
@@ -301,22 +303,14 @@ class BucketBackend(Backend):
         await self._run("relocate", token, records=[record_row(each) for each in records])
 
     @override
-    async def settle(
-        self,
-        token: TransactionToken,
-        *,
-        keys: Collection[ObjectKey] | None = None,
-        late_writes: Collection[LateWrite] = (),
-        keep_locked: Collection[ObjectKey] = (),
-        late_writes_checked: Collection[LateWrite] = (),
-    ) -> None:
+    async def settle(self, token: TransactionToken, settlement: Settlement = FINISHED) -> None:
         await self._run(
             "settle",
             token,
-            keys=None if keys is None else key_rows(keys),
-            late=[late_row(each) for each in late_writes],
-            keep=key_rows(keep_locked),
-            checked=[late_row(each) for each in late_writes_checked],
+            keys=None if settlement.keys is None else key_rows(settlement.keys),
+            late=[late_row(each) for each in settlement.late_writes],
+            keep=key_rows(settlement.keep_locked),
+            checked=[late_row(each) for each in settlement.late_writes_checked],
         )
 
     # --- late writes -------------------------------------------------------------------------

@@ -18,6 +18,7 @@ import uuid_utils
 from typing_extensions import override
 
 from fennflow.backends import (
+    FINISHED,
     Area,
     Backend,
     Commit,
@@ -31,6 +32,7 @@ from fennflow.backends import (
     Outcome,
     Plan,
     Record,
+    Settlement,
     Step,
     TransactionToken,
     WriteId,
@@ -293,24 +295,17 @@ class InMemoryBackend(Backend):
                     self._put_record(record)
 
     @override
-    async def settle(
-        self,
-        token: TransactionToken,
-        *,
-        keys: Collection[ObjectKey] | None = None,
-        late_writes: Collection[LateWrite] = (),
-        keep_locked: Collection[ObjectKey] = (),
-        late_writes_checked: Collection[LateWrite] = (),
-    ) -> None:
+    async def settle(self, token: TransactionToken, settlement: Settlement = FINISHED) -> None:
         with self._tables.lock:
             if token.transaction_id not in self._tables.transactions:
                 return
             row = self._row(token)
-            for late_write in late_writes_checked:
+            for late_write in settlement.late_writes_checked:
                 self._tables.late_writes.pop(late_write, None)
-            self._record_late_writes(late_writes)
+            self._record_late_writes(settlement.late_writes)
+            keys = settlement.keys
             released = row.locks if keys is None else row.locks.intersection(keys)
-            kept = released.intersection(keep_locked)
+            kept = released.intersection(settlement.keep_locked)
             self._release(row, released)
             if keys is None:
                 self._drop(token, row)

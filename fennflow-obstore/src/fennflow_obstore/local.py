@@ -60,12 +60,16 @@ logger = logging.getLogger("fennflow")
 
 _STAGED = re.compile(r"#\d+")
 
+_INCOMING = "incoming"
+"""The directory below the reserved prefix where files are written before they get their names."""
+
 
 class LocalConnector(ObstoreConnector):
     """Object I/O on a directory."""
 
     # Of a file obstore makes a second name, and no second file.
     copies_inside = False
+    incoming = frozenset({_INCOMING})
 
     @override
     async def open(self) -> None:
@@ -310,7 +314,7 @@ class LocalConnector(ObstoreConnector):
 
     @property
     def _incoming(self) -> str:
-        return f"{self._reserved_prefix}/incoming"
+        return f"{self._reserved_prefix}/{_INCOMING}"
 
 
 def describe(path: Path, attributes: Mapping[str, str], *, mode: int) -> int:

@@ -15,14 +15,15 @@ import uuid_utils
 from typing_extensions import override
 
 from fennflow.backends import (
+    FINISHED,
     Commit,
     Decision,
     JoinedTransaction,
-    LateWrite,
     ObjectKey,
     Outcome,
     Plan,
     Record,
+    Settlement,
     TransactionToken,
     changed_reads,
     conflict,
@@ -346,31 +347,21 @@ class SqlalchemyBackend(FillingBackend):
         await self._catalog.run(work)
 
     @override
-    async def settle(
-        self,
-        token: TransactionToken,
-        *,
-        keys: Collection[ObjectKey] | None = None,
-        late_writes: Collection[LateWrite] = (),
-        keep_locked: Collection[ObjectKey] = (),
-        late_writes_checked: Collection[LateWrite] = (),
-    ) -> None:
+    async def settle(self, token: TransactionToken, settlement: Settlement = FINISHED) -> None:
+        keys, kept = settlement.keys, settlement.keep_locked
+        late, checked = settlement.late_writes, settlement.late_writes_checked
         released = None if keys is None else {**transaction_params(token), "rows": key_rows(keys)}
 
         def work(connection: Connection) -> None:
             if not self._check_token(connection, token, missing_ok=True):
                 return
-            if late_writes_checked:
-                connection.execute(
-                    self._late_write_sql.clear, {"rows": late_write_rows(late_writes_checked)}
-                )
-            if late_writes:
-                connection.execute(
-                    self._late_write_sql.record, {"rows": late_write_rows(late_writes)}
-                )
-            if keep_locked:
-                kept = {"rows": key_rows(keep_locked), "transaction": token.transaction_id}
-                connection.execute(self._transaction_sql.keep_locks, kept)
+            if checked:
+                connection.execute(self._late_write_sql.clear, {"rows": late_write_rows(checked)})
+            if late:
+                connection.execute(self._late_write_sql.record, {"rows": late_write_rows(late)})
+            if kept:
+                locks = {"rows": key_rows(kept), "transaction": token.transaction_id}
+                connection.execute(self._transaction_sql.keep_locks, locks)
             if released is None:
                 self._drop(connection, token)
             else:

@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING
 
 from fennflow.backends.contract import Backend, JoinedTransaction, Plan
 from fennflow.backends.values import (
+    FINISHED,
     AbortUpload,
     Area,
     Commit,
@@ -44,6 +45,7 @@ from fennflow.backends.values import (
     Outcome,
     Placement,
     Record,
+    Settlement,
     Step,
     TransactionToken,
     WriteId,
@@ -72,6 +74,7 @@ else:
 
 
 __all__ = [
+    "FINISHED",
     "AbortUpload",
     "Area",
     "Backend",
@@ -93,6 +96,7 @@ __all__ = [
     "Placement",
     "Plan",
     "Record",
+    "Settlement",
     "SqlalchemyBackendConfig",
     "Step",
     "TransactionToken",

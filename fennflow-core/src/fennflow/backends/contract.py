@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
 
 from fennflow.backends.values import (
+    FINISHED,
     Commit,
     Decision,
     Fill,
@@ -17,6 +18,7 @@ from fennflow.backends.values import (
     LateWrite,
     ObjectKey,
     Record,
+    Settlement,
     TransactionToken,
 )
 from fennflow.exceptions import ConfigException
@@ -269,27 +271,10 @@ class Backend(ABC):
         """
 
     @abstractmethod
-    async def settle(
-        self,
-        token: TransactionToken,
-        *,
-        keys: Collection[ObjectKey] | None = None,
-        late_writes: Collection[LateWrite] = (),
-        keep_locked: Collection[ObjectKey] = (),
-        late_writes_checked: Collection[LateWrite] = (),
-    ) -> None:
+    async def settle(self, token: TransactionToken, settlement: Settlement = FINISHED) -> None:
         """Remove the transaction's rows and locks, or those of some keys; nothing if it has none.
 
         The outcome stays for at least `late_write_period` more (P5).
-
-        Args:
-            token: which one.
-            keys: those that are finished, while others are not yet: their locks and intents go,
-                the transaction stays. None for all of it.
-            late_writes: writes that may still arrive; due after `late_write_period`.
-            keep_locked: of the keys that are released, those that stay locked for `late_write_period`
-                (P20 b, c).
-            late_writes_checked: late writes that were due and have been seen to; they go.
 
         Raises:
             TransactionLostException: the token is no longer the transaction's.

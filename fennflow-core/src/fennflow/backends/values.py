@@ -335,6 +335,29 @@ class Commit:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Settlement:
+    """What of a transaction is finished, and what is kept of it (P6).
+
+    Args:
+        keys: those that are finished, while others are not yet: their locks and intents go, the
+            transaction stays. None for all of it.
+        late_writes: writes that may still arrive; due after `late_write_period`.
+        keep_locked: of the keys that are released, those that stay locked for `late_write_period`
+            (P20 b, c).
+        late_writes_checked: late writes that were due and have been seen to; they go.
+    """
+
+    keys: Collection[ObjectKey] | None = None
+    late_writes: Collection[LateWrite] = ()
+    keep_locked: Collection[ObjectKey] = ()
+    late_writes_checked: Collection[LateWrite] = ()
+
+
+FINISHED = Settlement()
+"""All of it is finished, and nothing is kept."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Decision:
     """How a transaction was decided, and what is left of it (P5, P6).
 

@@ -79,6 +79,9 @@ class Connector(ABC):
     signs_headers: bool = True
     """Whether presigned URLs bind headers, those of an upload and those of the answer to a download.
     Without that there are none for uploads, and for downloads only of files that no browser runs."""
+    incoming: frozenset[str] = frozenset()
+    """Directories below the reserved prefix in which bytes wait that have not arrived at their key.
+    The sweep deletes what is old there (P27)."""
     stream_threshold: int = 8 << 20
     """Bytes from which on the body of a stream goes to `upload`; a shorter one goes whole to `put`."""
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Collection, Iterable
 
-from fennflow.backends import LateWrite, ObjectKey, Step
+from fennflow.backends import LateWrite, ObjectKey, Settlement, Step
 from fennflow.engine.settle import Settler, batches_of
 
 KEYS_AT_ONCE = 1000
@@ -50,10 +50,12 @@ async def finish(
         gone = {each for each in late_writes_checked if whole or _key_of(each) in done}
         await settler.context.backend.settle(
             settler.lease.token,
-            keys=None if whole else done,
-            late_writes=late_writes,
-            keep_locked=settler.progress.keys_in_flight & done,
-            late_writes_checked=gone,
+            Settlement(
+                keys=None if whole else done,
+                late_writes=late_writes,
+                keep_locked=settler.progress.keys_in_flight & done,
+                late_writes_checked=gone,
+            ),
         )
         settler.progress.keys_in_flight -= done
         late_writes, late_writes_checked = (

@@ -38,8 +38,8 @@ from fennflow.telemetry import log_event
 
 CHECKED_AT_ONCE = 500
 SWEPT_AT_ONCE = 1000
-CONNECTOR_DIRECTORIES = {"probe", "incoming"}
-"""Where connectors keep under the reserved prefix what they are about to delete or to move."""
+PROBES = "probe"
+"""The directory below the reserved prefix of what only tries a store."""
 
 
 async def lock_free(
@@ -263,7 +263,7 @@ async def _swept(
     for each in found:
         key = each.location.key if isinstance(each, StoredObject) else each.key
         names = key.removeprefix(f"{config.reserved_prefix}/").split("/")
-        if names[0] not in {context.backend.catalog_id, *CONNECTOR_DIRECTORIES}:
+        if names[0] not in {context.backend.catalog_id, PROBES, *context.connector.incoming}:
             continue
         if (
             each.modified_at is None

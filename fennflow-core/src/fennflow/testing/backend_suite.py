@@ -29,6 +29,7 @@ from fennflow.backends import (
     ObjectKey,
     Outcome,
     Record,
+    Settlement,
     WriteId,
 )
 from fennflow.config import BackendConfig
@@ -217,7 +218,7 @@ class BackendSuite(JobSuite):
             transaction = new_transaction()
             await backend.begin_writes(transaction, [A, B], plan_for(A, B))
             await backend.abort(transaction)
-            await backend.settle(transaction, keep_locked=[A])
+            await backend.settle(transaction, Settlement(keep_locked=[A]))
             with pytest.raises(RecordLockedException):
                 await backend.begin_writes(new_transaction(), [A], plan_for(A))
             await backend.begin_writes(new_transaction(), [B], plan_for(B))
@@ -237,7 +238,7 @@ class BackendSuite(JobSuite):
             steps = [Delete(namespace="bucket", location=Location("old"))]
             await backend.commit(transaction, Commit(steps=steps, late_writes=[first]))
             assert list(await backend.late_writes([A, B])) == [first]
-            await backend.settle(transaction, late_writes=[second])
+            await backend.settle(transaction, Settlement(late_writes=[second]))
             assert set(await backend.late_writes([A])) == {first, second}
             assert list(await backend.late_writes([B])) == []
 

@@ -93,6 +93,7 @@ class FaultyConnector(Connector):
         self.max_deletions = inner.max_deletions
         self.at_the_key_only = inner.at_the_key_only
         self.copies_through_client = inner.copies_through_client
+        self.incoming = inner.incoming
         self.signs_headers = inner.signs_headers
         self.stream_threshold = inner.stream_threshold
         self.faults = faults

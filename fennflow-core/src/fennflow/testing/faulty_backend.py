@@ -8,6 +8,7 @@ from typing import TypeVar
 from typing_extensions import override
 
 from fennflow.backends import (
+    FINISHED,
     Backend,
     Commit,
     Decision,
@@ -20,6 +21,7 @@ from fennflow.backends import (
     ObjectKey,
     Plan,
     Record,
+    Settlement,
     TransactionToken,
 )
 from fennflow.testing.faulty import Effect, Faults, Operation
@@ -151,25 +153,9 @@ class FaultyBackend(Backend):
         )
 
     @override
-    async def settle(
-        self,
-        token: TransactionToken,
-        *,
-        keys: Collection[ObjectKey] | None = None,
-        late_writes: Collection[LateWrite] = (),
-        keep_locked: Collection[ObjectKey] = (),
-        late_writes_checked: Collection[LateWrite] = (),
-    ) -> None:
+    async def settle(self, token: TransactionToken, settlement: Settlement = FINISHED) -> None:
         await self._around(
-            "settle",
-            lambda: self.inner.settle(
-                token,
-                keys=keys,
-                late_writes=late_writes,
-                keep_locked=keep_locked,
-                late_writes_checked=late_writes_checked,
-            ),
-            token.transaction_id,
+            "settle", lambda: self.inner.settle(token, settlement), token.transaction_id
         )
 
     @override

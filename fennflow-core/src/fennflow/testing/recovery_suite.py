@@ -24,6 +24,7 @@ from fennflow.backends import (
     Outcome,
     Placement,
     Record,
+    Settlement,
     Step,
     TransactionToken,
     WriteId,
@@ -321,7 +322,7 @@ class RecoverySuite:
             await backend.begin_writes(transaction, [A, B, C], plan_for(A, B, C))
             await backend.commit(transaction, Commit(steps=steps))
             for _ in range(2):  # the answer to the first may have been lost
-                await backend.settle(transaction, keys=[A, B], keep_locked=[B])
+                await backend.settle(transaction, Settlement(keys=[A, B], keep_locked=[B]))
             left = await backend.abort(transaction)
             assert (left.outcome, left.finished) == (Outcome.COMMITTED, False)
             assert set(left.keys) == {C}
@@ -331,7 +332,7 @@ class RecoverySuite:
             for key in (B, C):
                 with pytest.raises(RecordLockedException):
                     await backend.begin_writes(new_transaction(), [key], plan_for(key))
-            await backend.settle(transaction, keys=[A, C], keep_locked=[A])
+            await backend.settle(transaction, Settlement(keys=[A, C], keep_locked=[A]))
             assert not (await backend.abort(transaction)).finished
             await backend.settle(transaction)
             assert (await backend.abort(transaction)).finished
@@ -371,7 +372,7 @@ class RecoverySuite:
             transaction = new_transaction()
             await backend.begin_writes(transaction, [A], plan_for(A))
             await backend.abort(transaction)
-            await backend.settle(transaction, keep_locked=[A])
+            await backend.settle(transaction, Settlement(keep_locked=[A]))
             await asyncio.sleep(0.1)
             await backend.begin_writes(new_transaction(), [A], plan_for(A))
 
@@ -389,7 +390,7 @@ class RecoverySuite:
                 await backend.begin_writes(new_transaction(), [A], plan_for(A))
             assert held.value.free_in is None
             await backend.abort(transaction)
-            await backend.settle(transaction, keep_locked=[A])
+            await backend.settle(transaction, Settlement(keep_locked=[A]))
             with pytest.raises(RecordLockedException) as kept:
                 await backend.begin_writes(new_transaction(), [A], plan_for(A))
             assert kept.value.free_in is not None
@@ -419,7 +420,7 @@ class RecoverySuite:
             assert list(await backend.due_late_writes(after=late[0], limit=1)) == late[1:2]
             await backend.begin_writes(cleaner, [A], plan_for())
             await backend.abort(cleaner)
-            await backend.settle(cleaner, late_writes_checked=late[:2])
+            await backend.settle(cleaner, Settlement(late_writes_checked=late[:2]))
             assert list(await backend.due_late_writes(after=None, limit=10)) == late[2:]
             assert list(await backend.late_writes([A])) == []
 
