@@ -10,16 +10,23 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from litestar import Litestar, post
+from litestar.exceptions import ClientException
+from litestar.params import FromPath
+from litestar.testing import TestClient
+from sqlalchemy import text as sql
+from sqlalchemy.ext.asyncio import async_sessionmaker, create_async_engine
+from sqlalchemy.pool import NullPool
 
 from fennflow import ConfigDict, UnitOfWork
 from fennflow.connectors import InMemoryConnectorConfig, ObjectAttributes, PutRequest
 from fennflow.exceptions import ConnectorUnavailableException
 from fennflow.files import TextContent
 from fennflow.repositories import CrudRepository, RepoField
-from fennflow.testing.fixtures import failing, fennflow_memory, leftovers
+from fennflow.testing.fixtures import failing, fennflow_joined, fennflow_memory, leftovers
 from fennflow.testing.stream_suite import Target, opened
 
-__all__ = ["fennflow_memory"]
+__all__ = ["fennflow_joined", "fennflow_memory"]
 
 DOCS = Path(__file__).parents[2] / "docs" / "testing.md"
 InMemory = Callable[[type[UnitOfWork]], type[UnitOfWork]]
@@ -28,6 +35,21 @@ InMemory = Callable[[type[UnitOfWork]], type[UnitOfWork]]
 class UOW(UnitOfWork):
     files = RepoField(CrudRepository, namespace="files")
     config = ConfigDict(connector=InMemoryConnectorConfig(name="production"), max_concurrency=3)
+
+
+sessions = async_sessionmaker()
+
+
+@post("/letters/{name:str}")
+async def write(name: FromPath[str]) -> list[str]:
+    async with sessions.begin() as session, UOW(join=session) as uow:
+        await session.execute(sql("CREATE TABLE IF NOT EXISTS letters (name text)"))
+        await session.execute(sql("INSERT INTO letters VALUES (:name)"), {"name": name})
+        await uow.files.put(text("Dear Ann", name))
+        if name == "broken":
+            raise ClientException
+        rows = (await session.execute(sql("SELECT name FROM letters"))).scalars().all()
+        return [*rows, *map(str, await uow.files.list())]
 
 
 def text(value: str, name: str) -> TextContent:
@@ -53,6 +75,17 @@ def test_the_example_of_the_docs_passes(tmp_path: Path) -> None:
         check=False,
     )
     assert "4 passed" in done.stdout, done.stdout + done.stderr
+
+
+def test_a_joined_program_is_tested_with_the_client_of_litestar(
+    fennflow_joined: Callable[[type[UnitOfWork]], str],
+) -> None:
+    """With those of FastAPI in the docs, and of Django in its own tests."""
+    sessions.configure(bind=create_async_engine(fennflow_joined(UOW), poolclass=NullPool))
+    app = Litestar([write], lifespan=[lambda _: UOW.lifespan()])
+    with TestClient(app) as client:
+        assert client.post("/letters/broken").status_code == 400
+        assert client.post("/letters/ann").json() == ["ann", "ann"]
 
 
 async def test_a_class_keeps_its_files_in_memory_for_a_test(fennflow_memory: InMemory) -> None:
