@@ -280,6 +280,25 @@ def run_until_killed(site: Site, scope: str, at: int, pipe: Connection, *, fails
     pipe.send(count)
 
 
+def adopt_until_killed(site: Site, at: int, pipe: Connection) -> None:
+    """Fill the empty catalog in a first call, killed at a boundary; report how many there were."""
+    count = 0
+    kill = killing(at=at)
+
+    def reached(boundary: Boundary) -> None:
+        nonlocal count
+        count += 1
+        kill(boundary)
+
+    async def main() -> None:
+        async with site.uow_class() as uow:
+            await uow.files.list()
+
+    with boundaries(reached):
+        asyncio.run(main())
+    pipe.send(count)
+
+
 def rows_of(site: Site) -> sqlalchemy.Table:
     """Return a table of the user's own, on the database of the catalog."""
     return sqlalchemy.Table(

@@ -8,7 +8,9 @@ from __future__ import annotations
 import asyncio
 import itertools
 import random
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -19,6 +21,7 @@ from crashing import (
     FULL,
     SEED,
     Site,
+    adopt_until_killed,
     catalog_aside,
     check,
     make_site,
@@ -26,6 +29,9 @@ from crashing import (
     seed,
     start,
 )
+from fennflow import ReconcileConfig
+from fennflow.connectors import ObjectAttributes, PutRequest
+from fennflow.exceptions import ReconcileFailedException
 from stores import raw_client
 
 pytestmark = [pytest.mark.crashes, pytest.mark.timeout(1800)]
@@ -59,7 +65,12 @@ SAMPLE = 5
 
 async def kill_at(site: Site, scope: str, at: int, *, fails: bool) -> int | None:
     """Run a child until it is killed; return how many boundaries it met if it was not."""
-    process, pipe = await asyncio.to_thread(start, run_until_killed, site, scope, at, fails=fails)
+    return await met(run_until_killed, site, scope, at, fails=fails)
+
+
+async def met(target: Callable[..., None], *args: Any, **kwargs: Any) -> int | None:
+    """Run a child; return how many boundaries it met, or None if it was killed."""
+    process, pipe = await asyncio.to_thread(start, target, *args, **kwargs)
     try:
         return int(await asyncio.to_thread(pipe.recv))
     except EOFError:
@@ -120,3 +131,49 @@ async def test_killed_at_any_boundary(
     await site.recover()  # I7
     assert catalog_aside(await site.store.objects()) == before
     await check(site, allowed)
+
+
+@pytest.mark.parametrize(
+    ("kind", "database"),
+    [("strict", "sqlite"), ("obstore-file", "postgresql"), ("strict", "bucket")],
+)
+async def test_a_first_reading_killed_at_any_boundary_is_continued_by_another_process(
+    kind: str, database: str, request: pytest.FixtureRequest
+) -> None:
+    """Until then no reader sees a part of it."""
+    old = [f"old/{number:02}" for number in range(20)]
+
+    async def prepare() -> Site:
+        site = await make_site(kind, database, request)
+        attributes = ObjectAttributes(media_type="text/plain")
+        async with site.store.connector() as connector:
+            for key in old:
+                await connector.put(PutRequest(site.namespace, key, attributes), b"old")
+        small = ReconcileConfig(batch_size=3)
+        return replace(site, settings={**site.settings, "reconcile": small})
+
+    total = await met(adopt_until_killed, await prepare(), 1 << 30)
+    assert total is not None
+    assert total > len(old) // 3
+    points: Sequence[int] = range(total)
+    if not FULL:
+        points = random.Random(f"{SEED} {kind} {database}").sample(points, 4)
+    for at in points:
+        site = await prepare()
+        await met(adopt_until_killed, site, at)
+        never = ReconcileConfig(frequency="never")
+        reader = replace(site, settings={**site.settings, "reconcile": never})
+        if problems := (await reader.uow_class.diagnose()).problems:
+            assert "fennflow adopt" in problems[0]
+            with pytest.raises(ReconcileFailedException, match="fennflow adopt"):
+                await listed(reader)
+        else:
+            assert await listed(reader) in ([], old)
+        assert await listed(site) == old
+        assert (await site.uow_class.diagnose()).problems == ()
+        assert set((await site.journal()).values()) == {0}
+
+
+async def listed(site: Site) -> list[str]:
+    async with site.uow_class() as uow:
+        return [str(path) for path in await uow.files.list()]

@@ -626,8 +626,29 @@ async def test_the_doctor_names_rules_that_delete_what_fennflow_keeps(
         await client.put_bucket_lifecycle_configuration(
             Bucket=store.namespace, LifecycleConfiguration=rules
         )
-    problems = (await store.uow().diagnose()).problems
-    assert any("tidy" in each for each in problems) is named
+    diagnosis = await store.uow().diagnose()
+    assert any("tidy" in each for each in diagnosis.problems) is named
+    aborts = any("No lifecycle rule" in each for each in diagnosis.advice)
+    assert aborts is ("AbortIncompleteMultipartUpload" not in rule)
+
+
+@pytest.mark.parametrize(
+    ("kind", "fault", "said"),
+    [
+        ("moto", None, "No lifecycle rule"),
+        ("moto", Fault.DENIED, "cannot be read: AccessDeniedException"),
+        ("strict", None, "cannot be read: ConnectorCapabilityException"),
+    ],
+)
+async def test_the_doctor_says_if_there_are_no_rules_or_it_cannot_read_them(
+    kind: str, fault: Fault | None, said: str, request: pytest.FixtureRequest
+) -> None:
+    store = await make_store(kind, request)
+    assert store.server is not None
+    with store.server.failing(lambda each: fault if "lifecycle" in each.query else None):
+        diagnosis = await store.uow().diagnose()
+    assert diagnosis.problems == ()
+    assert [each for each in diagnosis.advice if said in each]
 
 
 async def test_names_that_a_server_cannot_keep_are_refused_before_anything_is_journaled(

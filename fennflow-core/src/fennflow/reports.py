@@ -216,6 +216,10 @@ class NamespaceDiagnosis:
         catalogs: that write in it, the oldest first.
         rules: names of lifecycle rules of the bucket that delete or archive what is under the
             reserved prefix.
+        rules_unread: why the lifecycle rules cannot be read; None if they can, or if the connector
+            does not see such rules.
+        aborts_uploads: whether a lifecycle rule aborts unfinished multipart uploads; None if that
+            is not known.
     """
 
     capabilities: Capabilities | None = None
@@ -227,6 +231,8 @@ class NamespaceDiagnosis:
     lists_uploads: bool = True
     catalogs: Sequence[CatalogInfo] = ()
     rules: Sequence[str] = ()
+    rules_unread: str | None = None
+    aborts_uploads: bool | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

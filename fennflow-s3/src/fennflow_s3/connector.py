@@ -18,6 +18,7 @@ from fennflow.connectors import (
     CopyRequest,
     Deletion,
     DeletionReport,
+    LifecycleRules,
     Location,
     ObjectAttributes,
     PendingUpload,
@@ -371,7 +372,7 @@ class S3Connector(Connector):
                     )
 
     @override
-    async def rules_on(self, namespace: str, prefix: str) -> Sequence[str]:
+    async def rules_on(self, namespace: str, prefix: str) -> LifecycleRules:
         return await rules_on(self._client, namespace, prefix)
 
     @override

@@ -1,4 +1,8 @@
-"""What a copy takes along, and copies of what is too large for one CopyObject."""
+"""What a copy takes along, and copies of what is too large for one CopyObject.
+
+CopyObject names no `AnnotationDirective`, of which the default is COPY: `copy` and `move` keep the
+annotations of a file, as S3 does, whether they go to its key at once or by way of staged bytes.
+"""
 
 from __future__ import annotations
 

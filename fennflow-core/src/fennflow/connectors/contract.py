@@ -16,6 +16,7 @@ from fennflow.connectors.values import (
     CopyRequest,
     Deletion,
     DeletionReport,
+    LifecycleRules,
     Location,
     ObjectAttributes,
     PendingUpload,
@@ -337,13 +338,16 @@ class Connector(ABC):
         for upload in nothing:
             yield upload
 
-    async def rules_on(self, namespace: str, prefix: str) -> Sequence[str]:
-        """Return the names of rules of the bucket that delete or archive objects under a prefix.
+    async def rules_on(self, namespace: str, prefix: str) -> LifecycleRules | None:
+        """Return what the lifecycle rules of the bucket do under a prefix; `doctor` asks.
 
-        Not abstract: most stores have no such rules, or do not show them; `doctor` asks.
+        Not abstract: most connectors do not see such rules, and return None.
+
+        Raises:
+            BaseConnectorException: the store has them, and does not show them.
         """
         del namespace, prefix
-        return ()
+        return None
 
     async def presign(
         self,

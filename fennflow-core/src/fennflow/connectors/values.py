@@ -306,6 +306,19 @@ class PendingUpload:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LifecycleRules:
+    """What the lifecycle rules of a bucket do.
+
+    Args:
+        removing: names of those that delete or archive objects under the prefix that was asked for.
+        abort_uploads: whether one aborts unfinished multipart uploads, of the whole bucket.
+    """
+
+    removing: Sequence[str] = ()
+    abort_uploads: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class UploadTerms:
     """What the signature of an upload binds. What it does not bind is the uploader's choice.
 

@@ -162,9 +162,16 @@ async def _look(context: EngineContext, namespace: str) -> NamespaceDiagnosis:
         latency=latency,
         clock_skew=skew,
         catalogs=catalogs,
-        rules=await context.connector.rules_on(namespace, f"{context.config.reserved_prefix}/"),
     )
     prefix = f"{context.config.reserved_prefix}/"
+    try:
+        rules = await context.connector.rules_on(namespace, prefix)
+    except FennFlowException as error:
+        diagnosis = replace(diagnosis, rules_unread=f"{type(error).__name__}: {error}")
+    else:
+        if rules is not None:
+            aborts = rules.abort_uploads
+            diagnosis = replace(diagnosis, rules=rules.removing, aborts_uploads=aborts)
     try:
         await _first(context.connector.list(namespace, prefix))
         await _first(context.connector.uploads(namespace, prefix))
@@ -232,6 +239,18 @@ def _advice(context: EngineContext, diagnosis: Diagnosis) -> list[str]:
             advice.append(
                 f"{namespace} does not list unfinished multipart uploads: those of dead processes "
                 "stay. Let a lifecycle rule of the store abort them."
+            )
+        elif found.aborts_uploads is False:
+            advice.append(
+                f"No lifecycle rule of {namespace} aborts unfinished multipart uploads. FennFlow aborts "
+                "its own, but not one whose process died before it knew the id. Add a rule with "
+                "AbortIncompleteMultipartUpload after 7 days."
+            )
+        if found.rules_unread is not None:
+            advice.append(
+                f"The lifecycle rules of {namespace} cannot be read: {found.rules_unread} Make sure "
+                f"that none of them deletes or archives objects under "
+                f"{context.config.reserved_prefix}/, and that one aborts unfinished multipart uploads."
             )
         if capabilities is None or capabilities.versioned:
             continue

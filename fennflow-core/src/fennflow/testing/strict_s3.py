@@ -120,6 +120,8 @@ class StrictS3:
         if not call.key:
             if method == "POST" and "delete" in query:
                 return self._delete_objects
+            if "lifecycle" in query:
+                raise S3Error(HTTPStatus.NOT_IMPLEMENTED, "NotImplemented")
             routes = {
                 ("PUT", "versioning"): self._put_versioning,
                 ("GET", "versioning"): self._get_versioning,
