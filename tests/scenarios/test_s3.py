@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from botocore.utils import parse_timestamp
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -40,6 +41,7 @@ from fennflow.files import BinaryContent, StreamContent, TextContent
 from fennflow.testing import Fault, S3Server, strict_s3_server
 from fennflow.testing.strict_s3 import Lacking
 from fennflow_s3 import probe
+from fennflow_s3.answers import time_of
 from fennflow_s3.client import from_code, is_refusal
 from fennflow_s3.probe import is_aws
 from stores import Store, make_store, new_bucket, obstore_config, raw_client, s3_config
@@ -347,6 +349,31 @@ def test_an_answer_is_a_refusal_or_leaves_open_what_happened(
 ) -> None:
     """P20."""
     assert is_refusal(code, status) is refused
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("2026-11-26T10:11:12Z", "2026-11-26T10:11:12.345Z", "2026-11-26T10:11:12.123456789Z"),
+        *(
+            "2026-11-26T10:11:12+02:00",
+            "Thu, 26 Nov 2026 10:11:12 GMT",
+            "Thu Nov 26 10:11:12 2026 GMT",
+        ),
+        *("Nov 26 2026 10:11 GMT", "1764151872", 1764151872),
+    ],
+)
+def test_a_time_is_what_botocore_makes_of_it(text: Any) -> None:
+    assert time_of(text) == parse_timestamp(text)
+    assert time_of(text).tzinfo is not None
+
+
+@pytest.mark.parametrize("text", ["", "Z", "x GMT", "2026-99-99T00:00:00Z", "Thu, 99 Nov 2026 GMT"])
+def test_a_text_that_is_no_time_is_what_botocore_makes_of_it(text: str) -> None:
+    with pytest.raises(ValueError, match="Invalid timestamp"):
+        parse_timestamp(text)
+    with pytest.raises(ValueError, match="Invalid timestamp"):
+        time_of(text)
 
 
 @pytest.mark.parametrize("size", [1, 6 << 20])

@@ -44,6 +44,7 @@ from fennflow.exceptions import (
     PreconditionFailedException,
 )
 from fennflow.printable import cause_to_show, without_credentials
+from fennflow_s3.answers import time_of
 from fennflow_s3.first_attempt import FirstAttempts, answer_to_first_attempt, content_md5
 from fennflow_s3.window import Window
 
@@ -177,6 +178,7 @@ def client_context(config: S3ConnectorConfig) -> AbstractAsyncContextManager[S3C
     session = AioSession(profile=config.profile_name)
     # Parsing botocore's model of S3 takes most of the time that a new client takes.
     session.register_component("data_loader", _loader(session.get_config_variable("data_path")))
+    session.get_component("response_parser_factory").set_parser_defaults(timestamp_parser=time_of)
     session.register("before-sign.s3.DeleteObjects", _add_content_md5)
     session.register("before-parameter-build.s3.ListMultipartUploads", _ask_for_encoded_keys)
     session.register("after-call.s3.ListMultipartUploads", _decode_keys)
