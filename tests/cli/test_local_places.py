@@ -261,6 +261,13 @@ def test_what_is_no_file_is_refused(program: Program, way: str) -> None:
     assert (source / "a.txt").exists()
 
 
+def test_a_pipe_is_not_called_missing(program: Program) -> None:
+    os.mkfifo(program.directory / "pipe")
+    done = program("cp", "pipe", "files:k")
+    assert done.code == 1
+    assert "cat pipe | fennflow cp … -" in done.err.replace("\n", " ")
+
+
 def test_a_source_that_was_changed_meanwhile_is_kept(
     program: Program, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -298,8 +298,15 @@ def _local(text: str, *, recursive: bool, follow_links: bool) -> list[Source]:
         fail(FileException(f"{source} cannot be read: {error}. Nothing was done."))
     except FileException as error:
         fail(error)
-    hint = " It is a directory: add --recursive." if source.is_dir() else ""
-    message = f"There is no file {source}.{hint}"
+    if source.is_dir():
+        message = f"{source} is a directory: add --recursive. Nothing was done."
+    elif source.exists():
+        message = (
+            f"{source} is not a file. If it is a pipe, give its bytes to standard input and name "
+            f"that: cat {source} | fennflow cp … - … Nothing was done."
+        )
+    else:
+        message = f"There is no file {source}."
     return fail(FileException(message))
 
 
