@@ -158,6 +158,8 @@ class Site:
             "UPDATE {}transactions SET lease_until = 0",
             "UPDATE {}late_writes SET due_at = 0",
             "UPDATE {}locks SET kept_until = 0 WHERE kept_until IS NOT NULL",
+            "UPDATE {}compensations SET lease_until = 0, due_at = 0",
+            "UPDATE {}hooks SET lease_until = 0, due_at = 0",
         )
 
     async def recover(self) -> None:
