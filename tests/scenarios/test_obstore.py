@@ -16,6 +16,7 @@ import pytest
 from obstore.exceptions import AlreadyExistsError
 
 from fennflow import ReconcileConfig
+from fennflow.backends import SqlalchemyBackendConfig
 from fennflow.connectors import (
     Capabilities,
     CopyRequest,
@@ -34,11 +35,13 @@ from fennflow.exceptions import (
     ConnectorCapabilityException,
     ConnectorUnavailableException,
     FennFlowException,
+    IncompleteListingException,
     KeyException,
     NoSuchNamespaceException,
     PreconditionFailedException,
 )
 from fennflow.files import StreamContent, TextContent
+from fennflow.reports import Difference
 from fennflow.testing import Fault, S3Request, S3Server
 from fennflow_obstore import local
 from fennflow_obstore.errors import exception_for, translated
@@ -394,13 +397,124 @@ def test_a_create_that_azure_refuses_is_not_sent_again(code: str, *, contended: 
     assert found.contended == contended
 
 
-async def test_a_key_that_obstore_cannot_list_is_named(s3: Store) -> None:
+KEYS = ["a/+1", "a/x", "a/y/z", "b", "c/1", "c/2"]
+
+
+async def fill(store: Store, *keys: str) -> None:
+    assert store.server is not None
+    async with raw_client(store.server) as client:
+        for key in keys:
+            await client.put_object(Bucket=store.namespace, Key=key, Body=key.encode())
+
+
+@pytest.mark.parametrize(
+    ("odd", "unlisted", "missed"),
+    [
+        ("a//b", "a/", {"a/+1"}),
+        ("a/../b", "a/", {"a/+1"}),
+        ("a/y/\x1f", "a/y/", set[str]()),
+        ("c/1\x7f", "c/", {"c/1"}),
+        ("../x", "", set[str]()),
+        ('a//" contained empty path segment', "a/", {"a/+1"}),
+        ("//x", None, set[str]()),
+        ("/", None, set[str]()),
+    ],
+)
+async def test_no_key_of_a_stranger_keeps_other_directories_from_being_adopted(
+    s3: Store,
+    odd: str,
+    unlisted: str | None,
+    missed: set[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    await fill(s3, *KEYS, odd)
+    uow = s3.uow()
+    report = (await uow.reconcile())[s3.namespace]
+    found = [each.path for each in report.findings if each.difference is Difference.UNLISTED]
+    assert found == ([] if unlisted is None else [unlisted])
+    logged = [each for each in caplog.messages if "could be listed" in each]
+    assert len(logged) == len(found)
+    assert all("use fennflow-s3" in each for each in logged)
+    async with uow() as files:
+        assert set(await files.files.list()) == set(KEYS) - missed
+        for key in set(KEYS) - missed:
+            assert (await files.files.get(key)).one().data == key.encode()
+        await files.files.put(text("new", "new"))
+
+
+async def test_what_cannot_be_listed_is_looked_at_before_it_counts_as_missing(s3: Store) -> None:
+    await fill(s3, *KEYS)
+    uow = s3.uow(reconcile=ReconcileConfig(strategy="replace"))
+    await uow.reconcile()
     assert s3.server is not None
     async with raw_client(s3.server) as client:
-        await client.put_object(Bucket=s3.namespace, Key="a//b", Body=b"1")
+        await client.delete_object(Bucket=s3.namespace, Key="a/x")
+        await client.delete_object(Bucket=s3.namespace, Key="c/1")
+    await fill(s3, "a/\x01", "a/z\x01", "../b")
+    report = (await uow.reconcile())[s3.namespace]
+    assert {(each.path, each.difference) for each in report.findings} == {
+        ("a/x", Difference.MISSING),
+        ("c/1", Difference.MISSING),
+        ("", Difference.UNLISTED),
+    }
+    async with uow() as files:
+        assert set(await files.files.list()) == set(KEYS) - {"a/x", "c/1"}
+
+
+async def test_an_interrupted_adoption_keeps_what_cannot_be_listed_any_more(s3: Store) -> None:
+    await fill(s3, *KEYS)
+    uow = s3.uow(reconcile=ReconcileConfig(batch_size=1))
+
+    def stop(_: object) -> None:
+        raise asyncio.CancelledError
+
+    with pytest.raises(asyncio.CancelledError):
+        await uow.reconcile(on_finding=stop)
+    await fill(s3, "a/z\x01")
+    assert s3.server is not None
+    async with raw_client(s3.server) as client:
+        await client.put_object(Bucket=s3.namespace, Key="a/+1", Body=b"changed")
+    await uow.reconcile()
+    async with uow() as files:
+        assert (await files.files.get("a/+1")).one().data == b"changed"
+
+
+async def test_a_prefix_without_odd_keys_is_listed_as_ever(s3: Store) -> None:
+    await fill(s3, *KEYS, "a//b")
     async with s3.connector() as connector:
-        with pytest.raises(ConnectorCapabilityException, match=r"a//b.*fennflow-s3"):
-            assert [each async for each in connector.list(s3.namespace)]
+        found = [each.location.key async for each in connector.list(s3.namespace, "c/")]
+        assert found == ["c/1", "c/2"]
+        with pytest.raises(IncompleteListingException, match="'a/'") as caught:
+            assert [each async for each in connector.list(s3.namespace, "a/y")]
+    assert caught.value.prefixes == ("a/",)
+
+
+async def test_a_slash_that_obstore_takes_off_makes_no_other_object(s3: Store) -> None:
+    assert s3.server is not None
+    async with raw_client(s3.server) as client:
+        for key in ("folder/", "empty", "empty/"):
+            await client.put_object(Bucket=s3.namespace, Key=key, Body=b"")
+    await fill(s3, "folder/1", "report", "report/", "report-", "/report")
+    uow = s3.uow(reconcile=ReconcileConfig(batch_size=1))
+    async with uow() as files:
+        assert await files.files.list() == ["empty", "folder/1", "report", "report-"]
+        assert (await files.files.get("report")).one().data == b"report"
+
+
+async def test_an_odd_key_beside_the_notes_of_catalogs_makes_every_object_doubtful(
+    s3: Store, tmp_path: Path
+) -> None:
+    other = s3.uow(backend=SqlalchemyBackendConfig(url=f"sqlite:///{tmp_path}/other.db"))
+    await fill(s3, "a", ".fennflow/catalogs/\x01", ".fennflow/staging//1")
+    async with other() as files:
+        await files.files.put(text("theirs", "theirs"))
+    report = (await s3.uow().reconcile())[s3.namespace]
+    assert {(each.path, each.difference) for each in report.findings} == {
+        ("a", Difference.UNKNOWN),
+        ("theirs", Difference.OTHER_CATALOG),
+        (".fennflow/catalogs/", Difference.UNLISTED),
+        (".fennflow/staging/", Difference.UNLISTED),
+    }
 
 
 async def test_presigned_urls_are_those_of_the_store(s3: Store, files: Store) -> None:

@@ -28,6 +28,7 @@ FennFlowException
 │   ├── PreconditionFailedException
 │   ├── ObjectChangedException
 │   ├── ConnectorCapabilityException
+│   │   └── IncompleteListingException
 │   └── ConnectorUnavailableException
 ├── ReconcileFailedException
 ├── StepNotDoneException
@@ -42,6 +43,7 @@ Every message says what happened, to which object, and what to do next.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from typing_extensions import override
@@ -65,6 +67,7 @@ __all__ = [
     "FennFlowException",
     "FileException",
     "FilepathsCollisionError",
+    "IncompleteListingException",
     "KeyException",
     "MediaTypeCannotBeGuessedException",
     "MetadataException",
@@ -259,6 +262,19 @@ class ObjectChangedException(BaseConnectorException):
 
 class ConnectorCapabilityException(BaseConnectorException):
     """The store cannot do what was asked."""
+
+
+class IncompleteListingException(ConnectorCapabilityException):
+    """Not all objects could be listed; raised after all that could be.
+
+    Args:
+        message: what could not be listed, and why.
+        prefixes: of the keys that may be missing from the listing.
+    """
+
+    def __init__(self, message: str, *, prefixes: Sequence[str]) -> None:
+        super().__init__(message)
+        self.prefixes = tuple(prefixes)
 
 
 class ConnectorUnavailableException(BaseConnectorException):

@@ -50,6 +50,9 @@ class Difference(StrEnum):
     UNREADABLE = "unreadable"
     """An object that the store lists and does not describe, or not as HTTP and UTF-8 allow."""
 
+    UNLISTED = "unlisted"
+    """A prefix below which the client could not list all objects; records are looked at one by one."""
+
     BUSY = "busy"
     """A key that a unit of work was writing; it was left alone."""
 

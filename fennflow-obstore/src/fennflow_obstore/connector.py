@@ -45,8 +45,9 @@ from fennflow_obstore.attributes import (
     written_object,
 )
 from fennflow_obstore.errors import sent, translated
+from fennflow_obstore.listing import listed
 from fennflow_obstore.probe import probe
-from fennflow_obstore.stores import Stores, check_process, check_signable, listed
+from fennflow_obstore.stores import Stores, check_process, check_signable
 
 if TYPE_CHECKING:
     from obstore import Attributes, GetOptions, GetResult

@@ -42,13 +42,7 @@ _MEANINGS: tuple[
         "Check the credentials and what they may do.",
     ),
     (
-        (obstore.InvalidPathError,),
-        set(),
-        ConnectorCapabilityException,
-        "obstore cannot list a bucket with such a key: delete that object, or use fennflow-s3.",
-    ),
-    (
-        (obstore.NotSupportedError, NotImplementedError),
+        (obstore.InvalidPathError, obstore.NotSupportedError, NotImplementedError),
         {HTTPStatus.NOT_IMPLEMENTED},
         ConnectorCapabilityException,
         "",

@@ -3,28 +3,25 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import unquote, urlsplit
 
-import obstore
 from obstore.exceptions import BaseError
-from obstore.store import AzureStore, LocalStore, MemoryStore, from_url
+from obstore.store import LocalStore, MemoryStore, from_url
 
 from fennflow.exceptions import ConfigException, ConnectorCapabilityException
 from fennflow.printable import brief
 from fennflow_obstore.errors import is_panic, words_of
 
 if TYPE_CHECKING:
-    from obstore import ListStream, ObjectMeta
     from obstore.store import ObjectStore
 
     from fennflow_obstore.config import ObstoreConnectorConfig
 
-LISTED_AT_ONCE = 1000
 MAX_EXPIRES_IN = 7 * 24 * 3600
 """Seconds for which a URL may be signed."""
 
@@ -43,31 +40,6 @@ def check_signable(expires_in: float) -> None:
     if not 1 <= expires_in <= MAX_EXPIRES_IN:
         message = f"URLs are signed for 1 to {MAX_EXPIRES_IN} seconds, not for {brief(expires_in)}."
         raise ConnectorCapabilityException(message)
-
-
-async def listed(
-    store: ObjectStore, prefix: str, start_after: str
-) -> AsyncGenerator[tuple[str, ObjectMeta]]:
-    """Iterate over the objects under a prefix that follow a key in the order of the store."""
-    # obstore takes whole segments for a prefix: the rest is compared here.
-    directory = prefix.rpartition("/")[0]
-    azure = isinstance(store, AzureStore)
-    offset = None if azure else start_after or None
-    # Its overloads name types of a package that is not installed.
-    pages: ListStream[Sequence[ObjectMeta]] = obstore.list(  # pyright: ignore[reportUnknownMemberType]
-        store, directory or None, offset=offset, chunk_size=LISTED_AT_ONCE
-    )
-    if azure:
-        # It has an order of its own, and its emulator ignores offsets.
-        found = await pages.collect_async()
-        for item in sorted(found, key=lambda each: each["path"].encode()):
-            if item["path"].startswith(prefix) and item["path"].encode() > start_after.encode():
-                yield item["path"], item
-        return
-    async for page in pages:
-        for item in page:
-            if item["path"].startswith(prefix):
-                yield item["path"], item
 
 
 _process: list[int] = []

@@ -304,6 +304,11 @@ class Connector(ABC):
             start_after: leave out this key, and those before it in the order of the store. It
                 saves requests; as the order is the store's own, nothing that has to be complete
                 may depend on it.
+
+        Raises:
+            IncompleteListingException: a key that others chose keeps the client from listing what
+                is next to it. All that can be listed was listed before, and some of it may have come
+                twice.
         """
 
     @abstractmethod

@@ -30,7 +30,7 @@ from fennflow.engine.garbage import HeadResult, describe
 from fennflow.engine.stamps import stamp_of
 from fennflow.engine.tally import Tally, warn_of_unreadable
 from fennflow.engine.walking import is_key, pairs
-from fennflow.exceptions import BaseConnectorException
+from fennflow.exceptions import BaseConnectorException, IncompleteListingException
 from fennflow.paths import StoragePath
 from fennflow.reports import Difference, Finding, ReconcileAction
 from fennflow.telemetry import log_event
@@ -77,6 +77,10 @@ class Adoption:
     _others: Sequence[CatalogInfo] | None = None
     _newest: list[tuple[datetime, str]] = field(default_factory=list[tuple[datetime, str]])
     _looked_at: set[str] = field(default_factory=set[str])
+    _incomplete: list[IncompleteListingException] = field(
+        default_factory=list[IncompleteListingException]
+    )
+    _twice: set[str] = field(default_factory=set[str])
     _lost: bool = False
     _logged: float = field(default_factory=lambda: asyncio.get_running_loop().time())
 
@@ -100,7 +104,7 @@ class Adoption:
             if self._lost:
                 return False
             if not (self.begun or self._others):
-                return True
+                break
             # What was listed may be of a catalog that began to write meanwhile.
             before = {each.catalog_id for each in self._others or ()}
             self._others = await self._look_for_others()
@@ -108,6 +112,8 @@ class Adoption:
         self.registry.warn_of(area, self._others or ())
         if self.begun:
             await self.context.backend.end_fill(self.fill)
+        self.tally.add_unlisted(area, self._incomplete)
+        await self.tally.pass_on()
         return True
 
     async def _look_for_others(self) -> list[CatalogInfo]:
@@ -129,9 +135,17 @@ class Adoption:
         (namespace, prefix), size = self.fill.area, self.settings.batch_size
         self.tally.objects = self.tally.records = 0
         self._newest.clear()
-        batch: list[tuple[StoredObject, bool]] = []
+        self._incomplete.clear()
+        batch: dict[str, tuple[StoredObject, bool]] = {}
         gone: list[str] = []
-        walk = pairs(self.context, namespace, prefix, size, records_of=self.fill.hidden)
+        walk = pairs(
+            self.context,
+            namespace,
+            prefix,
+            size,
+            records_of=self.fill.hidden,
+            incomplete=self._incomplete,
+        )
         async with aclosing(walk) as walking:
             async for key, stored, record in walking:
                 self.tally.records += record is not None
@@ -143,10 +157,12 @@ class Adoption:
                 if record is None and not is_key(key):
                     self.tally.add(refused(ObjectKey(namespace, key)).finding)
                 elif record is None or not self._agrees(stored, record):
-                    batch.append((stored, record is not None))
+                    if key in batch:
+                        self._twice.add(key)
+                    batch[key] = stored, record is not None
                 if len(batch) + len(gone) >= size:
                     await self._record(batch, gone)
-                    batch, gone = [], []
+                    batch, gone = {}, []
                 if self._lost:
                     return
                 if self.tally.objects % size == 0:
@@ -172,13 +188,15 @@ class Adoption:
         since = min(each.since for each in self._others)
         return stored.modified_at is None or utc(stored.modified_at) >= since - ROUNDED
 
-    async def _record(self, batch: Sequence[tuple[StoredObject, bool]], gone: list[str]) -> None:
+    async def _record(self, batch: dict[str, tuple[StoredObject, bool]], gone: list[str]) -> None:
+        if self._incomplete and gone:
+            gone = await self._look_at_unlisted(batch, gone)
         if not batch and not gone:
             await self.tally.pass_on()
             return
         if self._others is None:
             self._others = await self._look_for_others()
-        records = await self._records_of(batch, gone)
+        records = await self._records_of(list(batch.values()), gone)
         if records or self.begun:
             if not self.begun:
                 await self.registry.register(self.fill.area.namespace, [self.fill.area])
@@ -187,6 +205,16 @@ class Adoption:
             self.begun = True
         if not self._lost:
             await self.tally.pass_on()
+
+    async def _look_at_unlisted(
+        self, batch: dict[str, tuple[StoredObject, bool]], keys: Sequence[str]
+    ) -> list[str]:
+        """Return those of the keys that have no object; add to the batch those that have one."""
+        look = partial(describe, self.context, self.fill.area.namespace)
+        found = await run_all(self.context.config.max_concurrency, look, map(Location, keys))
+        there = dict(zip(keys, found, strict=True))
+        batch |= {key: (at, True) for key, at in there.items() if isinstance(at, StoredObject)}
+        return [key for key, at in there.items() if at is None]
 
     async def _records_of(
         self, batch: Sequence[tuple[StoredObject, bool]], gone: list[str]
@@ -237,8 +265,8 @@ class Adoption:
         """Return what the store says of the objects that the listing is not enough for."""
         keys = [
             stored.location.key
-            for stored, _ in batch
-            if stored.location.key in late or self._is_doubtful(stored)
+            for stored, recorded in batch
+            if recorded or stored.location.key in late | self._twice or self._is_doubtful(stored)
         ]
         look = partial(describe, self.context, self.fill.area.namespace)
         found = await run_all(self.context.config.max_concurrency, look, map(Location, keys))

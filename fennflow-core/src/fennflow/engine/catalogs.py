@@ -24,7 +24,11 @@ from fennflow.connectors import Deletion, Location, ObjectAttributes, PutRequest
 from fennflow.connectors.values import utc
 from fennflow.engine.concurrency import run_all
 from fennflow.engine.stamps import began, is_catalog_id
-from fennflow.exceptions import NoSuchKeyException, PreconditionFailedException
+from fennflow.exceptions import (
+    IncompleteListingException,
+    NoSuchKeyException,
+    PreconditionFailedException,
+)
 from fennflow.reports import CatalogInfo
 from fennflow.telemetry import log_event
 
@@ -44,11 +48,18 @@ async def catalogs_in(context: EngineContext, namespace: str) -> list[CatalogInf
     """Return the catalogs that have left a note in a bucket, the oldest note first."""
     folder = f"{context.config.reserved_prefix}/catalogs/"
     listing = context.connector.list(namespace, folder)
-    names = [each.location.key.removeprefix(folder) async for each in listing]
+    names: list[str] = []
+    unseen: list[CatalogInfo] = []
+    try:
+        async for each in listing:
+            names += [each.location.key.removeprefix(folder)]
+    except IncompleteListingException:
+        unseen.append(without_note("?"))  # any object may be of a catalog whose note is not listed
     known = [name for name in names if is_catalog_id(name)][:MOST_NOTES]
     read = partial(_read, context, namespace)
     found = await run_all(context.config.max_concurrency, read, known)
-    return sorted((each[0] for each in found if each is not None), key=lambda info: info.since)
+    notes = [*unseen, *(each[0] for each in found if each is not None)]
+    return sorted(notes, key=lambda info: info.since)
 
 
 def others(context: EngineContext, area: Area, found: Sequence[CatalogInfo]) -> list[CatalogInfo]:

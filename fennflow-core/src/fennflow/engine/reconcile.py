@@ -33,7 +33,11 @@ from fennflow.engine.recovery import Recovery, Unsettled
 from fennflow.engine.settle import Settler
 from fennflow.engine.tally import OnFinding, OnProgress, Tally, warn_of_unreadable
 from fennflow.engine.walking import is_key, pairs
-from fennflow.exceptions import BaseConnectorException, ReconcileFailedException
+from fennflow.exceptions import (
+    BaseConnectorException,
+    IncompleteListingException,
+    ReconcileFailedException,
+)
 from fennflow.paths import StoragePath
 from fennflow.reports import Difference, Finding, ReconcileAction, ReconcileReport
 from fennflow.telemetry import log_event
@@ -183,7 +187,10 @@ class Reconciler:
         run = _Run(self, area.namespace, settings, tally)
         differing: list[str] = []
         walked = 0
-        walk = pairs(self.context, area.namespace, area.prefix, settings.batch_size)
+        incomplete: list[IncompleteListingException] = []
+        walk = pairs(
+            self.context, area.namespace, area.prefix, settings.batch_size, incomplete=incomplete
+        )
         async with aclosing(walk) as walking:
             async for key, stored, record in walking:
                 walked += 1
@@ -202,6 +209,7 @@ class Reconciler:
                 if walked % settings.batch_size == 0:
                     await tally.progress()
         await run.examine(differing)
+        tally.add_unlisted(area, incomplete)
         await tally.pass_on()
         return tally.report()
 

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from fennflow.engine.callbacks import notify
+from fennflow.paths import StoragePath
 from fennflow.reports import Difference, Finding, ReconcileAction, ReconcileReport
 from fennflow.telemetry import log_event
 
 if TYPE_CHECKING:
-    from fennflow.backends import ObjectKey
-    from fennflow.exceptions import BaseConnectorException
+    from fennflow.backends import Area, ObjectKey
+    from fennflow.exceptions import BaseConnectorException, IncompleteListingException
 
 KEPT_FINDINGS = 1000
 
@@ -43,6 +44,19 @@ class Tally:
     def add(self, finding: Finding) -> None:
         """Take a finding; it counts from the next `pass_on`."""
         self._new.append(finding)
+
+    def add_unlisted(self, area: Area, incomplete: Sequence[IncompleteListingException]) -> None:
+        """Take what of an area could not be listed, and log it."""
+        for error in incomplete:
+            log_event(
+                logging.WARNING,
+                "Files in %s that the catalog does not have may have been passed over. %s",
+                str(area),
+                error,
+                rule="reconcile",
+            )
+            for prefix in error.prefixes:
+                self.add(Finding(area.namespace, StoragePath(prefix), Difference.UNLISTED))
 
     async def pass_on(self) -> None:
         """Count what is new, and call back: it is durable by now."""

@@ -15,7 +15,7 @@ from fennflow.backends import Backend, ObjectKey, Record
 from fennflow.connectors import StoredObject
 from fennflow.engine.concurrency import shielded
 from fennflow.engine.context import EngineContext
-from fennflow.exceptions import KeyException, ReconcileFailedException
+from fennflow.exceptions import IncompleteListingException, KeyException, ReconcileFailedException
 from fennflow.paths import after_key, check_key
 
 T = TypeVar("T")
@@ -33,6 +33,7 @@ async def pairs(
     batch_size: int,
     *,
     records_of: str | None = None,
+    incomplete: list[IncompleteListingException],
 ) -> AsyncGenerator[Pair]:
     """Yield every key of a bucket and of its catalog once, with its object and its record.
 
@@ -47,6 +48,8 @@ async def pairs(
         prefix: of the keys.
         batch_size: objects and records that are read at a time.
         records_of: the namespace of the records, if that is another one.
+        incomplete: gets why not all objects could be listed. Such an object is missing from what is
+            yielded, and its record comes without it: so a record alone proves nothing.
 
     Raises:
         ReconcileFailedException: the temporary file cannot be written.
@@ -55,7 +58,7 @@ async def pairs(
     catalog = _Catalog(context.backend, recorded, prefix, batch_size)
     noted = _NotedKeys()
     try:
-        async with aclosing(objects(context, namespace, prefix)) as listing:
+        async with aclosing(objects(context, namespace, prefix, incomplete)) as listing:
             async for page in _batches(listing, batch_size):
                 stored = {each.location.key: each for each in page}
                 behind = [key for key in stored if key <= catalog.passed and is_key(key)]
@@ -84,7 +87,10 @@ async def pairs(
 
 
 async def objects(
-    context: EngineContext, namespace: str, prefix: str
+    context: EngineContext,
+    namespace: str,
+    prefix: str,
+    incomplete: list[IncompleteListingException],
 ) -> AsyncGenerator[StoredObject]:
     """List what users may have put: not what is FennFlow's own, nor mere directories."""
     listing = context.connector.list(namespace, prefix)
@@ -93,6 +99,8 @@ async def objects(
             key = stored.location.key
             if not key.startswith(context.config.reserved_prefix) and not key.endswith("/"):
                 yield stored
+    except IncompleteListingException as error:
+        incomplete.append(error)
     finally:
         if isinstance(listing, AsyncGenerator):
             await listing.aclose()

@@ -1,0 +1,224 @@
+"""Listings of the stores that obstore speaks to over HTTP, also where it fails at a key."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections import Counter
+from collections.abc import AsyncGenerator, Sequence
+from typing import TYPE_CHECKING
+
+import obstore
+from obstore.exceptions import BaseError, InvalidPathError
+from obstore.store import AzureStore, MemoryStore
+
+from fennflow.exceptions import IncompleteListingException
+from fennflow.printable import brief
+
+if TYPE_CHECKING:
+    from obstore import ListResult, ListStream, ObjectMeta
+    from obstore.store import ObjectStore
+
+LISTED_AT_ONCE = 1000
+ASKED_AT_ONCE = 10
+SHOWN = 3
+
+_ODD_KEY = re.compile(
+    r'Path "(?P<key>.*?)"(?: contained empty path segment|: Encountered illegal character)',
+    re.DOTALL,
+)
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+NO_BREAK_SPACE = "\xa0"
+
+
+async def listed(
+    store: ObjectStore, prefix: str, start_after: str
+) -> AsyncGenerator[tuple[str, ObjectMeta]]:
+    """Iterate over the objects under a prefix that follow a key in the order of the store.
+
+    obstore fails at a page that has a key with a control character, or an empty, `.` or `..`
+    segment: anyone who can upload such a key would stop every listing. Then the directories are
+    listed one by one, and all but those that have such a key themselves can be.
+
+    Raises:
+        IncompleteListingException: at the end, if some could not be listed.
+    """
+    # obstore takes whole segments for a prefix: the rest is compared here.
+    top = prefix.rpartition("/")[0]
+    try:
+        async for meta in _pages(store, top, start_after):
+            if meta["path"].startswith(prefix):
+                yield meta["path"], meta
+    except InvalidPathError as error:
+        odd = _odd_key(error)
+    else:
+        return
+    walk = _Walk(store, prefix)
+    async for meta in walk.run(top, odd):
+        if meta["path"].startswith(prefix) and meta["path"].encode() > start_after.encode():
+            yield meta["path"], meta
+    if walk.incomplete:
+        raise _incomplete(walk.incomplete)
+
+
+def _incomplete(directories: Sequence[str]) -> IncompleteListingException:
+    names = ", ".join(brief(each) if each else "the top" for each in directories[:SHOWN])
+    more = f" and {len(directories) - SHOWN} more" if len(directories) > SHOWN else ""
+    message = (
+        f"Not all below {names}{more} could be listed: there is an object with an empty, '.' or "
+        "'..' segment, or a control character in its key, and obstore cannot list what is next to "
+        "it. All other directories were listed. Delete such objects, or use fennflow-s3."
+    )
+    return IncompleteListingException(message, prefixes=directories)
+
+
+class _Walk:
+    """Lists a bucket by directories.
+
+    Args:
+        store: of obstore.
+        prefix: what is listed.
+
+    Attributes:
+        incomplete: prefixes below which not all could be listed.
+    """
+
+    def __init__(self, store: ObjectStore, prefix: str) -> None:
+        self._store = store
+        self._prefix = prefix
+        self.incomplete: list[str] = []
+        self._failed: list[tuple[str, str | None]] = []
+
+    async def run(self, top: str, odd: str | None) -> AsyncGenerator[ObjectMeta]:
+        """Iterate over what is below a directory, of which a listing of pages has failed.
+
+        Args:
+            top: the directory; empty for the bucket.
+            odd: the key at which it failed, if that is known.
+        """
+        self._failed.append((top, odd))
+        while self._failed:
+            directory, odd = self._failed.pop()
+            try:
+                found: ListResult[Sequence[ObjectMeta]]
+                found = await obstore.list_with_delimiter_async(  # pyright: ignore[reportUnknownMemberType]
+                    self._store, directory or None
+                )
+            except InvalidPathError:
+                self.incomplete.append(_below(directory))
+                async for meta in self._after(directory, odd):
+                    yield meta
+                continue
+            for meta in found["objects"]:
+                if _is_in(directory, meta["path"]):  # it takes `a/`, and `/a`, for `a`
+                    yield meta
+            for path in found["common_prefixes"]:
+                if _is_in(directory, path) and self._concerns(_below(path)):
+                    async for meta in self._tree(path, odd):
+                        yield meta
+
+    async def _tree(self, directory: str, odd: str | None) -> AsyncGenerator[ObjectMeta]:
+        """Iterate over what is below a directory, or note that a listing of pages fails there."""
+        if odd is None or not odd.startswith(_below(directory)):
+            try:
+                async for meta in _pages(self._store, directory, ""):
+                    yield meta
+            except InvalidPathError as error:
+                odd = _odd_key(error)
+            else:
+                return
+        self._failed.append((directory, odd))
+
+    def _concerns(self, below: str) -> bool:
+        return below.startswith(self._prefix) or self._prefix.startswith(below)
+
+    async def _after(self, directory: str, odd: str | None) -> AsyncGenerator[ObjectMeta]:
+        """Iterate over what follows the keys at which a listing of pages fails."""
+        passed, next_one = "", _offset_after(directory, odd)
+        while next_one > passed:
+            passed, next_one = next_one, ""
+            try:
+                async for meta in _pages(self._store, directory, passed):
+                    yield meta
+            except InvalidPathError as error:
+                next_one = _offset_after(directory, _odd_key(error))
+
+
+def _offset_after(directory: str, odd: str | None) -> str:
+    """Return an offset that obstore takes, behind an odd key in a directory; empty if there is none."""
+    below = _below(directory)
+    if odd is None or not odd.startswith(below):
+        return ""
+    name = odd.removeprefix(below).partition("/")[0]
+    control = _CONTROL.search(name)
+    if control is None:
+        return f"{below}{name}0"  # the character after the slash
+    return f"{below}{name[: control.start()]}{' ' if control[0] < ' ' else NO_BREAK_SPACE}"
+
+
+def _odd_key(error: InvalidPathError) -> str | None:
+    """Return the key that obstore names; a wrong one has no effect on what counts as listed."""
+    found = _ODD_KEY.search(str(error))
+    return None if found is None else found["key"]
+
+
+def _below(directory: str) -> str:
+    return directory and f"{directory}/"
+
+
+def _is_in(directory: str, path: str) -> bool:
+    return bool(path) and path != directory and path.rpartition("/")[0] == directory
+
+
+async def _pages(
+    store: ObjectStore, directory: str, start_after: str
+) -> AsyncGenerator[ObjectMeta]:
+    """Iterate over what is below a directory, a thousand in a request."""
+    azure = isinstance(store, AzureStore)
+    # Its overloads name types of a package that is not installed.
+    pages: ListStream[Sequence[ObjectMeta]] = obstore.list(  # pyright: ignore[reportUnknownMemberType]
+        store,
+        directory or None,
+        offset=None if azure else start_after or None,
+        chunk_size=LISTED_AT_ONCE,
+    )
+    if azure:
+        # It has an order of its own, and its emulator ignores offsets.
+        found = sorted(await pages.collect_async(), key=lambda each: each["path"].encode())
+        after = start_after.encode()
+        for meta in await _objects(
+            store, [each for each in found if each["path"].encode() > after]
+        ):
+            yield meta
+        return
+    async for page in pages:
+        for meta in await _objects(store, page):
+            yield meta
+
+
+async def _objects(store: ObjectStore, found: Sequence[ObjectMeta]) -> list[ObjectMeta]:
+    """Return the objects of a page, each once.
+
+    obstore takes a slash off the mark of a directory, `a/`, which S3's console creates, and off
+    `/a`. Marks are empty: each empty object is asked for, and each that comes twice.
+    """
+    if isinstance(store, MemoryStore):
+        return list(found)
+    limit = asyncio.Semaphore(ASKED_AT_ONCE)
+
+    async def look(meta: ObjectMeta) -> ObjectMeta | None:
+        async with limit:
+            try:
+                return await obstore.head_async(store, meta["path"])
+            except FileNotFoundError:
+                return None
+            except (BaseError, OSError):
+                return meta  # a listing needs fewer rights, and says that it is there
+
+    by_path = {meta["path"]: meta for meta in found if meta["path"]}
+    times = Counter(meta["path"] for meta in found)
+    asked = [meta for path, meta in by_path.items() if times[path] > 1 or not meta["size"]]
+    async with asyncio.TaskGroup() as group:
+        tasks = {meta["path"]: group.create_task(look(meta)) for meta in asked}
+    seen = [tasks[path].result() if path in tasks else meta for path, meta in by_path.items()]
+    return [meta for meta in seen if meta is not None]
