@@ -154,7 +154,6 @@ def stores(session: nox.Session) -> None:
     if npm is None:
         session.skip("npm, which installs Azurite, is not installed")
     sync(session, "test")
-    session.install("localbucket>=1.2")
     folder = session.create_tmp()
     env = {"FENNFLOW_AZURITE": install_azurite(session, npm, folder), "AZURITE_VERSION": AZURITE}
     env["PYTHONPATH"] = "tests"

@@ -10,6 +10,7 @@ import argparse
 import asyncio
 import json
 import os
+import re
 import shutil
 import statistics
 import tempfile
@@ -23,7 +24,7 @@ from typing import Any
 import sqlalchemy
 from rich.console import Console
 from rich.table import Table
-from server import cheap_server
+from server import Server, cheap_server
 from sqlalchemy.ext.asyncio import create_async_engine
 from subjects import IN_FLIGHT, Files, in_flight
 
@@ -80,6 +81,20 @@ def unit_of_work(
         )
 
     return UOW
+
+
+STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+
+
+def forget_peak() -> None:
+    """Let the peak of this process's memory begin at what it holds now."""
+    CLEAR.write_text("5")
+
+
+def peak() -> str:
+    """Return the most memory that this process has held since then."""
+    kib = re.search(r"VmHWM:\s*(\d+) kB", STATUS.read_text())
+    return "" if kib is None else f"{int(kib[1]) >> 10} MiB"
 
 
 async def timed(work: Awaitable[object]) -> float:
@@ -181,7 +196,7 @@ async def units(uow_class: type[Any], in_all: int, counts: Sequence[int]) -> dic
     return found
 
 
-async def reconciliation(uow_class: type[Any], count: int) -> dict[str, float]:
+async def reconciliation(uow_class: type[Any], server: Server, count: int) -> dict[str, float]:
     """Return what it takes to compare a catalog with a bucket that holds the same."""
 
     async def compare() -> None:
@@ -189,7 +204,9 @@ async def reconciliation(uow_class: type[Any], count: int) -> dict[str, float]:
         assert report.objects >= count
         assert report.findings == (), report.findings[:3]
 
-    return {"compare": await timed(compare())}
+    in_order = await timed(compare())
+    server.scatter()
+    return {"compare": in_order, "compare, listed in no order": await timed(compare())}
 
 
 async def taking_in(uow_class: type[Any], count: int) -> dict[str, float]:
@@ -234,7 +251,10 @@ async def run(options: argparse.Namespace, console: Console) -> Rows:
                         report("records", count, name, await pages(uow_class, count))
                         if count == max(options.records):
                             server.fill(BUCKET, count)
-                            report("objects", count, name, await reconciliation(uow_class, count))
+                            forget_peak()
+                            found = await reconciliation(uow_class, server, count)
+                            report("objects", count, name, found)
+                            console.print(f"comparing: {name} at most {peak()} of memory")
                             took = await units(uow_class, options.units, options.at_once)
                             report("in all", options.units, name, took)
             for what, count in (
@@ -252,7 +272,9 @@ async def run(options: argparse.Namespace, console: Console) -> Rows:
                             )
                         else:
                             server.fill(BUCKET, count)
+                            forget_peak()
                             found = await taking_in(uow_class, count)
+                            console.print(f"filling: {name} at most {peak()} of memory")
                     report(what, count, name, found)
     return rows
 

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from urllib.parse import parse_qs, unquote
 from xml.sax.saxutils import escape
+from zlib import crc32
 
 from typing_extensions import override
 
@@ -25,7 +26,7 @@ XMLNS = 'xmlns="http://s3.amazonaws.com/doc/2006-03-01/"'
 LONG_AGO = b"Thu, 26 Nov 2026 00:00:00 GMT"
 KEPT = (b"content-type", b"x-amz-meta-")
 PAGE = 1000
-COUNT = "count"
+COUNT, SCATTER = "count", "scatter"
 SORTED_AT_ONCE = 20_000
 
 
@@ -54,6 +55,7 @@ class Store:
     described: dict[str, dict[bytes, bytes]] = field(default_factory=dict[str, dict[bytes, bytes]])
     numbers: itertools.count[int] = field(default_factory=itertools.count)
     ordered: tuple[int, int, list[str]] = (0, 0, [])
+    scattered: list[str] = field(default_factory=list[str])
 
     def fill(self, bucket: str, count: int) -> None:
         """Make objects that are alike, all with the ETag that their number makes."""
@@ -61,6 +63,11 @@ class Store:
         for number in range(1, count + 1):
             stored = Stored([b"body"], headers, b'"%032x"' % number)
             self.bucket(bucket)[f"{number % 10}/{number:07}"] = stored
+
+    def scatter(self) -> None:
+        """List what is there in no order from now on."""
+        keys = [key for objects in self.objects.values() for key in objects]
+        self.scattered = sorted(keys, key=lambda key: crc32(key.encode()))
 
     def in_order(self, objects: dict[str, Stored]) -> list[str]:
         """Return the keys of a bucket; of a large one, which `fill` made, sorted once."""
@@ -158,15 +165,20 @@ def on_bucket(
 
 
 def on_list(store: Store, objects: dict[str, Stored], query: Mapping[str, str]) -> str:
-    prefix = query.get("prefix", "")
-    after = query.get("continuation-token") or query.get("start-after", "")
-    keys = store.in_order(objects)
-    start = max(bisect_left(keys, prefix), bisect_right(keys, after))
+    prefix, token = query.get("prefix", ""), query.get("continuation-token", "")
+    if store.scattered:
+        keys, start = store.scattered, int(token or 0)
+    else:
+        keys = store.in_order(objects)
+        start = max(
+            bisect_left(keys, prefix), bisect_right(keys, token or query.get("start-after", ""))
+        )
     page = [key for key in keys[start : start + PAGE + 1] if key.startswith(prefix)]
     more = ""
     if len(page) > PAGE:
         page.pop()
-        more = f"<NextContinuationToken>{escape(page[-1])}</NextContinuationToken>"
+        next_one = f"{start + PAGE}" if store.scattered else escape(page[-1])
+        more = f"<NextContinuationToken>{next_one}</NextContinuationToken>"
     contents = "".join(
         f"<Contents><Key>{escape(key)}</Key><ETag>{objects[key].etag.decode()}</ETag>"
         f"<LastModified>2026-11-26T00:00:00.000Z</LastModified><Size>{objects[key].size}</Size></Contents>"
@@ -279,6 +291,8 @@ def serve(pipe: Connection, versioned: bool) -> None:  # noqa: FBT001 - of a pro
         while (order := await loop.run_in_executor(None, pipe.recv)) is not None:
             if isinstance(order, tuple):
                 store.fill(*order)
+            elif order == SCATTER:
+                store.scatter()
             elif order != COUNT:
                 settings["latency"] = order
             pipe.send(store.requests)
@@ -303,6 +317,11 @@ class Server:
         """Return how many there were."""
         self.pipe.send(COUNT)
         return int(self.pipe.recv())
+
+    def scatter(self) -> None:
+        """Let the server list what is there in no order."""
+        self.pipe.send(SCATTER)
+        self.pipe.recv()
 
     def fill(self, bucket: str, count: int) -> None:
         """Make so many objects at once."""

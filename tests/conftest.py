@@ -19,7 +19,7 @@ from fennflow.testing import (
     seaweedfs_server,
     strict_s3_server,
 )
-from stores import ALL_STORES, Store, make_store
+from stores import ALL_STORES, Store, localbucket_server, make_store
 
 # Passed to the workers of xdist, too; it picks where processes are killed.
 os.environ.setdefault("FENNFLOW_SEED", str(random.SystemRandom().randrange(1 << 32)))
@@ -54,6 +54,12 @@ def juicefs(tmp_path_factory: pytest.TempPathFactory) -> Generator[S3Server]:
 @pytest.fixture(scope="session")
 def seaweedfs() -> Generator[S3Server]:
     with seaweedfs_server() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def localbucket(tmp_path_factory: pytest.TempPathFactory) -> Generator[S3Server]:
+    with localbucket_server(tmp_path_factory.mktemp("localbucket")) as server:
         yield server
 
 

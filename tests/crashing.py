@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib
+import itertools
 import math
 import multiprocessing
 import os
@@ -299,6 +300,30 @@ def adopt_until_killed(site: Site, at: int, pipe: Connection) -> None:
     with boundaries(reached):
         asyncio.run(main())
     pipe.send(count)
+
+
+def use_beside(site: Site, folder: str, pipe: Connection) -> None:
+    """Create, overwrite and delete files of a folder until asked to end; report what is there."""
+    there: dict[str, str] = {}
+
+    async def main() -> None:
+        async with site.uow_class.lifespan():
+            for turn in itertools.count():
+                name = f"{folder}/{turn % 7}"
+                async with site.uow_class() as uow:
+                    if turn % 3 == 2 and name in there:
+                        await uow.files.delete(name)
+                        del there[name]
+                    else:
+                        await uow.files.put(text(f"{turn}", name))
+                        there[name] = f"{turn}"
+                if turn == 0:
+                    pipe.send("runs")
+                if pipe.poll():
+                    break
+
+    asyncio.run(main())
+    pipe.send(there)
 
 
 def rows_of(site: Site) -> sqlalchemy.Table:

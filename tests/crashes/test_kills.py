@@ -28,10 +28,15 @@ from crashing import (
     run_until_killed,
     seed,
     start,
+    text,
+    under,
+    use_beside,
 )
 from fennflow import ReconcileConfig
+from fennflow.backends import SqlalchemyBackendConfig
 from fennflow.connectors import ObjectAttributes, PutRequest
 from fennflow.exceptions import ReconcileFailedException
+from fennflow.reports import Difference
 from stores import raw_client
 
 pytestmark = [pytest.mark.crashes, pytest.mark.timeout(1800)]
@@ -177,3 +182,97 @@ async def test_a_first_reading_killed_at_any_boundary_is_continued_by_another_pr
 async def listed(site: Site) -> list[str]:
     async with site.uow_class() as uow:
         return [str(path) for path in await uow.files.list()]
+
+
+FOREIGN_OBJECTS = 20_000
+
+
+@pytest.mark.thorough
+@pytest.mark.timeout(3 * 3600)
+async def test_all_holds_on_seaweedfs_among_20_000_foreign_objects_beside_an_application(
+    request: pytest.FixtureRequest,
+) -> None:
+    """The main job, adoption, reconciliation, and a kill at every boundary.
+
+    The other application has a catalog of its own, and no prefix: it adopts what is foreign, too.
+    """
+    site = await make_site("seaweedfs", "sqlite", request)
+    directory = request.getfixturevalue("tmp_path")
+    other = replace(
+        site, backend=SqlalchemyBackendConfig(url=f"sqlite:///{directory}/other.db"), settings={}
+    )
+    foreign = await put_foreign(site)
+    beside, pipe = await asyncio.to_thread(start, use_beside, other, "beside")
+    assert await asyncio.to_thread(pipe.recv) == "runs"
+
+    # Adoption, killed again and again. What the other application has written is not taken.
+    for at in (6, 12, 24, 48):
+        await met(adopt_until_killed, site, at)
+    assert await listed(site) == sorted(foreign)
+
+    # The main job, killed at every boundary.
+    allowed: dict[str, list[Mapping[str, bytes]]] = {}
+    for fails in (False, True):
+        await seed(site.uow_class, f"whole{fails}")
+        total = await kill_at(site, f"whole{fails}", 1 << 30, fails=fails)
+        assert total is not None
+        allowed[f"whole{fails}"] = [BEFORE if fails else AFTER]
+        for at in range(total):
+            scope = f"{fails}{at}"
+            await seed(site.uow_class, scope)
+            ended = await kill_at(site, scope, at, fails=fails) is not None
+            allowed[scope] = [BEFORE] if fails else [AFTER] if ended else [BEFORE, AFTER]
+
+    pipe.send("end")
+    there = await asyncio.to_thread(pipe.recv)
+    await asyncio.to_thread(beside.join)
+    await asyncio.sleep(1.0)  # the sweep spares what is younger than the late-write period
+    await site.recover()
+    async with site.uow_class() as uow:
+        for scope, states in allowed.items():
+            files = await uow.files.get(*[path async for path in uow.files.iter(f"{scope}/")])
+            found = under({str(file.path): file.data for file in files}, scope)
+            assert found in states, scope
+            assert under(await site.store.objects(f"{scope}/"), scope) == found, scope
+    assert set((await site.journal()).values()) == {0}
+    assert await site.store.objects(".fennflow/") == {}
+    assert await etags(site, "foreign/") == foreign
+    beside_it = {key: body.decode() for key, body in (await site.store.objects("beside/")).items()}
+    assert beside_it == there
+
+    # Each finds nothing wrong, and takes nothing of the other's.
+    for each, own in ((site, [*allowed]), (other, ["beside"])):
+        [report] = (await each.uow_class.reconcile(strategy="insert_missing")).values()
+        assert set(report.differences) == {Difference.OTHER_CATALOG}
+        assert report.actions == {}
+        assert {path.partition("/")[0] for path in await listed(each)} <= {"foreign", *own}
+        diagnosis = await each.uow_class.diagnose()
+        assert diagnosis.problems == ()
+        assert any("also written by the catalog" in line for line in diagnosis.advice)
+    async with other.uow_class() as uow:
+        await uow.files.put(text("last", "beside/last"))
+    assert "beside/last" not in await listed(site)
+
+
+async def put_foreign(site: Site) -> dict[str, str]:
+    """Fill the bucket as another program does; return the keys and ETags."""
+    async with site.store.connector() as connector:
+        slots = asyncio.Semaphore(32)
+
+        async def put(key: str) -> None:
+            async with slots:
+                attributes = ObjectAttributes(media_type="text/plain")
+                await connector.put(PutRequest(site.namespace, key, attributes), b"foreign")
+
+        async with asyncio.TaskGroup() as group:
+            for number in range(FOREIGN_OBJECTS):
+                group.create_task(put(f"foreign/{number % 20}/{number:05}"))
+    found = await etags(site, "foreign/")
+    assert len(found) == FOREIGN_OBJECTS
+    return found
+
+
+async def etags(site: Site, prefix: str) -> dict[str, str]:
+    async with site.store.connector() as connector:
+        listing = connector.list(site.namespace, prefix)
+        return {each.location.key: each.etag async for each in listing}

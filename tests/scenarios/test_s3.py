@@ -48,7 +48,7 @@ from stores import Store, make_store, new_bucket, obstore_config, raw_client, s3
 
 PLAIN = ObjectAttributes(media_type="text/plain")
 EVERYTHING: Sequence[Lacking] = (
-    *("batch deletions", "checksums", "conditional reads", "upload clean-up"),
+    *("batch deletions", "checksums", "conditional reads", "metadata", "upload clean-up"),
 )
 SECRET = "s3cr3t-" + "x" * 33  # of no account
 
@@ -576,6 +576,7 @@ async def test_an_endpoint_of_the_environment_that_cannot_be_used_is_an_error_of
         ("batch deletions",),
         ("checksums",),
         ("conditional reads",),
+        ("metadata",),
         ("upload clean-up",),
         EVERYTHING,
     ],
@@ -592,6 +593,11 @@ async def test_a_server_that_lacks_something_is_used_as_it_is(
         async with uow_class() as uow:
             await uow.files.put(text("2", "a"))
             await uow.files.delete("b", "c")
+        with pytest.raises(ZeroDivisionError):
+            async with uow_class() as uow:
+                await uow.files.put(text("3", "a"), text("3", "d"))
+                await uow.files.copy("a", "e")
+                raise ZeroDivisionError
         async with store.connector() as connector:
             await connector.put(PutRequest(store.namespace, "a", PLAIN), b"other")
         async with uow_class() as uow:

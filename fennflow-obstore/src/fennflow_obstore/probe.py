@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import uuid_utils
 
-from fennflow.connectors import Capabilities, ObjectAttributes, PutRequest
+from fennflow.connectors import Capabilities, Location, ObjectAttributes, PutRequest
 from fennflow.exceptions import (
     BaseConnectorException,
     ConnectorUnavailableException,
@@ -17,18 +17,23 @@ if TYPE_CHECKING:
     from fennflow_obstore.connector import ObstoreConnector
 
 TEXT = ObjectAttributes(media_type="text/plain")
+STAMPED = ObjectAttributes(media_type="text/plain", metadata={"fennflow_seq": "1"})
+"""With metadata of the kind by which FennFlow recognises what it wrote (P11)."""
 
 
 async def probe(connector: ObstoreConnector, namespace: str, reserved_prefix: str) -> Capabilities:
     """Find out what a namespace enforces."""
     # In a directory of its own: what other processes try at the same time must not fill it.
     key = f"{reserved_prefix}/probe/{uuid_utils.uuid7()}/object"
-    await connector.put(PutRequest(namespace, key, TEXT), b"1")
+    await connector.put(PutRequest(namespace, key, STAMPED), b"1")
     try:
+        there = await connector.head(namespace, Location(key))
+        # Without its stamp, what FennFlow wrote at a user's key could not be recognised.
+        stamps = there is not None and STAMPED.metadata.items() <= there.metadata.items()
         hierarchical = await _refuses_key(connector, namespace, f"{key}/below")
         long = f"{key.rpartition('/')[0]}/{'x' * 256}"
         short_names = await _refuses_key(connector, namespace, long)
-        conditional_create = await _refuses(connector, namespace, key)
+        conditional_create = stamps and await _refuses(connector, namespace, key)
     finally:
         keeps_directories = await _delete(connector, namespace, key)
     return Capabilities(

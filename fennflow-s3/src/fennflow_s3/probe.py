@@ -22,12 +22,14 @@ from fennflow_s3.client import sent_once
 if TYPE_CHECKING:
     from types_aiobotocore_s3 import S3Client
 
-# An ETag that no object has.
 UNKNOWN = frozenset(
     {HTTPStatus.BAD_REQUEST, HTTPStatus.METHOD_NOT_ALLOWED, HTTPStatus.NOT_IMPLEMENTED}
 )
 """What servers answer to a request, a header or a condition that they do not know."""
+STAMP = {"fennflow_seq": "1"}
+"""Metadata of the kind by which FennFlow recognises what it wrote (P11)."""
 OTHER_ETAG = '"00000000000000000000000000000000"'
+"""That no object has."""
 
 
 async def probe(client: S3Client, bucket: str, reserved_prefix: str) -> Capabilities:
@@ -49,14 +51,15 @@ async def probe(client: S3Client, bucket: str, reserved_prefix: str) -> Capabili
     # In a directory of its own: what other processes try at the same time must not fill it.
     key = f"{reserved_prefix}/probe/{uuid_utils.uuid7()}/object"
     try:
-        await client.put_object(Bucket=bucket, Key=key, Body=b"1")
-        checksums = await _checks(client, bucket, key)
+        checksums = await _put_checked(client, bucket, key)
+        # Without its stamp, what FennFlow wrote at a user's key could not be recognised.
+        stamps = await _keeps_stamps(client, bucket, key)
         hierarchical = await _refuses_key(client, bucket, _below(key))
         short_names = await _refuses_key(client, bucket, _long(key))
-        conditional_create = await _refused(
+        conditional_create = stamps and await _refused(
             client.put_object(Bucket=bucket, Key=key, Body=b"2", IfNoneMatch="*")
         )
-        conditional_copy = await _copy_conditions(client, bucket, key)
+        conditional_copy = stamps and await _copy_conditions(client, bucket, key)
         conditional_delete: Literal["batch", "single", "none"] = "batch"
         keeps_directories = False
         if not await _batch_conditions(client, bucket, key):
@@ -99,6 +102,11 @@ async def _versioning(client: S3Client, bucket: str) -> str | None:
     return answer.get("Status")
 
 
+async def _keeps_stamps(client: S3Client, bucket: str, key: str) -> bool:
+    there = await client.head_object(Bucket=bucket, Key=key)
+    return STAMP.items() <= there.get("Metadata", {}).items()
+
+
 async def _copy_conditions(client: S3Client, bucket: str, key: str) -> bool:
     source: Any = {"Bucket": bucket, "Key": key}
     onto_itself: Any = {"CopySource": source, "MetadataDirective": "REPLACE"}
@@ -129,17 +137,19 @@ async def _refuses_key(client: S3Client, bucket: str, key: str) -> bool:
     return False
 
 
-async def _checks(client: S3Client, bucket: str, key: str) -> bool:
-    """Return whether a PUT may name the SHA-256 of its body, and a wrong one is refused."""
+async def _put_checked(client: S3Client, bucket: str, key: str) -> bool:
+    """Write the object; return whether a PUT may name its SHA-256, and a wrong one is refused."""
     right, wrong = (b64encode(sha256(body).digest()).decode() for body in (b"1", b"2"))
+    what: Any = {"Bucket": bucket, "Key": key, "Body": b"1", "Metadata": STAMP}
     try:
-        await client.put_object(Bucket=bucket, Key=key, Body=b"1", ChecksumSHA256=right)
+        await client.put_object(**what, ChecksumSHA256=right)
     except ClientError as error:
-        if _status(error) in UNKNOWN:
-            return False  # older servers refuse a header that they do not know
-        raise
+        if _status(error) not in UNKNOWN:
+            raise
+        await client.put_object(**what)  # older servers refuse a header that they do not know
+        return False
     try:
-        await client.put_object(Bucket=bucket, Key=key, Body=b"1", ChecksumSHA256=wrong)
+        await client.put_object(**what, ChecksumSHA256=wrong)
     except ClientError as error:
         if _status(error) == HTTPStatus.BAD_REQUEST:
             return True

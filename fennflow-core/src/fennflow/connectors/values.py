@@ -118,7 +118,8 @@ class Capabilities:
     """What a namespace was seen, or is documented, to enforce.
 
     Args:
-        conditional_create: a PUT with `if_none_match` fails if the key has an object.
+        conditional_create: a PUT with `if_none_match` fails if the key has an object. A probe does not
+            say so of a store that drops metadata: what was written could not be recognised.
         conditional_delete: a deletion with `if_match` spares an object with another ETag, in a
             batch (which implies a single one), in a single request, or not at all.
         conditional_copy: a copy with `if_match` or `if_none_match` honours the condition on the target.

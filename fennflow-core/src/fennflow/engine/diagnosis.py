@@ -199,9 +199,9 @@ def _problems(context: EngineContext, seen: Mapping[str, NamespaceDiagnosis]) ->
             continue
         if not found.keeps_stamps:
             problems.append(
-                f"{namespace} drops metadata whose names contain underscores, so FennFlow cannot "
-                "recognise its own objects. Allow such headers in your proxy (nginx: "
-                "underscores_in_headers on)."
+                f"{namespace} drops metadata, or those whose names contain underscores, so FennFlow "
+                "cannot recognise its own objects, and another catalog takes them for foreign ones. "
+                "Allow such headers in your proxy (nginx: underscores_in_headers on)."
             )
         if found.rules:
             problems.append(

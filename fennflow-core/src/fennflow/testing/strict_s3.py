@@ -51,9 +51,11 @@ DeletionOfNothing = Literal["NoSuchKey", "PreconditionFailed", "success"]
 """What a server answers to a deletion by ETag where there is no object."""
 
 
-Lacking = Literal["batch deletions", "checksums", "conditional reads", "upload clean-up"]
+Lacking = Literal[
+    "batch deletions", "checksums", "conditional reads", "metadata", "upload clean-up"
+]
 """What some servers lack: DeleteObjects; headers with checksums, which they refuse; `If-Match` of a
-GET, which they ignore; AbortMultipartUpload and ListMultipartUploads."""
+GET, which they ignore; metadata, which they drop; AbortMultipartUpload and ListMultipartUploads."""
 
 
 class StrictS3:
@@ -105,6 +107,11 @@ class StrictS3:
         checksums = any(name.startswith(("x-amz-checksum-", "x-amz-sdk-")) for name in call.headers)
         if checksums and "checksums" in self._without:
             raise S3Error(HTTPStatus.BAD_REQUEST, "InvalidArgument")
+        if "metadata" in self._without:
+            headers = {
+                name: each for name, each in call.headers.items() if not name.startswith(META)
+            }
+            call = replace(call, headers=headers)
         if call.method == "GET" and "conditional reads" in self._without:
             headers = {name: each for name, each in call.headers.items() if name != "if-match"}
             return replace(call, headers=headers)
