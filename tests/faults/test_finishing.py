@@ -18,7 +18,7 @@ from fennflow import plugins
 from fennflow.backends import InMemoryBackendConfig, SqlalchemyBackendConfig
 from fennflow.config import BackendConfig
 from fennflow.connectors import Capabilities, Deletion, InMemoryConnectorConfig, Location
-from fennflow.engine import diagnosis, finish, retrying, settle
+from fennflow.engine import diagnosis, finish
 from fennflow.engine.leases import Lease
 from fennflow.exceptions import (
     AccessDeniedException,
@@ -119,7 +119,7 @@ def refusing_all() -> Callable[[str, str, str], Exception | None]:
 @pytest.fixture
 def once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Send nothing again."""
-    monkeypatch.setattr(retrying, "ATTEMPTS", 1)
+    monkeypatch.setattr(finish, "ATTEMPTS", 1)
 
 
 async def put(uow_class: type[FullUOW], value: str, *names: str) -> None:
@@ -328,7 +328,7 @@ async def test_a_store_that_is_away_is_not_asked_for_every_key(volatile: Scene, 
     volatile.script.fails = refused("copy", *names, error=ConnectorUnavailableException)
     volatile.script.seen.clear()
     await put(first, "new", *names)
-    assert volatile.script.sent("copy") <= 2 * settle.OUTAGE
+    assert volatile.script.sent("copy") <= 2 * finish.OUTAGE
     volatile.script.fails = lambda *_: None
     await first.recover()
     assert await volatile.store.objects() == dict.fromkeys(names, b"new")

@@ -28,7 +28,7 @@ from fennflow.backends import (
     TransactionToken,
 )
 from fennflow.connectors import Capabilities, Connector, Deletion
-from fennflow.engine import callbacks, recovery, session, settle, transaction, writing
+from fennflow.engine import callbacks, finish, recovery, session, transaction, writing
 from fennflow.engine.callbacks import Callback
 from fennflow.exceptions import AccessDeniedException, NoSuchNamespaceException
 from fennflow_memory.backend import InMemoryBackend
@@ -172,7 +172,7 @@ def no_condition_of_compensation(stack: ExitStack) -> None:
     async def resolve(_: Any, step: Any) -> Sequence[Deletion]:
         return [Deletion(location=step.location)]
 
-    changed(stack, settle.Settler, "_resolve", resolve)
+    changed(stack, finish.Finisher, "_resolve", resolve)
 
 
 def no_probe(stack: ExitStack) -> None:
@@ -340,12 +340,12 @@ def no_release_of_others(stack: ExitStack) -> None:
 
 def no_split_batches(stack: ExitStack) -> None:
     """P9: a batch of deletions that is refused as a whole fails as a whole."""
-    changed(stack, settle, "_may_be_about_one", lambda _: False)
+    changed(stack, finish, "_may_be_about_one", lambda _: False)
 
 
 def no_copy_over_nothing(stack: ExitStack) -> None:
     """P17: 404 of a conditional copy always means that the source is gone."""
-    changed(stack, settle, "NoSuchKeyException", NoSuchNamespaceException)
+    changed(stack, finish, "NoSuchKeyException", NoSuchNamespaceException)
 
 
 def no_catalog_of_garbage(stack: ExitStack) -> None:

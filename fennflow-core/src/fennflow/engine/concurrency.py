@@ -45,8 +45,8 @@ async def run_all(
             off may have taken effect (protocol P19). If not, they are cancelled.
     """
     todo = list(items)
-    if len(todo) == 1:
-        return [await function(todo[0])]
+    if len(todo) <= 1:
+        return [await function(item) for item in todo]
     results: dict[int, R] = {}
     failures: list[Exception] = []
     numbered = iter(enumerate(todo))

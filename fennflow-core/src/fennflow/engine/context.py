@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from fennflow.backends import Backend
     from fennflow.config import ConfigDict
     from fennflow.connectors import Connector
+    from fennflow.engine.circuit import Circuit
     from fennflow.engine.leases import Leases
-    from fennflow.engine.retrying import Circuit
 
 
 @dataclass(frozen=True, slots=True)

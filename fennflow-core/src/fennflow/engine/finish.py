@@ -1,78 +1,552 @@
-"""Finishing a transaction: its steps batch by batch, each noted in the journal when it is done.
+"""Finishing a decided transaction: apply after a commit, compensation after an abort.
 
-The owner of the transaction's token may finish it, any number of times (P7). Nothing that is noted is
-done again: the records that were moved, the keys that were released (P9, P28).
+The steps come from `plan`, or from the journal after a crash. They are performed batch by batch, and
+each batch is noted in the journal when it is done. The owner of the transaction's token may finish
+it, any number of times (P7). Nothing that is noted is done again: the records that were moved, the
+keys that were released (P9, P28).
 """
 
 from __future__ import annotations
 
+import logging
 import random
-from collections.abc import Collection, Iterable
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import timedelta
+from functools import partial
+from typing import TYPE_CHECKING, TypeGuard, TypeVar
 
-from fennflow.backends import LateWrite, ObjectKey, Settlement, Step
-from fennflow.engine.settle import Settler, batches_of
+from fennflow.backends import (
+    AbortUpload,
+    Copy,
+    Decision,
+    Delete,
+    LateWrite,
+    ObjectKey,
+    Outcome,
+    Record,
+    Settlement,
+    Step,
+    WriteId,
+)
+from fennflow.connectors import (
+    CopyRequest,
+    CopySource,
+    Deletion,
+    DeletionReport,
+    Location,
+    StoredObject,
+)
+from fennflow.engine.concurrency import run_all, shielded
+from fennflow.engine.context import EngineContext, Progress
+from fennflow.engine.plan import outstanding
+from fennflow.engine.stamps import began, made_by, stamp_of
+from fennflow.exceptions import (
+    BaseConnectorException,
+    ConnectorUnavailableException,
+    NoSuchKeyException,
+    NoSuchNamespaceException,
+    PreconditionFailedException,
+    TransactionLostException,
+)
+from fennflow.retries import repeat
+from fennflow.telemetry import log_event
 
+if TYPE_CHECKING:
+    from fennflow.engine.leases import Lease
+
+R = TypeVar("R")
+S = TypeVar("S", Copy, Delete, AbortUpload)
+T = TypeVar("T")
+
+ATTEMPTS = 4
+"""Of a request that the store does not answer."""
 KEYS_AT_ONCE = 1000
 """Keys that are finished, and released, together."""
+OUTAGE = 8
+"""Consecutive steps without a response until the store counts as unreachable; and single deletions
+that are refused until the rest is not tried one by one."""
+UNDER_WAY = 5.0
+"""Most seconds that a copy may continue if it is cancelled while its upload begins."""
+NAMED = 5
+"""Most keys that an error names."""
+
+_DeletionBatch = tuple[str, Sequence[tuple[ObjectKey, Deletion]]]
+
+CLOCK_SKEW = 960.0
+"""Seconds that two clocks may differ: S3 refuses requests that are 15 minutes off."""
 
 
-async def finish(
-    settler: Settler,
-    steps: Iterable[Step],
-    late_writes: Collection[LateWrite] = (),
-    *,
-    keys: Iterable[ObjectKey] = (),
-    late_writes_checked: Collection[LateWrite] = (),
-) -> None:
-    """Perform all steps, release their keys, and remove the transaction from the journal.
+@dataclass(slots=True)
+class Finisher:
+    """One attempt to perform steps of one transaction. A step that fails blocks its own key alone (P9).
 
     Args:
-        settler: a new one, of the transaction.
-        steps: of apply or compensation.
-        late_writes: to leave.
-        keys: others that the transaction holds, for which nothing is to be done.
-        late_writes_checked: late writes to remove.
-
-    Raises:
-        FennFlowException: steps of some keys failed. These keys stay in the journal, all others
-            are released (P9).
+        context: of the engine.
+        lease: whose steps, and the right to perform them.
+        claimed: whether it was taken over from an owner that had begun to finish it.
+        progress: of earlier attempts.
+        failed: the keys of which a step has failed, and why.
     """
-    by_key: dict[ObjectKey, list[Step]] = {key: [] for key in keys}
-    for step in steps:
-        by_key.setdefault(step.object_key, []).append(step)
-    batches = list(batches_of(_in_order(settler, by_key), KEYS_AT_ONCE)) or [[]]
-    for batch in batches:
-        await settler.attempt([step for key in batch for step in by_key[key]])
-        done = {key for key in batch if key not in settler.failed}
-        whole = batch is batches[-1] and not settler.failed
-        if not (whole or done):
-            continue
-        gone = {each for each in late_writes_checked if whole or _key_of(each) in done}
-        await settler.context.backend.settle(
-            settler.lease.token,
-            Settlement(
-                keys=None if whole else done,
-                late_writes=late_writes,
-                keep_locked=settler.progress.keys_in_flight & done,
-                late_writes_checked=gone,
-            ),
+
+    context: EngineContext
+    lease: Lease
+    claimed: bool = False
+    progress: Progress = field(default_factory=Progress)
+    failed: dict[ObjectKey, Exception] = field(default_factory=dict[ObjectKey, Exception])
+    _missed: int = 0
+    _refusals: int = 0
+
+    async def finish_decided(
+        self, decision: Decision, undo: Iterable[Step], late_writes: Collection[LateWrite]
+    ) -> None:
+        """Do what is left of a transaction, whichever way it was decided (P6).
+
+        Args:
+            decision: how it stands in the journal.
+            undo: the steps of its compensation, for the case that it was aborted.
+            late_writes: to leave in that case; the pivot of a commit has written its own.
+
+        Raises:
+            FennFlowException: like `finish`.
+        """
+        if decision.finished:
+            self.context.leases.release(self.lease)
+            return
+        await self.finish(
+            outstanding(decision, undo),
+            () if decision.outcome is Outcome.COMMITTED else late_writes,
+            keys=decision.keys,
         )
-        settler.progress.keys_in_flight -= done
-        late_writes, late_writes_checked = (
-            (),
-            [each for each in late_writes_checked if each not in gone],
+
+    async def finish(
+        self,
+        steps: Iterable[Step],
+        late_writes: Collection[LateWrite] = (),
+        *,
+        keys: Iterable[ObjectKey] = (),
+        late_writes_checked: Collection[LateWrite] = (),
+    ) -> None:
+        """Perform all steps, release their keys, and remove the transaction from the journal.
+
+        Args:
+            steps: of apply or compensation.
+            late_writes: to leave.
+            keys: others that the transaction holds, for which nothing is to be done.
+            late_writes_checked: late writes to remove.
+
+        Raises:
+            FennFlowException: steps of some keys failed. These keys stay in the journal, all others
+                are released (P9).
+        """
+        by_key: dict[ObjectKey, list[Step]] = {key: [] for key in keys}
+        for step in steps:
+            by_key.setdefault(step.object_key, []).append(step)
+        order = sorted(by_key)
+        if self.claimed:
+            random.shuffle(order)  # it is not known which ones failed before
+        order.sort(key=self.progress.failures.__getitem__)  # those that failed before come last
+        batches = list(batches_of(order, KEYS_AT_ONCE)) or [[]]
+        for batch in batches:
+            await self._attempt([step for key in batch for step in by_key[key]])
+            done = {key for key in batch if key not in self.failed}
+            whole = batch is batches[-1] and not self.failed
+            if not (whole or done):
+                continue
+            gone = {
+                each
+                for each in late_writes_checked
+                if whole or ObjectKey(each.namespace, each.key) in done
+            }
+            await self.context.backend.settle(
+                self.lease.token,
+                Settlement(
+                    keys=None if whole else done,
+                    late_writes=late_writes,
+                    keep_locked=self.progress.keys_in_flight & done,
+                    late_writes_checked=gone,
+                ),
+            )
+            self.progress.keys_in_flight -= done
+            late_writes = ()
+            late_writes_checked = [each for each in late_writes_checked if each not in gone]
+        self._raise_failures()
+        self.context.leases.release(self.lease)
+
+    async def perform(self, steps: Sequence[Step]) -> None:
+        """Perform all steps in the order of P28; the journal knows nothing of them.
+
+        Raises:
+            FennFlowException: some failed; all others are done.
+        """
+        await self._attempt(steps)
+        self._raise_failures()
+
+    def _raise_failures(self) -> None:
+        """Raise the first failure, if there was any, with the keys of all as a note."""
+        if not self.failed:
+            return
+        error = next(iter(self.failed.values()))
+        names = [str(key) for key in list(self.failed)[:NAMED]]
+        more = len(self.failed) - len(names)
+        error.add_note(
+            f"Not finished yet: {', '.join(names)}{f' and {more} more' if more > 0 else ''}."
         )
-    settler.raise_failures()
-    settler.context.leases.release(settler.lease)
+        raise error
+
+    async def _attempt(self, steps: Sequence[Step]) -> None:
+        """Perform steps in the order of P28; `failed` has those of keys that failed."""
+        await self._copy_all([step for step in steps if isinstance(step, Copy)])
+        uploads = [step for step in steps if isinstance(step, AbortUpload)]
+        await self._each(self._abort_upload, uploads)
+        await self._delete_all([step for step in steps if isinstance(step, Delete)])
+
+    async def _each(self, do: Callable[[S], Awaitable[R]], steps: Sequence[S]) -> list[tuple[S, R]]:
+        """Perform steps, many at a time; return those that are done, with what came of them."""
+
+        async def one(step: S) -> tuple[S, R] | None:
+            if step.object_key in self.failed or self._is_away([step.object_key]):
+                return None
+            try:
+                result = await do(step)
+            except TransactionLostException:
+                raise
+            except Exception as error:  # noqa: BLE001 - raised when all else is done
+                self._fail(step.object_key, error)
+                return None
+            self._missed = 0
+            return step, result
+
+        done = await run_all(self.context.config.max_concurrency, one, steps)
+        return [each for each in done if each is not None]
+
+    async def _retry(
+        self, key: ObjectKey, request: Callable[[], Awaitable[R]], *, lost: bool = False
+    ) -> tuple[R, bool]:
+        """Send an idempotent request until it is answered, a few times, while the lease is held.
+
+        Args:
+            key: of the object that it is about.
+            request: sends it.
+            lost: whether the answer to an earlier attempt was lost.
+
+        Returns:
+            its result, and whether the answer to an attempt was lost. What it raises says so, too.
+        """
+        circuit, namespace = self.context.circuit, key.namespace
+
+        async def send() -> R:
+            nonlocal lost
+            self.lease.check()
+            try:
+                circuit.check(namespace)
+                with circuit.request(namespace):
+                    return await request()
+            except BaseConnectorException as error:
+                lost = error.ambiguous = lost or error.ambiguous
+                raise
+
+        result = await repeat(
+            send,
+            on=lambda error: may_pass(error) and not circuit.is_open(namespace),
+            attempts=ATTEMPTS,
+            what=f"A request for {key}",
+            wait_max=2.0,
+            transaction=self.lease.token.transaction_id,
+        )
+        return result, lost
+
+    def _fail(self, key: ObjectKey, error: Exception) -> None:
+        self.failed[key] = error
+        self.progress.failures[key] += 1
+        self._missed = self._missed + 1 if isinstance(error, ConnectorUnavailableException) else 0
+
+    def _is_away(self, keys: Iterable[ObjectKey]) -> bool:
+        """Whether the store is away: then nothing more is sent, and keys wait as they are."""
+        if self._missed < OUTAGE:
+            return False
+        last = next(reversed(self.failed.values()))
+        for key in keys:
+            self.failed.setdefault(key, last)
+        return True
+
+    async def _copy_all(self, copies: Sequence[Copy]) -> None:
+        if not copies:
+            return
+        if self.claimed:  # what the owner has sent is not known, even of what it has moved
+            late = {copy.object_key for copy in copies if self._may_be_late(copy)}
+            self.progress.keys_in_flight |= late
+        records = await self.context.backend.records([copy.object_key for copy in copies])
+        # A record that names its own key was moved by an earlier attempt.
+        todo = [
+            copy
+            for copy in copies
+            if copy.object_key in records and records[copy.object_key].location.key != copy.key
+        ]
+
+        moved = [
+            replace(records[copy.object_key], location=target.location, etag=target.etag)
+            for copy, target in await self._each(partial(self._copy, records), todo)
+        ]
+        if moved:
+            await self.context.backend.relocate(self.lease.token, moved)
+
+    async def _copy(self, records: Mapping[ObjectKey, Record], step: Copy) -> StoredObject:
+        # The key stays locked until there is a response, even if this call is cut off.
+        key = step.object_key
+        new = self._may_be_late(step) and key not in self.progress.keys_in_flight
+        if new:
+            self.progress.keys_in_flight.add(key)
+        try:
+            stored, lost = await self._copied(step, records[key].size)
+        except BaseConnectorException as error:
+            if new and not error.ambiguous:
+                self.progress.keys_in_flight.discard(key)
+            raise
+        if new and not (lost or stored.retried):
+            self.progress.keys_in_flight.discard(key)
+        return stored
+
+    def _may_be_late(self, step: Copy) -> bool:
+        """Whether a copy may arrive although the staging object is gone by then (P20 c)."""
+        return step.ambiguous or self.context.connector.copies_through_client
+
+    async def _copied(self, step: Copy, size: int) -> tuple[StoredObject, bool]:
+        """Copy; return what is there now, and whether the answer to an attempt was lost."""
+        key = step.object_key
+        copy = partial(self._copy_once, step, size)
+        capabilities = await self.context.connector.capabilities(step.namespace)
+        conditional = capabilities.conditional_copy
+        try:
+            stored, lost = await self._retry(key, partial(copy, overwrite=not conditional))
+        except (PreconditionFailedException, NoSuchKeyException) as error:
+            head = partial(self.context.connector.head, step.namespace, Location(step.key))
+            there, _ = await self._retry(key, head)
+            if there is not None and made_by(
+                there, WriteId(self.lease.token.transaction_id, step.seq)
+            ):
+                # P30: done before, the answer was lost
+                await self._retry(key, partial(self._end_upload_of, step))
+                self.progress.uploads.pop(step.seq, None)
+                return there, True
+            if isinstance(error, NoSuchKeyException) and (there is not None or not conditional):
+                raise  # the source is gone
+            # Of a condition on a target that is gone, some stores answer that too with 404.
+            stamp = None if there is None else stamp_of(there)
+            # It may be from an earlier write of this transaction whose response was lost.
+            if stamp is None or stamp.write.transaction_id != self.lease.token.transaction_id:
+                log_event(
+                    logging.WARNING,
+                    "%s/%s was modified outside FennFlow; overwriting it with the committed version (P17)",
+                    step.namespace,
+                    step.key,
+                    rule="P17",
+                    transaction=self.lease.token.transaction_id,
+                    key=f"{step.namespace}/{step.key}",
+                )
+            stored, lost = await self._retry(
+                key, partial(copy, overwrite=True), lost=error.ambiguous
+            )
+        self.progress.uploads.pop(step.seq, None)
+        return stored, lost
+
+    async def _copy_once(self, step: Copy, size: int, *, overwrite: bool) -> StoredObject:
+        await self._end_upload_of(step)
+
+        async def on_upload(upload_id: str) -> None:
+            self.lease.check()  # no part is sent once the lease may have run out (P23)
+            if self.progress.uploads.get(step.seq) == upload_id:
+                return
+            self.progress.uploads[step.seq] = upload_id
+            await self.context.backend.note_upload(self.lease.token, step.seq, upload_id)
+
+        async def copy() -> StoredObject:
+            self.lease.check()  # here, since others may have run after the task was made
+            return await self.context.connector.copy(
+                CopyRequest(
+                    step.namespace,
+                    step.key,
+                    CopySource(step.namespace, step.source, size=size),
+                    extra=step.extra,
+                    if_match=None if overwrite else step.expected,
+                    if_none_match=not overwrite and step.expected is None,
+                    on_upload=on_upload,
+                )
+            )
+
+        # Only the response that begins an upload has its id.
+        limit = min(UNDER_WAY, self.context.config.compensation_timeout)
+        copying, cancellation = await shielded(
+            copy(), grace=lambda: 0.0 if step.seq in self.progress.uploads else limit
+        )
+        if cancellation is not None:
+            raise cancellation
+        return copying.result()
+
+    async def _end_upload_of(self, step: Copy) -> None:
+        """Abort the multipart copy that an earlier attempt has left (P13)."""
+        upload_id = self.progress.uploads.get(step.seq)
+        if upload_id is not None:
+            await self.context.connector.abort_upload(step.namespace, step.key, upload_id)
+            del self.progress.uploads[step.seq]
+
+    async def _abort_upload(self, step: AbortUpload) -> None:
+        abort = self.context.connector.abort_upload
+        await self._retry(step.object_key, partial(abort, step.namespace, step.key, step.upload_id))
+
+    async def _delete_all(self, steps: Sequence[Delete]) -> None:
+        batches: list[_DeletionBatch] = []
+        together: dict[str, list[tuple[ObjectKey, Deletion]]] = {}
+        for step, deletions in await self._each(self._resolve, steps):
+            capabilities = await self.context.connector.capabilities(step.namespace)
+            for deletion in deletions:
+                named = (step.object_key, deletion)
+                if deletion.if_match is not None and capabilities.conditional_delete == "single":
+                    batches.append((step.namespace, [named]))
+                else:
+                    together.setdefault(step.namespace, []).append(named)
+        for namespace, deletions in together.items():
+            split = batches_of(deletions, self.context.connector.max_deletions)
+            batches += [(namespace, batch) for batch in split]
+        await run_all(self.context.config.max_concurrency, self._delete_batch, batches)
+
+    async def _resolve(self, step: Delete) -> Sequence[Deletion]:
+        """Return what to delete: after a look at the object where its name proves nothing."""
+        capabilities = await self.context.connector.capabilities(step.namespace)
+        conditions = capabilities.conditional_delete
+        if self.claimed and (step.owner is None or not capabilities.versioned):
+            self.progress.keys_in_flight |= self._users(step.namespace, [step.location])
+        if step.owner is None:
+            # A committed delete checks the ETag only where that needs no extra request.
+            etag = step.etag if conditions == "batch" else None
+            return [Deletion(location=step.location, if_match=etag)]
+        if step.etag is not None and conditions != "none":
+            return [Deletion(location=step.location, if_match=step.etag)]
+        if capabilities.versioned:
+            return await self._own_versions(step, step.owner)
+        head = partial(self.context.connector.head, step.namespace, step.location)
+        there, _ = await self._retry(step.object_key, head)
+        if not self._is_own(there, step):
+            return []
+        etag = None if conditions == "none" else there.etag
+        return [Deletion(location=step.location, if_match=etag)]
+
+    def _is_own(self, there: StoredObject | None, step: Delete) -> TypeGuard[StoredObject]:
+        return step.owner is not None and made_by(there, step.owner)
+
+    async def _own_versions(self, step: Delete, owner: WriteId) -> Sequence[Deletion]:
+        find = partial(versions_since, self.context, step.namespace, step.location.key)
+        versions, _ = await self._retry(step.object_key, partial(find, owner.transaction_id))
+        own: list[Deletion] = []
+        for version in versions:
+            head = partial(self.context.connector.head, step.namespace, version.location)
+            if self._is_own((await self._retry(step.object_key, head))[0], step):
+                own.append(Deletion(location=version.location))
+        return own
+
+    async def _delete_batch(self, batch: _DeletionBatch) -> None:
+        """Delete, and note what fails; what may pass is tried again without what is done."""
+        namespace, left = batch[0], list(batch[1])
+        if self._is_away(key for key, _ in left):
+            return
+
+        new = (
+            self._users(namespace, [each.location for _, each in left])
+            - self.progress.keys_in_flight
+        )
+        self.progress.keys_in_flight |= new
+        try:
+            report, ambiguous = await self._retry(
+                left[0][0], partial(self._delete_once, namespace, left)
+            )
+        except TransactionLostException:
+            raise
+        except Exception as error:  # noqa: BLE001 - raised when all else is done
+            if isinstance(error, BaseConnectorException) and not error.ambiguous:
+                self.progress.keys_in_flight -= new
+            self._refusals += len(left) == 1
+            if len(left) == 1 or self._refusals >= OUTAGE or not _may_be_about_one(error):
+                for key, _ in left:
+                    self._fail(key, error)
+                return
+            # Refused as a whole, and one of them may be why.
+            half = len(left) // 2
+            for part in (left[:half], left[half:]):
+                await self._delete_batch((namespace, part))
+            return
+        self._missed = self._refusals = 0
+        if not (ambiguous or report.retried):
+            self.progress.keys_in_flight -= new
+
+    async def _delete_once(
+        self, namespace: str, left: list[tuple[ObjectKey, Deletion]]
+    ) -> DeletionReport:
+        """Delete, and leave in the list what may be deleted by another attempt."""
+        report = await self.context.connector.delete(namespace, [each for _, each in left])
+        failed = [(each, error) for each, error in zip(left, report.errors, strict=True) if error]
+        for (key, deletion), error in failed:
+            if not may_pass(error):
+                self._refused(namespace, key, deletion, error)
+        left[:] = [each for each, error in failed if may_pass(error)]
+        for _, error in failed:
+            if may_pass(error):
+                raise error
+        return report
+
+    def _refused(
+        self, namespace: str, key: ObjectKey, deletion: Deletion, error: BaseConnectorException
+    ) -> None:
+        """Note that one deletion of a batch was refused; for another writer's object that is right."""
+        if not isinstance(error, PreconditionFailedException):
+            self._fail(key, error)
+            return
+        log_event(
+            logging.WARNING,
+            "%s/%s was changed by another writer; not deleted (P18)",
+            namespace,
+            deletion.location.key,
+            rule="P18",
+            transaction=self.lease.token.transaction_id,
+            key=f"{namespace}/{deletion.location.key}",
+        )
+
+    def _users(self, namespace: str, locations: Iterable[Location]) -> set[ObjectKey]:
+        """Return the keys at which a late deletion could hurt what others put there (P20 b)."""
+        return {
+            ObjectKey(namespace, location.key)
+            for location in locations
+            if location.version_id is None
+            and not location.key.startswith(self.context.config.reserved_prefix)
+        }
 
 
-def _in_order(settler: Settler, keys: Iterable[ObjectKey]) -> list[ObjectKey]:
-    """Return keys in the order in which they are finished: those that failed before come last."""
-    shuffled = sorted(keys)
-    if settler.claimed:
-        random.shuffle(shuffled)  # it is not known which ones failed before
-    return sorted(shuffled, key=lambda key: settler.progress.failures[key])
+async def versions_since(
+    context: EngineContext, namespace: str, key: str, transaction_id: str
+) -> Sequence[StoredObject]:
+    """Return the versions of a key that a transaction may have written: none is older than it.
+
+    Its id bears the time of its process, a version that of the store.
+    """
+    started = began(transaction_id)
+    if started is None:
+        return await context.connector.versions(namespace, key)
+    margin = timedelta(seconds=max(CLOCK_SKEW, context.config.late_write_period))
+    return await context.connector.recent_versions(namespace, key, since=started - margin)
 
 
-def _key_of(late_write: LateWrite) -> ObjectKey:
-    return ObjectKey(late_write.namespace, late_write.key)
+def may_pass(error: Exception) -> bool:
+    """Return whether an idempotent request may succeed when it is sent again."""
+    contended = isinstance(error, PreconditionFailedException) and error.contended
+    return contended or isinstance(error, ConnectorUnavailableException)
+
+
+def _may_be_about_one(error: Exception) -> bool:
+    """Whether a batch may have been refused because of one of its keys."""
+    about_all = (ConnectorUnavailableException, NoSuchNamespaceException)
+    return isinstance(error, BaseConnectorException) and not isinstance(error, about_all)
+
+
+def batches_of(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
+    """Yield items in batches."""
+    for start in range(0, len(items), size):
+        yield items[start : start + size]

@@ -24,9 +24,8 @@ from fennflow.connectors import Location, PendingUpload, StoredObject
 from fennflow.engine import tickets
 from fennflow.engine.concurrency import run_all
 from fennflow.engine.context import EngineContext
-from fennflow.engine.finish import finish
+from fennflow.engine.finish import Finisher, versions_since
 from fennflow.engine.leases import Lease, Leases
-from fennflow.engine.settle import Settler, versions_since
 from fennflow.engine.stamps import checked_write, made_by
 from fennflow.exceptions import (
     BaseConnectorException,
@@ -152,7 +151,7 @@ async def _check_group(
             what = f"{left} late writes to {free[0].namespace} were not looked for"
             _report(problems, what, unknown[0], "P20")
         held = {ObjectKey(each.namespace, each.key) for each in free}
-        await finish(Settler(context, lease), garbage, keys=held, late_writes_checked=seen_to)
+        await Finisher(context, lease).finish(garbage, keys=held, late_writes_checked=seen_to)
     finally:
         context.leases.release(lease)
     return len(seen_to)
@@ -245,7 +244,7 @@ async def _delete(
     try:
         steps = await _swept(context, namespace, found)
         # No lease guards this: the name of what is deleted contains its transaction's id.
-        await Settler(context, Lease(TransactionToken(""))).perform(steps)
+        await Finisher(context, Lease(TransactionToken(""))).perform(steps)
     except BaseConnectorException as error:
         _report(problems, f"Leftovers in {namespace} were not all deleted", error, "P27")
         return 0

@@ -26,11 +26,10 @@ from fennflow.engine.catalogs import Registry
 from fennflow.engine.concurrency import run_all, shielded
 from fennflow.engine.context import EngineContext
 from fennflow.engine.differences import Policy, Verdict, agree, judge, refused, unreadable
-from fennflow.engine.finish import finish
+from fennflow.engine.finish import Finisher
 from fennflow.engine.garbage import HeadResult, describe, lock_free
 from fennflow.engine.leases import Lease
 from fennflow.engine.recovery import Recovery, Unsettled
-from fennflow.engine.settle import Settler
 from fennflow.engine.tally import OnFinding, OnProgress, Tally, warn_of_unreadable
 from fennflow.engine.walking import is_key, pairs
 from fennflow.exceptions import (
@@ -255,7 +254,7 @@ class _Run:
         context = self.reconciler.context
         lease = Lease(TransactionToken(str(uuid_utils.uuid7())))
         busy: list[ObjectKey] = []
-        settler = Settler(context, lease)
+        finisher = Finisher(context, lease)
         try:
             records = await lock_free(context.leases, lease, keys, busy)
             stored = await self._heads([key for key in keys if key not in set(busy)])
@@ -272,11 +271,11 @@ class _Run:
             if len(busy) < len(keys):
                 await context.backend.commit(lease.token, commit)
             if commit.steps:
-                await finish(settler, commit.steps, keys=set(keys).difference(busy))
+                await finisher.finish(commit.steps, keys=set(keys).difference(busy))
             context.leases.release(lease)
         except BaseException:
             self.reconciler.recovery.add(
-                Unsettled(lease=lease, undo=(), late_writes=(), progress=settler.progress)
+                Unsettled(lease=lease, undo=(), late_writes=(), progress=finisher.progress)
             )
             raise
         return [

@@ -18,7 +18,6 @@ from typing import Any
 
 from fennflow.backends import (
     Commit,
-    Decision,
     JoinedTransaction,
     JournaledTransaction,
     LateWrite,
@@ -30,12 +29,11 @@ from fennflow.connectors import Capabilities
 from fennflow.engine.callbacks import Aftermaths, Callbacks
 from fennflow.engine.concurrency import Periodic
 from fennflow.engine.context import EngineContext, Progress
-from fennflow.engine.finish import finish
+from fennflow.engine.finish import Finisher
 from fennflow.engine.garbage import check_late_writes, sweep
 from fennflow.engine.jobs import HOOK_WAIT, Jobs
 from fennflow.engine.leases import Lease, clock
-from fennflow.engine.plan import Write, late_writes, outstanding, undo
-from fennflow.engine.settle import Settler
+from fennflow.engine.plan import Write, late_writes, undo
 from fennflow.engine.stuck import long_open, unfinished
 from fennflow.exceptions import (
     BaseConnectorException,
@@ -100,10 +98,6 @@ class Unsettled:
     def waits(self) -> bool:
         """Whether nothing can be done yet, since the user's transaction is open."""
         return self.joined is not None and not self.joined.ended
-
-    def late_writes_of(self, decision: Decision) -> Sequence[LateWrite]:
-        """Return what is to be written for a decision; the pivot of a commit has written its own."""
-        return () if decision.outcome is Outcome.COMMITTED else self.late_writes
 
 
 @dataclass(slots=True)
@@ -521,24 +515,16 @@ class Recovery:
         lease = unsettled.lease
         decision = await self.context.backend.abort(lease.token, lock_wait=LOCK_WAIT)
         try:
-            if decision.finished:
-                self.context.leases.release(lease)
-            else:
-                settler = Settler(
-                    self.context, lease, claimed=unsettled.claimed, progress=unsettled.progress
-                )
-                if decision.outcome is Outcome.ABORTED:
-                    settler.failed |= {
-                        key: unsettled.unreachable[key.namespace]
-                        for key in decision.keys
-                        if key.namespace in unsettled.unreachable
-                    }
-                await finish(
-                    settler,
-                    outstanding(decision, unsettled.undo),
-                    unsettled.late_writes_of(decision),
-                    keys=decision.keys,
-                )
+            finisher = Finisher(
+                self.context, lease, claimed=unsettled.claimed, progress=unsettled.progress
+            )
+            if decision.outcome is Outcome.ABORTED:
+                finisher.failed |= {
+                    key: unsettled.unreachable[key.namespace]
+                    for key in decision.keys
+                    if key.namespace in unsettled.unreachable
+                }
+            await finisher.finish_decided(decision, unsettled.undo, unsettled.late_writes)
         finally:
             self._call_back(unsettled, decision.outcome)
         committed = decision.outcome is Outcome.COMMITTED

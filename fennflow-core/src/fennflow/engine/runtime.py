@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
 from fennflow.engine.catalogs import Registry
+from fennflow.engine.circuit import Circuit
 from fennflow.engine.concurrency import shielded
 from fennflow.engine.context import EngineContext
 from fennflow.engine.leases import Leases
 from fennflow.engine.reconcile import Reconciler
 from fennflow.engine.recovery import Recovery
-from fennflow.engine.retrying import Circuit
 
 if TYPE_CHECKING:
     from fennflow.config import ConfigDict

@@ -25,12 +25,11 @@ from fennflow.engine.callbacks import Callbacks
 from fennflow.engine.concurrency import shielded
 from fennflow.engine.deadline import Deadline
 from fennflow.engine.directories import check_directories_again
-from fennflow.engine.finish import finish
+from fennflow.engine.finish import Finisher
 from fennflow.engine.jobs import HOOK_WAIT, DurableUndo
 from fennflow.engine.leases import clock
-from fennflow.engine.plan import changes_of, late_writes, outstanding, plan_commit, undo
+from fennflow.engine.plan import changes_of, late_writes, plan_commit, undo
 from fennflow.engine.recovery import LOCK_WAIT, Unsettled
-from fennflow.engine.settle import Settler
 from fennflow.exceptions import (
     CommitUncertainException,
     CompensationPendingWarning,
@@ -401,17 +400,9 @@ class Session(Block):
             self._leave_over(f"is committed and will be applied later: {with_notes(error)}")
 
     async def _finish(self, decision: Decision) -> None:
-        """Perform what is left to do, unless all is done (P6)."""
-        if decision.finished:
-            self._engine.leases.release(self._tx.lease)
-            return
         left = self._unsettled()
-        await finish(
-            Settler(self._engine, left.lease, progress=left.progress),
-            outstanding(decision, left.undo),
-            left.late_writes_of(decision),
-            keys=decision.keys,
-        )
+        finisher = Finisher(self._engine, left.lease, progress=left.progress)
+        await finisher.finish_decided(decision, left.undo, left.late_writes)
 
     def _cut_off(self, cancellation: BaseException | None) -> Exception | None:
         """Leave to recovery what a commit could not end in time, and return what to raise."""
@@ -522,10 +513,10 @@ class Session(Block):
             the last cancellation.
         """
         tx = self._tx
-        if tx.outcome is Outcome.COMMITTED:
-            self._engine.recovery.jobs.forget(tx.callbacks.undos)
         if tx.outcome is None or not tx.callbacks:
             return cancellation  # recovery calls back when it knows the outcome
+        if tx.outcome is Outcome.COMMITTED:
+            self._engine.recovery.jobs.forget(tx.callbacks.undos)
         aftermath = self._engine.recovery.aftermaths.start(
             tx.callbacks, tx.outcome, tx.transaction_id
         )

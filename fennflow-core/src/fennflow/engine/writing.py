@@ -273,9 +273,9 @@ async def _put(tx: Transaction, seq: int, upload: Upload, *, if_none_match: bool
         transfer = _transfer(tx, intent, upload, attributes, on_upload, if_none_match=if_none_match)
         put, cancellation = await shielded(transfer, grace=grace)
     try:
-        stored = put.result()
+        with tx.circuit.request(intent.namespace):
+            stored = put.result()
     except Exception as error:
-        tx.circuit.note(intent.namespace, error)
         if isinstance(error, SourceError) or (
             isinstance(error, BaseConnectorException) and not error.ambiguous
         ):
@@ -286,7 +286,6 @@ async def _put(tx: Transaction, seq: int, upload: Upload, *, if_none_match: bool
         if landed is None:
             raise
         return _written(tx, seq, upload, landed, ambiguous=True)
-    tx.circuit.note(intent.namespace)
     record = _written(tx, seq, upload, stored, ambiguous=ambiguous or stored.retried)
     if cancellation is not None:
         raise cancellation
@@ -401,13 +400,8 @@ async def head(tx: Transaction, key: ObjectKey) -> StoredObject | None:
     """Return what the store says of the object at a key."""
     async with tx.slots:
         tx.check()
-        try:
-            found = await tx.connector.head(key.namespace, Location(key.key))
-        except BaseConnectorException as error:
-            tx.circuit.note(key.namespace, error)
-            raise
-    tx.circuit.note(key.namespace)
-    return found
+        with tx.circuit.request(key.namespace):
+            return await tx.connector.head(key.namespace, Location(key.key))
 
 
 async def _is_garbage(tx: Transaction, key: ObjectKey, there: StoredObject) -> bool:

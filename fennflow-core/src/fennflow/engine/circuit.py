@@ -1,26 +1,16 @@
-"""Idempotent requests, sent again while the store is unavailable (P9)."""
+"""Buckets that do not answer: apply and compensation do not ask them again and again (P9)."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Generator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TypeVar
 
-from fennflow.backends import ObjectKey
-from fennflow.engine.leases import Lease
-from fennflow.exceptions import (
-    BaseConnectorException,
-    ConnectorUnavailableException,
-    PreconditionFailedException,
-)
-from fennflow.retries import repeat
+from fennflow.exceptions import BaseConnectorException, ConnectorUnavailableException
 from fennflow.telemetry import log_event
 
-R = TypeVar("R")
-
-ATTEMPTS = 4
 MISSES = 2
 """Requests in a row that a bucket does not answer until it counts as away."""
 FIRST_REST, LONGEST_REST = 0.5, 10.0
@@ -70,11 +60,20 @@ class Circuit:
             message = f"{namespace} does not answer; it is asked again in a few seconds."
             raise ConnectorUnavailableException(message, ambiguous=False)
 
-    def note(self, namespace: str, error: BaseException | None = None) -> None:
-        """Note how a request ended: with an error, or without one."""
-        if not isinstance(error, ConnectorUnavailableException):
+    @contextmanager
+    def request(self, namespace: str) -> Generator[None]:
+        """Let the block send a request to a bucket, and note whether it was answered."""
+        try:
+            yield
+        except ConnectorUnavailableException as error:
+            self._missed(namespace, error)
+            raise
+        except BaseConnectorException:
             self._buckets.pop(namespace, None)
-            return
+            raise
+        self._buckets.pop(namespace, None)
+
+    def _missed(self, namespace: str, error: ConnectorUnavailableException) -> None:
         bucket = self._buckets.setdefault(namespace, _Bucket())
         if self.is_open(namespace):
             return  # it was sent before the bucket counted as away
@@ -89,55 +88,3 @@ class Circuit:
     def reset(self) -> None:
         """Ask all buckets again at once."""
         self._buckets.clear()
-
-
-async def retry(
-    circuit: Circuit,
-    lease: Lease,
-    key: ObjectKey,
-    request: Callable[[], Awaitable[R]],
-    *,
-    lost: bool = False,
-) -> tuple[R, bool]:
-    """Send a request until it is answered, a few times.
-
-    Args:
-        circuit: knows whether the bucket is away.
-        lease: the right to send it.
-        key: of the object that it is about.
-        request: sends it.
-        lost: whether the answer to an earlier attempt was lost.
-
-    Returns:
-        its result, and whether the answer to an attempt was lost. What it raises says so, too.
-    """
-    namespace = key.namespace
-
-    async def send() -> R:
-        nonlocal lost
-        lease.check()
-        try:
-            circuit.check(namespace)
-            result = await request()
-        except BaseConnectorException as error:
-            lost = error.ambiguous = lost or error.ambiguous
-            circuit.note(namespace, error)
-            raise
-        circuit.note(namespace)
-        return result
-
-    result = await repeat(
-        send,
-        on=lambda error: may_pass(error) and not circuit.is_open(namespace),
-        attempts=ATTEMPTS,
-        what=f"A request for {namespace}/{key.key}",
-        wait_max=2.0,
-        transaction=lease.token.transaction_id,
-    )
-    return result, lost
-
-
-def may_pass(error: Exception) -> bool:
-    """Return whether an idempotent request may succeed when it is sent again."""
-    contended = isinstance(error, PreconditionFailedException) and error.contended
-    return contended or isinstance(error, ConnectorUnavailableException)
