@@ -13,10 +13,9 @@ from fennflow import plugins
 from fennflow.backends import Area
 from fennflow.config import ConfigDict
 from fennflow.engine.callbacks import Callback, Hook, Undo
-from fennflow.engine.deadline import Deadline
 from fennflow.engine.diagnosis import reach
 from fennflow.engine.runtime import engine_for
-from fennflow.engine.session import Session
+from fennflow.engine.session import Deadline, Session
 from fennflow.exceptions import ConfigException, TransactionException
 from fennflow.jobs import JobCall, Registering
 from fennflow.maintenance import Maintenance
@@ -182,8 +181,7 @@ class UnitOfWork(Maintenance, Registering):
     ) -> None:
         """Commit, or undo what was done since the last `commit()`."""
         session = self._opened()
-        session.check_loop()
-        session.check_not_ended()
+        session.check_usable()
         try:
             if exc is not None or not self._auto_commit:
                 await session.rollback(exc, last=True)

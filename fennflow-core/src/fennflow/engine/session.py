@@ -1,51 +1,96 @@
-"""A transaction: one unit of atomicity, from its first call to its settlement."""
+"""A unit of work's side of a transaction: its calls, steps and savepoints, in one task or several.
+
+`commit`, `rollback` and `hold` guard how the transaction ends, and survive a cancellation of their
+caller meanwhile (P21). What they do is in `commit.py`.
+"""
 
 from __future__ import annotations
 
 import asyncio
-import logging
 import warnings
-from collections.abc import Awaitable, Callable, Collection, Generator, Sequence
-from contextlib import contextmanager
-from dataclasses import replace
-from functools import partial
-from typing import TYPE_CHECKING, Any
-
-from typing_extensions import override
+from collections.abc import (
+    AsyncGenerator,
+    Awaitable,
+    Callable,
+    Collection,
+    Generator,
+    Sequence,
+)
+from contextlib import asynccontextmanager, contextmanager
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from fennflow import telemetry
-from fennflow.backends import (
-    Commit,
-    Decision,
-    JoinedTransaction,
-    Outcome,
-)
-from fennflow.engine.block import Block
-from fennflow.engine.callbacks import Callbacks
-from fennflow.engine.concurrency import shielded
-from fennflow.engine.deadline import Deadline
-from fennflow.engine.directories import check_directories_again
-from fennflow.engine.finish import Finisher
+from fennflow.backends import Outcome
+from fennflow.engine.callbacks import Callbacks, Hook, Undo, names_of, result_of, run_undos
+from fennflow.engine.commit import Ending
+from fennflow.engine.concurrency import Calls, shielded
 from fennflow.engine.jobs import HOOK_WAIT, DurableUndo
-from fennflow.engine.leases import clock
-from fennflow.engine.plan import changes_of, late_writes, plan_commit, undo
-from fennflow.engine.recovery import LOCK_WAIT, Unsettled
+from fennflow.engine.plan import changes_of
+from fennflow.engine.transaction import Scope, Transaction, rolled_back
 from fennflow.exceptions import (
     CommitUncertainException,
     CompensationPendingWarning,
     ConfigException,
-    KeyException,
-    RecordLockedException,
+    StepNotDoneException,
     TransactionException,
-    TransactionLostException,
     TransactionTimeoutException,
 )
-from fennflow.telemetry import log_event, with_notes
+from fennflow.jobs import JobCall
 
 if TYPE_CHECKING:
-    from fennflow.backends import Area
+    from fennflow.backends import Area, JoinedTransaction
     from fennflow.engine.runtime import Engine
     from fennflow.reports import Change
+
+T = TypeVar("T")
+
+
+class Deadline:
+    """Until when a unit of work may work; to be made on the running event loop.
+
+    Args:
+        timeout: seconds from now; None for ever.
+    """
+
+    def __init__(self, timeout: float | None) -> None:
+        self._timeout = timeout
+        self._at = None if timeout is None else asyncio.get_running_loop().time() + timeout
+
+    def check(self) -> None:
+        """Refuse to begin anything when it is over.
+
+        Raises:
+            TransactionTimeoutException: it is over.
+        """
+        if self._at is not None and asyncio.get_running_loop().time() >= self._at:
+            raise self._over()
+
+    @asynccontextmanager
+    async def limit(self) -> AsyncGenerator[None]:
+        """Cut the block off when the deadline is over.
+
+        Raises:
+            TransactionTimeoutException: it is over.
+        """
+        if self._at is None:
+            yield
+            return
+        self.check()
+        timer = asyncio.timeout_at(self._at)
+        try:
+            async with timer:
+                yield
+        except TimeoutError as error:
+            if timer.expired():
+                raise self._over() from error
+            raise
+
+    def _over(self) -> TransactionTimeoutException:
+        message = (
+            f"The unit of work did not end within timeout={self._timeout} s. Nothing of it is "
+            "committed; what it has written is undone. Run it again, or give it more time."
+        )
+        return TransactionTimeoutException(message)
 
 
 def _cancel_again(task: asyncio.Task[Any], cancellation: asyncio.CancelledError) -> None:
@@ -91,8 +136,8 @@ class _Wait:
         return max(0.0, self._deadline - now)
 
 
-class Session(Block):
-    """What one `async with` block does; `commit` and `rollback` begin a new transaction.
+class Session:
+    """What one `async with` block does; `commit`, `rollback` and `hold` begin a new transaction.
 
     Args:
         engine: connector, backend and configuration.
@@ -110,14 +155,220 @@ class Session(Block):
         reconciled: Collection[Area] = (),
         deadline: Deadline | None = None,
     ) -> None:
-        super().__init__(engine, areas, reconciled, deadline)
+        self._engine = engine
+        self._areas = areas
         self._joined = joined
+        self._deadline = deadline or Deadline(None)
+        self._grace = engine.config.compensation_timeout
+        self._reconciled = set(reconciled)
+        self._tx = self._begin()
+        self._loop = asyncio.get_running_loop()
+        self._calls = Calls()
+        self._savepoints = 0
+        self._being_written: list[str] = []
+        self._closed = False
+        self._free = asyncio.Event()
+        self._free.set()
 
-    @override
-    def close(self) -> None:
-        super().close()
-        if self._joined is not None:
-            self._joined.close()
+    def _begin(self) -> Transaction:
+        return Transaction(self._engine, self._areas, self._reconciled)
+
+    @asynccontextmanager
+    async def call(self, operation: str, namespace: str) -> AsyncGenerator[Transaction]:
+        """Guard a call: the session is open, and does not end before the call has.
+
+        Args:
+            operation: what it does, for those who watch.
+            namespace: the bucket.
+
+        Raises:
+            TransactionException: the session has ended, or is ending.
+        """
+        tx = self._open()
+        with (
+            self._calls.call([tx, *tx.scopes()], rolled_back),
+            telemetry.operation(operation, tx.transaction_id, namespace),
+        ):
+            yield tx
+
+    def _open(self) -> Transaction:
+        """Return the transaction that is open.
+
+        Raises:
+            TransactionException: the session has ended, or is ending, or is another loop's.
+        """
+        self.check_usable()
+        if not self._free.is_set():
+            message = (
+                "This unit of work is being committed or rolled back. Use it inside its own async "
+                "with block."
+            )
+            raise TransactionException(message)
+        return self._tx
+
+    @contextmanager
+    def writes(self, name: str) -> Generator[None]:
+        """Let the block be a call whose bytes the caller hands on: a commit would wait for it, and for ever."""
+        self._being_written.append(name)
+        try:
+            yield
+        finally:
+            self._being_written.remove(name)
+
+    def check_usable(self) -> None:
+        """Refuse use after the end of the block, and in another event loop than the one that opened it.
+
+        Raises:
+            TransactionException: the session has ended, or the running loop is another one.
+        """
+        try:
+            running = asyncio.get_running_loop()
+        except RuntimeError:
+            running = None
+        message = None
+        if running is not self._loop:
+            message = (
+                "This unit of work was opened in another event loop. Open one in each loop, and "
+                "use it there only."
+            )
+        elif self._closed:
+            message = "This unit of work has ended. Use it inside its own async with block."
+        if message is not None:
+            raise TransactionException(message)
+
+    def register(self) -> list[Callbacks]:
+        """Return where a callback of the caller's belongs.
+
+        Raises:
+            TransactionException: the session has ended, or is ending.
+        """
+        return self._open().register()
+
+    def add_hook(self, hook: Hook) -> None:
+        """Remember what is called after the commit, by this process or another one (P36).
+
+        Raises:
+            ConfigException: the backend cannot journal it, it is a compensation, or it was registered
+                for another unit of work.
+        """
+        tx = self._open()
+        tx.check_can_be_journaled(hook.call, Outcome.COMMITTED)
+        for each in tx.register():
+            each.hooks.append(hook)
+
+    async def step(self, do: Callable[[], Awaitable[T]], undo: Undo | JobCall) -> T:
+        """Do a saga step of the user's own, and remember how it is undone."""
+        tx = self._open()
+        places = tx.register()
+        with self._calls.call([tx, *tx.scopes()], rolled_back):
+            if isinstance(undo, JobCall):
+                return await self._durable_step(tx, places, do, undo)
+            try:
+                async with self._deadline.limit():
+                    result = await result_of(do)
+            except (asyncio.CancelledError, TransactionTimeoutException):
+                # If it is cut off it may still have taken effect, so it counts as done, like a write (P19).
+                for each in places:
+                    each.undos.append(undo)
+                raise
+            for each in places:
+                each.undos.append(undo)
+            return result
+
+    async def _durable_step(
+        self,
+        tx: Transaction,
+        places: Sequence[Callbacks],
+        do: Callable[[], Awaitable[T]],
+        call: JobCall,
+    ) -> T:
+        """Do a step whose undo is in the journal before it begins (P33)."""
+        jobs = self._engine.recovery.jobs
+        undo = jobs.own(await tx.journal_compensation(call))
+        for each in places:
+            each.undos.append(undo)
+        try:
+            async with self._deadline.limit():
+                result = await result_of(do)
+            tx.lease.check()
+        except StepNotDoneException:
+            for each in places:
+                each.undos.remove(undo)
+            await jobs.remove(undo)
+            raise
+        except BaseException:
+            # Whatever it raises, it may have taken effect before.
+            undo.failed = True
+            if not tx.lease.held:
+                await jobs.journal_again(undo.job)
+            raise
+        return result
+
+    @asynccontextmanager
+    async def savepoint(self) -> AsyncGenerator[None]:
+        """Undo what the block did, and nothing else, if an exception leaves it.
+
+        Raises:
+            TransactionException: the session has ended, or is ending.
+        """
+        tx = self._open()
+        around = tx.register()
+        self._savepoints += 1
+        with tx.scope() as scope:
+            try:
+                yield
+            except BaseException as cause:
+                cancellation = await self._undo_scope(tx, scope, around, cause)
+                if cancellation is not None and not isinstance(cause, asyncio.CancelledError):
+                    raise cancellation from cause
+                raise
+            finally:
+                self._savepoints -= 1
+
+    async def _undo_scope(
+        self, tx: Transaction, scope: Scope, around: Sequence[Callbacks], cause: BaseException
+    ) -> asyncio.CancelledError | None:
+        """Take back what a savepoint did, and return the cancellation that arrived meanwhile."""
+        scope.undone = True
+        _, cancellation = await shielded(self._calls.break_off(scope), grace=lambda: self._grace)
+        if tx.ended:
+            return cancellation  # all of it is taken back
+        undos = tx.rewind(scope)
+        tx.release(undos)
+        work, again = await shielded(
+            self._undo_steps(tx, undos),
+            grace=lambda: self._grace,
+            grace_started=cancellation is not None or isinstance(cause, asyncio.CancelledError),
+        )
+        for note in [] if work.cancelled() else work.result():
+            cause.add_note(note)
+        if undos:
+            cause.add_note(
+                "Not all steps of the savepoint were undone in time. They are undone when the unit "
+                f"of work ends, however it does: {names_of(reversed(undos))}"
+            )
+        for each in around:
+            each.undos += undos
+            each.overdue += undos
+        return again or cancellation
+
+    async def _undo_steps(self, tx: Transaction, undos: list[Undo]) -> list[str]:
+        try:
+            await tx.journal_released()
+        except Exception as error:  # noqa: BLE001 - tried again before the pivot
+            notes = [f"It is not in the journal yet that steps are undone: {error}"]
+        else:
+            notes = []
+        return notes + await run_undos(undos, tx.transaction_id)
+
+    def changes(self) -> list[Change]:
+        """Return what the transaction would change."""
+        tx = self._open()
+        return changes_of(tx.chain(key) for key in tx.chains)
+
+    async def free(self) -> None:
+        """Wait until no other task commits or rolls back."""
+        await self._free.wait()
 
     async def commit(self) -> None:
         """Make all changes visible in one instant, or undo them and raise.
@@ -131,20 +382,10 @@ class Session(Block):
             Exception: what the backend raised; the transaction is undone.
         """
         wait = _Wait(self._grace)
-        self._deadline.check()
-        if self._being_written:
-            message = (
-                f"{', '.join(self._being_written)} cannot be committed, since it is still open for writing. "
-                "Close it before the commit: with uow.files.open(path, 'wb') as file."
-            )
-            raise TransactionException(message)
-        with self._exclusive():
-            async with self._deadline.limit():
-                await self._calls.wait()
-            work, cancellation = await shielded(
-                self._watched("commit", self._commit), grace=wait.left
-            )
-            error = self._cut_off(cancellation) if work.cancelled() else work.exception()
+        async with self._deciding():
+            ending = Ending(self._engine, self._tx, self._joined)
+            work, cancellation = await shielded(ending.commit(), grace=wait.left)
+            error = ending.cut_off(cancellation) if work.cancelled() else work.exception()
             cancellation = await self._call_back(error, wait, cancellation)
             cancellation = await self._call_hooks(wait, cancellation)
         self._tx = self._begin()
@@ -177,23 +418,12 @@ class Session(Block):
             message = f"expires_in={expires_in!a} is not in (0, max_transaction_age={longest} s]."
             raise ConfigException(message)
         wait = _Wait(self._grace)
-        self._deadline.check()
-        if self._being_written:
-            message = (
-                f"{', '.join(self._being_written)} cannot be committed, since it is still open for writing. "
-                "Close it before the commit: with uow.files.open(path, 'wb') as file."
-            )
-            raise TransactionException(message)
-        with self._exclusive():
-            async with self._deadline.limit():
-                await self._calls.wait()
-            work, cancellation = await shielded(
-                self._watched("hold", partial(self._hold, expires_in)), grace=wait.left
-            )
+        async with self._deciding():
+            ending = Ending(self._engine, tx, self._joined)
+            work, cancellation = await shielded(ending.hold(expires_in), grace=wait.left)
             error = None if work.cancelled() else work.exception()
             if work.cancelled():
-                late = TimeoutError(f"compensation_timeout={self._grace} s were not enough.")
-                self._report_pending(cancellation, late)
+                ending.report_pending(cancellation, self._late())
             if tx.outcome is not None:
                 cancellation = await self._call_back(error, wait, cancellation)
         self._tx = self._begin()
@@ -228,46 +458,6 @@ class Session(Block):
         if message is not None:
             raise TransactionException(message)
 
-    async def _hold(self, expires_in: float | None) -> None:
-        tx = self._tx
-        try:
-            await tx.begin()
-            tx.release_failed()
-            await tx.journal_released()
-            tx.check_age()
-            left = self._engine.config.max_transaction_age - (clock() - tx.began)
-            seconds = left if expires_in is None else min(left, expires_in)
-            await tx.backend.hold(tx.lease.token, self._plan(), seconds)
-        except Exception as error:
-            tx.failure = error
-            await self._decide_and_undo(error)
-            raise
-        # Nothing more is sent for it from here.
-        self._engine.leases.release(tx.lease)
-        self._engine.recovery.jobs.disown(tx.callbacks.undos)
-        self._engine.recovery.jobs.wake()
-
-    def _plan(self) -> Commit:
-        """Return what the pivot writes."""
-        tx = self._tx
-        planned = plan_commit(
-            tx.transaction_id,
-            {key: tx.chain(key) for key in tx.chains},
-            tx.capabilities,
-            tx.reads,
-            keep_versions=self._engine.config.keep_versions,
-        )
-        return replace(planned, jobs=tx.hooks())
-
-    def changes(self) -> list[Change]:
-        """Return what the transaction would change."""
-        tx = self._open()
-        return changes_of(tx.chain(key) for key in tx.chains)
-
-    async def free(self) -> None:
-        """Wait until no other task commits or rolls back."""
-        await self._free.wait()
-
     async def rollback(self, cause: BaseException | None = None, *, last: bool = False) -> None:
         """Undo all changes, even if the caller is cancelled meanwhile (P21).
 
@@ -286,15 +476,13 @@ class Session(Block):
                 return  # what is under way ends the transaction
         with self._exclusive(last=last):
             self._tx.ended = True
+            ending = Ending(self._engine, self._tx, self._joined)
             work, cancellation = await shielded(
-                self._watched("rollback", partial(self._compensate, cause)),
-                grace=wait.left,
-                grace_started=wait.begun,
+                ending.roll_back(cause, self._calls), grace=wait.left, grace_started=wait.begun
             )
             error = None if work.cancelled() else work.exception()
             if work.cancelled():
-                late = TimeoutError(f"compensation_timeout={self._grace} s were not enough.")
-                self._report_pending(cause or cancellation, late)
+                ending.report_pending(cause or cancellation, self._late())
             cancellation = await self._call_back(cause or error, wait, cancellation, raises=True)
         self._tx = self._begin()
         if error is not None:
@@ -314,7 +502,7 @@ class Session(Block):
         Raises:
             TransactionException: it does, or the session has ended.
         """
-        self.check_not_ended()
+        self.check_usable()
         if self._joined is not None and self._joined.managed_by_caller:
             message = (
                 "The transaction that this unit of work joined surrounds it, so its own block "
@@ -323,10 +511,28 @@ class Session(Block):
             )
             raise TransactionException(message)
 
+    def _late(self) -> TimeoutError:
+        return TimeoutError(f"compensation_timeout={self._grace} s were not enough.")
+
+    @asynccontextmanager
+    async def _deciding(self) -> AsyncGenerator[None]:
+        """Let the block commit or hold the transaction, now that all of its calls have ended."""
+        self._deadline.check()
+        if self._being_written:
+            message = (
+                f"{', '.join(self._being_written)} cannot be committed, since it is still open for writing. "
+                "Close it before the commit: with uow.files.open(path, 'wb') as file."
+            )
+            raise TransactionException(message)
+        with self._exclusive():
+            async with self._deadline.limit():
+                await self._calls.wait()
+            yield
+
     @contextmanager
     def _exclusive(self, *, last: bool = False) -> Generator[None]:
         """Refuse calls while the transaction ends."""
-        self.check_loop()
+        self.check_usable()
         message = None
         if not self._free.is_set():
             message = "This unit of work is being committed or rolled back already."
@@ -347,151 +553,6 @@ class Session(Block):
             yield
         finally:
             self._free.set()
-
-    async def _watched(self, operation: str, work: Callable[[], Awaitable[None]]) -> None:
-        with telemetry.operation(operation, self._tx.transaction_id):
-            await work()
-
-    async def _commit(self) -> None:
-        """Pivot and apply; on return nothing can be undone any more."""
-        tx, joined = self._tx, self._joined
-        # A joined transaction decides for callbacks too, and for reads, which it may not see afresh.
-        decides = joined is not None and (tx.reads or (joined.managed_by_caller and tx.callbacks))
-        if not (tx.journaled or decides or tx.callbacks.hooks):
-            await self._commit_nothing()
-            return
-        commit = self._plan()
-        decision = Decision(
-            outcome=Outcome.COMMITTED,
-            finished=joined is None and not commit.steps,
-            keys=tx.chains,
-            steps=commit.steps,
-        )
-        try:
-            tx.check_age()
-            await check_directories_again(tx)
-            if commit.jobs:
-                await tx.begin()
-            tx.release_failed()
-            await tx.journal_released()
-            await self._pivot(commit)
-        except TransactionLostException:
-            self._engine.leases.release(tx.lease)
-            tx.outcome = Outcome.ABORTED  # P25: its objects are recovery's
-            raise
-        except Exception as error:
-            if isinstance(error, (TransactionException, RecordLockedException, KeyException)):
-                tx.failure = error
-                await self._decide_and_undo(error)  # nothing of the pivot was written
-                raise
-            decision = await self._decide_aborted(error)
-            tx.outcome, tx.failure = decision.outcome, error
-            if decision.outcome is Outcome.ABORTED:
-                await self._undo(decision, error)
-                raise
-        else:
-            if joined is not None and not joined.ended:
-                self._engine.recovery.add(self._undecided(joined))
-                return
-            tx.outcome = Outcome.COMMITTED
-        try:
-            await self._finish(decision)
-        except Exception as error:  # noqa: BLE001 - P9: the commit stands
-            self._leave_over(f"is committed and will be applied later: {with_notes(error)}")
-
-    async def _finish(self, decision: Decision) -> None:
-        left = self._unsettled()
-        finisher = Finisher(self._engine, left.lease, progress=left.progress)
-        await finisher.finish_decided(decision, left.undo, left.late_writes)
-
-    def _cut_off(self, cancellation: BaseException | None) -> Exception | None:
-        """Leave to recovery what a commit could not end in time, and return what to raise."""
-        late = f"compensation_timeout={self._grace} s were not enough after a cancellation."
-        if self._tx.outcome is Outcome.COMMITTED:
-            self._leave_over(f"is committed and will be applied later: {late}")
-            return None
-        if self._tx.outcome is Outcome.ABORTED:
-            self._report_pending(self._tx.failure or cancellation, TimeoutError(late))
-            return self._tx.failure
-        message = self._leave_over(
-            f"commit outcome unknown: it did not end within compensation_timeout={self._grace} s "
-            "after a cancellation. Recovery will either commit it or roll it back; read the files "
-            "again before you retry."
-        )
-        uncertain = CommitUncertainException(message)
-        uncertain.__cause__ = cancellation
-        return uncertain
-
-    async def _commit_nothing(self) -> None:
-        """End a transaction that has changed nothing."""
-        tx = self._tx
-        try:
-            await tx.check_reads()
-            if self._joined is not None:
-                await self._joined.commit(tx.lease.token, None)
-        except Exception:
-            tx.outcome = Outcome.ABORTED
-            raise
-        tx.outcome = Outcome.COMMITTED
-
-    async def _pivot(self, commit: Commit) -> None:
-        if self._joined is None:
-            await self._tx.backend.commit(self._tx.lease.token, commit)
-        else:
-            await self._joined.commit(self._tx.lease.token, commit)
-
-    async def _decide_aborted(self, error: Exception) -> Decision:
-        """Learn what became of a pivot that failed, by deciding against it (P5)."""
-        try:
-            return await self._tx.backend.abort(self._tx.lease.token)
-        except Exception as second:  # noqa: BLE001 - part of the exception's message
-            message = self._leave_over(
-                f"commit outcome unknown ({type(second).__name__}: {second}). Recovery will either "
-                "commit it or roll it back; read the files again before you retry."
-            )
-            raise CommitUncertainException(message) from error
-
-    async def _compensate(self, cause: BaseException | None) -> None:
-        await self._calls.break_off(self._tx)
-        if self._joined is not None:
-            # First, since on SQLite it may hold the lock that the decision needs.
-            try:
-                await self._joined.rollback()
-            except Exception as error:
-                if cause is None:
-                    await self._decide_and_undo(error)
-                    raise
-                refused = isinstance(error, TransactionException)
-                failed = f"The joined transaction could not be rolled back: {error!r}"
-                cause.add_note(str(error) if refused else failed)
-        await self._decide_and_undo(cause)
-
-    async def _decide_and_undo(self, cause: BaseException | None) -> None:
-        if not self._tx.journaled:
-            self._tx.outcome = Outcome.ABORTED
-            return
-        joined = self._joined
-        # Who holds the decision, or on SQLite the file, may be who waits for this.
-        surrounded = joined is not None and joined.managed_by_caller
-        lock_wait = LOCK_WAIT if surrounded or isinstance(cause, RecordLockedException) else None
-        try:
-            decision = await self._tx.backend.abort(self._tx.lease.token, lock_wait=lock_wait)
-        except Exception as error:  # noqa: BLE001 - reported by _report_pending
-            if joined is not None and not joined.ended:
-                self._engine.recovery.add(self._undecided(joined))
-                return
-            self._tx.outcome = Outcome.ABORTED  # in any case: it never tried to commit
-            self._report_pending(cause, error)
-        else:
-            self._tx.outcome = Outcome.ABORTED
-            await self._undo(decision, cause)
-
-    async def _undo(self, decision: Decision, cause: BaseException | None) -> None:
-        """Remove every trace of a transaction that is decided `aborted`."""
-        try:
-            await self._finish(decision)
-        except Exception as error:  # noqa: BLE001 - reported by _report_pending
-            self._report_pending(cause, error)
 
     async def _call_back(
         self,
@@ -548,35 +609,8 @@ class Session(Block):
             return error
         return cancellation
 
-    def _report_pending(self, cause: BaseException | None, error: Exception) -> None:
-        note = self._leave_over(
-            f"is not undone completely: {type(error).__name__}: {with_notes(error)} No reader of "
-            "FennFlow sees any of it, and the rest will be removed later."
-        )
-        if cause is None:
-            warnings.warn(CompensationPendingWarning(note), stacklevel=2)
-        else:
-            cause.add_note(note)
-
-    def _leave_over(self, text: str) -> str:
-        """Leave the transaction to a later attempt (P9), log why, and return what was logged."""
-        self._engine.recovery.add(self._unsettled())
-        message = f"Transaction {self._tx.transaction_id} {text}"
-        log_event(logging.WARNING, "%s", message, rule="P9", transaction=self._tx.transaction_id)
-        return message
-
-    def _unsettled(self) -> Unsettled:
-        tx = self._tx
-        writes = list(tx.writes.values())
-        return Unsettled(
-            lease=tx.lease,
-            undo=undo(tx.transaction_id, writes, tx.capabilities),
-            late_writes=late_writes(tx.transaction_id, writes),
-            # Once the outcome is known here they are called from here.
-            callbacks=tx.callbacks if tx.outcome is None else Callbacks(),
-            progress=tx.progress,
-        )
-
-    def _undecided(self, joined: JoinedTransaction) -> Unsettled:
-        """Return what is left to do once the user's own block has ended the transaction."""
-        return replace(self._unsettled(), joined=joined)
+    def close(self) -> None:
+        """Refuse all further calls."""
+        self._closed = True
+        if self._joined is not None:
+            self._joined.close()
