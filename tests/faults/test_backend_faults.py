@@ -10,7 +10,8 @@ import pytest
 
 from fennflow import plugins
 from fennflow.backends import InMemoryBackendConfig
-from fennflow.engine import session
+from fennflow.engine.commit import Ending
+from fennflow.engine.concurrency import Calls
 from fennflow.exceptions import (
     CommitUncertainException,
     ConflictException,
@@ -117,19 +118,19 @@ async def test_a_cancellation_does_not_hide_an_outcome_that_cannot_be_learnt(
     """I8: a caller that sees only the cancellation takes the work for undone."""
     task = asyncio.current_task()
     assert task is not None
-    compensate = session.Session._compensate
+    roll_back = Ending.roll_back
 
-    async def compensate_cancelled(self: session.Session, cause: BaseException | None) -> None:
+    async def roll_back_cancelled(self: Ending, cause: BaseException | None, calls: Calls) -> None:
         task.cancel()
         await asyncio.sleep(0)
-        await compensate(self, cause)
+        await roll_back(self, cause, calls)
 
     with plugins.override(faults):
         uow_class = await seeded(store, script)
         script.fails = lambda phase, operation: (
             phase == "before" and operation in {"commit", "abort"}
         )
-        monkeypatch.setattr(session.Session, "_compensate", compensate_cancelled)
+        monkeypatch.setattr(Ending, "roll_back", roll_back_cancelled)
         with pytest.raises(CommitUncertainException):
             await change(uow_class)
         with pytest.raises(asyncio.CancelledError):

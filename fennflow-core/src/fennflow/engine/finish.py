@@ -405,8 +405,8 @@ class Finisher:
                     batches.append((step.namespace, [named]))
                 else:
                     together.setdefault(step.namespace, []).append(named)
-        for namespace, deletions in together.items():
-            split = batches_of(deletions, self.context.connector.max_deletions)
+        for namespace, named_deletions in together.items():
+            split = batches_of(named_deletions, self.context.connector.max_deletions)
             batches += [(namespace, batch) for batch in split]
         await run_all(self.context.config.max_concurrency, self._delete_batch, batches)
 
