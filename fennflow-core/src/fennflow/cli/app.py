@@ -27,6 +27,7 @@ app = typer.Typer(
     help="Transactions over object storage: what is installed, what it guarantees, and its files.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",  # it breaks lines where they are full, not where the source does
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 UsageError = cast("type[Exception]", typer.BadParameter.__base__)
