@@ -288,7 +288,8 @@ def recover(target: Target, *, as_json: Json = False) -> None:
     says that something was left for later: the store or the database was away, or refused; a
     compensation or a hook failed, or its name is not registered.
     """
-    report = run(load(target).recover())
+    uow_class = load(target)
+    report = run(uow_class.recover())
     if as_json:
         show_json(report)
     else:
@@ -300,6 +301,16 @@ def recover(target: Target, *, as_json: Json = False) -> None:
         )
         for problem in report.problems:
             stdout.message(f"- {problem}")
+        leased = [
+            each.lease_left
+            for each in run(uow_class.transactions())
+            if each.state != "held" and each.lease_left > 0
+        ]
+        if leased:
+            stdout.message(
+                f"Transactions whose process is alive, or was lately: {len(leased)}. If it is gone, "
+                f"recover again when its lease has ended, the first one in {min(leased):.0f} s."
+            )
     if report.pending or report.jobs_pending or report.problems:
         raise typer.Exit(NEEDS_ATTENTION)
 
