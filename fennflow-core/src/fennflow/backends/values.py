@@ -463,16 +463,18 @@ def load_commit(text: str) -> Commit:
         records=[_load_record(each) for each in stored["records"]],
         removed=[ObjectKey(*each) for each in stored["removed"]],
         steps=load_steps(stored["steps"]),
-        late_writes=[
-            LateWrite(**{**each, "write": WriteId(*each["write"])})
-            for each in stored["late_writes"]
-        ],
+        late_writes=[_load_late_write(each) for each in stored["late_writes"]],
         reads={
             ObjectKey(*key): None if record is None else _load_record(record)
             for key, record in stored["reads"]
         },
         jobs=[_load_job(each) for each in stored["jobs"]],
     )
+
+
+def _load_late_write(stored: dict[str, Any]) -> LateWrite:
+    values: dict[str, Any] = {**stored, "write": WriteId(*stored["write"])}
+    return LateWrite(**values)
 
 
 def _load_job(stored: dict[str, Any]) -> Job:
@@ -491,8 +493,9 @@ def _dump_record(record: Record) -> dict[str, Any]:
 
 def _load_record(stored: dict[str, Any]) -> Record:
     times = {name: datetime.fromisoformat(stored[name]) for name in _TIMES}
-    values: dict[str, Any] = {**stored, **times, "location": Location(**stored["location"])}
-    return Record(**{**values, "write": WriteId(*stored["write"])})
+    parts = {"location": Location(**stored["location"]), "write": WriteId(*stored["write"])}
+    values: dict[str, Any] = {**stored, **times, **parts}
+    return Record(**values)
 
 
 def _values(item: Any) -> dict[str, Any]:
