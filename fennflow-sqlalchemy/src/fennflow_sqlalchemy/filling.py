@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from contextlib import suppress
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from sqlalchemy import Text, bindparam, delete, select, true, update
@@ -19,7 +20,6 @@ from fennflow_sqlalchemy.statements import IDENTITY
 if TYPE_CHECKING:
     from sqlalchemy import Connection
 
-    from fennflow_sqlalchemy.config import SqlalchemyBackendConfig
     from fennflow_sqlalchemy.database import Database
     from fennflow_sqlalchemy.tables import Tables
 
@@ -37,26 +37,14 @@ class FillingBackend(JobBackend):
         lock_timeout: seconds to wait for locks that users' transactions hold.
     """
 
-    def __init__(
-        self,
-        config: SqlalchemyBackendConfig,
-        *,
-        late_write_period: float,
-        lease_ttl: float,
-        lock_timeout: float,
-    ) -> None:
-        super().__init__(
-            config,
-            late_write_period=late_write_period,
-            lease_ttl=lease_ttl,
-            lock_timeout=lock_timeout,
-        )
-        self._of_fill = FillStatements(self._tables, self._catalog)
+    @cached_property
+    def _fill_sql(self) -> FillStatements:
+        return FillStatements(self._tables, self._catalog)
 
     @override
     async def fills(self) -> Sequence[Fill]:
         def work(connection: Connection) -> list[Fill]:
-            rows = connection.execute(self._of_fill.fills).all()
+            rows = connection.execute(self._fill_sql.fills).all()
             return [Fill(_area_of(row.name), row.value) for row in rows]
 
         return await self._catalog.run(work, write=False)
@@ -75,10 +63,10 @@ class FillingBackend(JobBackend):
 
         def work(connection: Connection) -> bool:
             # Held until the end of this, so that no other process ends the fill meanwhile.
-            found = connection.execute(self._of_fill.hold, mark).scalar()
+            found = connection.execute(self._fill_sql.hold, mark).scalar()
             if found is None and begins and not self._scan(connection, namespace, prefix, "", 1):
-                connection.execute(self._of_fill.begin, {**mark, "fill": fill.fill_id})
-                found = connection.execute(self._of_fill.hold, mark).scalar()
+                connection.execute(self._fill_sql.begin, {**mark, "fill": fill.fill_id})
+                found = connection.execute(self._fill_sql.hold, mark).scalar()
             if found != fill.fill_id:
                 return False
             if records:
@@ -98,16 +86,16 @@ class FillingBackend(JobBackend):
 
         def work(connection: Connection) -> None:
             # First, since it waits for those who are adding records.
-            if connection.execute(self._of_fill.end, mark).first() is not None:
-                connection.execute(self._of_fill.show, names)
-                connection.execute(self._of_fill.clear, {"hidden": fill.hidden})
+            if connection.execute(self._fill_sql.end, mark).first() is not None:
+                connection.execute(self._fill_sql.show, names)
+                connection.execute(self._fill_sql.clear, {"hidden": fill.hidden})
 
         await self._catalog.run(work)
 
     @override
     async def add_details(self, records: Collection[Record]) -> None:
         def work(connection: Connection) -> None:
-            connection.execute(self._of_fill.add_details, {"rows": record_rows(records)})
+            connection.execute(self._fill_sql.add_details, {"rows": record_rows(records)})
 
         with suppress(LockWaitTimeoutError):  # a transaction of the user's may hold what is needed
             await self._catalog.run(work, lock_wait=0.0)
