@@ -18,7 +18,7 @@ from pydantic import (
 from pydantic import ConfigDict as PydanticConfigDict
 
 from fennflow._migration import renamed_option
-from fennflow.connectors import Capabilities
+from fennflow.connectors.values import Capabilities
 from fennflow.exceptions import ConfigException, KeyException
 
 __all__ = ["BackendConfig", "ConfigDict", "ConnectorConfig", "ReconcileConfig"]

@@ -17,10 +17,10 @@ import pluggy
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from fennflow.backends import Backend
+    from fennflow.backends.contract import Backend
     from fennflow.config import BackendConfig, ConfigDict, ConnectorConfig
-    from fennflow.connectors import Connector
-    from fennflow.files import BaseContent
+    from fennflow.connectors.contract import Connector
+    from fennflow.files.content import BaseContent
 
 __all__ = [
     "HOOKSPEC_VERSION",

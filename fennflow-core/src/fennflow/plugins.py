@@ -32,7 +32,7 @@ from fennflow.hookspecs import (
 
 if TYPE_CHECKING:
     from fennflow.config import BackendConfig, ConnectorConfig
-    from fennflow.files import BaseContent
+    from fennflow.files.content import BaseContent
 
 __all__ = ["InstalledPlugin", "PluginRegistry", "installed", "override", "registry"]
 

@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple
 
 from typing_extensions import override
 
-from fennflow.connectors import Location
+from fennflow.connectors.values import Location
 from fennflow.exceptions import ConflictException, RecordLockedException
 
 
