@@ -11,8 +11,7 @@ from fennflow.engine.details import with_details
 from fennflow.engine.directories import check_directories
 from fennflow.engine.plan import Write, choose_placement, visible
 from fennflow.engine.transaction import Transaction, no_such_key
-from fennflow.engine.uploads import Upload, check_beside
-from fennflow.engine.writing import send
+from fennflow.engine.writing import Sending, Upload, check_beside
 from fennflow.exceptions import (
     BaseConnectorException,
     FilepathsCollisionError,
@@ -53,19 +52,19 @@ async def copy(
     for _ in range(COPY_ATTEMPTS):
         # Of a move the lock keeps the source as it is. A copy leaves it to others, and looks
         # afterwards whether what it copied was the same record all the time (P29).
-        seqs, record = await _stage_copy(tx, source, target, move=move)
-        try:
-            [record] = await with_details(tx, [record])
-            upload = _draft(target, record, extra)
-            copied = await send(tx, seqs, (seqs[0], upload), create=False)
-            if move or await _is_same(tx, source, record):
-                return copied
-        except (NoSuchKeyException, PreconditionFailedException) as error:
-            moved = error
-        except BaseException:
-            tx.retract(seqs)
-            raise
-        tx.retract(seqs)
+        with tx.scope() as attempt:
+            seqs, record = await _stage_copy(tx, source, target, move=move)
+            try:
+                [record] = await with_details(tx, [record])
+                copied = await Sending(tx, seqs[0], _draft(target, record, extra)).send()
+                if move or await _is_same(tx, source, record):
+                    return copied
+            except (NoSuchKeyException, PreconditionFailedException) as error:
+                moved = error
+            except BaseException:
+                tx.rewind(attempt)
+                raise
+        tx.rewind(attempt)
     message = (
         f"{source.namespace}/{source.key} differs from its record in the catalog, or changes faster "
         "than it can be copied. Try again, put it again, or reconcile the catalog with the bucket."

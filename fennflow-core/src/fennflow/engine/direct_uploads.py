@@ -36,8 +36,7 @@ from fennflow.engine.stamps import Stamp, stamped
 from fennflow.engine.streaming import Digest
 from fennflow.engine.tickets import Ticket, opened, signed, ticket_key
 from fennflow.engine.transaction import Transaction, no_such_key
-from fennflow.engine.uploads import Upload
-from fennflow.engine.writing import already_exists, head, send
+from fennflow.engine.writing import Sending, Upload, already_exists, head
 from fennflow.exceptions import (
     ChecksumMismatchException,
     ConnectorCapabilityException,
@@ -86,17 +85,13 @@ async def adopt(tx: Transaction, namespace: str, keys: Sequence[str]) -> Sequenc
             raise RecordAlreadyExistsException(message)
         return Placement.VERSIONED if capabilities.versioned else Placement.DIRECT
 
-    seqs = await tx.begin_writes(wanted, place)
-    try:
+    with tx.whole():
+        seqs = await tx.begin_writes(wanted, place)
         found = await run_all(tx.config.max_concurrency, partial(_judged, tx), seqs)
-    except BaseException:
-        tx.retract(seqs)
-        raise
-    records = {record.key: record for record in found if record is not None}
-    missing = [each.key for each in wanted if each.key not in records]
-    if missing:
-        tx.retract(seqs)
-        raise no_such_key(namespace, missing)
+        records = {record.key: record for record in found if record is not None}
+        missing = [each.key for each in wanted if each.key not in records]
+        if missing:
+            raise no_such_key(namespace, missing)
     for seq in seqs:
         tx.update(seq, record=records[tx.writes[seq].intent.key])
     return [records[key] for key in keys]
@@ -264,8 +259,8 @@ async def accept(tx: Transaction, ticket: Ticket) -> Record:
             hide_pending=tx.config.hide_pending,
         )
 
-    seqs = await tx.begin_writes([ObjectKey(ticket.namespace, ticket.key)], place)
-    try:
+    with tx.whole():
+        [seq] = await tx.begin_writes([ObjectKey(ticket.namespace, ticket.key)], place)
         source = await _uploaded(tx, ticket)
         _check(ticket, source)
         upload = Upload(
@@ -278,13 +273,10 @@ async def accept(tx: Transaction, ticket: Ticket) -> Record:
             extra={},
         )
         try:
-            record = await send(tx, seqs, (seqs[0], upload), create=True)
+            record = await Sending(tx, seq, upload, create=True).send()
             await _check_again(tx, ticket, source, record)
         except (NoSuchKeyException, PreconditionFailedException) as error:
             raise _replaced(ticket) from error
-    except BaseException:
-        tx.retract(seqs)
-        raise
     discarded = Delete(namespace=ticket.namespace, location=source.location, for_key=ticket.key)
     tx.update(record.write.seq, discards=(discarded,))
     return record

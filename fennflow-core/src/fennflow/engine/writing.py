@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from functools import partial
+from typing import Any
 
-from fennflow.backends import Intent, LateWrite, ObjectKey, Placement, Record, WriteId
+from fennflow.backends import LateWrite, ObjectKey, Placement, Record, WriteId
 from fennflow.connectors import (
     CopyRequest,
     CopySource,
@@ -17,7 +17,7 @@ from fennflow.connectors import (
     ObjectAttributes,
     PutRequest,
     StoredObject,
-    UploadCallback,
+    check_attributes,
     headers_of,
 )
 from fennflow.engine.callbacks import notify
@@ -25,13 +25,13 @@ from fennflow.engine.concurrency import run_all, shielded
 from fennflow.engine.details import check_catalog, check_listed
 from fennflow.engine.directories import check_directories
 from fennflow.engine.plan import Write, choose_placement, visible
-from fennflow.engine.stamps import made_by, stamp_of
+from fennflow.engine.stamps import Stamp, made_by, stamp_of, stamped
 from fennflow.engine.streaming import Source, SourceError, sha256_of
 from fennflow.engine.transaction import Transaction, no_such_key
-from fennflow.engine.uploads import Upload, attributes_of, check_uploads
 from fennflow.exceptions import (
     BaseConnectorException,
     ConnectorUnavailableException,
+    FilepathsCollisionError,
     ObjectChangedException,
     PreconditionFailedException,
     RecordAlreadyExistsException,
@@ -40,6 +40,49 @@ from fennflow.paths import check_key
 from fennflow.telemetry import log_event
 
 CREATE_ATTEMPTS = 3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Upload:
+    """A file on its way to a key.
+
+    Args:
+        key: the full key.
+        body: the bytes, or what they are read from while they are sent, or the record whose bytes
+            the store is to copy.
+        sha256: hexadecimal, of the bytes; None if that is not known, or not yet.
+        media_type: for instance `text/plain`.
+        content_type: tag of the content type.
+        metadata: the user's.
+        extra: the user's `connector_extra`.
+        on_bytes: called with the size of a body that went whole, once it is written.
+    """
+
+    key: str
+    body: bytes | Source | Record
+    sha256: str | None
+    media_type: str
+    content_type: str | None
+    metadata: Mapping[str, str]
+    extra: Mapping[str, Any]
+    on_bytes: Callable[[int], object] | None = None
+
+    @property
+    def size(self) -> int:
+        """In bytes; of a stream, once it is sent."""
+        if isinstance(self.body, Source):
+            return self.body.count
+        return self.body.size if isinstance(self.body, Record) else len(self.body)
+
+    @property
+    def whole(self) -> bool:
+        """Whether all of the body was read, so that size and checksum are its own."""
+        return not isinstance(self.body, Source) or self.body.sha256 is not None
+
+    @property
+    def checksum(self) -> str | None:
+        """The SHA-256; of a stream, once it is sent."""
+        return self.body.sha256 if isinstance(self.body, Source) else self.sha256
 
 
 async def write(
@@ -52,7 +95,7 @@ async def write(
         RecordLockedException: another transaction is writing one of the keys.
         BaseConnectorException: the store refused.
     """
-    check_uploads(tx, namespace, uploads)
+    _check_uploads(tx, namespace, uploads)
     if not uploads:
         return []
     capabilities = await tx.capabilities_for(namespace)
@@ -68,17 +111,13 @@ async def write(
             hide_pending=tx.config.hide_pending,
         )
 
-    seqs = await tx.begin_writes([ObjectKey(namespace, upload.key) for upload in uploads], place)
-    try:
-        return await run_all(
-            tx.config.max_concurrency,
-            partial(send, tx, seqs, create=create),
-            list(zip(tuple(seqs), uploads, strict=True)),
-            finish=True,
-        )
-    except BaseException:
-        tx.retract(seqs)
-        raise
+    with tx.whole():
+        seqs = await tx.begin_writes([ObjectKey(namespace, each.key) for each in uploads], place)
+        sendings = [
+            Sending(tx, seq, upload, create=create)
+            for seq, upload in zip(seqs, uploads, strict=True)
+        ]
+        return await run_all(tx.config.max_concurrency, Sending.send, sendings, finish=True)
 
 
 async def delete(
@@ -106,294 +145,286 @@ async def delete(
         if missing and not missing_ok:
             raise no_such_key(namespace, missing)
 
-    seqs = await tx.begin_writes(wanted, place, check)
-    try:
+    with tx.whole():
+        seqs = await tx.begin_writes(wanted, place, check)
         await check_listed(tx, [tx.writes[seq].before for seq in seqs])
-    except BaseException:
-        tx.retract(seqs)
-        raise
     return [tx.writes[seq].intent.key for seq in seqs]
 
 
-async def send(
-    tx: Transaction, seqs: list[int], numbered: tuple[int, Upload], *, create: bool
-) -> Record:
-    """Send a file's bytes to its placement, even if an object is there already (P14, P16).
+@dataclass(slots=True)
+class Sending:
+    """One file on its way to its placement, even if an object is there already (P14, P16).
 
     Args:
         tx: the transaction.
-        seqs: of the call; a fallback adds its own.
-        numbered: the write's sequence and the file.
+        seq: of the write; a fallback takes another one.
+        upload: the file.
         create: whether an existing object is an error.
     """
-    seq, upload = numbered
-    if isinstance(upload.body, Source):
-        try:
-            async with tx.streams, aclosing(upload.body):
-                return await _send_stream(tx, seqs, seq, upload, upload.body, create=create)
-        except SourceError as error:
-            failed = error.error
-        raise failed  # as the user raised it
-    record = await _send(tx, seqs, seq, upload, create=create)
-    if upload.on_bytes is not None:
-        await notify(upload.on_bytes, upload.size)
-    return record
 
+    tx: Transaction
+    seq: int
+    upload: Upload
+    create: bool = False
 
-async def _send_stream(
-    tx: Transaction, seqs: list[int], seq: int, upload: Upload, source: Source, *, create: bool
-) -> Record:
-    """Send a stream, in one piece if it is short."""
-    body = await source.whole(tx.connector.stream_threshold, tx.config.upload_idle_timeout)
-    if body is not None:
-        short = replace(upload, body=body, sha256=await sha256_of(body))
-        record = await _send(tx, seqs, seq, short, create=create)
-        await source.report_all()
+    @property
+    def write(self) -> Write:
+        """How far the transaction got with it."""
+        return self.tx.writes[self.seq]
+
+    async def send(self) -> Record:
+        """Send the bytes, and return the record to commit."""
+        source = self.upload.body
+        if isinstance(source, Source):
+            try:
+                async with self.tx.streams, aclosing(source):
+                    return await self._send_stream(source)
+            except SourceError as error:
+                failed = error.error
+            raise failed  # as the user raised it
+        record = await self._send_over()
+        if self.upload.on_bytes is not None:
+            await notify(self.upload.on_bytes, self.upload.size)
         return record
-    write = tx.writes[seq]
-    key = write.intent.object_key
-    direct = write.intent.placement is Placement.DIRECT
-    if direct or (write.intent.placement is Placement.VERSIONED and write.before is None):
-        # Who learns at the end of a long upload that the key is taken has sent it in vain.
-        there = await head(tx, key)
-        if there is not None and create and not await _is_garbage(tx, key, there):
-            raise already_exists(key)
-        if there is not None:
-            check_catalog(tx, key, there)
-            if direct:
-                seq = await _stage_instead(tx, seqs, seq)
-    return await _send(tx, seqs, seq, upload, create=create)
 
-
-async def _send(
-    tx: Transaction, seqs: list[int], seq: int, upload: Upload, *, create: bool
-) -> Record:
-    write = tx.writes[seq]
-    key = write.intent.object_key
-    placement = write.intent.placement
-    if placement is Placement.DIRECT:
-        record = await _put_if_free(tx, seq, upload, create=create)
-        if record is not None:
+    async def _send_stream(self, source: Source) -> Record:
+        """Send a stream, in one piece if it is short."""
+        tx = self.tx
+        body = await source.whole(tx.connector.stream_threshold, tx.config.upload_idle_timeout)
+        if body is not None:
+            self.upload = replace(self.upload, body=body, sha256=await sha256_of(body))
+            record = await self._send_over()
+            await source.report_all()
             return record
-        seq = await _stage_instead(tx, seqs, seq)
-    elif write.before is None:
-        # The catalog has no record; the object may be another writer's, or our garbage.
-        earlier = [each for each in tx.chain(key) if each.sent and each.intent.target == key.key]
-        conditional = tx.capabilities[key.namespace].conditional_create
-        looked = isinstance(upload.body, Source) and not create
-        if placement is Placement.VERSIONED and conditional and not earlier and not looked:
-            record = await _put_if_free(tx, seq, upload, create=create)
+        placement = self.write.intent.placement
+        direct = placement is Placement.DIRECT
+        if direct or (placement is Placement.VERSIONED and self.write.before is None):
+            # Who learns at the end of a long upload that the key is taken has sent it in vain.
+            there = await head(tx, self.write.intent.object_key)
+            await self._check_replaceable(there)
+            if there is not None and direct:
+                await self._stage_instead()
+        return await self._send_over()
+
+    async def _send_over(self) -> Record:
+        """Send the bytes under the condition that their placement and the catalog ask for."""
+        tx, write = self.tx, self.write
+        key, placement = write.intent.object_key, write.intent.placement
+        if placement is Placement.DIRECT:
+            record = await self._put_if_free()
             if record is not None:
                 return record
-        elif create or not (earlier or looked):
-            there = await head(tx, key)
-            if there is not None and create and not await _is_garbage(tx, key, there):
-                raise already_exists(key)
-            if there is not None:
-                check_catalog(tx, key, there)
-    else:
-        await check_listed(tx, [write.before])
-    return await _put(tx, seq, upload)
+            await self._stage_instead()
+        elif write.before is None:
+            # The catalog has no record; the object may be another writer's, or our garbage.
+            earlier = [
+                each for each in tx.chain(key) if each.sent and each.intent.target == key.key
+            ]
+            conditional = tx.capabilities[key.namespace].conditional_create
+            looked = isinstance(self.upload.body, Source) and not self.create
+            if placement is Placement.VERSIONED and conditional and not earlier and not looked:
+                record = await self._put_if_free()
+                if record is not None:
+                    return record
+            elif self.create or not (earlier or looked):
+                await self._check_replaceable(await head(tx, key))
+        else:
+            await check_listed(tx, [write.before])
+        return await self._put()
 
+    async def _stage_instead(self) -> None:
+        """Take the write back, and journal one that replaces the object at the commit."""
+        self.tx.retract([self.seq])
+        key = self.write.intent.object_key
+        [self.seq] = await self.tx.begin_writes([key], lambda *_: Placement.STAGED)
 
-async def _stage_instead(tx: Transaction, seqs: list[int], seq: int) -> int:
-    """Take a write back, and journal one that replaces the object at the commit."""
-    tx.retract([seq])
-    [seq] = await tx.begin_writes([tx.writes[seq].intent.object_key], _staged)
-    seqs.append(seq)
-    return seq
+    async def _check_replaceable(self, there: StoredObject | None) -> None:
+        """Refuse to replace what `create` must not, and objects of another catalog.
 
+        Raises:
+            RecordAlreadyExistsException: it is one.
+        """
+        key = self.write.intent.object_key
+        if there is not None and self.create and not await self._is_garbage(there):
+            raise already_exists(key)
+        if there is not None:
+            check_catalog(self.tx, key, there)
 
-def _staged(_key: ObjectKey, _before: Record | None, _chain: Sequence[Write]) -> Placement:
-    return Placement.STAGED
+    async def _is_garbage(self, there: StoredObject) -> bool:
+        """Whether this transaction put this here, or a late request of one that is done (P14)."""
+        stamp, key = stamp_of(there), self.write.intent.object_key
+        if stamp is None or stamp.write.transaction_id == self.tx.transaction_id:
+            return stamp is not None
+        late = LateWrite(namespace=key.namespace, key=key.key, write=stamp.write)
+        return late in await self.tx.backend.late_writes([key])
 
-
-async def _put_if_free(tx: Transaction, seq: int, upload: Upload, *, create: bool) -> Record | None:
-    """PUT with `If-None-Match`; None if the existing object may be replaced (P14)."""
-    key = tx.writes[seq].intent.object_key
-    for _ in range(CREATE_ATTEMPTS):
-        try:
-            return await _put(tx, seq, upload, if_none_match=True)
-        except PreconditionFailedException as error:
-            there = await head(tx, key)
-            if (
-                there is not None
-                and upload.whole
-                and made_by(there, WriteId(tx.transaction_id, seq))
-            ):
-                # An earlier attempt had succeeded, and its answer was lost.
-                return _written(tx, seq, upload, there, ambiguous=True)
-            if there is not None and create and not await _is_garbage(tx, key, there):
-                raise already_exists(key) from error
-            if there is not None:
-                check_catalog(tx, key, there)
-            if isinstance(upload.body, Source) and not upload.body.repeatable:
-                raise _cannot_repeat(key) from error
-            if there is None:
-                continue  # contended (409), or deleted since
-            log_event(
-                logging.INFO,
-                "%s/%s has an object without a record in the catalog (P14)",
-                key.namespace,
-                key.key,
-                rule="P14",
-                transaction=tx.transaction_id,
-                key=str(key),
-            )
-            return None
-    return None
-
-
-async def _put(tx: Transaction, seq: int, upload: Upload, *, if_none_match: bool = False) -> Record:
-    intent = tx.writes[seq].intent
-
-    async def on_upload(upload_id: str) -> None:
-        tx.lease.check()  # no part is sent once the lease may have run out (P23)
-        if tx.writes[seq].intent.upload_id == upload_id:
-            return
-        tx.update(seq, intent=replace(intent, upload_id=upload_id))
-        await tx.backend.note_upload(tx.lease.token, seq, upload_id)
-
-    def grace() -> float:
-        # A PUT that is cut off may take effect after all was undone (P20): let it end.
-        # An upload in parts has no effect before its end, and can be aborted.
-        in_parts = tx.writes[seq].intent.upload_id is not None
-        return 0 if in_parts else tx.config.compensation_timeout
-
-    staged = intent.placement is Placement.STAGED
-    await _try_options(tx, intent, upload)
-    async with tx.slots:
-        if intent.upload_id is not None:
-            await tx.connector.abort_upload(intent.namespace, intent.target, intent.upload_id)
-        ambiguous = tx.writes[seq].ambiguous
-        # Until the response arrives, the write counts as done and as ambiguous (P19).
-        tx.update(seq, sent=True, ambiguous=True)
-        attributes = attributes_of(tx, upload, seq, staged=staged)
-
-        transfer = _transfer(tx, intent, upload, attributes, on_upload, if_none_match=if_none_match)
-        put, cancellation = await shielded(transfer, grace=grace)
-    try:
-        with tx.circuit.request(intent.namespace):
-            stored = put.result()
-    except Exception as error:
-        if isinstance(error, SourceError) or (
-            isinstance(error, BaseConnectorException) and not error.ambiguous
-        ):
-            tx.update(seq, sent=ambiguous, ambiguous=ambiguous)
-        if cancellation is not None:
-            raise cancellation from error
-        landed = await _landed(tx, seq, upload, error, if_none_match=if_none_match)
-        if landed is None:
-            raise
-        return _written(tx, seq, upload, landed, ambiguous=True)
-    record = _written(tx, seq, upload, stored, ambiguous=ambiguous or stored.retried)
-    if cancellation is not None:
-        raise cancellation
-    return record
-
-
-async def _try_options(tx: Transaction, intent: Intent, upload: Upload) -> None:
-    """Learn now what the store would refuse at the copy to the key, when it is committed."""
-    # In a versioned bucket the trial could leave a version behind that is locked.
-    versioned = tx.capabilities[intent.namespace].versioned
-    if intent.placement is Placement.STAGED and not versioned:
-        key = f"{tx.config.reserved_prefix}/probe/{tx.transaction_id}"
-        await tx.connector.try_options(intent.namespace, key, upload.extra)
-
-
-async def _landed(
-    tx: Transaction, seq: int, upload: Upload, error: Exception, *, if_none_match: bool
-) -> StoredObject | None:
-    """Return what a write has made that was answered with an error all the same (P14).
-
-    An upload in parts whose completion is sent twice is unknown the second time. What a failed
-    condition means is looked up by who set it.
-    """
-    ambiguous = isinstance(error, BaseConnectorException) and error.ambiguous
-    if not ambiguous or isinstance(error, PreconditionFailedException) or not upload.whole:
+    async def _put_if_free(self) -> Record | None:
+        """PUT with `If-None-Match`; None if the existing object may be replaced (P14)."""
+        key, upload = self.write.intent.object_key, self.upload
+        for _ in range(CREATE_ATTEMPTS):
+            try:
+                return await self._put(if_none_match=True)
+            except PreconditionFailedException as error:
+                there = await head(self.tx, key)
+                if there is not None and upload.whole and self._made(there):
+                    # An earlier attempt had succeeded, and its answer was lost.
+                    return self._written(there, ambiguous=True)
+                await self._check_replaceable(there)
+                if isinstance(upload.body, Source) and not upload.body.repeatable:
+                    raise _cannot_repeat(key) from error
+                if there is None:
+                    continue  # contended (409), or deleted since
+                log_event(
+                    logging.INFO,
+                    "%s/%s has an object without a record in the catalog (P14)",
+                    key.namespace,
+                    key.key,
+                    rule="P14",
+                    transaction=self.tx.transaction_id,
+                    key=str(key),
+                )
+                return None
         return None
-    if isinstance(error, ConnectorUnavailableException) and not if_none_match:
-        return None  # a store that is away is asked no more: the write is undone by its name
-    intent = tx.writes[seq].intent
-    try:
-        there = await head(tx, ObjectKey(intent.namespace, intent.target))
-    except BaseConnectorException as unknown:
-        error.add_note(f"Whether it was written is not known: {unknown}")
-        return None
-    return there if made_by(there, WriteId(tx.transaction_id, seq)) else None
 
+    async def _put(self, *, if_none_match: bool = False) -> Record:
+        """Send the bytes once, and note all that may have come of it."""
+        tx, seq, intent = self.tx, self.seq, self.write.intent
 
-async def _transfer(
-    tx: Transaction,
-    intent: Intent,
-    upload: Upload,
-    attributes: ObjectAttributes,
-    on_upload: UploadCallback,
-    *,
-    if_none_match: bool,
-) -> StoredObject:
-    tx.check()  # here, since others may have run after the task was made
-    body = upload.body
-    if isinstance(body, Record):
-        return await tx.connector.copy(
-            CopyRequest(
+        async def on_upload(upload_id: str) -> None:
+            tx.lease.check()  # no part is sent once the lease may have run out (P23)
+            if self.write.intent.upload_id == upload_id:
+                return
+            tx.update(seq, intent=replace(intent, upload_id=upload_id))
+            await tx.backend.note_upload(tx.lease.token, seq, upload_id)
+
+        def grace() -> float:
+            # A PUT that is cut off may take effect after all was undone (P20): let it end.
+            # An upload in parts has no effect before its end, and can be aborted.
+            in_parts = self.write.intent.upload_id is not None
+            return 0 if in_parts else tx.config.compensation_timeout
+
+        await self._try_options()
+        async with tx.slots:
+            if intent.upload_id is not None:
+                await tx.connector.abort_upload(intent.namespace, intent.target, intent.upload_id)
+            ambiguous = self.write.ambiguous
+            # Until the response arrives, the write counts as done and as ambiguous (P19).
+            tx.update(seq, sent=True, ambiguous=True)
+            staged = intent.placement is Placement.STAGED
+            attributes = _attributes_of(tx, self.upload, seq, staged=staged)
+            request = PutRequest(
                 intent.namespace,
                 intent.target,
-                CopySource(body.namespace, body.location, body.etag, body.size),
-                attributes=attributes,
+                attributes,
                 if_none_match=if_none_match,
                 on_upload=on_upload,
             )
-        )
-    request = PutRequest(
-        intent.namespace,
-        intent.target,
-        attributes,
-        if_none_match=if_none_match,
-        on_upload=on_upload,
-    )
-    if isinstance(body, Source):
-        # No part is sent once the lease may have run out (P23).
-        async with aclosing(body.read(tx.check, tx.config.upload_idle_timeout)) as chunks:
-            return await tx.connector.upload(replace(request, size=body.size), chunks)
-    return await tx.connector.put(request, body)
+            put, cancellation = await shielded(self._transfer(request), grace=grace)
+        try:
+            with tx.circuit.request(intent.namespace):
+                stored = put.result()
+        except Exception as error:
+            if isinstance(error, SourceError) or (
+                isinstance(error, BaseConnectorException) and not error.ambiguous
+            ):
+                tx.update(seq, sent=ambiguous, ambiguous=ambiguous)
+            if cancellation is not None:
+                raise cancellation from error
+            landed = await self._landed(error, if_none_match=if_none_match)
+            if landed is None:
+                raise
+            return self._written(landed, ambiguous=True)
+        record = self._written(stored, ambiguous=ambiguous or stored.retried)
+        if cancellation is not None:
+            raise cancellation
+        return record
 
+    async def _try_options(self) -> None:
+        """Learn now what the store would refuse at the copy to the key, when it is committed."""
+        tx, intent = self.tx, self.write.intent
+        # In a versioned bucket the trial could leave a version behind that is locked.
+        versioned = tx.capabilities[intent.namespace].versioned
+        if intent.placement is Placement.STAGED and not versioned:
+            probe = f"{tx.config.reserved_prefix}/probe/{tx.transaction_id}"
+            await tx.connector.try_options(intent.namespace, probe, self.upload.extra)
 
-def _written(
-    tx: Transaction, seq: int, upload: Upload, stored: StoredObject, *, ambiguous: bool
-) -> Record:
-    """Note that the store has confirmed the bytes, and return the record to commit."""
-    write = tx.writes[seq]
-    if ambiguous:
-        log_event(
-            logging.INFO,
-            "A write of %s/%s was sent more than once; one attempt may arrive late (P20)",
-            write.intent.namespace,
-            write.intent.key,
-            rule="P20",
-            transaction=tx.transaction_id,
-            key=f"{write.intent.namespace}/{write.intent.key}",
+    async def _transfer(self, request: PutRequest) -> StoredObject:
+        tx, body = self.tx, self.upload.body
+        tx.check()  # here, since others may have run after the task was made
+        if isinstance(body, Record):
+            return await tx.connector.copy(
+                CopyRequest(
+                    request.namespace,
+                    request.key,
+                    CopySource(body.namespace, body.location, body.etag, body.size),
+                    attributes=request.attributes,
+                    if_none_match=request.if_none_match,
+                    on_upload=request.on_upload,
+                )
+            )
+        if isinstance(body, Source):
+            # No part is sent once the lease may have run out (P23).
+            async with aclosing(body.read(tx.check, tx.config.upload_idle_timeout)) as chunks:
+                return await tx.connector.upload(replace(request, size=body.size), chunks)
+        return await tx.connector.put(request, body)
+
+    async def _landed(self, error: Exception, *, if_none_match: bool) -> StoredObject | None:
+        """Return what a write has made that was answered with an error all the same (P14).
+
+        An upload in parts whose completion is sent twice is unknown the second time. What a failed
+        condition means is looked up by who set it.
+        """
+        ambiguous = isinstance(error, BaseConnectorException) and error.ambiguous
+        if not ambiguous or isinstance(error, PreconditionFailedException):
+            return None
+        if not self.upload.whole:
+            return None
+        if isinstance(error, ConnectorUnavailableException) and not if_none_match:
+            return None  # a store that is away is asked no more: the write is undone by its name
+        intent = self.write.intent
+        try:
+            there = await head(self.tx, ObjectKey(intent.namespace, intent.target))
+        except BaseConnectorException as unknown:
+            error.add_note(f"Whether it was written is not known: {unknown}")
+            return None
+        return there if self._made(there) else None
+
+    def _made(self, there: StoredObject | None) -> bool:
+        return made_by(there, WriteId(self.tx.transaction_id, self.seq))
+
+    def _written(self, stored: StoredObject, *, ambiguous: bool) -> Record:
+        """Note that the store has confirmed the bytes, and return the record to commit."""
+        tx, seq, upload, write = self.tx, self.seq, self.upload, self.write
+        if ambiguous:
+            log_event(
+                logging.INFO,
+                "A write of %s/%s was sent more than once; one attempt may arrive late (P20)",
+                write.intent.namespace,
+                write.intent.key,
+                rule="P20",
+                transaction=tx.transaction_id,
+                key=f"{write.intent.namespace}/{write.intent.key}",
+            )
+        now = datetime.now(UTC)
+        # What a copy is not given it takes over from its source.
+        taken_over = upload.body.headers if isinstance(upload.body, Record) else {}
+        record = Record(
+            namespace=write.intent.namespace,
+            key=write.intent.key,
+            location=stored.location,
+            etag=stored.etag,
+            size=upload.size,
+            media_type=upload.media_type,
+            content_type=upload.content_type,
+            sha256=upload.checksum,
+            metadata=upload.metadata,
+            headers={**taken_over, **headers_of(upload.extra)},
+            created_at=now if write.before is None else write.before.created_at,
+            modified_at=now,
+            write=WriteId(tx.transaction_id, seq),
         )
-    now = datetime.now(UTC)
-    # What a copy is not given it takes over from its source.
-    taken_over: Mapping[str, str] = upload.body.headers if isinstance(upload.body, Record) else {}
-    record = Record(
-        namespace=write.intent.namespace,
-        key=write.intent.key,
-        location=stored.location,
-        etag=stored.etag,
-        size=upload.size,
-        media_type=upload.media_type,
-        content_type=upload.content_type,
-        sha256=upload.checksum,
-        metadata=upload.metadata,
-        headers={**taken_over, **headers_of(upload.extra)},
-        created_at=now if write.before is None else write.before.created_at,
-        modified_at=now,
-        write=WriteId(tx.transaction_id, seq),
-    )
-    tx.update(seq, sent=True, ambiguous=ambiguous, record=record, extra=upload.extra)
-    return record
+        tx.update(seq, sent=True, ambiguous=ambiguous, record=record, extra=upload.extra)
+        return record
 
 
 async def head(tx: Transaction, key: ObjectKey) -> StoredObject | None:
@@ -404,13 +435,54 @@ async def head(tx: Transaction, key: ObjectKey) -> StoredObject | None:
             return await tx.connector.head(key.namespace, Location(key.key))
 
 
-async def _is_garbage(tx: Transaction, key: ObjectKey, there: StoredObject) -> bool:
-    """Whether this transaction put this here, or a late request of one that is done (P14)."""
-    stamp = stamp_of(there)
-    if stamp is None or stamp.write.transaction_id == tx.transaction_id:
-        return stamp is not None
-    late = LateWrite(namespace=key.namespace, key=key.key, write=stamp.write)
-    return late in await tx.backend.late_writes([key])
+def _check_uploads(tx: Transaction, namespace: str, uploads: Sequence[Upload]) -> None:
+    """Refuse what cannot be written, before any I/O.
+
+    Raises:
+        KeyException, MetadataException: what the key rules or the store do not allow.
+        FilepathsCollisionError: two files have one key.
+        FileException, ConnectorCapabilityException: a media type or an option that is not one.
+    """
+    by_key = {upload.key: upload for upload in uploads}
+    for upload in uploads:
+        check_key(upload.key, reserved_prefix=tx.config.reserved_prefix)
+        if by_key[upload.key] is not upload:
+            message = (
+                f"Two files of this call are named {upload.key}; nothing was sent. "
+                "Give them different filenames."
+            )
+            raise FilepathsCollisionError(message)
+        check_beside(tx, namespace, upload)
+
+
+def check_beside(tx: Transaction, namespace: str, upload: Upload) -> None:
+    """Reject attributes that cannot be stored, before any I/O."""
+    # The sequence is not known yet; no transaction gets to one with more digits.
+    attributes = _attributes_of(tx, upload, seq=10**9)
+    check_attributes(attributes)
+    tx.connector.validate(namespace, upload.key, attributes)
+
+
+def _attributes_of(
+    tx: Transaction, upload: Upload, seq: int, *, staged: bool = False
+) -> ObjectAttributes:
+    """Return the attributes of a write: the user's, and the stamp (P11).
+
+    Args:
+        tx: the transaction.
+        upload: the file.
+        seq: of the write.
+        staged: whether the bytes are on their way, without what only the object at its key may have.
+    """
+    write = WriteId(tx.transaction_id, seq)
+    stamp = Stamp(write, upload.content_type, upload.sha256, tx.backend.stamped_id)
+    left_out = tx.connector.at_the_key_only if staged else frozenset[str]()
+    return ObjectAttributes(
+        media_type=upload.media_type,
+        metadata=stamped(upload.metadata, stamp),
+        sha256=upload.sha256,
+        extra={name: value for name, value in upload.extra.items() if name not in left_out},
+    )
 
 
 def _cannot_repeat(key: ObjectKey) -> ObjectChangedException:

@@ -16,7 +16,7 @@ from fennflow.connectors import UploadMethod, UploadTerms
 from fennflow.connectors.values import check_max_size, check_terms
 from fennflow.engine import copying, direct_uploads, writing
 from fennflow.engine.streaming import Source, sha256_of
-from fennflow.engine.uploads import Upload
+from fennflow.engine.writing import Upload
 from fennflow.exceptions import (
     ConnectorCapabilityException,
     FileException,
