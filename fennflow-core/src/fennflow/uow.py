@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, ClassVar, TypeVar, cast
 from typing_extensions import override
 
 from fennflow import plugins
-from fennflow.backends import Area
 from fennflow.config import ConfigDict
 from fennflow.engine.callbacks import Callback, Hook, Undo
 from fennflow.engine.diagnosis import reach
+from fennflow.engine.reconcile import UsedAreas
 from fennflow.engine.runtime import engine_for
 from fennflow.engine.session import Deadline, Session
 from fennflow.exceptions import ConfigException, TransactionException
@@ -154,12 +154,12 @@ class UnitOfWork(Maintenance, Registering):
         deadline = Deadline(self._timeout or self.config.timeout)
         async with deadline.limit(), AsyncExitStack() as stack:
             engine = await stack.enter_async_context(engine_for(self.config, self._plugins))
-            areas, joined, reconciled = areas_of(type(self)), None, set[Area]()
+            areas, joined = UsedAreas(engine.reconciler, areas_of(type(self))), None
             if self._join is not None:
                 # Now, since the catalog could not be filled while the user's transaction writes to it.
-                await engine.reconciler.prepare_all(areas, reconciled)
+                await areas.prepare_all()
                 joined = await engine.backend.join(self._join)
-            session = Session(engine, areas, joined, reconciled, deadline)
+            session = Session(engine, areas, joined, deadline)
             if not self._auto_commit:
                 try:
                     session.check_ends_here()
@@ -471,7 +471,7 @@ class UnitOfWork(Maintenance, Registering):
         async with engine_for(cls.config, plugins.registry(), lifespan=True) as engine:
             if check:
                 await reach(engine, namespaces_of(cls))
-            await engine.reconciler.prepare_all(areas_of(cls), set())
+            await UsedAreas(engine.reconciler, areas_of(cls)).prepare_all()
             yield
 
     def _opened(self) -> Session:

@@ -58,66 +58,26 @@ class Reconciler:
         context: of the engine.
         recovery: takes over what could not be finished.
         registry: of this catalog's notes in buckets.
+        done: areas that were reconciled for this engine.
+        turns: held while an area is reconciled before its first use.
     """
 
     context: EngineContext
     recovery: Recovery
     registry: Registry
-    _done: set[Area] = field(default_factory=set[Area])
-    _locks: defaultdict[Area, asyncio.Lock] = field(
+    done: set[Area] = field(default_factory=set[Area])
+    turns: defaultdict[Area, asyncio.Lock] = field(
         default_factory=lambda: defaultdict(asyncio.Lock)
     )
 
-    async def ensure_reconciled(self, area: Area, seen: set[Area]) -> None:
-        """Reconcile an area before its first use by the engine, or by a transaction.
-
-        Args:
-            area: which one.
-            seen: what the transaction has prepared already.
+    async def prepare(self, area: Area) -> None:
+        """Reconcile an area now if `ReconcileConfig.frequency` says so.
 
         Raises:
             ReconcileFailedException: its first reading was interrupted, and the configuration does
                 not allow to go on with it here.
         """
-        self.recovery.namespaces.add(area.namespace)
         settings = self.context.config.reconcile
-        done = seen if settings.frequency == "on_session_start" else self._done
-        if area in done:
-            return
-        async with self._locks[area]:
-            if area not in done:
-                try:
-                    await self._prepare(area, settings)
-                except Exception as error:
-                    error.add_note(
-                        f"This happened while the catalog was reconciled with {area} before "
-                        "its first use, as ConfigDict(reconcile=ReconcileConfig(...)) says. Hold "
-                        "UOW.lifespan() from the start of the program, or run fennflow adopt "
-                        "MODULE:UOW: then it happens there. What was recorded by then stays: the "
-                        "next attempt goes on with it, and no reader sees a part of it."
-                    )
-                    raise
-                done.add(area)
-
-    async def prepare_all(self, areas: Iterable[Area], seen: set[Area]) -> None:
-        """Reconcile areas before they are used; a store that fails is asked again at its first use.
-
-        Args:
-            areas: which ones.
-            seen: see `prepare`.
-
-        Raises:
-            BaseConnectorException: the first reading of an area has begun, and failed.
-        """
-        for area in areas:
-            try:
-                await self.ensure_reconciled(area, seen)
-            except BaseConnectorException:
-                if await unfinished(self.context, area):
-                    raise
-                # The first use raises what it meets.
-
-    async def _prepare(self, area: Area, settings: ReconcileConfig) -> None:
         begun = await unfinished(self.context, area)
         if settings.frequency == "never":
             if begun:
@@ -211,6 +171,66 @@ class Reconciler:
         tally.add_unlisted(area, incomplete)
         await tally.pass_on()
         return tally.report()
+
+
+@dataclass(slots=True)
+class UsedAreas:
+    """What the repositories of one unit of work can see: each area is reconciled before its first use.
+
+    Args:
+        reconciler: of the engine.
+        areas: all of them.
+    """
+
+    reconciler: Reconciler
+    areas: Sequence[Area]
+    _done: set[Area] = field(default_factory=set[Area])
+
+    def of(self, namespace: str) -> list[Area]:
+        """Return those of one bucket."""
+        return [area for area in self.areas if area.namespace == namespace]
+
+    async def ensure_reconciled(self, areas: Iterable[Area]) -> None:
+        """Reconcile areas before their first use by the engine, or by this unit of work.
+
+        Raises:
+            ReconcileFailedException: like `Reconciler.prepare`.
+        """
+        reconciler = self.reconciler
+        always = reconciler.context.config.reconcile.frequency == "on_session_start"
+        done = self._done if always else reconciler.done
+        for area in areas:
+            reconciler.recovery.namespaces.add(area.namespace)
+            if area in done:
+                continue
+            async with reconciler.turns[area]:
+                if area not in done:
+                    try:
+                        await reconciler.prepare(area)
+                    except Exception as error:
+                        error.add_note(
+                            f"This happened while the catalog was reconciled with {area} before "
+                            "its first use, as ConfigDict(reconcile=ReconcileConfig(...)) says. Hold "
+                            "UOW.lifespan() from the start of the program, or run fennflow adopt "
+                            "MODULE:UOW: then it happens there. What was recorded by then stays: the "
+                            "next attempt goes on with it, and no reader sees a part of it."
+                        )
+                        raise
+                    done.add(area)
+
+    async def prepare_all(self) -> None:
+        """Reconcile all areas before they are used; a store that fails is asked again at its first use.
+
+        Raises:
+            BaseConnectorException: the first reading of an area has begun, and failed.
+        """
+        for area in self.areas:
+            try:
+                await self.ensure_reconciled([area])
+            except BaseConnectorException:
+                if await unfinished(self.reconciler.context, area):
+                    raise
+                # The first use raises what it meets.
 
 
 @dataclass(slots=True)

@@ -12,7 +12,6 @@ from collections.abc import (
     AsyncGenerator,
     Awaitable,
     Callable,
-    Collection,
     Generator,
     Sequence,
 )
@@ -38,7 +37,8 @@ from fennflow.exceptions import (
 from fennflow.jobs import JobCall
 
 if TYPE_CHECKING:
-    from fennflow.backends import Area, JoinedTransaction
+    from fennflow.backends import JoinedTransaction
+    from fennflow.engine.reconcile import UsedAreas
     from fennflow.engine.runtime import Engine
     from fennflow.reports import Change
 
@@ -143,16 +143,14 @@ class Session:
         engine: connector, backend and configuration.
         areas: that the repositories of the unit of work can see.
         joined: the user's transaction in which it commits, if it joined one.
-        reconciled: areas that were reconciled for it.
         deadline: until when it may work.
     """
 
     def __init__(
         self,
         engine: Engine,
-        areas: Sequence[Area],
+        areas: UsedAreas,
         joined: JoinedTransaction | None = None,
-        reconciled: Collection[Area] = (),
         deadline: Deadline | None = None,
     ) -> None:
         self._engine = engine
@@ -160,7 +158,6 @@ class Session:
         self._joined = joined
         self._deadline = deadline or Deadline(None)
         self._grace = engine.config.compensation_timeout
-        self._reconciled = set(reconciled)
         self._tx = self._begin()
         self._loop = asyncio.get_running_loop()
         self._calls = Calls()
@@ -171,7 +168,7 @@ class Session:
         self._free.set()
 
     def _begin(self) -> Transaction:
-        return Transaction(self._engine, self._areas, self._reconciled)
+        return Transaction(self._engine, self._areas)
 
     @asynccontextmanager
     async def call(self, operation: str, namespace: str) -> AsyncGenerator[Transaction]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from bisect import bisect_left
 from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from itertools import islice
@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 import uuid_utils
 
 from fennflow.backends import (
-    Area,
     Intent,
     Job,
     ObjectKey,
@@ -30,6 +29,7 @@ from fennflow.backends.contract import without_jobs
 from fennflow.connectors import Capabilities
 from fennflow.engine.callbacks import Callbacks, Undo
 from fennflow.engine.context import Progress
+from fennflow.engine.deadlocks import Wait
 from fennflow.engine.jobs import DurableUndo
 from fennflow.engine.leases import Lease, clock
 from fennflow.engine.plan import Write, staging_key, visible
@@ -44,6 +44,7 @@ from fennflow.exceptions import (
 )
 
 if TYPE_CHECKING:
+    from fennflow.engine.reconcile import UsedAreas
     from fennflow.engine.runtime import Engine
     from fennflow.jobs import JobCall
 
@@ -84,7 +85,6 @@ class Transaction:
     Args:
         engine: connector, backend and configuration.
         areas: that the repositories of the unit of work can see.
-        reconciled: those of them that the transaction has reconciled already.
 
     Attributes:
         lease: the right to act for the transaction, which has an id and a fencing token.
@@ -104,17 +104,17 @@ class Transaction:
         ended: whether it is being rolled back, or was, so that calls send nothing more for it.
     """
 
-    def __init__(self, engine: Engine, areas: Sequence[Area], reconciled: set[Area]) -> None:
+    def __init__(self, engine: Engine, areas: UsedAreas) -> None:
         self._areas = areas
-        self._reconciler = engine.reconciler
-        self._reconciled = reconciled
         self._recovery = engine.recovery
         self._leases = engine.leases
+        self._waits = engine.leases.waits
         self.config = engine.config
         self.connector = engine.connector
         self.backend = engine.backend
         self.circuit = engine.circuit
-        self.lease = Lease(TransactionToken(str(uuid_utils.uuid7())))
+        self.transaction_id = str(uuid_utils.uuid7())
+        self.lease = Lease(TransactionToken(self.transaction_id))
         self.journaled = False
         self.rows_confirmed = False
         self.began = 0.0
@@ -136,11 +136,6 @@ class Transaction:
         self._next_seq = 1
         self._next_job = 1
         self._unreleased: list[Job] = []
-
-    @property
-    def transaction_id(self) -> str:
-        """Of the transaction."""
-        return self.lease.token.transaction_id
 
     def check_age(self) -> None:
         """Refuse to commit a transaction that the sweep of others may have taken for dead (P27).
@@ -256,29 +251,22 @@ class Transaction:
             raise rolled_back()
         self.lease.check()
 
-    async def ensure_reconciled(self, namespace: str) -> None:
-        """Reconcile the namespace if that is due, before the catalog is read or written."""
-        for area in self._areas_of(namespace):
-            await self._reconciler.ensure_reconciled(area, self._reconciled)
-
-    def _areas_of(self, namespace: str) -> list[Area]:
-        return [area for area in self._areas if area.namespace == namespace]
-
     async def prepare_read(self, namespace: str) -> None:
         """Prepare to look at the catalog, and own changes over it.
 
         Raises:
             TransactionLostException: its own changes may be undone by now (P23).
         """
-        await self.ensure_reconciled(namespace)
+        await self._areas.ensure_reconciled(self._areas.of(namespace))
         if self.chains:
             self.lease.check()
 
     async def capabilities_for(self, namespace: str) -> Capabilities:
         """Return what the namespace enforces; probed before the first write to it (P15)."""
-        await self.ensure_reconciled(namespace)
+        areas = self._areas.of(namespace)
+        await self._areas.ensure_reconciled(areas)
         capabilities = await self.connector.capabilities(namespace)
-        await self._reconciler.registry.register(namespace, self._areas_of(namespace))
+        await self._areas.reconciler.registry.register(namespace, areas)
         self.capabilities[namespace] = capabilities
         return capabilities
 
@@ -467,7 +455,8 @@ class Transaction:
         deadline = began + self.config.lock_timeout
         if not self.journaled:
             self.began = clock()
-        with self._leases.waits.wait(self.transaction_id) as wait:
+        wait: Wait | None = None
+        with ExitStack() as waiting:
             while True:
                 try:
                     records = await self._leases.begin_writes(
@@ -475,8 +464,9 @@ class Transaction:
                     )
                 except RecordLockedException as error:
                     self.free_locks()
+                    wait = wait or waiting.enter_context(self._waits.wait(self.transaction_id))
                     wait.holder = error.holder
-                    if self._leases.waits.is_victim(wait):
+                    if self._waits.is_victim(wait):
                         raise _deadlock(error) from error
                     ends = deadline
                     if self.writes and error.holder is not None:
@@ -497,7 +487,7 @@ class Transaction:
                 else:
                     self.journaled = self.rows_confirmed = True
                     return records
-                await self._leases.waits.pause(wait, left)
+                await self._waits.pause(wait, left)
 
     async def _still_locked(
         self, error: RecordLockedException, seconds: float
