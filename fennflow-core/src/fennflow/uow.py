@@ -187,8 +187,7 @@ class UnitOfWork(Maintenance, Registering):
                 await session.rollback(exc, last=True)
                 return
             try:
-                await session.free()
-                await session.commit()
+                await session.commit(last=True)
             except BaseException as error:
                 await session.rollback(error, last=True)
                 raise

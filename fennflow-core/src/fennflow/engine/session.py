@@ -158,7 +158,7 @@ class Session:
         self._joined = joined
         self._deadline = deadline or Deadline(None)
         self._grace = engine.config.compensation_timeout
-        self._tx = self._begin()
+        self._tx = Transaction(self._engine, self._areas)
         self._loop = asyncio.get_running_loop()
         self._calls = Calls()
         self._savepoints = 0
@@ -166,9 +166,6 @@ class Session:
         self._closed = False
         self._free = asyncio.Event()
         self._free.set()
-
-    def _begin(self) -> Transaction:
-        return Transaction(self._engine, self._areas)
 
     @asynccontextmanager
     async def call(self, operation: str, namespace: str) -> AsyncGenerator[Transaction]:
@@ -363,12 +360,12 @@ class Session:
         tx = self._open()
         return changes_of(tx.chain(key) for key in tx.chains)
 
-    async def free(self) -> None:
-        """Wait until no other task commits or rolls back."""
-        await self._free.wait()
-
-    async def commit(self) -> None:
+    async def commit(self, *, last: bool = False) -> None:
         """Make all changes visible in one instant, or undo them and raise.
+
+        Args:
+            last: whether the block ends with it, so that it waits for other tasks that commit or
+                roll back.
 
         Raises:
             ConflictException: `validate_reads`, and a record that was read has changed.
@@ -378,6 +375,8 @@ class Session:
             TransactionException: a file is still open for writing.
             Exception: what the backend raised; the transaction is undone.
         """
+        if last:
+            await self._free.wait()
         wait = _Wait(self._grace)
         async with self._deciding():
             ending = Ending(self._engine, self._tx, self._joined)
@@ -385,7 +384,7 @@ class Session:
             error = ending.cut_off(cancellation) if work.cancelled() else work.exception()
             cancellation = await self._call_back(error, wait, cancellation)
             cancellation = await self._call_hooks(wait, cancellation)
-        self._tx = self._begin()
+        self._tx = Transaction(self._engine, self._areas)
         if isinstance(error, CommitUncertainException) or (error and cancellation is None):
             raise error
         if cancellation is not None:
@@ -423,7 +422,7 @@ class Session:
                 ending.report_pending(cancellation, self._late())
             if tx.outcome is not None:
                 cancellation = await self._call_back(error, wait, cancellation)
-        self._tx = self._begin()
+        self._tx = Transaction(self._engine, self._areas)
         current = asyncio.current_task()
         if cancellation is not None and (error or work.cancelled() or current is None):
             raise cancellation from error
@@ -468,7 +467,7 @@ class Session:
         cut_off = isinstance(cause, (asyncio.CancelledError, TransactionTimeoutException))
         wait = _Wait(self._grace, begun=cut_off)
         if last and not self._free.is_set():
-            free, _ = await shielded(self.free(), grace=wait.left, grace_started=wait.begun)
+            free, _ = await shielded(self._free.wait(), grace=wait.left, grace_started=wait.begun)
             if free.cancelled():
                 return  # what is under way ends the transaction
         with self._exclusive(last=last):
@@ -481,7 +480,7 @@ class Session:
             if work.cancelled():
                 ending.report_pending(cause or cancellation, self._late())
             cancellation = await self._call_back(cause or error, wait, cancellation, raises=True)
-        self._tx = self._begin()
+        self._tx = Transaction(self._engine, self._areas)
         if error is not None:
             raise error
         current = asyncio.current_task()

@@ -385,8 +385,9 @@ class Transaction:
         failed: list[Undo] = [
             each for each in durable if each.failed and not each.released and each.call not in done
         ]
-        self.release(failed)
-        self.callbacks.overdue += failed
+        if failed:
+            self.release(failed)
+            self.callbacks.overdue += failed
 
     async def journal_released(self) -> None:
         """Journal that; the transaction cannot commit before."""
@@ -419,6 +420,7 @@ class Transaction:
         scopes = self.scopes()
         first = self._next_seq
         self._next_seq += len(keys)
+        prefix, catalog_id = self.config.reserved_prefix, self.backend.catalog_id
         intents: list[Intent] = []
 
         def plan(records: Mapping[ObjectKey, Record]) -> Sequence[Intent]:
@@ -427,7 +429,18 @@ class Transaction:
             for seq, key in enumerate(keys, first):
                 placement = place(key, records.get(key), self.chain(key))
                 if placement is not None:
-                    intents.append(self._intent(seq, key, placement))
+                    write = WriteId(self.transaction_id, seq)
+                    staged = placement is Placement.STAGED
+                    target = staging_key(prefix, catalog_id, write) if staged else key.key
+                    intents.append(
+                        Intent(
+                            seq=seq,
+                            namespace=key.namespace,
+                            key=key.key,
+                            placement=placement,
+                            target=target,
+                        )
+                    )
             return intents
 
         before = await self._lock(keys, plan)
@@ -513,21 +526,6 @@ class Transaction:
     def free_locks(self) -> None:
         """Let recovery look for transactions whose owner is gone: this one waits for a lock."""
         self._recovery.free_locks()
-
-    def _intent(self, seq: int, key: ObjectKey, placement: Placement) -> Intent:
-        staged = placement is Placement.STAGED
-        target = (
-            staging_key(
-                self.config.reserved_prefix,
-                self.backend.catalog_id,
-                WriteId(self.transaction_id, seq),
-            )
-            if staged
-            else key.key
-        )
-        return Intent(
-            seq=seq, namespace=key.namespace, key=key.key, placement=placement, target=target
-        )
 
 
 def _deadlock(error: RecordLockedException) -> RecordLockedException:
