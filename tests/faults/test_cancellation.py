@@ -136,7 +136,7 @@ async def run_until_all_awaits_were_cancelled(
         others = asyncio.all_tasks()
         task = asyncio.ensure_future(change_unless_cancelled(uow_class, script, how))
         await asyncio.wait({task})
-        assert asyncio.all_tasks() == others
+        assert asyncio.all_tasks() <= others
         cancelled = task.cancelled() or task.exception() is not None
         if not task.cancelled():
             assert isinstance(task.exception(), (TimeoutError, type(None)))
@@ -312,7 +312,7 @@ async def test_a_cancellation_at_any_time_over_real_sockets_leaves_all_or_nothin
         task = asyncio.ensure_future(change(uow_class, folder))
         loop.call_later(delay, task.cancel)
         await asyncio.wait({task})
-        assert asyncio.all_tasks() == others
+        assert asyncio.all_tasks() <= others
         committed = not task.cancelled()
         found = AFTER if committed else BEFORE
         expected = {f"{folder}/{key}": body for key, body in found.items()}
