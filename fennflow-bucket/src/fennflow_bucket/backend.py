@@ -19,6 +19,7 @@ from fennflow.backends import (
     Commit,
     Decision,
     Fill,
+    FillPart,
     Guarantees,
     Job,
     JournaledTransaction,
@@ -222,20 +223,13 @@ class BucketBackend(Backend):
         return await self._replica.read(work)
 
     @override
-    async def fill(
-        self,
-        fill: Fill,
-        records: Collection[Record],
-        removed: Collection[str] = (),
-        *,
-        begins: bool = False,
-    ) -> bool:
+    async def fill(self, fill: Fill, part: FillPart) -> bool:
         self._used = True
         arguments = {
             **_fill_arguments(fill),
-            "records": [record_row(each) for each in records],
-            "removed": sorted(removed),
-            "begins": begins,
+            "records": [record_row(each) for each in part.records],
+            "removed": sorted(part.removed),
+            "begins": part.begins,
         }
         under_way: bool = await self._replica.run(Command("fill", arguments))
         return under_way

@@ -24,6 +24,7 @@ from fennflow.backends import (
     Commit,
     Decision,
     Fill,
+    FillPart,
     Intent,
     Job,
     JournaledTransaction,
@@ -164,23 +165,16 @@ class InMemoryBackend(Backend):
             return list(self._tables.fills.values())
 
     @override
-    async def fill(
-        self,
-        fill: Fill,
-        records: Collection[Record],
-        removed: Collection[str] = (),
-        *,
-        begins: bool = False,
-    ) -> bool:
+    async def fill(self, fill: Fill, part: FillPart) -> bool:
         tables, (namespace, prefix) = self._tables, fill.area
         with tables.lock:
-            if begins and not self._scan(namespace, prefix, "", 1):
+            if part.begins and not self._scan(namespace, prefix, "", 1):
                 tables.fills.setdefault(fill.area, fill)
             if tables.fills.get(fill.area) != fill:
                 return False
-            for record in records:
+            for record in part.records:
                 self._put_record(record)
-            for key in removed:
+            for key in part.removed:
                 self._remove_record(ObjectKey(fill.hidden, key))
             return True
 

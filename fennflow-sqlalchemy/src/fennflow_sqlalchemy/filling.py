@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from sqlalchemy import Text, bindparam, delete, select, true, update
 from typing_extensions import override
 
-from fennflow.backends import Area, Fill, ObjectKey, Record
+from fennflow.backends import Area, Fill, FillPart, ObjectKey, Record
 from fennflow.paths import after_prefix
 from fennflow_sqlalchemy.database import LockWaitTimeoutError
 from fennflow_sqlalchemy.jobs import JobBackend
@@ -50,30 +50,24 @@ class FillingBackend(JobBackend):
         return await self._catalog.run(work, write=False)
 
     @override
-    async def fill(
-        self,
-        fill: Fill,
-        records: Collection[Record],
-        removed: Collection[str] = (),
-        *,
-        begins: bool = False,
-    ) -> bool:
+    async def fill(self, fill: Fill, part: FillPart) -> bool:
         mark = {"mark": _mark_of(fill.area)}
         namespace, prefix = fill.area
 
         def work(connection: Connection) -> bool:
             # Held until the end of this, so that no other process ends the fill meanwhile.
             found = connection.execute(self._fill_sql.hold, mark).scalar()
-            if found is None and begins and not self._scan(connection, namespace, prefix, "", 1):
+            begins = found is None and part.begins
+            if begins and not self._scan(connection, namespace, prefix, "", 1):
                 connection.execute(self._fill_sql.begin, {**mark, "fill": fill.fill_id})
                 found = connection.execute(self._fill_sql.hold, mark).scalar()
             if found != fill.fill_id:
                 return False
-            if records:
-                rows = {"rows": record_rows(records)}
+            if part.records:
+                rows = {"rows": record_rows(part.records)}
                 connection.execute(self._catalog_sql.upsert_records, rows)
-            if removed:
-                keys = [ObjectKey(fill.hidden, key) for key in removed]
+            if part.removed:
+                keys = [ObjectKey(fill.hidden, key) for key in part.removed]
                 connection.execute(self._catalog_sql.remove_records, {"rows": key_rows(keys)})
             return True
 

@@ -11,6 +11,7 @@ from fennflow.backends.values import (
     Commit,
     Decision,
     Fill,
+    FillPart,
     Guarantees,
     Intent,
     Job,
@@ -144,21 +145,8 @@ class Backend(ABC):
         """Return the fills that have begun and not ended."""
 
     @abstractmethod
-    async def fill(
-        self,
-        fill: Fill,
-        records: Collection[Record],
-        removed: Collection[str] = (),
-        *,
-        begins: bool = False,
-    ) -> bool:
+    async def fill(self, fill: Fill, part: FillPart) -> bool:
         """Add records to a fill: hidden, in the namespace `fill.hidden`, until it ends.
-
-        Args:
-            fill: which one.
-            records: replace those that were added before under their keys.
-            removed: keys whose records go.
-            begins: begin it, unless one of its area has begun or the area has a record.
 
         Returns:
             whether it is under way. If not, nothing was done: another process has ended it, or

@@ -66,6 +66,21 @@ class Fill(NamedTuple):
         return f"{self.area.namespace}\x1f{self.area.prefix}"
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FillPart:
+    """What a fill is given at a time; all or nothing of it is kept.
+
+    Args:
+        records: replace those that were added before under their keys.
+        removed: keys whose records go.
+        begins: begin the fill, unless one of its area has begun or the area has a record.
+    """
+
+    records: Collection[Record]
+    removed: Collection[str] = ()
+    begins: bool = False
+
+
 class Placement(StrEnum):
     """Where the bytes of a write go before the pivot (protocol section 4)."""
 

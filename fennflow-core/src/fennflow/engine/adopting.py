@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 import uuid_utils
 
-from fennflow.backends import Area, Fill, LateWrite, ObjectKey, Record, WriteId
+from fennflow.backends import Area, Fill, FillPart, LateWrite, ObjectKey, Record, WriteId
 from fennflow.connectors import Location, StoredObject
 from fennflow.connectors.values import utc
 from fennflow.engine.catalogs import catalogs_in, others, without_note
@@ -200,7 +200,8 @@ class Adoption:
         if records or self.begun:
             if not self.begun:
                 await self.registry.register(self.fill.area.namespace, [self.fill.area])
-            added = await self.context.backend.fill(self.fill, records, gone, begins=not self.begun)
+            part = FillPart(records=records, removed=gone, begins=not self.begun)
+            added = await self.context.backend.fill(self.fill, part)
             self._lost = not added
             self.begun = True
         if not self._lost:

@@ -24,6 +24,7 @@ from fennflow.backends import (
     Commit,
     Delete,
     Fill,
+    FillPart,
     Intent,
     LateWrite,
     ObjectKey,
@@ -273,17 +274,19 @@ class BackendSuite(JobSuite):
         async def scenario(backend: Backend) -> None:
             fill = Fill(Area("bucket"), new_transaction().transaction_id)
             one = replace(record(A, new_transaction()), namespace=fill.hidden, media_type="")
-            assert not await backend.fill(fill, [one])
+            assert not await backend.fill(fill, FillPart(records=[one]))
             assert list(await backend.fills()) == []
-            assert await backend.fill(fill, [one], begins=True)
+            assert await backend.fill(fill, FillPart(records=[one], begins=True))
             assert list(await backend.fills()) == [fill]
             assert await backend.scan("bucket", prefix="", start="", limit=9) == []
             async with opened(config) as again:
                 assert list(await again.fills()) == [fill]
                 assert list(await again.scan(fill.hidden, prefix="", start="", limit=9)) == [one]
                 two, three = replace(one, key="b"), replace(one, key="c")
-                assert await again.fill(fill, [two, three])
-                assert await again.fill(fill, [replace(one, etag="e2")], ["c"])
+                assert await again.fill(fill, FillPart(records=[two, three]))
+                assert await again.fill(
+                    fill, FillPart(records=[replace(one, etag="e2")], removed=["c"])
+                )
                 await put(again, B)
                 await again.end_fill(fill)
             found = await backend.records([A, B, C])
@@ -292,7 +295,7 @@ class BackendSuite(JobSuite):
             assert found[B].media_type
             assert list(await backend.fills()) == []
             assert await backend.scan(fill.hidden, prefix="", start="", limit=9) == []
-            assert not await backend.fill(fill, [two])
+            assert not await backend.fill(fill, FillPart(records=[two]))
             await backend.end_fill(fill)
 
         run(config, scenario)
@@ -305,10 +308,10 @@ class BackendSuite(JobSuite):
                 for area in (("bucket", "a"), ("bucket", "b"))
             )
             rival = second._replace(fill_id=first.fill_id)
-            assert not await backend.fill(first, [], begins=True)
-            assert await backend.fill(second, [], begins=True)
-            assert not await backend.fill(rival, [], begins=True)
-            assert await backend.fill(second, [], begins=True)
+            assert not await backend.fill(first, FillPart(records=[], begins=True))
+            assert await backend.fill(second, FillPart(records=[], begins=True))
+            assert not await backend.fill(rival, FillPart(records=[], begins=True))
+            assert await backend.fill(second, FillPart(records=[], begins=True))
             await backend.end_fill(rival)
             assert list(await backend.fills()) == [second]
             await backend.end_fill(second)
@@ -330,7 +333,7 @@ class BackendSuite(JobSuite):
                 )
                 for key in (A, B)
             ]
-            assert await backend.fill(fill, hidden, begins=True)
+            assert await backend.fill(fill, FillPart(records=hidden, begins=True))
             await backend.end_fill(fill)
             listed = await backend.records([A, B])
             assert all(each.only_listed for each in listed.values())

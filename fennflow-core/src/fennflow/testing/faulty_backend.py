@@ -13,6 +13,7 @@ from fennflow.backends import (
     Commit,
     Decision,
     Fill,
+    FillPart,
     Guarantees,
     Job,
     JoinedTransaction,
@@ -89,17 +90,8 @@ class FaultyBackend(Backend):
         return await self._around("fills", self.inner.fills)
 
     @override
-    async def fill(
-        self,
-        fill: Fill,
-        records: Collection[Record],
-        removed: Collection[str] = (),
-        *,
-        begins: bool = False,
-    ) -> bool:
-        return await self._around(
-            "fill", lambda: self.inner.fill(fill, records, removed, begins=begins)
-        )
+    async def fill(self, fill: Fill, part: FillPart) -> bool:
+        return await self._around("fill", lambda: self.inner.fill(fill, part))
 
     @override
     async def end_fill(self, fill: Fill) -> None:
