@@ -225,7 +225,7 @@ def catalog_aside(objects: Mapping[str, bytes]) -> dict[str, bytes]:
 
 
 async def check(site: Site, scopes: Mapping[str, Collection[Mapping[str, bytes]]]) -> None:
-    """Check I1 to I5 in the raw bucket and the tables.
+    """Check I1 to I5 in the raw bucket and the tables, and that the feed led there (P38).
 
     Args:
         site: after recovery.
@@ -240,6 +240,15 @@ async def check(site: Site, scopes: Mapping[str, Collection[Mapping[str, bytes]]
         found = under(files, scope)
         assert found in allowed, f"{scope}: {sorted(found)}"
         assert under(objects, scope) == found | FOREIGN, scope
+    followed: dict[str, int] = {}
+    seen: list[str] = []
+    async for commit in site.uow_class.commits():
+        seen.append(commit.transaction_id)
+        followed |= {str(each.path): each.size for each in commit.records}
+        for deleted in commit.deletions:
+            del followed[str(deleted.path)]
+    assert len(seen) == len(set(seen))
+    assert followed == {path: len(data) for path, data in files.items()}
     assert set(await site.journal()) == {"transactions", "intents", "locks", "late_writes"}
     assert set((await site.journal()).values()) == {0}, await site.journal()
 

@@ -209,7 +209,7 @@ class Method:
             made = f"lambda: {name}({', '.join(arguments)})" if arguments else name
             return written(f"return {owner}._block{now}", [made])
         if returns.startswith("AsyncIterator"):
-            return written("return self._iterate", [f"{name}({', '.join(arguments)})"])
+            return written(f"return {owner}._iterate{now}", [f"{name}({', '.join(arguments)})"])
         if returns == "Self":
             return f"return self._scoped({name}({', '.join(arguments)}))"
         call = "" if returns == "None" else "return "

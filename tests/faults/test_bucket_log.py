@@ -16,6 +16,7 @@ import pytest
 from typing_extensions import override
 
 from fennflow import ConfigDict, plugins
+from fennflow.backends import ObjectKey, TransactionToken
 from fennflow.connectors import (
     Capabilities,
     Connector,
@@ -29,15 +30,19 @@ from fennflow.exceptions import (
     CatalogDivergedException,
     ConfigException,
     ConnectorUnavailableException,
+    CursorException,
     RecordLockedException,
     TransactionLostException,
 )
 from fennflow.testing import faults
+from fennflow.testing.recovery_suite import record
+from fennflow_bucket import feed
 from fennflow_bucket import replica as replica_module
 from fennflow_bucket.commands import Command
 from fennflow_bucket.following import Limits
 from fennflow_bucket.log import Log
 from fennflow_bucket.replica import Replica
+from fennflow_bucket.rows import record_row
 from fennflow_bucket.state import State
 from stores import numbers
 
@@ -154,7 +159,8 @@ def stage(transaction: str, *keys: str) -> Command:
 
 
 def commit(transaction: str, *keys: str) -> Command:
-    records = [["bucket", key, transaction, 1, "[]"] for key in keys]
+    token = TransactionToken(transaction)
+    records = [record_row(record(ObjectKey("bucket", key), token)) for key in keys]
     arguments = {
         "id": transaction,
         "token": 0,
@@ -190,6 +196,15 @@ async def until_known(run: Callable[[], Awaitable[R]]) -> R:
             return await run()
         except (BackendUnavailableException, ConnectorUnavailableException):
             await asyncio.sleep(0)
+
+
+async def followed(replica: Replica, after: str | None = None) -> list[str]:
+    """Return which transactions the rest of the feed has."""
+    found: list[str] = []
+    while page := await feed.commits(replica, after, 3):
+        found += [each.transaction_id for each in page]
+        after = page[-1].cursor
+    return found
 
 
 async def work(replica: Replica, rng: random.Random, told: dict[str, str]) -> None:
@@ -248,6 +263,8 @@ async def test_what_was_acknowledged_is_in_the_log_and_nothing_else(
         assert {row[2] for row in await rows(reader, "records")} <= {
             name for name, outcome in told.items() if outcome == "committed"
         }
+        committed = [name for name, outcome in told.items() if outcome == "committed"]
+        assert sorted(await followed(reader)) == sorted(committed)
 
 
 async def test_a_lost_answer_does_not_append_twice(tmp_path: Path) -> None:
@@ -559,6 +576,85 @@ async def test_only_a_snapshot_that_is_old_enough_lets_entries_be_deleted(tmp_pa
         state = await rows(replica, "notes")
     async with place.replica() as reader:
         assert await rows(reader, "notes") == state
+
+
+async def test_a_feed_is_refused_where_the_log_was_deleted_and_goes_on_where_it_was_not(
+    tmp_path: Path,
+) -> None:
+    """P38, L8: also if a late request creates again what was deleted."""
+    place = Place(tmp_path, Limits(snapshot_entries=4, retention=-1.0))
+    async with place.replica() as replica:
+        cursors = [await feed.last_cursor(replica)]
+        for name in "abcdefg":
+            await replica.run(stage(name, name))
+            await replica.run(commit(name, name))
+            await tidied(replica)
+            cursors.append(await feed.last_cursor(replica))
+        [boundary] = await place.names("boundary")
+        log = place.log()
+        late = await log.read(boundary + 1)
+        assert late is not None
+        for position in range(boundary + 1):
+            await log.create("log", position, late)
+        kept = [cursor for cursor in cursors if int(cursor.partition(".")[0]) > boundary]
+        assert 1 < len(kept) < len(cursors)
+        for cursor in cursors:
+            if cursor not in kept:
+                with pytest.raises(CursorException, match="Start over"):
+                    await feed.commits(replica, cursor, 1)
+        for number, cursor in enumerate(reversed(kept)):
+            assert await followed(replica, cursor) == list("abcdefg")[7 - number :]
+        assert await followed(replica) == list("abcdefg")[8 - len(kept) :]
+
+
+async def test_commits_that_share_an_entry_are_in_the_feed_one_by_one(tmp_path: Path) -> None:
+    place = Place(tmp_path)
+    async with place.replica() as replica:
+        await replica.run(note("first"))
+        async with asyncio.TaskGroup() as group:
+            for name in "abc":
+                group.create_task(replica.run(stage(name, name)))
+        async with asyncio.TaskGroup() as group:
+            for name in "abc":
+                group.create_task(replica.run(commit(name, name)))
+        assert len(await place.names("log")) < 6
+        seen: list[str] = []
+        after: str | None = None
+        while page := await feed.commits(replica, after, 1):
+            assert await followed(replica, page[0].cursor) == list("abc")[len(seen) + 1 :]
+            seen.append(page[0].transaction_id)
+            after = page[0].cursor
+        assert seen == list("abc")
+
+
+async def test_a_cursor_of_another_log_is_refused(tmp_path: Path) -> None:
+    """As after the bucket was restored: the positions are there, and other entries."""
+    cursors: list[str] = []
+    for name in "ab":
+        place = Place(tmp_path)
+        async with place.replica() as replica:
+            for number in range(3):
+                await replica.run(note(f"{name}{number}"))
+            for cursor in cursors:
+                with pytest.raises(CursorException):
+                    await feed.commits(replica, cursor, 1)
+            cursors.append(await feed.last_cursor(replica))
+            await replica.run(note("more"))
+            for cursor in cursors[:-1]:
+                with pytest.raises(CursorException):
+                    await feed.commits(replica, cursor, 1)
+            assert await feed.commits(replica, cursors[-1], 1) == []
+
+
+async def test_an_entry_that_is_missing_from_the_feed_is_reported(tmp_path: Path) -> None:
+    place = Place(tmp_path)
+    async with place.replica() as replica:
+        for number in range(3):
+            await replica.run(note(f"n{number}"))
+        log = place.log()
+        await log.delete([(await log.list("log"))[1]])
+        with pytest.raises(CatalogDivergedException, match="it was removed"):
+            await feed.commits(replica, None, 1)
 
 
 async def test_a_replica_that_slept_does_not_believe_a_log_that_was_truncated_meanwhile(

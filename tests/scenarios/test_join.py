@@ -936,3 +936,71 @@ async def test_the_users_own_patience_is_set_again(
                 session.add(Letter(name="a"))
             assert await session.scalar(sql("SHOW lock_timeout")) == "7s"
         await joint.check("a")
+
+
+async def test_joined_commits_are_in_the_feed_and_those_that_were_rolled_back_are_not(
+    joint: Joint,
+) -> None:
+    """P38."""
+    start = await joint.site.uow_class.commit_cursor()
+    for name in "ab":
+        async with joint.session() as session, joint.uow_class(join=session) as uow:
+            session.add(Letter(name=name))
+            await uow.files.put(text("1", name))
+    async with joint.session() as session:
+        with pytest.raises(ZeroDivisionError):
+            async with session.begin():
+                async with joint.uow_class(join=session) as uow:
+                    session.add(Letter(name="c"))
+                    await uow.files.put(text("1", "c"))
+                raise ZeroDivisionError  # the pivot was written
+    await joint.settled()
+    found = [each async for each in joint.site.uow_class.commits(after=start)]
+    assert [[str(file.path) for file in each.records] for each in found] == [["a"], ["b"]]
+
+
+@pytest.mark.parametrize("read_between", [True, False])
+async def test_the_feed_passes_over_no_commit_that_becomes_visible_late(
+    request: pytest.FixtureRequest, *, read_between: bool
+) -> None:
+    """P38: PostgreSQL gives out numbers in another order than that in which transactions commit."""
+    async with jointly("postgresql", request, store="memory") as joint:
+        cursor = await joint.uow_class.commit_cursor()
+        seen: list[tuple[str, int]] = []
+
+        async def read() -> None:
+            nonlocal cursor
+            async for commit in joint.uow_class.commits(after=cursor):
+                cursor = commit.cursor
+                seen.extend((str(file.path), file.size) for file in commit.records)
+
+        async with joint.session() as early, joint.session() as late, late.begin():
+            # Both have a transaction id before anything of the feed is written.
+            late.add(Letter(name="late"))
+            await late.flush()
+            early.add(Letter(name="early"))
+            await early.flush()
+            async with joint.uow_class() as uow:
+                await uow.files.put(text("1", "same"))
+            async with joint.uow_class(join=late) as uow:
+                await uow.files.put(text("22", "late"))
+            async with joint.uow_class() as uow:
+                await uow.files.put(text("1", "other"))
+            if read_between:
+                await read()
+                assert seen == [("same", 1), ("other", 1)]
+            async with joint.uow_class(join=early) as uow:
+                await uow.files.put(text("333", "same"))
+            if read_between:
+                await read()
+                assert seen[2:] == [("same", 3)]
+        await read()
+        assert sorted(seen) == [("late", 2), ("other", 1), ("same", 1), ("same", 3)]
+        assert seen.index(("same", 1)) < seen.index(("same", 3))
+        assert seen[-1] == ("late", 2) or not read_between
+        second = [
+            (str(file.path), file.size)
+            async for commit in joint.uow_class.commits()
+            for file in commit.records
+        ]
+        assert second == seen

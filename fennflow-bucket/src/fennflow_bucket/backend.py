@@ -17,6 +17,7 @@ from fennflow.backends import (
     Area,
     Backend,
     Commit,
+    CommittedTransaction,
     Decision,
     Fill,
     FillPart,
@@ -36,6 +37,7 @@ from fennflow.backends import (
 )
 from fennflow.backends.values import ATTEMPTS_IN_ORDER
 from fennflow.paths import after_prefix
+from fennflow_bucket import feed
 from fennflow_bucket.cache import state_file
 from fennflow_bucket.clocks import SECOND
 from fennflow_bucket.commands import Command, records_at
@@ -69,7 +71,7 @@ def new_backend(config: BucketBackendConfig, settings: ConfigDict) -> Backend:
     """Return a backend with a connector of its own, so that appends do not queue behind uploads."""
     connector = config.connector or settings.connector
     new_connector = plugins.registry().connector_for(connector).factory
-    retention = max(2 * settings.late_write_period, MIN_RETENTION)
+    retention = max(2 * settings.late_write_period, MIN_RETENTION, config.commit_retention)
     limits = Limits(
         retention=retention,
         trusted=min(retention / 4, MAX_TRUST),
@@ -306,6 +308,21 @@ class BucketBackend(Backend):
             keep=key_rows(settlement.keep_locked),
             checked=[late_row(each) for each in settlement.late_writes_checked],
         )
+
+    # --- the feed of commits -----------------------------------------------------------------
+
+    @property
+    @override
+    def keeps_commits(self) -> bool:
+        return True
+
+    @override
+    async def commits(self, *, after: str | None, limit: int) -> Sequence[CommittedTransaction]:
+        return await feed.commits(self._replica, after, limit)
+
+    @override
+    async def commit_cursor(self) -> str:
+        return await feed.last_cursor(self._replica)
 
     # --- late writes -------------------------------------------------------------------------
 

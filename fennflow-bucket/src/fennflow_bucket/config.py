@@ -7,7 +7,7 @@ from typing import Annotated
 
 from pydantic import Field, SerializeAsAny, field_validator
 
-from fennflow.config import BackendConfig, ConnectorConfig
+from fennflow.config import MAX_SECONDS, BackendConfig, ConnectorConfig
 
 
 class BucketBackendConfig(BackendConfig):
@@ -28,6 +28,9 @@ class BucketBackendConfig(BackendConfig):
         max_staleness: seconds for which reads may trust what was known to be current. With 0 every
             read outside a transaction's own keys sends one GET first.
         max_batch: how many commands of concurrent transactions share one object of the log.
+        commit_retention: seconds for which `UOW.commits()` can go on behind a commit at least. The log is
+            kept for half an hour in any case; keeping it longer costs storage, and listings of it. All
+            processes need the same.
 
     Raises:
         ConfigException: a name that is not a valid path segment, or a number out of range.
@@ -47,6 +50,7 @@ class BucketBackendConfig(BackendConfig):
     cache_dir: Path | None = None
     max_staleness: Annotated[float, Field(ge=0, le=60)] = 0.0
     max_batch: Annotated[int, Field(gt=0, le=10_000)] = 256
+    commit_retention: Annotated[float, Field(ge=0, le=MAX_SECONDS)] = 0.0
 
     @field_validator("connector", mode="before")
     @classmethod

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import logging
 import sqlite3
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from hashlib import sha256
 
@@ -23,7 +23,7 @@ from fennflow.exceptions import (
 )
 from fennflow_bucket.clocks import SECOND, Moment
 from fennflow_bucket.following import READ_AT_ONCE, Follower
-from fennflow_bucket.log import BOUNDARY, LOG, SNAPSHOT
+from fennflow_bucket.log import BOUNDARY, LOG, SNAPSHOT, LogEntry, load_entry
 from fennflow_bucket.snapshots import Loading, chunks
 from fennflow_bucket.state import Position
 
@@ -31,6 +31,19 @@ logger = logging.getLogger("fennflow")
 
 LOADS = 10
 """How often a load starts over before the catalog is reported as unavailable."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entries:
+    """Entries of the log that follow each other.
+
+    Args:
+        before: the bytes of the one before them; None if there is none any more.
+        entries: their bytes, and what they say.
+    """
+
+    before: bytes | None
+    entries: Sequence[tuple[bytes, LogEntry]]
 
 
 class Loader(Follower):
@@ -154,6 +167,52 @@ class Loader(Follower):
         while (body := await self._log.read(self.position.number + 1)) is not None:
             await self._apply([body])
         return True
+
+    # --- the feed of commits -----------------------------------------------------------------
+
+    async def current_position(self) -> Position:
+        """Return how far the log has come, as of a moment not before the call (L9)."""
+        self._check()
+        await self._current()
+        return self.position
+
+    async def first_kept(self) -> int:
+        """Return the position of the first entry that is not deleted."""
+        try:
+            return await self._boundary() + 1
+        except Exception as error:
+            raise self._as_backend_error(error) from error
+
+    async def entries(self, first: int, last: int) -> Entries | None:
+        """Read entries again that were applied: some of those from `first` to `last`.
+
+        Returns:
+            None if `first` may have been deleted.
+
+        Raises:
+            CatalogDivergedException: one is missing or damaged that was not.
+            BackendUnavailableException: the store cannot be reached.
+        """
+        count = min(last - first + 1, READ_AT_ONCE)
+        try:
+            before = await self._log.read(first - 1) if first else None
+            bodies = await self._read_many(first, count)
+            # Afterwards: a boundary is created before anything up to it is deleted or, by a request that
+            # arrives late, created again. So what was read behind it is the log (L8).
+            boundary = await self._boundary()
+        except Exception as error:
+            raise self._as_backend_error(error) from error
+        if boundary >= first:
+            return None
+        if len(bodies) < count:
+            raise self._diverge(first + len(bodies), "it was removed")
+        found: list[tuple[bytes, LogEntry]] = []
+        for number, body in enumerate(bodies, first):
+            try:
+                found.append((body, load_entry(body, self._log.name(LOG, number))))
+            except ValueError as error:
+                raise self._diverge(number, f"it is not an entry of a log ({error})") from error
+        return Entries(None if boundary == first - 1 else before, found)
 
     # --- snapshots and deletion (L7, L8) -----------------------------------------------------
 

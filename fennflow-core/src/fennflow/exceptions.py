@@ -20,6 +20,7 @@ FennFlowException
 │   ├── BackendUnavailableException
 │   ├── ConflictException
 │   ├── CatalogDivergedException
+│   ├── CursorException
 │   └── TransactionLostException
 ├── BaseConnectorException
 │   ├── NoSuchKeyException
@@ -64,6 +65,7 @@ __all__ = [
     "ConnectorCapabilityException",
     "ConnectorUnavailableException",
     "ContinuationTokenException",
+    "CursorException",
     "FennFlowException",
     "FileException",
     "FilepathsCollisionError",
@@ -190,6 +192,10 @@ class CatalogDivergedException(BaseBackendException):
     Something other than FennFlow changed the log, or this is a bug. The process serves nothing more
     from this catalog: restart it, and keep a copy of the bucket.
     """
+
+
+class CursorException(BaseBackendException):
+    """The feed of commits cannot go on from a cursor: what follows it is not kept any more."""
 
 
 class TransactionLostException(BaseBackendException):

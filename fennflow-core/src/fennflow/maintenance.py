@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
 from fennflow import plugins
 from fennflow.config import ReconcileConfig
 from fennflow.engine.diagnosis import diagnose
 from fennflow.engine.plan import held_changes
 from fennflow.engine.runtime import engine_for
+from fennflow.exceptions import ConfigException
+from fennflow.paths import StoragePath
+from fennflow.printable import brief
 from fennflow.reports import (
     Change,
+    CommitInfo,
+    CommittedFile,
+    DeletedFile,
     Diagnosis,
     Finding,
     ReconcileReport,
@@ -21,10 +28,11 @@ from fennflow.reports import (
 from fennflow.repositories.fields import areas_of, namespaces_of
 
 if TYPE_CHECKING:
-    from fennflow.backends import Backend, JournaledTransaction
+    from fennflow.backends import Backend, CommittedTransaction, JournaledTransaction
     from fennflow.config import ConfigDict
 
 TRANSACTIONS_AT_ONCE = 1000
+COMMITS_AT_ONCE = 100
 
 ReconcileStrategy = Literal["fill_if_empty", "insert_missing", "replace"]
 ReconcileOrphans = Literal["report", "adopt", "delete"]
@@ -161,6 +169,76 @@ class Maintenance:
         return found
 
     @classmethod
+    def commits(
+        cls, *, after: str | None = None, poll: float | None = None
+    ) -> AsyncIterator[CommitInfo]:
+        """Iterate over what was committed, by any process: each commit once, in order.
+
+        Of two commits that changed the same path, the later one comes later. What was rolled back
+        does not appear. Keep the cursor of a commit when you have worked it off, and pass it later.
+        The feed is that of the whole catalog, whatever repositories this class has.
+
+        Args:
+            after: the cursor of a commit, or of `commit_cursor()`, behind which to begin; by default with
+                the first commit that is kept.
+            poll: seconds after which to look again for new commits, without end; by default
+                the iteration ends with the last commit.
+
+        Returns:
+            an iterator, which sends the first request when it is used.
+
+        Raises:
+            CursorException: not all commits behind the cursor are kept any more
+                (`commit_retention`), or it is one of another catalog.
+            ConfigException: the backend keeps no commits, or `poll` is not a positive number.
+            BaseBackendException: the catalog cannot be reached. Go on with the last cursor.
+
+        Example:
+            ```python
+            import asyncio
+
+            from fennflow import UnitOfWork
+            from fennflow.files import TextContent
+            from fennflow.repositories import CrudRepository, RepoField
+
+
+            class UOW(UnitOfWork):
+                letters = RepoField(CrudRepository, namespace="letters")
+
+
+            async def main():
+                cursor = await UOW.commit_cursor()
+                async with UOW() as uow:
+                    await uow.letters.put(TextContent.from_content("Dear Ann", filename="1.txt"))
+                async for commit in UOW.commits(after=cursor):
+                    print([file.path for file in commit.records], commit.deletions)
+                    #> [StoragePath('1.txt')] []
+
+
+            asyncio.run(main())
+            ```
+        """
+        given = cast("tuple[object, object]", (after, poll))
+        if not isinstance(given[0], str | None):
+            message = f"after={brief(given[0])} is not a cursor, which is a str."
+            raise ConfigException(message)
+        if given[1] is not None and not (isinstance(given[1], (int, float)) and given[1] > 0):
+            message = f"poll={brief(given[1])} is not a number of seconds above 0."
+            raise ConfigException(message)
+        return _commits(cls.config, after, poll)
+
+    @classmethod
+    async def commit_cursor(cls) -> str:
+        """Return the cursor of the end of `commits()`: what is committed from now on comes after it.
+
+        Raises:
+            ConfigException: the backend keeps no commits.
+            BaseBackendException: the catalog cannot be reached.
+        """
+        async with engine_for(cls.config, plugins.registry()) as engine:
+            return await engine.backend.commit_cursor()
+
+    @classmethod
     async def commit_held(cls, transaction_id: str) -> None:
         """Commit a transaction that a unit of work left with `hold()`, in any process.
 
@@ -217,6 +295,49 @@ class Maintenance:
         """
         async with engine_for(cls.config, plugins.registry()) as engine:
             return await diagnose(engine, areas_of(cls), engine.recovery.jobs)
+
+
+async def _commits(
+    config: ConfigDict, after: str | None, poll: float | None
+) -> AsyncGenerator[CommitInfo]:
+    while True:
+        # Not held while the caller works: who stops iterating keeps no engine open.
+        async with engine_for(config, plugins.registry()) as engine:
+            page = await engine.backend.commits(after=after, limit=COMMITS_AT_ONCE)
+        for each in page:
+            after = each.cursor
+            yield _commit_of(each)
+        if page:
+            continue
+        if poll is None:
+            return
+        await asyncio.sleep(poll)
+
+
+def _commit_of(found: CommittedTransaction) -> CommitInfo:
+    return CommitInfo(
+        cursor=found.cursor,
+        transaction_id=found.transaction_id,
+        committed_at=found.committed_at,
+        records=[
+            CommittedFile(
+                namespace=each.namespace,
+                path=StoragePath(each.key),
+                size=each.size,
+                media_type=each.media_type,
+                sha256=each.sha256,
+                created_at=each.created_at,
+                modified_at=each.modified_at,
+                metadata=each.metadata,
+                headers=each.headers,
+            )
+            for each in found.records
+        ],
+        deletions=[
+            DeletedFile(namespace=each.namespace, path=StoragePath(each.key))
+            for each in sorted(found.removed)
+        ],
+    )
 
 
 async def _info_of(backend: Backend, found: JournaledTransaction) -> TransactionInfo:

@@ -15,6 +15,9 @@ from fennflow.paths import StoragePath
 __all__ = [
     "CatalogInfo",
     "Change",
+    "CommitInfo",
+    "CommittedFile",
+    "DeletedFile",
     "Diagnosis",
     "Difference",
     "Finding",
@@ -156,6 +159,65 @@ class Change:
     media_type: str | None = None
     old_size: int | None = None
     old_sha256: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CommittedFile:
+    """A file as a unit of work committed it.
+
+    Args:
+        namespace: the bucket.
+        path: of the file in it.
+        size: in bytes.
+        media_type: for instance `text/plain`; empty if the file was adopted, and not used before.
+        sha256: hexadecimal; None if FennFlow did not write the object.
+        created_at: when the path was first written, UTC.
+        modified_at: when this content was written, UTC.
+        metadata: the user's.
+        headers: HTTP headers that are stored with the object, such as Content-Encoding.
+    """
+
+    namespace: str
+    path: StoragePath
+    size: int
+    media_type: str
+    sha256: str | None
+    created_at: datetime
+    modified_at: datetime
+    metadata: Mapping[str, str] = field(default_factory=dict[str, str])
+    headers: Mapping[str, str] = field(default_factory=dict[str, str])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeletedFile:
+    """A file that a unit of work deleted.
+
+    Args:
+        namespace: the bucket.
+        path: of the file in it.
+    """
+
+    namespace: str
+    path: StoragePath
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CommitInfo:
+    """What one transaction committed.
+
+    Args:
+        cursor: with which `UOW.commits(after=cursor)` goes on behind this commit.
+        transaction_id: of the transaction.
+        committed_at: when, by the backend's clock, UTC.
+        records: the files that it created or overwrote.
+        deletions: the files that it deleted.
+    """
+
+    cursor: str
+    transaction_id: str
+    committed_at: datetime
+    records: Sequence[CommittedFile] = ()
+    deletions: Sequence[DeletedFile] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,8 +10,11 @@ import secrets
 import threading
 import time
 from bisect import bisect_left, insort
+from collections import deque
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from itertools import islice
 from typing import TYPE_CHECKING
 
 import uuid_utils
@@ -22,6 +25,7 @@ from fennflow.backends import (
     Area,
     Backend,
     Commit,
+    CommittedTransaction,
     Decision,
     Fill,
     FillPart,
@@ -37,6 +41,7 @@ from fennflow.backends import (
     Step,
     TransactionToken,
     WriteId,
+    bad_cursor,
     changed_reads,
     conflict,
     locked,
@@ -46,6 +51,11 @@ from fennflow.exceptions import TransactionLostException
 if TYPE_CHECKING:
     from fennflow.config import ConfigDict, ConnectorConfig
     from fennflow_memory.config import InMemoryBackendConfig
+
+COMMITS_KEPT = 1000
+"""The last ones, for those who follow them: memory is all that this backend has."""
+DIGITS = 19
+"""Fewer than a number has that is too long to be one of a commit."""
 
 
 @dataclass(slots=True)
@@ -92,6 +102,11 @@ class _Tables:
         default_factory=dict[str, "tuple[Outcome, float]"]
     )
     jobs: dict[tuple[str, int], _Job] = field(default_factory=dict[tuple[str, int], _Job])
+    # The end of the feed, and how many commits there were in all (P38).
+    commits: deque[tuple[str, datetime, Commit]] = field(
+        default_factory=lambda: deque["tuple[str, datetime, Commit]"](maxlen=COMMITS_KEPT)
+    )
+    committed: int = 0
 
 
 _tables: dict[tuple[InMemoryBackendConfig, ConnectorConfig], _Tables] = {}
@@ -258,6 +273,9 @@ class InMemoryBackend(Backend):
             self._record_late_writes(commit.late_writes)
             row.steps = commit.steps
             self._add_jobs(commit.jobs)
+            if commit.records or commit.removed:
+                tables.commits.append((token.transaction_id, datetime.now(UTC), commit))
+                tables.committed += 1
             if not commit.steps:
                 self._drop(token, row)
 
@@ -389,6 +407,41 @@ class InMemoryBackend(Backend):
             row.fence += 1
             row.lease_until = now + self._lease_ttl
             return _journaled(transaction_id, row, now)
+
+    # --- the feed of commits -----------------------------------------------------------------
+
+    @property
+    @override
+    def keeps_commits(self) -> bool:
+        return True
+
+    @override
+    async def commits(self, *, after: str | None, limit: int) -> Sequence[CommittedTransaction]:
+        tables = self._tables
+        with tables.lock:
+            begins = tables.committed - len(tables.commits)
+            number = begins
+            if after is not None:
+                digits, _, catalog_id = after.partition(".")
+                number = int(digits) if digits.isdecimal() and len(digits) < DIGITS else -1
+                if catalog_id != self.catalog_id or not begins <= number <= tables.committed:
+                    raise bad_cursor(after)
+            found = islice(tables.commits, number - begins, number - begins + limit)
+            return [
+                CommittedTransaction(
+                    cursor=f"{place}.{self.catalog_id}",
+                    transaction_id=transaction_id,
+                    committed_at=at,
+                    records=commit.records,
+                    removed=commit.removed,
+                )
+                for place, (transaction_id, at, commit) in enumerate(found, number + 1)
+            ]
+
+    @override
+    async def commit_cursor(self) -> str:
+        with self._tables.lock:
+            return f"{self._tables.committed}.{self.catalog_id}"
 
     # --- compensations and hooks -------------------------------------------------------------
 

@@ -280,11 +280,11 @@ class SqlalchemyBackend(FillingBackend):
             "decided": Outcome.COMMITTED.value,
             "apply": dump_steps(commit.steps),
         }
-        if connection.execute(self._catalog_sql.decide, decision).first() is None:
+        records = record_rows(commit.records)
+        if not self._feed.decide(connection, decision, commit, records):
             raise lost(token)
         if commit.records:
-            rows = record_rows(commit.records)
-            connection.execute(self._catalog_sql.upsert_records, {"rows": rows})
+            connection.execute(self._catalog_sql.upsert_records, {"rows": records})
         if commit.removed:
             rows = key_rows(commit.removed)
             connection.execute(self._catalog_sql.remove_records, {"rows": rows})

@@ -43,6 +43,8 @@ class SqlalchemyBackendConfig(BackendConfig):
         busy_timeout: seconds to wait for another process to release a SQLite file; for that of the
             catalog, to which your own transactions write, `lock_timeout` is the limit if it is
             shorter (at least 5 seconds).
+        commit_retention: seconds for which `UOW.commits()` can go on behind a commit; by default three
+            days. All processes need the same.
         file_mode: of SQLite files that are created, for instance `0o660` for a group. By default
             they are private, as they hold keys and metadata.
 
@@ -67,6 +69,7 @@ class SqlalchemyBackendConfig(BackendConfig):
     journal: Path | None = None
     pool_size: Annotated[int, Field(gt=0, le=10_000)] = 10
     busy_timeout: Seconds = 30.0
+    commit_retention: Seconds = 259200.0
     file_mode: Annotated[int, Field(ge=0o600, le=0o777)] = 0o600
 
     if TYPE_CHECKING:
@@ -81,6 +84,7 @@ class SqlalchemyBackendConfig(BackendConfig):
             journal: str | Path | None = ...,
             pool_size: int = ...,
             busy_timeout: float = ...,
+            commit_retention: float = ...,
             file_mode: int = ...,
         ) -> None: ...
 

@@ -13,6 +13,7 @@ from typing_extensions import override
 from fennflow.backends import (
     Backend,
     Commit,
+    CommittedTransaction,
     Guarantees,
     Intent,
     JournaledTransaction,
@@ -24,6 +25,7 @@ from fennflow.backends import (
 )
 from fennflow_sqlalchemy.database import LockWaitTimeoutError
 from fennflow_sqlalchemy.engines import open_databases
+from fennflow_sqlalchemy.feed import Feed
 from fennflow_sqlalchemy.rows import (
     dumps,
     id_rows,
@@ -100,6 +102,7 @@ class RecoverableBackend(Backend):
         self._hook_sql = JobStatements(
             self._tables.hooks, self._catalog, lease_ttl=lease_ttl, in_order=True
         )
+        self._feed = Feed(self._tables, self._catalog, self._catalog_sql, config.commit_retention)
         self._note_sql = NoteStatements(self._tables, self._journal)
         self._catalog_id = ""
         self._ticket_key = b""
@@ -159,6 +162,21 @@ class RecoverableBackend(Backend):
     def _keep_key(self, connection: Connection) -> None:
         # Of several processes the first one decides.
         connection.execute(self._note_sql.keep_ticket_key, {"text": secrets.token_hex(32)})
+
+    # --- the feed of commits -------------------------------------------------------------------
+
+    @property
+    @override
+    def keeps_commits(self) -> bool:
+        return True
+
+    @override
+    async def commits(self, *, after: str | None, limit: int) -> Sequence[CommittedTransaction]:
+        return await self._feed.commits(self._catalog_id, after=after, limit=limit)
+
+    @override
+    async def commit_cursor(self) -> str:
+        return await self._feed.cursor(self._catalog_id)
 
     # --- late writes --------------------------------------------------------------------------
 
@@ -318,7 +336,7 @@ class RecoverableBackend(Backend):
         return found | await self._catalog.run(staged, write=False)
 
     async def _purge(self) -> None:
-        """Forget kept locks that ran out, and outcomes that outlived their transactions (P5).
+        """Forget kept locks that ran out, outcomes that outlived their transactions (P5), and old commits.
 
         An outcome is marked when its transaction is seen to be gone, and goes a late-write period later.
         It stays while there are compensations that depend on it.
@@ -342,6 +360,7 @@ class RecoverableBackend(Backend):
                 last = old[-1]
                 await self._mark_settled(old)
             await self._catalog.run(outcomes, lock_wait=PURGE_LOCK_WAIT)
+            await self._feed.forget(PURGE_LOCK_WAIT)
         except LockWaitTimeoutError:
             return  # another transaction holds a lock: what is old can become older
 

@@ -56,6 +56,7 @@ class Tables:
         late_writes: writes that may still arrive.
         compensations: journaled before durable steps, in the journal's database.
         hooks: written by pivots, in the catalog's.
+        commits: likewise: the feed of commits (protocol P38).
     """
 
     meta: Table
@@ -68,11 +69,12 @@ class Tables:
     late_writes: Table
     compensations: Table
     hooks: Table
+    commits: Table
 
     @property
     def catalog(self) -> Sequence[Table]:
         """The tables in the same database as the user's own, if they are joined."""
-        return self.meta, self.records, self.outcomes, self.hooks
+        return self.meta, self.records, self.outcomes, self.hooks, self.commits
 
     @property
     def journal(self) -> Sequence[Table]:
@@ -94,17 +96,16 @@ def make_tables(prefix: str, schema: str | None) -> tuple[MetaData, Tables]:
     def table(name: str, *items: Any) -> Table:
         return Table(f"{prefix}{name}", metadata, *items, sqlite_with_rowid=False)
 
+    def numbered(name: str) -> Column[int]:
+        # An identity, since a user's transaction may have no right to a sequence.
+        kind = BigInteger().with_variant(Integer, "sqlite")
+        return Column(name, kind, Identity(), primary_key=True)
+
     def jobs(name: str) -> Table:
         return Table(
             f"{prefix}{name}",
             metadata,
-            # An identity, since a user's transaction may have no right to a sequence.
-            Column(
-                "position",
-                BigInteger().with_variant(Integer, "sqlite"),
-                Identity(),
-                primary_key=True,
-            ),
+            numbered("position"),
             transaction(primary=False),
             Column("number", Integer, nullable=False),
             Column("name", Text, nullable=False),
@@ -200,6 +201,17 @@ def make_tables(prefix: str, schema: str | None) -> tuple[MetaData, Tables]:
     Index(f"{prefix}late_writes_due", late_writes.c.due_at)
     hooks = jobs("hooks")
     Index(f"{prefix}hooks_order", hooks.c.order_key, hooks.c.position)
+    commits = Table(
+        f"{prefix}commits",
+        metadata,
+        numbered("number"),
+        Column("position", BigInteger, unique=True),  # in the feed; null until it is known
+        transaction(primary=False),
+        time("committed_at"),
+        Column("records", Text, nullable=False),  # JSON
+        Column("removed", Text, nullable=False),  # JSON
+    )
+    Index(f"{prefix}commits_time", commits.c.committed_at)
     return metadata, Tables(
         meta=meta("meta"),
         records=records,
@@ -211,6 +223,7 @@ def make_tables(prefix: str, schema: str | None) -> tuple[MetaData, Tables]:
         late_writes=late_writes,
         compensations=jobs("compensations"),
         hooks=hooks,
+        commits=commits,
     )
 
 

@@ -17,6 +17,7 @@ or nothing of it happened. Who calls what, in the life of a transaction:
 | `add_jobs` | before a durable step, and when a savepoint with one is undone | P33 |
 | `claim_jobs`, `keep_job`, `end_jobs` | before, during and after calls of compensations and hooks | P35 |
 | `hold`, `take_held` | when a unit of work is held, and when another process decides it | P37 |
+| `commits`, `commit_cursor` | by `UOW.commits()`, for those who follow what is committed | P38 |
 | `join` | when a unit of work with `join=` is opened: the pivot is then written by what it returns | P5 |
 
 The backend's clock decides when leases, kept locks and late writes expire.
@@ -32,6 +33,7 @@ from fennflow.backends.values import (
     AbortUpload,
     Area,
     Commit,
+    CommittedTransaction,
     Copy,
     Decision,
     Delete,
@@ -50,6 +52,7 @@ from fennflow.backends.values import (
     Step,
     TransactionToken,
     WriteId,
+    bad_cursor,
     changed_reads,
     conflict,
     dump_commit,
@@ -81,6 +84,7 @@ __all__ = [
     "Backend",
     "BucketBackendConfig",
     "Commit",
+    "CommittedTransaction",
     "Copy",
     "Decision",
     "Delete",
@@ -103,6 +107,7 @@ __all__ = [
     "Step",
     "TransactionToken",
     "WriteId",
+    "bad_cursor",
     "changed_reads",
     "conflict",
     "dump_commit",

@@ -9,6 +9,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from fennflow.backends.values import (
     FINISHED,
     Commit,
+    CommittedTransaction,
     Decision,
     Fill,
     FillPart,
@@ -339,6 +340,42 @@ class Backend(ABC):
         del transaction_id
         return None
 
+    # --- the feed of commits; not abstract: a backend without one says so -------------------------
+
+    @property
+    def keeps_commits(self) -> bool:
+        """Whether it has a feed of commits: the methods below."""
+        return False
+
+    async def commits(self, *, after: str | None, limit: int) -> Sequence[CommittedTransaction]:
+        """Return up to `limit` transactions that were committed, in the order of the feed (P38).
+
+        Those that wrote no record and removed none are left out. What a fill records was not
+        committed by a transaction.
+
+        Args:
+            after: a cursor, behind which the feed goes on; None for the first one that is kept.
+            limit: how many.
+
+        Returns:
+            none if that was the last one.
+
+        Raises:
+            CursorException: some that follow the cursor are not kept any more, or it is not one of
+                this feed.
+            ConfigException: the backend has no feed.
+        """
+        del after, limit
+        raise without_commits(self)
+
+    async def commit_cursor(self) -> str:
+        """Return the cursor of the end of the feed: what is committed from now on comes after it.
+
+        Raises:
+            ConfigException: the backend has no feed.
+        """
+        raise without_commits(self)
+
     # --- compensations and hooks; not abstract: a backend without them refuses durable steps ------
 
     @property
@@ -417,5 +454,14 @@ def without_jobs(backend: Backend) -> ConfigException:
         f"{type(backend).__name__} cannot journal compensations or hooks, so that nothing of this step "
         "was done. Use a backend whose `keeps_jobs` is true, such as SqlalchemyBackendConfig's, or "
         "a plain function, which is not called after a crash."
+    )
+    return ConfigException(message)
+
+
+def without_commits(backend: Backend) -> ConfigException:
+    """Return the error of a backend that has no feed of commits."""
+    message = (
+        f"{type(backend).__name__} keeps no feed of commits. Use a backend whose `keeps_commits` is true, "
+        "such as SqlalchemyBackendConfig's or BucketBackendConfig's."
     )
     return ConfigException(message)

@@ -12,7 +12,8 @@ from typing import Any, Literal, NamedTuple
 from typing_extensions import override
 
 from fennflow.connectors.values import Location
-from fennflow.exceptions import ConflictException, RecordLockedException
+from fennflow.exceptions import ConflictException, CursorException, RecordLockedException
+from fennflow.printable import brief
 
 
 class ObjectKey(NamedTuple):
@@ -373,6 +374,25 @@ FINISHED = Settlement()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CommittedTransaction:
+    """An entry of the feed of commits: what a pivot wrote (P38).
+
+    Args:
+        cursor: that of the entry: what follows it is read with `Backend.commits(after=cursor)`.
+        transaction_id: that was committed.
+        committed_at: when its pivot was written, by the backend's clock, UTC.
+        records: new and changed records, as the pivot wrote them.
+        removed: keys whose records went.
+    """
+
+    cursor: str
+    transaction_id: str
+    committed_at: datetime
+    records: Sequence[Record]
+    removed: Collection[ObjectKey]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Decision:
     """How a transaction was decided, and what is left of it (P5, P6).
 
@@ -435,6 +455,18 @@ def locked(
         "request may still change the object."
     )
     return RecordLockedException(message, free_in=free_in)
+
+
+def bad_cursor(cursor: str) -> CursorException:
+    """Return the error for a cursor from which the feed of commits cannot go on (P38)."""
+    message = (
+        f"The feed of commits cannot go on from the cursor {brief(cursor)}: the commits after it are "
+        "older than `commit_retention` and were removed, or the cursor is one of another catalog, or "
+        "of this one before it was restored from a backup. Nothing was returned. Start over: take "
+        "cursor = await UOW.commit_cursor(), then read all files, then go on with "
+        "UOW.commits(after=cursor)."
+    )
+    return CursorException(message)
 
 
 _STEPS: Mapping[str, type[Copy | Delete | AbortUpload]] = {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import TypeVar
 
@@ -10,6 +10,7 @@ from fennflow.jobs import JobCall
 from fennflow.maintenance import ReconcileOrphans, ReconcileStrategy
 from fennflow.reports import (
     Change,
+    CommitInfo,
     Diagnosis,
     Finding,
     ReconcileReport,
@@ -296,6 +297,48 @@ class SyncUnitOfWork(Opened):
     ) -> Sequence[TransactionInfo]:
         """Return the transactions that are open, held, or wait to be finished, oldest first."""
         return cls._await_now(cls._asynchronous.transactions)
+
+    @classmethod
+    def commits(
+        cls,
+        *,
+        after: str | None = None,
+        poll: float | None = None,
+    ) -> Iterator[CommitInfo]:
+        """Iterate over what was committed, by any process: each commit once, in order.
+
+        Of two commits that changed the same path, the later one comes later. What was rolled back
+        does not appear. Keep the cursor of a commit when you have worked it off, and pass it later.
+        The feed is that of the whole catalog, whatever repositories this class has.
+
+        Args:
+            after: the cursor of a commit, or of `commit_cursor()`, behind which to begin; by default with
+                the first commit that is kept.
+            poll: seconds after which to look again for new commits, without end; by default
+                the iteration ends with the last commit.
+
+        Returns:
+            an iterator, which sends the first request when it is used.
+
+        Raises:
+            CursorException: not all commits behind the cursor are kept any more
+                (`commit_retention`), or it is one of another catalog.
+            ConfigException: the backend keeps no commits, or `poll` is not a positive number.
+            BaseBackendException: the catalog cannot be reached. Go on with the last cursor.
+        """
+        return cls._iterate_now(cls._asynchronous.commits(after=after, poll=poll))
+
+    @classmethod
+    def commit_cursor(
+        cls,
+    ) -> str:
+        """Return the cursor of the end of `commits()`: what is committed from now on comes after it.
+
+        Raises:
+            ConfigException: the backend keeps no commits.
+            BaseBackendException: the catalog cannot be reached.
+        """
+        return cls._await_now(cls._asynchronous.commit_cursor)
 
     @classmethod
     def commit_held(

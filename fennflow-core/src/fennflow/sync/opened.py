@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator
 from contextlib import AbstractAsyncContextManager
 from inspect import getattr_static
 from typing import TYPE_CHECKING, Any, ClassVar, ParamSpec, TypeVar, cast
@@ -67,6 +67,19 @@ class Opened(OnPortal, Registering):
     ) -> T:
         """Call an asynchronous function on the loop of the moment, in no unit of work."""
         return wait(portal.current(), function, *args, **kwargs)
+
+    @classmethod
+    def _iterate_now(cls, items: AsyncIterator[T]) -> Generator[T]:
+        """Iterate on the loop of the moment; each item is handed on as it comes."""
+        current = portal.current()
+
+        async def following() -> list[T]:
+            async for item in items:
+                return [item]
+            return []
+
+        while taken := wait(current, following):
+            yield from taken
 
     @classmethod
     def _block_now(cls, block: Callable[[], AbstractAsyncContextManager[T]]) -> Block[T]:

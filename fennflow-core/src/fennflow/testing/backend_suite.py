@@ -36,7 +36,7 @@ from fennflow.backends import (
 from fennflow.config import BackendConfig
 from fennflow.connectors import Location
 from fennflow.exceptions import ConflictException, RecordLockedException, TransactionLostException
-from fennflow.testing.job_suite import JobSuite
+from fennflow.testing.feed_suite import FeedSuite
 from fennflow.testing.recovery_suite import (
     A,
     B,
@@ -50,7 +50,7 @@ from fennflow.testing.recovery_suite import (
 )
 
 
-class BackendSuite(JobSuite):
+class BackendSuite(FeedSuite):
     """Tests of the contract in `fennflow.backends`."""
 
     def test_a_record_comes_back_as_it_was_committed(self, config: BackendConfig) -> None:

@@ -11,6 +11,7 @@ from fennflow.backends import (
     FINISHED,
     Backend,
     Commit,
+    CommittedTransaction,
     Decision,
     Fill,
     FillPart,
@@ -191,6 +192,19 @@ class FaultyBackend(Backend):
         return await self._around(
             "take_held", lambda: self.inner.take_held(transaction_id), transaction_id
         )
+
+    @property
+    @override
+    def keeps_commits(self) -> bool:
+        return self.inner.keeps_commits
+
+    @override
+    async def commits(self, *, after: str | None, limit: int) -> Sequence[CommittedTransaction]:
+        return await self._around("commits", lambda: self.inner.commits(after=after, limit=limit))
+
+    @override
+    async def commit_cursor(self) -> str:
+        return await self._around("commit_cursor", self.inner.commit_cursor)
 
     @property
     @override

@@ -1,0 +1,226 @@
+"""The feed of commits: a row for each, written with its pivot, and numbered when it is seen (P38).
+
+On PostgreSQL a transaction may commit long after another one that began its pivot later, so that no
+number that a pivot takes is a position in the feed: a reader would pass over what becomes visible
+behind it. So rows get their positions from those who read: each gives, one at a time, the next
+positions to all rows that it sees and that have none. Of two pivots that change one key, the later
+one begins when the earlier one is visible, since it needs its lock: they keep their order.
+SQLite has one writer at a time, so that the pivot gives the position.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from datetime import timedelta
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+from zlib import crc32
+
+from sqlalchemy import (
+    BigInteger,
+    Integer,
+    Text,
+    bindparam,
+    delete,
+    func,
+    literal_column,
+    null,
+    select,
+    update,
+)
+
+from fennflow.backends import CommittedTransaction, ObjectKey, bad_cursor
+from fennflow_sqlalchemy.rows import EPOCH, key_rows, record_of
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection
+
+    from fennflow.backends import Commit
+    from fennflow_sqlalchemy.database import Database
+    from fennflow_sqlalchemy.statements import CatalogStatements
+    from fennflow_sqlalchemy.tables import Tables
+
+DIGITS = 19
+"""Fewer than a number has that a column cannot hold."""
+
+
+class Feed:
+    """The feed of one catalog.
+
+    Args:
+        tables: of the catalog.
+        catalog: their database.
+        statements: of the catalog.
+        retention: seconds for which a commit is kept.
+    """
+
+    def __init__(
+        self, tables: Tables, catalog: Database, statements: CatalogStatements, retention: float
+    ) -> None:
+        self._catalog = catalog
+        self._by_reader = catalog.dialect == "postgresql"
+        commits, now = tables.commits, catalog.now()
+        changes = [bindparam(name, type_=Text()) for name in ("records", "removed")]
+        columns = ["transaction_id", "committed_at", "records", "removed"]
+        last = select(func.coalesce(func.max(commits.c.position), 0)).scalar_subquery()
+        self._decide = statements.decide
+        if self._by_reader:
+            # One statement, and so one round trip, for the decision and its row.
+            decided = statements.decide.cte("decided")
+            row = select(decided.c.transaction_id, now, *changes)
+        else:
+            row = select(bindparam("transaction", type_=Text()), now, *changes, last + 1)
+            columns.append("position")
+        added = catalog.insert(commits).from_select(columns, row)
+        self._add = added.returning(commits.c.transaction_id)
+        self._page = (
+            select(commits)
+            .where(commits.c.position >= bindparam("start", type_=BigInteger()))
+            .order_by(commits.c.position)
+            .limit(bindparam("limit", type_=Integer()))
+        )
+        self._last = (
+            select(commits.c.position, commits.c.transaction_id)
+            .where(commits.c.position.is_not(None))
+            .order_by(commits.c.position.desc())
+            .limit(1)
+        )
+        self._new = select(commits.c.number).where(commits.c.position.is_(None)).limit(1)
+        name = f"fennflow {commits.schema}.{commits.name}".encode()
+        self._turn = select(func.pg_advisory_xact_lock(literal_column(str(crc32(name)))))
+        placed = (
+            select(
+                commits.c.number,
+                (last + func.row_number().over(order_by=commits.c.number)).label("position"),
+            )
+            .where(commits.c.position.is_(null()))
+            .subquery("placed")
+        )
+        self._place = (
+            update(commits)
+            .where(commits.c.number == placed.c.number)
+            .values(position=placed.c.position)
+        )
+        # What follows a cursor is kept for the retention, so the row of the cursor is, too, though it
+        # may be older: the last one of an idle catalog is.
+        old = commits.alias("old")
+        expired = (
+            select(func.max(old.c.position))
+            .where(old.c.committed_at < now - retention)
+            .scalar_subquery()
+        )
+        self._forget = delete(commits).where(commits.c.position < expired)
+
+    def decide(
+        self, connection: Connection, decision: dict[str, Any], commit: Commit, records: str
+    ) -> bool:
+        """Decide a transaction, and publish what it writes, in its pivot.
+
+        Args:
+            connection: in the transaction of the pivot.
+            decision: parameters of `CatalogStatements.decide`.
+            commit: what the pivot writes.
+            records: the rows of its records.
+
+        Returns:
+            whether it was not decided before.
+        """
+        if not commit.records and not commit.removed:
+            return connection.execute(self._decide, decision).first() is not None
+        changes = {"records": records, "removed": key_rows(commit.removed)}
+        if self._by_reader:
+            return connection.execute(self._add, {**decision, **changes}).first() is not None
+        if connection.execute(self._decide, decision).first() is None:
+            return False
+        row = {"transaction": decision["transaction"], **changes}
+        connection.execute(self._add, row).close()
+        return True
+
+    async def commits(
+        self, catalog_id: str, *, after: str | None, limit: int
+    ) -> Sequence[CommittedTransaction]:
+        """Do what `Backend.commits` says."""
+        start, transaction_id = 0, catalog_id
+        if after is not None:
+            digits, _, transaction_id = after.partition(".")
+            if not digits.isdecimal() or len(digits) >= DIGITS:
+                raise bad_cursor(after)
+            start = int(digits)
+
+        def work(connection: Connection) -> tuple[list[Any], bool]:
+            parameters = {"start": start, "limit": limit + 1}
+            rows: list[Any] = list(connection.execute(self._page, parameters))
+            return rows, len(rows) <= limit and self._has_new(connection)
+
+        rows, more = await self._catalog.run(work, write=False)
+        if more:
+            await self._place_new()
+            rows, _ = await self._catalog.run(work, write=False)
+        if after is None:
+            return [_commit_of(row) for row in rows[:limit]]
+        if start == 0:
+            # Before the first commit: that is where the feed begins, or would begin.
+            if transaction_id != catalog_id or (rows and rows[0].position > 1):
+                raise bad_cursor(after)
+            return [_commit_of(row) for row in rows[:limit]]
+        if not rows or (rows[0].position, rows[0].transaction_id) != (start, transaction_id):
+            raise bad_cursor(after)
+        return [_commit_of(row) for row in rows[1:]]
+
+    async def cursor(self, catalog_id: str) -> str:
+        """Return the cursor of the end."""
+
+        def work(connection: Connection) -> tuple[Any, bool]:
+            return connection.execute(self._last).first(), self._has_new(connection)
+
+        last, more = await self._catalog.run(work, write=False)
+        if more:
+            await self._place_new()
+            last, _ = await self._catalog.run(work, write=False)
+        return f"0.{catalog_id}" if last is None else _cursor_of(last)
+
+    async def forget(self, lock_wait: float) -> None:
+        """Remove commits that were followed by others for longer than the retention.
+
+        Args:
+            lock_wait: seconds to wait for locks.
+
+        Raises:
+            LockWaitTimeoutError: others held one.
+        """
+
+        def work(connection: Connection) -> None:
+            connection.execute(self._forget)
+
+        if self._by_reader:
+            await self._place_new(lock_wait)
+        await self._catalog.run(work, lock_wait=lock_wait)
+
+    def _has_new(self, connection: Connection) -> bool:
+        return self._by_reader and connection.execute(self._new).first() is not None
+
+    async def _place_new(self, lock_wait: float | None = None) -> None:
+        """Give positions to all commits that are visible now and have none."""
+
+        def work(connection: Connection) -> None:
+            # Each statement has a snapshot of its own (READ COMMITTED): the second one sees what those
+            # did who had the lock before.
+            connection.execute(self._turn).close()
+            connection.execute(self._place)
+
+        await self._catalog.run(work, lock_wait=lock_wait)
+
+
+def _cursor_of(row: Any) -> str:
+    return f"{row.position}.{row.transaction_id}"
+
+
+def _commit_of(row: Any) -> CommittedTransaction:
+    return CommittedTransaction(
+        cursor=_cursor_of(row),
+        transaction_id=row.transaction_id,
+        committed_at=EPOCH + timedelta(seconds=row.committed_at),
+        records=[record_of(SimpleNamespace(**each)) for each in json.loads(row.records)],
+        removed=[ObjectKey(**each) for each in json.loads(row.removed)],
+    )
