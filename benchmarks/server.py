@@ -12,7 +12,7 @@ import multiprocessing
 import re
 import sys
 from bisect import bisect_left, bisect_right
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
@@ -28,6 +28,7 @@ KEPT = (b"content-type", b"x-amz-meta-")
 PAGE = 1000
 COUNT, SCATTER = "count", "scatter"
 SORTED_AT_ONCE = 20_000
+SLICE = 1 << 16
 
 
 @dataclass(slots=True)
@@ -123,7 +124,27 @@ def answer(
     reply = {b"ETag": there.etag, b"Last-Modified": LONG_AGO, **there.headers, **version_of(there)}
     if method == "HEAD":
         return 200, {**reply, b"Content-Length": b"%d" % there.size}, []
-    return 200, reply, there.parts
+    return on_get(there, headers, reply)
+
+
+def on_get(there: Stored, headers: Mapping[bytes, bytes], reply: dict[bytes, bytes]) -> Answer:
+    if b"range" not in headers:
+        return 200, reply, there.parts
+    first, _, last = headers[b"range"].removeprefix(b"bytes=").partition(b"-")
+    start, end = int(first), min(int(last or there.size), there.size - 1)
+    reply[b"Content-Range"] = b"bytes %d-%d/%d" % (start, end, there.size)
+    return 206, reply, cut_out(there.parts, start, end + 1)
+
+
+def cut_out(parts: list[bytes], start: int, end: int) -> list[bytes]:
+    """Return the bytes of a range of what is stored in parts."""
+    found: list[bytes] = []
+    for part in parts:
+        piece = part[max(0, start) : max(0, end)]
+        start, end = start - len(part), end - len(part)
+        if piece:
+            found.append(piece)
+    return found
 
 
 def on_copy(store: Store, bucket: str, key: str, source: str) -> Answer:
@@ -273,7 +294,26 @@ class Http(asyncio.Protocol):
         reply = {b"Content-Length": b"%d" % sum(map(len, parts)), **reply}
         head = b"HTTP/1.1 %d OK\r\n" % status
         lines = b"".join(name + b": " + value + b"\r\n" for name, value in reply.items())
-        self.transport.writelines([head + lines + b"\r\n", *([] if method == "HEAD" else parts)])
+        self.transport.write(head + lines + b"\r\n")
+        if method == "HEAD":
+            return
+        if not self.settings["rate"]:
+            self.transport.writelines(parts)
+            return
+        loop = asyncio.get_running_loop()
+        slices = (part[at : at + SLICE] for part in parts for at in range(0, len(part), SLICE))
+        self._send_slowly(slices, loop.time())
+
+    def _send_slowly(self, slices: Iterator[bytes], due: float) -> None:
+        """Send a slice whenever the rate allows it; what was late is made up for."""
+        loop = asyncio.get_running_loop()
+        while due <= loop.time():
+            piece = next(slices, None)
+            if piece is None or self.transport.is_closing():
+                return
+            self.transport.write(piece)
+            due += len(piece) / self.settings["rate"]
+        loop.call_at(due, self._send_slowly, slices, due)
 
 
 def serve(pipe: Connection, versioned: bool) -> None:  # noqa: FBT001 - of a process
@@ -284,12 +324,14 @@ def serve(pipe: Connection, versioned: bool) -> None:  # noqa: FBT001 - of a pro
 
     async def main() -> None:
         loop = asyncio.get_running_loop()
-        settings = {"latency": 0.0}
+        settings = {"latency": 0.0, "rate": 0.0}
         store = Store(versioned)
         server = await loop.create_server(lambda: Http(store, settings), "127.0.0.1", 0)
         pipe.send(server.sockets[0].getsockname()[1])
         while (order := await loop.run_in_executor(None, pipe.recv)) is not None:
-            if isinstance(order, tuple):
+            if isinstance(order, dict):
+                settings.update(order)
+            elif isinstance(order, tuple):
                 store.fill(*order)
             elif order == SCATTER:
                 store.scatter()
@@ -311,6 +353,11 @@ class Server:
     def answer_after(self, seconds: float) -> None:
         """Let each answer take so long from now on."""
         self.pipe.send(seconds)
+        self.pipe.recv()
+
+    def limit(self, rate: float) -> None:
+        """Give each connection so many bytes a second from now on; 0 for as many as it takes."""
+        self.pipe.send({"rate": rate})
         self.pipe.recv()
 
     def requests(self) -> int:

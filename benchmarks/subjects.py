@@ -516,9 +516,7 @@ async def subjects(
             "region": "us-east-1",
             "endpoint": server.url,
         }
-        rust = ObstoreConnectorConfig(
-            url="s3://", options=options, part_size=PART, max_collected=1 << 40
-        )
+        rust = ObstoreConnectorConfig(url="s3://", options=options, part_size=PART)
         ours.append(FennFlow("FennFlow, obstore", rust, backends["memory"], await bucket()))
         for each in ours:
             await stack.enter_async_context(each.uow.lifespan())

@@ -39,6 +39,7 @@ from fennflow.exceptions import (
     KeyException,
     NoSuchNamespaceException,
     PreconditionFailedException,
+    RecordAlreadyExistsException,
 )
 from fennflow.files import StreamContent, TextContent
 from fennflow.reports import Difference
@@ -312,12 +313,12 @@ async def test_of_a_batch_that_fails_each_deletion_is_tried_alone(s3: Store) -> 
 # --- what it cannot promise --------------------------------------------------------------------
 
 
-async def test_a_stream_that_must_not_replace_anything_is_collected_up_to_a_limit(
+async def test_a_long_stream_for_a_new_key_is_sent_in_parts_and_copied_at_the_commit(
     s3: Store,
 ) -> None:
-    assert s3.server is not None
-    config = obstore_config(s3.server, max_collected=1 << 20)
-    store = Store(config, s3.namespace, s3.server)
+    """obstore has conditions only on what is sent at once."""
+    server = s3.server
+    assert server is not None
 
     async def chunks() -> AsyncGenerator[bytes]:
         for _ in range(40):
@@ -326,13 +327,19 @@ async def test_a_stream_that_must_not_replace_anything_is_collected_up_to_a_limi
     def content() -> StreamContent:
         return StreamContent.from_iterable(chunks(), filename="a.bin")
 
-    with pytest.raises(ConnectorCapabilityException, match="max_collected"):
-        async with store.uow()() as uow:
+    async with s3.uow()() as uow:
+        with server.watched() as seen:
             await uow.files.put(content())
-    assert await store.objects() == {}
-    async with store.uow(hide_pending=True)() as uow:
-        await uow.files.put(content())
-    assert await store.objects() == {"a.bin": b"x" * (10 << 20)}
+            await uow.files.copy("a.bin", "b.bin")
+        written = [each.key for each in seen if each.method in {"PUT", "POST"} and each.key]
+        assert {key.partition("/")[0] for key in written} == {".fennflow"}
+        assert "a.bin" not in await s3.objects()
+    assert await s3.objects() == dict.fromkeys(["a.bin", "b.bin"], b"x" * (10 << 20))
+
+    async with s3.uow(reconcile=ReconcileConfig(frequency="never"))() as uow:
+        with pytest.raises(RecordAlreadyExistsException), server.watched() as seen:
+            await uow.files.create(content())
+        assert not [each for each in seen if "upload" in each.query]  # it looks first
 
 
 async def test_extras_of_other_stores_are_refused(store: Store) -> None:

@@ -15,8 +15,14 @@ import aiohttp
 import pytest
 from aiobotocore.awsrequest import AioAWSResponse
 from aiobotocore.config import AioConfig
-from botocore.exceptions import ClientError, ConnectionClosedError, EndpointConnectionError
+from botocore.exceptions import (
+    ClientError,
+    ConnectionClosedError,
+    CredentialRetrievalError,
+    EndpointConnectionError,
+)
 
+from fennflow.exceptions import AccessDeniedException
 from fennflow_s3 import S3ConnectorConfig
 from fennflow_s3.client import client_context, translated
 from fennflow_s3.first_attempt import EXPECT_FROM
@@ -359,6 +365,41 @@ async def test_each_request_is_signed_with_the_credentials_of_that_moment() -> N
     assert [each.split("=")[1].split("/")[0] for each in signatures] == ["one", "two", "two"]
     assert len({each.rpartition("=")[2] for each in signatures}) == 3
     assert [each.headers.get("X-Amz-Security-Token") for each in pool.requests] == ["a", "b", None]
+
+
+@pytest.mark.parametrize(
+    ("answer", "lost"),
+    [
+        (ConnectionClosedError(endpoint_url="x"), True),
+        ((500, {}, b""), True),
+        ((200, {}, b"cut o"), True),
+        ((403, {}, b"<Error><Code>AccessDenied</Code></Error>"), False),
+    ],
+    ids=["no answer", "500", "half an answer", "a refusal"],
+)
+async def test_an_attempt_counts_though_there_are_no_credentials_for_the_next_one(
+    answer: Any,
+    lost: bool,  # noqa: FBT001 - a parameter
+) -> None:
+    async with opened(answers=[answer]) as (client, pool):
+        credentials = client._request_signer._credentials
+        frozen, asked = await credentials.get_frozen_credentials(), []
+
+        async def get_frozen_credentials() -> Any:
+            asked.append(1)
+            if len(asked) > 1:
+                raise CredentialRetrievalError(provider="p", error_msg="gone")
+            return frozen
+
+        credentials.get_frozen_credentials = get_frozen_credentials
+        with (
+            pytest.raises(AccessDeniedException) as caught,
+            translated("put", "it", writes=True),
+        ):
+            await client.put_object(Bucket="bucket", Key="key", Body=b"1")
+
+    assert len(pool.requests) == 1
+    assert caught.value.retried is lost
 
 
 async def test_successes_give_back_what_retries_have_cost() -> None:

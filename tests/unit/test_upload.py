@@ -9,9 +9,12 @@ from typing import Any
 import pytest
 from botocore.exceptions import ClientError
 
+from fennflow.buffers import Buffers, Share
+from fennflow_s3.body import Body
 from fennflow_s3.upload import MAX_PART_SIZE, MAX_PARTS, Upload, size_of_part, split
 
 MiB = 1 << 20
+SHARE = Share(Buffers())
 TiB = 1 << 40
 
 
@@ -34,7 +37,13 @@ async def test_a_body_is_cut_into_parts_whatever_its_chunks(length: int, chunk: 
         for start in range(0, length, chunk):
             yield body[start : start + chunk]
 
-    parts = [part async for part in split(chunks(), lambda number: 7 if number < 3 else 10)]
+    share = Share(Buffers())
+    parts: list[bytes] = []
+    async for part in split(chunks(), lambda number: 7 if number < 3 else 10, share):
+        assert len(part) <= share.held <= len(part) + 10
+        parts.append(part)
+        share.give(len(part))
+    assert share.held == 0
     assert b"".join(parts) == body
     assert [len(part) for part in parts[:-1]] == [7, 7, 10][: len(parts) - 1]
     assert all(parts) or parts == [b""]
@@ -101,7 +110,7 @@ async def test_what_is_under_way_when_a_part_fails_is_ended_before_the_failure_i
         for _ in range(9):
             yield b"part"
 
-    work = upload.copy({}, 900, 100) if copies else upload.send(parts())
+    work = upload.copy({}, 900, 100) if copies else upload.send(parts(), SHARE)
     task = asyncio.create_task(work)
     for _ in range(20):
         await asyncio.sleep(0)
@@ -128,7 +137,7 @@ async def test_a_body_that_fails_lets_its_parts_end_and_is_closed() -> None:
         finally:
             closed.append(True)
 
-    task = asyncio.create_task(upload.send(parts()))
+    task = asyncio.create_task(upload.send(parts(), SHARE))
     for _ in range(20):
         await asyncio.sleep(0)
     assert closed
@@ -154,7 +163,7 @@ async def test_a_failure_does_not_wait_for_a_body_that_takes_its_time() -> None:
 
     async with asyncio.timeout(10):
         with pytest.raises(OSError, match="part 2"):
-            await upload.send(parts())
+            await upload.send(parts(), SHARE)
     assert closed
 
 
@@ -167,10 +176,17 @@ async def test_a_cancelled_upload_ends_all_of_its_parts() -> None:
         await asyncio.Event().wait()
 
     before = asyncio.all_tasks()
-    task = asyncio.create_task(upload.send(parts()))
+    task = asyncio.create_task(upload.send(parts(), SHARE))
     for _ in range(20):
         await asyncio.sleep(0)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
     assert asyncio.all_tasks() == before
+
+
+def test_a_body_is_read_as_a_file_and_not_copied() -> None:
+    part = bytes(range(256))
+    body = Body(part)
+    assert body.getbuffer().obj is part
+    assert (body.read(2), body.read()) == (part[:2], part[2:])

@@ -18,6 +18,7 @@ from pydantic import (
 from pydantic import ConfigDict as PydanticConfigDict
 
 from fennflow._migration import renamed_option
+from fennflow.buffers import MAX_BUFFERED_BYTES
 from fennflow.connectors.values import Capabilities
 from fennflow.exceptions import ConfigException, KeyException
 
@@ -155,6 +156,8 @@ class ConfigDict(_Config):
         upload_idle_timeout: seconds for which the source of a stream may give no bytes, for
             instance an upload of a web client; then the call fails, so that it holds no lock.
         max_concurrency: object requests in flight per unit of work.
+        max_buffered_bytes: bytes of parts that all uploads and downloads of an engine hold in memory
+            together. Each of them may hold one part, whatever the others hold.
         validate_reads: fail the commit if a record that the transaction read was changed.
         hide_pending: write creates to a staging key too, so that no direct reader of the bucket
             without FennFlow sees them before the commit.
@@ -187,6 +190,7 @@ class ConfigDict(_Config):
     max_transaction_age: Seconds = 43200.0
     upload_idle_timeout: Seconds = 60.0
     max_concurrency: Annotated[int, Field(gt=0, le=100_000)] = 32
+    max_buffered_bytes: Annotated[int, Field(gt=0, le=1 << 50)] = MAX_BUFFERED_BYTES
     validate_reads: bool = False
     hide_pending: bool = False
     keep_versions: bool = True

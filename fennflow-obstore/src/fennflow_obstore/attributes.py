@@ -7,7 +7,6 @@ from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from fennflow.connectors import Location, ObjectAttributes, StoredObject, headers_of, metadata
-from fennflow.exceptions import ConnectorCapabilityException
 
 if TYPE_CHECKING:
     from obstore import Attributes, ObjectMeta
@@ -106,29 +105,3 @@ class Counted:
         except Exception as error:
             self.failure = error
             raise
-
-    async def collected(self, name: str, limit: int, size: int | None) -> bytes:
-        """Return them all.
-
-        Args:
-            name: of the object, for the message.
-            limit: how many bytes they may be.
-            size: how many they are, where that is known.
-
-        Raises:
-            ConnectorCapabilityException: they are more.
-        """
-        body = bytearray()
-        if size is None or size <= limit:
-            async for chunk in self.chunks():
-                body += chunk
-                if len(body) > limit:
-                    break
-            else:
-                return bytes(body)
-        message = (
-            f"The stream for {name} has more than {limit} bytes (max_collected), and must not "
-            "replace anything: obstore can promise that only of what it sends at once. Use "
-            "hide_pending=True, a larger max_collected, or fennflow-s3."
-        )
-        raise ConnectorCapabilityException(message)

@@ -38,8 +38,9 @@ class ObstoreConnectorConfig(ConnectorConfig):
             is set where `endpoint` begins with `http://`.
         max_attempts: how often a request is sent in all.
         part_size: bytes of a part of a stream, 5 MiB to 5 GiB.
-        max_collected: bytes that a stream which must not replace anything may have: obstore
-            has conditions only on what is sent at once, so that it is collected in memory.
+        max_collected: bytes up to which a stream is collected in memory and sent at once. A longer one
+            is sent in parts, for a new key to a staging key: obstore has conditions only on what is
+            sent at once.
         file_mode: of local files that are written, for instance `0o644` if other users may read
             them. By default they are private, as they hold metadata.
         directory_mode: likewise of local directories that are made.
@@ -64,7 +65,7 @@ class ObstoreConnectorConfig(ConnectorConfig):
     client_options: Annotated[Mapping[str, Any], Field(repr=False)] = {}
     max_attempts: Annotated[int, Field(gt=0, le=1000)] = 5
     part_size: Annotated[int, Field(ge=5 * MiB, le=5 * 1024 * MiB)] = 8 * MiB
-    max_collected: Annotated[int, Field(ge=0, le=5 * 1024 * 1024 * MiB)] = 256 * MiB
+    max_collected: Annotated[int, Field(ge=0, le=5 * 1024 * 1024 * MiB)] = 8 * MiB
     file_mode: Annotated[int, Field(ge=0o600, le=0o777)] = 0o600
     directory_mode: Annotated[int, Field(ge=0o700, le=0o777)] = 0o700
 

@@ -14,6 +14,7 @@ from obstore.exceptions import GenericError, PreconditionError
 from obstore.store import AzureStore, GCSStore, MemoryStore, S3Store
 from typing_extensions import override
 
+from fennflow.buffers import Share
 from fennflow.connectors import (
     Capabilities,
     Connector,
@@ -64,6 +65,8 @@ READ_WHOLE = 8 << 20
 """Bytes up to which a copy passes through here, which makes it exact."""
 MAX_PARTS = 10_000
 PARTS_AT_ONCE = 4
+MOST_COPIED_INSIDE = 5 << 30
+"""Bytes of an object that S3 copies at once."""
 
 
 class ObstoreConnector(Connector):
@@ -76,6 +79,7 @@ class ObstoreConnector(Connector):
 
     at_the_key_only = frozenset({"Storage-Class"})
     copies_through_client = True  # a copy inside has no conditions, and not all options
+    uploads_conditionally = False
     signs_headers = False
     copies_inside = True
     """Whether the store copies large objects by itself."""
@@ -85,6 +89,7 @@ class ObstoreConnector(Connector):
         self._config = config
         self._reserved_prefix = reserved_prefix
         self._stores = Stores(config)
+        self.stream_threshold = config.max_collected
         # Azure deletes as many in a batch, S3 more.
         self.max_deletions = 256 if not config.speaks_s3 else 1000
 
@@ -207,22 +212,24 @@ class ObstoreConnector(Connector):
         size: int | None,
         if_none_match: bool,
     ) -> StoredObject:
+        if if_none_match:
+            body = b"".join([chunk async for chunk in chunks])
+            return await self._put(namespace, key, body, attributes, if_none_match=True)
         source = Counted(chunks)
+        part_size = max(self._config.part_size, -(-(size or 0) // MAX_PARTS))
         try:
-            if if_none_match:
-                body = await source.collected(
-                    f"{namespace}/{key}", self._config.max_collected, size
-                )
-                return await self._put(namespace, key, body, attributes, if_none_match=True)
             # What was read cannot be read again, so this is sent once.
-            with translated("put", f"{namespace}/{key}", writes=True):
+            with Share(self.buffers) as share, translated("put", f"{namespace}/{key}", writes=True):
+                await share.take(part_size)
+                while share.held < PARTS_AT_ONCE * part_size and share.try_take(part_size):
+                    pass
                 answer = await obstore.put_async(
                     self._stores.of(namespace, "writing"),
                     key,
                     source.chunks(),
                     attributes=attributes,
-                    chunk_size=max(self._config.part_size, -(-(size or 0) // MAX_PARTS)),
-                    max_concurrency=PARTS_AT_ONCE,
+                    chunk_size=part_size,
+                    max_concurrency=share.held // part_size,
                 )
         except Exception:
             if source.failure is not None:
@@ -326,7 +333,8 @@ class ObstoreConnector(Connector):
         if source.if_match is not None:
             check_etag(source.namespace, before, source.if_match)
         kept = taken_along(found, request.attributes, request.extra)
-        if not self.copies_inside or source.namespace != namespace or kept != found:
+        inside = self.copies_inside and source.namespace == namespace and kept == found
+        if not inside or (self._config.speaks_s3 and source.size > MOST_COPIED_INSIDE):
             chunks = self.stream(source.namespace, source.location, if_match=before.etag)
             return await self._upload(
                 namespace, key, chunks, kept, size=source.size, if_none_match=request.if_none_match

@@ -69,6 +69,7 @@ class LocalConnector(ObstoreConnector):
 
     # Of a file obstore makes a second name, and no second file.
     copies_inside = False
+    uploads_conditionally = True
     incoming = frozenset({_INCOMING})
 
     @override

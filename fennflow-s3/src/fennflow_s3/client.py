@@ -117,6 +117,7 @@ _REFUSALS = frozenset(
 """Codes of a key of DeleteObjects which say that it was certainly not deleted."""
 
 
+READ_AT_ONCE = 1 << 18
 _CHECKSUMS = ("x-amz-checksum-", "x-amz-sdk-checksum-")
 
 
@@ -148,6 +149,8 @@ class _Session(AIOHTTPSession):
         base: Any = super()
         session: aiohttp.ClientSession = await base._get_session(proxy_url)  # noqa: SLF001
         session._retry_connection = False  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
+        # One `recv` brings as much, after which aiohttp would stop reading for a moment each time.
+        session._read_bufsize = READ_AT_ONCE  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
         return session
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import base64
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 from typing_extensions import override
 
+from fennflow.buffers import Share
 from fennflow.connectors import (
     Capabilities,
     Connector,
@@ -50,6 +51,7 @@ from fennflow_s3.deleting import (
 )
 from fennflow_s3.downloads import Downloads
 from fennflow_s3.probe import probe
+from fennflow_s3.ranges import Answer, Rest
 from fennflow_s3.rules import rules_on
 from fennflow_s3.upload import Upload, size_of_part, split
 
@@ -186,7 +188,8 @@ class S3Connector(Connector):
             )
             await upload.ask()
             part_size = partial(size_of_part, self._config.multipart_part_size, request.size)
-            await upload.send(split(chunks, part_size))
+            with Share(self.buffers) as share:
+                await upload.send(split(chunks, part_size, share), share)
         # Before this nothing can appear at the key.
         with translated("put", str(request), writes=True) as attempts:
             answer = await upload.complete(condition)
@@ -218,27 +221,37 @@ class S3Connector(Connector):
         start: int = 0,
         end: int | None = None,
     ) -> AsyncGenerator[bytes]:
+        request = partial(self._answer_to_get, namespace, location, if_match)
+        async with self._downloads.open(f"{namespace}/{location.key}"):
+            if end is not None:
+                async with request(start, end) as answer:
+                    async for chunk in answer.chunks:
+                        yield chunk
+                return
+            rest = Rest(request, start, self.buffers, self._downloads)
+            async with aclosing(rest.chunks()) as chunks:
+                async for chunk in chunks:
+                    yield chunk
+
+    @asynccontextmanager
+    async def _answer_to_get(
+        self, namespace: str, location: Location, if_match: str, start: int, end: int | None
+    ) -> AsyncGenerator[Answer]:
+        """Ask for an object, or a range of it."""
         params: dict[str, Any] = {"IfMatch": f'"{if_match}"'}
         if start or end is not None:
             params["Range"] = f"bytes={start}-{'' if end is None else end - 1}"
-        name = f"{namespace}/{location.key}"
-        async with self._downloads.open(name):
-            with translated("get", name):
-                answer = await self._client.get_object(
-                    Bucket=namespace, **named_by(location), **params
-                )
-                async with answer["Body"] as body:
-                    check_etag(namespace, stored_object(location.key, answer, size=0), if_match)
-                    # A server that ignores Range sends everything, and says so by saying nothing.
-                    skip = 0 if answer.get("ContentRange") else start
-                    left = answer["ContentLength"] - skip if end is None else end - start
-                    async for chunk in body.iter_chunks(CHUNK):
-                        wanted = chunk[skip : skip + left]
-                        skip, left = max(0, skip - len(chunk)), left - len(wanted)
-                        if wanted:
-                            yield wanted
-                        if left <= 0:
-                            break
+        with translated("get", f"{namespace}/{location.key}"):
+            answer = await self._client.get_object(Bucket=namespace, **named_by(location), **params)
+            arriving: Any = answer["Body"].iter_chunks(CHUNK)  # a generator, whatever the stubs say
+            async with answer["Body"], aclosing(arriving):
+                check_etag(namespace, stored_object(location.key, answer, size=0), if_match)
+                # A server that ignores Range sends everything, and says so by saying nothing.
+                is_range = bool(answer.get("ContentRange"))
+                skip = 0 if is_range else start
+                size = answer["ContentLength"] - skip if end is None else end - start
+                async with aclosing(_cut_out(arriving, skip, size)) as chunks:
+                    yield Answer(size, is_range, chunks)
 
     @override
     async def head(self, namespace: str, location: Location) -> StoredObject | None:
@@ -476,6 +489,17 @@ class S3Connector(Connector):
                 self.store_id,
                 printable(f"{namespace}/{key}"),
             )
+
+
+async def _cut_out(chunks: AsyncIterator[bytes], skip: int, left: int) -> AsyncGenerator[bytes]:
+    """Leave out so many bytes, and iterate over so many after them."""
+    async for chunk in chunks:
+        wanted = chunk[skip : skip + left]
+        skip, left = max(0, skip - len(chunk)), left - len(wanted)
+        if wanted:
+            yield wanted
+        if left <= 0:
+            break
 
 
 async def _once(body: bytes) -> AsyncGenerator[bytes]:

@@ -28,6 +28,8 @@ class Downloads:
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._free = asyncio.Semaphore(limit)
+        self.has_ranges = True
+        """Whether the server sends ranges, until it is seen to send everything."""
 
     @asynccontextmanager
     async def open(self, name: str) -> AsyncGenerator[None]:
@@ -58,4 +60,12 @@ class Downloads:
         try:
             yield
         finally:
-            self._free.release()
+            self.end()
+
+    async def begin_if_free(self) -> bool:
+        """Take a turn unless one would have to wait for it, and return whether it was taken."""
+        return not self._free.locked() and await self._free.acquire()
+
+    def end(self) -> None:
+        """Give a turn back."""
+        self._free.release()

@@ -17,7 +17,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import hmac
-import io
 import re
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -31,6 +30,7 @@ from aiobotocore.parsers import AioResponseParserFactory
 from aiobotocore.response import StreamingBody
 from botocore.auth import SIGNED_HEADERS_BLACKLIST, S3SigV4Auth
 from botocore.awsrequest import prepare_request_dict
+from botocore.exceptions import HTTPClientError
 from botocore.handlers import (
     add_recursion_detection_header,
     escape_xml_payload,
@@ -43,6 +43,7 @@ from multidict import CIMultiDict
 from typing_extensions import override
 
 from fennflow_s3 import options
+from fennflow_s3.body import Body
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -86,9 +87,9 @@ _XML = {
 """How the body of an answer begins; S3 sends errors with status 200, too."""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, repr=False)
 class _Request:
-    """What botocore's signer and the pool want to know of a request."""
+    """What botocore's signer and the pool want to know of a request; its headers hold secrets."""
 
     method: str
     url: str
@@ -233,11 +234,30 @@ class FirstAttempts(AioBaseClient):
             return success
         if getattr(answer, "status_code", 0) not in _SAYS_NOTHING_OF_THE_ENDPOINT:
             self._routes.pop((operation_name, api_params["Bucket"]), None)
-        token = _answered.set([answer])
+        answers = [answer]
+        token = _answered.set(answers)
         try:
             return await client._make_api_call(operation_name, api_params)
+        except Exception:
+            if answers:  # for instance, there were no credentials for a request to take its place
+                await self._report(operation_name, answer)
+            raise
         finally:
             _answered.reset(token)
+
+    async def _report(self, operation_name: str, answer: Any) -> None:
+        """Let those know of an attempt who count them: the client did not come to its answer."""
+        status = getattr(answer, "status_code", 0)
+        refused = status >= HTTPStatus.MULTIPLE_CHOICES
+        parsed: dict[str, Any] = {"ResponseMetadata": {"HTTPStatusCode": status}}
+        exception = answer if isinstance(answer, Exception) else HTTPClientError(error=status)
+        await self._parts.meta.events.emit(
+            f"response-received.s3.{operation_name}",
+            request_dict={},
+            parsed_response=parsed if refused else None,
+            context={},
+            exception=None if refused else exception,
+        )
 
     async def _route(self, operation_name: str, api_params: dict[str, Any]) -> _Route | None:
         name = (operation_name, api_params["Bucket"])
@@ -302,7 +322,7 @@ class FirstAttempts(AioBaseClient):
         if request.method not in _WITHOUT_BODY:
             request.headers["Content-Length"] = str(len(request.body or b""))
         if request.body is not None and len(request.body) >= EXPECT_FROM:
-            request.body = io.BytesIO(request.body)  # aiohttp sends it piece by piece
+            request.body = Body(request.body)
         try:
             response = await client._endpoint.http_session.send(request)
         except Exception as error:  # noqa: BLE001 - the client raises it, after its last attempt

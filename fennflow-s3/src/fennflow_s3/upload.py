@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from botocore.exceptions import ClientError
 
+from fennflow.buffers import Share
 from fennflow.printable import printable
+from fennflow_s3.body import Body
 
 if TYPE_CHECKING:
     from types_aiobotocore_s3 import S3Client
@@ -23,7 +25,6 @@ if TYPE_CHECKING:
 
 
 PARTS_IN_FLIGHT = 4
-BYTES_IN_FLIGHT = 64 << 20
 MAX_PARTS = 10_000
 MAX_PART_SIZE = 5 << 30
 GROWS_EVERY = 900
@@ -47,25 +48,33 @@ def size_of_part(smallest: int, total: int | None, number: int) -> int:
 
 
 async def split(
-    chunks: AsyncIterator[bytes], size_of: Callable[[int], int]
+    chunks: AsyncIterator[bytes], size_of: Callable[[int], int], share: Share
 ) -> AsyncGenerator[bytes]:
-    """Cut a body into parts; of an empty one there is one empty part."""
+    """Cut a body into parts; of an empty one there is one empty part.
+
+    Args:
+        chunks: of the body.
+        size_of: returns the size of a part, by its number.
+        share: holds the bytes of each part from its first byte on; who takes the part gives them back.
+    """
     number, wanted = 1, size_of(1)
     pieces: list[memoryview] = []
     have = 0
     async for chunk in chunks:
         rest = memoryview(chunk)
-        while have + len(rest) >= wanted:
+        while rest:
+            if not have:
+                await share.take(wanted)
             pieces.append(rest[: wanted - have])
-            rest = rest[wanted - have :]
-            part, pieces, have = b"".join(pieces), [], 0
-            yield part
-            number += 1
-            wanted = size_of(number)
-        if rest:
-            pieces.append(rest)
-            have += len(rest)
-    if pieces or number == 1:
+            have += len(pieces[-1])
+            rest = rest[len(pieces[-1]) :]
+            if have == wanted:
+                part, pieces, have = b"".join(pieces), [], 0
+                yield part
+                number += 1
+                wanted = size_of(number)
+    if have or number == 1:
+        share.give(wanted - have if have else 0)
         yield b"".join(pieces)
 
 
@@ -129,36 +138,40 @@ class Upload:
         if self.on_upload is not None:
             await self.on_upload(self.upload_id)
 
-    async def send(self, parts: AsyncGenerator[bytes]) -> None:
+    async def send(self, parts: AsyncGenerator[bytes], share: Share) -> None:
         """Send all parts, a few at a time; after a failure those under way come to their end.
 
         S3 may keep what it is receiving while the upload is aborted (API reference,
         AbortMultipartUpload).
+
+        Args:
+            parts: of the body.
+            share: holds their bytes, which are given back part by part.
         """
         failures: list[Exception] = []
-        under_way: dict[asyncio.Task[None], int] = {}
+        under_way: set[asyncio.Task[None]] = set()
 
         async def read() -> None:
             with _collected(failures):
                 async with aclosing(parts):
                     number = 0
                     async for part in parts:
-                        while under_way and (
-                            len(under_way) == PARTS_IN_FLIGHT
-                            or sum(under_way.values()) + len(part) > BYTES_IN_FLIGHT
-                        ):
+                        while len(under_way) == PARTS_IN_FLIGHT:
                             done, _ = await asyncio.wait(
                                 under_way, return_when=asyncio.FIRST_COMPLETED
                             )
-                            for task in done:
-                                del under_way[task]
+                            under_way.difference_update(done)
                         number += 1
                         self.size += len(part)
-                        under_way[group.create_task(send(number, part))] = len(part)
+                        under_way.add(group.create_task(send(number, part)))
+                        del part  # else it would be held while the next one is read
 
         async def send(number: int, part: bytes) -> None:
-            with _collected(failures):
-                await self._send(number, part)
+            try:
+                with _collected(failures):
+                    await self._send(number, part)
+            finally:
+                share.give(len(part))
             if failures:
                 # The next part may take long to arrive, and is no longer needed.
                 reading.cancel()
@@ -174,7 +187,7 @@ class Upload:
             checksum = {"ChecksumCRC32": base64.b64encode(crc.to_bytes(4, "big")).decode()}
         await self.ask()
         answer = await self.client.upload_part(
-            **self.target, **checksum, UploadId=self.upload_id, PartNumber=number, Body=part
+            **self.target, **checksum, UploadId=self.upload_id, PartNumber=number, Body=Body(part)
         )
         self._parts[number] = {"PartNumber": number, "ETag": answer["ETag"], **checksum}  # type: ignore[typeddict-item]
 

@@ -10,6 +10,7 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import asdict, fields
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+from fennflow.buffers import Buffers
 from fennflow.connectors.headers import UNKNOWN_MEDIA_TYPE
 from fennflow.connectors.values import (
     Capabilities,
@@ -85,6 +86,9 @@ class Connector(ABC):
     The sweep deletes what is old there (P27)."""
     stream_threshold: int = 8 << 20
     """Bytes from which on the body of a stream goes to `upload`; a shorter one goes whole to `put`."""
+    uploads_conditionally: bool = True
+    """Whether `upload` has the condition `if_none_match` without collecting the bytes in memory. If not, a
+    stream for a new key goes to a staging key, and is copied at the commit."""
 
     def __init__(self, capabilities: Capabilities | None = None) -> None:
         self._claimed = capabilities
@@ -93,6 +97,8 @@ class Connector(ABC):
         self._memory: ProbeMemory | None = None
         self._options_taken = set[tuple[str, frozenset[tuple[str, Any]]]]()
         self._trying = asyncio.Lock()
+        self.buffers = Buffers()
+        """What parts of files on their way may take of the memory, all of an engine together."""
 
     @property
     def store_id(self) -> str:

@@ -142,6 +142,7 @@ async def _lifetime(
             new_backend = plugins.backend_for(config.backend).factory
             # In threads, since a factory may import a driver, which takes most of a second.
             connector = await asyncio.to_thread(new_connector, config.connector, config)
+            connector.buffers.limit = config.max_buffered_bytes
             stack.push_async_callback(connector.aclose)
             await connector.open()
             backend = await asyncio.to_thread(new_backend, config.backend, config)

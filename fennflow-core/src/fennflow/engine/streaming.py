@@ -9,6 +9,7 @@ from contextlib import AbstractAsyncContextManager, aclosing
 from dataclasses import dataclass, field, replace
 
 from fennflow.backends import ObjectKey, Record
+from fennflow.buffers import Share
 from fennflow.connectors import Connector
 from fennflow.engine.callbacks import notify
 from fennflow.engine.details import with_details
@@ -52,6 +53,7 @@ class Source:
         on_bytes: called with how many bytes more were read.
 
     Attributes:
+        held: for what was read before a connector reads it, which then has a share of its own.
         count: bytes read since it was opened last.
         sha256: of all of them, hexadecimal, once they are read.
     """
@@ -61,6 +63,7 @@ class Source:
     size: int | None = None
     repeatable: bool = False
     on_bytes: Callable[[int], object] | None = None
+    held: Share | None = None
     count: int = 0
     sha256: str | None = None
     _reported: int = 0
@@ -122,6 +125,9 @@ class Source:
                 if chunk is None:
                     break
                 await digest.update(chunk)
+                if self.held is not None:
+                    self.held.give(self.held.held)
+                    self.held = None
                 yield chunk
         self.sha256 = await digest.hexdigest()
 

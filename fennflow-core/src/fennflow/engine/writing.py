@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from fennflow.backends import LateWrite, ObjectKey, Placement, Record, WriteId
+from fennflow.buffers import Share
 from fennflow.connectors import (
     CopyRequest,
     CopySource,
@@ -182,6 +183,9 @@ class Sending:
             except SourceError as error:
                 failed = error.error
             raise failed  # as the user raised it
+        large = self.upload.size >= self.tx.connector.stream_threshold
+        if isinstance(source, Record) and large and not self.tx.connector.uploads_conditionally:
+            await self._look_first()
         record = await self._send_over()
         if self.upload.on_bytes is not None:
             await notify(self.upload.on_bytes, self.upload.size)
@@ -189,22 +193,31 @@ class Sending:
 
     async def _send_stream(self, source: Source) -> Record:
         """Send a stream, in one piece if it is short."""
-        tx = self.tx
-        body = await source.whole(tx.connector.stream_threshold, tx.config.upload_idle_timeout)
-        if body is not None:
-            self.upload = replace(self.upload, body=body, sha256=await sha256_of(body))
-            record = await self._send_over()
-            await source.report_all()
-            return record
+        tx, threshold = self.tx, self.tx.connector.stream_threshold
+        with Share(tx.connector.buffers) as share:
+            await share.take(threshold if source.size is None else min(source.size, threshold))
+            body = await source.whole(threshold, tx.config.upload_idle_timeout)
+            if body is not None:
+                self.upload = replace(self.upload, body=body, sha256=await sha256_of(body))
+                record = await self._send_over()
+                await source.report_all()
+                return record
+            source.held = share
+            await self._look_first()
+            return await self._send_over()
+
+    async def _look_first(self) -> None:
+        """Look for an object at the key of a large file, and stage it if it cannot go there.
+
+        Who learns at the end of a long upload that the key is taken has sent it in vain.
+        """
         placement = self.write.intent.placement
         direct = placement is Placement.DIRECT
         if direct or (placement is Placement.VERSIONED and self.write.before is None):
-            # Who learns at the end of a long upload that the key is taken has sent it in vain.
-            there = await head(tx, self.write.intent.object_key)
+            there = await head(self.tx, self.write.intent.object_key)
             await self._check_replaceable(there)
-            if there is not None and direct:
+            if direct and (there is not None or not self.tx.connector.uploads_conditionally):
                 await self._stage_instead()
-        return await self._send_over()
 
     async def _send_over(self) -> Record:
         """Send the bytes under the condition that their placement and the catalog ask for."""

@@ -96,6 +96,8 @@ class FaultyConnector(Connector):
         self.incoming = inner.incoming
         self.signs_headers = inner.signs_headers
         self.stream_threshold = inner.stream_threshold
+        self.uploads_conditionally = inner.uploads_conditionally
+        self.buffers = inner.buffers
         self.faults = faults
 
     async def _around(self, name: str, key: str, effect: Effect[R]) -> R:

@@ -67,6 +67,7 @@ class S3Request:
         query: without its `?`.
         copy: whether it is a CopyObject.
         conditional: whether it has `If-Match` or `If-None-Match`.
+        range: the bytes that it asks for, as `0-99`; empty for all of them.
     """
 
     method: str
@@ -75,6 +76,7 @@ class S3Request:
     query: str
     copy: bool
     conditional: bool = False
+    range: str = ""
 
     @property
     def operation(self) -> str:
@@ -214,6 +216,7 @@ def _parse(environ: dict[str, Any]) -> S3Request:
         query=environ.get("QUERY_STRING", ""),
         copy="HTTP_X_AMZ_COPY_SOURCE" in environ,
         conditional="HTTP_IF_MATCH" in environ or "HTTP_IF_NONE_MATCH" in environ,
+        range=environ.get("HTTP_RANGE", "").removeprefix("bytes="),
     )
 
 
@@ -282,6 +285,7 @@ def serving(server: S3Server, respond: Callable[[Call], Answer]) -> Generator[No
                 query=call.target.partition("?")[2],
                 copy="x-amz-copy-source" in headers,
                 conditional="if-match" in headers or "if-none-match" in headers,
+                range=headers.get("range", "").removeprefix("bytes="),
             )
             fault = server.take(request)
             answer = respond(call) if fault is None or fault.takes_effect else fault.answer

@@ -2,8 +2,7 @@
 
 moto's server ignores the conditions of CopyObject and the ETags in DeleteObjects, and never answers
 409; this one does what the S3 API reference says of them. It knows the requests that a storage
-library needs, and no access control: any credentials will do. It answers a range with everything,
-as HTTP allows it.
+library needs, and no access control: any credentials will do.
 """
 
 from __future__ import annotations
@@ -52,10 +51,11 @@ DeletionOfNothing = Literal["NoSuchKey", "PreconditionFailed", "success"]
 
 
 Lacking = Literal[
-    "batch deletions", "checksums", "conditional reads", "metadata", "upload clean-up"
+    "batch deletions", "checksums", "conditional reads", "metadata", "ranges", "upload clean-up"
 ]
 """What some servers lack: DeleteObjects; headers with checksums, which they refuse; `If-Match` of a
-GET, which they ignore; metadata, which they drop; AbortMultipartUpload and ListMultipartUploads."""
+GET, which they ignore; metadata, which they drop; ranges, which they answer with everything, as HTTP
+allows it; AbortMultipartUpload and ListMultipartUploads."""
 
 
 class StrictS3:
@@ -199,6 +199,14 @@ class StrictS3:
         headers.pop("x-amz-tagging", None)
         if call.method == "HEAD":
             return Answer(headers={**headers, "Content-Length": str(len(body))})
+        if "range" in call.headers and "ranges" not in self._without:
+            first, _, last = call.headers["range"].removeprefix("bytes=").partition("-")
+            if int(first) >= len(body):
+                raise S3Error(HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE, "InvalidRange")
+            part = body[int(first) : int(last) + 1 if last else None]
+            end = int(first) + len(part) - 1
+            headers["Content-Range"] = f"bytes {first}-{end}/{len(body)}"
+            return Answer(HTTPStatus.PARTIAL_CONTENT, headers, part)
         return Answer(headers=headers, body=body)
 
     def _copy(self, call: Call) -> Answer:
