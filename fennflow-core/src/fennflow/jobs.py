@@ -218,9 +218,8 @@ async def _in_thread(key: str, call: Callable[[], object]) -> object:
     if future is None:
         future = _threads[key] = Future()
         future.set_running_or_notify_cancel()  # from here it cannot be cancelled
-        context = copy_context()
-        run = partial(context.run, _complete, future, call)
-        threading.Thread(target=run, name=f"fennflow-{key}", daemon=True).start()
+        thread = partial(threading.Thread, name=f"fennflow-{key}", daemon=True)
+        thread(target=copy_context().run, args=(_complete, future, call)).start()
     try:
         return await asyncio.wrap_future(future)
     finally:

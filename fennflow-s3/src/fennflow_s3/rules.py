@@ -42,7 +42,8 @@ async def rules_on(client: S3Client, bucket: str, prefix: str) -> LifecycleRules
 
 def _removes(rule: Any) -> bool:
     filters: dict[str, Any] = rule.get("Filter") or {}
-    if "Tag" in filters or (filters.get("And") or {}).get("Tags"):
+    both: dict[str, Any] = filters.get("And") or {}
+    if "Tag" in filters or both.get("Tags"):
         return False
     # Expiration may be of delete markers alone.
     removing = {"Days", "Date"} & set(rule.get("Expiration") or {})

@@ -249,7 +249,7 @@ class Sending:
         """Take the write back, and journal one that replaces the object at the commit."""
         self.tx.retract([self.seq])
         key = self.write.intent.object_key
-        [self.seq] = await self.tx.begin_writes([key], lambda *_: Placement.STAGED)
+        [self.seq] = await self.tx.begin_writes([key], _staged)
 
     async def _check_replaceable(self, there: StoredObject | None) -> None:
         """Refuse to replace what `create` must not, and objects of another catalog.
@@ -420,7 +420,9 @@ class Sending:
             )
         now = datetime.now(UTC)
         # What a copy is not given it takes over from its source.
-        taken_over = upload.body.headers if isinstance(upload.body, Record) else {}
+        taken_over: Mapping[str, str] = {}
+        if isinstance(upload.body, Record):
+            taken_over = upload.body.headers
         record = Record(
             namespace=write.intent.namespace,
             key=write.intent.key,
@@ -438,6 +440,10 @@ class Sending:
         )
         tx.update(seq, sent=True, ambiguous=ambiguous, record=record, extra=upload.extra)
         return record
+
+
+def _staged(_key: ObjectKey, _record: Record | None, _writes: Sequence[Write]) -> Placement:
+    return Placement.STAGED
 
 
 async def head(tx: Transaction, key: ObjectKey) -> StoredObject | None:
