@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
@@ -34,6 +35,7 @@ CALLS = (
 )
 MANNERS: Sequence[Manner] = ("works", "works", "fails", "is cancelled", "is slow")
 CONTROLS = ("end", "end", "end", "raise", "commit", "rollback", "savepoint", "release", "fail")
+USER_CODE = ("step", "hook", "durable_step", "durable_hook", "hold")
 PAUSES = (0.1, 5.0, LEASE / 2, LEASE + 1, DOUBT + 1)
 KILLED = (Fate.FAILS, Fate.LOST, Fate.LATE)
 BURSTS = (1, 2, 4, 8, 16)
@@ -79,6 +81,7 @@ class Actions:
         self.repeats = repeats
         self.values = 0
         self.sessions: list[SimulatedSession] = []
+        self.deciding: list[asyncio.Task[None]] = []
         self.processes = [self.world.new_process() for _ in range(2)]
 
     @property
@@ -123,6 +126,16 @@ class Actions:
             self.world.ambiguous = True
             with self.world.loop.running():
                 session.task.cancel()
+
+    def decide(self, index: int, *, commits: bool) -> None:
+        """Commit or undo a transaction that is held, from any process."""
+        held = list(self.world.held.values())
+        if held:
+            process = self.processes[index % len(self.processes)]
+            chosen = held[index % len(held)]
+            self.world.note(f"{process} decides {chosen.transaction_id}, commits={commits}")
+            work = chosen.decide(self.world.uow(process), commits=commits)
+            self.deciding.append(self.world.loop.spawn(process, work))
 
     # --- what happens ------------------------------------------------------------------------
 
@@ -181,6 +194,12 @@ class Actions:
             if session.task.done() and not session.task.cancelled():
                 session.task.result()
             session.check_hooks()
+        for task in self.deciding:
+            if task.done() and not task.cancelled():
+                task.result()
+        for held in self.world.held.values():
+            held.check()
+        self.world.jobs.check()
         self.world.check()
 
     def finish(self) -> None:
@@ -292,7 +311,11 @@ class Habits:
         return cls(
             keys=KEYS[: choice.randrange(1, 4)],
             calls=["put", *choice.sample(CALLS, choice.randrange(1, 6))],
-            controls=["end", *choice.sample(CONTROLS, choice.randrange(1, 6)), "step", "hook"],
+            controls=[
+                "end",
+                *choice.sample(CONTROLS, choice.randrange(1, 6)),
+                *choice.sample(USER_CODE, 2),
+            ],
             fates=[*[Fate.WORKS] * 12, *faults * faulty],
             happens=choice.sample(HAPPENINGS, choice.randrange(len(HAPPENINGS) + 1)),
         )
@@ -305,6 +328,7 @@ HAPPENINGS = (
     "kill",
     "stop",
     "recover",
+    "decide",
     "foreign",
     "vanish",
     "bar",
@@ -323,6 +347,7 @@ def _act(actions: Actions, habits: Habits, choice: random.Random) -> None:
         "kill": lambda: actions.kill(index, choice.choice(KILLED)),
         "stop": lambda: actions.stop_or_wake(index),
         "recover": actions.recover,
+        "decide": lambda: actions.decide(index, commits=choice.random() < 0.7),
         "vanish": actions.vanish,
         "bar": lambda: actions.bar(choice.choice(habits.keys)),
         "foreign": lambda: actions.somebody_else_puts(choice.choice(habits.keys)),

@@ -12,6 +12,7 @@ import itertools
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Literal
 
 from fennflow.backends import ObjectKey
@@ -27,15 +28,16 @@ from fennflow.exceptions import (
     ObjectChangedException,
     PreconditionFailedException,
     RecordAlreadyExistsException,
+    StepNotDoneException,
+    TransactionException,
     TransactionLostException,
 )
 from fennflow.files import BinaryContent, StreamContent
+from modelled_jobs import ModelJob
 from stores import FullUOW
-from world import BUCKET, World
+from world import BUCKET, Overlay, World
 
 READ_ATTEMPTS = 3
-
-Overlay = dict[str, bytes | None]
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,8 @@ class Call:
 
     Args:
         kind: `put`, `send`, `create`, `delete`, `copy`, `move`, `get`, `read`, `list`, `both`,
-            `savepoint`, `release`, `fail`, `step`, `hook`, `commit`, `rollback`, `end` or `raise`.
+            `savepoint`, `release`, `fail`, `step`, `hook`, `durable_step`, `durable_hook`, `hold`,
+            `commit`, `rollback`, `end` or `raise`.
         keys: what it is about.
         value: what is written.
     """
@@ -76,6 +79,58 @@ class Hook:
     called: list[str] = field(default_factory=list[str])
 
 
+@dataclass(eq=False)
+class Held:
+    """A transaction that waits for a decision (P37).
+
+    Args:
+        world: of it.
+        transaction_id: by which it is decided.
+        overlay: what it is to commit.
+        jobs: of it.
+        until: when its time is over.
+        given_up: whether it may be undone before.
+        committed: whether it is.
+        aborted: whether that was reported.
+    """
+
+    world: World
+    transaction_id: str
+    overlay: Overlay
+    jobs: list[ModelJob]
+    until: float = 0.0
+    given_up: bool = False
+    committed: bool = False
+    aborted: bool = False
+
+    def pivot(self) -> None:
+        """Note that the pivot took effect."""
+        assert not self.aborted, "P37: it was undone, and is committed"
+        self.committed = True
+        self.world.commit(self.overlay, self.jobs)
+        self.world.note(f"pivot of {self.transaction_id}: {sorted(self.overlay)}")
+
+    def check(self) -> None:
+        """Check that it waits until it is decided, or its time is over."""
+        if not (self.committed or self.given_up) and self.world.loop.now < self.until:
+            found = self.world.now_do(self.world.observer.transactions(after="", limit=1000))
+            held = [each.token.transaction_id for each in found if each.is_held]
+            assert self.transaction_id in held, "P37: it is held no more, and was not decided"
+
+    async def decide(self, uow_class: type[FullUOW], *, commits: bool) -> None:
+        """Commit it, or undo it, from any process."""
+        # A commit undoes it if it finds that what was read has changed.
+        self.given_up |= not commits or bool(self.world.settings.get("validate_reads"))
+        method = uow_class.commit_held if commits else uow_class.abort_held
+        try:
+            await method(self.transaction_id)
+        except (BaseBackendException, BaseConnectorException, TransactionException) as error:
+            self.world.note(f"decide {self.transaction_id}: {error!r}"[:150])
+            return
+        assert self.committed == commits, "P37: it was decided otherwise"
+        self.aborted = not commits
+
+
 class WantedError(Exception):
     """Ends a block or a savepoint because the test wants it to."""
 
@@ -97,6 +152,7 @@ class SimulatedSession:
     effects: set[str] = field(default_factory=set[str])
     hooks: list[Hook] = field(default_factory=list[Hook])
     due: list[Hook] = field(default_factory=list[Hook])
+    jobs: list[ModelJob] = field(default_factory=list[ModelJob])
     slow: bool = False
     failed: bool = False
     touched: set[str] = field(default_factory=set[str])
@@ -137,14 +193,8 @@ class SimulatedSession:
         """Note that the pivot took effect: the model commits what the session had done."""
         self.pivots += 1
         self._decide_hooks(committed=True)
-        committed = self.world.committed
-        for key, value in self.overlay.items():
-            if value is None:
-                committed.pop(key, None)
-            else:
-                committed[key] = value
-                self.world.foreign.pop(key, None)
-        self.world.history.append(dict(committed))
+        self.world.commit(self.overlay, self.jobs)
+        self.jobs = []
         self.world.note(f"pivot of s{self.number}: {sorted(self.overlay)}")
 
     def _decide_hooks(self, *, committed: bool) -> None:
@@ -173,7 +223,12 @@ class SimulatedSession:
     def waits_for_user_code(self) -> bool:
         """Whether it has ended, and user code that it owes has not been called yet."""
         late = [each for each in self.due if not each.called]
-        return bool(late or (self.failed and self.effects))
+        jobs = [each for each in self.world.jobs.all.values() if each.process == self.process]
+        return bool(
+            late
+            or (self.failed and self.effects)
+            or any(each.late and self.world.jobs.owes(each) for each in jobs)
+        )
 
     async def _run(self) -> None:
         try:
@@ -256,6 +311,9 @@ class SimulatedSession:
         if call.kind in {"commit", "rollback"}:
             await self._decide(uow, call.kind)
             return
+        if call.kind == "hold":
+            await self._hold(uow, call)
+            return
         before = len(self.world.history)
         try:
             await getattr(self, f"_{call.kind}")(uow, call)
@@ -292,6 +350,7 @@ class SimulatedSession:
         before = dict(self.overlay)
         effects = set(self.effects)
         hooks = list(self.hooks)
+        jobs = list(self.jobs)
         self.depth += 1
         self.busy = False
         try:
@@ -301,6 +360,11 @@ class SimulatedSession:
             self.overlay = before
             assert self.effects == effects, "the steps of a savepoint were not undone"
             self.hooks = hooks
+            undone = [each for each in self.jobs if each not in jobs]
+            for each in undone:
+                each.dropped |= each.kind == "hook"
+                each.released = True
+            self.jobs = jobs + [each for each in undone if each.kind == "undo"]
         except BaseException:
             self.hooks = hooks
             raise
@@ -324,6 +388,27 @@ class SimulatedSession:
             self._decide_hooks(committed=False)
             assert self.pivots == self.told, "I8: rollback() committed"
             assert not self.effects, "rollback() did not undo the steps"
+        self.jobs = []
+        self.overlay = {}
+
+    async def _hold(self, uow: FullUOW, call: Call) -> None:
+        """Leave what was done to be decided by another process (P37)."""
+        if self.depth or self.hooks or self.effects or not (self.overlay or self.jobs):
+            return
+        held = Held(self.world, self.transaction_id, dict(self.overlay), list(self.jobs))
+        self.world.on_pivot[self.transaction_id] = held.pivot
+        seconds = {"works": 600.0, "fails": 0.1}.get(call.manner, 50.0)
+        held.until = self.world.loop.now + seconds
+        try:
+            await uow.hold(expires_in=seconds)
+        except TransactionException as error:
+            if "nothing to hold" not in str(error):
+                raise
+            return
+        self.world.held[held.transaction_id] = held
+        self.world.note(f"s{self.number} is held as {held.transaction_id}")
+        self.transaction_id = ""
+        self.jobs = []
         self.overlay = {}
 
     # --- the calls ---------------------------------------------------------------------------
@@ -471,6 +556,46 @@ class SimulatedSession:
 
         uow.on_commit(called("on_commit"))
         uow.on_rollback(called("on_rollback"))
+
+    async def _durable_hook(self, uow: FullUOW, call: Call) -> None:
+        number = int(call.value)
+        key = "key" if number % 2 else None
+        job = self._job(call, "hook", key)
+        uow.on_commit(self.world.call_of(uow, "hook", number), key=key)
+        self.jobs.append(job)
+
+    async def _durable_step(self, uow: FullUOW, call: Call) -> None:
+        number = int(call.value)
+        job = self._job(call, "undo")
+        self.jobs.append(job)
+
+        async def do() -> None:
+            await asyncio.sleep(SLOW if call.manner == "is slow" else 0)
+            if number % 5 == 1:
+                raise StepNotDoneException
+            self.world.jobs.apply(job)
+            await asyncio.sleep(0)
+            if number % 5 == 2:
+                raise WantedError
+
+        try:
+            await uow.step(do, undo=self.world.call_of(uow, "undo", number))
+        except StepNotDoneException:
+            job.dropped = not self.troubled
+        except BaseException as error:
+            # A commit may follow, and does not keep it.
+            job.released = True
+            if not isinstance(error, WantedError):
+                raise
+
+    def _job(self, call: Call, kind: Literal["undo", "hook"], key: str | None = None) -> ModelJob:
+        manners: list[Manner] = {"works": [], "is slow": [call.manner]}.get(
+            call.manner, [call.manner] * 2
+        )
+        behave = [partial(_behave, manner) for manner in manners]
+        number = int(call.value)
+        job = ModelJob(number, kind, self.process, self.transaction_id, [*behave], key)
+        return self.world.jobs.add(job)
 
     async def _step(self, uow: FullUOW, call: Call) -> None:
         token = f"s{self.number}.{next(self._steps)}"

@@ -35,7 +35,7 @@ import fennflow_memory.backend
 import fennflow_memory.connector
 import remote
 from controlled_loop import START, ControlledLoop
-from fennflow import ConfigDict, ReconcileConfig, plugins
+from fennflow import ConfigDict, ReconcileConfig, jobs, plugins
 from fennflow.backends import (
     Backend,
     InMemoryBackendConfig,
@@ -67,6 +67,7 @@ from fennflow.exceptions import (
     NoSuchKeyException,
     PreconditionFailedException,
 )
+from fennflow.jobs import JobCall
 from fennflow.reports import RecoveryReport
 from fennflow.repositories import RepoField
 from fennflow.testing import faults
@@ -74,11 +75,15 @@ from fennflow.testing.faults import Effect, FaultyBackendConfig, FaultyConnector
 from fennflow_memory.backend import InMemoryBackend
 from fennflow_sqlalchemy import engines, recovery
 from fennflow_sqlalchemy.engines import _sqlite
+from modelled_jobs import ModelJob, ModelJobs
 from remote import RemoteConnectorConfig
 from stores import FullRepository, FullUOW
 
 T = TypeVar("T")
 R = TypeVar("R")
+
+Overlay = dict[str, bytes | None]
+"""What a transaction has changed."""
 
 BUCKET = "bucket"
 DATABASE = "world"
@@ -91,6 +96,8 @@ DOUBT = 960.0
 SIGNATURE = 900.0
 """Seconds for which a store takes a signed request (the ground for P20)."""
 LEASE = 60.0
+ATTEMPTS = 3
+"""Calls after which a compensation or a hook of the model succeeds."""
 STAGING = ".fennflow"
 WRITES = {"put", "upload", "copy", "delete"}
 STREAMS = {"upload", "stream"}
@@ -208,8 +215,10 @@ class World:
     effects: int = 0
     trouble: Counter[int] = field(default_factory=Counter[int])
     pending: list[Pending] = field(default_factory=list[Pending])
+    held: dict[str, Any] = field(default_factory=dict[str, Any])
     on_pivot: dict[str, Callable[[], None]] = field(default_factory=dict[str, Callable[[], None]])
     trace: list[str] = field(default_factory=list[str])
+    jobs: ModelJobs = field(init=False)
     _classes: dict[int, type[FullUOW]] = field(default_factory=dict[int, type[FullUOW]])
     _processes: itertools.count[int] = field(default_factory=lambda: itertools.count(1))
     _ids: itertools.count[int] = field(default_factory=lambda: itertools.count(1))
@@ -217,6 +226,7 @@ class World:
 
     def __post_init__(self) -> None:
         self.name = f"w{next(_worlds)}"
+        self.jobs = ModelJobs(self)
         self.loop.before_time_passes = self._arrive_by
         self._patch()
         self.store_config: ConnectorConfig = self.server or InMemoryConnectorConfig(
@@ -265,6 +275,7 @@ class World:
                 }
             )
 
+        self.jobs.register(UOW)
         self._classes[process] = UOW
         return process
 
@@ -287,6 +298,21 @@ class World:
                 self._take_effect(each)
             elif fate is Fate.LATE and each.operation.part == "connector":
                 self.late.append(each)
+
+    def call_of(self, uow: FullUOW, name: str, number: int) -> JobCall:
+        """Return a call of a function that all processes have."""
+        return jobs.functions_of(uow.config)[name](number)
+
+    def commit(self, overlay: Overlay, jobs: list[ModelJob]) -> None:
+        """Note what a pivot commits."""
+        self.jobs.commit(jobs)
+        for key, value in overlay.items():
+            if value is None:
+                self.committed.pop(key, None)
+            else:
+                self.committed[key] = value
+                self.foreign.pop(key, None)
+        self.history.append(dict(self.committed))
 
     # --- operations --------------------------------------------------------------------------
 
@@ -550,6 +576,7 @@ class World:
     def quiesce(self) -> None:
         """End all, let what is late arrive, recover; then check I3, I4 and I7."""
         self.faulty = False
+        killed = set(self.loop.dead)
         if not (self.ambiguous or self.pending):
             self._check_nothing_retained()
         for process in self._classes:
@@ -561,6 +588,11 @@ class World:
         for _ in range(4):
             self.recover()
             self.loop.pass_time(DOUBT + LEASE)
+        for _ in range(len(self.jobs.all) * ATTEMPTS):
+            if not self.now_do(self.observer.jobs(limit=1)):
+                break
+            self.recover()  # one that fails holds up others
+            self.loop.pass_time(DOUBT)
         self._make_room()
         self.recover()
         self.check()
@@ -573,6 +605,8 @@ class World:
         before = self.objects()
         self.recover()
         assert self.objects() == before
+        self.jobs.check_over(killed)
+        assert list(self.now_do(self.observer.jobs(limit=10))) == []
 
     def _sessions(self) -> Sequence[JournaledTransaction]:
         return self.now_do(self.observer.transactions(after="", limit=1000))
@@ -643,6 +677,8 @@ class World:
                 self.loop.run(slot.lifetime.aclose())
         self.loop.run(self.observer.aclose())
         self.loop.close()
+        for each in self._classes.values():
+            jobs._registered.pop(each.config, None)
         for file in [] if self.directory is None else self.directory.glob(f"{DATABASE}.*"):
             file.unlink()
         self._patches.close()
@@ -713,6 +749,7 @@ _made_once: Mapping[str, Callable[..., object]] = {
         "CatalogStatements",
         "TransactionStatements",
         "LateWriteStatements",
+        "JobStatements",
         "NoteStatements",
     )
 }

@@ -31,7 +31,19 @@ from hypothesis.stateful import (
 )
 from typing_extensions import override
 
-from actions import CALLS, CONTROLS, FATES, KEYS, KILLED, MANNERS, PAUSES, Actions, Steps, walk
+from actions import (
+    CALLS,
+    CONTROLS,
+    FATES,
+    KEYS,
+    KILLED,
+    MANNERS,
+    PAUSES,
+    USER_CODE,
+    Actions,
+    Steps,
+    walk,
+)
 from fennflow.connectors import Capabilities
 from fennflow.testing import S3Server
 from remote import Remote, remote
@@ -97,7 +109,7 @@ class Machine(RuleBasedStateMachine):
     @precondition(lambda self: self.actions.waiting)
     @rule(
         index=indexes,
-        kind=st.sampled_from((*CONTROLS, "step", "hook")),
+        kind=st.sampled_from((*CONTROLS, *USER_CODE)),
         manner=st.sampled_from(MANNERS),
         steps=steps,
     )
@@ -135,6 +147,12 @@ class Machine(RuleBasedStateMachine):
     @rule(steps=steps)
     def recover(self, steps: Steps) -> None:
         self.actions.recover()
+        self.actions.run(steps)
+
+    @precondition(lambda self: self.actions.world.held)
+    @rule(index=indexes, commits=st.booleans(), steps=steps)
+    def decide(self, index: int, commits: bool, steps: Steps) -> None:  # noqa: FBT001
+        self.actions.decide(index, commits=commits)
         self.actions.run(steps)
 
     @rule(key=st.sampled_from(KEYS))

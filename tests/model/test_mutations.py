@@ -21,6 +21,7 @@ from actions import KEYS, Habits, walk
 from fennflow.backends import (
     Commit,
     Decision,
+    Job,
     JournaledTransaction,
     ObjectKey,
     Settlement,
@@ -28,7 +29,7 @@ from fennflow.backends import (
     TransactionToken,
 )
 from fennflow.connectors import Capabilities, Connector, Deletion
-from fennflow.engine import callbacks, finish, recovery, session, transaction, writing
+from fennflow.engine import callbacks, finish, jobs, recovery, session, transaction, writing
 from fennflow.engine.callbacks import Callback
 from fennflow.exceptions import AccessDeniedException, NoSuchNamespaceException
 from fennflow_memory.backend import InMemoryBackend
@@ -61,6 +62,34 @@ BARRED = {
         fates=WORKS,
         happens=["bar", "kill"],
     )
+}
+JOBS: Mapping[str, Any] = {
+    "capabilities": PLAIN,
+    "habits": Habits(
+        keys="a",
+        calls=["put"],
+        controls=[
+            "end",
+            "raise",
+            "commit",
+            "savepoint",
+            "fail",
+            *["durable_step", "durable_hook"] * 3,
+        ],
+        fates=WORKS,
+        happens=["recover"],
+    ),
+}
+HELD: Mapping[str, Any] = {
+    "capabilities": PLAIN,
+    "habits": Habits(
+        keys="ab",
+        calls=["put"],
+        controls=["hold", "hold", "hold", "durable_step"],
+        fates=WORKS,
+        happens=["decide"] * 4 + ["recover", "wait", "kill"],
+        pauses=[5.0, LEASE + 1],
+    ),
 }
 NARROW: Mapping[str, Mapping[str, Any]] = {
     "no_check_of_reads": {
@@ -143,6 +172,22 @@ NARROW: Mapping[str, Mapping[str, Any]] = {
     "no_scopes": {
         "habits": Habits(keys="ab", calls=["both"], controls=["end"], fates=WORKS, happens=()),
     },
+    "no_compensation_journaled": JOBS,
+    "no_decision_awaited": JOBS,
+    "no_release": JOBS,
+    "no_release_of_failed_steps": JOBS,
+    "no_removal": JOBS,
+    "no_order_of_compensations": {
+        "capabilities": PLAIN,
+        "habits": replace(JOBS["habits"], controls=[*["durable_step"] * 4, "raise"]),
+    },
+    "no_lease_of_jobs": JOBS,
+    "no_next_attempt": JOBS,
+    "no_hooks_in_the_pivot": JOBS,
+    "no_order_of_hooks": JOBS,
+    "no_longer_lease_of_held": HELD,
+    "no_return_to_held": HELD,
+    "no_fencing_of_held": HELD,
 }
 
 
@@ -373,6 +418,122 @@ def no_scopes(stack: ExitStack) -> None:
     changed(stack, transaction.Transaction, "rewind", rewind)
 
 
+def no_compensation_journaled(stack: ExitStack) -> None:
+    """P33: the step comes before its compensation is in the journal."""
+
+    async def add_jobs(*_: Any) -> None:
+        """Forget it."""
+
+    changed(stack, InMemoryBackend, "add_jobs", add_jobs)
+
+
+def no_decision_awaited(stack: ExitStack) -> None:
+    """P34: compensations are due though nothing is decided."""
+    changed(stack, InMemoryBackend, "_is_due", lambda *_: True)
+
+
+def no_release(stack: ExitStack) -> None:
+    """P34: the compensations of an undone savepoint are void if the transaction commits."""
+    changed(stack, transaction.Transaction, "release", lambda *_: None)
+
+
+def no_release_of_failed_steps(stack: ExitStack) -> None:
+    """P34: those of a step that raised are, too."""
+    changed(stack, transaction.Transaction, "release_failed", lambda _: None)
+
+
+def no_removal(stack: ExitStack) -> None:
+    """P33: what a step has not done is undone."""
+
+    async def remove(self: Any, undo: jobs.DurableUndo) -> None:
+        self.disown([undo])
+
+    changed(stack, jobs.Jobs, "remove", remove)
+
+
+def no_order_of_compensations(stack: ExitStack) -> None:
+    """P34: they are called in any order."""
+    changed(stack, Job, "waits_for", lambda *_: False)
+
+
+def no_lease_of_jobs(stack: ExitStack) -> None:
+    """P35: two processes call one."""
+    original = InMemoryBackend.claim_jobs
+
+    async def claim_jobs(self: Any, *args: Any, **kwargs: Any) -> Any:
+        taken = await original(self, *args, **kwargs)
+        for each in taken:
+            self._tables.jobs[each.transaction_id, each.number].lease_until = 0.0
+        return taken
+
+    changed(stack, InMemoryBackend, "claim_jobs", claim_jobs)
+
+
+def no_next_attempt(stack: ExitStack) -> None:
+    """P35: one that fails is given up."""
+
+    async def keep_job(self: Any, job: Job, *, retry_in: float | None = None, **_: Any) -> bool:
+        if retry_in is not None:
+            await self.end_jobs([job])
+        return True
+
+    changed(stack, InMemoryBackend, "keep_job", keep_job)
+
+
+def no_hooks_in_the_pivot(stack: ExitStack) -> None:
+    """P36: the commit does not write them."""
+    original = InMemoryBackend.commit
+
+    async def commit(self: Any, token: TransactionToken, commit: Commit) -> None:
+        await original(self, token, replace(commit, jobs=()))
+
+    changed(stack, InMemoryBackend, "commit", commit)
+
+
+def no_order_of_hooks(stack: ExitStack) -> None:
+    """P36: hooks with one key are called in any order."""
+    original = InMemoryBackend._waits
+
+    def waits(self: Any, job: Job) -> bool:
+        return job.key is None and original(self, job)
+
+    changed(stack, InMemoryBackend, "_waits", waits)
+
+
+def no_longer_lease_of_held(stack: ExitStack) -> None:
+    """P37: what is held is undone with the lease of its process."""
+    original = InMemoryBackend.hold
+
+    async def hold(self: Any, token: TransactionToken, commit: Commit, seconds: float) -> None:
+        await original(self, token, commit, min(seconds, LEASE))
+
+    changed(stack, InMemoryBackend, "hold", hold)
+
+
+def no_return_to_held(stack: ExitStack) -> None:
+    """P37: what a process dies over before it has decided is undone."""
+    original = recovery.Recovery._take_over
+
+    async def take_over(self: Any, lease: Any, found: Any, **_: Any) -> Any:
+        return await original(self, lease, found, decided=True)
+
+    changed(stack, recovery.Recovery, "_take_over", take_over)
+
+
+def no_fencing_of_held(stack: ExitStack) -> None:
+    """P37: two decide at once."""
+    original = InMemoryBackend.take_held
+
+    async def take_held(self: Any, transaction_id: str) -> JournaledTransaction | None:
+        found = await original(self, transaction_id)
+        if found is None:
+            return None
+        self._tables.transactions[transaction_id].fence = 0
+        return replace(found, token=TransactionToken(transaction_id))
+
+    changed(stack, InMemoryBackend, "take_held", take_held)
+
+
 MUTATIONS: Sequence[Mutation] = (
     no_read_back,
     no_lock,
@@ -395,6 +556,19 @@ MUTATIONS: Sequence[Mutation] = (
     no_catalog_of_garbage,
     no_report,
     no_scopes,
+    no_compensation_journaled,
+    no_decision_awaited,
+    no_release,
+    no_release_of_failed_steps,
+    no_removal,
+    no_order_of_compensations,
+    no_lease_of_jobs,
+    no_next_attempt,
+    no_hooks_in_the_pivot,
+    no_order_of_hooks,
+    no_longer_lease_of_held,
+    no_return_to_held,
+    no_fencing_of_held,
 )
 
 

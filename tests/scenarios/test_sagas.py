@@ -35,7 +35,7 @@ from fennflow.files import TextContent
 from fennflow.jobs import JobFunction, current_job
 from fennflow.repositories import CrudRepository, RepoField
 from fennflow.sync.portal import close
-from fennflow.testing import faults
+from fennflow.testing import PostgresqlServer, faults
 from fennflow.testing.job_suite import stepped
 from fennflow.testing.recovery_suite import opened
 from fennflow_memory.backend import InMemoryBackend
@@ -391,6 +391,35 @@ async def test_hooks_of_a_joined_transaction_follow_the_rows(
         assert await left(shop.uow) == 0
     await engine.dispose()
     assert shop.calls == ["charged", "sent 1", "charged", "refunded p2"]
+
+
+async def test_a_hook_that_is_committed_late_waits_for_one_with_its_key(
+    postgresql: PostgresqlServer,
+) -> None:
+    """P36: its row was written first, in a transaction of the user's that took long."""
+    backend = SqlalchemyBackendConfig(url=postgresql.new_database())
+    shop = make_shop(backend)
+    engine = create_async_engine(backend.url.get_secret_value())
+    async with shop.uow.lifespan(check=False), AsyncSession(engine) as session:
+        await session.begin()
+        async with shop.uow(join=session) as uow:
+            uow.on_commit(shop.send(order=1), key="k")
+        shop.hang = hang = asyncio.Event()
+        async with shop.uow() as uow:
+            uow.on_commit(shop.send(order=2), key="k")
+        assert len(shop.keys) == 1
+        await session.commit()
+        shop.hang = None
+        assert await opened_claims(shop) == []
+        hang.set()
+        await until(lambda: len(shop.calls) == 2)
+    await engine.dispose()
+    assert shop.calls == ["sent 2", "sent 1"]
+
+
+async def opened_claims(shop: Shop) -> Any:
+    async with engine_backend(shop) as backend:
+        return await backend.claim_jobs(["send"], limit=9)
 
 
 async def test_a_step_that_ends_after_its_lease_is_compensated_after_it(

@@ -439,8 +439,11 @@ class JobStatements:
         due = or_(table.c.due_at <= now, bindparam("hurry", type_=Boolean()))
         other = table.alias("other")
         if in_order:
+            # A later one may have been committed first, and be under way.
+            under_way = and_(other.c.position != table.c.position, other.c.lease_until > now)
             waits = and_(
-                other.c.order_key == table.c.order_key, other.c.position < table.c.position
+                other.c.order_key == table.c.order_key,
+                or_(other.c.position < table.c.position, under_way),
             )
         else:
             waits = and_(
@@ -474,6 +477,7 @@ class JobStatements:
             .where(
                 tuple_(*which).in_(select(*(taken.c[column.name] for column in which))),
                 free,
+                ~exists().where(waits),
             )
             .values(attempts=table.c.attempts + 1, lease_until=now + lease_ttl)
             .returning(table)
