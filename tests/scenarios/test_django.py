@@ -5,6 +5,9 @@ from __future__ import annotations
 import asyncio
 import io
 import itertools
+import os
+import shutil
+import sqlite3
 import threading
 import unittest
 from collections.abc import Generator
@@ -17,7 +20,7 @@ from unittest import mock
 import django
 import pytest
 from django.conf import settings
-from django.core.files.base import ContentFile
+from django.core.files.base import ContentFile, File
 from django.core.files.storage import storages
 from django.core.management import CommandError, call_command
 from django.db import DatabaseError, IntegrityError, connections, transaction
@@ -31,6 +34,7 @@ from fennflow.connectors import InMemoryConnectorConfig
 from fennflow.exceptions import (
     ConfigException,
     FennFlowException,
+    RecordAlreadyExistsException,
     RecordLockedException,
     TransactionException,
 )
@@ -90,7 +94,11 @@ class Site:
 
 @pytest.fixture(scope="module")
 def postgresql_settings(postgresql: PostgresqlServer) -> dict[str, Any]:
-    url = make_url(postgresql.new_database())
+    return settings_of(postgresql.new_database())
+
+
+def settings_of(address: str) -> dict[str, Any]:
+    url = make_url(address)
     return {
         "ENGINE": "django.db.backends.postgresql",
         "NAME": url.database,
@@ -343,6 +351,85 @@ def test_files_that_no_row_names_any_more_go_with_the_row(site: Site) -> None:
     assert site.objects() == {}
 
 
+def test_the_row_says_which_file_goes_with_it_and_not_the_instance(site: Site) -> None:
+    kept = site.storage.save("kept.txt", ContentFile(b"kept"))
+    letter = site.save("a")
+    letter.scan = ContentFile(b"new", name=kept)  # as a form that is not valid leaves it
+    letter.delete()
+    assert set(site.objects()) == {kept}
+    site.save("b")
+    Letter.objects.only("title").get().delete()
+    older = site.save("c")
+    newer = Letter.objects.get()
+    newer.scan.save("d.txt", ContentFile(b"new"))
+    older.delete()
+    assert set(site.objects()) == {kept}
+
+
+def test_rows_that_a_manager_hides_keep_their_files(site: Site) -> None:
+    site.save("a")
+    Letter.objects.create(title="hidden", scan="scans/a.txt")
+    hiding: Any = mock.Mock()
+    hiding.using.return_value = Letter.objects.none()
+    with mock.patch.dict(vars(Letter._meta), {"base_manager": hiding}):
+        Letter.objects.get(title="a").delete()
+    assert set(site.objects()) == {"scans/a.txt"}
+
+
+def test_a_file_stays_whose_row_is_in_another_database_than_the_catalog(
+    site: Site, tmp_path: Path
+) -> None:
+    site.save("a")
+    other = {"ENGINE": "django.db.backends.sqlite3", "NAME": tmp_path / "other.db"}
+    connections.settings["other"] = connections.configure_settings(
+        {"default": other, "other": other}
+    )["other"]
+    try:
+        call_command("migrate", run_syncdb=True, verbosity=0, database="other")
+        Letter.objects.using("other").create(title="a", scan="scans/a.txt")
+        Letter.objects.using("other").all().delete()
+        assert set(site.objects()) == {"scans/a.txt"}
+        Letter.objects.using("other").create(title="a", scan="scans/a.txt")
+        elsewhere = mock.Mock(spec=["db_for_write"])
+        elsewhere.db_for_write.return_value = "other"
+        with override_settings(DATABASE_ROUTERS=[elsewhere]):
+            Letter.objects.using("default").get().delete(using="default")
+        assert set(site.objects()) == {"scans/a.txt"}
+    finally:
+        connections["other"].close()
+        del connections["other"], connections.settings["other"]
+
+
+def test_a_file_of_a_row_can_be_opened_more_than_once(site: Site) -> None:
+    letter = site.save("a")
+    for _ in range(2):
+        with letter.scan.open() as file:
+            assert file.read() == b"Dear Ann"
+    with letter.scan.open("wb") as file:
+        file.write(b"Dear Bob")
+    with letter.scan.open("r") as file:
+        assert file.read() == "Dear Bob"
+    assert letter.scan.size == letter.scan.file.size == 8
+    with pytest.raises(ValueError, match="rb\\+"):
+        letter.scan.open("rb+")
+
+
+def test_what_can_be_read_once_is_not_stored_in_part(site: Site) -> None:
+    read, write = os.pipe()
+    os.write(write, b"whole")
+    os.close(write)
+
+    def taken(*_: object, **__: object) -> None:
+        os.read(read, 2)
+        message = "taken"
+        raise RecordAlreadyExistsException(message)
+
+    with os.fdopen(read, "rb", buffering=0) as pipe, mock.patch.object(site.storage, "_put", taken):
+        with pytest.raises(RecordAlreadyExistsException):
+            site.storage.save("a.txt", File(pipe))
+    assert site.objects() == {}
+
+
 def test_unused_files_stay_if_that_is_asked_for(site: Site) -> None:
     site.storage.delete_unused = False
     site.save("a")
@@ -465,6 +552,27 @@ def test_migrations_leave_the_catalog_alone(site: Site) -> None:
     call_command("migrate", "fennflow_django", "zero", verbosity=0)
     call_command("migrate", run_syncdb=True, verbosity=0)
     site.check("a")
+
+
+def test_a_catalog_is_created_though_the_migration_ran_before_there_was_a_storage(
+    tmp_path: Path,
+) -> None:
+    sqlite = {"ENGINE": "django.db.backends.sqlite3", "NAME": tmp_path / "app.db"}
+    with use_database(sqlite):
+        with override_settings(STORAGES={}):
+            call_command("migrate", run_syncdb=True, verbosity=0)
+        for site in use_storage():
+            with transaction.atomic():
+                Letter.objects.create(title="first")
+                site.save("a")
+            assert set(site.objects()) == {"scans/a.txt"}
+            call_command("migrate", verbosity=0)
+            # As Django's runner does for several processes.
+            shutil.copy(tmp_path / "app.db", tmp_path / "copy.db")
+    with sqlite3.connect(tmp_path / "copy.db") as copy:
+        assert copy.execute("SELECT count(*) FROM django_letters_letter").fetchone() == (2,)
+    copy.close()
+    close()
 
 
 def test_commands_look_after_storages(site: Site) -> None:

@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 from django.apps import AppConfig, apps
+from django.db import connections
 from django.db.models import FileField, signals
 from typing_extensions import override
 
 from fennflow_django import unused
+
+
+def _migrated(using: str, **_: object) -> None:
+    from fennflow_django.upkeep import complete_catalogs  # when there are models
+
+    complete_catalogs(connections[using])
 
 
 class FennFlowConfig(AppConfig):
@@ -17,10 +24,15 @@ class FennFlowConfig(AppConfig):
 
     @override
     def ready(self) -> None:
-        """Look at the rows of all models that have files."""
+        """Look at the rows of all models that have files, and at the end of `migrate`."""
+        # The signal is sent for every app that has models: this is the last of them.
+        last = [each for each in apps.get_app_configs() if each.models_module is not None][-1:]
+        for app in last:
+            signals.post_migrate.connect(_migrated, app, dispatch_uid="fennflow")
         for model in apps.get_models(include_auto_created=True):
             if any(isinstance(field, FileField) for field in model._meta.concrete_fields):  # noqa: SLF001 - documented
                 name = f"fennflow {model._meta.label}"  # noqa: SLF001 - documented
                 signals.pre_save.connect(unused.before_save, model, dispatch_uid=name)
+                signals.pre_delete.connect(unused.before_delete, model, dispatch_uid=name)
                 signals.post_save.connect(unused.after_save, model, dispatch_uid=name)
                 signals.post_delete.connect(unused.after_delete, model, dispatch_uid=name)

@@ -90,9 +90,8 @@ def connect(wrapper: BaseDatabaseWrapper, ends: Ends) -> Connection:
     raw: Any = wrapper.connection
     driver = "sqlite+pysqlite"
     if _kind(wrapper) == "postgresql":
-        # Both name it so in the module of their connections.
-        driver = f"postgresql+{type(raw).__module__.partition('.')[0]}"
-        driver = "postgresql+psycopg2" if driver.endswith("psycopg2") else "postgresql+psycopg"
+        # The module that Django chose; the connection may be wrapped, by what traces it for instance.
+        driver = f"postgresql+{cast('Any', wrapper).Database.__name__}"
     url = _place(wrapper).set(drivername=driver)
     kind = url.get_dialect()
     dialect: Any = kind(dbapi=kind.import_dbapi())  # type: ignore[call-arg]

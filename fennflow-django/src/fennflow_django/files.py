@@ -97,53 +97,70 @@ def _content(info: ObjectInfo) -> tuple[int, str]:
     return info.size, info.sha256 or info.etag
 
 
-class StoredFile(AnyFile):
-    """A file that is open for reading.
+class StorageFile(AnyFile):
+    """A file of a storage that is open: read in parts, or stored when it is closed.
+
+    What is written is not stored if an exception leaves the block of the file.
 
     Args:
         name: of the file.
-        mode: `rb`, or `r` for text.
-        info: what the catalog says of it.
+        mode: `rb` or `wb`; `r` or `w` for text.
         read: returns parts of it.
-    """
-
-    def __init__(self, name: str, mode: str, info: ObjectInfo, read: Read) -> None:
-        if mode.replace("t", "") not in {"rb", "r"}:
-            message = f"A stored file can be opened for reading or writing, not as {mode!a}."
-            raise ValueError(message)
-        file: Any = io.BufferedReader(_Blocks(name, info, read), 1 << 16)
-        super().__init__(file if "b" in mode else io.TextIOWrapper(file, "utf-8"), name)
-        self.mode = mode
-        self.size = info.size
-
-
-class WrittenFile(AnyFile):
-    """A file that is open for writing: it is stored when it is closed.
-
-    If an exception leaves its block, it is not.
-
-    Args:
-        name: of the file.
-        mode: `wb`, or `w` for text.
+        look: returns what the catalog says of it.
         put: stores it.
     """
 
-    def __init__(self, name: str, mode: str, put: Callable[..., str]) -> None:
-        self._bytes = SpooledTemporaryFile(max_size=settings.FILE_UPLOAD_MAX_MEMORY_SIZE)  # noqa: SIM115 - closed by close()
-        file: Any = self._bytes
-        super().__init__(file if "b" in mode else io.TextIOWrapper(file, "utf-8"), name)
+    def __init__(
+        self,
+        name: str,
+        mode: str,
+        *,
+        read: Read,
+        look: Callable[[str], ObjectInfo],
+        put: Callable[..., str],
+    ) -> None:
+        self._read, self._look, self._put = read, look, put
+        self._written: Any = None
+        super().__init__(None, name)
+        self._begin(mode)
+
+    def _begin(self, mode: str) -> None:
+        kind = mode.replace("t", "").replace("b", "")
+        file: Any
+        if kind == "r":
+            name = str(self)
+            info = self._look(name)
+            self.size = info.size
+            file = io.BufferedReader(_Blocks(name, info, self._read), 1 << 16)
+        elif kind == "w":
+            vars(self).pop("size", None)  # it is known when that is asked
+            file = SpooledTemporaryFile(max_size=settings.FILE_UPLOAD_MAX_MEMORY_SIZE)  # noqa: SIM115 - closed by close()
+            self._written = file
+        else:
+            message = f"A stored file can be opened for reading or writing, not as {mode!a}."
+            raise ValueError(message)
         self.mode = mode
-        self._put = put
-        self._open = True
+        self.file = file if "b" in mode else io.TextIOWrapper(file, "utf-8")
+
+    @override
+    def open(self, mode: str | None = None, *args: Any, **kwargs: Any) -> StorageFile:
+        """Go to the beginning; a file that was closed is opened once more, as it is then."""
+        if not self.closed:
+            self.seek(0)
+        else:
+            self._begin(mode or self.mode)
+        return self
 
     @override
     def close(self) -> None:
-        if self._open:
-            self._open = False
+        written, self._written = self._written, None
+        if written is None:
+            super().close()
+            return
+        with written:
             cast("Any", self.file).flush()
-            self._bytes.seek(0)
-            self._put(self.name, File(cast("Any", self._bytes)), overwrite=True)
-            self._bytes.close()
+            written.seek(0)
+            self._put(self.name, File(written), overwrite=True)
 
     @override
     def __exit__(
@@ -152,7 +169,6 @@ class WrittenFile(AnyFile):
         exc_value: BaseException | None,
         tb: TracebackType | None,
     ) -> None:
-        if exc_value is not None and self._open:
-            self._open = False
-            self._bytes.close()
+        if exc_value is not None:
+            self._written = None
         self.close()

@@ -33,7 +33,7 @@ from fennflow.repositories import (
 )
 from fennflow.sync import SyncUnitOfWork
 from fennflow_django.database import backend_config, identity
-from fennflow_django.files import StoredFile, WrittenFile
+from fennflow_django.files import StorageFile
 from fennflow_django.transactions import acting
 
 if TYPE_CHECKING:
@@ -147,9 +147,7 @@ class FennFlowStorage(Storage):
     # --- what Django calls -------------------------------------------------------------------------
 
     def _open(self, name: str, mode: str = "rb") -> File[Any]:
-        if mode.replace("t", "") in {"wb", "w"}:
-            return WrittenFile(name, mode, self._put)
-        return StoredFile(name, mode, self._info(name), self._read)
+        return StorageFile(name, mode, read=self._read, look=self._info, put=self._put)
 
     def _read(self, name: str, start: int, end: int | None) -> tuple[bytes, ObjectInfo]:
         key, begin = _key(name), None if end is None else start
@@ -161,7 +159,7 @@ class FennFlowStorage(Storage):
             try:
                 return self._put(name, content)
             except (RecordAlreadyExistsException, RecordLockedException):
-                if self._allow_overwrite:
+                if self._allow_overwrite or not content.seekable():
                     raise
                 # Since `exists` was asked, another transaction has taken the name, or is about to.
                 name = self.get_available_name(self.get_alternative_name(*_split(name)))

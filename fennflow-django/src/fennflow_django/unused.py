@@ -10,13 +10,13 @@ from collections.abc import Collection, Iterator
 from typing import Any, cast
 
 from django.apps import apps
-from django.db import connections
-from django.db.models import FileField, Model
+from django.db import connections, router
+from django.db.models import FileField, Model, QuerySet
 
 from fennflow_django.storage import FennFlowStorage
 
-_BEFORE = "_fennflow_before_save"
-"""Name of the attribute of a model's instance that has what its row names, while it is saved."""
+_BEFORE = "_fennflow_before"
+"""Name of the attribute of a model's instance that has what its row names, while that changes."""
 
 
 def before_save(
@@ -33,13 +33,23 @@ def before_save(
         return
     fields = [
         field
-        for field in _fields(sender)
+        for field in _fields(sender, using)
         if update_fields is None or field.name in update_fields or field.attname in update_fields
     ]
+    _note(instance, fields, using)
+
+
+def before_delete(sender: type[Model], instance: Model, using: str, **_: object) -> None:
+    """Note which files the row names that is about to be deleted."""
+    _note(instance, _fields(sender, using), using)
+
+
+def _note(instance: Model, fields: list[FileField], using: str) -> None:
+    # What the instance names need not be what the row does: it may be older, or not saved.
     if not fields:
         return
     connection = connections[using]
-    rows: Any = sender._base_manager.using(using).filter(pk=instance.pk)  # noqa: SLF001 - documented
+    rows: Any = QuerySet(type(instance), using=using).filter(pk=instance.pk)
     if connection.in_atomic_block and connection.features.has_select_for_update:
         # Of two transactions that replace it, the later one has to see what the earlier one wrote.
         rows = rows.select_for_update()
@@ -59,15 +69,23 @@ def after_save(sender: type[Model], instance: Model, using: str = "default", **_
 
 def after_delete(sender: type[Model], instance: Model, using: str = "default", **_: object) -> None:
     """Delete the files that a row named."""
-    for field in _fields(sender):
-        name = getattr(instance, field.attname).name
+    del sender
+    before: list[tuple[FileField, str]] = vars(instance).pop(_BEFORE, [])
+    for field, name in before:
         if name:
             _delete(field, name, using)
 
 
-def _fields(model: type[Model]) -> list[FileField]:
-    """Return the fields whose files are deleted when they are not used any more."""
-    return [field for field, storage in _files(model) if storage.delete_unused]
+def _fields(model: type[Model], using: str) -> list[FileField]:
+    """Return the fields whose files are deleted when they are not used any more.
+
+    Files of rows in another database than the catalog stay: they do not commit with the row.
+    """
+    return [
+        field
+        for field, storage in _files(model)
+        if storage.delete_unused and storage.using == using
+    ]
 
 
 def _files(model: type[Model]) -> Iterator[tuple[FileField, FennFlowStorage]]:
@@ -82,11 +100,22 @@ def _delete(field: FileField, name: str, using: str) -> None:
     storage = cast("FennFlowStorage", field.storage)
     place = storage.unit_of_work
     for model in apps.get_models(include_auto_created=True):
-        if model._meta.proxy or not model._meta.managed:  # noqa: SLF001 - documented
-            continue
         for other, its in _files(model):
             if other.model is model and its.unit_of_work is place:
-                rows = model._base_manager.using(using)  # noqa: SLF001 - documented
-                if rows.filter(**{other.attname: name}).exists():
-                    return
+                for alias in _databases(model, using):
+                    # Not by a manager, which may hide rows.
+                    rows: Any = QuerySet(model, using=alias)
+                    if rows.filter(**{other.attname: name}).exists():
+                        return
     storage.delete(name)
+
+
+def _databases(model: type[Model], using: str) -> Iterator[str]:
+    """Return in which databases there may be rows of a model."""
+    for alias in {using, router.db_for_write(model)}:
+        tables = connections[alias].introspection.table_names
+        if router.allow_migrate_model(alias, model) and (
+            # That there is the table of a model which Django does not manage is not certain.
+            model._meta.managed or model._meta.db_table in tables(include_views=True)  # noqa: SLF001 - documented
+        ):
+            yield alias
