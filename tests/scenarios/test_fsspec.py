@@ -171,14 +171,65 @@ def test_a_file_belongs_to_the_transaction_in_which_it_was_opened(fs: Any) -> No
     assert fs.find("") == ["files/kept"]
 
 
-def test_what_is_not_written_to_its_end_is_not_stored(fs: Any) -> None:
-    with pytest.raises(StopError), fs.open("files/a", "wb") as file:
-        file.write(b"half")
+@pytest.mark.parametrize(
+    ("mode", "compression"),
+    [("wb", None), ("w", None), ("wb", "gzip"), ("wt", "xz"), ("xt", "bz2")],
+)
+def test_what_is_not_written_to_its_end_is_not_stored(
+    fs: Any, mode: str, compression: str | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    half: Any = b"half" if "b" in mode else "half"
+    options = {"compression": compression, "block_size": 2}
+    with pytest.raises(StopError), fs.open("files/a", mode, **options) as file:
+        file.write(half)
         raise StopError
-    file = fs.open("files/a", "wb", block_size=2)
-    file.write(b"half")
+    assert caplog.messages == []
+    file = fs.open("files/a", mode, **options)
+    file.write(half)
     del file
+    assert "files/a was written, but never closed" in caplog.text
     assert fs.find("") == []
+    with fs.open("files/a", mode, **options) as file:
+        file.write(half)
+    assert fs.open("files/a", mode.replace("w", "r").replace("x", "r"), **options).read() == half
+
+
+def test_what_is_appended_follows_what_is_there_then(fs: Any) -> None:
+    fs.pipe("files/a", b"1")
+    with fs.open("files/a", "ab") as file:
+        assert file.tell() == 1
+        file.write(b"3")
+        fs.pipe("files/a", b"12")
+    assert fs.cat_file("files/a") == b"123"
+    with fs.open("files/b", "a") as file:
+        file.write("new")
+    assert fs.cat_file("files/b") == b"new"
+
+
+def test_a_directory_is_deleted_only_if_that_is_asked_for(fs: Any) -> None:
+    fs.pipe({"files/a/1": b"", "files/a/b/2": b""})
+    for wrong in ("files/a", ["files/a/1", "files/a"]):
+        with pytest.raises(IsADirectoryError, match="recursive"):
+            fs.rm(wrong)
+    fs.rm("files/a/*")
+    assert fs.find("files") == ["files/a/b/2"]
+    with pytest.raises(IsADirectoryError):
+        fs.cp_file("files/a/b/2", "other")
+
+
+def test_a_class_of_the_same_name_has_a_filesystem_of_its_own() -> None:
+    def made(namespace: str) -> Any:
+        class Local(UnitOfWork):
+            files = RepoField(FullRepository, namespace=namespace)
+            config = UOW.config
+
+        return Local
+
+    first, second = made("local1"), made("local2")
+    fsspec.filesystem("fennflow", uow=first).pipe("files/a", b"1")
+    assert fsspec.filesystem("fennflow", uow=second).find("files") == []
+    again = fsspec.filesystem("fennflow", uow=second)
+    assert fsspec.filesystem("fennflow", uow=second) is again
 
 
 def test_modes_and_parts(fs: Any) -> None:
@@ -241,6 +292,26 @@ def test_threads_of_a_library_write_in_the_transaction(fs: Any) -> None:
         assert len(fs.find("files")) == 3
         raise StopError
     assert fs.find("files") == []
+
+
+def test_a_thread_does_not_begin_a_transaction_inside_that_of_another(fs: Any) -> None:
+    refused: list[TransactionException] = []
+
+    def begin() -> None:
+        try:
+            fs.start_transaction()
+        except TransactionException as error:
+            refused.append(error)
+
+    with fs.transaction:
+        thread = threading.Thread(target=begin)
+        thread.start()
+        thread.join()
+        fs.pipe("files/a", b"1")
+    assert "each thread" in str(refused[0])
+    assert fs.find("files") == ["files/a"]
+    with pytest.raises(TransactionException, match="open"):
+        fs.end_transaction()
 
 
 @pytest.mark.docs

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from contextlib import closing
+import io
+import logging
+import shutil
 from tempfile import SpooledTemporaryFile
 from typing import TYPE_CHECKING, Any
 
 from fsspec.spec import AbstractBufferedFile
+from typing_extensions import Buffer, override
 
 from fennflow.exceptions import ObjectChangedException, TransactionException
 
@@ -14,6 +17,8 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from fennflow_fsspec.filesystem import FennFlowFileSystem
+
+logger = logging.getLogger("fennflow")
 
 _Base: Any = AbstractBufferedFile
 
@@ -30,9 +35,12 @@ class FennFlowFile(_Base):  # type: ignore[misc]
 
     def __init__(self, fs: FennFlowFileSystem, path: str, mode: str = "rb", **kwargs: Any) -> None:
         self._written: Any = None
+        self._discarded = False
         self._level = fs.transactions.level
         base: Any = super()
         base.__init__(fs, path, mode, **kwargs)
+        if mode == "ab" and fs.isfile(path):
+            self.loc = fs.size(path)
 
     def _fetch_range(self, start: int, end: int) -> bytes:
         data: bytes
@@ -42,10 +50,16 @@ class FennFlowFile(_Base):  # type: ignore[misc]
             raise ObjectChangedException(message)
         return data
 
+    def write(self, data: Buffer) -> int:
+        """Write; after `discard()` nothing happens, so that what writes through it can be closed."""
+        if self._discarded:
+            return memoryview(data).nbytes
+        base: Any = super()
+        count: int = base.write(data)
+        return count
+
     def _initiate_upload(self) -> None:
         self._written = SpooledTemporaryFile(max_size=IN_MEMORY)  # noqa: SIM115 - closed by discard()
-        if self.mode == "ab" and self.fs.isfile(self.path):
-            self._written.write(self.fs.cat_file(self.path))
 
     def _upload_chunk(self, final: bool = False) -> bool:  # noqa: FBT001, FBT002 - as fsspec calls it
         self._written.write(self.buffer.getvalue())
@@ -59,10 +73,22 @@ class FennFlowFile(_Base):  # type: ignore[misc]
         Raises:
             TransactionException: the transaction in which the file was opened has ended.
         """
-        with closing(self._written):
+        with self._written as written:
             self._check_level()
-            self._written.seek(0)
-            self.fs.store(self.path, self._written, create=self.mode == "xb")
+            written.seek(0)
+            if self.mode == "ab":
+                self._append(written)
+            else:
+                self.fs.store(self.path, written, create=self.mode == "xb")
+
+    def _append(self, written: Any) -> None:
+        # What is there is read in the unit of work that writes, so that `validate_reads` concerns it.
+        with self.fs.transactions.together(), SpooledTemporaryFile(max_size=IN_MEMORY) as whole:
+            if self.fs.isfile(self.path):
+                whole.write(self.fs.cat_file(self.path))
+            shutil.copyfileobj(written, whole)
+            whole.seek(0)
+            self.fs.store(self.path, whole, create=False)
 
     def _check_level(self) -> None:
         level = self._level
@@ -77,7 +103,7 @@ class FennFlowFile(_Base):  # type: ignore[misc]
         """Store nothing."""
         if self._written is not None:
             self._written.close()
-        self.forced = True  # so that close() stores nothing either
+        self._discarded = self.forced = True  # so that close() stores nothing either
 
     def __exit__(
         self,
@@ -91,4 +117,76 @@ class FennFlowFile(_Base):  # type: ignore[misc]
 
     def __del__(self) -> None:
         """Store nothing of what was not closed."""
+        if self.writable() and not self._discarded:
+            logger.warning("%s was written, but never closed: nothing of it is stored.", self.path)
         self.discard()
+
+
+class CompressedFile(io.BufferedIOBase):
+    """A file that is written through a compressor, which would not close it.
+
+    Args:
+        file: that is open for writing.
+        compressor: writes to it.
+    """
+
+    def __init__(self, file: FennFlowFile, compressor: Any) -> None:
+        super().__init__()
+        self._file = file
+        self._compressor = compressor
+
+    @override
+    def writable(self) -> bool:
+        return True
+
+    @override
+    def write(self, data: Buffer, /) -> int:
+        count: int = self._compressor.write(data)
+        return count
+
+    def discard(self) -> None:
+        """Store nothing."""
+        self._file.discard()
+
+    @override
+    def close(self) -> None:
+        if not self.closed:
+            super().close()
+            with self._file:
+                self._compressor.close()
+
+    @override
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc_val: BaseException | None,
+        exc_tb: TracebackType | None,
+    ) -> None:
+        if exc_val is not None:
+            self.discard()
+        self.close()
+
+    @override
+    def __del__(self) -> None:
+        """Do nothing: what was not closed is not stored."""
+
+
+class TextFile(io.TextIOWrapper):
+    """A file that is open for writing text; it has no other name than that of `FennFlowFile`."""
+
+    buffer: FennFlowFile | CompressedFile  # type: ignore[assignment]
+
+    @override
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc_val: BaseException | None,
+        exc_tb: TracebackType | None,
+    ) -> None:
+        if exc_val is not None:
+            self.buffer.discard()
+        self.close()
+
+    @override
+    def __del__(self) -> None:
+        """Do nothing: what was not closed is not stored."""

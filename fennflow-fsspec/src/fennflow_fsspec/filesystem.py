@@ -7,9 +7,12 @@ from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
 from importlib import import_module
+from os import PathLike
 from typing import TYPE_CHECKING, Any, cast
 
 from fsspec import AbstractFileSystem
+from fsspec.compression import compr
+from fsspec.core import get_compression, has_magic
 from fsspec.transaction import Transaction
 
 from fennflow.exceptions import (
@@ -21,7 +24,7 @@ from fennflow.files import StreamContent
 from fennflow.repositories.fields import fields_of
 from fennflow.sync import SyncUnitOfWork
 from fennflow.uow import UnitOfWork
-from fennflow_fsspec.files import FennFlowFile
+from fennflow_fsspec.files import CompressedFile, FennFlowFile, TextFile
 from fennflow_fsspec.transactions import Transactions
 
 if TYPE_CHECKING:
@@ -31,7 +34,21 @@ if TYPE_CHECKING:
     from fennflow.responses import ObjectInfo
 
 _Base: Any = AbstractFileSystem
+_Cached: Any = type(AbstractFileSystem)
 _Transaction: Any = Transaction
+
+
+class _CachedByClass(_Cached):  # type: ignore[misc]
+    """Returns a filesystem that was made before for the same class only, not for one of its name."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        make: Any = super().__call__
+        found = make(*args, **kwargs)
+        given = args[0] if args else kwargs.get("uow")
+        if isinstance(given, type) and found.uow is not given:
+            self._cache.pop(found._fs_token, None)  # noqa: SLF001 - of its base class
+            found = make(*args, **kwargs)
+        return found
 
 
 class UnitOfWorkTransaction(_Transaction):  # type: ignore[misc]
@@ -68,7 +85,7 @@ class _DiscardedError(Exception):
     """A transaction was ended with `complete(commit=False)`."""
 
 
-class FennFlowFileSystem(_Base):  # type: ignore[misc]
+class FennFlowFileSystem(_Base, metaclass=_CachedByClass):  # type: ignore[misc]
     """The repositories of a unit of work as a filesystem of fsspec: `fennflow://FIELD/PATH`.
 
     The first part of a path is the name of a field of the unit of work. Inside `with fs.transaction`
@@ -123,6 +140,7 @@ class FennFlowFileSystem(_Base):  # type: ignore[misc]
         if not isinstance(found, type) or not issubclass(found, (UnitOfWork, SyncUnitOfWork)):
             message = f"uow={uow!a} is not a class of units of work, nor the module:NAME of one."
             raise ConfigException(message)
+        self.uow = found
         self._fields = sorted(fields_of(found))
         make: Callable[[], Any] = found.sync if issubclass(found, UnitOfWork) else found
         self.transactions = Transactions(make)
@@ -222,7 +240,16 @@ class FennFlowFileSystem(_Base):  # type: ignore[misc]
         # The file belongs to the unit of work, and waits for no other commit.
         kwargs["autocommit"] = kwargs.get("autocommit", True)
         base: Any = super()
-        return base.open(path, mode, block_size, cache_options, compression, **kwargs)
+        if "r" in mode:
+            return base.open(path, mode, block_size, cache_options, compression, **kwargs)
+        # Those of fsspec store what was written until an exception left the block, or lose all of it.
+        text = {key: kwargs.pop(key) for key in _TEXT & kwargs.keys()}
+        codec = get_compression(path, compression)
+        kind = mode.replace("t", "").replace("b", "")
+        file = base.open(path, f"{kind}b", block_size, cache_options, **kwargs)
+        if codec is not None:
+            file = CompressedFile(file, compr[codec](file, mode=kind.replace("x", "w")))
+        return file if "b" in mode else TextFile(file, **text)
 
     def _open(self, path: str, mode: str = "rb", **kwargs: Any) -> FennFlowFile:
         self._place(path, "file")
@@ -246,9 +273,9 @@ class FennFlowFileSystem(_Base):  # type: ignore[misc]
     def cp_file(self, path1: str, path2: str, **_: Any) -> None:
         """Copy a file inside the store; directories have nothing to copy."""
         path1, path2 = self._strip_protocol(path1), self._strip_protocol(path2)
-        (field, key), (target, name) = self._place(path1), self._place(path2)
         if self.isdir(path1):
             return
+        (field, key), (target, name) = self._place(path1, "file"), self._place(path2, "file")
         with _translated(), self.transactions.acting() as uow:
             repository: Any = getattr(uow, field)
             repository.copy(key, name, to=getattr(uow, target))
@@ -265,6 +292,11 @@ class FennFlowFileSystem(_Base):  # type: ignore[misc]
     def rm(self, path: Any, recursive: bool = False, maxdepth: int | None = None) -> None:  # noqa: FBT001, FBT002 - as fsspec calls it
         """Delete files and directories, all or none of them."""
         with self.transactions.together():
+            for each in [path] if isinstance(path, (str, PathLike)) else path:
+                name = self._strip_protocol(each)
+                if not (recursive or has_magic(name)) and self.isdir(name):
+                    message = f"{name} is a directory. Delete it with recursive=True."
+                    raise IsADirectoryError(message)
             for each in self.expand_path(path, recursive=recursive, maxdepth=maxdepth):
                 if not self.isdir(each):
                     self.rm_file(each)
@@ -339,6 +371,9 @@ def _translated() -> Generator[None]:
         raise FileNotFoundError(str(error)) from error
     except RecordAlreadyExistsException as error:
         raise FileExistsError(str(error)) from error
+
+
+_TEXT = frozenset({"encoding", "errors", "newline"})
 
 
 def _imported(place: str) -> object:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from contextlib import ExitStack, contextmanager
-from threading import local
+from threading import get_ident, local
 from typing import TYPE_CHECKING
 
+from fennflow.exceptions import TransactionException
 from fennflow.sync import SyncUnitOfWork
 
 if TYPE_CHECKING:
@@ -54,6 +55,7 @@ class Transactions:
         self._make = make
         self._stacks: list[tuple[Level, ExitStack]] = []
         self._uow: SyncUnitOfWork | None = None
+        self._thread = 0
         self._local = local()
 
     @property
@@ -62,10 +64,21 @@ class Transactions:
         return self._stacks[-1][0] if self._stacks else None
 
     def begin(self) -> None:
-        """Begin a transaction, or a savepoint in the one that is open."""
+        """Begin a transaction, or a savepoint in the one that is open.
+
+        Raises:
+            TransactionException: another thread has one open.
+        """
+        if self._stacks and self._thread != get_ident():
+            message = (
+                "Another thread has a transaction of this filesystem open. Make one for each thread: "
+                'fsspec.filesystem("fennflow", uow=...).'
+            )
+            raise TransactionException(message)
         stack = ExitStack()
         if self._uow is None:
             self._uow = stack.enter_context(self._make())
+            self._thread = get_ident()
         else:
             stack.enter_context(self._uow.savepoint())
         self._stacks.append((Level(self.level), stack))
@@ -76,7 +89,14 @@ class Transactions:
         error: BaseException | None = None,
         traceback: TracebackType | None = None,
     ) -> None:
-        """Commit what is innermost, or undo it because of an exception."""
+        """Commit what is innermost, or undo it because of an exception.
+
+        Raises:
+            TransactionException: none is open.
+        """
+        if not self._stacks:
+            message = "No transaction of this filesystem is open."
+            raise TransactionException(message)
         level, stack = self._stacks.pop()
         level.over, level.undone = True, error is not None
         if not self._stacks:
