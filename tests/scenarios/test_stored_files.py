@@ -4,17 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import threading
 from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine, create_engine, select
+from sqlalchemy import Engine, ForeignKey, create_engine, select
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
-from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
+from sqlalchemy.orm import (
+    DeclarativeBase,
+    Mapped,
+    Session,
+    mapped_column,
+    relationship,
+    scoped_session,
+    sessionmaker,
+)
 
 from fennflow.backends import SqlalchemyBackendConfig
 from fennflow.connectors import InMemoryConnectorConfig
@@ -36,6 +45,33 @@ class Letter(Base):
     __tablename__ = "scanned_letters"
     name: Mapped[str] = mapped_column(primary_key=True)
     scan: Mapped[StoredFile | None] = mapped_column(StoredFileType)
+
+
+class Archived(Base):
+    __tablename__ = "archived_letters"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    scan: Mapped[StoredFile | None] = mapped_column(StoredFileType)
+
+
+class Part(Base):
+    __tablename__ = "parts"
+    __mapper_args__ = {"polymorphic_on": "kind", "polymorphic_identity": "part"}  # noqa: RUF012
+    name: Mapped[str] = mapped_column(primary_key=True)
+    kind: Mapped[str]
+    book_name: Mapped[str | None] = mapped_column(ForeignKey("books.name"))
+
+
+class Page(Part):
+    __tablename__ = "pages"
+    __mapper_args__ = {"polymorphic_identity": "page"}  # noqa: RUF012
+    name: Mapped[str] = mapped_column(ForeignKey("parts.name"), primary_key=True)
+    scan: Mapped[StoredFile | None] = mapped_column(StoredFileType)
+
+
+class Book(Base):
+    __tablename__ = "books"
+    name: Mapped[str] = mapped_column(primary_key=True)
+    pages: Mapped[list[Page]] = relationship(cascade="all, delete-orphan")
 
 
 class StopError(Exception):
@@ -144,6 +180,83 @@ def test_a_file_that_another_row_names_stays(site: Site) -> None:
         with site.uow_class.sync(join=session) as uow, stored_files(session, uow.files):
             session.delete(session.get_one(Letter, "a"))
         site.check("b")
+
+
+def test_a_file_that_a_row_of_another_table_names_stays(site: Site) -> None:
+    with Session(site.engine) as session:
+        with site.uow_class.sync(join=session) as uow, stored_files(session, uow.files):
+            session.add(Letter(name="a", scan=stored("1")))
+        with site.uow_class.sync(join=session) as uow, stored_files(session, uow.files):
+            scan = session.get_one(Letter, "a").scan
+            session.add(Archived(scan=scan))
+        with site.uow_class.sync(join=session) as uow, stored_files(session, uow.files):
+            session.delete(session.get_one(Letter, "a"))
+        with site.uow_class.sync(join=session) as uow, stored_files(session, uow.files):
+            [archived] = session.scalars(select(Archived))
+            assert archived.scan is not None
+            assert uow.files.read_text(archived.scan.path) == "1"
+            session.delete(archived)
+        site.check()
+
+
+def test_a_file_that_was_put_is_named_by_another_row(site: Site) -> None:
+    one = stored("1")
+    with Session(site.engine, expire_on_commit=False) as session:
+        for name in ("a", "b"):
+            with pytest.raises(StopError), site.uow_class.sync(join=session) as uow:
+                with stored_files(session, uow.files):
+                    session.add(Letter(name=name, scan=one))
+                raise StopError
+            with site.uow_class.sync(join=session) as uow, stored_files(session, uow.files):
+                session.add(Letter(name=name, scan=one))
+        site.check("a", "b")
+
+
+def test_a_row_is_refused_whose_file_nothing_puts(site: Site) -> None:
+    with Session(site.engine) as session:
+        session.add(Letter(name="a", scan=stored("1")))
+        with pytest.raises(TransactionException, match=r"put .*a\.txt.* Letter"):
+            session.flush()
+    site.check()
+
+
+def test_files_go_with_orphans_and_rows_of_subclasses(site: Site) -> None:
+    with Session(site.engine) as session:
+        with site.uow_class.sync(join=session) as uow, stored_files(session, uow.files):
+            pages = [Page(name=f"p{number}", scan=stored("1")) for number in range(2)]
+            session.add(Book(name="book", pages=pages))
+        with site.uow_class.sync(join=session) as uow, stored_files(session, uow.files):
+            book = session.get_one(Book, "book")
+            book.pages = book.pages[:1]
+            left = book.pages[0].scan
+            assert left is not None
+        with site.uow_class.sync() as uow:
+            assert list(uow.files.list()) == [left.path]
+        with site.uow_class.sync(join=session) as uow, stored_files(session, uow.files):
+            session.delete(session.get_one(Book, "book"))
+        site.check()
+
+
+def test_a_scoped_session_is_that_of_the_thread(site: Site) -> None:
+    scoped = scoped_session(sessionmaker(site.engine))
+    with site.uow_class.sync(join=scoped) as uow, stored_files(scoped, uow.files):
+        scoped.add(Letter(name="a", scan=stored("1")))
+        refused: list[TransactionException] = []
+
+        def other() -> None:
+            scoped.add(Letter(name="b", scan=stored("2")))
+            try:
+                scoped.flush()
+            except TransactionException as error:
+                refused.append(error)
+            scoped.remove()
+
+        thread = threading.Thread(target=other)
+        thread.start()
+        thread.join()
+    scoped.remove()
+    assert len(refused) == 1
+    site.check("a")
 
 
 def test_it_works_with_async(site: Site) -> None:

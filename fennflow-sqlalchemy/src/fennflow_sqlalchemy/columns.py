@@ -7,13 +7,13 @@ savepoints that were rolled back need no attention.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator
 from typing import TYPE_CHECKING, Any, cast
 
 import uuid_utils
-from sqlalchemy import Column, Dialect, Text, event, inspect, select
-from sqlalchemy.ext.asyncio import AsyncSession
-from sqlalchemy.orm import Mapper, Session
+from sqlalchemy import Column, Connection, Dialect, Text, event, inspect, select
+from sqlalchemy.ext.asyncio import AsyncSession, async_scoped_session
+from sqlalchemy.orm import Mapper, Session, object_session, scoped_session
 from sqlalchemy.types import TypeDecorator
 from typing_extensions import override
 
@@ -91,108 +91,35 @@ class StoredFileType(TypeDecorator[StoredFile]):
         return None if value is None else StoredFile.at(value)
 
 
-class stored_files:  # noqa: N801 - it is called like a function
-    """Put and delete files with the rows that name them, at the end of the block.
+_BLOCK = "stored_files of FennFlow's"
+"""Key in the `info` of a session that has the changes of the open block."""
 
-    Open it inside the unit of work that has joined the session, with `with` or `async with`. What
-    statements of SQL change without objects (`session.execute(delete(...))`) is not seen: such
-    files stay. Whether other rows name a file is looked up in the columns that the block changes.
 
-    Args:
-        session: that the unit of work has joined.
-        repository: one of its repositories, with `CreateRepository` and `DeleteRepository`.
-    """
+class _Changes:
+    """Which files the rows have named that were written since the block began, and will name."""
 
-    def __init__(self, session: Session | AsyncSession, repository: Any) -> None:
-        self._session = session
-        self._repository = repository
+    def __init__(self) -> None:
         self._new: dict[str, StoredFile] = {}
         self._old: set[str] = set()
         self._columns: set[Column[Any]] = set()
 
-    @property
-    def _sync_session(self) -> Session:
-        session = self._session
-        return session.sync_session if isinstance(session, AsyncSession) else session
-
-    def __enter__(self) -> Self:
-        """Watch the session."""
-        if isinstance(self._session, AsyncSession):
-            message = "For an AsyncSession there is `async with stored_files(...)`."
-            raise TransactionException(message)
-        event.listen(self._session, "before_flush", self._look)
-        return self
-
-    def __exit__(
+    def note(
         self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
+        session: Session,
+        mapper: Mapper[Any],
+        old: Collection[StoredFile],
+        new: Collection[StoredFile],
     ) -> None:
-        """Put and delete files, unless an exception leaves the block."""
-        try:
-            if exc is None:
-                put, gone = self._decide(self._sync_session)
-                for file in put:
-                    self._repository.at(file.folder).create(file.content)
-                if gone:
-                    self._repository.delete(*gone)
-        finally:
-            event.remove(self._sync_session, "before_flush", self._look)
+        """Note which files a row has named, and will name."""
+        mappers = mapper.registry.mappers
+        self._columns.update(column for each in mappers for _, column in _file_columns(each))
+        self._old.update(file.path for file in old)
+        unknown = {file.path: file for file in new if file.path not in self._new}
+        for path in self._named(session, unknown):  # it was put with another row
+            unknown.pop(path, None)
+        self._new |= unknown
 
-    async def __aenter__(self) -> Self:
-        """Watch the session."""
-        if not isinstance(self._session, AsyncSession):
-            message = "For a Session there is `with stored_files(...)`."
-            raise TransactionException(message)
-        event.listen(self._session.sync_session, "before_flush", self._look)
-        return self
-
-    async def __aexit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        """Put and delete files, unless an exception leaves the block."""
-        try:
-            if exc is None:
-                session = cast("AsyncSession", self._session)
-                put, gone = await session.run_sync(self._decide)
-                for file in put:
-                    await self._repository.at(file.folder).create(file.content)
-                if gone:
-                    await self._repository.delete(*gone)
-        finally:
-            event.remove(self._sync_session, "before_flush", self._look)
-
-    def _look(self, session: Session, *_: object) -> None:
-        """Note which files the rows that change have named, and will name."""
-        with session.no_autoflush:
-            for row in [*session.new, *session.dirty, *session.deleted]:
-                mapper: Mapper[Any] = inspect(row).mapper
-                for key, column in _file_columns(mapper):
-                    self._columns.add(column)
-                    if row not in session.deleted:
-                        self._note_new(inspect(row).attrs[key].history.added)
-                    if row not in session.new:
-                        self._note_old(session, mapper, row, key)
-
-    def _note_new(self, values: Sequence[object] | None) -> None:
-        for value in values or ():
-            if isinstance(value, StoredFile) and value.content is not None:
-                self._new.setdefault(value.path, value)
-
-    def _note_old(self, session: Session, mapper: Mapper[Any], row: Any, key: str) -> None:
-        # What the row says, since the object may not have loaded the value that was replaced.
-        identity = inspect(row).identity
-        columns = zip(mapper.primary_key, identity or (), strict=True)
-        query = select(mapper.columns[key]).where(*(column == value for column, value in columns))
-        old: StoredFile | None = session.execute(query).scalar()
-        if old is not None:
-            self._old.add(old.path)
-
-    def _decide(self, session: Session) -> tuple[list[StoredFile], list[str]]:
+    def decide(self, session: Session) -> tuple[list[StoredFile], list[str]]:
         """Return the files to put and the paths to delete, by what the rows name now."""
         session.flush()
         named = set(self._named(session, {*self._new, *self._old}))
@@ -206,6 +133,147 @@ class stored_files:  # noqa: N801 - it is called like a function
                 some = wanted[start : start + AT_ONCE]
                 found = session.execute(select(column).where(column.in_(some))).scalars()
                 yield from (file.path for file in found)
+
+
+class stored_files:  # noqa: N801 - it is called like a function
+    """Put and delete files with the rows that name them, at the end of the block.
+
+    Open it inside the unit of work that has joined the session, with `with` or `async with`. What
+    statements of SQL change without objects (`session.execute(delete(...))`) is not seen: such
+    files stay. A file stays, too, that another row names, of any mapped class of the registry.
+
+    Args:
+        session: that the unit of work has joined.
+        repository: one of its repositories, with `CreateRepository` and `DeleteRepository`.
+    """
+
+    def __init__(
+        self,
+        session: Session
+        | AsyncSession
+        | scoped_session[Session]
+        | async_scoped_session[AsyncSession],
+        repository: Any,
+    ) -> None:
+        # That of the moment: the registry has one for each thread or task.
+        self._session: Session | AsyncSession = (
+            session() if isinstance(session, (scoped_session, async_scoped_session)) else session
+        )
+        self._repository = repository
+        self._changes = _Changes()
+        self._outer: object = None
+
+    def __enter__(self) -> Self:
+        """Watch the session."""
+        if isinstance(self._session, AsyncSession):
+            message = "For an AsyncSession there is `async with stored_files(...)`."
+            raise TransactionException(message)
+        self._begin()
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Put and delete files, unless an exception leaves the block."""
+        try:
+            if exc is None:
+                put, gone = self._changes.decide(cast("Session", self._session))
+                for file in put:
+                    self._repository.at(file.folder).create(file.content)
+                if gone:
+                    self._repository.delete(*gone)
+        finally:
+            self._end()
+
+    async def __aenter__(self) -> Self:
+        """Watch the session."""
+        if not isinstance(self._session, AsyncSession):
+            message = "For a Session there is `with stored_files(...)`."
+            raise TransactionException(message)
+        self._begin()
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Put and delete files, unless an exception leaves the block."""
+        try:
+            if exc is None:
+                session = cast("AsyncSession", self._session)
+                put, gone = await session.run_sync(self._changes.decide)
+                for file in put:
+                    await self._repository.at(file.folder).create(file.content)
+                if gone:
+                    await self._repository.delete(*gone)
+        finally:
+            self._end()
+
+    def _begin(self) -> None:
+        self._outer = self._session.info.get(_BLOCK)
+        self._session.info[_BLOCK] = self._changes
+
+    def _end(self) -> None:
+        self._session.info[_BLOCK] = self._outer
+
+
+@event.listens_for(Mapper, "mapper_configured")
+def _watch(mapper: Mapper[Any], kind: type[Any]) -> None:
+    """Look at all rows of a class that has files as they are written, orphans too."""
+    if next(_file_columns(mapper), None) is not None:
+        event.listen(kind, "before_insert", _look)
+        event.listen(kind, "before_update", _look)
+        event.listen(kind, "before_delete", _look_at_deleted)
+
+
+def _look(mapper: Mapper[Any], connection: Connection, row: object) -> None:
+    session = cast("Session", object_session(row))
+    block: _Changes | None = session.info.get(_BLOCK)
+    state = inspect(row)
+    for key, _ in _file_columns(mapper):
+        history = state.attrs[key].history
+        new = [
+            value
+            for value in history.added or ()
+            if isinstance(value, StoredFile) and value.content is not None
+        ]
+        if block is not None and history.has_changes():
+            block.note(session, mapper, _old(mapper, connection, row, key), new)
+        elif new:
+            message = (
+                f"Nothing would put {new[0].path}, which a row of {mapper.class_.__name__} names. Flush "
+                "it inside stored_files(session, repository), or name a file that is there by "
+                "StoredFile.at(path)."
+            )
+            raise TransactionException(message)
+
+
+def _look_at_deleted(mapper: Mapper[Any], connection: Connection, row: object) -> None:
+    session = cast("Session", object_session(row))
+    block: _Changes | None = session.info.get(_BLOCK)
+    if block is not None:
+        for key, _ in _file_columns(mapper):
+            block.note(session, mapper, _old(mapper, connection, row, key), ())
+
+
+def _old(mapper: Mapper[Any], connection: Connection, row: object, key: str) -> list[StoredFile]:
+    """Return what the row names, since the object may not have loaded the value that was replaced."""
+    identity = inspect(row).identity
+    if identity is None:
+        return []
+    columns = zip(mapper.primary_key, identity, strict=True)
+    query = (
+        select(mapper.columns[key])
+        .select_from(mapper.selectable)
+        .where(*(column == value for column, value in columns))
+    )
+    found: StoredFile | None = connection.execute(query).scalar()
+    return [] if found is None else [found]
 
 
 def _file_columns(mapper: Mapper[Any]) -> Iterator[tuple[str, Column[Any]]]:
