@@ -24,13 +24,15 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
-from server import cheap_server
-from subjects import OPERATIONS, MiB, Raw, StreamSubject, Subject, subjects
+from server import Server, cheap_server
+from subjects import OPERATIONS, PART, MiB, Raw, StreamSubject, Subject, subjects
 
 from fennflow.testing import S3Server, juicefs_gateway, moto_server, postgresql_server
 
 MOST_UNITS = 100
 """Units of work one by one say enough with so many of them."""
+LIMIT = 50 * 10**6
+"""Bytes a second that a connection gets, where that is limited."""
 
 
 async def timed(work: Awaitable[object]) -> float:
@@ -89,6 +91,39 @@ async def measure_large(
                 (f"{size // MiB} MiB down, memory", down_memory),
             ):
                 results.setdefault(name, {}).setdefault(subject.name, []).append(value)
+    return results
+
+
+async def measure_limited(
+    found: Sequence[StreamSubject], size: int, repeats: int, cheap: Server
+) -> dict[str, dict[str, list[float]]]:
+    """Return seconds of one large object down, where a connection gets 50 MB/s."""
+    row: dict[str, list[float]] = {}
+    for turn, subject in itertools.product(range(repeats), found):
+        key = f"limited/{turn}.bin"
+        await subject.upload(key, size)
+        cheap.limit(LIMIT)
+        try:
+            row.setdefault(subject.name, []).append(await timed(subject.download(key)))
+        finally:
+            cheap.limit(0)
+        await subject.delete([key])
+    return {f"{size // MiB} MiB down, {LIMIT // 10**6} MB/s a connection": row}
+
+
+async def measure_many(
+    found: Sequence[StreamSubject], size: int
+) -> dict[str, dict[str, list[float]]]:
+    """Return seconds, and MiB of memory that it took, of eight large objects at once."""
+    keys = [f"many/{number}.bin" for number in range(8)]
+    name = f"8 x {size // MiB} MiB up"
+    results: dict[str, dict[str, list[float]]] = {name: {}, f"{name}, memory": {}}
+    for subject in found:
+        before = forget_peak()
+        uploads = [subject.upload(key, size) for key in keys]
+        results[name][subject.name] = [await timed(asyncio.gather(*uploads))]
+        results[f"{name}, memory"][subject.name] = [peak() - before]
+        await subject.delete(keys)
     return results
 
 
@@ -172,6 +207,8 @@ async def run(options: argparse.Namespace, console: Console) -> dict[str, Any]:
                         ]
                         size = options.large * MiB
                         rows = await measure_large(large, size, options.repeats)
+                        rows |= await measure_limited(large, size, options.repeats, cheap)
+                        rows |= await measure_many(large, max(PART, size // 5 // PART * PART))
                         results["large"] = rows
                         keep(options.json, results)
                         show("large", rows, console)

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from controlled_loop import controlled
+from fennflow.connectors import ObjectAttributes, PutRequest
 from fennflow.exceptions import (
     ConfigException,
     ConnectorUnavailableException,
@@ -23,6 +24,8 @@ from fennflow.testing import Fault, S3Server
 from fennflow.testing.fixtures import failing
 from fennflow_memory.backend import InMemoryBackend
 from stores import Store, make_store, new_bucket, s3_config
+
+ATTRIBUTES = ObjectAttributes(media_type="text/plain")
 
 
 @pytest.fixture
@@ -73,6 +76,19 @@ async def test_what_is_sent_again_is_logged_with_its_key_its_error_and_the_wait(
     message = record.getMessage()
     assert "bucket/a.txt failed, attempt 1 of 4; the next one is in 0." in message
     assert "ConnectorUnavailableException" in message
+
+
+async def test_what_the_client_of_s3_sends_again_is_logged_too(
+    strict: S3Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = Store(s3_config(strict, max_attempts=2), await new_bucket(strict), strict)
+    async with store.connector() as connector:
+        left = [Fault.SLOW_DOWN]
+        with strict.failing(lambda _: left.pop() if left else None):
+            await connector.put(PutRequest(store.namespace, "a b.txt", ATTRIBUTES), b"1")
+    [record] = [each for each in caplog.records if getattr(each, "rule", None) == "retry"]
+    assert f"{store.namespace}/a b.txt failed, and is sent again after " in record.getMessage()
+    assert record.getMessage().endswith("s: SlowDown (HTTP 503)")
 
 
 async def test_a_unit_of_work_that_takes_too_long_is_undone(memory: Store) -> None:

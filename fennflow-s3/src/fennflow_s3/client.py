@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import socket
+import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import AbstractAsyncContextManager, contextmanager
 from contextvars import ContextVar
@@ -10,7 +12,7 @@ from dataclasses import dataclass
 from functools import cache
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, cast
-from urllib.parse import unquote_plus
+from urllib.parse import unquote, unquote_plus, urlsplit
 
 import aiohttp
 from aiobotocore.config import AioConfig
@@ -43,7 +45,8 @@ from fennflow.exceptions import (
     NoSuchNamespaceException,
     PreconditionFailedException,
 )
-from fennflow.printable import cause_to_show, without_credentials
+from fennflow.printable import cause_to_show, printable, without_credentials
+from fennflow.telemetry import log_event
 from fennflow_s3.answers import time_of
 from fennflow_s3.first_attempt import FirstAttempts, answer_to_first_attempt, content_md5
 from fennflow_s3.window import Window
@@ -118,6 +121,8 @@ _REFUSALS = frozenset(
 
 
 READ_AT_ONCE = 1 << 18
+_FAILED = "fennflow_failed"
+"""Of the context of a request: how its last attempt failed, and when."""
 _CHECKSUMS = ("x-amz-checksum-", "x-amz-sdk-checksum-")
 
 
@@ -188,6 +193,7 @@ def client_context(config: S3ConnectorConfig) -> AbstractAsyncContextManager[S3C
     session.register("creating-client-class.s3", _add_first_attempts)
     session.register("before-send.s3", answer_to_first_attempt)
     session.register("response-received.s3", _note_attempt)
+    session.register("request-created.s3", _log_repetition)
     session.register("needs-retry.s3.PutObject", _no_retry)
     with translated("open a client for", "S3"):
         # Its overloads name the stubs of every service of AWS.
@@ -280,19 +286,45 @@ def _no_retry(**_kwargs: Any) -> bool | None:
 
 
 def _note_attempt(
-    parsed_response: Any = None, exception: Exception | None = None, **_kwargs: Any
+    context: dict[str, Any],
+    parsed_response: Any = None,
+    exception: Exception | None = None,
+    **_kwargs: Any,
 ) -> None:
-    """Note an attempt whose answer was lost; botocore's count has the refused ones, too."""
-    attempts = _attempts.get()
-    if attempts is None:
-        return
+    """Note an attempt that failed, and whether its answer was lost.
+
+    botocore's own count has the refused ones, too.
+    """
     if exception is not None:
-        attempts.lost = attempts.lost or not _unsent(exception)
-    elif parsed_response is not None:
+        lost, failure = not _unsent(exception), f"{type(exception).__name__}: {exception}"
+    elif parsed_response is not None and _status(parsed_response) >= HTTPStatus.MULTIPLE_CHOICES:
         status = _status(parsed_response)
-        if status >= HTTPStatus.MULTIPLE_CHOICES:
-            code = str(parsed_response.get("Error", {}).get("Code", ""))
-            attempts.lost = attempts.lost or not is_refusal(code, status)
+        code = str(parsed_response.get("Error", {}).get("Code", ""))
+        lost, failure = not is_refusal(code, status), f"{code} (HTTP {status})"
+    else:
+        return
+    context[_FAILED] = failure, time.monotonic()
+    attempts = _attempts.get()
+    if attempts is not None:
+        attempts.lost = attempts.lost or lost
+
+
+def _log_repetition(request: Any, operation_name: str, **_kwargs: Any) -> None:
+    """Log that a request is sent again, which botocore decides by itself."""
+    failed = request.context.pop(_FAILED, None)
+    if failed is None:
+        return
+    failure, since = failed
+    parts = urlsplit(request.url)
+    log_event(
+        logging.WARNING,
+        "%s of %s failed, and is sent again after %.2f s: %s",
+        operation_name,
+        printable(f"{parts.netloc}{unquote(parts.path)}"),
+        time.monotonic() - since,
+        printable(without_credentials(failure)),
+        rule="retry",
+    )
 
 
 @contextmanager

@@ -253,7 +253,7 @@ class FirstAttempts(AioBaseClient):
         exception = answer if isinstance(answer, Exception) else HTTPClientError(error=status)
         await self._parts.meta.events.emit(
             f"response-received.s3.{operation_name}",
-            request_dict={},
+            response_dict=None,
             parsed_response=parsed if refused else None,
             context={},
             exception=None if refused else exception,
