@@ -6,12 +6,16 @@ import asyncio
 import logging
 import time
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
+from typing_extensions import override
 
 from controlled_loop import controlled
+from fennflow import plugins
 from fennflow.connectors import ObjectAttributes, PutRequest
+from fennflow.engine.circuit import CLOSING_WITHIN
 from fennflow.exceptions import (
     ConfigException,
     ConnectorUnavailableException,
@@ -20,10 +24,10 @@ from fennflow.exceptions import (
     TransactionTimeoutException,
 )
 from fennflow.files import TextContent
-from fennflow.testing import Fault, S3Server
+from fennflow.testing import Fault, S3Server, faults
 from fennflow.testing.fixtures import failing
 from fennflow_memory.backend import InMemoryBackend
-from stores import Store, make_store, new_bucket, s3_config
+from stores import FullUOW, Store, make_store, new_bucket, s3_config
 
 ATTRIBUTES = ObjectAttributes(media_type="text/plain")
 
@@ -118,6 +122,47 @@ async def test_a_unit_of_work_whose_time_is_over_does_not_commit(memory: Store) 
     assert await memory.objects() == {}
     with pytest.raises(ConfigException, match="timeout"):
         uow_class(timeout=0)
+
+
+@dataclass(eq=False)
+class Away(faults.Faults):
+    """A store that refuses a request once it is away, and answers no other one."""
+
+    away: bool = False
+    refused: int = 0
+
+    @override
+    async def around(self, operation: faults.Operation, effect: faults.Effect[Any]) -> Any:
+        if self.away:
+            self.refused += 1
+            if self.refused > 1:
+                await asyncio.Event().wait()
+            message = "The store is away."
+            raise ConnectorUnavailableException(message)
+        return await effect()
+
+
+@controlled
+async def test_closing_waits_a_few_seconds_for_a_store_that_is_away(memory: Store) -> None:
+    store, clock = Away(), asyncio.get_running_loop().time
+    connector = faults.FaultyConnectorConfig(inner=memory.config, faults=store)
+    with plugins.override(faults):
+        uow_class = Store(connector, memory.namespace).uow(compensation_timeout=600)
+        async with uow_class.lifespan():
+            task = asyncio.create_task(undone(uow_class, store))
+            while store.refused < 2:  # noqa: ASYNC110 - no event comes
+                await asyncio.sleep(0.1)
+            task.cancel()
+            await asyncio.wait({task})
+            begun = clock()
+        assert clock() - begun <= 3 * CLOSING_WITHIN
+
+
+async def undone(uow_class: type[FullUOW], store: Away) -> None:
+    async with uow_class() as uow:
+        await uow.files.put(text("a.txt"))
+        store.away = True
+        raise ZeroDivisionError
 
 
 async def test_a_locked_path_says_who_holds_it_and_until_when(memory: Store) -> None:
