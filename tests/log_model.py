@@ -54,7 +54,7 @@ MECHANISMS: Mapping[str, Sequence[int]] = {
     look: a read does not ask for the next position (L9).
     time: the time of an entry is what its writer proposes, even if it is before that of the last (L10).
 
-tests/faults/test_bucket_log.py switches off those of L12 and L13. L11 is about the number of requests.
+tests/faults/test_bucket_log.py switches off those of L11, L12 and L13.
 """
 
 State = dict[Any, Any]

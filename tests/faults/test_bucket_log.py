@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
@@ -16,7 +17,14 @@ import pytest
 from typing_extensions import override
 
 from fennflow import ConfigDict, plugins
-from fennflow.backends import ObjectKey, TransactionToken
+from fennflow.backends import (
+    BucketBackendConfig,
+    LateWrite,
+    ObjectKey,
+    Settlement,
+    TransactionToken,
+    WriteId,
+)
 from fennflow.connectors import (
     Capabilities,
     Connector,
@@ -35,9 +43,20 @@ from fennflow.exceptions import (
     TransactionLostException,
 )
 from fennflow.testing import faults
-from fennflow.testing.recovery_suite import record
-from fennflow_bucket import feed
+from fennflow.testing.recovery_suite import (
+    A,
+    B,
+    C,
+    new_transaction,
+    opened,
+    plan_for,
+    put,
+    record,
+)
+from fennflow_bucket import clocks, commands, feed, following
 from fennflow_bucket import replica as replica_module
+from fennflow_bucket.backend import BucketBackend
+from fennflow_bucket.clocks import SECOND
 from fennflow_bucket.commands import Command
 from fennflow_bucket.following import Limits
 from fennflow_bucket.log import Log
@@ -489,6 +508,131 @@ async def test_one_entry_renews_all_leases_and_there_is_none_without_a_transacti
         assert len(await place.names("log")) == len(before) + 1
         assert await replica.run(Command("heartbeat", {"tokens": []})) == []
         assert len(await place.names("log")) == len(before) + 1
+
+
+async def test_what_a_heartbeat_renewed_cannot_be_claimed(tmp_path: Path) -> None:
+    """L11, P22: one heartbeat keeps all transactions of a process from being claimed."""
+    place = Place(tmp_path)
+    async with place.replica() as owner, place.replica() as other:
+        owner._lease = SECOND
+        for each in "ab":
+            await owner.run(stage(each, each))
+        for _ in range(3):
+            other._clock.sample(owner.position.time / SECOND + 0.9)
+            owner._clock.sample(owner.position.time / SECOND + 0.9)
+            assert await other.run(Command("claim", {"limit": 9})) == []
+            await owner.run(Command("heartbeat", {"tokens": [["a", 0], ["b", 0]]}))
+        other._clock.sample(owner.position.time / SECOND + 1.1)
+        assert sorted(await other.run(Command("claim", {"limit": 9}))) == ["a", "b"]
+
+
+async def test_without_renewing_all_leases_a_living_transaction_would_be_claimed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """L11, switched off."""
+    heartbeat = commands.COMMANDS["heartbeat"]
+
+    def first_alone(entry: commands.Entry, arguments: Any, local: Any) -> Any:
+        return heartbeat(entry, {"tokens": arguments["tokens"][:1]}, local)
+
+    changed = {**commands.COMMANDS, "heartbeat": first_alone}
+    for module in (commands, following):
+        monkeypatch.setattr(module, "COMMANDS", changed)
+    with pytest.raises(AssertionError):
+        await test_what_a_heartbeat_renewed_cannot_be_claimed(tmp_path)
+
+
+@pytest.mark.parametrize("ahead", [-3600.0, 3600.0])
+async def test_a_machine_whose_clock_is_wrong_ends_no_lease_and_no_late_write_early(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ahead: float
+) -> None:
+    """L10: times are the store's, in what a process reads before its first entry, too."""
+    store = InMemoryConnectorConfig(name=f"l{next(numbers)}")
+    config = BucketBackendConfig(namespace="bucket", connector=store)
+    late = LateWrite(namespace="bucket", key="a", write=WriteId("t", 1))
+    async with opened(config) as right:
+        await right.begin_writes(new_transaction(), [A], plan_for(A))
+        done = new_transaction()
+        await right.begin_writes(done, [B], plan_for(B))
+        await right.abort(done)
+        settlement = Settlement(late_writes=[late], keep_locked=[B])
+        await right.settle(done, settlement)
+        monkeypatch.setattr(clocks.time, "time", lambda now=time.time: now() + ahead)
+        async with opened(config) as wrong:
+            assert await wrong.due_late_writes(after=None, limit=9) == []
+            assert await wrong.claim(9) == []
+            with pytest.raises(RecordLockedException):
+                await wrong.begin_writes(new_transaction(), [A], plan_for(A))
+            with pytest.raises(RecordLockedException):
+                await wrong.begin_writes(new_transaction(), [B], plan_for(B))
+            await put(wrong, C)
+            assert await wrong.due_late_writes(after=None, limit=9) == []
+            monkeypatch.undo()
+            assert isinstance(wrong, BucketBackend)
+            assert abs(wrong._replica.position.time / SECOND - time.time()) < 60
+        assert len(await right.claim(9)) == 0
+
+
+@dataclass
+class Dies(faults.Faults):
+    """The process is killed at a request, before or after the store has done it."""
+
+    at: int = 1 << 30
+    done: bool = False
+    count: int = 0
+
+    @override
+    async def around(self, operation: faults.Operation, effect: faults.Effect[R]) -> R:
+        self.count += 1
+        if self.count == self.at and self.done:
+            await effect()
+        if self.count >= self.at:
+            raise refused()
+        return await effect()
+
+
+async def tidy_and_die(tmp_path: Path, *, at: int | None, done: bool) -> int:
+    """Write a snapshot and delete what it replaces, killed at a request; return how many there were."""
+    place = Place(tmp_path, Limits(snapshot_entries=3, retention=-1.0))
+    dying = Dies(done=done)
+    async with place.replica(dying) as replica:
+        replica._limits = Limits()  # with which it does not tidy up by itself
+        for name in "abcd":
+            await replica.run(stage(name, name))
+            await replica.run(commit(name, name))
+            if name == "b":
+                await replica._write_snapshot()
+        state = await rows(replica, "records")
+        replica._limits = place.limits
+        begun = dying.count
+        dying.at = 1 << 30 if at is None else begun + at
+        await replica._tidy()
+        requests = dying.count - begun
+    async with place.replica() as survivor:
+        survivor._limits = Limits()
+        assert await rows(survivor, "records") == state
+        kept = await followed(survivor)
+        assert kept == list("abcd")[4 - len(kept) :]
+        await survivor.run(stage("e", "e"))
+        await survivor.run(commit("e", "e"))
+        survivor._limits = place.limits
+        await survivor._write_snapshot()
+        await survivor.collect()
+        last = survivor.position.number
+        assert await place.names("snapshot") == await place.names("boundary") == [last]
+        assert await place.names("log") == []
+    return requests
+
+
+@pytest.mark.parametrize("done", [False, True], ids=["before", "after"])
+async def test_a_process_that_dies_at_any_request_of_a_snapshot_or_a_deletion_loses_nothing(
+    tmp_path: Path, *, done: bool
+) -> None:
+    """L7, L8: the next process has the same state, goes on, and leaves no more than it would alone."""
+    requests = await tidy_and_die(tmp_path, at=None, done=done)
+    assert requests > 3
+    for at in range(1, requests + 1):
+        await tidy_and_die(tmp_path, at=at, done=done)
 
 
 async def test_an_entry_of_a_newer_version_is_refused_and_both_versions_are_named(

@@ -347,6 +347,10 @@ class BucketBackend(Backend):
     @override
     async def due_late_writes(self, *, after: LateWrite | None, limit: int) -> Sequence[LateWrite]:
         start = ("", "", "", -1) if after is None else tuple(late_row(after))
+        if not await self._replica.read(_has_late_writes, current=False):
+            return []
+        # The clock of this machine may be ahead of the store's.
+        await self._replica.learn_time()
         now = self._replica.now()
 
         def work(db: Connection) -> list[LateWrite]:
@@ -511,6 +515,10 @@ class BucketBackend(Backend):
 
 def _fill_arguments(fill: Fill) -> dict[str, object]:
     return {"id": fill.fill_id, "area": list(fill.area), "hidden": fill.hidden}
+
+
+def _has_late_writes(db: Connection) -> bool:
+    return bool(db.execute("SELECT 1 FROM late_writes LIMIT 1").fetchall())
 
 
 def _has_transactions(db: Connection) -> bool:

@@ -232,10 +232,26 @@ class Replica(Loader):
             # Only now: who appends nothing needs no right to write. The entry has to bear the store's
             # time, which is known afterwards.
             await self._thread(state.rollback)
-            await self._log.probe(self._clock.sample)
-            self._probed = True
+            await self._probe()
             return False
         return True
+
+    async def _probe(self) -> None:
+        await self._log.probe(self._clock.sample)
+        self._probed = True
+
+    async def learn_time(self) -> None:
+        """Learn the store's time, before a read that depends on it; who appends has learned it (L10).
+
+        Raises:
+            BackendUnavailableException: the store cannot be reached.
+        """
+        try:
+            async with self._turn:
+                if not self._probed:
+                    await self._probe()
+        except Exception as error:
+            raise self._as_backend_error(error) from error
 
     async def _arrived(self, found: bytes, sent: Mapping[int, _Trial]) -> bool:
         """Apply what others appended; return whether an entry of this writer was among it.
