@@ -177,6 +177,7 @@ def benchmarks(session: nox.Session) -> None:
     if not session.posargs:
         session.run("python", "benchmarks/plots.py", report, "docs/images")
         session.run("python", "benchmarks/scale.py")
+        session.run("python", "benchmarks/bucket.py")
 
 
 @nox.session(default=False)

@@ -53,7 +53,7 @@ from fennflow.testing.recovery_suite import (
     put,
     record,
 )
-from fennflow_bucket import clocks, commands, feed, following
+from fennflow_bucket import commands, feed, following
 from fennflow_bucket import replica as replica_module
 from fennflow_bucket.backend import BucketBackend
 from fennflow_bucket.clocks import SECOND
@@ -557,7 +557,7 @@ async def test_a_machine_whose_clock_is_wrong_ends_no_lease_and_no_late_write_ea
         await right.abort(done)
         settlement = Settlement(late_writes=[late], keep_locked=[B])
         await right.settle(done, settlement)
-        monkeypatch.setattr(clocks.time, "time", lambda now=time.time: now() + ahead)
+        monkeypatch.setattr(time, "time", lambda now=time.time: now() + ahead)
         async with opened(config) as wrong:
             assert await wrong.due_late_writes(after=None, limit=9) == []
             assert await wrong.claim(9) == []

@@ -46,3 +46,15 @@ def test_the_benchmarks_of_large_catalogs_run(tmp_path: Path) -> None:
     assert {tuple(row) for row in json.loads(report.read_text()).values()} == {
         ("SQLite", "PostgreSQL")
     }
+
+
+@pytest.mark.thorough
+def test_the_benchmarks_of_the_catalog_in_the_bucket_run(tmp_path: Path) -> None:
+    report = tmp_path / "report.json"
+    options = ["--processes", "2", "--units", "3", "--records", "2000", "--latency", "1"]
+    subprocess.run(
+        [sys.executable, ROOT / "benchmarks" / "bucket.py", *options, "--json", report],
+        check=True,
+        timeout=110,
+    )
+    assert {"opened with a copy", "slowest in a hundred"} < set(json.loads(report.read_text()))
