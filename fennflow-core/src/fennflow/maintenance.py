@@ -212,7 +212,7 @@ class Maintenance:
                     await uow.letters.put(TextContent.from_content("Dear Ann", filename="1.txt"))
                 async for commit in UOW.commits(after=cursor):
                     print([file.path for file in commit.records], commit.deletions)
-                    #> [StoragePath('1.txt')] []
+                    #> ['1.txt'] []
 
 
             asyncio.run(main())
