@@ -31,7 +31,7 @@ from fennflow.exceptions import (
 )
 from fennflow.files import BinaryContent, TextContent
 from fennflow.testing import Fault, S3Request, faults
-from stores import FullUOW, Store, make_store, numbers
+from stores import VERSIONED, FullUOW, Store, make_store, numbers
 
 BRIEF = {"compensation_timeout": 0.05, "late_write_period": 0.2}
 
@@ -79,6 +79,11 @@ class Scene:
             "lock_timeout": 0.0,
         }
 
+    async def versions(self, *keys: str) -> list[int]:
+        """Return how many versions there are of each key."""
+        async with self.store.connector() as connector:
+            return [len(await connector.versions(self.store.namespace, key)) for key in keys]
+
     def first(self, **settings: object) -> type[FullUOW]:
         return self._faulty.uow(**{**self._settings, **settings})
 
@@ -92,6 +97,11 @@ def scene(request: pytest.FixtureRequest) -> Scene:
         return Scene(InMemoryBackendConfig(name=f"n{next(numbers)}"))
     path = request.getfixturevalue("tmp_path")
     return Scene(SqlalchemyBackendConfig(url=f"sqlite:///{path}/catalog.db"))
+
+
+@pytest.fixture
+def versioned(scene: Scene) -> Scene:
+    return Scene(scene.backend, VERSIONED)
 
 
 @pytest.fixture
@@ -257,6 +267,47 @@ async def test_an_undo_that_fails_blocks_its_own_key_alone(scene: Scene) -> None
     scene.script.fails = lambda *_: None
     assert (await first.recover()).pending == 0
     assert await scene.store.objects() == {"w": b"warm", "a": b"2", "b": b"2"}
+
+
+async def test_an_uncommitted_version_that_cannot_be_deleted_holds_no_path(
+    versioned: Scene,
+) -> None:
+    """P9: under Object Lock, say, it stays for years. It is deleted then, and never adopted."""
+    first, second = versioned.first(late_write_period=0.2), versioned.second()
+    await put(first, "old", "a")
+    versioned.script.fails = refused("delete", "a", "b", "a b", "b a")
+    with pytest.raises(ZeroDivisionError):
+        async with first() as uow:
+            await uow.files.put(text("1", "a"), text("1", "b"))
+            raise ZeroDivisionError
+    assert await journaled(second) == []
+    await second.reconcile(strategy="replace")
+    assert await versioned.versions("a", "b") == [2, 1]
+    async with second() as uow:
+        assert await uow.files.list() == ["a"]
+        assert (await uow.files.get("a")).one().content == "old"
+        await uow.files.create(text("2", "b"))
+    report = await first.recover()
+    while not report.problems:  # it is looked for when no late request can arrive any more
+        await asyncio.sleep(0.05)
+        report = await first.recover()
+    assert report.pending == 0
+    assert any("was not committed, and stays" in each for each in report.problems)
+    versioned.script.fails = lambda *_: None
+    while await versioned.versions("a", "b") != [1, 1]:
+        await asyncio.sleep(0.05)
+        assert (await first.recover()).pending == 0
+    assert await versioned.store.objects() == {"a": b"old", "b": b"2"}
+
+
+async def test_a_replaced_version_that_cannot_be_deleted_holds_no_path(versioned: Scene) -> None:
+    first, second = versioned.first(keep_versions=False), versioned.second()
+    await put(first, "old", "a")
+    versioned.script.fails = refused("delete", "a")
+    await put(first, "new", "a")
+    assert await journaled(second) == []
+    await put(second, "newer", "a")
+    assert (await first.recover()).problems == ()
 
 
 async def test_a_batch_that_is_refused_as_a_whole_is_split(volatile: Scene) -> None:

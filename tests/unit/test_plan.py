@@ -128,7 +128,9 @@ def test_a_later_write_makes_the_earlier_one_garbage() -> None:
         {},
     )
     assert [each.write.seq for each in commit.records] == [2]
-    assert list(commit.steps) == [Delete(namespace="bucket", location=Location("a", "v1"))]
+    assert list(commit.steps) == [
+        Delete(namespace="bucket", location=Location("a", "v1"), owner=WriteId("s", 1))
+    ]
 
 
 def test_a_copy_over_an_own_direct_write_replaces_it() -> None:
@@ -169,7 +171,7 @@ def test_compensation_names_what_proves_that_the_object_is_ours() -> None:
     known = [write(Placement.STAGED, 1), write(Placement.VERSIONED, 2), write(Placement.DIRECT, 3)]
     assert undo("s", known, {"bucket": STRONG}) == [
         Delete(namespace="bucket", location=Location(".fennflow/c/s/1"), for_key="a"),
-        Delete(namespace="bucket", location=Location("a", "v2")),
+        Delete(namespace="bucket", location=Location("a", "v2"), owner=WriteId("s", 2)),
         Delete(namespace="bucket", location=Location("a"), etag="e3", owner=WriteId("s", 3)),
     ]
 

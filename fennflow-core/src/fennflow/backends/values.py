@@ -228,8 +228,8 @@ class Delete:
         namespace: the bucket.
         location: what to delete.
         etag: what the object is known to have; None if that is not known.
-        owner: the write that must have made the object (P18); None if the name says so already
-            (a staging key, a version id) or a committed `delete` asks for it.
+        owner: the write that must have made the object (P18), or is known to have made this version;
+            None if the name says so already (a staging key) or a committed `delete` asks for it.
         for_key: the key that users know, where `location` is another one: a staging key.
     """
 

@@ -157,7 +157,7 @@ def _judge_orphan(
         namespace=key.namespace,
         location=stored.location,
         etag=None if named else stored.etag,
-        owner=None if named else stamp.write,
+        owner=stamp.write,
     )
     finding = _finding(key, Difference.ORPHAN, ReconcileAction.DELETED)
     return Verdict(finding, deletion=deletion)

@@ -71,7 +71,7 @@ UNDER_WAY = 5.0
 NAMED = 5
 """Most keys that an error names."""
 
-_DeletionBatch = tuple[str, Sequence[tuple[ObjectKey, Deletion]]]
+_DeletionBatch = tuple[str, Sequence[tuple[Delete, Deletion]]]
 
 CLOCK_SKEW = 960.0
 """Seconds that two clocks may differ: S3 refuses requests that are 15 minutes off."""
@@ -87,6 +87,8 @@ class Finisher:
         claimed: whether it was taken over from an owner that had begun to finish it.
         progress: of earlier attempts.
         failed: the keys of which a step has failed, and why.
+        retained: what was not committed, of which the store refuses to delete the version, as by Object
+            Lock. It holds no key: its deletion is tried again like that of a late write.
     """
 
     context: EngineContext
@@ -94,6 +96,9 @@ class Finisher:
     claimed: bool = False
     progress: Progress = field(default_factory=Progress)
     failed: dict[ObjectKey, Exception] = field(default_factory=dict[ObjectKey, Exception])
+    retained: dict[LateWrite, BaseConnectorException] = field(
+        default_factory=dict[LateWrite, BaseConnectorException]
+    )
     _missed: int = 0
     _refusals: int = 0
 
@@ -147,6 +152,7 @@ class Finisher:
             random.shuffle(order)  # it is not known which ones failed before
         order.sort(key=self.progress.failures.__getitem__)  # those that failed before come last
         batches = list(batches_of(order, KEYS_AT_ONCE)) or [[]]
+        journaled = set(late_writes_checked)
         for batch in batches:
             await self._attempt([step for key in batch for step in by_key[key]])
             done = {key for key in batch if key not in self.failed}
@@ -156,13 +162,16 @@ class Finisher:
             gone = {
                 each
                 for each in late_writes_checked
-                if whole or ObjectKey(each.namespace, each.key) in done
+                if (whole or ObjectKey(each.namespace, each.key) in done)
+                and each not in self.retained
             }
+            new = self.retained.keys() - journaled
+            journaled |= new
             await self.context.backend.settle(
                 self.lease.token,
                 Settlement(
                     keys=None if whole else done,
-                    late_writes=late_writes,
+                    late_writes=[*late_writes, *new],
                     keep_locked=self.progress.keys_in_flight & done,
                     late_writes_checked=gone,
                 ),
@@ -396,17 +405,16 @@ class Finisher:
 
     async def _delete_all(self, steps: Sequence[Delete]) -> None:
         batches: list[_DeletionBatch] = []
-        together: dict[str, list[tuple[ObjectKey, Deletion]]] = {}
+        together: dict[str, list[tuple[Delete, Deletion]]] = {}
         for step, deletions in await self._each(self._resolve, steps):
             capabilities = await self.context.connector.capabilities(step.namespace)
             for deletion in deletions:
-                named = (step.object_key, deletion)
                 if deletion.if_match is not None and capabilities.conditional_delete == "single":
-                    batches.append((step.namespace, [named]))
+                    batches.append((step.namespace, [(step, deletion)]))
                 else:
-                    together.setdefault(step.namespace, []).append(named)
-        for namespace, named_deletions in together.items():
-            split = batches_of(named_deletions, self.context.connector.max_deletions)
+                    together.setdefault(step.namespace, []).append((step, deletion))
+        for namespace, all_of_it in together.items():
+            split = batches_of(all_of_it, self.context.connector.max_deletions)
             batches += [(namespace, batch) for batch in split]
         await run_all(self.context.config.max_concurrency, self._delete_batch, batches)
 
@@ -420,6 +428,8 @@ class Finisher:
             # A committed delete checks the ETag only where that needs no extra request.
             etag = step.etag if conditions == "batch" else None
             return [Deletion(location=step.location, if_match=etag)]
+        if step.location.version_id is not None:
+            return [Deletion(location=step.location)]
         if step.etag is not None and conditions != "none":
             return [Deletion(location=step.location, if_match=step.etag)]
         if capabilities.versioned:
@@ -447,7 +457,7 @@ class Finisher:
     async def _delete_batch(self, batch: _DeletionBatch) -> None:
         """Delete, and note what fails; what may pass is tried again without what is done."""
         namespace, left = batch[0], list(batch[1])
-        if self._is_away(key for key, _ in left):
+        if self._is_away(step.object_key for step, _ in left):
             return
 
         new = (
@@ -457,7 +467,7 @@ class Finisher:
         self.progress.keys_in_flight |= new
         try:
             report, ambiguous = await self._retry(
-                left[0][0], partial(self._delete_once, namespace, left)
+                left[0][0].object_key, partial(self._delete_once, namespace, left)
             )
         except TransactionLostException:
             raise
@@ -466,8 +476,8 @@ class Finisher:
                 self.progress.keys_in_flight -= new
             self._refusals += len(left) == 1
             if len(left) == 1 or self._refusals >= OUTAGE or not _may_be_about_one(error):
-                for key, _ in left:
-                    self._fail(key, error)
+                for step, deletion in left:
+                    self._fail_deletion(step, deletion, error)
                 return
             # Refused as a whole, and one of them may be why.
             half = len(left) // 2
@@ -479,35 +489,60 @@ class Finisher:
             self.progress.keys_in_flight -= new
 
     async def _delete_once(
-        self, namespace: str, left: list[tuple[ObjectKey, Deletion]]
+        self, namespace: str, left: list[tuple[Delete, Deletion]]
     ) -> DeletionReport:
         """Delete, and leave in the list what may be deleted by another attempt."""
         report = await self.context.connector.delete(namespace, [each for _, each in left])
         failed = [(each, error) for each, error in zip(left, report.errors, strict=True) if error]
-        for (key, deletion), error in failed:
+        for (step, deletion), error in failed:
             if not may_pass(error):
-                self._refused(namespace, key, deletion, error)
+                self._refused(step, deletion, error)
         left[:] = [each for each, error in failed if may_pass(error)]
         for _, error in failed:
             if may_pass(error):
                 raise error
         return report
 
-    def _refused(
-        self, namespace: str, key: ObjectKey, deletion: Deletion, error: BaseConnectorException
-    ) -> None:
+    def _fail_deletion(self, step: Delete, deletion: Deletion, error: Exception) -> None:
+        """Note a deletion that failed; a version that the store does not give up holds no key."""
+        location = deletion.location
+        if (
+            location.version_id is None
+            or not isinstance(error, BaseConnectorException)
+            or error.ambiguous
+            or may_pass(error)
+            or not _may_be_about_one(error)
+        ):
+            self._fail(step.object_key, error)
+            return
+        log_event(
+            logging.WARNING,
+            "The version %s of %s/%s could not be deleted and stays: %s",
+            location.version_id,
+            step.namespace,
+            location.key,
+            error,
+            rule="P9",
+            transaction=self.lease.token.transaction_id,
+            key=f"{step.namespace}/{location.key}",
+        )
+        if step.owner is not None:
+            kept = LateWrite(namespace=step.namespace, key=location.key, write=step.owner)
+            self.retained[kept] = error
+
+    def _refused(self, step: Delete, deletion: Deletion, error: BaseConnectorException) -> None:
         """Note that one deletion of a batch was refused; for another writer's object that is right."""
         if not isinstance(error, PreconditionFailedException):
-            self._fail(key, error)
+            self._fail_deletion(step, deletion, error)
             return
         log_event(
             logging.WARNING,
             "%s/%s was changed by another writer; not deleted (P18)",
-            namespace,
+            step.namespace,
             deletion.location.key,
             rule="P18",
             transaction=self.lease.token.transaction_id,
-            key=f"{namespace}/{deletion.location.key}",
+            key=f"{step.namespace}/{deletion.location.key}",
         )
 
     def _users(self, namespace: str, locations: Iterable[Location]) -> set[ObjectKey]:

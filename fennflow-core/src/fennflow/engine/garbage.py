@@ -151,10 +151,14 @@ async def _check_group(
             what = f"{left} late writes to {free[0].namespace} were not looked for"
             _report(problems, what, unknown[0], "P20")
         held = {ObjectKey(each.namespace, each.key) for each in free}
-        await Finisher(context, lease).finish(garbage, keys=held, late_writes_checked=seen_to)
+        finisher = Finisher(context, lease)
+        await finisher.finish(garbage, keys=held, late_writes_checked=seen_to)
     finally:
         context.leases.release(lease)
-    return len(seen_to)
+    for late_write, error in finisher.retained.items():
+        what = f"A version of {late_write.namespace}/{late_write.key} was not committed, and stays"
+        _report(problems, what, error, "P20")
+    return len(seen_to) - len(finisher.retained)
 
 
 async def _garbage(
@@ -181,7 +185,7 @@ async def _garbage(
                 Delete(
                     namespace=namespace,
                     location=place,
-                    owner=None if versioned else late_write.write,
+                    owner=late_write.write,
                 )
             )
     return garbage

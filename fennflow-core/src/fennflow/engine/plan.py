@@ -164,14 +164,14 @@ def undo(
         location = Location(intent.target) if record is None else record.location
         # A version id or a staging key names this transaction's object alone; but of a staging key
         # in a versioned bucket the version has to be found first.
-        unique = location.version_id is not None or (
-            intent.placement is Placement.STAGED and not capabilities[intent.namespace].versioned
-        )
+        version = location.version_id is not None
+        staged = intent.placement is Placement.STAGED
+        unique = staged and not version and not capabilities[intent.namespace].versioned
         steps.append(
             Delete(
                 namespace=intent.namespace,
                 location=location,
-                etag=None if unique or record is None else record.etag,
+                etag=None if unique or version or record is None else record.etag,
                 owner=None if unique else WriteId(transaction_id, intent.seq),
                 for_key=for_key,
             )

@@ -14,7 +14,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import uuid_utils
@@ -298,8 +298,10 @@ class _Run:
                 Unsettled(lease=lease, undo=(), late_writes=(), progress=finisher.progress)
             )
             raise
+        retained = {StoragePath(each.key) for each in finisher.retained}
+        findings = [verdict.finding for verdict in verdicts]
         return [
-            *(verdict.finding for verdict in verdicts),
+            *(replace(each, action=None) if each.path in retained else each for each in findings),
             *(Finding(key.namespace, StoragePath(key.key), Difference.BUSY) for key in busy),
         ]
 
