@@ -25,13 +25,21 @@ BODY = random.Random(3).randbytes(32 * RANGE + 17)
 ATTRIBUTES = ObjectAttributes(media_type="a/b")
 
 
+def always(_kept: float, _elapsed: float) -> bool:
+    return True
+
+
+def never(_kept: float, _elapsed: float) -> bool:
+    return False
+
+
 @pytest.fixture(autouse=True)
 def small_ranges(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fennflow_s3.ranges.RANGE", RANGE)
     monkeypatch.setattr("fennflow_s3.ranges.ALONE", 2 * RANGE)
     monkeypatch.setattr("fennflow_s3.ranges.WORTH_IT", 4 * RANGE)
     monkeypatch.setattr("fennflow_s3.ranges.PATIENCE", 60.0)
-    monkeypatch.setattr("fennflow_s3.ranges.reader_waits", lambda *_: True)
+    monkeypatch.setattr("fennflow_s3.ranges.reader_waits", always)
 
 
 @pytest.fixture
@@ -131,7 +139,7 @@ async def test_a_reader_that_is_slower_than_its_connection_is_served_by_one_requ
 ) -> None:
     assert reader_waits(0.1, 0.3)
     assert not reader_waits(0.2, 0.3)
-    monkeypatch.setattr("fennflow_s3.ranges.reader_waits", lambda *_: False)
+    monkeypatch.setattr("fennflow_s3.ranges.reader_waits", never)
     uow_class = await put(store)
     with watching(store) as seen:
         assert await read(uow_class) == BODY

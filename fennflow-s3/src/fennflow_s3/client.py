@@ -315,7 +315,7 @@ def _log_repetition(request: Any, operation_name: str, **_kwargs: Any) -> None:
     if failed is None:
         return
     failure, since = failed
-    parts = urlsplit(request.url)
+    parts = urlsplit(str(request.url))
     log_event(
         logging.WARNING,
         "%s of %s failed, and is sent again after %.2f s: %s",
