@@ -17,6 +17,7 @@ from typing_extensions import override
 
 from fennflow import ReconcileConfig, plugins
 from fennflow.backends import (
+    BucketBackendConfig,
     InMemoryBackendConfig,
     LateWrite,
     ObjectKey,
@@ -339,11 +340,13 @@ ODD_METADATA = [
 ]
 
 
-@pytest.fixture(params=["memory", "sqlite", "postgresql"])
+@pytest.fixture(params=["memory", "sqlite", "postgresql", "bucket"])
 def catalog(request: pytest.FixtureRequest, tmp_path: Path) -> BackendConfig:
     """Return a catalog of every kind."""
     if request.param == "memory":
         return InMemoryBackendConfig(name=f"r{next(numbers)}")
+    if request.param == "bucket":
+        return BucketBackendConfig(namespace="bucket")
     if request.param == "sqlite":
         return SqlalchemyBackendConfig(url=f"sqlite:///{tmp_path}/catalog.db")
     server: PostgresqlServer = request.getfixturevalue("postgresql")

@@ -26,7 +26,7 @@ from fennflow.exceptions import (
 from fennflow_bucket.cache import remove
 from fennflow_bucket.clocks import SECOND, Moment, StoreClock
 from fennflow_bucket.commands import COMMANDS, Entry, forget, note_writer, seq_of
-from fennflow_bucket.log import LOG, Log, load_entry
+from fennflow_bucket.log import DAMAGE, LOG, Log, load_entry
 from fennflow_bucket.state import Position, State
 from fennflow_bucket.turns import Turns
 
@@ -304,9 +304,14 @@ class Follower(ABC):
     def _replay_one(self, state: State, position: Position, body: bytes) -> Position:
         number = position.number + 1
         try:
-            entry = load_entry(body, self._log.name(LOG, number))
-        except ValueError as error:
-            raise self._diverge(number, f"it is not an entry of a log ({error})") from error
+            return self._replayed(state, position, body)
+        except DAMAGE as error:
+            reason = f"it is not an entry of a log, or not of this one ({error!r})"
+            raise self._diverge(number, reason) from error
+
+    def _replayed(self, state: State, position: Position, body: bytes) -> Position:
+        number = position.number + 1
+        entry = load_entry(body, self._log.name(LOG, number))
         if entry.position != number:
             raise self._diverge(number, f"it was written for position {entry.position}")
         if entry.digest != state.digest:
@@ -318,7 +323,7 @@ class Follower(ABC):
             for name, arguments in entry.commands:
                 try:
                     COMMANDS[name](context, arguments, None)
-                except (FennFlowException, LookupError, TypeError, ValueError) as error:
+                except FennFlowException as error:
                     raise self._diverge(number, f"its command {name!r} fails: {error!r}") from error
             note_writer(context, entry.writer, entry.seq)
         self._turns.saw(entry.waited / SECOND)

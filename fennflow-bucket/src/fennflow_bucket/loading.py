@@ -6,7 +6,6 @@ What the rules L6, L7 and L8 say is done here.
 from __future__ import annotations
 
 import logging
-import sqlite3
 from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -23,7 +22,7 @@ from fennflow.exceptions import (
 )
 from fennflow_bucket.clocks import SECOND, Moment
 from fennflow_bucket.following import READ_AT_ONCE, Follower
-from fennflow_bucket.log import BOUNDARY, LOG, SNAPSHOT, LogEntry, load_entry
+from fennflow_bucket.log import BOUNDARY, DAMAGE, LOG, SNAPSHOT, LogEntry, load_entry
 from fennflow_bucket.snapshots import Loading, chunks
 from fennflow_bucket.state import Position
 
@@ -147,12 +146,12 @@ class Loader(Follower):
             async for chunk in self._log.stream(stored):
                 await self._thread(partial(loading.feed, chunk))
             position = await self._thread(lambda: loading.finish(number, stored.size))
+            await self._thread(lambda: state.commit(position))
         except BaseException as error:
             await self._thread(state.rollback)
-            if isinstance(error, (ValueError, sqlite3.IntegrityError)):
-                raise self._diverge(number + 1, f"{name} is damaged: {error}") from error
+            if isinstance(error, DAMAGE):
+                raise self._diverge(number + 1, f"{name} is damaged: {error!r}") from error
             raise
-        await self._thread(lambda: state.commit(position))
 
     async def _load_entries(self) -> bool:
         """Apply all entries after the state; return whether there was no gap."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 import zlib
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import suppress
@@ -31,6 +32,18 @@ FORMAT = 1
 DIGITS = 20
 LOG, SNAPSHOT, BOUNDARY, PROBE = "log", "snapshot", "boundary", "probe"
 
+DAMAGE: tuple[type[Exception], ...] = (
+    ArithmeticError,
+    LookupError,
+    RecursionError,
+    TypeError,
+    ValueError,
+    sqlite3.DataError,
+    sqlite3.IntegrityError,
+    sqlite3.InterfaceError,
+    sqlite3.ProgrammingError,
+)
+"""What is raised while an object is read and applied that FennFlow did not write."""
 ENTRY_TYPE = ObjectAttributes(media_type="application/json", metadata={"fennflow_log": "1"})
 SNAPSHOT_TYPE = ObjectAttributes(media_type="application/gzip", metadata={"fennflow_log": "1"})
 
@@ -83,27 +96,24 @@ def load_entry(body: bytes, name: str) -> LogEntry:
 
     Raises:
         ConfigException: a newer version of FennFlow wrote it.
-        ValueError: it is not an entry of a log.
+        DAMAGE: it is not an entry of a log.
     """
     try:
         value = json.loads(zlib.decompress(body))
     except zlib.error as error:
         raise ValueError(str(error)) from error
     check_format(value, name)
-    try:
-        return LogEntry(
-            position=value["position"],
-            writer=value["writer"],
-            seq=value["seq"],
-            at=value["at"],
-            digest=int(value["digest"], 16),
-            lease=value["lease"],
-            late=value["late"],
-            waited=value["waited"],
-            commands=[(command, arguments) for command, arguments in value["commands"]],
-        )
-    except (KeyError, TypeError) as error:
-        raise ValueError(repr(error)) from error
+    return LogEntry(
+        position=value["position"],
+        writer=value["writer"],
+        seq=value["seq"],
+        at=value["at"],
+        digest=int(value["digest"], 16),
+        lease=value["lease"],
+        late=value["late"],
+        waited=value["waited"],
+        commands=[(command, arguments) for command, arguments in value["commands"]],
+    )
 
 
 def check_format(value: Any, name: str) -> None:

@@ -80,7 +80,7 @@ class Loading:
 
         Raises:
             ConfigException: a newer version of FennFlow wrote it.
-            ValueError: it is damaged.
+            DAMAGE: it is damaged.
         """
         try:
             text = self._rest + self._decompressor.decompress(chunk)
@@ -112,7 +112,7 @@ class Loading:
             size: of the snapshot, in bytes.
 
         Raises:
-            ValueError: it is damaged.
+            DAMAGE: it is damaged.
         """
         header = self._header
         if header is None or self._rest or self._end != self._count:
