@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 from uuid import uuid4
 
 import pytest
@@ -863,60 +863,47 @@ async def test_a_snapshot_that_is_missing_or_damaged_is_reported(tmp_path: Path)
             pass
 
 
-ENTRY = {
+ENTRY: dict[str, Any] = {
     "format": 1, "position": 0, "writer": "w", "seq": 1, "at": 1, "digest": "0", "lease": 1,
     "late": 1, "waited": 0, "commands": [],
 }  # fmt: skip
-COPY = {"format": 1, "position": 0, "digest": "0", "time": 1, "last": ""}
+HEADER: dict[str, Any] = {"format": 1, "position": 0, "digest": "0", "time": 1, "last": ""}
+FORGED: list[bytes] = [b"", b"null", b"1" * 6000, b"[" * 100_000, b'{"format": 1}']
+FORGED_VALUES: dict[str, Any] = {
+    "at": 2**70, "position": "0", "digest": "z", "writer": ["w"], "seq": "1", "waited": "x", "commands": 5,
+}  # fmt: skip
+FORGED_COMMANDS: list[Any] = [
+    ["os.system", {"id": "id"}],
+    [["note"], {}],
+    ["note", {"name": 2**70, "value": ""}],
+    ["note", {"name": "n", "value": "\ud800"}],
+    ["note", {"name": {}, "value": ""}],
+    ["commit", None],
+]
+FORGED_ROWS: list[Any] = [5, [], [["notes"]], ["notes", 1], ["notes", {}, ""], ["sqlite_master", 1]]
 
 
-def forged(kind: str, value: object) -> bytes:
-    """Return an object of a log that FennFlow did not write."""
-    if isinstance(value, bytes):
-        lines = [value]
-    elif kind == "log":
-        lines = [json.dumps({**ENTRY, **cast("dict[str, object]", value)}).encode()]
-    else:
-        given = cast("tuple[object, ...]", value)
-        lines = [json.dumps(each).encode() for each in (*given, {"rows": len(given) - 1})]
-    return zlib.compress(b"\n".join(lines) + b"\n", wbits=15 if kind == "log" else 31)
+def lines(*values: Any) -> bytes:
+    return b"\n".join(json.dumps(each).encode() for each in values)
 
 
 @pytest.mark.parametrize(
-    ("kind", "value"),
+    ("kind", "text"),
     [
-        *(("log", each) for each in (b"", b"null", b"[" * 100_000, b"1" * 6000)),
-        *(
-            ("log", {name: value})
-            for name, value in {
-                "at": 2**70, "position": "0", "digest": "z", "writer": ["w"], "seq": "1", "waited": "x",
-                "commands": 5,
-            }.items()
-        ),
-        *(
-            ("log", {"commands": [each]})
-            for each in (
-                ["os.system", {"id": "id"}],
-                [["note"], {}],
-                ["note", {"name": 2**70, "value": ""}],
-                ["note", {"name": "n", "value": "\ud800"}],
-                ["note", {"name": {}, "value": ""}],
-                ["commit", None],
-            )
-        ),
-        *(("snapshot", each) for each in (b"", b"null", b"[" * 100_000, b'{"format":1}')),
-        ("snapshot", ({**COPY, "time": 2**70},)),
-        *(
-            ("snapshot", (COPY, each))
-            for each in (5, [], [["notes"]], ["notes", 1], ["notes", {}, ""], ["sqlite_master", 1])
-        ),
+        *(("log", each) for each in FORGED),
+        *(("log", lines(ENTRY | {name: value})) for name, value in FORGED_VALUES.items()),
+        *(("log", lines(ENTRY | {"commands": [each]})) for each in FORGED_COMMANDS),
+        *(("snapshot", each) for each in FORGED),
+        ("snapshot", lines(HEADER | {"time": 2**70}, {"rows": 0})),
+        *(("snapshot", lines(HEADER, each, {"rows": 1})) for each in FORGED_ROWS),
     ],
-)  # fmt: skip
+)
 async def test_an_object_that_fennflow_did_not_write_is_an_error_of_ours(
-    kind: str, value: object, tmp_path: Path
+    kind: str, text: bytes, tmp_path: Path
 ) -> None:
     place = Place(tmp_path)
-    await place.log().create(kind, 0, forged(kind, value))
+    packed = zlib.compress(text + b"\n", wbits=15 if kind == "log" else 31)
+    await place.log().create(kind, 0, packed)
     for _ in range(2):
         with pytest.raises(CatalogDivergedException, match="changed by something other"):
             async with place.replica():
