@@ -8,17 +8,19 @@ from __future__ import annotations
 import base64
 import json
 import sys
+import zlib
 from collections.abc import Callable
 from contextlib import redirect_stdout, suppress
 from datetime import UTC, datetime
 from io import StringIO
-from pathlib import PurePosixPath, PureWindowsPath
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from string import whitespace
+from tempfile import mkdtemp
 from uuid import UUID
 
 import atheris
 
-with atheris.instrument_imports(include=["fennflow"]):
+with atheris.instrument_imports(include=["fennflow", "fennflow_bucket"]):
     from fennflow.backends import ObjectKey, WriteId
     from fennflow.cli.downloads import check_local_name
     from fennflow.cli.terminal import Terminal
@@ -48,6 +50,9 @@ with atheris.instrument_imports(include=["fennflow"]):
     from fennflow.printable import without_credentials
     from fennflow.responses import ObjectInfo
     from fennflow.web import answer_for
+    from fennflow_bucket.commands import COMMANDS, Entry
+    from fennflow_bucket.log import DAMAGE, load_entry
+    from fennflow_bucket.state import State
 
 SESSION = "01890000-0000-7000-8000-000000000000"
 TICKET = Ticket(
@@ -59,6 +64,34 @@ POLICY = Policy(
     dead_before=2e9,
     catalog_id="c",
 )
+STATE = State(Path(mkdtemp()) / "state.db", kept=False)
+ARGUMENTS: dict[str, object] = {
+    "id": SESSION, "token": 1, "name": "n", "value": "v", "area": ["n", ""], "begins": True,
+    "records": [["n", "k", SESSION, 1, "[]"]], "removed": [["n", "k"]], "late": [], "steps": "[]",
+    "hidden": "h", "keys": [["n", "k"]], "keep": [], "checked": [], "tokens": [[SESSION, 1]],
+    "limit": 1, "intents": [], "jobs": [], "commit": None, "key": "k", "seconds": 1, "seq": 1,
+    "upload": "u",
+}  # fmt: skip
+ODD_VALUES: list[object] = [
+    *(
+        None,
+        0,
+        -1,
+        2**70,
+        1e400,
+        "",
+        "\0",
+        "\ud800",
+        [],
+        {},
+        [[]],
+        [{}],
+        [None],
+        [["n"]],
+        [[1, 2, 3]],
+    ),
+    *([["n", "k", "t", 2**70, "x"]], [["n", {}]], "[1]", "{}", "null", "[" * 9999, True),
+]
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
 
@@ -251,11 +284,26 @@ def terminal(data: atheris.FuzzedDataProvider) -> None:
     assert all(line.isprintable() for line in out.getvalue().split("\n"))
 
 
+def entries(data: atheris.FuzzedDataProvider) -> None:
+    """What is in the log of a bucket is applied, or is one of the errors that count as damage."""
+    name = data.PickValueInList(list(COMMANDS))
+    given = {**ARGUMENTS, data.PickValueInList(list(ARGUMENTS)): data.PickValueInList(ODD_VALUES)}
+    given[data.PickValueInList(list(ARGUMENTS))] = data.ConsumeUnicode(20)
+    STATE.begin()
+    try:
+        with suppress(FennFlowException, *DAMAGE):
+            COMMANDS[name](Entry(STATE.writing, 1, 1, 1), given, None)
+    finally:
+        STATE.rollback()
+    with suppress(FennFlowException, *DAMAGE):
+        load_entry(zlib.compress(data.ConsumeBytes(200)), "log/0")
+
+
 TARGETS: dict[str, Callable[[atheris.FuzzedDataProvider], None]] = {
     each.__name__: each
     for each in (
         *(keys, prefixes, tokens, metadata, options, ranges, contents, variants, configs, urls),
-        *(local_paths, terminal),
+        *(local_paths, terminal, entries),
     )
 }
 

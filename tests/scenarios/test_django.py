@@ -20,6 +20,7 @@ from unittest import mock
 import django
 import pytest
 from django.conf import settings
+from django.core.exceptions import SuspiciousFileOperation
 from django.core.files.base import ContentFile, File
 from django.core.files.storage import storages
 from django.core.management import CommandError, call_command
@@ -34,6 +35,7 @@ from fennflow.connectors import InMemoryConnectorConfig
 from fennflow.exceptions import (
     ConfigException,
     FennFlowException,
+    KeyException,
     RecordAlreadyExistsException,
     RecordLockedException,
     TransactionException,
@@ -116,6 +118,13 @@ def site(request: pytest.FixtureRequest, tmp_path: Path) -> Generator[Site]:
     if request.param == "postgresql":
         database = request.getfixturevalue("postgresql_settings")
     with use_database(database):
+        yield from use_storage()
+    close()
+
+
+@pytest.fixture
+def sqlite_site(tmp_path: Path) -> Generator[Site]:
+    with use_database({"ENGINE": "django.db.backends.sqlite3", "NAME": tmp_path / "app.db"}):
         yield from use_storage()
     close()
 
@@ -509,6 +518,19 @@ def test_urls_have_a_base_or_are_presigned(site: Site) -> None:
         site.storage.url("a b.txt")
     site.storage._base_url = "/media/"
     assert site.storage.url("a b.txt") == "/media/a%20b.txt"
+    assert site.storage.url("http:evil?#.txt") == "/media/http%3Aevil%3F%23.txt"
+
+
+@pytest.mark.parametrize("name", ["../x", "a/../x", "..\\x", "/x", "//host/x", "a\0b", "\ud800"])
+def test_a_name_that_no_file_can_have_leads_nowhere(sqlite_site: Site, name: str) -> None:
+    storage = sqlite_site.storage
+    storage._base_url = "/media/"
+    for act in (storage.url, storage.size, storage.delete, storage.exists, storage.open):
+        with pytest.raises(KeyException):
+            act(name)
+    with pytest.raises((KeyException, SuspiciousFileOperation)):
+        storage.save(name, ContentFile(b"1"))
+    assert sqlite_site.objects() == {}
 
 
 def test_a_view_serves_files(site: Site) -> None:

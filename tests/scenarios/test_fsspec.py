@@ -14,7 +14,7 @@ from fsspec.tests import abstract
 
 from fennflow import ConfigDict, UnitOfWork
 from fennflow.connectors import InMemoryConnectorConfig
-from fennflow.exceptions import ConfigException, TransactionException
+from fennflow.exceptions import ConfigException, FileException, KeyException, TransactionException
 from fennflow.repositories import RepoField
 from fennflow.sync import SyncUnitOfWork
 from fennflow.sync.portal import close
@@ -272,6 +272,22 @@ def test_what_is_missing_or_wrong_is_said(fs: Any) -> None:
     for wrong in wrongs:
         with pytest.raises(ConfigException, match="uow="):
             FennFlowFileSystem(uow=wrong)
+
+
+@pytest.mark.parametrize(
+    "path", ["../other/a", "a/../../b", "/a", "a\0b", "\ud800", ".fennflow/x", "."]
+)
+def test_no_path_leaves_its_repository(fs: Any, path: str) -> None:
+    fs.pipe("other/a", b"1")
+    path = f"files/{path}"
+    for act in (fs.cat_file, fs.info, fs.ls, fs.rm_file, fs.created):
+        with pytest.raises((KeyException, FileNotFoundError)):
+            act(path)
+    with pytest.raises((KeyException, FileException)):
+        fs.pipe_file(path, b"2")
+    with pytest.raises(KeyException):
+        fs.cp_file("other/a", path)
+    assert fs.find("") == ["other/a"]
 
 
 def test_it_is_found_by_its_url_and_travels_to_other_processes(fs: Any) -> None:

@@ -27,7 +27,7 @@ from sqlalchemy.orm import (
 
 from fennflow.backends import SqlalchemyBackendConfig
 from fennflow.connectors import InMemoryConnectorConfig
-from fennflow.exceptions import FileException, TransactionException
+from fennflow.exceptions import FileException, KeyException, TransactionException
 from fennflow.files import TextContent
 from fennflow.sync.portal import close
 from fennflow.testing import PostgresqlServer
@@ -291,3 +291,6 @@ def test_a_stored_file_is_its_path() -> None:
     assert repr(file) == "StoredFile.at('scans/1/a.txt')"
     with pytest.raises(FileException, match="filename"):
         StoredFile(TextContent.from_content("1"))
+    for name in ("../b.txt", "/b.txt", "a\0b"):
+        with pytest.raises(KeyException):
+            StoredFile(TextContent.from_content("1", filename=name), folder="scans/1")

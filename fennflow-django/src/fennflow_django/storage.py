@@ -23,6 +23,7 @@ from fennflow.exceptions import (
     RecordLockedException,
 )
 from fennflow.files import StreamContent
+from fennflow.paths import check_key
 from fennflow.repositories import (
     CreateRepository,
     CrudRepository,
@@ -218,7 +219,7 @@ class FennFlowStorage(Storage):
             message = "A file without a name has no URL."
             raise ValueError(message)
         if self._base_url is not None:
-            return urljoin(self._base_url, filepath_to_uri(_key(name)).lstrip("/"))
+            return urljoin(self._base_url, filepath_to_uri(check_key(_key(name))))
         with _missing(), self._acting() as uow:
             [url] = uow.files.generate_presigned_url(_key(name))
         return url

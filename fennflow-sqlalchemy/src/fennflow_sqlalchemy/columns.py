@@ -18,6 +18,7 @@ from sqlalchemy.types import TypeDecorator
 from typing_extensions import override
 
 from fennflow.exceptions import FileException, TransactionException
+from fennflow.paths import check_key
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -42,6 +43,7 @@ class StoredFile:
 
     Raises:
         FileException: the content has no filename.
+        KeyException: no file can have this path.
     """
 
     def __init__(self, content: BaseContent | StreamContent, *, folder: str = "") -> None:
@@ -51,7 +53,7 @@ class StoredFile:
             )
             raise FileException(message)
         self.folder = folder or str(uuid_utils.uuid7())
-        self.path = f"{self.folder}/{content.filename}"
+        self.path: str = check_key(f"{self.folder}/{content.filename}")
         self.content: BaseContent | StreamContent | None = content
 
     @classmethod
