@@ -13,7 +13,7 @@ from fennflow.cli import maintenance, terminal
 from fennflow.cli.app import show_json
 from fennflow.cli.terminal import stderr, stdout
 from fennflow.paths import StoragePath
-from fennflow.reports import Difference, Finding, ReconcileReport
+from fennflow.reports import Change, Difference, Finding, ReconcileReport, TransactionInfo
 from shells import Program
 
 NASTY = "x\x1b[2J\x9b2J\u202e[bold]y[/] :smile:\nAll is well."
@@ -35,6 +35,19 @@ def test_no_line_of_a_message_passes_for_one_of_the_program(
     stderr.message(NASTY, title="Error")
     first, second = capsys.readouterr().err.splitlines()
     assert (first, second) == (f"Error: {SHOWN.partition(chr(92) + 'n')[0]}", "  All is well.")
+
+
+def test_a_transaction_shows_names_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    change = Change(namespace=NASTY, path=StoragePath(NASTY), kind="create", size=1, sha256=NASTY)
+    for changes in ((), (change,)):
+        info = TransactionInfo(
+            transaction_id="1", state="held", age=1, lease_left=1, paths=(NASTY,), changes=changes
+        )
+        maintenance._show_transaction([info], "1", as_json=False)
+        maintenance._list_transactions([info], as_json=False)
+    lines = capsys.readouterr().out.splitlines()
+    assert all(line.isprintable() for line in lines)
+    assert sum(SHOWN in line for line in lines) == 4
 
 
 def test_json_is_the_same_value_and_holds_nothing_to_act_on(

@@ -539,8 +539,18 @@ def test_a_view_serves_files(site: Site) -> None:
     response: Any = client.get("/media/scans/a.txt")
     assert b"".join(response.streaming_content) == b"Dear Ann"
     assert response["Content-Type"] == "text/plain"
+    assert response["Content-Disposition"].startswith("inline")
     for name in ("x", "../x", "a//b"):
         assert client.get(f"/media/{name}").status_code == 404
+
+
+@pytest.mark.parametrize("name", ["a.html", "a.svg", "a.xhtml", "a.unknown", "a"])
+def test_a_view_sends_what_a_browser_could_run_as_a_download(sqlite_site: Site, name: str) -> None:
+    sqlite_site.storage.save(name, ContentFile(b"<script>alert(1)</script>"))
+    response: Any = Client().get(f"/media/{name}")
+    assert b"".join(response.streaming_content) == b"<script>alert(1)</script>"
+    assert response["Content-Disposition"].startswith("attachment")
+    assert response["X-Content-Type-Options"] == "nosniff"
 
 
 def test_a_test_case_rolls_files_back(site: Site) -> None:

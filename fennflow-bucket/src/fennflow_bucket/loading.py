@@ -209,8 +209,8 @@ class Loader(Follower):
         for number, body in enumerate(bodies, first):
             try:
                 found.append((body, load_entry(body, self._log.name(LOG, number))))
-            except ValueError as error:
-                raise self._diverge(number, f"it is not an entry of a log ({error})") from error
+            except DAMAGE as error:
+                raise self._diverge(number, f"it is not an entry of a log ({error!r})") from error
         return Entries(None if boundary == first - 1 else before, found)
 
     # --- snapshots and deletion (L7, L8) -----------------------------------------------------

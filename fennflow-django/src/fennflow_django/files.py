@@ -129,7 +129,7 @@ class StorageFile(AnyFile):
         file: Any
         if kind == "r":
             name = str(self)
-            info = self._look(name)
+            self.info = info = self._look(name)
             self.size = info.size
             file = io.BufferedReader(_Blocks(name, info, self._read), 1 << 16)
         elif kind == "w":

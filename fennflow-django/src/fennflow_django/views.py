@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, cast
+
 from django.core.exceptions import SuspiciousFileOperation
 from django.core.files.storage import storages
 from django.http import FileResponse, Http404, HttpRequest
 
 from fennflow.exceptions import KeyException
+from fennflow.web import answer_for
+
+if TYPE_CHECKING:
+    from fennflow_django.files import StorageFile
 
 
 def serve(request: HttpRequest, path: str, storage: str = "default") -> FileResponse:
     """Send a file, to everyone who knows its name: wrap it if there are files that not all may see.
+
+    What a browser could run (HTML, SVG, and whatever is not known to be passive) is sent as a download.
 
     Args:
         request: of the client.
@@ -23,4 +31,8 @@ def serve(request: HttpRequest, path: str, storage: str = "default") -> FileResp
     except (FileNotFoundError, KeyException, SuspiciousFileOperation) as error:
         message = "There is no such file."
         raise Http404(message) from error
-    return FileResponse(file, filename=path.rpartition("/")[2])
+    response = FileResponse(file)
+    for name, value in answer_for(cast("StorageFile", file).info, {}).headers.items():
+        if name != "Accept-Ranges":
+            response[name] = value
+    return response

@@ -53,7 +53,7 @@ class StoredFile:
             )
             raise FileException(message)
         self.folder = folder or str(uuid_utils.uuid7())
-        self.path: str = check_key(f"{self.folder}/{content.filename}")
+        self.path = check_key(f"{self.folder}/{content.filename}")
         self.content: BaseContent | StreamContent | None = content
 
     @classmethod
