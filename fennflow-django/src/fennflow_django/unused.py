@@ -16,6 +16,7 @@ from django.db.models import FileField, Model, QuerySet
 from fennflow_django.storage import FennFlowStorage
 
 _BEFORE = "_fennflow_before"
+_ROWS: Any = QuerySet
 """Name of the attribute of a model's instance that has what its row names, while that changes."""
 
 
@@ -49,7 +50,7 @@ def _note(instance: Model, fields: list[FileField], using: str) -> None:
     if not fields:
         return
     connection = connections[using]
-    rows: Any = QuerySet(type(instance), using=using).filter(pk=instance.pk)
+    rows: Any = _ROWS(type(instance), using=using).filter(pk=instance.pk)
     if connection.in_atomic_block and connection.features.has_select_for_update:
         # Of two transactions that replace it, the later one has to see what the earlier one wrote.
         rows = rows.select_for_update()
@@ -104,7 +105,7 @@ def _delete(field: FileField, name: str, using: str) -> None:
             if other.model is model and its.unit_of_work is place:
                 for alias in _databases(model, using):
                     # Not by a manager, which may hide rows.
-                    rows: Any = QuerySet(model, using=alias)
+                    rows: Any = _ROWS(model, using=alias)
                     if rows.filter(**{other.attname: name}).exists():
                         return
     storage.delete(name)

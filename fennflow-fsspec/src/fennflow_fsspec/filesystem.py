@@ -11,8 +11,8 @@ from os import PathLike
 from typing import TYPE_CHECKING, Any, cast
 
 from fsspec import AbstractFileSystem
-from fsspec.compression import compr
-from fsspec.core import get_compression, has_magic
+from fsspec.compression import compr  # pyright: ignore[reportUnknownVariableType]
+from fsspec.core import get_compression, has_magic  # pyright: ignore[reportUnknownVariableType]
 from fsspec.transaction import Transaction
 
 from fennflow.exceptions import (
@@ -42,8 +42,9 @@ class _CachedByClass(_Cached):  # type: ignore[misc]
     """Returns a filesystem that was made before for the same class only, not for one of its name."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        make: Any = super().__call__
-        found = make(*args, **kwargs)
+        base: Any = super()
+        make: Any = base.__call__
+        found: Any = make(*args, **kwargs)
         given = args[0] if args else kwargs.get("uow")
         if isinstance(given, type) and found.uow is not given:
             self._cache.pop(found._fs_token, None)  # noqa: SLF001 - of its base class
@@ -246,7 +247,7 @@ class FennFlowFileSystem(_Base, metaclass=_CachedByClass):  # type: ignore[misc]
         text = {key: kwargs.pop(key) for key in _TEXT & kwargs.keys()}
         codec = get_compression(path, compression)
         kind = mode.replace("t", "").replace("b", "")
-        file = base.open(path, f"{kind}b", block_size, cache_options, **kwargs)
+        file: Any = base.open(path, f"{kind}b", block_size, cache_options, **kwargs)
         if codec is not None:
             file = CompressedFile(file, compr[codec](file, mode=kind.replace("x", "w")))
         return file if "b" in mode else TextFile(file, **text)
@@ -292,12 +293,13 @@ class FennFlowFileSystem(_Base, metaclass=_CachedByClass):  # type: ignore[misc]
     def rm(self, path: Any, recursive: bool = False, maxdepth: int | None = None) -> None:  # noqa: FBT001, FBT002 - as fsspec calls it
         """Delete files and directories, all or none of them."""
         with self.transactions.together():
-            for each in [path] if isinstance(path, (str, PathLike)) else path:
+            paths: list[Any] = [path] if isinstance(path, (str, PathLike)) else list(path)
+            for each in paths:
                 name = self._strip_protocol(each)
                 if not (recursive or has_magic(name)) and self.isdir(name):
                     message = f"{name} is a directory. Delete it with recursive=True."
                     raise IsADirectoryError(message)
-            for each in self.expand_path(path, recursive=recursive, maxdepth=maxdepth):
+            for each in self.expand_path(paths, recursive=recursive, maxdepth=maxdepth):
                 if not self.isdir(each):
                     self.rm_file(each)
 
