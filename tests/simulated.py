@@ -569,6 +569,7 @@ class SimulatedSession:
         number = int(call.value)
         job = self._job(call, "undo")
         self.jobs.append(job)
+        self.slow = self.slow or call.manner == "is slow"
 
         async def do() -> None:
             await asyncio.sleep(SLOW if call.manner == "is slow" else 0)

@@ -24,10 +24,10 @@ from fennflow.connectors import ObjectAttributes, PutRequest
 from fennflow.engine import direct_uploads, garbage
 from fennflow.engine.stamps import Stamp, stamped
 from fennflow.exceptions import (
-    AccessDeniedException,
     BaseConnectorException,
     ChecksumMismatchException,
     ConnectorCapabilityException,
+    ConnectorUnavailableException,
     FileException,
     KeyException,
     NoSuchKeyException,
@@ -485,7 +485,7 @@ async def test_what_was_accepted_is_discarded_by_recovery_if_not_by_the_commit(
         async def script(when: str, operation: str, _key: str) -> None:
             if (when, operation) == ("before", "delete") and away[0]:
                 message = "not now"
-                raise AccessDeniedException(message)
+                raise ConnectorUnavailableException(message)
 
         config = faults.FaultyConnectorConfig(inner=inner.config, faults=faults.Scripted(script))
         settings = {"backend": InMemoryBackendConfig(name=f"t{next(numbers)}")}
