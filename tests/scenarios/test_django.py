@@ -118,14 +118,16 @@ def site(request: pytest.FixtureRequest, tmp_path: Path) -> Generator[Site]:
     if request.param == "postgresql":
         database = request.getfixturevalue("postgresql_settings")
     with use_database(database):
-        yield from use_storage()
+        with use_storage() as site:
+            yield site
     close()
 
 
 @pytest.fixture
 def sqlite_site(tmp_path: Path) -> Generator[Site]:
     with use_database({"ENGINE": "django.db.backends.sqlite3", "NAME": tmp_path / "app.db"}):
-        yield from use_storage()
+        with use_storage() as site:
+            yield site
     close()
 
 
@@ -139,6 +141,7 @@ def use_database(database: dict[str, Any]) -> Generator[None]:
         connections["default"].close()
 
 
+@contextmanager
 def use_storage(**options: Any) -> Generator[Site]:
     store = Store(InMemoryConnectorConfig(name=f"django{next(numbers)}"), f"bucket-{next(numbers)}")
     options = {"connector": store.config, "namespace": store.namespace, **options}
@@ -236,36 +239,36 @@ def test_a_decision_that_cannot_be_written_undoes_the_rows(site: Site) -> None:
 
 def test_several_storages_commit_together(site: Site) -> None:
     del site
-    generators = [use_storage(), use_storage()]
-    stores = [next(each) for each in generators]
-    with transaction.atomic():
-        for store in stores:
-            store.storage.save("x.txt", ContentFile(b"x"))
+    with use_storage() as first, use_storage() as second:
+        stores = [first, second]
+        with transaction.atomic():
+            for store in stores:
+                store.storage.save("x.txt", ContentFile(b"x"))
+            with pytest.raises(StopError), transaction.atomic():
+                for store in stores:
+                    store.storage.save("y.txt", ContentFile(b"y"))
+                raise StopError
         with pytest.raises(StopError), transaction.atomic():
             for store in stores:
-                store.storage.save("y.txt", ContentFile(b"y"))
+                store.storage.save("z.txt", ContentFile(b"z"))
             raise StopError
-    with pytest.raises(StopError), transaction.atomic():
-        for store in stores:
-            store.storage.save("z.txt", ContentFile(b"z"))
-        raise StopError
-    assert [store.objects() for store in stores] == [{"x.txt": b"x"}] * 2
-    pivots = itertools.count()
-    whole = SqlalchemyBackend._pivot
+        assert [store.objects() for store in stores] == [{"x.txt": b"x"}] * 2
+        pivots = itertools.count()
+        whole = SqlalchemyBackend._pivot
 
-    def second_fails(*arguments: Any) -> None:
-        if next(pivots) == 1:
-            raise StopError
-        whole(*arguments)
+        def second_fails(*arguments: Any) -> None:
+            if next(pivots) == 1:
+                raise StopError
+            whole(*arguments)
 
-    with (
-        mock.patch.object(SqlalchemyBackend, "_pivot", second_fails),
-        pytest.raises(StopError),
-        transaction.atomic(),
-    ):
-        for store in stores:
-            store.storage.save("z.txt", ContentFile(b"z"))
-    assert [store.objects() for store in stores] == [{"x.txt": b"x"}] * 2
+        with (
+            mock.patch.object(SqlalchemyBackend, "_pivot", second_fails),
+            pytest.raises(StopError),
+            transaction.atomic(),
+        ):
+            for store in stores:
+                store.storage.save("z.txt", ContentFile(b"z"))
+        assert [store.objects() for store in stores] == [{"x.txt": b"x"}] * 2
 
 
 def test_files_commit_at_once_outside_of_a_block(site: Site) -> None:
@@ -505,7 +508,7 @@ def test_callbacks_run_after_files_are_committed(site: Site) -> None:
 
 
 def test_overwriting_is_possible_where_it_is_allowed(site: Site) -> None:
-    for other in use_storage(allow_overwrite=True):
+    with use_storage(allow_overwrite=True) as other:
         with transaction.atomic():
             assert other.storage.save("a.txt", ContentFile(b"1")) == "a.txt"
             assert other.storage.save("a.txt", ContentFile(b"2")) == "a.txt"
@@ -593,7 +596,7 @@ def test_a_catalog_is_created_though_the_migration_ran_before_there_was_a_storag
     with use_database(sqlite):
         with override_settings(STORAGES={}):
             call_command("migrate", run_syncdb=True, verbosity=0)
-        for site in use_storage():
+        with use_storage() as site:
             with transaction.atomic():
                 Letter.objects.create(title="first")
                 site.save("a")
