@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.timeout(300)
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -20,7 +22,7 @@ def test_the_benchmarks_run(tmp_path: Path) -> None:
     subprocess.run(
         [sys.executable, ROOT / "benchmarks" / "run.py", *options, "--json", report],
         check=True,
-        timeout=100,
+        timeout=300,
     )
     measured = json.loads(report.read_text())["seconds"]
     assert set(measured) == {"cheap, 0 ms", "large", "cheap, versioned bucket, 0 ms"}
@@ -41,7 +43,7 @@ def test_the_benchmarks_of_large_catalogs_run(tmp_path: Path) -> None:
     subprocess.run(
         [sys.executable, ROOT / "benchmarks" / "scale.py", *options, "--json", report],
         check=True,
-        timeout=100,
+        timeout=300,
     )
     assert {tuple(row) for row in json.loads(report.read_text()).values()} == {
         ("SQLite", "PostgreSQL")
