@@ -24,7 +24,7 @@ async def main():
     await backend.open()
     await backend.stage(session, [], lambda _: ())
     await backend.commit(session, Commit(records=[record]))
-    await backend.settle(session)
+    await backend.settle(session, keep_locked=[])
     print(list(await backend.records([ObjectKey("b", "k")])))
 """
 

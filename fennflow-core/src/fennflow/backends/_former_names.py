@@ -10,7 +10,7 @@ import warnings
 from typing import Any
 
 from fennflow.backends.contract import Backend
-from fennflow.backends.values import Record, TransactionToken, WriteId
+from fennflow.backends.values import FINISHED, Record, Settlement, TransactionToken, WriteId
 
 __all__: list[str] = []
 
@@ -47,3 +47,23 @@ def _accept() -> None:
         (Record, "__init__", make_record),
     ):
         setattr(owner, name, value)
+    contract: Any = Backend
+    _accept_settle(contract)
+    of_later: Any = _accept_settle
+    setattr(Backend, "__init_subclass__", classmethod(of_later))  # noqa: B010 - loaded later
+
+
+def _accept_settle(backend: type[Backend], **_: object) -> None:
+    """Let `settle` of a class, and of those that extend it, take what a `Settlement` has."""
+    for each in backend.__subclasses__():
+        _accept_settle(each)
+    method: Any = vars(backend).get("settle")
+    if method is None:
+        return
+
+    async def settle(
+        self: Backend, token: Any, settlement: Settlement = FINISHED, **values: Any
+    ) -> None:
+        await method(self, token, Settlement(**values) if values else settlement)
+
+    setattr(backend, "settle", settle)  # noqa: B010 - a type checker would refuse it
