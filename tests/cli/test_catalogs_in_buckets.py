@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from pathlib import Path
 
 import pytest
 
 from fennflow import ConfigDict, UnitOfWork
-from fennflow.backends import BucketBackendConfig
+from fennflow.backends import BucketBackendConfig, InMemoryBackendConfig
+from fennflow.cli import app, maintenance
 from fennflow.config import ConnectorConfig
 from fennflow.connectors import ObstoreConnectorConfig
 from fennflow.files import TextContent
 from fennflow.repositories import CrudRepository, RepoField
 from shells import Program
-from stores import make_store
+from stores import make_store, numbers
 
 
 def put(connector: ConnectorConfig, backend: BucketBackendConfig, **files: str) -> None:
@@ -72,6 +74,49 @@ def test_the_journal_is_found_without_a_module(program: Program) -> None:
     found = program("doctor", "--json").json
     assert found["guarantees"] == {"shared": "network", "durable": True}
     assert found["problems"] == []
+
+
+@pytest.mark.usefixtures("bucket")
+def test_commits_are_listed_behind_a_cursor(program: Program) -> None:
+    first, *more = program("commits", "--json").out.splitlines()
+    commit = json.loads(first)
+    assert [file["path"] for file in commit["records"]] == ["letters/ann", "letters/bob"]
+    assert more == []
+    assert program("commits", "--after", commit["cursor"]).out == "No commits.\n"
+    assert program("rm", ":letters/ann").code == 0
+    head, line = program("commits", "--after", commit["cursor"]).out.splitlines()
+    assert line == "  deleted  bucket/letters/ann"
+    assert len(program("commits", "--json").out.splitlines()) == 2
+    assert program("commits", "--after", head.split()[-1], "--json").out == ""
+    done = program("commits", "--after", "nothing")
+    assert (done.code, done.out) == (1, "")
+    assert "CursorException" in done.err
+
+
+async def test_commits_are_printed_as_they_come(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class UOW(UnitOfWork):
+        files = RepoField(CrudRepository, namespace="bucket")
+        config = ConfigDict(backend=InMemoryBackendConfig(name=f"follow{next(numbers)}"))
+
+    printed = asyncio.Event()
+
+    def show_json(commit: object) -> None:
+        app.show_json(commit)
+        printed.set()
+
+    monkeypatch.setattr(maintenance, "show_json", show_json)
+    following = asyncio.create_task(maintenance._show_commits(UOW, None, 0.001, as_json=True))
+    for name in "ab":
+        async with UOW() as uow:
+            await uow.files.put(TextContent.from_content("Dear Ann", filename=name))
+        await printed.wait()
+        printed.clear()
+        assert json.loads(capsys.readouterr().out)["records"][0]["path"] == name
+    following.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await following
 
 
 def test_a_bucket_without_a_catalog_gets_none(program: Program) -> None:

@@ -171,7 +171,7 @@ async def test_an_error_is_told_without_a_traceback(shell: Shell) -> None:
 
 async def test_help_suffices(shell: Shell) -> None:
     done = await shell()
-    for command in ("plugins", "doctor", "transactions", "recover", "reconcile"):
+    for command in ("plugins", "doctor", "transactions", "commits", "recover", "reconcile"):
         assert command in done.out
         help_text = (await shell(command, "--help")).out
         assert "--json" in help_text

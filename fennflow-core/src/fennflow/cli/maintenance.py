@@ -18,7 +18,13 @@ from fennflow.cli.terminal import stderr, stdout
 from fennflow.connectors import Capabilities
 from fennflow.exceptions import PluginException
 from fennflow.printable import without_credentials
-from fennflow.reports import Diagnosis, Difference, ReconcileReport, TransactionInfo
+from fennflow.reports import (
+    CommitInfo,
+    Diagnosis,
+    Difference,
+    ReconcileReport,
+    TransactionInfo,
+)
 from fennflow.repositories.fields import areas_of
 from fennflow.uow import UnitOfWork
 
@@ -28,7 +34,7 @@ SHARED = {"process": "in one process", "machine": "on one machine", "network": "
 
 def register(app: typer.Typer) -> None:
     """Add the commands of this module."""
-    for command in (plugins, doctor, transactions, recover, adopt, reconcile):
+    for command in (plugins, doctor, transactions, commits, recover, adopt, reconcile):
         app.command()(command)
 
 
@@ -279,6 +285,59 @@ def _list_transactions(found: Sequence[TransactionInfo], *, as_json: bool) -> No
         for each in found
     ]
     stdout.table(("transaction", "state", "age", "lease left", "paths"), rows)
+
+
+def commits(
+    target: Target,
+    *,
+    after: Annotated[
+        str | None,
+        typer.Option(
+            metavar="CURSOR", help="Begin behind this commit; else with the first one that is kept."
+        ),
+    ] = None,
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="Wait for new commits, without end.")
+    ] = False,
+    poll: Annotated[
+        float, typer.Option(min=0.1, metavar="SECONDS", help="How often to look, with --follow.")
+    ] = 5.0,
+    as_json: Annotated[
+        bool,
+        typer.Option("--json", help="Print each commit as one line of JSON, and nothing else."),
+    ] = False,
+) -> None:
+    """List what was committed by any process, each commit once and in order, with its cursor.
+
+    Keep the cursor of the last commit that you have worked off, and go on with --after.
+    """
+    shown = run(_show_commits(load(target), after, poll if follow else None, as_json=as_json))
+    if not (shown or as_json):
+        stdout.line("No commits.")
+
+
+async def _show_commits(
+    uow_class: type[UnitOfWork], after: str | None, poll: float | None, *, as_json: bool
+) -> int:
+    """Print commits as they come, and return how many there were."""
+    shown = 0
+    async for commit in uow_class.commits(after=after, poll=poll):
+        shown += 1
+        if as_json:
+            show_json(commit)
+        else:
+            _show_commit(commit)
+    return shown
+
+
+def _show_commit(commit: CommitInfo) -> None:
+    stdout.line(
+        f"{commit.committed_at:%Y-%m-%d %H:%M:%S} UTC  {commit.transaction_id}  {commit.cursor}"
+    )
+    for file in commit.records:
+        stdout.line(f"  wrote    {file.namespace}/{file.path}  {file.size} bytes")
+    for deleted in commit.deletions:
+        stdout.line(f"  deleted  {deleted.namespace}/{deleted.path}")
 
 
 def recover(target: Target, *, as_json: Json = False) -> None:

@@ -94,7 +94,8 @@ def show_json(value: object) -> None:
         document = "".join(
             each if printable(each) == each else json.dumps(each)[1:-1] for each in document
         )
-    print(document)  # noqa: T201 - rich would wrap it
+    # At once: the reader of a pipe waits for the line.
+    print(document, flush=True)  # noqa: T201 - rich would wrap it
 
 
 def write_bytes(data: bytes) -> None:
