@@ -32,6 +32,7 @@ from fennflow.connectors import (
     Connector,
     InMemoryConnectorConfig,
     Location,
+    ObjectAttributes,
     StoredObject,
 )
 from fennflow.exceptions import (
@@ -65,7 +66,7 @@ from fennflow_bucket.log import Log
 from fennflow_bucket.replica import Replica
 from fennflow_bucket.rows import record_row
 from fennflow_bucket.state import State
-from stores import numbers
+from stores import make_store, numbers
 
 R = TypeVar("R")
 
@@ -722,6 +723,37 @@ async def test_only_a_snapshot_that_is_old_enough_lets_entries_be_deleted(tmp_pa
         state = await rows(replica, "notes")
     async with place.replica() as reader:
         assert await rows(reader, "notes") == state
+
+
+async def test_uploads_of_snapshots_that_processes_left_which_died_are_aborted(
+    tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    """L8: those that are old and replaced, of this catalog alone."""
+    store = await make_store("moto", request)
+    async with store.connector() as connector:
+        log, other = [Log(connector, store.namespace, f"{ROOT}{each}") for each in ("", "2")]
+        replica = Replica(log, Limits(snapshot_entries=3), lease=ENOUGH, late=ENOUGH)
+        await replica.open(tmp_path / "state.db", kept=False)
+        for number in range(6):
+            await replica.run(note(f"n{number}"))
+            await tidied(replica)
+        newest = max(await log.list("snapshot"))
+        keys = [log.name("snapshot", 1), log.name("snapshot", newest + 1)]
+        keys += [other.name("snapshot", 1), f"{ROOT}/snapshot/1", "user's"]
+        for key in keys:
+            await connector.begin_upload(
+                store.namespace, key, ObjectAttributes(media_type="text/plain"), expires_in=60
+            )
+
+        async def unfinished() -> list[str]:
+            return [each.key async for each in connector.uploads(store.namespace, "")]
+
+        await log.abort_uploads(until=newest, before=0.0)  # all are younger
+        assert sorted(await unfinished()) == sorted(keys)
+        await replica.collect()
+        assert sorted(await unfinished()) == sorted(keys[1:])
+        assert len(await rows(replica, "notes")) == 6
+        await replica.aclose()
 
 
 async def test_a_feed_is_refused_where_the_log_was_deleted_and_goes_on_where_it_was_not(

@@ -6,7 +6,7 @@ What the rules L6, L7 and L8 say is done here.
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -270,6 +270,9 @@ class Loader(Follower):
     async def collect(self) -> None:
         """Delete entries and snapshots that an old snapshot has replaced (L8).
 
+        Uploads of snapshots that a newer one has replaced are aborted when they are as old: the
+        processes that began them have died.
+
         Raises:
             BaseConnectorException: not all could be deleted; what is left is deleted next time.
         """
@@ -281,9 +284,12 @@ class Loader(Follower):
             for number, stored in snapshots.items()
             if stored.modified_at is not None and stored.modified_at.timestamp() < before
         ]
-        if not old:
-            return
-        last = max(old)
+        if old:
+            await self._delete_replaced(max(old), snapshots)
+        await self._log.abort_uploads(until=max(snapshots, default=-1), before=before)
+
+    async def _delete_replaced(self, last: int, snapshots: Mapping[int, StoredObject]) -> None:
+        """Delete what a snapshot has replaced that is old enough."""
         boundaries = await self._log.list(BOUNDARY)
         if last > max(boundaries, default=-1):
             with suppress(PreconditionFailedException):

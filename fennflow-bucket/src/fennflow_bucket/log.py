@@ -22,6 +22,7 @@ from fennflow.connectors import (
 from fennflow.exceptions import (
     BaseConnectorException,
     ConfigException,
+    ConnectorCapabilityException,
     NoSuchKeyException,
     PreconditionFailedException,
 )
@@ -181,16 +182,23 @@ class Log:
 
     async def list(self, kind: str, *, after: int = -1) -> dict[int, StoredObject]:
         """Return the objects of a kind behind a position, by position and in its order."""
-        prefix = f"{self.root}/{kind}/"
+        prefix = self._prefix(kind)
         start_after = self.name(kind, after) if after >= 0 else ""
         found: dict[int, StoredObject] = {}
         async for stored in self.connector.list(self.namespace, prefix, start_after=start_after):
-            digits = stored.location.key.removeprefix(prefix)
-            if len(digits) == DIGITS and digits.isascii() and digits.isdecimal():
-                position = int(digits)
-                if position > after:
-                    found[position] = stored
+            position = self._position(kind, stored.location.key)
+            if position is not None and position > after:
+                found[position] = stored
         return dict(sorted(found.items()))
+
+    def _prefix(self, kind: str) -> str:
+        return f"{self.root}/{kind}/"
+
+    def _position(self, kind: str, key: str) -> int | None:
+        """Return the position of an object by its key; None if it is not one of the kind."""
+        digits = key.removeprefix(self._prefix(kind))
+        whole = len(digits) == DIGITS and digits.isascii() and digits.isdecimal()
+        return int(digits) if whole else None
 
     async def upload_snapshot(self, position: int, chunks: AsyncIterator[bytes]) -> None:
         """Create a snapshot from chunks; what an attempt leaves behind is removed.
@@ -214,6 +222,24 @@ class Log:
                 with suppress(BaseConnectorException):
                     await self.connector.abort_upload(self.namespace, key, upload_id)
             raise
+
+    async def abort_uploads(self, *, until: int, before: float) -> None:
+        """Abort uploads of snapshots in parts that processes have left which died meanwhile.
+
+        Args:
+            until: the position up to which no snapshot is needed any more.
+            before: seconds since the epoch, by the store's clock: uploads that began later stay.
+
+        Raises:
+            BaseConnectorException: not all could be listed, or aborted.
+        """
+        with suppress(ConnectorCapabilityException):  # the connector does not see such uploads
+            async for each in self.connector.uploads(self.namespace, self._prefix(SNAPSHOT)):
+                position = self._position(SNAPSHOT, each.key)
+                if position is None or position > until or each.modified_at is None:
+                    continue
+                if each.modified_at.timestamp() < before:
+                    await self.connector.abort_upload(self.namespace, each.key, each.upload_id)
 
     def stream(self, snapshot: StoredObject) -> AsyncIterator[bytes]:
         """Return the bytes of a snapshot in chunks."""
