@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import os
 import stat
+import time
 import traceback
 from collections.abc import AsyncGenerator
 from contextlib import suppress
@@ -44,7 +46,7 @@ from fennflow.exceptions import (
 from fennflow.files import StreamContent, TextContent
 from fennflow.reports import Difference
 from fennflow.testing import Fault, S3Request, S3Server
-from fennflow_obstore import local
+from fennflow_obstore import local, stores
 from fennflow_obstore.errors import exception_for, translated
 from fennflow_obstore.stores import Stores
 from stores import OBSTORES, Store, make_store, obstore_config, raw_client, s3_config
@@ -885,3 +887,15 @@ async def test_what_it_enforces_is_found_by_trying(store: Store) -> None:
         else Capabilities(conditional_create=True, hierarchical=local, short_names=local)
     )
     assert found == expected
+
+
+def test_a_process_waits_once_for_the_threads_of_obstore_when_it_ends(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """One that ends at once is aborted now and then."""
+    at_exit: list[tuple[object, ...]] = []
+    monkeypatch.setattr(stores, "_process", [])
+    monkeypatch.setattr(atexit, "register", lambda *call: at_exit.append(call))
+    stores.check_process()
+    stores.check_process()
+    assert at_exit == [(time.sleep, stores.SECONDS_AT_EXIT)]

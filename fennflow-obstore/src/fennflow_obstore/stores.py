@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import timedelta
@@ -42,6 +44,14 @@ def check_signable(expires_in: float) -> None:
         raise ConnectorCapabilityException(message)
 
 
+SECONDS_AT_EXIT = 0.1
+"""How long a process that used obstore waits at its exit for obstore's threads.
+
+They let go of the objects of a call after its result has arrived. A thread that does so while the
+interpreter ends aborts the process (obstore 0.12.1): 4 of 100 short programs on a busy machine,
+and none of 200 that had waited this long.
+"""
+
 _process: list[int] = []
 """The first process that opened a connector: obstore runs threads in it, which no child has."""
 
@@ -54,6 +64,7 @@ def check_process() -> None:
     """
     if not _process:
         _process.append(os.getpid())
+        atexit.register(time.sleep, SECONDS_AT_EXIT)
     if _process[0] != os.getpid():
         message = (
             "This process was forked from one that had used obstore, whose threads do not survive a "
