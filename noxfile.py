@@ -156,8 +156,8 @@ def stores(session: nox.Session) -> None:
     sync(session, "test")
     folder = session.create_tmp()
     env = {"FENNFLOW_AZURITE": install_azurite(session, npm, folder), "AZURITE_VERSION": AZURITE}
-    env["PYTHONPATH"] = "tests"
-    session.run("python", "tests/measuring.py", "docs/stores.md", env=env)
+    env["PYTHONPATH"] = "tests/support"
+    session.run("python", "tests/support/measuring.py", "docs/stores.md", env=env)
 
 
 @nox.session(default=False)

@@ -465,7 +465,7 @@ def serve_until(at: Boundary, variables: Mapping[str, str], port: int, pipe: Con
     """Serve the example, and be killed at the first of such boundaries."""
     os.environ.update(variables)
     # It is next to the modules that it imports.
-    sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
+    sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
     app = importlib.import_module("fastapi_app").app
 
     def reached(boundary: Boundary) -> None:

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
-from contract.azurite_suite import azurite_server, new_container
+from azurite import azurite_server, new_container
 from fennflow import ConfigDict, plugins
 from fennflow.config import ConnectorConfig
 from fennflow.connectors import ObstoreConnectorConfig
