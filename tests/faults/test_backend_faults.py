@@ -3,15 +3,28 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import cast
 
 import pytest
 
-from fennflow import plugins
-from fennflow.backends import InMemoryBackendConfig
+import fennflow_memory.backend
+from fennflow import ConfigDict, plugins
+from fennflow.backends import (
+    InMemoryBackendConfig,
+    LateWrite,
+    ObjectKey,
+    Settlement,
+    TransactionToken,
+    WriteId,
+)
+from fennflow.connectors import InMemoryConnectorConfig
 from fennflow.engine.commit import Ending
 from fennflow.engine.concurrency import Calls
+from fennflow.engine.garbage import check_late_writes
+from fennflow.engine.runtime import engine_for
 from fennflow.exceptions import (
     CommitUncertainException,
     ConflictException,
@@ -301,3 +314,46 @@ async def test_callbacks_learn_what_another_owner_has_decided_and_not_finished()
                     uow.on_rollback(called.set)
             await asyncio.wait_for(called.wait(), timeout=30)
             assert len(await uow_class.transactions()) == 1
+
+
+async def test_late_writes_that_cannot_all_be_locked_leave_no_lease_behind(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """P22: it would be renewed, and the paths locked, for as long as the process lives."""
+    locked: list[str] = []
+    armed = False
+
+    async def third_fails(phase: str, operation: str, key: str) -> None:
+        if armed and (phase, operation) == ("before", "begin_writes"):
+            locked.append(key)
+            if len(locked) == 3:
+                raise DatabaseGoneError(operation)
+
+    a, b = ObjectKey("files", "a"), ObjectKey("files", "b")
+    late, other = TransactionToken("1"), TransactionToken("2")
+    with plugins.override(faults):
+        config = ConfigDict(
+            connector=InMemoryConnectorConfig(name=f"f{next(numbers)}"),
+            backend=faults.FaultyBackendConfig(
+                inner=InMemoryBackendConfig(name=f"f{next(numbers)}"),
+                faults=faults.Scripted(third_fails),
+            ),
+        )
+        async with engine_for(config, plugins.registry(), lifespan=True) as engine:
+            doubts = [
+                LateWrite(namespace="files", key=key.key, write=WriteId(late.transaction_id, seq))
+                for seq, key in enumerate([a, b], start=1)
+            ]
+            await engine.backend.begin_writes(late, [a, b], lambda _: ())
+            await engine.backend.abort(late)
+            await engine.backend.settle(late, Settlement(late_writes=doubts))
+            later = SimpleNamespace(monotonic=lambda: time.monotonic() + 1000)
+            monkeypatch.setattr(fennflow_memory.backend, "time", later)
+            await engine.backend.begin_writes(other, [b], lambda _: ())
+            armed = True
+            with pytest.raises(DatabaseGoneError):  # a was locked alone, and then b was tried alone
+                await check_late_writes(engine, [])
+            assert len(set(locked)) == 1
+            assert not engine.leases._held
+            armed = False
+            assert await check_late_writes(engine, []) == 0

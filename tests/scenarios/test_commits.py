@@ -11,7 +11,12 @@ from sqlalchemy import event
 
 from crashing import Site, make_site, text
 from fennflow import ConfigDict, UnitOfWork
-from fennflow.backends import Backend, InMemoryBackendConfig, SqlalchemyBackendConfig
+from fennflow.backends import (
+    Backend,
+    BucketBackendConfig,
+    InMemoryBackendConfig,
+    SqlalchemyBackendConfig,
+)
 from fennflow.connectors import InMemoryConnectorConfig
 from fennflow.exceptions import ConfigException, CursorException
 from fennflow.reports import CommitInfo
@@ -118,6 +123,19 @@ async def test_a_reader_that_looks_again_sees_what_is_committed_later() -> None:
             await uow.files.put(text("1", "b"))
         await reading
     assert seen == ["a", "b"]
+
+
+async def test_a_place_is_known_in_a_process_whose_reads_may_be_old() -> None:
+    """`max_staleness` is for reads of files: a cursor of another process may be newer."""
+    backend = BucketBackendConfig(namespace="bucket", max_staleness=60.0)
+    store = InMemoryConnectorConfig(name=f"f{next(numbers)}")
+    async with opened(backend, connector=store) as one, opened(backend, connector=store) as other:
+        for key in (A, B):
+            await put(one, key)
+        newest = [each.cursor for each in await one.commits(after=None, limit=10)][-1]
+        assert await other.commits(after=newest, limit=10) == []
+        await put(one, A)
+        assert await other.commit_cursor() == await one.commit_cursor()
 
 
 def test_code_without_async_iterates_too() -> None:

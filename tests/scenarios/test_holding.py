@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import time
 from collections.abc import AsyncGenerator
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+import fennflow_memory.backend
 from fennflow import ConfigDict, UnitOfWork, plugins
 from fennflow.backends import (
     Backend,
@@ -73,7 +76,7 @@ async def uow_class(
 async def hold(uow_class: type[FilesUOW], **options: float) -> str:
     async with uow_class() as uow:
         await uow.files.put(text("new a", "a"), text("new c", "c"), text("new d", "d"))
-        await uow.files.delete("b", "d")
+        await uow.files.delete("b", "d", missing_ok=True)
         return await uow.hold(**options)
 
 
@@ -279,3 +282,115 @@ async def test_whatever_the_backend_loses_it_is_held_committed_or_undone(
                             await (uow_class.commit_held if commits else uow_class.abort_held)(held)
             found = await contents(uow_class)
             assert found == (NEW if held is not None and commits else OLD)
+
+
+@pytest.mark.parametrize("commits", [True, False])
+@pytest.mark.parametrize("withdrawn", [True, False])
+async def test_a_decision_whose_caller_is_cancelled_is_made(
+    *, commits: bool, withdrawn: bool
+) -> None:
+    """P21, P37: it stands, and the cancellation arrives afterwards, unless it was withdrawn."""
+    deciding, go_on = asyncio.Event(), asyncio.Event()
+    waits = False
+
+    async def script(moment: str, asked: str, _key: str) -> None:
+        if waits and (moment, asked) == ("before", "commit" if commits else "abort"):
+            deciding.set()
+            await go_on.wait()
+
+    with plugins.override(faults):
+        uow_class = make_faulty(script)
+        async with uow_class.lifespan(check=False):
+            async with uow_class() as uow:
+                await uow.files.put(text("old a", "a"), text("old b", "b"))
+            held = await hold(uow_class)
+            waits = True
+            after: list[str] = []
+
+            async def decide() -> None:
+                await (uow_class.commit_held if commits else uow_class.abort_held)(held)
+                task = asyncio.current_task()
+                if withdrawn and task is not None:
+                    task.uncancel()
+                after.append("decided")
+                await asyncio.sleep(0)
+                await asyncio.sleep(0)
+                after.append("not cancelled")
+
+            decision = asyncio.create_task(decide())
+            await deciding.wait()
+            decision.cancel()
+            await asyncio.sleep(0)
+            go_on.set()
+            await asyncio.wait({decision})
+            assert after == ["decided", "not cancelled"][: 1 + withdrawn]
+            assert await uow_class.transactions() == []
+            assert await contents(uow_class) == (NEW if commits else OLD)
+
+
+@pytest.mark.parametrize("commits", [True, False])
+async def test_a_decision_that_is_cut_off_leaves_it_held_and_is_named(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, *, commits: bool
+) -> None:
+    """P37: no lease is renewed for it, and a person learns that it is to be decided again."""
+    deciding = asyncio.Event()
+    hangs = False
+
+    async def script(moment: str, asked: str, _key: str) -> None:
+        if hangs and (moment, asked) == ("before", "commit" if commits else "abort"):
+            deciding.set()
+            await asyncio.Event().wait()
+
+    with plugins.override(faults):
+        uow_class = make_faulty(script, compensation_timeout=0.01)
+        async with uow_class.lifespan(check=False):
+            async with uow_class() as uow:
+                await uow.files.put(text("old a", "a"), text("old b", "b"))
+            held = await hold(uow_class)
+            hangs = True
+            decide = uow_class.commit_held if commits else uow_class.abort_held
+            decision = asyncio.create_task(decide(held))
+            await deciding.wait()
+            decision.cancel()
+            await asyncio.wait({decision})
+            hangs = False
+            if commits:
+                with pytest.raises(CommitUncertainException, match="if it is held still"):
+                    decision.result()
+            else:
+                assert decision.cancelled()
+            let_pass(100.0, monkeypatch)
+            assert f"Transaction {held} is held" in str((await uow_class.diagnose()).problems)
+            report = await uow_class.recover()
+            assert (report.pending, len(report.problems)) == (1, 1)
+            assert f"Transaction {held} is held" in report.problems[0]
+            assert f"{held} is held still: its commit or abort was cut off" in caplog.text
+            await decide(held)
+            assert await contents(uow_class) == (NEW if commits else OLD)
+
+
+async def test_what_waits_long_for_a_decision_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """P37: its paths are locked until a person decides."""
+    uow_class = make_uow(InMemoryBackendConfig(name=f"held{next(numbers)}"))
+    async with uow_class.lifespan(check=False):
+        async with uow_class() as uow:
+            await uow.files.put(text("a", "a"))
+            held = await uow.hold()
+        assert (await uow_class.recover()).problems == ()
+        let_pass(1000.0, monkeypatch)
+        report, diagnosis = await uow_class.recover(), await uow_class.diagnose()
+        for problems in (report.problems, diagnosis.problems):
+            assert f"Transaction {held} is held: files/a." in str(problems)
+        await uow_class.abort_held(held)
+
+
+def make_faulty(script: faults.Script, **settings: object) -> type[FilesUOW]:
+    inner = InMemoryBackendConfig(name=f"held{next(numbers)}")
+    backend = faults.FaultyBackendConfig(inner=inner, faults=faults.Scripted(script))
+    return make_uow(backend, recovery_interval=600.0, **settings)
+
+
+def let_pass(seconds: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let time pass for the backend in memory."""
+    later = SimpleNamespace(monotonic=lambda: time.monotonic() + seconds)
+    monkeypatch.setattr(fennflow_memory.backend, "time", later)

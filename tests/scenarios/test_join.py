@@ -442,6 +442,10 @@ async def commits_by_hand(session: AsyncSession) -> None:
     await session.execute(sql("COMMIT"))
 
 
+async def commits_behind_comments(session: AsyncSession) -> None:
+    await session.execute(sql("-- the end\n /* of it */ COMMIT"))
+
+
 async def rolls_back(session: AsyncSession) -> None:
     await session.rollback()
 
@@ -478,7 +482,7 @@ async def loses_the_connection(session: AsyncSession) -> None:
     await session.invalidate()
 
 
-COMMITTING = [commits, commits_and_goes_on, commits_by_hand]
+COMMITTING = [commits, commits_and_goes_on, commits_by_hand, commits_behind_comments]
 ROLLING_BACK = [
     rolls_back,
     rolls_back_by_hand,
@@ -612,6 +616,22 @@ async def test_a_savepoint_inside_the_block_may_be_rolled_back(joint: Joint) -> 
             async with session.begin_nested():
                 session.add(Letter(name="b"))
     await joint.check("a", "b")
+
+
+async def test_a_savepoint_that_the_block_leaves_open_is_refused(joint: Joint) -> None:
+    """It could be rolled back afterwards, with the files and without the rows before it."""
+    if joint.engine.dialect.name == "sqlite":
+        begins_itself(joint.engine)
+    async with joint.session() as session, session.begin():
+        session.add(Letter(name="a"))
+        await session.flush()
+        with pytest.raises(TransactionException, match="is still open at its end"):
+            async with joint.uow_class(join=session) as uow:
+                nested = await session.begin_nested()
+                await uow.files.put(text("Dear Bob", "b"))
+        await nested.rollback()
+    assert await joint.rows() == {"a"}
+    assert await joint.files() == set()
 
 
 async def test_a_savepoint_may_be_what_a_block_begins_with(joint: Joint) -> None:

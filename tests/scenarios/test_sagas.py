@@ -446,6 +446,78 @@ async def test_a_step_that_ends_after_its_lease_is_compensated_after_it(
     assert await left(shop.uow) == 0
 
 
+@pytest.mark.parametrize("registered", [True, False])
+async def test_a_step_that_outlasts_the_rollback_is_undone_after_it(*, registered: bool) -> None:
+    """P33: an undo that was called before the step took effect has undone nothing."""
+    shop = make_shop(InMemoryBackendConfig(name=f"saga{next(numbers)}"), compensation_timeout=0.05)
+    begun, go_on = asyncio.Event(), asyncio.Event()
+    steps: list[asyncio.Task[None]] = []
+
+    async def stubborn() -> None:
+        begun.set()
+        while not go_on.is_set():
+            with suppress(asyncio.CancelledError):
+                await go_on.wait()
+        await shop.charge()
+
+    async def undo() -> None:
+        shop.calls.append("refunded late")
+
+    async def block() -> None:
+        async with shop.uow() as uow:
+            await uow.files.put(TextContent.from_content("Paid", filename="1.txt"))
+            step = uow.step(stubborn, shop.refund("late") if registered else undo)
+            steps.append(asyncio.create_task(step))
+            await asyncio.Event().wait()
+
+    async with shop.uow.lifespan(check=False):
+        running = asyncio.create_task(block())
+        await begun.wait()
+        running.cancel()
+        await asyncio.wait({running})
+        await shop.uow.recover()
+        assert await shop.uow.transactions() == []
+        if registered:
+            await until(lambda: shop.calls == ["refunded late"])
+        go_on.set()
+        await asyncio.wait(steps)
+        await until(lambda: shop.calls[-2:] == ["charged", "refunded late"])
+
+        async def nothing_is_left() -> bool:
+            return await left(shop.uow) == 0
+
+        await until(nothing_is_left)
+        assert steps[0].exception() is None or registered
+
+
+async def test_what_cannot_be_held_is_known_when_the_steps_under_way_have_ended(
+    shop: Shop,
+) -> None:
+    """P37: an undo that no other process could call is not lost."""
+    begun, go_on = asyncio.Event(), asyncio.Event()
+
+    async def slow() -> None:
+        begun.set()
+        await go_on.wait()
+        await shop.charge()
+
+    async def undo() -> None:
+        shop.calls.append("undone")
+
+    with pytest.raises(TransactionException, match="cannot be held"):
+        async with shop.uow() as uow:
+            await uow.files.put(TextContent.from_content("Paid", filename="1.txt"))
+            step = asyncio.create_task(uow.step(slow, undo))
+            await begun.wait()
+            holding = asyncio.create_task(uow.hold())
+            await asyncio.sleep(0)
+            go_on.set()
+            await step
+            await holding
+    assert shop.calls == ["charged", "undone"]
+    assert await shop.uow.transactions() == []
+
+
 def engine_backend(shop: Shop) -> Any:
     return opened(shop.uow.config.backend, connector=shop.uow.config.connector)
 

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Collection
 from contextvars import ContextVar
+from typing import cast
 
 import anyio
 import pytest
 
+from fennflow.backends import Backend, TransactionToken
 from fennflow.engine.concurrency import Calls, Periodic, run_all, shielded
+from fennflow.engine.leases import Lease, Leases, clock
 from fennflow_memory.connector import InMemoryConnector
 from stores import make_store
 
@@ -226,3 +230,51 @@ async def test_a_turn_can_be_brought_forward_and_asked_for_while_another_is_unde
     async with asyncio.timeout(5):
         await twice.wait()
     await periodic.aclose()
+
+
+async def test_a_turn_that_is_cut_off_is_followed_by_another() -> None:
+    """Else whatever cancels all tasks of a program would stop its heartbeats and its recovery."""
+    turns = 0
+    begun, again = asyncio.Event(), asyncio.Event()
+
+    async def work() -> bool:
+        nonlocal turns
+        turns += 1
+        (begun if turns == 1 else again).set()
+        if turns == 1:
+            await asyncio.Event().wait()
+        return False
+
+    before = asyncio.all_tasks()
+    periodic = Periodic(0.001, work)
+    periodic.start(delay=0.0)
+    async with asyncio.timeout(30):
+        await begun.wait()
+        for each in asyncio.all_tasks() - before:
+            each.cancel()
+        await again.wait()
+    await periodic.aclose()
+
+
+async def test_a_lease_that_is_released_during_a_heartbeat_stays_released() -> None:
+    """P7: what ends later than its lease must see that others may have acted since."""
+    renewing, released = asyncio.Event(), asyncio.Event()
+
+    class SlowBackend:
+        async def heartbeat(
+            self, transactions: Collection[TransactionToken]
+        ) -> Collection[TransactionToken]:
+            renewing.set()
+            await released.wait()
+            return transactions
+
+    leases = Leases(cast("Backend", SlowBackend()), ttl=600.0, long=960.0)
+    lease = Lease(TransactionToken("1"))
+    leases.hold(lease, clock())
+    beat = asyncio.create_task(leases._beat())
+    await renewing.wait()
+    leases.release(lease)
+    released.set()
+    await beat
+    assert not lease.held
+    await leases.aclose()

@@ -140,7 +140,7 @@ class Follower(ABC):
         """
         self._check()
         if current:
-            await self._current()
+            await self._current(self._limits.max_staleness)
         state = self._opened()
         return await self._thread(lambda: work(state.reading))
 
@@ -197,8 +197,13 @@ class Follower(ABC):
 
     # --- reading (L9) ------------------------------------------------------------------------
 
-    async def _current(self) -> None:
-        contact, allowed = self._contact, self._limits.max_staleness
+    async def _current(self, allowed: float = 0.0) -> None:
+        """Be as current as is asked for.
+
+        Args:
+            allowed: seconds for which the last contact will do; else it is one after the call.
+        """
+        contact = self._contact
         if allowed and contact is not None and contact.age() <= allowed:
             return
         waiting: asyncio.Future[None] = asyncio.get_running_loop().create_future()

@@ -122,10 +122,10 @@ async def _delete_objects(
         answer = await client.delete_objects(
             Bucket=namespace, Delete={"Objects": objects, "Quiet": True}
         )
-    errors: dict[tuple[str, str | None], BaseConnectorException] = {}
+    refused: dict[tuple[str, str | None], BaseConnectorException] = {}
     for error in answer.get("Errors", []):
         key, code = error.get("Key", ""), error.get("Code", "")
-        errors[key, error.get("VersionId") or None] = from_code(
+        refused[key, error.get("VersionId") or None] = from_code(
             code,
             error.get("Message", ""),
             0,
@@ -134,15 +134,19 @@ async def _delete_objects(
             ambiguous=not is_refusal(code, 0),
             retried=attempts.lost,
         )
-    return DeletionReport(
-        errors=[
-            await _obstacle(
-                client, namespace, d, errors.get((d.location.key, d.location.version_id))
-            )
-            for d in deletions
-        ],
-        retried=attempts.lost,
-    )
+    unclear = set(refused)
+    errors: list[BaseConnectorException | None] = []
+    for each in deletions:
+        location = each.location
+        # Some servers leave out the version.
+        names = [(location.key, location.version_id), (location.key, None)]
+        named = next((name for name in names if name in refused), None)
+        unclear.discard(named or names[0])
+        found = None if named is None else refused[named]
+        errors.append(await _obstacle(client, namespace, each, found))
+    if unclear:
+        raise refused[unclear.pop()]  # what was not deleted must not count as deleted
+    return DeletionReport(errors=errors, retried=attempts.lost)
 
 
 async def delete_one(client: S3Client, namespace: str, deletion: Deletion) -> DeletionReport:

@@ -38,7 +38,7 @@ from fennflow_sqlalchemy.engines import (
 from fennflow_sqlalchemy.tables import catalog_id_of
 
 if TYPE_CHECKING:
-    from sqlalchemy import RootTransaction
+    from sqlalchemy import NestedTransaction, RootTransaction
 
 R = TypeVar("R")
 
@@ -63,6 +63,7 @@ _SAVEPOINT = re.compile(
     r"(?P<name>\S+?)\s*;?\s*",
     re.IGNORECASE,
 )
+_COMMENTS = re.compile(r"(\s|--[^\n]*|/\*.*?\*/)*", re.DOTALL)
 _END = re.compile(r"\s*(?P<verb>COMMIT|END|ROLLBACK|ABORT|PREPARE\s+TRANSACTION)\b", re.IGNORECASE)
 
 
@@ -113,6 +114,8 @@ class Watch:
         self._end = self._end or "rolled back"
 
     def _on_statement(self, _connection: object, cursor: Any, statement: str, *_: object) -> None:
+        comments = _COMMENTS.match(statement)
+        statement = statement[comments.end() :] if comments else statement
         savepoint = _SAVEPOINT.fullmatch(statement)
         if savepoint is None:
             end = _END.match(statement)
@@ -157,6 +160,7 @@ class UserTransaction(JoinedTransaction):
         self._pivot = pivot
         self._managed_by_caller = _has_begun(_sync(transaction))
         self._root: RootTransaction | None = None
+        self._savepoint: NestedTransaction | None = None
         self._watch: Watch | None = None
         self._begins: Callable[[], None] = _nothing
 
@@ -195,6 +199,7 @@ class UserTransaction(JoinedTransaction):
         target = _sync(self._transaction)
         if self._managed_by_caller:
             self._root = connection.get_transaction()
+            self._savepoint = connection.get_nested_transaction()
         elif isinstance(target, Session):
             target.info[_JOINED] = True
         self._watch_from(connection)
@@ -244,7 +249,10 @@ class UserTransaction(JoinedTransaction):
                 await self._abandon(error)  # what followed in the next one is the block's too
             raise error
         if commit is not None:
-            self._root = (await self._run(_itself)).get_transaction()
+            connection = await self._run(_itself)
+            self._root = connection.get_transaction()
+            if self._managed_by_caller:
+                self._check_savepoints(connection)
             try:
                 before = await self._run(self._check_atomic)
                 await self._pivot(self._run, token, commit)
@@ -272,6 +280,23 @@ class UserTransaction(JoinedTransaction):
             await self._do(lambda target: target.rollback())
         if end == "committed":
             raise _ended(end)
+
+    def _check_savepoints(self, connection: Connection) -> None:
+        """Refuse a savepoint that was begun inside the block and is open: it may be rolled back alone.
+
+        Raises:
+            TransactionException: there is one.
+        """
+        savepoint = connection.get_nested_transaction()
+        if savepoint is not None and savepoint is not self._savepoint:
+            self._unwatch()
+            message = (
+                "A savepoint that was begun inside the block (begin_nested()) is still open at its end. "
+                "If it were rolled back later, the files would be undone without the rows before it. "
+                "None of the files is committed. End the savepoint inside the block: async with "
+                "session.begin_nested()."
+            )
+            raise TransactionException(message)
 
     async def _abandon(self, cause: BaseException) -> None:
         """Roll back in any case: half a pivot must not be committed."""

@@ -56,6 +56,8 @@ class Callbacks:
         on_commit: called after a commit.
         on_rollback: called after a rollback.
         hooks: journaled by a commit, and called after it by any process.
+        begun: whether the transaction is decided and they are being called, or were: what is
+            registered now is too late for that.
     """
 
     undos: list[Undo] = field(default_factory=list[Undo])
@@ -63,6 +65,7 @@ class Callbacks:
     on_commit: list[Callback] = field(default_factory=list[Callback])
     on_rollback: list[Callback] = field(default_factory=list[Callback])
     hooks: list[Hook] = field(default_factory=list[Hook])
+    begun: bool = False
 
     def __bool__(self) -> bool:
         """Whether there is any that this process has to call."""

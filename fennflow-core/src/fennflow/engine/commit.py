@@ -249,6 +249,14 @@ class Ending:
                 raise
             # Nothing more is sent for it from here.
             self.engine.leases.release(tx.lease)
+            message = (
+                "Transaction %s is held: its paths stay locked until it is committed or undone, for "
+                "%.0f s at most"
+            )
+            transaction = tx.transaction_id
+            log_event(
+                logging.INFO, message, transaction, seconds, rule="P37", transaction=transaction
+            )
             self.engine.recovery.jobs.disown(tx.callbacks.undos)
             self.engine.recovery.jobs.wake()
 

@@ -145,6 +145,24 @@ async def shielded(
     return task, cancellation
 
 
+def cancel_again(cancellation: asyncio.CancelledError) -> None:
+    """Deliver a cancellation to the running task again, at its next await (P21, I8).
+
+    It arrived while something was decided that stands, so that no exception must say otherwise, and
+    it must not be lost. If its requester has withdrawn it meanwhile (`asyncio.timeout`), it is not
+    delivered.
+    """
+    task = asyncio.current_task()
+    requests = 0 if task is None else task.cancelling()
+
+    def cancel() -> None:
+        if task is not None and requests and not task.done() and task.cancelling() >= requests:
+            task.uncancel()
+            task.cancel(*cancellation.args)  # by which a scope of anyio's knows it again
+
+    asyncio.get_running_loop().call_soon(cancel)
+
+
 def _cancelled_once() -> AbstractContextManager[object]:
     """Return a block in which a scope of anyio's that is cancelled does not cancel the task again.
 
@@ -294,7 +312,7 @@ class Periodic:
         self._task = loop.create_task(self._run())
 
     async def _run(self) -> None:
-        again = False
+        again = True  # though this turn is cut off, or fails
         try:
             again = await self._work()
         finally:

@@ -15,7 +15,7 @@ from fennflow.connectors import Deletion, Location, ObjectAttributes, PutRequest
 from fennflow.engine.catalogs import catalogs_in, others, shares
 from fennflow.engine.concurrency import run_all
 from fennflow.engine.stamps import Stamp, made_by, stamped
-from fennflow.engine.stuck import long_open, overdue, unfinished
+from fennflow.engine.stuck import overdue, undecided, unfinished
 from fennflow.exceptions import ConnectorCapabilityException, FennFlowException
 from fennflow.reports import Diagnosis, NamespaceDiagnosis
 
@@ -38,7 +38,7 @@ async def diagnose(context: EngineContext, areas: Sequence[Area], jobs: Jobs) ->
         latency = time.monotonic() - started
         left = [
             *await unfinished(context.backend),
-            *await long_open(context.backend, context.config.late_write_period),
+            *await undecided(context.backend, context.config.late_write_period),
             *await overdue(context.backend),
             *(await jobs.left())[1],
             *await _unfilled(context),

@@ -114,11 +114,7 @@ async def _check_group(
     lease = Lease(TransactionToken(str(uuid_utils.uuid7())))
     busy: list[ObjectKey] = []
     keys = sorted({ObjectKey(each.namespace, each.key) for each in due})
-    records = await lock_free(context.leases, lease, keys, busy)
-    free = [each for each in due if ObjectKey(each.namespace, each.key) not in set(busy)]
-    if not free:
-        return 0
-
+    records: dict[ObjectKey, Record] = {}
     unknown: list[BaseConnectorException] = []
     away = False
 
@@ -139,6 +135,10 @@ async def _check_group(
     # If this fails the transaction is left to be claimed, and the late writes stay. Its deletions are
     # journaled before they are sent, so that the process that claims it knows what may still arrive (P20 b).
     try:
+        records = await lock_free(context.leases, lease, keys, busy)
+        free = [each for each in due if ObjectKey(each.namespace, each.key) not in set(busy)]
+        if not free:
+            return 0
         found = await run_all(context.config.max_concurrency, look, free)
         garbage = [step for steps in found for step in steps or ()]
         if garbage:

@@ -128,7 +128,7 @@ class Jobs:
             UndoPendingError: it failed, or another process calls it; it stays in the journal.
         """
         work = self._work(self._undo(job))
-        work.add_done_callback(lambda _: self._own.discard(_identity(job)))
+        work.add_done_callback(lambda _: self._undone(job))
         await asyncio.wait({work})
         reason = "it was cut off" if work.cancelled() else work.result()
         if reason is not None:
@@ -147,8 +147,7 @@ class Jobs:
                 if others:
                     await asyncio.wait(others)
                 elif parked := self._parked.pop(_identity(job), None):
-                    if await self.context.backend.keep_job(parked):
-                        self._begin(parked)
+                    await self._begin_parked(parked)
                 elif (
                     not await self._take(limit=1, transaction_id=job.transaction_id)
                     and _identity(job) not in self._parked
@@ -167,6 +166,16 @@ class Jobs:
                     each.error or "it waits for that of a later step, or another process calls it"
                 )
         return None
+
+    def _undone(self, job: Job) -> None:
+        """Leave a compensation to all; if it was journaled again and claimed meanwhile, call it."""
+        self._own.discard(_identity(job))
+        if parked := self._parked.pop(_identity(job), None):
+            self._work(self._begin_parked(parked))
+
+    async def _begin_parked(self, job: Job) -> None:
+        if await self.context.backend.keep_job(job):
+            self._begin(job)
 
     async def journal_again(self, job: Job) -> None:
         """Let a compensation be called once more, though another process may have called it.

@@ -154,6 +154,8 @@ class Leases:
             log_event(logging.WARNING, "Leases could not be renewed: %r", error, rule="P22")
             return True
         for lease in held:
+            if self._held.get(lease.token.transaction_id) is not lease:
+                continue  # released meanwhile, and ended by that
             if lease.token in kept:
                 lease.until = started + self.ttl * (1 - LEASE_MARGIN)
                 self._log_long_open(lease, started)

@@ -27,14 +27,14 @@ from fennflow.backends import (
 )
 from fennflow.connectors import Capabilities
 from fennflow.engine.callbacks import Aftermaths, Callbacks
-from fennflow.engine.concurrency import Periodic
+from fennflow.engine.concurrency import Periodic, cancel_again, shielded
 from fennflow.engine.context import EngineContext, Progress
 from fennflow.engine.finish import Finisher
 from fennflow.engine.garbage import check_late_writes, sweep
 from fennflow.engine.jobs import HOOK_WAIT, Jobs
 from fennflow.engine.leases import Lease, clock
 from fennflow.engine.plan import Write, late_writes, undo
-from fennflow.engine.stuck import long_open, unfinished
+from fennflow.engine.stuck import undecided, unfinished
 from fennflow.exceptions import (
     BaseConnectorException,
     CommitUncertainException,
@@ -198,11 +198,13 @@ class Recovery:
         claimed = taken.union(await self._claim(), self._taken)
         if own or claimed:
             await asyncio.wait(own | claimed)
+        waiting = {*self._own, *(each.get_name() for each in claimed if _outcome(each) is None)}
         called = await self.jobs.run()
         report = await self._clean(own, claimed, sweeping=True)
         # Others may hold the lease of what fails, so that no attempt of this one says so.
         left = await unfinished(self.context.backend)
-        open_for_long = await long_open(self.context.backend, self.context.config.late_write_period)
+        period = self.context.config.late_write_period
+        open_for_long = await undecided(self.context.backend, period, waiting)
         pending = max(report.pending, len(left))
         problems = (*report.problems, *left, *open_for_long)
         return replace(report, pending=pending, problems=problems, jobs_called=called)
@@ -289,7 +291,8 @@ class Recovery:
                 and not each.waits
                 and (now or each.due <= moment)
             ):
-                attempt = self._attempts[transaction_id] = _begin(self._try_own(each))
+                attempt = _begin(self._try_own(each), transaction_id)
+                self._attempts[transaction_id] = attempt
                 attempt.add_done_callback(partial(self._ended, transaction_id))
         return list(self._attempts.values())
 
@@ -337,6 +340,7 @@ class Recovery:
 
     def _call_back(self, unsettled: Unsettled, outcome: Outcome) -> None:
         callbacks, unsettled.callbacks = unsettled.callbacks, Callbacks()
+        callbacks.begun = True
         if outcome is Outcome.COMMITTED:
             self.jobs.forget(callbacks.undos)
         self.jobs.wake()
@@ -377,19 +381,30 @@ class Recovery:
                     seen.add(each.token.transaction_id)
                     lease = Lease(each.token)
                     self.context.leases.hold(lease, started)
-                    attempt = _begin(self._take_over(lease, each))
+                    attempt = _begin(self._take_over(lease, each), each.token.transaction_id)
                     self._taken.add(attempt)
                     attempt.add_done_callback(self._taken.discard)
                     begun.append(attempt)
 
     async def commit_held(self, transaction_id: str) -> None:
-        """Commit a transaction that is held (P37).
+        """Commit a transaction that is held (P37), even if the caller is cancelled meanwhile (P21).
 
         Raises:
             TransactionException: it is not held, or not any more.
             ConflictException: a record that it read has changed; it is undone.
             CommitUncertainException: the outcome is unknown; recovery finds it out.
         """
+        work, cancellation = await self._decide_held(self._commit_held(transaction_id))
+        if work.cancelled():
+            message = (
+                f"Whether transaction {transaction_id} has committed is not known: it did not within "
+                f"compensation_timeout={self.context.config.compensation_timeout} s after a "
+                "cancellation. Look with UOW.transactions(): if it is held still, try again."
+            )
+            raise CommitUncertainException(message) from cancellation
+        work.result()
+
+    async def _commit_held(self, transaction_id: str) -> None:
         lease, found = await self._take_held(transaction_id)
         commit = found.held or Commit()
         try:
@@ -412,17 +427,28 @@ class Recovery:
             finally:
                 self.context.leases.release(lease)
             raise
+        except BaseException:
+            self.context.leases.release(lease)
+            raise
         unsettled = Unsettled(lease=lease, undo=(), late_writes=())
         self.add(unsettled)
-        await asyncio.wait(self._begin_own())
+        self._begin_own()
+        if attempt := self._attempts.get(transaction_id):
+            await asyncio.wait({attempt})
         await asyncio.wait({self.jobs.begin(transaction_id)}, timeout=HOOK_WAIT)
 
     async def abort_held(self, transaction_id: str) -> None:
-        """Undo a transaction that is held (P37).
+        """Undo a transaction that is held (P37), even if the caller is cancelled meanwhile (P21).
 
         Raises:
             TransactionException: it is not held, or not any more.
         """
+        work, cancellation = await self._decide_held(self._abort_held(transaction_id))
+        if work.cancelled() and cancellation is not None:
+            raise cancellation
+        work.result()
+
+    async def _abort_held(self, transaction_id: str) -> None:
         lease, found = await self._take_held(transaction_id)
         try:
             await self.context.backend.abort(lease.token, lock_wait=LOCK_WAIT)
@@ -435,6 +461,16 @@ class Recovery:
                 "the log says what the store refuses."
             )
             warnings.warn(CompensationPendingWarning(message), stacklevel=2)
+
+    async def _decide_held(
+        self, work: Coroutine[Any, Any, None]
+    ) -> tuple[asyncio.Task[None], asyncio.CancelledError | None]:
+        """Do work to its end, and deliver a cancellation that arrived meanwhile at the next await."""
+        grace = self.context.config.compensation_timeout
+        done, cancellation = await shielded(work, grace=lambda: grace)
+        if cancellation is not None and not done.cancelled():
+            cancel_again(cancellation)
+        return done, cancellation
 
     async def _take_held(self, transaction_id: str) -> tuple[Lease, JournaledTransaction]:
         started = clock()
@@ -461,6 +497,13 @@ class Recovery:
         """
         if found.is_held and found.held is not None and not decided:
             # Who was about to decide it is gone; it goes on waiting for another.
+            message = (
+                "Transaction %s is held still: its commit or abort was cut off before it decided"
+            )
+            transaction_id = found.token.transaction_id
+            log_event(
+                logging.WARNING, message, transaction_id, rule="P37", transaction=transaction_id
+            )
             try:
                 await self.context.backend.hold(lease.token, found.held, found.held_left)
             except Exception as error:  # noqa: BLE001 - claimed again when its lease has run out
@@ -532,9 +575,9 @@ class Recovery:
         return decision.outcome
 
 
-def _begin(work: Coroutine[Any, Any, Outcome | None]) -> _Attempt:
+def _begin(work: Coroutine[Any, Any, Outcome | None], transaction_id: str) -> _Attempt:
     """Begin an attempt in a task of its own, without the context of a request."""
-    return asyncio.get_running_loop().create_task(work, context=Context())
+    return asyncio.get_running_loop().create_task(work, name=transaction_id, context=Context())
 
 
 def _outcome(attempt: _Attempt) -> Outcome | None:

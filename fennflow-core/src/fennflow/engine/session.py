@@ -16,13 +16,13 @@ from collections.abc import (
     Sequence,
 )
 from contextlib import asynccontextmanager, contextmanager
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from fennflow import telemetry
 from fennflow.backends import Outcome
 from fennflow.engine.callbacks import Callbacks, Hook, Undo, names_of, result_of, run_undos
 from fennflow.engine.commit import Ending
-from fennflow.engine.concurrency import Calls, shielded
+from fennflow.engine.concurrency import Calls, cancel_again, shielded
 from fennflow.engine.jobs import HOOK_WAIT, DurableUndo
 from fennflow.engine.plan import changes_of
 from fennflow.engine.transaction import Scope, Transaction, rolled_back
@@ -91,22 +91,6 @@ class Deadline:
             "committed; what it has written is undone. Run it again, or give it more time."
         )
         return TransactionTimeoutException(message)
-
-
-def _cancel_again(task: asyncio.Task[Any], cancellation: asyncio.CancelledError) -> None:
-    """Deliver a cancellation again at the next await, since it arrived during a commit (P21, I8).
-
-    The commit succeeded, so the block must end without an exception, and the cancellation must not
-    be lost. If its requester has withdrawn it meanwhile (`asyncio.timeout`), it is not delivered.
-    """
-    requests = task.cancelling()
-
-    def cancel() -> None:
-        if not task.done() and requests and task.cancelling() >= requests:
-            task.uncancel()
-            task.cancel(*cancellation.args)  # by which a scope of anyio's knows it again
-
-    asyncio.get_running_loop().call_soon(cancel)
 
 
 class _Wait:
@@ -262,12 +246,19 @@ class Session:
                     result = await result_of(do)
             except (asyncio.CancelledError, TransactionTimeoutException):
                 # If it is cut off it may still have taken effect, so it counts as done, like a write (P19).
-                for each in places:
-                    each.undos.append(undo)
+                self._note_step(tx, places, undo)
                 raise
-            for each in places:
-                each.undos.append(undo)
+            self._note_step(tx, places, undo)
             return result
+
+    def _note_step(self, tx: Transaction, places: Sequence[Callbacks], undo: Undo) -> None:
+        """Remember how a step is undone; one that ended after the rollback is undone at once."""
+        if tx.callbacks.begun:
+            aftermaths = self._engine.recovery.aftermaths
+            aftermaths.start(Callbacks(undos=[undo]), Outcome.ABORTED, tx.transaction_id)
+            return
+        for each in places:
+            each.undos.append(undo)
 
     async def _durable_step(
         self,
@@ -284,16 +275,18 @@ class Session:
         try:
             async with self._deadline.limit():
                 result = await result_of(do)
-            tx.lease.check()
+            tx.check()
         except StepNotDoneException:
             for each in places:
-                each.undos.remove(undo)
+                if undo in each.undos:  # not if it was called meanwhile
+                    each.undos.remove(undo)
             await jobs.remove(undo)
             raise
         except BaseException:
-            # Whatever it raises, it may have taken effect before.
+            # Whatever it raises, it may have taken effect before; and after its compensation, if the
+            # transaction ended meanwhile.
             undo.failed = True
-            if not tx.lease.held:
+            if tx.callbacks.begun or not tx.lease.held:
                 await jobs.journal_again(undo.job)
             raise
         return result
@@ -388,10 +381,9 @@ class Session:
         if isinstance(error, CommitUncertainException) or (error and cancellation is None):
             raise error
         if cancellation is not None:
-            current = asyncio.current_task()
-            if error is not None or current is None:
+            if error is not None:
                 raise cancellation from error
-            _cancel_again(current, cancellation)
+            cancel_again(cancellation)
 
     async def hold(self, expires_in: float | None) -> str:
         """Let another process decide, and begin a new transaction (P37).
@@ -408,13 +400,13 @@ class Session:
             Exception: what the backend raised; the transaction is undone.
         """
         tx = self._open()
-        self._check_can_be_held()
         longest = self._engine.config.max_transaction_age
         if expires_in is not None and not 0 < expires_in <= longest:
             message = f"expires_in={expires_in!a} is not in (0, max_transaction_age={longest} s]."
             raise ConfigException(message)
         wait = _Wait(self._grace)
         async with self._deciding():
+            self._check_can_be_held()  # now that no step can register an undo any more
             ending = Ending(self._engine, tx, self._joined)
             work, cancellation = await shielded(ending.hold(expires_in), grace=wait.left)
             error = None if work.cancelled() else work.exception()
@@ -423,13 +415,12 @@ class Session:
             if tx.outcome is not None:
                 cancellation = await self._call_back(error, wait, cancellation)
         self._tx = Transaction(self._engine, self._areas)
-        current = asyncio.current_task()
-        if cancellation is not None and (error or work.cancelled() or current is None):
+        if cancellation is not None and (error or work.cancelled()):
             raise cancellation from error
         if error is not None:
             raise error
-        if cancellation is not None and current is not None:
-            _cancel_again(current, cancellation)
+        if cancellation is not None:
+            cancel_again(cancellation)
         return tx.transaction_id
 
     def _check_can_be_held(self) -> None:
@@ -483,12 +474,11 @@ class Session:
         self._tx = Transaction(self._engine, self._areas)
         if error is not None:
             raise error
-        current = asyncio.current_task()
         if cancellation is None or isinstance(cause, asyncio.CancelledError):
             return
-        if isinstance(cause, CommitUncertainException) and current is not None:
+        if isinstance(cause, CommitUncertainException):
             # It must not hide that the work may be committed (I8).
-            _cancel_again(current, cancellation)
+            cancel_again(cancellation)
         else:
             raise cancellation
 
@@ -570,8 +560,11 @@ class Session:
             the last cancellation.
         """
         tx = self._tx
-        if tx.outcome is None or not tx.callbacks:
+        if tx.outcome is None:
             return cancellation  # recovery calls back when it knows the outcome
+        tx.callbacks.begun = True
+        if not tx.callbacks:
+            return cancellation
         if tx.outcome is Outcome.COMMITTED:
             self._engine.recovery.jobs.forget(tx.callbacks.undos)
         aftermath = self._engine.recovery.aftermaths.start(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
 from fennflow.backends import JournaledTransaction, Outcome
@@ -30,12 +30,23 @@ async def unfinished(backend: Backend) -> list[str]:
     return [_described(each) for each in after if each.token.transaction_id in ids]
 
 
-async def long_open(backend: Backend, period: float) -> list[str]:
-    """Describe the transactions that have been undecided for longer than a period."""
+async def undecided(backend: Backend, period: float, waiting: Collection[str] = ()) -> list[str]:
+    """Describe the transactions that have been undecided for long, or whose decision was cut off.
+
+    Args:
+        backend: that keeps them.
+        period: seconds that are long.
+        waiting: ids of others to describe, if they are undecided still.
+    """
     return [
         _described(each)
         for each in await _journaled(backend)
-        if each.outcome is None and each.age > period and not each.is_held
+        if each.outcome is None
+        and (
+            each.age > period
+            or each.token.transaction_id in waiting
+            or (each.is_held and each.lease_left <= 0)
+        )
     ]
 
 
