@@ -12,10 +12,11 @@ import pytest
 from fennflow import ConfigDict, plugins
 from fennflow.backends import BucketBackendConfig
 from fennflow.connectors import InMemoryConnectorConfig
+from fennflow.engine.runtime import engine_for
 from fennflow.exceptions import ConfigException, RecordAlreadyExistsException
 from fennflow.files import TextContent
 from fennflow.testing import S3Request
-from fennflow.testing.recovery_suite import opened
+from fennflow.testing.recovery_suite import A, new_transaction, opened
 from stores import FullUOW, Store, make_store, numbers
 
 STORES = ["memory", "memory-versioned", "moto", "strict", "seaweedfs", "obstore-file"]
@@ -116,6 +117,28 @@ async def test_an_idle_process_sends_no_requests(request: pytest.FixtureRequest)
                 turns += 1
         # Recovery looks once after the process was used, and not again.
         assert len(seen) <= 1
+
+
+async def test_recover_looks_for_what_others_left_while_the_process_was_idle() -> None:
+    """P26: whether due or not; an idle process does not know how long the log has become."""
+    store = InMemoryConnectorConfig(name=f"idle{next(numbers)}")
+    backend = BucketBackendConfig(namespace="bucket")
+
+    class UOW(FullUOW):
+        config = ConfigDict(connector=store, backend=backend, recovery_interval=3600.0)
+
+    async with (
+        engine_for(UOW.config, plugins.registry(), lifespan=True) as engine,
+        opened(backend, connector=store, lease_ttl=1.0) as other,
+    ):
+        assert await engine.backend.claim(1) == []
+        await other.begin_writes(new_transaction(), [A], lambda _: ())
+        left = 1.0
+        while left > 0:
+            await asyncio.sleep(left)
+            left = (await other.transactions(after="", limit=1))[0].lease_left
+        assert await engine.backend.claim(1) == []  # in the background
+        assert (await UOW.recover()).compensated == 1
 
 
 async def test_join_is_refused_with_the_alternative() -> None:

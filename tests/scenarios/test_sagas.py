@@ -11,6 +11,7 @@ from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
 from pydantic import BaseModel, SecretStr
@@ -21,6 +22,7 @@ from fennflow.backends import (
     Backend,
     BucketBackendConfig,
     InMemoryBackendConfig,
+    Job,
     SqlalchemyBackendConfig,
 )
 from fennflow.connectors import InMemoryConnectorConfig
@@ -327,6 +329,28 @@ async def test_a_hook_that_hangs_holds_no_lock_and_leaves_the_commit_as_it_is(sh
     assert await shop.uow.transactions() == []
     shop.hang.set()
     await until(lambda: shop.calls == ["charged", "sent 1"])
+
+
+async def test_a_process_that_does_nothing_else_calls_what_others_have_journaled(
+    tmp_path: Path,
+) -> None:
+    """P35: on the bucket, too, where an idle process otherwise sends no requests."""
+    for backend in (
+        SqlalchemyBackendConfig(url=f"sqlite:///{tmp_path}/shop.db"),
+        BucketBackendConfig(namespace="files"),
+    ):
+        shop = make_shop(backend, recovery_interval=0.05)
+        async with shop.uow.lifespan(check=False), engine_backend(shop) as other:
+            call = shop.refund("other")
+            job = Job(
+                transaction_id=str(uuid4()),
+                number=1,
+                name=call.function.name,
+                arguments=call.arguments,
+                after=None,
+            )
+            await other.add_jobs([job])
+            await until(lambda: shop.calls == ["refunded other"])  # noqa: B023 - called at once
 
 
 async def test_hooks_with_one_key_wait_for_one_that_fails(shop: Shop) -> None:

@@ -81,12 +81,18 @@ class Actions:
         self.repeats = repeats
         self.values = 0
         self.sessions: list[SimulatedSession] = []
-        self.deciding: list[asyncio.Task[None]] = []
+        self.deciding: list[tuple[int, asyncio.Task[None]]] = []
         self.processes = [self.world.new_process() for _ in range(2)]
 
     @property
     def living(self) -> list[SimulatedSession]:
         return [each for each in self.sessions if each.lives]
+
+    @property
+    def undecided(self) -> list[asyncio.Task[None]]:
+        """Decisions about what is held that are under way in living processes."""
+        dead = self.world.loop.dead
+        return [task for process, task in self.deciding if process not in dead and not task.done()]
 
     @property
     def waiting(self) -> list[SimulatedSession]:
@@ -120,12 +126,15 @@ class Actions:
         session.do(Call(kind, value=b"%d" % self.values, manner=manner))
 
     def cancel(self, index: int) -> None:
-        if self.living:
-            session = self.living[index % len(self.living)]
-            self.world.note(f"cancel s{session.number}")
+        """Cancel a block, or who decides about a transaction that is held."""
+        tasks = {f"s{each.number}": each.task for each in self.living}
+        tasks |= {f"decision {number}": task for number, task in enumerate(self.undecided)}
+        if tasks:
+            name = list(tasks)[index % len(tasks)]
+            self.world.note(f"cancel {name}")
             self.world.ambiguous = True
             with self.world.loop.running():
-                session.task.cancel()
+                tasks[name].cancel()
 
     def decide(self, index: int, *, commits: bool) -> None:
         """Commit or undo a transaction that is held, from any process."""
@@ -135,7 +144,7 @@ class Actions:
             chosen = held[index % len(held)]
             self.world.note(f"{process} decides {chosen.transaction_id}, commits={commits}")
             work = chosen.decide(self.world.uow(process), commits=commits)
-            self.deciding.append(self.world.loop.spawn(process, work))
+            self.deciding.append((process, self.world.loop.spawn(process, work)))
 
     # --- what happens ------------------------------------------------------------------------
 
@@ -194,7 +203,7 @@ class Actions:
             if session.task.done() and not session.task.cancelled():
                 session.task.result()
             session.check_hooks()
-        for task in self.deciding:
+        for _, task in self.deciding:
             if task.done() and not task.cancelled():
                 task.result()
         for held in self.world.held.values():
@@ -213,6 +222,8 @@ class Actions:
         """End and recover all, and check what must be true then."""
         self.world.loop.stopped.clear()
         self._wait_for_user_code()
+        if not self.living and not self.undecided:
+            self.world.check_leases()
         self.world.quiesce()
 
     def _wait_for_user_code(self) -> None:

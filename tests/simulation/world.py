@@ -578,6 +578,21 @@ class World:
 
         return self.now_do(look())
 
+    def check_leases(self) -> None:
+        """Check that processes with nothing to do renew no lease: they would do so for ever (P22)."""
+        journaled = {each.token for each in self._sessions()}
+        living = [
+            self._classes[each].config for each in self._classes if each not in self.loop.dead
+        ]
+        for (config, _), slot in runtime._slots.get(self.loop, {}).items():
+            if slot.engine is None or config not in living:
+                continue
+            recovery = slot.engine.recovery
+            if not (recovery._taken or recovery._cleaning.locked()):
+                leases = slot.engine.leases._held.items()
+                idle = {each.token for name, each in leases if name not in recovery._own}
+                assert not idle & journaled, "nothing is done for it, and its lease is renewed"
+
     def quiesce(self) -> None:
         """End all, let what is late arrive, recover; then check I3, I4 and I7."""
         self.faulty = False

@@ -459,8 +459,9 @@ class BucketBackend(Backend):
         transaction_id: str | None = None,
         hurry: bool = False,
     ) -> Sequence[Job]:
-        if not await self._replica.read(has_jobs, current=False):
-            return []  # an idle process sends no requests
+        # What a process has journaled itself it knows of; what others have, it has to look for.
+        if not await self._replica.read(has_jobs, current=transaction_id is None):
+            return []
         arguments = {
             "names": sorted(names),
             "limit": limit,
