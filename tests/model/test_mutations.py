@@ -177,6 +177,17 @@ NARROW: Mapping[str, Mapping[str, Any]] = {
     "no_release": JOBS,
     "no_release_of_failed_steps": JOBS,
     "no_removal": JOBS,
+    "no_second_journaling": {
+        "capabilities": PLAIN,
+        "habits": Habits(
+            keys="a",
+            calls=["put"],
+            controls=["durable_step"],
+            fates=WORKS,
+            happens=["stop", "stop", "recover", "wait"],
+            pauses=[LEASE + 1],
+        ),
+    },
     "no_order_of_compensations": {
         "capabilities": PLAIN,
         "habits": replace(JOBS["habits"], controls=[*["durable_step"] * 4, "raise"]),
@@ -451,6 +462,15 @@ def no_removal(stack: ExitStack) -> None:
     changed(stack, jobs.Jobs, "remove", remove)
 
 
+def no_second_journaling(stack: ExitStack) -> None:
+    """P33: what a step does after others have undone it stays."""
+
+    async def journal_again(*_: Any) -> None:
+        """Leave it to the call that came before the step."""
+
+    changed(stack, jobs.Jobs, "journal_again", journal_again)
+
+
 def no_order_of_compensations(stack: ExitStack) -> None:
     """P34: they are called in any order."""
     changed(stack, Job, "waits_for", lambda *_: False)
@@ -561,6 +581,7 @@ MUTATIONS: Sequence[Mutation] = (
     no_release,
     no_release_of_failed_steps,
     no_removal,
+    no_second_journaling,
     no_order_of_compensations,
     no_lease_of_jobs,
     no_next_attempt,
