@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 from urllib.request import Request, urlopen
 
 import pytest
+from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 
 from crashing import make_site
 from fennflow import plugins
@@ -38,7 +39,17 @@ from fennflow.exceptions import (
 from fennflow.files import TextContent
 from fennflow.responses import UploadTicket
 from fennflow.testing import Fault, S3Request, S3Server, faults
-from stores import FullUOW, Store, make_store, new_bucket, numbers, s3_config
+from stores import (
+    VERSIONING,
+    FullUOW,
+    Store,
+    answers,
+    make_store,
+    new_bucket,
+    numbers,
+    raw_client,
+    s3_config,
+)
 
 STRANGER = Stamp(WriteId("01890000-0000-7000-8000-000000000000", 1), "json")
 """What a transaction that ended long ago may have left, or an uploader claims."""
@@ -446,32 +457,145 @@ async def test_an_upload_that_is_replaced_while_it_is_accepted_is_not_accepted(
         assert (await visible(moto))["a"] == b"by url"
 
 
+def after(seconds: float) -> SimpleNamespace:
+    """Return what stands for the module `time`, so many seconds later."""
+    return SimpleNamespace(time=lambda: time.time() + seconds)
+
+
+async def versions(server: S3Server, bucket: str) -> list[str]:
+    """Return the ids of all versions of uploads, delete markers included."""
+    async with raw_client(server) as client:
+        listed = await client.list_object_versions(Bucket=bucket, Prefix=".fennflow/")
+    found = [*listed.get("Versions", []), *listed.get("DeleteMarkers", [])]
+    return [each.get("VersionId", "") for each in found if "/uploads/" in each.get("Key", "")]
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "moto",
+        "strict-versioned",
+        *(pytest.param(each, marks=pytest.mark.once) for each in ("moto-suspended", "juicefs")),
+    ],
+)
 async def test_tickets_that_are_not_accepted_expire_and_are_swept(
-    moto_store: Store, monkeypatch: pytest.MonkeyPatch
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
-    uow_class = await used(moto_store)
+    """P32: by any process, and so is what arrives after that; it never becomes a file."""
+    site = await make_site(kind, "sqlite", request)
+    other = replace(site, settings={**site.settings, "lease_ttl": 59.0})
+    uow_class = site.uow_class
     async with uow_class() as uow:
+        await uow.files.put(text("1", "first"))
         ticket = await uow.files.upload_ticket("a", max_size=9, expires_in=3600)
         longer = await uow.files.upload_ticket("b", max_size=9, expires_in=2 * 3600)
-        await uow.files.upload_ticket("c", max_size=9, size=9, method="MULTIPART")
+        if kind == "moto":
+            await uow.files.upload_ticket("c", max_size=9, size=9, method="MULTIPART")
     await send(ticket, b"one")
     await send(longer, b"two")
-
-    def after(seconds: float) -> SimpleNamespace:
-        return SimpleNamespace(time=lambda: time.time() + seconds)
-
-    monkeypatch.setattr(garbage, "time", after(3600 + 1800))
-    await uow_class.recover()
-    assert len(await staged(moto_store)) == 2
+    monkeypatch.setattr(garbage, "time", after(3500))
+    await other.uow_class.recover()
+    assert len(await staged(site.store)) == 2
     # Once it cannot be accepted any more, and nothing that began in time can arrive.
-    monkeypatch.setattr(garbage, "time", after(3600 + 2000))
-    report = await uow_class.recover()
-    assert (report.swept, len(await staged(moto_store))) == (1, 1)
-    monkeypatch.setattr(direct_uploads, "time", after(3600 + 1000))
+    monkeypatch.setattr(garbage, "time", after(3700))
+    monkeypatch.setattr(direct_uploads, "time", after(3700))
+    for _ in range(2):
+        report = await other.uow_class.recover()
+        assert (report.swept, len(await staged(site.store))) == (1, 1)
+        assert report.problems == ()
+        async with uow_class() as uow:
+            with pytest.raises(UploadTicketException, match="has expired"):
+                await uow.files.accept(ticket)
+        assert await visible(site.store) == {"first": b"1"}
+        await send(ticket, b"late")
+    await other.uow_class.recover()
+    if kind == "moto":
+        async with site.store.connector() as connector:
+            assert [each async for each in connector.uploads(site.namespace, "")] == []
     async with uow_class() as uow:
-        with pytest.raises(UploadTicketException, match="has expired"):
-            await uow.files.accept(ticket)
         await uow.files.accept(longer)
+    assert await staged(site.store) == []
+    if kind in VERSIONING:
+        server: S3Server = request.getfixturevalue(kind.partition("-")[0])
+        assert await versions(server, site.namespace) == []
+
+
+async def test_uploads_from_before_versions_were_suspended_are_swept(
+    strict: S3Server, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site = await make_site("strict-versioned", "sqlite", request)
+    async with site.uow_class() as uow:
+        lost, used = [
+            await uow.files.upload_ticket(name, max_size=9, expires_in=3600)
+            for name in ("lost", "used")
+        ]
+    await send(lost, b"one")
+    await send(used, b"two")
+    async with raw_client(strict) as client:
+        await client.put_bucket_versioning(
+            Bucket=site.namespace, VersioningConfiguration={"Status": "Suspended"}
+        )
+    suspended = replace(answers[strict.url, "strict-versioned"], versioned=False, suspended=True)
+    other = replace(site, connector=s3_config(strict, capabilities=suspended))
+    async with other.uow_class() as uow:
+        await uow.files.accept(used)
+    assert len(await staged(site.store)) == 1
+    monkeypatch.setattr(garbage, "time", after(3700))
+    assert (await other.uow_class.recover()).swept == 1
+    assert await staged(site.store) == []
+    assert await versions(strict, site.namespace) == []
+
+
+async def test_of_two_processes_that_accept_a_ticket_one_does(
+    request: pytest.FixtureRequest,
+) -> None:
+    site = await make_site("moto", "sqlite", request)
+    other = replace(site, settings={**site.settings, "lease_ttl": 59.0})
+    async with site.uow_class() as uow:
+        ticket = await uow.files.upload_ticket("a", max_size=9)
+    await send(ticket, b"one")
+
+    async def accept(uow_class: type[FullUOW]) -> bool:
+        with suppress(RecordAlreadyExistsException):
+            async with uow_class() as uow:
+                await uow.files.accept(ticket)
+                return True
+        return False
+
+    async with asyncio.TaskGroup() as group:
+        both = [group.create_task(accept(each.uow_class)) for each in (site, other)]
+    assert sorted(each.result() for each in both) == [False, True]
+    assert not await accept(other.uow_class)
+    assert await site.store.objects() == {"a": b"one"}
+    async with other.uow_class() as uow:
+        await uow.files.delete("a")
+        with pytest.raises(NoSuchKeyException, match="accepted before"):
+            await uow.files.accept(ticket)
+
+
+async def test_an_upload_is_accepted_with_rows_or_can_be_accepted_again(
+    request: pytest.FixtureRequest,
+) -> None:
+    site = await make_site("moto", "sqlite", request)
+    uow_class = site.uow_class
+    async with uow_class() as uow:
+        ticket = await uow.files.upload_ticket("a", max_size=9)
+    await send(ticket, b"one")
+    engine = create_async_engine(site.backend.url.get_secret_value())
+    async with uow_class.lifespan(check=False):
+        for commits in (False, True):
+            async with AsyncSession(engine) as session:
+                await session.begin()
+                async with uow_class(join=session) as uow:
+                    await uow.files.accept(ticket)
+                await (session.commit() if commits else session.rollback())
+            for _ in range(1000):
+                if not await uow_class.transactions():
+                    break
+                await asyncio.sleep(0.05)
+            assert await visible(site.store) == ({"a": b"one"} if commits else {})
+            assert len(await staged(site.store)) == (not commits)
+    await engine.dispose()
 
 
 @pytest.mark.parametrize("kind", ["moto", "strict-versioned"])

@@ -432,7 +432,9 @@ class Finisher:
             return [Deletion(location=step.location)]
         if step.etag is not None and conditions != "none":
             return [Deletion(location=step.location, if_match=step.etag)]
-        if capabilities.versioned:
+        reserved = step.location.key.startswith(f"{self.context.config.reserved_prefix}/")
+        # Where versions are suspended, those of a staging key are from before.
+        if capabilities.versioned or (capabilities.suspended and reserved):
             return await self._own_versions(step, step.owner)
         head = partial(self.context.connector.head, step.namespace, step.location)
         there, _ = await self._retry(step.object_key, head)

@@ -261,7 +261,8 @@ async def _swept(
     """Return what of a batch is garbage: it is old enough, and its transaction is gone."""
     config = context.config
     now = time.time()
-    versioned = (await context.connector.capabilities(namespace)).versioned
+    capabilities = await context.connector.capabilities(namespace)
+    has_versions = capabilities.versioned or capabilities.suspended
     candidates: list[tuple[str, Step]] = []
     for each in found:
         key = each.location.key if isinstance(each, StoredObject) else each.key
@@ -284,7 +285,7 @@ async def _swept(
             step = Delete(
                 namespace=namespace,
                 location=each.location,
-                owner=write if versioned else None,
+                owner=write if has_versions else None,
             )
         candidates.append((write.transaction_id if write else "", step))
     known = set(
