@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import tracemalloc
 from collections.abc import AsyncIterator, Generator
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ import sqlalchemy
 from sqlalchemy import event
 from sqlalchemy.engine import Engine
 from sqlalchemy.pool import Pool
+from typing_extensions import override
 
 from crashing import make_site, text
 from fennflow import ReconcileConfig
@@ -154,10 +156,84 @@ FILL = {
         (i % 10) || '/' || lpad(i::text, 7, '0'), {rest}
         FROM generate_series(1, {count}) AS n(i), {table} WHERE key = 'model'""",
 }
+
+
+async def fill(config: SqlalchemyBackendConfig, database: str, count: int) -> None:
+    """Give a catalog so many records in ten folders, all like that of `model`."""
+    catalog, journal = open_databases(config, lease_ttl=60.0)
+    table = f"{config.table_prefix}records"
+
+    def work(connection: sqlalchemy.Connection) -> None:
+        statement = FILL[database].format(table=table, rest=REST, count=count)
+        connection.execute(sqlalchemy.text(statement))
+        connection.execute(sqlalchemy.text(f"ANALYZE {table}"))
+
+    await catalog.run(work)
+    await catalog.aclose()
+    await journal.aclose()
+
+
 REST = (
     "version_id, etag, size, media_type, content_type, sha256, metadata, created_at, modified_at, "
     "transaction_id, seq"
 )
+
+
+@pytest.mark.parametrize("database", DATABASES)
+async def test_a_folder_costs_the_same_whatever_it_holds(
+    database: str, request: pytest.FixtureRequest
+) -> None:
+    """Whatever is rolled up is looked for in the index: by as many steps as there are folders."""
+
+    async def steps(files: int) -> float:
+        store = Store(InMemoryConnectorConfig(name=f"m{next(numbers)}"), "bucket")
+        config = backend_of(database, request)
+        uow_class = store.uow(backend=config)
+        async with uow_class() as uow:
+            await uow.files.put(text("model", "model"))
+        await fill(config, database, files)
+        async with uow_class() as uow:
+            with stepped(database) as found:
+                folders = await uow.files.list(delimiter="/")
+        assert list(folders.prefixes) == [f"{number}/" for number in range(10)]
+        assert list(folders) == ["model"]
+        return sum(found)
+
+    few = await steps(1_000)
+    assert 0 < few < 2000
+    assert await steps(10_000) == few
+
+
+@contextmanager
+def stepped(database: str) -> Generator[list[float]]:
+    """Collect how many steps a scan of the catalog takes: of SQLite's machine, or rows of an index."""
+    found: list[float] = []
+
+    def before(connection: Any, *_: Any) -> None:
+        if database == "sqlite":
+            driver = connection.connection.driver_connection
+            driver.set_progress_handler(lambda: found.append(1.0), 1)
+
+    def after(connection: Any, _cursor: Any, statement: str, parameters: Any, *_: Any) -> None:
+        if database == "sqlite":
+            connection.connection.driver_connection.set_progress_handler(None, 1)
+        elif "records" in statement:
+            cursor = connection.connection.cursor()
+            cursor.execute(f"EXPLAIN (ANALYZE, TIMING OFF) {statement}", parameters)
+            for (line,) in cursor.fetchall():
+                scan = re.search(r"(\w+) Scan.*[(]actual rows=([0-9.]+) loops=(\d+)", line)
+                if scan is not None and scan[1] != "WorkTable" and scan[1] != "CTE":
+                    assert scan[1] in {"Index", "Only"}
+                    found.append(float(scan[2]) * int(scan[3]))
+            cursor.close()
+
+    event.listen(Engine, "before_cursor_execute", before)
+    event.listen(Engine, "after_cursor_execute", after)
+    try:
+        yield found
+    finally:
+        event.remove(Engine, "before_cursor_execute", before)
+        event.remove(Engine, "after_cursor_execute", after)
 
 
 @pytest.mark.once
@@ -171,15 +247,7 @@ async def test_a_page_of_a_million_records_is_found_by_the_index(
     uow_class = store.uow(backend=config)
     async with uow_class() as uow:
         await uow.files.put(text("model", "model"))
-    catalog, journal = open_databases(config, lease_ttl=60.0)
-    table = f"{config.table_prefix}records"
-
-    def fill(connection: sqlalchemy.Connection) -> None:
-        statement = FILL[database].format(table=table, rest=REST, count=MILLION)
-        connection.execute(sqlalchemy.text(statement))
-        connection.execute(sqlalchemy.text(f"ANALYZE {table}"))
-
-    await catalog.run(fill)
+    await fill(config, database, MILLION)
 
     with explained(database) as plans:
         async with uow_class() as uow:
@@ -195,11 +263,10 @@ async def test_a_page_of_a_million_records_is_found_by_the_index(
     assert len(plans) == 4
     for plan in plans:
         assert "OFFSET" not in plan
+        assert "BLOOM" not in plan
         assert "SCAN" not in plan.replace("SCAN rows_each", "").replace("SCAN json_each", "")
         assert "Seq Scan" not in plan
         assert "USING PRIMARY KEY" in plan or "Index Scan" in plan
-    await catalog.aclose()
-    await journal.aclose()
 
 
 @contextmanager
@@ -290,6 +357,58 @@ async def test_a_page_looks_at_the_own_writes_of_the_page_alone(
 
     assert list(map(str, found)) == [f"b{number:04}" for number in range(10)]
     assert len(looked_at) < 100
+
+
+class Iterated(dict[Any, Any]):
+    """A dictionary that counts what iterations over it bring."""
+
+    items_seen = 0
+
+    def _seen(self, each: Any) -> Any:
+        Iterated.items_seen += 1
+        return each
+
+    @override
+    def __iter__(self) -> Any:
+        return map(self._seen, super().__iter__())
+
+    @override
+    def values(self) -> Any:
+        return map(self._seen, super().values())
+
+    @override
+    def items(self) -> Any:
+        return map(self._seen, super().items())
+
+
+@pytest.mark.parametrize("call", ["put", "list", "folders", "stat", "delete_prefix"])
+async def test_no_call_goes_through_all_that_was_written_before(
+    call: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store(InMemoryConnectorConfig(name=f"m{next(numbers)}"), "bucket")
+    begin = Transaction.__init__
+
+    def watched(self: Transaction, *arguments: Any) -> None:
+        begin(self, *arguments)
+        self.chains, self.writes = Iterated(), Iterated()
+
+    monkeypatch.setattr(Transaction, "__init__", watched)
+    async with store.uow()(auto_commit=False) as uow:
+        await uow.files.put(*(text("body", f"{n % 9}/{n}") for n in range(500)))
+        await uow.files.list(limit=5)
+        Iterated.items_seen = 0
+        if call == "put":
+            await uow.files.put(text("body", "one more"))
+            await uow.files.list("one")
+        elif call == "list":
+            await uow.files.list("3/", limit=5)
+        elif call == "folders":
+            await uow.files.list(delimiter="/")
+        elif call == "stat":
+            await uow.files.stat("0/0")
+        else:
+            await uow.files.delete_prefix("3/12")
+        assert Iterated.items_seen == 0
 
 
 @pytest.mark.parametrize("delimiter", [None, "/"])

@@ -36,11 +36,10 @@ from fennflow.backends import (
     load_commit,
 )
 from fennflow.backends.values import ATTEMPTS_IN_ORDER
-from fennflow.paths import after_prefix
 from fennflow_bucket import feed
 from fennflow_bucket.cache import state_file
 from fennflow_bucket.clocks import SECOND
-from fennflow_bucket.commands import Command, records_at
+from fennflow_bucket.commands import Command, names_from, records_at, records_from
 from fennflow_bucket.following import Limits
 from fennflow_bucket.jobs import has_jobs, job_of, job_row, jobs_in
 from fennflow_bucket.log import Log
@@ -50,7 +49,6 @@ from fennflow_bucket.rows import (
     key_rows,
     late_of,
     late_row,
-    record_of,
     record_row,
 )
 
@@ -199,18 +197,20 @@ class BucketBackend(Backend):
         self, namespace: str, *, prefix: str, start: str, limit: int
     ) -> Sequence[Record]:
         self._used = True
-        stop = after_prefix(prefix)
-        bounded = "" if stop is None else "AND key < :stop"
-        statement = (
-            "SELECT namespace, key, transaction_id, seq, body FROM records "
-            f"WHERE namespace = :namespace AND key >= :start {bounded} ORDER BY key LIMIT :limit"
-        )
-        parameters = {"namespace": namespace, "start": max(start, prefix), "limit": limit}
-        if stop is not None:
-            parameters["stop"] = stop
 
         def work(db: Connection) -> list[Record]:
-            return [record_of(row) for row in db.execute(statement, parameters).fetchall()]
+            return records_from(db, namespace, prefix, start, limit)
+
+        return await self._replica.read(work)
+
+    @override
+    async def scan_names(
+        self, namespace: str, *, prefix: str, start: str, limit: int, delimiter: str
+    ) -> Sequence[Record]:
+        self._used = True
+
+        def work(db: Connection) -> list[Record]:
+            return names_from(db, namespace, prefix, start, limit, delimiter)
 
         return await self._replica.read(work)
 

@@ -23,7 +23,7 @@ from fennflow.backends import (
     locked,
 )
 from fennflow.exceptions import TransactionLostException
-from fennflow.paths import after_prefix
+from fennflow.paths import after_name, after_prefix
 from fennflow_bucket.clocks import SECOND
 from fennflow_bucket.jobs import JOB_COMMANDS, drop_compensations, put_jobs
 from fennflow_bucket.rows import Arguments, Row, intent_row, record_of
@@ -118,6 +118,35 @@ def records_at(
         ).fetchone()
         if row is not None:
             found[ObjectKey(namespace, key)] = record_of(row)
+    return found
+
+
+def records_from(
+    db: sqlite3.Connection, namespace: str, prefix: str, start: str, limit: int
+) -> list[Record]:
+    """Return what `Backend.scan` returns."""
+    stop = after_prefix(prefix)
+    bounded = "" if stop is None else "AND key < :stop"
+    statement = (
+        "SELECT namespace, key, transaction_id, seq, body FROM records "
+        f"WHERE namespace = :namespace AND key >= :start {bounded} ORDER BY key LIMIT :limit"
+    )
+    parameters = {"namespace": namespace, "start": max(start, prefix), "limit": limit}
+    if stop is not None:
+        parameters["stop"] = stop
+    return [record_of(row) for row in db.execute(statement, parameters).fetchall()]
+
+
+def names_from(
+    db: sqlite3.Connection, namespace: str, prefix: str, start: str, limit: int, delimiter: str
+) -> list[Record]:
+    """Return what `Backend.scan_names` returns: each is looked up from where the last one ends."""
+    found: list[Record] = []
+    following: str | None = start
+    while following is not None and len(found) < limit:
+        first = records_from(db, namespace, prefix, following, 1)
+        found += first
+        following = after_name(first[0].key, prefix, delimiter) if first else None
     return found
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import base64
 import binascii
 import unicodedata
-from collections.abc import Callable, Mapping
+from bisect import bisect_left
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import PurePath
 from string import Formatter
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, Protocol, runtime_checkable
@@ -13,7 +14,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, Protocol, runtime_che
 from pydantic import BaseModel, ConfigDict
 from typing_extensions import override
 
-from fennflow.exceptions import ContinuationTokenException, KeyException
+from fennflow.exceptions import ContinuationTokenException, KeyException, PathException
+from fennflow.printable import brief
 
 if TYPE_CHECKING:
     from pydantic import GetCoreSchemaHandler
@@ -199,6 +201,19 @@ def check_key(key: str, *, reserved_prefix: str | None = None) -> str:
     return key
 
 
+def check_delimiter(delimiter: object) -> None:
+    """Refuse a delimiter that no key can hold.
+
+    Raises:
+        KeyException: the rules of `check_key` allow no key that has it.
+        PathException: it is empty, or not a text.
+    """
+    if not isinstance(delimiter, str) or not delimiter:
+        message = f"delimiter={brief(delimiter)} is not a text of at least one character."
+        raise PathException(message)
+    _check_characters(delimiter, "Delimiter")
+
+
 def check_prefix(prefix: str) -> str:
     """Return the prefix if keys can begin so.
 
@@ -284,6 +299,30 @@ def after_prefix(prefix: str) -> str | None:
             successor = AFTER_SURROGATES if last == BEFORE_SURROGATES else last + 1
             return prefix[: end - 1] + chr(successor)
     return None
+
+
+def rolled_up(key: str, prefix: str, delimiter: str | None) -> str | None:
+    """Return what a listing shows in place of a key: its beginning, up to the first delimiter.
+
+    None if it shows the key itself, which has no delimiter beyond the prefix.
+    """
+    end = -1 if delimiter is None else key.find(delimiter, len(prefix))
+    return None if delimiter is None or end < 0 else key[: end + len(delimiter)]
+
+
+def after_name(key: str, prefix: str, delimiter: str | None) -> str | None:
+    """Return the smallest key that sorts after what a listing shows for a key; None if none does."""
+    common = rolled_up(key, prefix, delimiter)
+    return after_key(key) if common is None else after_prefix(common)
+
+
+def next_name(keys: Sequence[str], index: int, prefix: str, delimiter: str | None) -> int:
+    """Return where in sorted keys the one is that a listing shows after that at an index."""
+    common = rolled_up(keys[index], prefix, delimiter)
+    if common is None:
+        return index + 1
+    following = after_prefix(common)
+    return len(keys) if following is None else bisect_left(keys, following, index)
 
 
 def encode_token(start: str) -> str:

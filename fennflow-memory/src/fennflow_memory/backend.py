@@ -47,6 +47,7 @@ from fennflow.backends import (
     locked,
 )
 from fennflow.exceptions import TransactionLostException
+from fennflow.paths import next_name
 
 if TYPE_CHECKING:
     from fennflow.config import ConfigDict, ConnectorConfig
@@ -165,13 +166,22 @@ class InMemoryBackend(Backend):
         with self._tables.lock:
             return self._scan(namespace, prefix, start, limit)
 
-    def _scan(self, namespace: str, prefix: str, start: str, limit: int) -> list[Record]:
+    @override
+    async def scan_names(
+        self, namespace: str, *, prefix: str, start: str, limit: int, delimiter: str
+    ) -> Sequence[Record]:
+        with self._tables.lock:
+            return self._scan(namespace, prefix, start, limit, delimiter)
+
+    def _scan(
+        self, namespace: str, prefix: str, start: str, limit: int, delimiter: str | None = None
+    ) -> list[Record]:
         keys = self._tables.keys.get(namespace, [])
         found: list[Record] = []
-        for index in range(bisect_left(keys, max(start, prefix)), len(keys)):
-            if len(found) == limit or not keys[index].startswith(prefix):
-                break
+        index = bisect_left(keys, max(start, prefix))
+        while index < len(keys) and len(found) < limit and keys[index].startswith(prefix):
             found.append(self._tables.records[ObjectKey(namespace, keys[index])])
+            index = next_name(keys, index, prefix, delimiter)
         return found
 
     @override

@@ -18,8 +18,10 @@ from sqlalchemy import (
     Connection,
     Double,
     FromClause,
+    Select,
     Table,
     Text,
+    any_,
     bindparam,
     cast,
     extract,
@@ -163,6 +165,18 @@ class Database(ABC):
     def insert(self, table: Table) -> sqlite.Insert | postgresql.Insert:
         """Return an insert that knows `ON CONFLICT`."""
         return sqlite.insert(table) if self.dialect == "sqlite" else postgresql.insert(table)
+
+    def among(self, column: Column[str], values: Select[Any]) -> ColumnElement[bool]:
+        """Return whether a column has one of few values, each of which is looked up in its index.
+
+        For a join both databases may go through the whole table.
+        """
+        if self.dialect == "sqlite":
+            return column.in_(values)
+        array: ColumnElement[Any] = func.array(
+            values.scalar_subquery(), type_=postgresql.ARRAY(Text)
+        )
+        return column == any_(array)
 
     def rows(self, parameter: str, columns: Sequence[Column[Any]]) -> FromClause:
         """Return a table of what one JSON parameter holds: a list of objects.

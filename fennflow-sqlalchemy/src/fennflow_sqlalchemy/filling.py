@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from contextlib import suppress
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Text, bindparam, delete, select, true, update
 from typing_extensions import override
@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
     from fennflow_sqlalchemy.database import Database
     from fennflow_sqlalchemy.tables import Tables
+
+SMALLEST = "\x01"
+"""The first character that a database can hold: no key is between one and the same with this."""
 
 FILL = "fill:"
 """What the name of a value begins with that says that a fill is under way."""
@@ -97,14 +100,45 @@ class FillingBackend(JobBackend):
     def _scan(
         self, connection: Connection, namespace: str, prefix: str, start: str, limit: int
     ) -> list[Record]:
-        # No key holds a NUL, which PostgreSQL does not take either: "a\0" is what follows "a".
-        start, nul, _ = max(start, prefix).partition("\0")
-        stop = after_prefix(prefix)
-        statement = self._catalog_sql.scan[bool(nul), stop is not None]
-        parameters = {"namespace": namespace, "start": start, "limit": limit}
-        if stop is not None:
-            parameters["stop"] = stop
-        return [record_of(row) for row in connection.execute(statement, parameters).all()]
+        variant, parameters = _stretch(namespace, prefix, start, limit)
+        rows = connection.execute(self._catalog_sql.scan[variant], parameters)
+        return [record_of(row) for row in rows.all()]
+
+    @override
+    async def scan_names(
+        self, namespace: str, *, prefix: str, start: str, limit: int, delimiter: str
+    ) -> Sequence[Record]:
+        successor = after_prefix(delimiter)
+        if successor is None:  # of the last character alone
+            return await super().scan_names(
+                namespace, prefix=prefix, start=start, limit=limit, delimiter=delimiter
+            )
+        variant, parameters = _stretch(namespace, prefix, start, limit)
+        parameters |= {
+            "beyond": len(prefix) + 1,
+            "delimiter": delimiter,
+            "successor": successor,
+            "smallest": SMALLEST,
+        }
+
+        def work(connection: Connection) -> list[Record]:
+            rows = connection.execute(self._catalog_sql.scan_names[variant], parameters)
+            return [record_of(row) for row in rows.all()]
+
+        return await self._catalog.run(work, write=False)
+
+
+def _stretch(
+    namespace: str, prefix: str, start: str, limit: int
+) -> tuple[tuple[bool, bool], dict[str, Any]]:
+    """Return which statement finds a stretch of keys, and its parameters."""
+    # No key holds a NUL, which PostgreSQL does not take either: "a\0" is what follows "a".
+    start, nul, _ = max(start, prefix).partition("\0")
+    stop = after_prefix(prefix)
+    parameters: dict[str, Any] = {"namespace": namespace, "start": start, "limit": limit}
+    if stop is not None:
+        parameters["stop"] = stop
+    return (bool(nul), stop is not None), parameters
 
 
 class FillStatements:

@@ -68,6 +68,11 @@ class CatalogStatements:
             for after in (False, True)
             for bounded in (False, True)
         }
+        self.scan_names = {
+            (after, bounded): _scan_names(catalog, records, after=after, bounded=bounded)
+            for after in (False, True)
+            for bounded in (False, True)
+        }
         self.upsert_records = _upsert(catalog, records, list(records.columns))
         self.remove_records = _delete_rows(catalog, records, ("namespace", "key"))
         moved = [
@@ -577,14 +582,52 @@ def _beat(
 def _scan(records: Table, *, after: bool, bounded: bool) -> Select[Any]:
     """Return the statement for a page of the catalog, by keyset."""
     start = bindparam("start", type_=Text())
-    conditions = [
-        records.c.namespace == bindparam("namespace", type_=Text()),
-        records.c.key > start if after else records.c.key >= start,
-    ]
+    beyond = records.c.key > start if after else records.c.key >= start
+    page = _keys(select(records), records, beyond, bounded=bounded)
+    return page.limit(bindparam("limit", type_=Integer()))
+
+
+def _scan_names(catalog: Database, records: Table, *, after: bool, bounded: bool) -> Select[Any]:
+    """Return the statement for a page of keys, of which one stands for all that are rolled up.
+
+    It looks each of them up in the index, from where the one before it ends (a skip scan).
+    """
+
+    def first(beyond: ColumnElement[bool]) -> Select[Any]:
+        return _keys(select(records.c.key), records, beyond, bounded=bounded).limit(1)
+
+    start = bindparam("start", type_=Text())
+    initial = first(records.c.key > start if after else records.c.key >= start)
+    names = select(
+        initial.scalar_subquery().label("key"), literal(1, Integer()).label("number")
+    ).cte("names", recursive=True)
+    place = bindparam("beyond", type_=Integer())
+    rest, delimiter = func.substr(names.c.key, place), bindparam("delimiter", type_=Text())
+    find = func.instr if catalog.dialect == "sqlite" else func.strpos
+    found = find(rest, delimiter, type_=Integer())
+    common = func.substr(names.c.key, 1, place + found - 2, type_=Text())
+    following = case(
+        (found > 0, common + bindparam("successor", type_=Text())),
+        else_=names.c.key + bindparam("smallest", type_=Text()),
+    )
+    next_one = first(records.c.key >= following).correlate(names).scalar_subquery()
+    limit = bindparam("limit", type_=Integer())
+    names = names.union_all(
+        select(next_one, names.c.number + 1).where(names.c.key.is_not(None), names.c.number < limit)
+    )
+    here = records.c.namespace == bindparam("namespace", type_=Text())
+    each = catalog.among(records.c.key, select(names.c.key).where(names.c.key.is_not(None)))
+    return select(records).where(here, each).order_by(records.c.key)
+
+
+def _keys(
+    rows: Select[Any], records: Table, beyond: ColumnElement[bool], *, bounded: bool
+) -> Select[Any]:
+    """Return a selection of records, narrowed to a stretch of the keys of a namespace, in order."""
+    conditions = [records.c.namespace == bindparam("namespace", type_=Text()), beyond]
     if bounded:
         conditions.append(records.c.key < bindparam("stop", type_=Text()))
-    page = select(records).where(*conditions).order_by(records.c.key)
-    return page.limit(bindparam("limit", type_=Integer()))
+    return rows.where(*conditions).order_by(records.c.key)
 
 
 def _delete_rows(database: Database, table: Table, names: Sequence[str]) -> Delete:

@@ -8,6 +8,7 @@ other one is deleted; no other key does.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from functools import partial
@@ -18,7 +19,6 @@ from fennflow.connectors import Location, StoredObject
 from fennflow.engine.concurrency import run_all
 from fennflow.engine.plan import live
 from fennflow.exceptions import KeyException
-from fennflow.paths import after_prefix
 
 if TYPE_CHECKING:
     from fennflow.engine.transaction import Transaction
@@ -92,9 +92,12 @@ def _check_own(tx: Transaction, namespace: str, keys: Sequence[str]) -> None:
                 raise _excluded(namespace, key, directory)
         if ObjectKey(namespace, key) in tx.directories:
             below = f"{key}/"
-            for other in tx.own_keys(namespace, below, after_prefix(below)):
-                if _is_own(tx, ObjectKey(namespace, other)):
-                    raise _excluded(namespace, key, other)
+            own = tx.own_keys(namespace)
+            for index in range(bisect_left(own, below), len(own)):
+                if not own[index].startswith(below):
+                    break
+                if _is_own(tx, ObjectKey(namespace, own[index])):
+                    raise _excluded(namespace, key, own[index])
     tx.directories.update(ObjectKey(namespace, each) for key in keys for each in _above(key))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -9,7 +10,7 @@ from functools import partial
 from fennflow.backends import ObjectKey, Record
 from fennflow.engine.concurrency import run_all
 from fennflow.engine.details import detailed
-from fennflow.engine.plan import live
+from fennflow.engine.plan import live, visible
 from fennflow.engine.streaming import sha256_of
 from fennflow.engine.transaction import Transaction
 from fennflow.exceptions import (
@@ -18,11 +19,11 @@ from fennflow.exceptions import (
     ObjectChangedException,
     PreconditionFailedException,
 )
-from fennflow.paths import after_key, after_prefix
+from fennflow.paths import after_name, after_prefix, next_name, rolled_up
 
 READ_ATTEMPTS = 3
-FIRST_CHUNK = 64
-"""Records to read at first where a delimiter may roll up most of them."""
+FEW, MANY = 64, 1000
+"""Records to read at once where those that stand for others are deleted here, and at most."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,57 +114,99 @@ async def page(
 ) -> Page:
     """Return up to `limit` keys and rolled-up prefixes in key order, from the catalog alone."""
     await tx.prepare_read(namespace)
-    found: list[Record] = []
-    prefixes: list[str] = []
+    listing = _Listing(tx, namespace, prefix, delimiter)
+    names: dict[str, Record] = {}
     cursor: str | None = max(start, prefix)
-    size = limit + 1 if delimiter is None else min(FIRST_CHUNK, limit + 1)
-    while cursor is not None:
-        before = len(found) + len(prefixes)
-        chunk, cursor = await _chunk(tx, namespace, prefix, cursor, size)
-        skip_until = ""
-        for key, record in chunk:
-            if key < skip_until:
-                continue
-            if len(found) + len(prefixes) == limit:
-                return Page(records=found, prefixes=prefixes, start=key)
-            end = -1 if delimiter is None else key.find(delimiter, len(prefix))
-            if delimiter is None or end < 0:
-                found.append(record)
-                continue
-            common = key[: end + len(delimiter)]
-            prefixes.append(common)
-            following = after_prefix(common)
-            if following is None:
-                return Page(records=found, prefixes=prefixes, start=None)
-            skip_until = following
-        if cursor is not None:
-            # What the last prefix rolls up is not read.
-            cursor = max(cursor, skip_until)
-            # Many names in this chunk promise as many in the next one.
-            names = len(found) + len(prefixes) - before
-            size = min(max(size, 2 * names), limit + 1)
-    return Page(records=found, prefixes=prefixes, start=None)
+    size, one_by_one = limit + 1, False
+    while cursor is not None and len(names) <= limit:
+        chunk, cursor, hidden = await listing.chunk(cursor, size, one_by_one=one_by_one)
+        names |= chunk
+        if cursor is not None and chunk:
+            following = after_name(next(reversed(chunk.values())).key, prefix, delimiter)
+            cursor = None if following is None else max(cursor, following)
+        one_by_one = hidden or (one_by_one and not chunk)
+        # Where some are deleted, more may be.
+        size = FEW if hidden else min(2 * size, max(limit + 1, MANY))
+    found = list(names.items())
+    return Page(
+        records=[record for name, record in found[:limit] if name == record.key],
+        prefixes=[name for name, record in found[:limit] if name != record.key],
+        start=found[limit][1].key if len(found) > limit else None,
+    )
 
 
-async def _chunk(
-    tx: Transaction, namespace: str, prefix: str, start: str, limit: int
-) -> tuple[list[tuple[str, Record]], str | None]:
-    """Return what the transaction sees of a stretch of keys, and where the next one starts."""
-    records = await tx.backend.scan(namespace, prefix=prefix, start=start, limit=limit)
-    following = after_key(records[-1].key) if len(records) == limit else None
-    own = tx.own_keys(namespace, start, following or after_prefix(prefix), limit + 1)
-    if len(own) > limit:
-        following = own[limit]
-        own = own[:limit]
-    seen: dict[str, Record] = {}
-    for record in records:
-        if following is None or record.key < following:
+@dataclass(frozen=True, slots=True)
+class _Listing:
+    """A listing of names: of keys, and of what the delimiter rolls up."""
+
+    tx: Transaction
+    namespace: str
+    prefix: str
+    delimiter: str | None
+
+    async def chunk(
+        self, start: str, limit: int, *, one_by_one: bool
+    ) -> tuple[dict[str, Record], str | None, bool]:
+        """Return the names that the transaction sees in a stretch of keys, each with a record of it.
+
+        Args:
+            start: of the stretch.
+            limit: of records to read.
+            one_by_one: whether to read each record that is rolled up, and not only the first.
+
+        Returns:
+            also where the next stretch starts, and whether it has to be read one by one: since what
+            would stand for the others there is deleted.
+        """
+        tx, prefix, backend = self.tx, self.prefix, self.tx.backend
+        delimiter = None if one_by_one else self.delimiter
+        if delimiter is None:
+            records = await backend.scan(self.namespace, prefix=prefix, start=start, limit=limit)
+        else:
+            records = await backend.scan_names(
+                self.namespace, prefix=prefix, start=start, limit=limit, delimiter=delimiter
+            )
+        following = None
+        if len(records) == limit:
+            following = after_name(records[-1].key, prefix, delimiter)
+        hidden = None if delimiter is None else next(filter(self._hides_others, records), None)
+        if hidden is not None:
+            following = hidden.key
+        own, following = self._own(start, following, limit)
+        seen: dict[str, Record] = {}
+        for record in records:
+            if following is not None and record.key >= following:
+                break
             tx.note_read(record.object_key, record)
-            seen[record.key] = record
-    for key in own:
-        write = live(tx.chain(ObjectKey(namespace, key)))
-        if write is not None and write.record is not None:
-            seen[key] = write.record
-        elif write is not None:
-            seen.pop(key, None)
-    return sorted(seen.items()), following
+            view = visible(tx.chain(record.object_key), record)
+            if view is not None:
+                seen.setdefault(self._name(record.key), view)
+        for record in own:
+            seen.setdefault(self._name(record.key), record)
+        return dict(sorted(seen.items())), following, hidden is not None and following == hidden.key
+
+    def _name(self, key: str) -> str:
+        return rolled_up(key, self.prefix, self.delimiter) or key
+
+    def _hides_others(self, record: Record) -> bool:
+        """Return whether a record that stands for others is deleted here."""
+        is_rolled_up = self._name(record.key) != record.key
+        return is_rolled_up and visible(self.tx.chain(record.object_key), record) is None
+
+    def _own(self, start: str, end: str | None, limit: int) -> tuple[Sequence[Record], str | None]:
+        """Return the transaction's own names in a stretch, and where it ends if they are too many."""
+        keys = self.tx.own_keys(self.namespace)
+        stop = end or after_prefix(self.prefix)
+        last = len(keys) if stop is None else bisect_left(keys, stop)
+        index = bisect_left(keys, start)
+        found: list[Record] = []
+        while index < last:
+            write = live(self.tx.chain(ObjectKey(self.namespace, keys[index])))
+            if write is None or write.record is None:
+                index += 1
+                continue
+            if len(found) == limit:
+                return found, keys[index]
+            found.append(write.record)
+            index = next_name(keys, index, self.prefix, self.delimiter)
+        return found, end

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from bisect import bisect_left
+from bisect import insort
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
-from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import uuid_utils
@@ -50,6 +49,8 @@ if TYPE_CHECKING:
 
 
 STREAMS_AT_ONCE = 4
+FEW = 32
+"""Keys that are sooner put in their places one by one than sorted with many others."""
 
 Place = Callable[[ObjectKey, Record | None, Sequence[Write]], Placement | None]
 
@@ -123,9 +124,9 @@ class Transaction:
         self.failure: Exception | None = None
         self.writes: dict[int, Write] = {}
         self.chains: dict[ObjectKey, list[int]] = {}
-        # The keys of `chains` by namespace, and how many of them are there already.
+        # The keys of `chains` by namespace, and those that are not there yet.
         self._ordered: dict[str, list[str]] = {}
-        self._ordered_count = 0
+        self._unordered: dict[str, list[str]] = {}
         self.capabilities: dict[str, Capabilities] = {}
         self.directories: set[ObjectKey] = set()
         self.reads: dict[ObjectKey, Record | None] = {}
@@ -156,29 +157,17 @@ class Transaction:
         """Return the writes of a key, oldest first."""
         return [self.writes[seq] for seq in self.chains.get(key, ())]
 
-    def own_keys(
-        self, namespace: str, start: str, end: str | None, limit: int | None = None
-    ) -> Sequence[str]:
-        """Return keys that it has written or deleted, in order.
-
-        Args:
-            namespace: of the keys.
-            start: the first one, if it is there.
-            end: what is beyond the last one; None if nothing is.
-            limit: how many at most.
-        """
-        new: dict[str, list[str]] = {}
-        for key in islice(self.chains, self._ordered_count, None):  # none is ever removed
-            new.setdefault(key.namespace, []).append(key.key)
-        self._ordered_count = len(self.chains)
-        for each, added in new.items():
-            keys = self._ordered.setdefault(each, [])
-            keys += added
+    def own_keys(self, namespace: str) -> Sequence[str]:
+        """Return all keys that it has written or deleted, in order."""
+        keys = self._ordered.setdefault(namespace, [])
+        new = self._unordered.pop(namespace, [])
+        if len(new) < FEW:
+            for key in new:
+                insort(keys, key)
+        else:
+            keys += new
             keys.sort()  # in almost linear time, as most of them are in order
-        keys = self._ordered.get(namespace, [])
-        first = bisect_left(keys, start)
-        last = len(keys) if end is None else bisect_left(keys, end)
-        return keys[first : last if limit is None else min(last, first + limit)]
+        return keys
 
     def update(self, seq: int, **changes: Any) -> None:
         """Note what became of a write."""
@@ -446,7 +435,10 @@ class Transaction:
         before = await self._lock(keys, plan)
         for intent in intents:
             self.writes[intent.seq] = Write(intent=intent, before=before.get(intent.object_key))
-            self.chains.setdefault(intent.object_key, []).append(intent.seq)
+            if intent.object_key not in self.chains:
+                self.chains[intent.object_key] = []
+                self._unordered.setdefault(intent.namespace, []).append(intent.key)
+            self.chains[intent.object_key].append(intent.seq)
             for scope in scopes:
                 scope.seqs.append(intent.seq)
         try:

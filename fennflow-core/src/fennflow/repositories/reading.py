@@ -11,7 +11,7 @@ from fennflow.engine.details import with_details
 from fennflow.engine.presigning import presign_downloads, presign_uploads
 from fennflow.exceptions import ConnectorCapabilityException, PathException
 from fennflow.files import BaseContent, BinaryContent
-from fennflow.paths import AnyPath, StoragePath, decode_token, encode_token
+from fennflow.paths import AnyPath, StoragePath, check_delimiter, decode_token, encode_token
 from fennflow.plugins import registry
 from fennflow.printable import brief
 from fennflow.repositories.base import PAGE, Repository
@@ -118,7 +118,7 @@ class ListRepository(Repository):
 
         Raises:
             ContinuationTokenException: the token is not one of `list`.
-            KeyException: no key can begin with the prefix, for instance one with a NUL.
+            KeyException: no key can begin with the prefix or have the delimiter, for instance a NUL.
             PathException: a limit out of range, or an empty delimiter.
         """
         whole = self._prefix(prefix)
@@ -306,9 +306,8 @@ def _check_page(limit: object, delimiter: object) -> None:
     if limit is not None and (not isinstance(limit, int) or not 1 <= limit <= MAX_LIMIT):
         message = f"limit={brief(limit)} is not a number from 1 to {MAX_LIMIT}."
         raise PathException(message)
-    if delimiter is not None and not (isinstance(delimiter, str) and delimiter):
-        message = f"delimiter={brief(delimiter)} is not a text of at least one character."
-        raise PathException(message)
+    if delimiter is not None:
+        check_delimiter(delimiter)
 
 
 def info_of(record: Record, path: StoragePath) -> ObjectInfo:

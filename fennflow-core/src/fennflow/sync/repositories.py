@@ -433,7 +433,7 @@ class SyncRepository(OnRepository[R_co], Generic[R_co]):
 
         Raises:
             ContinuationTokenException: the token is not one of `list`.
-            KeyException: no key can begin with the prefix, for instance one with a NUL.
+            KeyException: no key can begin with the prefix or have the delimiter, for instance a NUL.
             PathException: a limit out of range, or an empty delimiter.
         """
         return self._await(

@@ -268,6 +268,51 @@ class BackendSuite(FeedSuite):
 
         run(config, scenario)
 
+    def test_of_what_a_delimiter_rolls_up_one_is_scanned(self, config: BackendConfig) -> None:
+        async def scenario(backend: Backend) -> None:
+            names = [
+                "a",
+                "a-",
+                "a/1",
+                "a/2",
+                "a/b/1",
+                "a/b/2",
+                "a0",
+                "b",
+                "b%c",
+                "b_c",
+                "b😀c",
+                "b😀d",
+            ]
+            last = "\U0010ffff"
+            names += ["ä/1", "ä/2", "😀/1", "😀/2", f"x{last}1", f"x{last}2", "z/1", "z/2"]
+            await put(backend, *(ObjectKey("bucket", name) for name in names))
+            await put(backend, ObjectKey("bucket2", "z/3"), ObjectKey("bucke", "z/0"))
+
+            def expected(prefix: str, delimiter: str, start: str) -> list[str]:
+                found: dict[str, str] = {}
+                for name in sorted(names, key=str.encode):
+                    if name.startswith(prefix) and name >= start:
+                        rest, common, _ = name.removeprefix(prefix).partition(delimiter)
+                        found.setdefault(rest + common, name)
+                return list(found.values())
+
+            for prefix in ("", "a", "a/", "b", last):
+                for delimiter in ("/", "😀", "b", "b/", last, "%"):
+                    for start in ("", "a\0", "a/1\0", "a/b/2", "z/2"):
+                        found = await backend.scan_names(
+                            "bucket", prefix=prefix, start=start, limit=99, delimiter=delimiter
+                        )
+                        keys = [each.key for each in found]
+                        assert keys == expected(prefix, delimiter, start)
+            some = await backend.scan_names("bucket", prefix="", start="", limit=3, delimiter="/")
+            assert [each.key for each in some] == ["a", "a-", "a/1"]
+            assert list(some) == list(
+                (await backend.records([e.object_key for e in some])).values()
+            )
+
+        run(config, scenario)
+
     def test_a_fill_is_hidden_until_it_ends(self, config: BackendConfig) -> None:
         """Readers see all of it, or none; any process can go on with it."""
 

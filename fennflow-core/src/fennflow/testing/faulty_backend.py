@@ -87,6 +87,17 @@ class FaultyBackend(Backend):
         )
 
     @override
+    async def scan_names(
+        self, namespace: str, *, prefix: str, start: str, limit: int, delimiter: str
+    ) -> Sequence[Record]:
+        return await self._around(
+            "scan",
+            lambda: self.inner.scan_names(
+                namespace, prefix=prefix, start=start, limit=limit, delimiter=delimiter
+            ),
+        )
+
+    @override
     async def fills(self) -> Sequence[Fill]:
         return await self._around("fills", self.inner.fills)
 
