@@ -10,9 +10,10 @@ import zlib
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
+from datetime import datetime, tzinfo
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 from uuid import uuid4
 
 import pytest
@@ -574,6 +575,47 @@ async def test_a_machine_whose_clock_is_wrong_ends_no_lease_and_no_late_write_ea
             assert isinstance(wrong, BucketBackend)
             assert abs(wrong._replica.position.time / SECOND - time.time()) < 60
         assert len(await right.claim(9)) == 0
+
+
+async def test_a_command_that_changes_nothing_learns_no_time_from_an_old_entry(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """L10: else who joins an idle catalog believes that it is the time of its last entry."""
+
+    class HourAgo(datetime):
+        @classmethod
+        @override
+        def now(cls, tz: tzinfo | None = None) -> Self:
+            return cls.fromtimestamp(time.time() - 3600, tz)
+
+    place = Place(tmp_path)
+    monkeypatch.setattr("fennflow_memory.connector.datetime", HourAgo)
+    async with place.replica() as first:
+        await first.run(stage("a", "a"))
+    monkeypatch.undo()
+    async with place.replica() as second:
+        assert await second.run(Command("heartbeat", {"tokens": []})) == []
+        assert abs(second.now() / SECOND - time.time()) < 60
+        await second.run(stage("b", "b"))
+        assert abs(second.now() / SECOND - time.time()) < 60
+
+
+async def test_a_catalog_that_cannot_be_read_when_it_is_opened_is_unavailable(
+    tmp_path: Path,
+) -> None:
+    class NoReads(faults.Faults):
+        @override
+        async def around(self, operation: faults.Operation, effect: faults.Effect[R]) -> R:
+            if operation.name == "get":
+                raise refused()
+            return await effect()
+
+    place = Place(tmp_path)
+    async with place.replica() as replica:
+        await replica.run(stage("a", "a"))
+    with pytest.raises(BackendUnavailableException, match="could not be reached: Connector"):
+        async with place.replica(NoReads()):
+            pass
 
 
 @dataclass

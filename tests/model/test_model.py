@@ -3,7 +3,8 @@
 The reference model is a dictionary and the operations of `simulated.py`. After every rule I1, I2, I5
 and I6 are checked, by each call I8 and I9, and at the end, when all has been recovered, I3, I4, I7.
 
-The store is in memory, and moto's server in a shorter profile; the backend in memory or on SQLite.
+The store is in memory, and moto's server in a shorter profile; the backend in memory, on SQLite, or
+in the bucket, where the requests of the log meet the faults.
 Hypothesis searches and shrinks; a random walk over the same actions is ten times as fast, and
 `FENNFLOW_SEED` repeats it. `nox -s model` runs both for as long as one likes.
 """
@@ -242,6 +243,14 @@ def test_a_walk_finds_nothing_in_memory() -> None:
 def test_a_walk_finds_nothing_on_sqlite() -> None:
     with tempfile.TemporaryDirectory() as directory:
         repeat(partial(walk, directory=Path(directory)), 40)
+
+
+@pytest.mark.once
+@pytest.mark.sampled
+@pytest.mark.timeout(int(600 + 120 * MINUTES))
+def test_a_walk_finds_nothing_with_the_catalog_in_the_bucket() -> None:
+    with tempfile.TemporaryDirectory() as directory:
+        repeat(partial(walk, logs=Path(directory)), 15)
 
 
 @pytest.mark.parametrize("seed", range(20))

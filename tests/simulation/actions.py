@@ -5,15 +5,17 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from fennflow.connectors import Capabilities
 from remote import RemoteConnectorConfig
+from remote_database import RemoteDatabase
 from simulated import Call, Manner, SimulatedSession
-from world import DOUBT, LEASE, Fate, Quirks, World
+from watched_log import WatchedLog
+from world import BUCKET, DOUBT, LEASE, Fate, Quirks, World
 
 KEYS = ("a", "b", "a/b")
 FAULTS = tuple(each for each in Fate if each is not Fate.WORKS)
@@ -52,6 +54,8 @@ class Actions:
     Args:
         capabilities: of the store.
         directory: for SQLite; None to have the backend in memory.
+        log: of the backend in the bucket; None for another one.
+        database: of PostgreSQL; likewise.
         server: a bucket on a real server; None to have the store in memory.
         repeats: whether values repeat, and with them ETags.
         quirks: of the store.
@@ -64,6 +68,8 @@ class Actions:
         capabilities: Capabilities,
         *,
         directory: Path | None = None,
+        log: WatchedLog | None = None,
+        database: RemoteDatabase | None = None,
         server: RemoteConnectorConfig | None = None,
         repeats: bool = False,
         quirks: Quirks | None = None,
@@ -73,6 +79,8 @@ class Actions:
         self.world = World(
             capabilities=capabilities,
             directory=directory,
+            log=log,
+            database=database,
             server=server,
             quirks=quirks or Quirks(),
             strikes=strikes,
@@ -225,6 +233,8 @@ class Actions:
         if not self.living and not self.undecided:
             self.world.check_leases()
         self.world.quiesce()
+        for session in self.sessions:
+            session.check_hooks()
 
     def _wait_for_user_code(self) -> None:
         """Let living processes call what they owe, and check that they do."""
@@ -253,11 +263,19 @@ def random_capabilities(choice: random.Random) -> Capabilities:
     )
 
 
+def random_log(directory: Path, choice: random.Random) -> WatchedLog:
+    """Return a log of processes whose clocks are right, or wrong by more than an hour."""
+    skews = choice.choice([(0.0,), (0.0, 4000.0, -4000.0)])
+    return WatchedLog(directory, BUCKET, skews=skews, max_batch=choice.choice([1, 256]))
+
+
 def walk(
     seed: int,
     *,
     length: int = 60,
     directory: Path | None = None,
+    logs: Path | None = None,
+    database: RemoteDatabase | None = None,
     server: RemoteConnectorConfig | None = None,
     habits: Habits | None = None,
     capabilities: Capabilities | None = None,
@@ -268,6 +286,17 @@ def walk(
     Without `habits` each walk does only some kinds of things, which ones is drawn first: what needs many of one kind
     is found sooner so ("swarm testing", Groce et al., ISSTA 2012).
 
+    Args:
+        seed: of the choices.
+        length: how many things.
+        directory: for SQLite.
+        logs: for the local copies of a catalog in the bucket.
+        database: of PostgreSQL.
+        server: a bucket on a real server.
+        habits: what is done.
+        capabilities: of the store; None to draw them.
+        quirks: of the store; None to draw them.
+
     Returns:
         what happened.
 
@@ -276,9 +305,15 @@ def walk(
     """
     choice = random.Random(seed)
     random.seed(seed)  # of the pauses between two attempts
+    capabilities = capabilities or random_capabilities(choice)
+    log = None if logs is None else random_log(logs, choice)
+    if log is not None:
+        capabilities = replace(capabilities, conditional_create=True)  # else there is no log
     actions = Actions(
-        capabilities or random_capabilities(choice),
+        capabilities,
         directory=directory,
+        log=log,
+        database=database,
         server=server,
         repeats=choice.random() < 0.3,
         quirks=quirks or Quirks(choice.random() < 0.3, choice.random() < 0.3),
@@ -305,7 +340,20 @@ def walk(
 
 @dataclass(frozen=True)
 class Habits:
-    """What one walk does: some calls, some ends, faults of one rate, and some happenings."""
+    """What one walk does: some calls, some ends, faults of one rate, and some happenings.
+
+    Args:
+        keys: that it uses.
+        calls: of sessions.
+        controls: ends of blocks and savepoints, and what else is not about keys.
+        fates: of operations.
+        happens: besides.
+        pauses: how long it waits.
+        strikes: the operations that the fates happen to; None for all.
+        manners: how the user's own code behaves.
+        sessions: most of them at a time.
+        bursts: how many steps the loop makes after each action.
+    """
 
     keys: Sequence[str]
     calls: Sequence[str]
@@ -314,6 +362,9 @@ class Habits:
     happens: Sequence[str]
     pauses: Sequence[float] = PAUSES
     strikes: Collection[str] | None = None
+    manners: Sequence[Manner] = MANNERS
+    sessions: int = MAX_SESSIONS
+    bursts: Sequence[int] = BURSTS
 
     @classmethod
     def drawn(cls, choice: random.Random) -> Habits:
@@ -364,12 +415,17 @@ def _act(actions: Actions, habits: Habits, choice: random.Random) -> None:
         "foreign": lambda: actions.somebody_else_puts(choice.choice(habits.keys)),
     }
 
+    def open_() -> None:
+        auto_commit = choice.random() < 0.8
+        if len(actions.living) < habits.sessions:
+            actions.open(index, auto_commit=auto_commit)
+
     def control(index: int) -> None:
-        actions.control(index, choice.choice(habits.controls), choice.choice(MANNERS))
+        actions.control(index, choice.choice(habits.controls), choice.choice(habits.manners))
 
     weighted: list[tuple[int, Callable[[], None]]] = [
-        (12, lambda: actions.open(index, auto_commit=choice.random() < 0.8)),
-        (33, lambda: actions.call(index, kind, keys, choice.choice(MANNERS))),
+        (12, open_),
+        (33, lambda: actions.call(index, kind, keys, choice.choice(habits.manners))),
         (17, lambda: control(index)),
         (17, lambda: None),
         *((4, happenings[each]) for each in habits.happens),
@@ -377,5 +433,5 @@ def _act(actions: Actions, habits: Habits, choice: random.Random) -> None:
     weights = [weight for weight, _ in weighted]
     [(_, action)] = choice.choices(weighted, weights)
     action()
-    bursts = choice.choice(BURSTS)
-    actions.run([(choice.randrange(8), choice.choice(habits.fates)) for _ in range(bursts)])
+    burst = choice.choice(habits.bursts)
+    actions.run([(choice.randrange(8), choice.choice(habits.fates)) for _ in range(burst)])

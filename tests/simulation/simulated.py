@@ -240,7 +240,7 @@ class SimulatedSession:
         except GeneratorExit:
             raise  # it was killed, and is thrown away
         except BaseException as error:
-            self._end(repr(error)[:150])
+            self._end(repr(error)[:150], uncertain=isinstance(error, CommitUncertainException))
             if not isinstance(error, (WantedError, FennFlowException, asyncio.CancelledError)):
                 raise
             if isinstance(error, ChecksumMismatchException):
@@ -277,9 +277,10 @@ class SimulatedSession:
                 "a failed session waits, and that was not reported"
             )
 
-    def _end(self, how: str) -> None:
+    def _end(self, how: str, *, uncertain: bool = False) -> None:
         self.ended = how
-        self._decide_hooks(committed=False)
+        if not uncertain or self.world.log is None:  # the commit of a log may arrive later
+            self._decide_hooks(committed=False)
         self.world.note(f"s{self.number} ends: {how}")
 
     async def _work(self, uow: FullUOW) -> None:

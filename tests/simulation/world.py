@@ -1,7 +1,7 @@
 """A simulated world: processes that share a store and a database, faults, crashes, and a clock.
 
 Everything runs on a `ControlledLoop`: the real engine, the connector in memory, and the backend in
-memory or on SQLite. The choices of a test decide which task runs next, what happens to each
+memory, on SQLite, on PostgreSQL, or in the bucket. The choices of a test decide which task runs next, what happens to each
 operation, and when processes die. The reference model is a dictionary: what is committed.
 """
 
@@ -34,10 +34,12 @@ from typing_extensions import override
 import fennflow_memory.backend
 import fennflow_memory.connector
 import remote
+import watched_log
 from controlled_loop import START, ControlledLoop
 from fennflow import ConfigDict, ReconcileConfig, jobs, plugins
 from fennflow.backends import (
     Backend,
+    BucketBackendConfig,
     InMemoryBackendConfig,
     JournaledTransaction,
     ObjectKey,
@@ -77,7 +79,9 @@ from fennflow_sqlalchemy import engines, recovery
 from fennflow_sqlalchemy.engines import _sqlite
 from modelled_jobs import ModelJob, ModelJobs
 from remote import RemoteConnectorConfig
+from remote_database import RemoteDatabase
 from stores import FullRepository, FullUOW
+from watched_log import WatchedLog, replica_of
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -99,6 +103,8 @@ LEASE = 60.0
 ATTEMPTS = 3
 """Calls after which a compensation or a hook of the model succeeds."""
 STAGING = ".fennflow"
+NOTES = (f"{STAGING}/catalogs/", f"{STAGING}/catalog/")
+"""What is kept in the bucket about catalogs, and of one."""
 WRITES = {"put", "upload", "copy", "delete"}
 STREAMS = {"upload", "stream"}
 
@@ -185,6 +191,8 @@ class World:
     Args:
         capabilities: of the store.
         directory: for SQLite; None to have the backend in memory.
+        log: of the backend in the bucket; None for another one.
+        database: of PostgreSQL; likewise.
         server: a bucket on a real server; None to have the store in memory.
         settings: of the configuration.
         quirks: of the store.
@@ -196,6 +204,8 @@ class World:
 
     capabilities: Capabilities
     directory: Path | None = None
+    log: WatchedLog | None = None
+    database: RemoteDatabase | None = None
     server: RemoteConnectorConfig | None = None
     settings: dict[str, Any] = field(default_factory=dict[str, Any])
     quirks: Quirks = field(default_factory=Quirks)
@@ -234,11 +244,15 @@ class World:
         self.store_config: ConnectorConfig = self.server or InMemoryConnectorConfig(
             name=self.name, capabilities=self.capabilities
         )
-        self.backend_config: BackendConfig = (
-            InMemoryBackendConfig(name=self.name)
-            if self.directory is None
-            else SqlalchemyBackendConfig(url=f"sqlite:///{self.directory}/{DATABASE}.db")
-        )
+        if self.log is not None:
+            self.backend_config: BackendConfig = self.log.config(self.store_config)
+        elif self.database is not None:
+            self.backend_config = self.database.config
+        elif self.directory is not None:
+            url = f"sqlite:///{self.directory}/{DATABASE}.db"
+            self.backend_config = SqlalchemyBackendConfig(url=url)
+        else:
+            self.backend_config = InMemoryBackendConfig(name=self.name)
         settings = ConfigDict(
             connector=self.store_config,
             backend=self.backend_config,
@@ -248,9 +262,12 @@ class World:
         registry = plugins.registry()
         new_connector = registry.connector_for(self.store_config).factory
         self.store: Connector = new_connector(self.store_config, settings)
-        new_backend = registry.backend_for(self.backend_config).factory
-        self.observer: Backend = new_backend(self.backend_config, settings)
-        self.now_do(self.observer.open())
+        if isinstance(self.backend_config, BucketBackendConfig) and self.log is not None:
+            self.observer: Backend = self.log.watch(self.backend_config, settings, self._on_commit)
+        else:
+            new_backend = registry.backend_for(self.backend_config).factory
+            self.observer = new_backend(self.backend_config, settings)
+        self.loop.run(self.observer.open())
         stamp = Stamp(WriteId("01890000-0000-7000-8000-000000000000", 1), catalog_id="neighbour")
         theirs = ObjectAttributes(media_type="text/plain", metadata=stamped({}, stamp))
         for key, body in NEIGHBOUR.items():
@@ -268,7 +285,7 @@ class World:
             config = ConfigDict(
                 **{
                     "connector": FaultyConnectorConfig(inner=world.store_config, faults=fate),
-                    "backend": FaultyBackendConfig(inner=world.backend_config, faults=fate),
+                    "backend": world._backend_of(fate),
                     "late_write_period": DOUBT,
                     "lease_ttl": LEASE,
                     "reconcile": ReconcileConfig(frequency="never"),
@@ -280,6 +297,12 @@ class World:
         self.jobs.register(UOW)
         self._classes[process] = UOW
         return process
+
+    def _backend_of(self, fate: SimulatedFaults) -> BackendConfig:
+        """Return the backend of a process. The requests of a log meet the faults one by one."""
+        if self.log is not None:
+            return self.log.config(self.store_config, fate)
+        return FaultyBackendConfig(inner=self.backend_config, faults=fate)
 
     def uow(self, process: int) -> type[FullUOW]:
         """Return the class of units of work of a process."""
@@ -331,8 +354,10 @@ class World:
                 self._check_missing(operation, error)
                 raise
             self.effects += 1
-            if operation.name == "commit" and operation.transaction in self.on_pivot:
-                self.on_pivot[operation.transaction]()
+            if operation.name == "commit":
+                self._on_commit(operation.transaction)
+            elif operation.name == "put" and self.log is not None:
+                self.now_do(replica_of(self.observer).catch_up())
             return result
 
         pending = Pending(process, operation, self.loop.now, work)
@@ -353,6 +378,11 @@ class World:
         if fate is Fate.LOST:
             raise self._lost(operation)
         return result
+
+    def _on_commit(self, transaction_id: str) -> None:
+        """Note that the pivot of a transaction took effect."""
+        if transaction_id in self.on_pivot:
+            self.on_pivot[transaction_id]()
 
     async def _fail(self, fate: Fate, pending: Pending) -> None:
         """Raise what is answered to a request that is not simply done."""
@@ -491,7 +521,7 @@ class World:
         async def look() -> dict[str, tuple[StoredObject, bytes]]:
             found: dict[str, tuple[StoredObject, bytes]] = {}
             async for stored in self.store.list(BUCKET):
-                if stored.location.key.startswith(f"{STAGING}/catalogs/"):
+                if stored.location.key.startswith(NOTES):
                     continue
                 place = Location(stored.location.key)
                 found[stored.location.key] = await self.store.get(BUCKET, place)
@@ -531,6 +561,7 @@ class World:
 
     def check(self) -> None:
         """Check what holds at every moment: I1, I2, I5, I6, and P2 from outside."""
+        assert self.log is None or not self.log.diverged, f"replicas differ: {self.log.diverged}"
         records = {record.key: record for record in self.records()}
         assert records.keys() == self.committed.keys(), self._differ(records)
         for key, record in records.items():
@@ -633,7 +664,11 @@ class World:
 
     def _check_nothing_retained(self) -> None:
         """Check that where all was answered nothing waits for what may still arrive (P20)."""
-        if self.directory is None:
+        if self.log is not None:
+            late, kept = replica_of(self.observer).retained()
+        elif self.database is not None:
+            late, kept = self.database.retained()
+        elif self.directory is None:
             tables = cast("InMemoryBackend", self.observer)._tables
             late = {each.key for each in tables.late_writes}
             kept = sum(until is not None for _, until in tables.locks.values())
@@ -704,11 +739,17 @@ class World:
             jobs._registered.pop(each.config, None)
         for file in [] if self.directory is None else self.directory.glob(f"{DATABASE}.*"):
             file.unlink()
+        if self.log is not None:
+            self.log.close()
+        if self.database is not None:
+            self.database.clear()
         self._patches.close()
 
     def _patch(self) -> None:
         """Take time, ids and threads from the simulation."""
         loop = self.loop
+        if self.database is not None:
+            self.database.world = loop
 
         class Clock(datetime):
             @classmethod
@@ -730,6 +771,8 @@ class World:
             (uuid_utils, "uuid7", new_id),
             (engines, "_sqlite", _shared),
             *((recovery, name, value) for name, value in _made_once.items()),
+            *(() if self.log is None else self.log.patches(loop, new_id)),
+            *(() if self.database is None else self.database.patches()),
         ):
             self._patches.enter_context(mock.patch.object(target, name, value))
         self._patches.enter_context(listening(self.told))
@@ -793,7 +836,7 @@ def _shared(url: URL, config: SqlalchemyBackendConfig, lock_wait: float) -> engi
 @cache
 def _plugins() -> plugins.PluginRegistry:
     """Return what plugins bring, looked for once: that takes a third of a walk."""
-    with plugins.override(faults, remote) as registry:
+    with plugins.override(faults, remote, watched_log) as registry:
         return registry
 
 

@@ -44,9 +44,9 @@ class Moment(NamedTuple):
 class StoreClock:
     """An estimate of the store's clock that is never ahead of it (L10).
 
-    What the store says of an object that exists was the time at some moment before. So each sample
-    is a lower bound, and the largest of them is the best. The machine's clock may drift against the
-    store's, so they are forgotten after a while.
+    What the store says of an object that was created was the time at some moment before. So each
+    sample is a lower bound, a good one if the object is new, and the largest of them is the best. The
+    machine's clock may drift against the store's, so they are forgotten after a while.
     """
 
     _offset: float | None = None
@@ -57,13 +57,14 @@ class StoreClock:
         """Whether a new sample is needed."""
         return self._offset is None or boot_time() - self._since > SAMPLE_AGE
 
-    def sample(self, modified_at: float) -> None:
-        """Note what the store said of an object that exists by now.
+    def sample(self, modified_at: float, created: float | None = None) -> None:
+        """Note what the store said of an object that this process has just created.
 
         Args:
             modified_at: seconds since the epoch, by the store's clock.
+            created: the `boot_time` at which its creation was confirmed; None for now.
         """
-        offset = modified_at - boot_time()
+        offset = modified_at - (boot_time() if created is None else created)
         if self._offset is None or self.due:
             self._offset, self._since = offset, boot_time()
         else:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from fennflow.exceptions import (
     BackendUnavailableException,
@@ -105,10 +105,16 @@ class Follower(ABC):
         Args:
             path: of the file; what is in it is used if it belongs to this catalog.
             kept: whether it outlives the process.
+
+        Raises:
+            BackendUnavailableException: the store cannot be reached.
         """
         self._state = await self._thread(partial(_open_state, path, kept=kept))
-        async with self._turn:
-            await self._load(opening=True)
+        try:
+            async with self._turn:
+                await self._load(opening=True)
+        except Exception as error:
+            raise self._as_backend_error(error) from error
 
     async def aclose(self) -> None:
         """Stop, and close the local file."""
@@ -272,12 +278,19 @@ class Follower(ABC):
                 self._met(start)
 
     async def _read_many(self, first: int, count: int) -> list[bytes]:
-        """Return consecutive entries, up to the first that does not exist."""
-        async with asyncio.TaskGroup() as group:
-            tasks = [
-                group.create_task(self._log.read(position))
-                for position in range(first, first + count)
-            ]
+        """Return consecutive entries, up to the first that does not exist.
+
+        Raises:
+            Exception: what the first that failed has raised.
+        """
+        try:
+            async with asyncio.TaskGroup() as group:
+                tasks = [
+                    group.create_task(self._log.read(position))
+                    for position in range(first, first + count)
+                ]
+        except ExceptionGroup as failed:
+            raise failed.exceptions[0] from None
         bodies: list[bytes] = []
         for task in tasks:
             body = task.result()
@@ -345,8 +358,6 @@ class Follower(ABC):
 
     def _as_backend_error(self, error: Exception) -> Exception:
         """Return what callers get for a request that failed."""
-        if isinstance(error, ExceptionGroup):
-            error = cast("ExceptionGroup[Exception]", error).exceptions[0]
         if isinstance(error, FennFlowException) and not isinstance(
             error, ConnectorUnavailableException
         ):

@@ -26,6 +26,7 @@ from fennflow.exceptions import (
     NoSuchKeyException,
     PreconditionFailedException,
 )
+from fennflow_bucket.clocks import boot_time
 from fennflow_bucket.rows import dumps
 
 FORMAT = 1
@@ -267,12 +268,12 @@ class Log:
                 if error is not None:
                     raise error
 
-    async def probe(self, sample: Callable[[float], None]) -> None:
+    async def probe(self, sample: Callable[[float, float], None]) -> None:
         """Check that the store can hold a log (L13), and learn its time (L10).
 
         Args:
-            sample: gets the time that the store notes for an object that was just written, in
-                seconds since the epoch.
+            sample: gets the time that the store notes for an object that was just created, in
+                seconds since the epoch, and the `boot_time` at which its creation was confirmed.
 
         Raises:
             ConfigException: it cannot.
@@ -292,6 +293,7 @@ class Log:
 
         try:
             place = await put() or place
+            created = boot_time()
             if await put() is not None:
                 observed = "created an object under a key that had one, despite If-None-Match: *"
                 raise self._unsuitable(observed)
@@ -303,7 +305,7 @@ class Log:
                 observed = "did not list an object that had just been written"
                 raise self._unsuitable(observed)
             if seen.modified_at is not None:
-                sample(seen.modified_at.timestamp())
+                sample(seen.modified_at.timestamp(), created)
         finally:
             with suppress(BaseConnectorException):
                 await self.connector.delete(self.namespace, [Deletion(location=place)])

@@ -20,7 +20,7 @@ from fennflow.exceptions import (
     ConnectorUnavailableException,
     PreconditionFailedException,
 )
-from fennflow_bucket.clocks import SECOND, Moment
+from fennflow_bucket.clocks import SECOND, Moment, boot_time
 from fennflow_bucket.commands import Command, Entry, forget, note_writer
 from fennflow_bucket.following import Limits, position_after, start
 from fennflow_bucket.loading import Loader
@@ -106,6 +106,8 @@ class Replica(Loader):
         self._writer = str(uuid4())
         self._seq = 0
         self._queue: list[_Pending] = []
+        # When the entry at the end of the log was created, if it is one of this process.
+        self._created: float | None = None
 
     async def run(self, command: Command) -> Any:
         """Append a command and return its answer (L1, L4).
@@ -126,6 +128,7 @@ class Replica(Loader):
         while self._queue:
             batch = self._queue[: self._limits.max_batch]
             del self._queue[: len(batch)]
+            self._created = None
             try:
                 async with self._turn:
                     await self._append(batch)
@@ -204,6 +207,7 @@ class Replica(Loader):
             await self._thread(state.rollback)
             raise
         if found is _MINE:
+            self._created = boot_time()
             await self._thread(lambda: state.commit(trial.position))
             self._turns.won(trial.waited)
             _deliver(trial)
@@ -413,12 +417,13 @@ class Replica(Loader):
         return _Trial(answers, body, position_after(position, state.digest, now, body), waited)
 
     async def _tend(self) -> None:
-        """Do what is due after an entry was appended."""
-        if self._clock.due:
+        """Do what is due after a batch was answered."""
+        # An entry that was there before says nothing of the present time: the log may have been idle.
+        if self._created is not None and self._clock.due:
             with suppress(BaseConnectorException):
                 stored = await self._log.head(self.position.number)
                 if stored is not None and stored.modified_at is not None:
-                    self._clock.sample(stored.modified_at.timestamp())
+                    self._clock.sample(stored.modified_at.timestamp(), self._created)
         if self._snapshot_due and (self._tidying is None or self._tidying.done()):
             self._tidying = start(self._tidy())
 
