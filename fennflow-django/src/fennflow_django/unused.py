@@ -15,8 +15,8 @@ from django.db.models import FileField, Model, QuerySet
 
 from fennflow_django.storage import FennFlowStorage
 
+_ROWS: Any = QuerySet  # without a type of rows
 _BEFORE = "_fennflow_before"
-_ROWS: Any = QuerySet
 """Name of the attribute of a model's instance that has what its row names, while that changes."""
 
 
