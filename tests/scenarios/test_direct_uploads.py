@@ -490,7 +490,7 @@ async def test_tickets_that_are_not_accepted_expire_and_are_swept(
         ticket = await uow.files.upload_ticket("a", max_size=9, expires_in=3600)
         longer = await uow.files.upload_ticket("b", max_size=9, expires_in=2 * 3600)
         if kind == "moto":
-            await uow.files.upload_ticket("c", max_size=9, size=9, method="MULTIPART")
+            parts = await uow.files.upload_ticket("c", max_size=9, size=9, method="MULTIPART")
     await send(ticket, b"one")
     await send(longer, b"two")
     monkeypatch.setattr(garbage, "time", after(3500))
@@ -510,8 +510,12 @@ async def test_tickets_that_are_not_accepted_expire_and_are_swept(
         await send(ticket, b"late")
     await other.uow_class.recover()
     if kind == "moto":
+        assert await send(parts, bytes(9)) >= 400
         async with site.store.connector() as connector:
             assert [each async for each in connector.uploads(site.namespace, "")] == []
+        async with uow_class() as uow:
+            with pytest.raises(UploadTicketException, match="has expired"):
+                await uow.files.accept(parts)
     async with uow_class() as uow:
         await uow.files.accept(longer)
     assert await staged(site.store) == []

@@ -147,6 +147,24 @@ async def test_a_held_transaction_is_undone_by_its_id(uow_class: type[FilesUOW])
         await uow_class.commit_held(held)
 
 
+async def test_of_two_decisions_at_once_one_is_made(uow_class: type[FilesUOW]) -> None:
+    """P37, P5: by two processes; a second one after it is refused, too."""
+
+    class Other(FilesUOW):
+        config = uow_class.config.model_copy(update={"lease_ttl": 59.0})
+
+    held = await hold(uow_class)
+    both = uow_class.commit_held(held), Other.abort_held(held)
+    committed, aborted = await asyncio.gather(*both, return_exceptions=True)
+    assert isinstance(committed or aborted, TransactionException)
+    assert None in {committed, aborted}
+    assert await uow_class.transactions() == []
+    assert await contents(uow_class) == (OLD if committed else NEW)
+    for decide in (Other.commit_held, uow_class.abort_held):
+        with pytest.raises(TransactionException, match="is not held"):
+            await decide(held)
+
+
 async def test_a_held_transaction_that_is_not_decided_is_undone_in_time(
     uow_class: type[FilesUOW],
 ) -> None:

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import re
 import threading
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +26,7 @@ from fennflow.backends import (
     SqlalchemyBackendConfig,
 )
 from fennflow.connectors import InMemoryConnectorConfig
+from fennflow.engine import jobs
 from fennflow.exceptions import (
     CommitUncertainException,
     ConfigException,
@@ -364,18 +365,21 @@ async def test_hooks_with_one_key_wait_for_one_that_fails(shop: Shop) -> None:
 
 
 async def test_a_process_without_the_function_leaves_the_job_and_says_so(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """P35."""
+    """P35: in the report of recovery, to the doctor, in the log and in the metrics."""
     backend = SqlalchemyBackendConfig(url=f"sqlite:///{tmp_path}/shop.db")
     shop, stranger = make_shop(backend), make_shop(backend)
     shop.fails = 1000
     async with shop.uow.lifespan(check=False):
         await order(shop)
     del_functions(stranger)
+    counted: list[Mapping[str, int]] = []
+    monkeypatch.setattr(jobs, "count_recovered", counted.append)
     async with stranger.uow.lifespan(check=False):
         report = await stranger.uow.recover()
         assert (report.jobs_called, report.jobs_pending) == (0, 1)
+        assert counted == [{"jobs_called": 0}, {"jobs_pending": 1}]
         assert report.problems[0].startswith("1 calls of send are due, and this process has no")
         assert report.problems[0] in (await stranger.uow.diagnose()).problems
     assert report.problems[0] in caplog.text
