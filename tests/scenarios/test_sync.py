@@ -37,7 +37,8 @@ from fennflow.reports import Finding
 from fennflow.repositories import RepoField
 from fennflow.sync import SyncUnitOfWork
 from fennflow.sync.portal import Portal, close
-from stores import FullRepository, numbers
+from fennflow.testing import S3Server
+from stores import FullRepository, new_bucket, numbers
 
 
 class Shelf(FullRepository):
@@ -378,6 +379,39 @@ def test_a_unit_of_work_that_begins_after_the_main_thread_has_ended_is_refused(
     assert run(program, tmp_path) == "The event loop of this unit of work has ended, as the\n"
 
 
+def test_the_first_connection_to_s3_may_be_made_when_the_main_thread_has_ended(
+    tmp_path: Path, moto: S3Server
+) -> None:
+    """Names are looked up in threads, of which Python 3.12 starts none then: one is kept ready."""
+    bucket = asyncio.run(new_bucket(moto))
+    program = f"""
+        from fennflow.connectors import S3ConnectorConfig
+
+        class Stored(UnitOfWork):
+            files = RepoField(CrudRepository, namespace={bucket!r})
+            config = ConfigDict(
+                connector=S3ConnectorConfig(
+                    endpoint_url={moto.url.replace("127.0.0.1", "localhost")!r},
+                    aws_access_key_id="test", aws_secret_access_key="test",
+                    region_name="us-east-1", addressing_style="path",
+                ),
+                backend=SqlalchemyBackendConfig(url="sqlite:///app.db"),
+            )
+
+        def work():
+            with Stored.sync() as uow:
+                opened.set()
+                threading.main_thread().join(1)
+                uow.files.put(TextContent.from_content("1", filename="a"))
+            print("committed")
+
+        opened = threading.Event()
+        threading.Thread(target=work).start()
+        opened.wait()
+    """
+    assert run(program, tmp_path) == "committed\n"
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
 def test_a_forked_child_starts_afresh(tmp_path: Path) -> None:
     program = """
@@ -407,6 +441,33 @@ def test_a_forked_child_starts_afresh(tmp_path: Path) -> None:
     expected = f"{refused}\nchild\n['after', 'around', 'before', 'child']\n"
     warned = ("-W", "ignore::DeprecationWarning")  # of 3.12: the process has threads
     assert run(program, tmp_path, *warned) == expected
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
+def test_a_child_keeps_what_it_commits_on_sqlite_when_its_parent_closes_the_file(
+    tmp_path: Path,
+) -> None:
+    """The last one that closes a file deletes its write-ahead log: the parent must not be that."""
+    program = """
+        from fennflow.sync.portal import close
+
+        put("before")
+        (of_child, to_parent), (of_parent, to_child) = os.pipe(), os.pipe()
+        child = os.fork()
+        if not child:
+            put("early")
+            os.write(to_parent, b".")
+            os.read(of_parent, 1)
+            put("late")
+            os._exit(0)
+        os.read(of_child, 1)
+        close()
+        os.write(to_child, b".")
+        assert os.waitpid(child, 0)[1] == 0
+        print(*names())
+    """
+    warned = ("-W", "ignore::DeprecationWarning")  # of 3.12: the process has threads
+    assert run(program, tmp_path, *warned) == "before early late\n"
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")

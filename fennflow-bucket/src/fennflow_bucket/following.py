@@ -9,7 +9,6 @@ import asyncio
 import sqlite3
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Coroutine, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextvars import Context
 from dataclasses import dataclass, replace
 from functools import partial
@@ -23,6 +22,7 @@ from fennflow.exceptions import (
     ConnectorUnavailableException,
     FennFlowException,
 )
+from fennflow.threads import Threads
 from fennflow_bucket.cache import remove
 from fennflow_bucket.clocks import SECOND, Moment, StoreClock
 from fennflow_bucket.commands import COMMANDS, Entry, forget, note_writer, seq_of
@@ -76,7 +76,7 @@ class Follower(ABC):
         self._limits = limits
         self._clock = StoreClock()
         self._turns = Turns()
-        self._threads = ThreadPoolExecutor(max_workers=1, thread_name_prefix="fennflow-bucket")
+        self._threads = Threads(max_workers=1, thread_name_prefix="fennflow-bucket")
         self._state: State | None = None
         self._contact: Moment | None = None
         # Held while entries are applied, and from the trial of an entry to its end.

@@ -29,7 +29,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 from typing_extensions import override
 
 from fennflow.exceptions import FennFlowException
+from fennflow.threads import Threads
 from fennflow_sqlalchemy.database import Database, LockWaitTimeoutError, RetryableError, Work
+from fennflow_sqlalchemy.forks import FILES
 from fennflow_sqlalchemy.urls import driver_options, without_driver_options
 
 if TYPE_CHECKING:
@@ -358,15 +360,16 @@ class Sqlite(Database):
 
     @contextmanager
     def _connection(self) -> Generator[Connection]:
-        try:
-            connection = self.engine.connect()
-        except DBAPIError as error:
-            if locked_out(error):
-                # Of two who switch a new file to WAL one is refused, and not made to wait.
-                raise RetryableError from error
-            raise
-        with connection:
-            yield connection
+        with FILES.using():
+            try:
+                connection = self.engine.connect()
+            except DBAPIError as error:
+                if locked_out(error):
+                    # Of two who switch a new file to WAL one is refused, and not made to wait.
+                    raise RetryableError from error
+                raise
+            with connection:
+                yield connection
 
     def _begin_to_write(self, connection: Connection, lock_wait: float, cancelled: Event) -> None:
         """Wait for the one write lock; asked for later on, it could be refused."""
@@ -405,21 +408,6 @@ class Sqlite(Database):
         # The last one who closes a file moves what is in its WAL.
         await self._in_thread(self.engine.dispose, Event())
         self._threads.shutdown(wait=False)
-
-
-class _Threads(ThreadPoolExecutor):
-    """Does the work in the threads that there are where no other can be started.
-
-    Python 3.12 starts none at exit, when `UOW.sync()` closes what it has opened.
-    """
-
-    @override
-    def _adjust_thread_count(self) -> None:
-        try:
-            super()._adjust_thread_count()
-        except RuntimeError:
-            if not self._threads:
-                raise
 
 
 def open_databases(
@@ -487,9 +475,10 @@ def _sqlite(url: URL, config: SqlalchemyBackendConfig, lock_wait: float) -> Sqli
             os.close(os.open(arguments[0], os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
             Path(arguments[0]).chmod(config.file_mode)
 
+    FILES.engines.add(engine)
     event.listen(engine, "do_connect", create)
     event.listen(engine, "connect", on_connect)
-    threads = _Threads(config.pool_size, thread_name_prefix="fennflow-sqlite")
+    threads = Threads(config.pool_size, thread_name_prefix="fennflow-sqlite")
     return Sqlite(
         str(url.database), engine, threads, busy_timeout=config.busy_timeout, lock_wait=lock_wait
     )

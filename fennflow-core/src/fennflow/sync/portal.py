@@ -265,9 +265,14 @@ class Portal:
         ready.wait()
 
     def _run(self, ready: threading.Event) -> None:
+        from fennflow.threads import Threads  # which cannot be done after the main thread has ended
+
         try:
             with asyncio.Runner() as runner:
                 self.loop = runner.get_loop()
+                threads = Threads(thread_name_prefix="fennflow-work")
+                threads.submit(int)  # one that there is also when no other can be started
+                self.loop.set_default_executor(threads)
                 self.loop.call_soon(ready.set)
                 runner.run(self._stop_requested())
         except RuntimeError:
