@@ -12,10 +12,9 @@ from django.core.files.base import File
 from typing_extensions import Buffer, override
 
 from fennflow.exceptions import ObjectChangedException
+from fennflow.sync.writers import Discardable
 
 if TYPE_CHECKING:
-    from types import TracebackType
-
     from fennflow.responses import ObjectInfo
 
     AnyFile = File[Any]
@@ -97,7 +96,7 @@ def _content(info: ObjectInfo) -> tuple[int, str]:
     return info.size, info.sha256 or info.etag
 
 
-class StorageFile(AnyFile):
+class StorageFile(Discardable, AnyFile):
     """A file of a storage that is open: read in parts, or stored when it is closed.
 
     What is written is not stored if an exception leaves the block of the file.
@@ -163,12 +162,5 @@ class StorageFile(AnyFile):
             self._put(self.name, File(written), overwrite=True)
 
     @override
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc_value: BaseException | None,
-        tb: TracebackType | None,
-    ) -> None:
-        if exc_value is not None:
-            self._written = None
-        self.close()
+    def discard(self) -> None:
+        self._written = None

@@ -12,10 +12,9 @@ from fsspec.spec import AbstractBufferedFile
 from typing_extensions import Buffer, override
 
 from fennflow.exceptions import ObjectChangedException, TransactionException
+from fennflow.sync.writers import Discardable
 
 if TYPE_CHECKING:
-    from types import TracebackType
-
     from fennflow_fsspec.filesystem import FennFlowFileSystem
 
 logger = logging.getLogger("fennflow")
@@ -26,7 +25,7 @@ IN_MEMORY = 8 << 20
 """Bytes of a file that is written before they go to a temporary file."""
 
 
-class FennFlowFile(_Base):  # type: ignore[misc]
+class FennFlowFile(Discardable, _Base):  # type: ignore[misc]
     """A file that is open: read in parts, or written when it is closed.
 
     What is written belongs to the transaction in which it was opened. If an exception leaves its block,
@@ -99,30 +98,20 @@ class FennFlowFile(_Base):  # type: ignore[misc]
             )
             raise TransactionException(message)
 
+    @override
     def discard(self) -> None:
-        """Store nothing."""
         if self._written is not None:
             self._written.close()
         self._discarded = self.forced = True  # so that close() stores nothing either
 
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc_value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        if exc_value is not None and self.mode != "rb":
-            self.discard()
-        self.close()
-
+    @override
     def __del__(self) -> None:
-        """Store nothing of what was not closed."""
         if self.writable() and not self._discarded:
             logger.warning("%s was written, but never closed: nothing of it is stored.", self.path)
         self.discard()
 
 
-class CompressedFile(io.BufferedIOBase):
+class CompressedFile(Discardable, io.BufferedIOBase):
     """A file that is written through a compressor, which would not close it.
 
     Args:
@@ -144,8 +133,8 @@ class CompressedFile(io.BufferedIOBase):
         count: int = self._compressor.write(data)
         return count
 
+    @override
     def discard(self) -> None:
-        """Store nothing."""
         self._file.discard()
 
     @override
@@ -155,38 +144,12 @@ class CompressedFile(io.BufferedIOBase):
             with self._file:
                 self._compressor.close()
 
-    @override
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc_val: BaseException | None,
-        exc_tb: TracebackType | None,
-    ) -> None:
-        if exc_val is not None:
-            self.discard()
-        self.close()
 
-    @override
-    def __del__(self) -> None:
-        """Do nothing: what was not closed is not stored."""
-
-
-class TextFile(io.TextIOWrapper):
+class TextFile(Discardable, io.TextIOWrapper):
     """A file that is open for writing text; it has no other name than that of `FennFlowFile`."""
 
     buffer: FennFlowFile | CompressedFile  # type: ignore[assignment]
 
     @override
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc_val: BaseException | None,
-        exc_tb: TracebackType | None,
-    ) -> None:
-        if exc_val is not None:
-            self.buffer.discard()
-        self.close()
-
-    @override
-    def __del__(self) -> None:
-        """Do nothing: what was not closed is not stored."""
+    def discard(self) -> None:
+        self.buffer.discard()

@@ -119,7 +119,37 @@ class _Raw(io.RawIOBase, OnPortal):
         """Do nothing: what was not closed is not put."""
 
 
-class SyncWriter(io.BufferedWriter):
+class Discardable:
+    """A file that is open for writing, of which nothing is stored unless it is closed.
+
+    If an exception leaves its block, it is closed, and nothing is stored either.
+    """
+
+    if TYPE_CHECKING:
+
+        def close(self) -> None:
+            """Store what was written."""
+
+    def discard(self) -> None:
+        """Store nothing: `close()` does nothing then."""
+        raise NotImplementedError
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc_val: BaseException | None,
+        exc_tb: TracebackType | None,
+    ) -> None:
+        """Close it, or discard it if an exception leaves the block."""
+        if exc_val is not None:
+            self.discard()
+        self.close()
+
+    def __del__(self) -> None:
+        """Do nothing: what was not closed is not stored."""
+
+
+class SyncWriter(Discardable, io.BufferedWriter):
     """A file that is open for writing: what `open(path, "wb")` of a repository returns.
 
     It is put when it is closed. Close it before the unit of work ends. If an exception leaves its
@@ -138,16 +168,5 @@ class SyncWriter(io.BufferedWriter):
             super().close()
 
     @override
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc_val: BaseException | None,
-        exc_tb: TracebackType | None,
-    ) -> None:
-        if exc_val is not None:
-            self._file.abort()
-        super().__exit__(exc_type, exc_val, exc_tb)
-
-    @override
-    def __del__(self) -> None:
-        """Do nothing: what was not closed is not put."""
+    def discard(self) -> None:
+        self._file.abort()
