@@ -15,7 +15,13 @@ from fsspec.tests import abstract
 
 from fennflow import ConfigDict, UnitOfWork
 from fennflow.connectors import InMemoryConnectorConfig
-from fennflow.exceptions import ConfigException, FileException, KeyException, TransactionException
+from fennflow.exceptions import (
+    ConfigException,
+    FileException,
+    FilepathsCollisionError,
+    KeyException,
+    TransactionException,
+)
 from fennflow.repositories import RepoField
 from fennflow.sync import SyncUnitOfWork
 from fennflow.sync.portal import close
@@ -150,6 +156,52 @@ def test_a_call_of_several_steps_is_done_as_a_whole(fs: Any, tmp_path: Any) -> N
     assert fs.find("") == ["files/b/1"]
     fs.rm("files/b", recursive=True)
     assert fs.find("") == []
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "options", "moved"),
+    [
+        ("a/1", "c", {}, {"c": "1", "a/2": "2", "a/b/3": "3"}),
+        ("a/1", "a/b", {}, {"a/2": "2", "a/b/1": "1", "a/b/3": "3"}),
+        ("a/1", "a/2", {}, {"a/2": "1", "a/b/3": "3"}),
+        ("a/*", "new/", {}, {"new/1": "1", "new/2": "2", "a/b/3": "3"}),
+        ("a", "new", {"recursive": True}, {"new/1": "1", "new/2": "2", "new/b/3": "3"}),
+        # fsspec's own would lose what is below, what is copied into it, and what is not a pattern.
+        (
+            "a",
+            "new",
+            {"recursive": True, "maxdepth": 1},
+            {"new/1": "1", "new/2": "2", "a/b/3": "3"},
+        ),
+        ("a", "a/c", {"recursive": True}, {"a/c/1": "1", "a/c/2": "2", "a/c/b/3": "3"}),
+        (["a/1", "a/2"], ["x", "y"], {}, {"x": "1", "y": "2", "a/b/3": "3"}),
+        (["a/1", "a/2"], ["a/2", "x"], {}, FilepathsCollisionError),
+        (["a/1", "a/2"], ["x", "a/1"], {}, FilepathsCollisionError),
+        (["a/1", "a"], ["x", "y"], {"recursive": True}, IsADirectoryError),
+        ("a", "a/b", {"recursive": True}, {"a/b/a/1": "1", "a/b/a/2": "2", "a/b/a/b/3": "3"}),
+        ("a", "new", {}, IsADirectoryError),
+        (["a/1", "a/none"], ["x", "y"], {}, FileNotFoundError),
+        ("a/none", "new", {}, FileNotFoundError),
+    ],
+)
+def test_a_move_leaves_every_file_at_one_place(
+    fs: Any, source: Any, target: Any, options: Any, moved: Any
+) -> None:
+    before = {"a/1": "1", "a/2": "2", "a/b/3": "3"}
+    for name, body in before.items():
+        fs.pipe(f"files/{name}", body.encode())
+
+    def named(path: Any) -> Any:
+        return [named(each) for each in path] if isinstance(path, list) else f"files/{path}"
+
+    if isinstance(moved, dict):
+        fs.mv(named(source), named(target), **options)
+    else:
+        with pytest.raises(moved):
+            fs.mv(named(source), named(target), **options)
+        moved = before
+    found = {name.removeprefix("files/"): fs.cat_file(name).decode() for name in fs.find("")}
+    assert found == moved
 
 
 def test_a_file_belongs_to_the_transaction_in_which_it_was_opened(fs: Any) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import contextmanager
 from datetime import datetime
 from importlib import import_module
@@ -17,6 +17,7 @@ from fsspec.transaction import Transaction
 
 from fennflow.exceptions import (
     ConfigException,
+    FilepathsCollisionError,
     NoSuchKeyException,
     RecordAlreadyExistsException,
 )
@@ -84,6 +85,23 @@ class UnitOfWorkTransaction(_Transaction):  # type: ignore[misc]
 
 class _DiscardedError(Exception):
     """A transaction was ended with `complete(commit=False)`."""
+
+
+class _Moves:
+    """What a call of `mv()` copies, and then deletes."""
+
+    def __init__(self) -> None:
+        self.sources: set[str] = set()
+        self._targets: set[str] = set()
+
+    def add(self, source: str, target: str) -> None:
+        """Note a copy that is about to be made."""
+        self.sources.add(source)
+        self._targets.add(target)
+        both = {source, target} & self.sources & self._targets
+        if both:
+            message = f"{', '.join(both)} would be both moved and moved to, so nothing is moved."
+            raise FilepathsCollisionError(message)
 
 
 class FennFlowFileSystem(_Base, metaclass=_CachedByClass):  # type: ignore[misc]
@@ -271,11 +289,13 @@ class FennFlowFileSystem(_Base, metaclass=_CachedByClass):  # type: ignore[misc]
         with self._acting(field) as repository:
             (repository.create if create else repository.put)(content)
 
-    def cp_file(self, path1: str, path2: str, **_: Any) -> None:
+    def cp_file(self, path1: str, path2: str, *, moves: _Moves | None = None, **_: Any) -> None:
         """Copy a file inside the store; directories have nothing to copy."""
         path1, path2 = self._strip_protocol(path1), self._strip_protocol(path2)
         if self.isdir(path1):
             return
+        if moves is not None:
+            moves.add(path1, path2)
         (field, key), (target, name) = self._place(path1, "file"), self._place(path2, "file")
         with _translated(), self.transactions.acting() as uow:
             repository: Any = getattr(uow, field)
@@ -294,14 +314,18 @@ class FennFlowFileSystem(_Base, metaclass=_CachedByClass):  # type: ignore[misc]
         """Delete files and directories, all or none of them."""
         with self.transactions.together():
             paths: list[Any] = [path] if isinstance(path, (str, PathLike)) else list(path)
-            for each in paths:
-                name = self._strip_protocol(each)
-                if not (recursive or has_magic(name)) and self.isdir(name):
-                    message = f"{name} is a directory. Delete it with recursive=True."
-                    raise IsADirectoryError(message)
+            if not recursive:
+                self._refuse_directories(paths)
             for each in self.expand_path(paths, recursive=recursive, maxdepth=maxdepth):
                 if not self.isdir(each):
                     self.rm_file(each)
+
+    def _refuse_directories(self, paths: Iterable[Any]) -> None:
+        for each in paths:
+            name = self._strip_protocol(each)
+            if not has_magic(name) and self.isdir(name):
+                message = f"{name} is a directory. For what is in it, name it with recursive=True."
+                raise IsADirectoryError(message)
 
     def pipe(
         self, path: str | Mapping[str, bytes], value: bytes | None = None, **kwargs: Any
@@ -323,11 +347,31 @@ class FennFlowFileSystem(_Base, metaclass=_CachedByClass):  # type: ignore[misc]
             base: Any = super()
             base.copy(path1, path2, *args, **kwargs)
 
-    def mv(self, path1: Any, path2: Any, *args: Any, **kwargs: Any) -> None:
-        """Move files, all or none of them."""
+    def mv(
+        self,
+        path1: Any,
+        path2: Any,
+        recursive: bool = False,  # noqa: FBT001, FBT002 - as fsspec calls it
+        maxdepth: int | None = None,
+        **_: Any,
+    ) -> None:
+        """Move files, all or none of them.
+
+        Raises:
+            FilepathsCollisionError: a file is both moved and moved to.
+        """
+        if path1 == path2:
+            return
+        lists = isinstance(path1, list) and isinstance(path2, list)  # which copy() does not expand
+        moves = _Moves()
         with self.transactions.together():
-            base: Any = super()
-            base.mv(path1, path2, *args, **kwargs)
+            if lists or not recursive:
+                paths: list[Any] = [path1] if isinstance(path1, (str, PathLike)) else list(path1)
+                self._refuse_directories(paths)
+            # That of fsspec deletes what it finds after copying, whether it was copied or not.
+            self.copy(path1, path2, recursive, maxdepth, on_error="raise", moves=moves)
+            for each in sorted(moves.sources):
+                self.rm_file(each)
 
     # --- for files ---------------------------------------------------------------------------------
 
