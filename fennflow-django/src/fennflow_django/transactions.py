@@ -97,7 +97,7 @@ class _Part(Generic[U]):
         with ExitStack() as stack:
             stack.callback(self._connection.close)
             stack.callback(self.uow.__exit__, type(error), error, error.__traceback__)
-            self._leave(0, error)
+            self._leave(0, None)  # the whole is undone, and its callbacks are called
 
     def begin_savepoint(self, sid: str) -> None:
         """Begin what can be undone alone."""
@@ -138,13 +138,19 @@ class _Transaction:
     def __init__(self, wrapper: BaseDatabaseWrapper) -> None:
         self.wrapper = wrapper
         self._parts: dict[type[SyncUnitOfWork], _Part[Any]] = {}
-        self._over = False
+        self._over = self._ending = False
         self._before: dict[str, object] = {}
         """What the connection itself had in place of the methods of its class."""
         self._methods: dict[str, Callable[..., Any]] = {}
 
     def part(self, uow_class: type[U]) -> U:
         """Return the unit of work of a class; the first call opens it."""
+        if self._ending:
+            message = (
+                "The transaction has ended, so that a callback of its unit of work can store no file in "
+                "it. Do that by transaction.on_commit(), or after the block."
+            )
+            raise TransactionException(message)
         found = self._parts.get(uow_class)
         if found is None:
             found = _Part(self, uow_class)
@@ -177,8 +183,13 @@ class _Transaction:
             setattr(wrapper, name, getattr(self, f"_{name}"))
         setattr(wrapper, _PLACE, self)
 
-    def _hand_back(self) -> None:
-        wrapper = self.wrapper
+    @contextmanager
+    def _handing_back(self) -> Generator[list[_Part[Any]]]:
+        """End what is yielded: callbacks run meanwhile, and Django is not in autocommit mode yet."""
+        wrapper, parts = self.wrapper, list(self._parts.values())
+        if not parts:  # it has ended before
+            yield parts
+            return
         for name in _REPLACED:
             if vars(wrapper).get(name) != getattr(self, f"_{name}"):
                 continue  # replaced again by others: what is called then passes it on
@@ -186,32 +197,33 @@ class _Transaction:
                 setattr(wrapper, name, self._before[name])
             else:
                 delattr(wrapper, name)
-        delattr(wrapper, _PLACE)
-        self._parts = {}
+        self._parts, self._ending = {}, True
+        try:
+            yield parts
+        finally:
+            delattr(wrapper, _PLACE)
 
     # --- in place of the methods of Django's connection -------------------------------------------
 
     def _commit(self) -> None:
-        parts = list(self._parts.values())
+        with self._handing_back() as parts:
 
-        def end(index: int) -> None:
-            if index < len(parts):
-                parts[index].end(partial(end, index + 1))
-                return
-            self._methods["commit"]()
-            self._over = True
+            def end(index: int) -> None:
+                if index < len(parts):
+                    parts[index].end(partial(end, index + 1))
+                    return
+                self._methods["commit"]()
+                self._over = True
 
-        if parts:
-            self._hand_back()
-        try:
-            end(0)
-        except BaseException as error:
-            with ExitStack() as stack:
-                for part in parts:
-                    stack.callback(part.undo, error)
-                # Before Django turns on autocommit again, which would commit it.
-                self.roll_back()
-            raise
+            try:
+                end(0)
+            except BaseException as error:
+                with ExitStack() as stack:
+                    for part in parts:
+                        stack.callback(part.undo, error)
+                    # Before Django turns on autocommit again, which would commit it.
+                    self.roll_back()
+                raise
 
     def _rollback(self) -> None:
         try:
@@ -227,10 +239,7 @@ class _Transaction:
                 self._undo()
 
     def _undo(self) -> None:
-        parts = list(self._parts.values())
-        if parts:
-            self._hand_back()
-        with ExitStack() as stack:
+        with self._handing_back() as parts, ExitStack() as stack:
             for part in parts:
                 stack.callback(part.undo, _cause())
 
