@@ -15,6 +15,7 @@ from asyncio.subprocess import DEVNULL, PIPE
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -445,6 +446,66 @@ class FennFlow(StreamSubject):
             return sum([len(chunk) async for chunk in stream])
 
 
+class WithoutAsync(Subject):
+    """The same without `async`, in a thread of the caller's."""
+
+    name = "FennFlow, without async"
+
+    def __init__(self, same: FennFlow, threads: ThreadPoolExecutor) -> None:
+        self.uow = same.uow
+        self.threads = threads
+
+    async def call(self, work: Callable[..., object], *arguments: object) -> None:
+        await asyncio.get_running_loop().run_in_executor(self.threads, work, *arguments)
+
+    def _put(self, keys: Sequence[str], *, auto_commit: bool = True) -> None:
+        with self.uow.sync(auto_commit=auto_commit) as uow:
+            uow.files.put(*map(content, keys))
+
+    @override
+    async def create(self, keys: Sequence[str]) -> None:
+        await self.call(self._put, keys)
+
+    overwrite = create
+
+    @override
+    async def read(self, keys: Sequence[str]) -> None:
+        def get() -> None:
+            with self.uow.sync() as uow:
+                assert len(uow.files.get(*keys)) == len(keys)
+
+        await self.call(get)
+
+    @override
+    async def delete(self, keys: Sequence[str]) -> None:
+        def delete() -> None:
+            with self.uow.sync() as uow:
+                uow.files.delete(*keys)
+
+        await self.call(delete)
+
+    @override
+    async def rollback(self, keys: Sequence[str]) -> None:
+        await self.call(partial(self._put, keys, auto_commit=False))
+
+    @override
+    async def units(self, keys: Sequence[str]) -> None:
+        await in_flight(keys, lambda key: self.create([key]))
+
+
+@asynccontextmanager
+async def without_async(same: FennFlow) -> AsyncGenerator[WithoutAsync]:
+    """Hold its engine open, which is another one."""
+    with ThreadPoolExecutor(IN_FLIGHT) as threads:
+        found = WithoutAsync(same, threads)
+        lifespan = same.uow.sync().lifespan()
+        await found.call(lifespan.__enter__)
+        try:
+            yield found
+        finally:
+            await found.call(lifespan.__exit__, None, None, None)
+
+
 def add_content_md5(request: Any, **_kwargs: Any) -> None:
     """Name the MD5 that weak servers ask of DeleteObjects."""
     digest = hashlib.md5(request.body, usedforsecurity=False).digest()
@@ -521,6 +582,11 @@ async def subjects(
         for each in ours:
             await stack.enter_async_context(each.uow.lifespan())
         found += ours
+        found.append(
+            await stack.enter_async_context(
+                without_async(FennFlow("", s3, backends["memory"], await bucket()))
+            )
+        )
         allow: Any = {"allow_http": True}
         if not strong:
             options["disable_bulk_delete"] = "true"

@@ -60,15 +60,110 @@ from django.core.files.storage import default_storage
 from letters.models import Letter
 
 uow = default_storage.unit_of_work
-for _ in range(100):
-    if not uow.transactions():
-        break
+deadline = time.monotonic() + 200
+while uow.transactions():
+    assert time.monotonic() < deadline, uow.transactions()
     uow.recover()
     time.sleep(0.1)
 for letter in Letter.objects.all():
     with letter.scan.open() as file:
         assert file.read().decode() == letter.title, letter.title
 print(*sorted(Letter.objects.values_list("scan", flat=True)))
+"""
+
+COMPARED = """
+import os
+import sys
+import time
+import traceback
+
+import boto3
+import django
+from django.conf import settings
+
+kind, bucket, folder = sys.argv[1:]
+apps = {
+    "django-storages": [],
+    "django-cleanup": ["django_cleanup.apps.CleanupConfig"],
+    "fennflow-django": ["fennflow_django"],
+}
+storage = {"BACKEND": "storages.backends.s3.S3Storage", "OPTIONS": {"bucket_name": bucket}}
+if kind == "fennflow-django":
+    from fennflow.connectors import S3ConnectorConfig
+
+    options = {"connector": S3ConnectorConfig(), "namespace": bucket, "lease_ttl": 5.0}
+    storage = {"BACKEND": "fennflow_django.FennFlowStorage", "OPTIONS": options}
+settings.configure(
+    DATABASES={"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": f"{folder}/{kind}.db"}},
+    INSTALLED_APPS=["django_letters", *apps[kind]],
+    STORAGES={"default": storage},
+    USE_TZ=True,
+)
+django.setup()
+from django.core.files.base import ContentFile
+from django.core.files.storage import default_storage
+from django.core.management import call_command
+from django.db import connection, transaction
+from django_letters.models import Letter
+
+
+def save(title):
+    letter = Letter(title=title)
+    letter.scan.save(title, ContentFile(b"1"))
+    return letter
+
+
+def rolled_back(act):
+    with transaction.atomic():
+        act()
+        transaction.set_rollback(True)
+
+
+def killed(act):
+    # It is forked before this process has begun any thread.
+    connection.close()
+    child = os.fork()
+    if not child:
+        try:
+            act()
+        except BaseException:
+            traceback.print_exc()
+        os._exit(1)
+    assert os.waitpid(child, 0)[1] == 0
+
+
+def killed_before_the_commit():
+    with transaction.atomic():
+        save("2")
+        os._exit(0)
+
+
+def killed_after_the_commit():
+    replaced = save("3")
+    commit = connection._commit
+    with transaction.atomic():
+        replaced.scan.save("new", ContentFile(b"2"))
+        connection._commit = lambda: (commit(), os._exit(0))
+
+
+call_command("migrate", run_syncdb=True, verbosity=0)
+killed(killed_before_the_commit)
+killed(killed_after_the_commit)
+rolled_back(lambda: save("1"))
+deleted = save("4")
+rolled_back(deleted.delete)
+first = save("5")
+Letter.objects.create(title="twin", scan=first.scan.name)
+first.delete()
+if kind == "fennflow-django":
+    uow = default_storage.unit_of_work
+    deadline = time.monotonic() + 200
+    while uow.transactions():
+        assert time.monotonic() < deadline, uow.transactions()
+        uow.recover()
+        time.sleep(0.1)
+listed = boto3.client("s3").list_objects_v2(Bucket=bucket)["Contents"]
+print(*(item["Key"].removeprefix("scans/") for item in listed))
 """
 
 
@@ -80,9 +175,10 @@ class Project:
     server: S3Server
     bucket: str
 
-    def run(self, *command: str, fails: bool = False) -> str:
+    def run(self, *command: str, fails: bool = False, **env: str) -> str:
+        warnings = () if "PYTHONWARNINGS" in env else ("-W", "error")
         done = subprocess.run(
-            [sys.executable, "-W", "error", *command],
+            [sys.executable, *warnings, *command],
             cwd=self.folder,
             env=os.environ
             | {
@@ -91,6 +187,7 @@ class Project:
                 "AWS_SECRET_ACCESS_KEY": self.server.secret_key,
                 "AWS_DEFAULT_REGION": "us-east-1",
                 "DJANGO_SETTINGS_MODULE": "mysite.settings",
+                **env,
             },
             capture_output=True,
             text=True,
@@ -128,8 +225,8 @@ def project(moto: S3Server, tmp_path: Path) -> Project:
         code = given
         if path.name == "settings.py":
             # A test does not wait for a minute until a lease has run out.
-            code = given.replace('"my_files"', f'"{project.bucket}"')
-            code = code.replace('"base_url"', '"lease_ttl": 1.0, "base_url"')
+            code = given.replace('"my-files"', f'"{project.bucket}"')
+            code = code.replace('"base_url"', '"lease_ttl": 5.0, "base_url"')
             code = path.read_text() + code
         path.write_text(code)
         written.append(name)
@@ -147,6 +244,26 @@ def test_the_page_leads_to_an_upload_form(project: Project) -> None:
     project.run("manage.py", "shell", "-c", "import letters.reports as r; r.write_report()")
     assert asyncio.run(project.objects()) == {"scans/first", "report.json"}
     assert "problems=()" in project.run("manage.py", "fennflow", "doctor")
+
+
+@pytest.mark.docs
+@pytest.mark.skipif(sys.platform == "win32", reason="it forks")
+@pytest.mark.timeout(600)
+def test_the_table_says_what_happens_to_files(moto: S3Server, tmp_path: Path) -> None:
+    table = PAGE.partition("## Side by side")[2]
+    rows = [line.strip("|").split("|") for line in table.splitlines() if line.startswith("| ")]
+    cells = list(zip(*([each.strip() for each in row] for row in rows[2:]), strict=True))
+    assert len(cells[0]) == 5
+    kinds = ("django-storages", "django-cleanup", "fennflow-django")
+    for kind, column in zip(kinds, cells[1:], strict=True):
+        project = Project(tmp_path, moto, asyncio.run(new_bucket(moto)))
+        left = project.run(
+            *("-c", COMPARED, kind, project.bucket, str(tmp_path)),
+            PYTHONPATH=str(ROOT / "tests/support"),
+            PYTHONWARNINGS="default",  # of others
+        )
+        for number, cell in enumerate(column, 1):
+            assert not cell or ("stays" in cell) == (str(number) in left.split()), (kind, number)
 
 
 @pytest.mark.crashes

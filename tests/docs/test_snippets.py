@@ -31,6 +31,22 @@ import ast, asyncio, sys
 code = compile(sys.argv[1], "cell", "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
 asyncio.run(eval(code, {"__name__": "__main__"}))
 """
+# What makes the snippet about Celery an application with workers, which are forked after a unit of work.
+WORKED = """
+import pathlib
+
+for name in ("queue", "control", "results"):
+    pathlib.Path(name).mkdir(exist_ok=True)
+app.conf.update(
+    broker_url="filesystem://",
+    broker_transport_options={
+        "data_folder_in": "queue", "data_folder_out": "queue", "control_folder": "control"
+    },
+    result_backend=f"file://{pathlib.Path('results').absolute()}",
+)
+with UOW() as uow:
+    list(uow.reports.list())
+"""
 # A project of Django's is run by test_django.py.
 # What a suite's subclass looks like is no program: it is run as tests/contract. And tests are run
 # by tests/scenarios/test_kit.py.
@@ -88,3 +104,30 @@ def test_a_snippet_runs_as_it_says(program: list[str], moto: S3Server, tmp_path:
     expected = re.findall(r"^[ \t]*#> ?(.*)$", program[-1], re.MULTILINE)
     if expected:
         assert done.stdout.splitlines() == expected
+
+
+@pytest.mark.docs
+@pytest.mark.skipif(sys.platform == "win32", reason="Celery forks")
+def test_the_task_of_celery_runs_in_workers(tmp_path: Path) -> None:
+    page = (ROOT / "docs/sync.md").read_text()
+    [code] = [each[3] for each in FENCE.finditer(page) if "from celery import" in each[3]]
+    task, eager, _ = code.partition("app.conf.task_always_eager")
+    assert eager
+    (tmp_path / "reports.py").write_text(task + WORKED)
+    options = ["--pool=prefork", "--concurrency=2", "--without-gossip", "--without-mingle"]
+    worker = subprocess.Popen(
+        [sys.executable, "-m", "celery", "-A", "reports", "worker", *options], cwd=tmp_path
+    )
+    try:
+        asked = "from reports import write_report as w; r = [w.delay(x) for x in 'abcd']; "
+        done = subprocess.run(
+            [sys.executable, "-c", f"{asked}print(*(each.get(timeout=100) for each in r))"],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert (done.stdout, done.stderr) == ("a.txt b.txt c.txt d.txt\n", "")
+    finally:
+        worker.terminate()
+        assert worker.wait(timeout=100) == 0

@@ -32,6 +32,7 @@ def test_the_benchmarks_run(tmp_path: Path) -> None:
         "FennFlow, memory",
         "FennFlow, SQLite",
         "FennFlow, obstore",
+        "FennFlow, without async",
     }
 
 

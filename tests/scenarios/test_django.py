@@ -5,9 +5,12 @@ from __future__ import annotations
 import asyncio
 import io
 import itertools
+import json
 import os
 import shutil
 import sqlite3
+import subprocess
+import sys
 import threading
 import unittest
 from collections.abc import Generator
@@ -60,6 +63,57 @@ from django_letters.models import Letter
 from fennflow_django import FennFlowStorage, backend_config, unit_of_work
 from fennflow_django.views import serve
 
+PSYCOPG2 = """
+import json
+import sys
+
+sys.modules["psycopg"] = None  # as where it is not installed
+import django
+from django.conf import settings
+
+from fennflow.connectors import InMemoryConnectorConfig
+
+options = {"connector": InMemoryConnectorConfig(), "namespace": "files"}
+settings.configure(
+    DATABASES={"default": json.loads(sys.argv[1])},
+    INSTALLED_APPS=["django_letters", "fennflow_django"],
+    STORAGES={"default": {"BACKEND": "fennflow_django.FennFlowStorage", "OPTIONS": options}},
+    USE_TZ=True,
+)
+django.setup()
+from django.core.files.base import ContentFile
+from django.core.files.storage import default_storage
+from django.core.management import call_command
+from django.db import connection, transaction
+
+from django_letters.models import Letter
+
+
+def save(title):
+    letter = Letter(title=title)
+    letter.scan.save(title, ContentFile(b"1"))
+
+
+def fails(act):
+    try:
+        with transaction.atomic():
+            act()
+            raise KeyError
+    except KeyError:
+        pass
+
+
+call_command("migrate", run_syncdb=True, verbosity=0)
+with transaction.atomic():
+    save("a")
+    fails(lambda: save("b"))
+    save("c")
+fails(Letter.objects.all().delete)
+with transaction.atomic():
+    Letter.objects.get(title="a").delete()
+with default_storage.unit_of_work() as uow:
+    print(connection.Database.__name__, *uow.files.list())
+"""
 urlpatterns = [re_path(r"^media/(?P<path>.*)$", serve)]
 numbers = itertools.count()
 
@@ -507,6 +561,30 @@ def test_callbacks_run_after_files_are_committed(site: Site) -> None:
     assert found == [True]
 
 
+def test_a_callback_of_a_unit_of_work_stores_nothing_in_the_transaction_that_has_ended(
+    site: Site,
+) -> None:
+    refused: list[TransactionException] = []
+
+    def late() -> None:
+        assert site.storage.exists("scans/none.txt") is False
+        try:
+            site.save("late")
+        except TransactionException as error:
+            refused.append(error)
+
+    with transaction.atomic():
+        unit_of_work(site.storage.unit_of_work).on_commit(late)
+        site.save("a")
+        transaction.on_commit(lambda: site.save("b"))
+    with pytest.raises(StopError), transaction.atomic():
+        unit_of_work(site.storage.unit_of_work).on_rollback(late)
+        site.save("c")
+        raise StopError
+    assert ["transaction.on_commit" in str(error) for error in refused] == [True, True]
+    site.check("a", "b")
+
+
 def test_overwriting_is_possible_where_it_is_allowed(site: Site) -> None:
     with use_storage(allow_overwrite=True) as other:
         with transaction.atomic():
@@ -579,6 +657,20 @@ def test_a_test_case_rolls_files_back(site: Site) -> None:
     result = suite.run(unittest.TestResult())
     assert (result.testsRun, result.errors, result.failures) == (2, [], [])
     site.check()
+
+
+@pytest.mark.once
+def test_it_works_on_psycopg2_too(postgresql: PostgresqlServer) -> None:
+    database = json.dumps(settings_of(postgresql.new_database()))
+    tests = str(Path(__file__).parents[1] / "support")
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", PSYCOPG2, database],
+        env=os.environ | {"PYTHONPATH": tests},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr, done.stdout) == (0, "", "psycopg2 scans/c\n")
 
 
 def test_migrations_leave_the_catalog_alone(site: Site) -> None:

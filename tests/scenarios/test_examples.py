@@ -6,10 +6,12 @@ import asyncio
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Generator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -21,6 +23,59 @@ from fennflow.testing import PostgresqlServer, S3Server
 from fennflow.testing.processes import READY_WITHIN, free_ports
 from stores import new_bucket, raw_client
 
+ADMIN = """
+import django
+
+django.setup()
+from django.contrib.auth import get_user_model
+from django.core.files.storage import default_storage
+from django.core.files.uploadedfile import SimpleUploadedFile
+from django.test import Client
+
+from django_postbox.models import Letter
+
+get_user_model().objects.create_superuser("ann", password="secret")
+client = Client(SERVER_NAME="localhost")
+client.login(username="ann", password="secret")
+
+
+def send(page, name="", **data):
+    if name:
+        data["scan"] = SimpleUploadedFile(name, name.encode())
+    answer = client.post(f"/admin/django_postbox/letter/{page}/", data)
+    with default_storage.unit_of_work() as uow:
+        print(answer.status_code, *uow.files.list())
+
+
+send("add", "a.txt", title="first")
+send("add", "b.txt", title="first")
+[letter] = Letter.objects.all()
+send(f"{letter.pk}/change", "c.txt", title="second")
+print(*client.get("/media/scans/c.txt").streaming_content)
+send(f"{letter.pk}/change", title="second", **{"scan-clear": "on"})
+send(f"{letter.pk}/change", "d.txt", title="second")
+send(f"{letter.pk}/delete", post="yes")
+"""
+LETTERS = """
+import time
+
+import django
+
+django.setup()
+from django.core.files.storage import default_storage
+from django_postbox.models import Letter
+
+uow = default_storage.unit_of_work
+deadline = time.monotonic() + 200
+while uow.transactions():
+    assert time.monotonic() < deadline, uow.transactions()
+    uow.recover()
+    time.sleep(0.1)
+for letter in Letter.objects.all():
+    with letter.scan.open() as file:
+        assert file.read().decode() == letter.title, letter.title
+print(*Letter.objects.values_list("scan", flat=True))
+"""
 ROOT = Path(__file__).parents[2]
 GUIDE = ROOT / "docs" / "direct-uploads.md"
 BROWSER = find_browser()
@@ -122,6 +177,122 @@ async def test_the_web_examples_store_letters_with_their_files(
         assert client.post("/letters/1/a.txt/upload-url").status_code == 409
     with served(app, moto, bucket, database) as client:
         assert client.get("/letters/1").json() == stored | {"title": "Dear Cleo"}
+
+
+class DjangoExample:
+    """The example of Django, on a database and a bucket of its own."""
+
+    def __init__(self, server: S3Server, bucket: str, folder: Path) -> None:
+        # A test does not wait for a minute until a lease has run out.
+        short = 'STORAGES["default"]["OPTIONS"]["lease_ttl"] = 5.0\n'
+        # Nor does a busy machine make one worker wait for another in vain.
+        patient = 'DATABASES["default"]["OPTIONS"]["timeout"] = 100\n'
+        (folder / "short.py").write_text(f"from django_postbox.settings import *\n{short}{patient}")
+        self.folder = folder
+        self.env = os.environ | {
+            "AWS_ENDPOINT_URL": server.url,
+            "AWS_DEFAULT_REGION": "us-east-1",
+            "AWS_ACCESS_KEY_ID": server.access_key,
+            "AWS_SECRET_ACCESS_KEY": server.secret_key,
+            "BUCKET": bucket,
+            "DJANGO_SETTINGS_MODULE": "short",
+            "PYTHONPATH": f"{ROOT / 'examples'}{os.pathsep}{folder}",
+        }
+
+    def run(self, *command: str) -> str:
+        done = subprocess.run(
+            [sys.executable, "-W", "error", *command],
+            cwd=self.folder,
+            env=self.env,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    @contextmanager
+    def served(self) -> Generator[tuple[str, int]]:
+        """Serve it by several workers; return its URL and the id of the process above them."""
+        [port] = free_ports(1)
+        url = f"http://127.0.0.1:{port}"
+        command = ["gunicorn", "--workers", "3", "--bind", f"127.0.0.1:{port}", "--timeout", "300"]
+        process = subprocess.Popen(
+            [sys.executable, "-m", *command, "django_postbox.wsgi"], cwd=self.folder, env=self.env
+        )
+        try:
+            deadline = time.monotonic() + READY_WITHIN
+            while True:
+                try:
+                    httpx.get(url, timeout=30)
+                    break
+                except httpx.TransportError:
+                    assert process.poll() is None
+                    assert time.monotonic() < deadline
+                    time.sleep(0.05)
+            yield url, process.pid
+        finally:
+            process.terminate()
+            process.wait(timeout=60)
+
+    def upload(self, url: str, title: str) -> int:
+        """Send the form, and return the status; 0 if the worker was killed."""
+        try:
+            with httpx.Client(base_url=url, timeout=300) as client:
+                client.get("/")
+                form = {"title": title, "csrfmiddlewaretoken": client.cookies["csrftoken"]}
+                scan = (title, title.encode())
+                return client.post("/", data=form, files={"scan": scan}).status_code
+        except httpx.TransportError:
+            return 0
+
+
+def kill_child(parent: int) -> None:
+    children = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
+    os.kill(int(children[0]), signal.SIGKILL)
+
+
+@pytest.mark.once
+async def test_files_follow_their_rows_in_the_admin_of_the_django_example(
+    moto: S3Server, tmp_path: Path
+) -> None:
+    example = DjangoExample(moto, await new_bucket(moto), tmp_path)
+    await asyncio.to_thread(example.run, "-m", "django", "migrate")
+    assert (await asyncio.to_thread(example.run, "-c", ADMIN)).splitlines() == [
+        "302 scans/a.txt",
+        "200 scans/a.txt",  # the title is taken
+        "302 scans/c.txt",
+        "b'c.txt'",
+        "302",
+        "302 scans/d.txt",
+        "302",
+    ]
+
+
+@pytest.mark.crashes
+@pytest.mark.skipif(sys.platform != "linux", reason="it looks for children below /proc")
+@pytest.mark.timeout(900)
+async def test_the_django_example_splits_nothing_though_workers_are_killed(
+    moto: S3Server, tmp_path: Path
+) -> None:
+    bucket = await new_bucket(moto)
+    example = DjangoExample(moto, bucket, tmp_path)
+    await asyncio.to_thread(example.run, "-m", "django", "migrate")
+    titles = [f"letter{number}" for number in range(24)]
+    with example.served() as (url, parent), ThreadPoolExecutor(6) as threads:
+        sent = {title: threads.submit(example.upload, url, title) for title in titles}
+        for title in titles[:18:6]:
+            await asyncio.wrap_future(sent[title])
+            kill_child(parent)
+        statuses = {title: await asyncio.wrap_future(each) for title, each in sent.items()}
+    rows = set((await asyncio.to_thread(example.run, "-c", LETTERS)).split())
+    stored = {f"scans/{title}" for title, status in statuses.items() if status == 302}
+    assert stored <= rows
+    assert len(stored) > 6
+    async with raw_client(moto) as raw:
+        listed = (await raw.list_objects_v2(Bucket=bucket))["Contents"]
+    keys = {item.get("Key", "") for item in listed}
+    assert {key for key in keys if not key.startswith(".fennflow/catalogs/")} == rows
 
 
 def test_the_quickstart_shows_objects_and_an_untouched_bucket() -> None:

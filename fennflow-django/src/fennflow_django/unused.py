@@ -18,7 +18,6 @@ from fennflow_django.storage import FennFlowStorage
 _ROWS: Any = QuerySet  # without a type of rows
 _BEFORE = "_fennflow_before"
 """Name of the attribute of a model's instance that has what its row names, while that changes."""
-_ROWS: Any = QuerySet
 
 
 def before_save(
