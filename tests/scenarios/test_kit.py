@@ -38,6 +38,21 @@ class UOW(UnitOfWork):
 
 
 sessions = async_sessionmaker()
+called: list[str] = []
+
+
+async def charge() -> None:
+    called.append("charged")
+
+
+@UOW.compensation("refund")
+def refund(payment: str) -> None:
+    called.append(f"refunded {payment}")
+
+
+@UOW.after_commit("send")
+def send(order: str) -> None:
+    called.append(f"sent {order}")
 
 
 @post("/letters/{name:str}")
@@ -98,6 +113,28 @@ async def test_a_class_keeps_its_files_in_memory_for_a_test(fennflow_memory: InM
     fennflow_memory(UOW)
     async with UOW() as uow:
         assert await uow.files.list() == []
+
+
+@pytest.mark.parametrize("kind", ["memory", "joined"])
+async def test_compensations_and_hooks_of_a_program_are_called_in_its_tests(
+    kind: str, fennflow_memory: InMemory, fennflow_joined: Callable[[type[UnitOfWork]], str]
+) -> None:
+    """They were registered when the program was imported, before the test gave it another config."""
+    called.clear()
+    replace = fennflow_memory if kind == "memory" else fennflow_joined
+    replace(UOW)
+    replace(UOW)  # a test may do so twice
+    async with UOW() as uow:
+        await uow.step(charge, undo=refund("1"))
+        uow.on_commit(send("1"))
+    with pytest.raises(ValueError, match="out of stock"):
+        async with UOW() as uow:
+            await uow.step(charge, undo=refund("2"))
+            uow.on_commit(send("2"))
+            message = "out of stock"
+            raise ValueError(message)
+    await UOW.recover()
+    assert called == ["charged", "sent 1", "charged", "refunded 2"]
 
 
 async def test_a_request_fails_where_it_was_said(fennflow_memory: InMemory) -> None:

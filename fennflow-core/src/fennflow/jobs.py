@@ -249,6 +249,11 @@ def functions_of(config: ConfigDict) -> dict[str, JobFunction[...]]:
     return _registered.setdefault(config, {})
 
 
+def share_functions(config: ConfigDict, other: ConfigDict) -> None:
+    """Have units of work of another configuration call the functions of this one, now and later."""
+    _registered[other] = functions_of(config)
+
+
 class Registering:
     """The class methods of a unit of work that register functions."""
 

@@ -318,7 +318,8 @@ class Transaction:
         elif not function.is_registered(self.config):
             message = (
                 f"{function} was registered for units of work with another configuration, so that no "
-                "process would call it for this one. Register it with the class of this unit of work."
+                "process would call it for this one. Register it with the class of this unit of work, "
+                "after its config is set."
             )
         if message is not None:
             raise ConfigException(message)

@@ -18,6 +18,7 @@ from fennflow.backends import InMemoryBackendConfig
 from fennflow.config import BackendConfig
 from fennflow.connectors import InMemoryConnectorConfig
 from fennflow.exceptions import ConnectorUnavailableException
+from fennflow.jobs import share_functions
 from fennflow.repositories import ListRepository
 from fennflow.repositories.fields import fields_of
 from fennflow.testing.boundaries import Boundary, boundaries
@@ -74,7 +75,9 @@ def _replace(
     settings = {field: getattr(uow_class.config, field) for field in ConfigDict.model_fields}
     settings["connector"] = InMemoryConnectorConfig(name=f"test-{next(_numbers)}")
     settings["backend"] = backend
-    monkeypatch.setattr(uow_class, "config", ConfigDict(**settings))
+    config = ConfigDict(**settings)
+    share_functions(uow_class.config, config)  # those registered with the class
+    monkeypatch.setattr(uow_class, "config", config)
 
 
 @pytest.fixture(scope="session")
