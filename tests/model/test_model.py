@@ -3,8 +3,8 @@
 The reference model is a dictionary and the operations of `simulated.py`. After every rule I1, I2, I5
 and I6 are checked, by each call I8 and I9, and at the end, when all has been recovered, I3, I4, I7.
 
-The store is in memory, and moto's server in a shorter profile; the backend in memory, on SQLite, or
-in the bucket, where the requests of the log meet the faults.
+The store is in memory, and moto's server in a shorter profile; the backend in memory, on SQLite, on
+PostgreSQL, or in the bucket, where the requests of the log meet the faults.
 Hypothesis searches and shrinks; a random walk over the same actions is ten times as fast, and
 `FENNFLOW_SEED` repeats it. `nox -s model` runs both for as long as one likes.
 """
@@ -46,8 +46,9 @@ from actions import (
     walk,
 )
 from fennflow.connectors import Capabilities
-from fennflow.testing import S3Server
+from fennflow.testing import PostgresqlServer, S3Server
 from remote import Remote, remote
+from remote_database import RemoteDatabase, remote_database
 from simulated import Manner
 from world import Fate
 
@@ -250,7 +251,20 @@ def test_a_walk_finds_nothing_on_sqlite() -> None:
 @pytest.mark.timeout(int(600 + 120 * MINUTES))
 def test_a_walk_finds_nothing_with_the_catalog_in_the_bucket() -> None:
     with tempfile.TemporaryDirectory() as directory:
-        repeat(partial(walk, logs=Path(directory)), 15)
+        repeat(partial(walk, logs=Path(directory)), 12)
+
+
+@pytest.fixture(scope="module")
+def database(postgresql: PostgresqlServer) -> Generator[RemoteDatabase]:
+    with remote_database(postgresql) as database:
+        yield database
+
+
+@pytest.mark.once
+@pytest.mark.sampled
+@pytest.mark.timeout(int(600 + 120 * MINUTES))
+def test_a_walk_finds_nothing_on_postgresql(database: RemoteDatabase) -> None:
+    repeat(partial(walk, database=database), 2)
 
 
 @pytest.mark.parametrize("seed", range(20))

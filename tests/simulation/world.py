@@ -871,8 +871,9 @@ def sqlite_clock(loop: ControlledLoop) -> Generator[None]:
     def julianday(_: str) -> float:
         return loop.now / 86400.0 + 2440587.5
 
-    def on_connect(connection: sqlite3.Connection, _record: object) -> None:
-        connection.create_function("julianday", 1, julianday)
+    def on_connect(connection: object, _record: object) -> None:
+        if isinstance(connection, sqlite3.Connection):
+            connection.create_function("julianday", 1, julianday)
 
     event.listen(Engine, "connect", on_connect)
     try:
