@@ -717,6 +717,7 @@ class World:
         """Recover in a new process."""
         process = self.new_process()
         report = self.loop.run(self.uow(process).recover(), process=process)
+        assert report.problems or not report.pending, "recover() does not say what is pending"
         self.kill(process, arrives=lambda _: Fate.FAILS)
         return report
 

@@ -38,7 +38,7 @@ async def diagnose(context: EngineContext, areas: Sequence[Area], jobs: Jobs) ->
         latency = time.monotonic() - started
         left = [
             *await unfinished(context.backend),
-            *await undecided(context.backend, context.config.late_write_period),
+            *(await undecided(context.backend, context.config.late_write_period)).values(),
             *await overdue(context.backend),
             *(await jobs.left())[1],
             *await _unfilled(context),

@@ -206,9 +206,10 @@ class Recovery:
         # Others may hold the lease of what fails, so that no attempt of this one says so.
         left = await unfinished(self.context.backend)
         period = self.context.config.late_write_period
-        open_for_long = await undecided(self.context.backend, period, waiting)
-        pending = max(report.pending, len(left))
-        problems = (*report.problems, *left, *open_for_long)
+        others = await undecided(self.context.backend, period, waiting)
+        # What was finished meanwhile is not pending any more.
+        pending = len(left) + len(others.keys() & waiting)
+        problems = (*report.problems, *left, *others.values())
         return replace(report, pending=pending, problems=problems, jobs_called=called)
 
     async def _turn(self) -> bool:

@@ -30,16 +30,21 @@ async def unfinished(backend: Backend) -> list[str]:
     return [_described(each) for each in after if each.token.transaction_id in ids]
 
 
-async def undecided(backend: Backend, period: float, waiting: Collection[str] = ()) -> list[str]:
+async def undecided(
+    backend: Backend, period: float, waiting: Collection[str] = ()
+) -> dict[str, str]:
     """Describe the transactions that have been undecided for long, or whose decision was cut off.
 
     Args:
         backend: that keeps them.
         period: seconds that are long.
         waiting: ids of others to describe, if they are undecided still.
+
+    Returns:
+        the descriptions by id.
     """
-    return [
-        _described(each)
+    return {
+        each.token.transaction_id: _described(each)
         for each in await _journaled(backend)
         if each.outcome is None
         and (
@@ -47,7 +52,7 @@ async def undecided(backend: Backend, period: float, waiting: Collection[str] = 
             or each.token.transaction_id in waiting
             or (each.is_held and each.lease_left <= 0)
         )
-    ]
+    }
 
 
 async def overdue(backend: Backend) -> list[str]:
