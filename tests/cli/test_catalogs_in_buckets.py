@@ -156,3 +156,25 @@ async def test_a_bucket_on_s3_is_found_by_its_name(
     await asyncio.to_thread(put, store.config, backend, ann="Dear Ann")
     done = await asyncio.to_thread(program, "cat", ":letters/ann")
     assert done.out == "Dear Ann"
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "s3://bucket/directory",
+        "s3://ann:Pl4in@bucket",
+        "s3://ann:Pl/4in@bucket",
+        "s3://",
+        "http://[odd/bucket",
+        "://bucket",
+    ],
+)
+def test_a_url_that_names_no_bucket_is_refused_without_its_password(
+    program: Program, url: str
+) -> None:
+    for arguments in (("ls", url), ("doctor", "--store", url)):
+        done = program(*arguments, target=False)
+        assert done.code in {1, 2}
+        assert "Traceback" not in done.err
+        assert "4in" not in done.err
+        assert url != "s3://bucket/directory" or "names no bucket" in done.err

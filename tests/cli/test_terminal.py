@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import sys
@@ -59,6 +60,18 @@ def test_json_is_the_same_value_and_holds_nothing_to_act_on(
     assert json.loads(out) == value
     assert out[:-1].isprintable()
     assert "Zoë" in out
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252", "utf-8"])
+def test_json_is_the_same_value_whatever_characters_standard_output_has(
+    encoding: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = io.BytesIO()
+    stream = io.TextIOWrapper(out, encoding, errors="backslashreplace", write_through=True)
+    monkeypatch.setattr(sys, "stdout", stream)
+    value = {"Zoë→\U0001f600": "\x85\ud800"}
+    show_json(value)
+    assert json.loads(out.getvalue().decode(encoding)) == value
 
 
 def test_a_report_shows_names_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:

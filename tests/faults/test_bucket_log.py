@@ -61,8 +61,9 @@ from fennflow_bucket import commands, feed, following
 from fennflow_bucket import replica as replica_module
 from fennflow_bucket.backend import BucketBackend
 from fennflow_bucket.clocks import SECOND
-from fennflow_bucket.commands import Command
+from fennflow_bucket.commands import Command, records_at
 from fennflow_bucket.following import Limits
+from fennflow_bucket.jobs import jobs_in
 from fennflow_bucket.log import Log
 from fennflow_bucket.replica import Replica
 from fennflow_bucket.rows import record_row
@@ -864,6 +865,8 @@ async def test_a_cursor_of_another_log_is_refused(tmp_path: Path) -> None:
                 with pytest.raises(CursorException):
                     await feed.commits(replica, cursor, 1)
             assert await feed.commits(replica, cursors[-1], 1) == []
+            with pytest.raises(CursorException):
+                await feed.commits(replica, "0.1.", 1)  # the entry has no commits
 
 
 async def test_an_entry_that_is_missing_from_the_feed_is_reported(tmp_path: Path) -> None:
@@ -982,6 +985,40 @@ async def test_an_object_that_fennflow_did_not_write_is_an_error_of_ours(
         with pytest.raises(CatalogDivergedException, match="changed by something other"):
             async with place.replica():
                 pass
+
+
+@pytest.mark.parametrize(
+    "commands",
+    [
+        [
+            ["fill", {"id": "f", "area": ["n", ""], "begins": True, "hidden": "h", "removed": [],
+                      "records": [["h", "k", "t", 1, body]]}],
+            ["end_fill", {"id": "f", "area": ["n", ""], "hidden": "h"}],
+        ]
+        for body in ("", "{}", "[]", "[" * 9999, json.dumps([1] * 11), json.dumps(["a"] * 11))
+    ],
+)  # fmt: skip
+async def test_a_row_that_fennflow_did_not_write_is_an_error_of_ours(
+    commands: list[Any], tmp_path: Path
+) -> None:
+    place = Place(tmp_path)
+    entry = zlib.compress(lines(ENTRY | {"commands": commands}))
+    await place.log().create("log", 0, entry)
+    async with place.replica() as replica:
+        with pytest.raises(CatalogDivergedException, match="changed by something other"):
+            await replica.read(lambda db: records_at(db, [ObjectKey("n", "k")]))
+
+
+@pytest.mark.parametrize("after", ["x", "os.system"])
+async def test_a_job_that_fennflow_did_not_write_is_an_error_of_ours(
+    after: str, tmp_path: Path
+) -> None:
+    place = Place(tmp_path)
+    command = ["add_jobs", {"jobs": [["t", 1, "name", "{}", after, None]]}]
+    await place.log().create("log", 0, zlib.compress(lines(ENTRY | {"commands": [command]})))
+    async with place.replica() as replica:
+        with pytest.raises(CatalogDivergedException, match="changed by something other"):
+            await replica.read(lambda db: jobs_in(db, "t", 10))
 
 
 async def test_a_kept_file_is_brought_up_to_date_and_one_of_another_log_is_not_believed(

@@ -460,6 +460,17 @@ async def test_a_note_that_others_wrote_stops_nothing(note: bytes) -> None:
     assert (info.catalog_id, info.program.isprintable()) == ("other", True)
 
 
+async def test_a_note_that_is_too_long_is_not_read() -> None:
+    store = await make_store("memory", None)  # type: ignore[arg-type]
+    note = b'{"since": "2026-01-01", "prefixes": ["x/"], "program": "p", "host": "h"}'
+    await put_raw(store, ".fennflow/catalogs/long", body=note + b" " * catalogs.MOST_BYTES)
+    await put_raw(store, *OLD)
+    uow_class = store.uow(backend=memory())
+    assert await listed(uow_class) == OLD
+    [info] = (await uow_class.diagnose()).namespaces[store.namespace].catalogs
+    assert (info.catalog_id, info.program, info.prefixes) == ("long", "?", ("",))
+
+
 # --- prefixes --------------------------------------------------------------------------------------
 
 

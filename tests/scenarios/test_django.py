@@ -34,7 +34,7 @@ from PIL import Image
 from sqlalchemy.engine import make_url
 from typing_extensions import override
 
-from fennflow.connectors import InMemoryConnectorConfig
+from fennflow.connectors import InMemoryConnectorConfig, ObjectAttributes, PutRequest
 from fennflow.exceptions import (
     ConfigException,
     FennFlowException,
@@ -713,6 +713,22 @@ def test_commands_look_after_storages(site: Site) -> None:
         assert expected in output.getvalue()
     with pytest.raises(CommandError, match="default"):
         call_command("fennflow", "doctor", storage="other")
+
+
+def test_commands_end_with_a_code_where_something_is_wrong(site: Site) -> None:
+    site.save("a")
+
+    async def put_another() -> None:
+        async with site.store.connector() as connector:
+            attributes = ObjectAttributes(media_type="text/plain")
+            await connector.put(PutRequest(site.store.namespace, "b\x85", attributes), b"theirs")
+
+    asyncio.run(put_another())
+    output = io.StringIO()
+    with pytest.raises(CommandError, match="default") as caught:
+        call_command("fennflow", "reconcile", stdout=output)
+    assert caught.value.returncode == 3
+    assert output.getvalue().rstrip().isprintable()
 
 
 def test_the_first_file_may_follow_rows(site: Site) -> None:

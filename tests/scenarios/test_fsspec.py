@@ -346,6 +346,13 @@ def test_no_path_leaves_its_repository(fs: Any, path: str) -> None:
     assert fs.find("") == ["other/a"]
 
 
+def test_what_an_error_says_of_a_path_is_escaped(fs: Any) -> None:
+    for path in ("x\x1b[2J\n", "files/\u202e"):
+        with pytest.raises(FileNotFoundError) as caught:
+            fs.info(path)
+        assert str(caught.value).isprintable()
+
+
 def test_it_is_found_by_its_url_and_travels_to_other_processes(fs: Any) -> None:
     with fsspec.open("fennflow://files/a.txt", "wt", uow="test_fsspec:UOW") as file:
         file.write("Hello")

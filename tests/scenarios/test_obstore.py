@@ -8,7 +8,7 @@ import os
 import stat
 import time
 import traceback
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from fennflow import ReconcileConfig
 from fennflow.backends import SqlalchemyBackendConfig
 from fennflow.connectors import (
     Capabilities,
+    Connector,
     CopyRequest,
     CopySource,
     Deletion,
@@ -29,6 +30,7 @@ from fennflow.connectors import (
     ObstoreConnectorConfig,
     PutRequest,
     S3ConnectorConfig,
+    StoredObject,
 )
 from fennflow.exceptions import (
     AccessDeniedException,
@@ -46,6 +48,7 @@ from fennflow.exceptions import (
 from fennflow.files import StreamContent, TextContent
 from fennflow.reports import Difference
 from fennflow.testing import Fault, S3Request, S3Server
+from fennflow_obstore import listing as listings
 from fennflow_obstore import local, stores
 from fennflow_obstore.errors import exception_for, translated
 from fennflow_obstore.stores import Stores
@@ -425,7 +428,7 @@ async def fill(store: Store, *keys: str) -> None:
         ("c/1\x7f", "c/", {"c/1"}),
         ("../x", "", set[str]()),
         ('a//" contained empty path segment', "a/", {"a/+1"}),
-        ("//x", None, set[str]()),
+        ("//x", "/", set[str]()),
         ("/", None, set[str]()),
     ],
 )
@@ -441,6 +444,8 @@ async def test_no_key_of_a_stranger_keeps_other_directories_from_being_adopted(
     report = (await uow.reconcile())[s3.namespace]
     found = [each.path for each in report.findings if each.difference is Difference.UNLISTED]
     assert found == ([] if unlisted is None else [unlisted])
+    problems = (await uow.diagnose()).problems
+    assert any("1 unlisted" in each for each in problems) == bool(found)
     logged = [each for each in caplog.messages if "could be listed" in each]
     assert len(logged) == len(found)
     assert all("use fennflow-s3" in each for each in logged)
@@ -465,9 +470,49 @@ async def test_what_cannot_be_listed_is_looked_at_before_it_counts_as_missing(s3
         ("a/x", Difference.MISSING),
         ("c/1", Difference.MISSING),
         ("", Difference.UNLISTED),
+        ("a/", Difference.UNLISTED),
     }
     async with uow() as files:
         assert set(await files.files.list()) == set(KEYS) - {"a/x", "c/1"}
+
+
+async def test_of_a_directory_with_an_odd_key_the_directories_in_it_are_listed_to_their_ends(
+    s3: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MOTO_S3_DEFAULT_MAX_KEYS", "3")
+    monkeypatch.setattr(listings, "LISTED_AT_ONCE", 3)
+    keys = {"a/1", "a/2", "a/3", "a/4", "c/d/1", "c/d/2", "c/e", "d"}
+    await fill(s3, *keys, "a1\x01", "c\x01", "c/d//2")
+    async with s3.connector() as connector:
+        found, left_out = await listing(connector, s3.namespace)
+    assert {each.location.key for each in found} == keys
+    assert left_out == ("", "c/d/")
+
+
+async def test_doctor_counts_what_the_last_comparison_could_not_record(
+    s3: Store, tmp_path: Path
+) -> None:
+    await fill(s3, *KEYS, "a//b", "c//d")
+    uow = s3.uow(backend=SqlalchemyBackendConfig(url=f"sqlite:///{tmp_path}/files.db"))
+    await uow.reconcile()
+    assert any("2 unlisted" in each for each in (await uow.diagnose()).problems)
+    assert s3.server is not None
+    async with raw_client(s3.server) as client:
+        await client.delete_object(Bucket=s3.namespace, Key="a//b")
+        await client.delete_object(Bucket=s3.namespace, Key="c//d")
+    await uow.reconcile(strategy="insert_missing")
+    assert (await uow.diagnose()).problems == ()
+    async with uow() as files:
+        assert set(await files.files.list()) == set(KEYS)
+
+
+async def test_an_odd_key_of_a_stranger_is_no_reason_not_to_start(s3: Store) -> None:
+    await fill(s3, ".fennflow//1")
+    uow = s3.uow()
+    async with uow.lifespan(), uow() as files:
+        await files.files.put(text("1", "a"))
+    diagnosis = (await uow.diagnose()).namespaces[s3.namespace]
+    assert (diagnosis.unswept, diagnosis.lists_uploads) == (None, True)
 
 
 async def test_an_interrupted_adoption_keeps_what_cannot_be_listed_any_more(s3: Store) -> None:
@@ -598,15 +643,31 @@ async def test_links_are_not_followed(
                 await refused
         report = await connector.delete(files.namespace, [Deletion(location=location)])
         assert [type(error) for error in report.errors] == [AccessDeniedException]
-        found = [each.location.key async for each in connector.list(files.namespace)]
-        assert found == (["a", "real/there.txt"] if inside else ["a"])
-        assert [each async for each in connector.list(files.namespace, f"{key}/")] == []
+        found, left_out = await listing(connector, files.namespace)
+        assert [each.location.key for each in found] == (
+            ["a", "real/there.txt"] if inside else ["a"]
+        )
+        assert left_out == (str(link.relative_to(root)),)
+        assert (await listing(connector, files.namespace, f"{key}/"))[0] == []
     assert {path.name for path in goal.iterdir()} == {"er", "there.txt"}
     assert (goal / "there.txt").read_text() == "of somebody else"
     for hidden in (False, True):
         with pytest.raises(KeyException, match="symbolic link"):
             async with files.uow(hide_pending=hidden)() as uow:
                 await uow.files.put(text("new", key))
+
+
+async def listing(
+    connector: Connector, namespace: str, prefix: str = ""
+) -> tuple[list[StoredObject], Sequence[str]]:
+    """Return what a connector lists, and what it leaves out."""
+    found: list[StoredObject] = []
+    try:
+        async for each in connector.list(namespace, prefix):
+            found += [each]
+    except IncompleteListingException as error:
+        return found, error.prefixes
+    return found, ()
 
 
 async def chunks(*parts: bytes) -> AsyncGenerator[bytes]:
@@ -676,21 +737,26 @@ async def test_what_cannot_have_a_key_is_left_out_of_a_listing_and_logged(
     (root / "broken").symlink_to("nowhere")
     os.mkfifo(root / "pipe")
     async with files.connector() as connector:
-        found = [each async for each in connector.list(files.namespace)]
+        found, left_out = await listing(connector, files.namespace)
         assert [each.location.key for each in found] == ["good.txt", "z"]
-        [stored] = [each async for each in connector.list(files.namespace, "g")]
+        assert len(left_out) == 8
+        [stored] = (await listing(connector, files.namespace, "g"))[0]
         assert stored == await connector.head(files.namespace, Location("good.txt"))
-    record = caplog.records[0].getMessage()
+    uow_class = files.uow()
+    report = (await uow_class.reconcile())[files.namespace]
+    assert report.differences == {Difference.UNKNOWN: 2, Difference.UNLISTED: 8}
+    assert {each.path for each in report.findings} == {"good.txt", "z", *left_out}
+    [record] = [each for each in caplog.messages if "are left out" in each]
     assert record.isprintable()
-    assert record.startswith("8 files of ")
+    assert "8 files of " in record
     assert "and 3 more" in record
-    await files.uow().reconcile(strategy="insert_missing")
-    async with files.uow()() as uow:
+    assert any("8 unlisted" in each for each in (await uow_class.diagnose()).problems)
+    async with uow_class() as uow:
         assert list(await uow.files.list()) == ["good.txt", "z"]
 
 
 async def test_directories_deeper_than_a_key_can_be_are_left_out_of_a_listing(
-    files: Store, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    files: Store, tmp_path: Path
 ) -> None:
     root = tmp_path / files.namespace
     root.mkdir()
@@ -698,12 +764,15 @@ async def test_directories_deeper_than_a_key_can_be_are_left_out_of_a_listing(
     # Longer than a key, and short enough for pytest, which removes the directories by recursion.
     root.joinpath(*["deeper"] * 160).mkdir(parents=True)
     async with files.connector() as connector:
-        assert [each.location.key async for each in connector.list(files.namespace)] == ["a"]
-    assert "is longer than a key can be" in caplog.text
+        with pytest.raises(IncompleteListingException, match="is longer than a key can be"):
+            assert [each async for each in connector.list(files.namespace)]
+        assert [each.location.key for each in (await listing(connector, files.namespace))[0]] == [
+            "a"
+        ]
 
 
 async def test_a_file_of_a_time_that_no_calendar_has_stops_no_other(
-    files: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    files: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with files.uow()() as uow:
         await uow.files.put(text("1", "a"), text("2", "odd"))
@@ -716,8 +785,8 @@ async def test_a_file_of_a_time_that_no_calendar_has_stops_no_other(
 
     monkeypatch.setattr(Path, "lstat", of_the_year_200_000)
     async with files.connector() as connector:
-        assert [each.location.key async for each in connector.list(files.namespace)] == ["a"]
-    assert "odd was written at a time that no calendar has" in caplog.text
+        found, left_out = await listing(connector, files.namespace)
+        assert ([each.location.key for each in found], left_out) == (["a"], ("odd",))
     async with files.uow()() as uow:
         assert (await uow.files.get("a")).one().data == b"1"
         with pytest.raises(BaseConnectorException, match="no calendar has"):
@@ -755,7 +824,7 @@ async def test_a_file_in_the_place_where_files_are_written_first_is_no_reason_to
 
 
 async def test_a_directory_that_cannot_be_read_is_left_out_of_a_listing(
-    files: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    files: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root, scandir = tmp_path / files.namespace, os.scandir
     (root / "private").mkdir(parents=True)
@@ -769,8 +838,8 @@ async def test_a_directory_that_cannot_be_read_is_left_out_of_a_listing(
     monkeypatch.setattr(os, "scandir", refusing)
     async with files.connector() as connector:
         refused = root / "private"
-        assert [each.location.key async for each in connector.list(files.namespace)] == ["a"]
-        assert "private cannot be read: Permission denied" in caplog.text
+        found, left_out = await listing(connector, files.namespace)
+        assert ([each.location.key for each in found], left_out) == (["a"], ("private",))
         refused = root
         with pytest.raises(AccessDeniedException):
             assert [each async for each in connector.list(files.namespace)]

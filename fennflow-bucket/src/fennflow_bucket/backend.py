@@ -151,16 +151,25 @@ class BucketBackend(Backend):
 
     @override
     async def recall(self, name: str) -> str | None:
-        after = self._replica.now() - DAY
+        return await self._noted(name, since=self._replica.now() - DAY)
 
+    @override
+    async def note(self, name: str) -> str | None:
+        return await self._noted(name, since=0)
+
+    async def _noted(self, name: str, *, since: int) -> str | None:
         def work(db: Connection) -> str | None:
             rows = db.execute(
-                "SELECT value FROM notes WHERE name = ? AND noted_at > ?", (name, after)
+                "SELECT value FROM notes WHERE name = ? AND noted_at > ?", (name, since)
             )
             return next((str(row[0]) for row in rows.fetchall()), None)
 
         # What is not known here is found out again: that is not worth a request.
         return await self._replica.read(work, current=False)
+
+    @override
+    async def keep_note(self, name: str, value: str) -> None:
+        await self.remember(name, value)
 
     @override
     async def ticket_key(self) -> bytes:

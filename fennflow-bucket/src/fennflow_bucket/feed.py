@@ -9,6 +9,7 @@ from hashlib import sha256
 from typing import TYPE_CHECKING
 
 from fennflow.backends import CommittedTransaction, ObjectKey, bad_cursor
+from fennflow_bucket.log import DAMAGE
 from fennflow_bucket.rows import EPOCH, MICROSECOND, record_of
 
 if TYPE_CHECKING:
@@ -75,7 +76,13 @@ async def commits(
             raise bad_cursor(place.cursor)
         for body, entry in read.entries:
             digest = _digest(body)
-            found += list(_commits_of(entry, place.before, digest))[place.skipped :]
+            try:
+                made = list(_commits_of(entry, place.before, digest))
+            except DAMAGE as error:
+                raise replica.unreadable(error) from error
+            if place.skipped >= max(len(made), 1):
+                raise bad_cursor(place.cursor)
+            found += made[place.skipped :]
             place = Place(entry.position + 1, before=digest)
     return found[:limit]
 

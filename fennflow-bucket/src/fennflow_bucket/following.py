@@ -143,12 +143,16 @@ class Follower(ABC):
 
         Raises:
             BackendUnavailableException: the store cannot be reached.
+            CatalogDivergedException: there is a row that FennFlow did not write.
         """
         self._check()
         if current:
             await self._current(self._limits.max_staleness)
         state = self._opened()
-        return await self._thread(lambda: work(state.reading))
+        try:
+            return await self._thread(lambda: work(state.reading))
+        except DAMAGE as error:
+            raise self.unreadable(error) from error
 
     def now(self) -> int:
         """Return the log's time, in microseconds (L10)."""
@@ -200,6 +204,10 @@ class Follower(ABC):
         )
         self._diverged = CatalogDivergedException(message)
         return self._diverged
+
+    def unreadable(self, error: Exception) -> CatalogDivergedException:
+        """Return the error for a row of the state that is not one of FennFlow's."""
+        return self._diverge(self.position.number, f"a row cannot be read ({error!r})")
 
     # --- reading (L9) ------------------------------------------------------------------------
 

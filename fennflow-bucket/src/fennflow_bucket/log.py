@@ -23,6 +23,7 @@ from fennflow.exceptions import (
     BaseConnectorException,
     ConfigException,
     ConnectorCapabilityException,
+    IncompleteListingException,
     NoSuchKeyException,
     PreconditionFailedException,
 )
@@ -186,10 +187,18 @@ class Log:
         prefix = self._prefix(kind)
         start_after = self.name(kind, after) if after >= 0 else ""
         found: dict[int, StoredObject] = {}
-        async for stored in self.connector.list(self.namespace, prefix, start_after=start_after):
-            position = self._position(kind, stored.location.key)
-            if position is not None and position > after:
-                found[position] = stored
+        try:
+            async for stored in self.connector.list(
+                self.namespace, prefix, start_after=start_after
+            ):
+                position = self._position(kind, stored.location.key)
+                if position is not None and position > after:
+                    found[position] = stored
+        except IncompleteListingException as error:
+            # Of local files each that is left out is named. What cannot be an entry is passed over.
+            hidden = (self._position(kind, each) is not None for each in error.prefixes)
+            if any(each.endswith("/") or not each for each in error.prefixes) or any(hidden):
+                raise
         return dict(sorted(found.items()))
 
     def _prefix(self, kind: str) -> str:

@@ -24,7 +24,7 @@ from fennflow_bucket.clocks import SECOND, Moment, boot_time
 from fennflow_bucket.commands import Command, Entry, forget, note_writer
 from fennflow_bucket.following import Limits, position_after, start
 from fennflow_bucket.loading import Loader
-from fennflow_bucket.log import LOG, Log, LogEntry
+from fennflow_bucket.log import DAMAGE, LOG, Log, LogEntry
 from fennflow_bucket.state import Position, State
 
 ATTEMPTS = 6
@@ -390,6 +390,8 @@ class Replica(Loader):
                         result = pending.command.run(context)
                 except sqlite3.Error:
                     raise
+                except DAMAGE as error:
+                    raise self.unreadable(error) from error
                 except Exception as error:  # noqa: BLE001 - raised by the one who waits
                     answers.append((pending, None, error))
                     continue

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from types import NoneType
+from typing import Any, cast
 
 from fennflow.backends import Intent, LateWrite, Placement, Record, WriteId
 from fennflow.connectors import Location
@@ -15,6 +16,14 @@ MICROSECOND = timedelta(microseconds=1)
 
 Row = list[Any]
 """The values of a row, all of which JSON can hold, in the order of the table's columns."""
+
+
+_TEXT_OR_NONE = (str, NoneType)
+_BODY: tuple[type | tuple[type, ...], ...] = (
+    *(str, _TEXT_OR_NONE, str, int, str, _TEXT_OR_NONE, _TEXT_OR_NONE),
+    *(dict, dict, int, int),
+)
+"""The types of the values in the body of a record."""
 
 
 def dumps(value: object) -> str:
@@ -40,6 +49,20 @@ def record_row(record: Record) -> Row:
     return [record.namespace, record.key, *record.write, dumps(body)]
 
 
+def _checked(values: object) -> Sequence[Any]:
+    """Return what the body of a record holds; anyone who can write to the bucket may have written it.
+
+    Raises:
+        TypeError: it is not one that `record_row` wrote.
+    """
+    found = cast("list[object]", values) if isinstance(values, list) else []
+    kinds = zip(found, _BODY, strict=False)
+    if len(found) != len(_BODY) or not all(isinstance(value, kind) for value, kind in kinds):
+        message = "it is not a record"
+        raise TypeError(message)
+    return found
+
+
 def record_of(row: Iterable[Any]) -> Record:
     """Return the record of a row."""
     namespace, key, transaction_id, seq, body = row
@@ -55,7 +78,7 @@ def record_of(row: Iterable[Any]) -> Record:
         headers,
         created,
         modified,
-    ) = json.loads(body)
+    ) = _checked(json.loads(body))
     return Record(
         namespace=namespace,
         key=key,

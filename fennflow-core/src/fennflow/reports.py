@@ -106,6 +106,13 @@ class ReconcileReport:
     actions: Mapping[ReconcileAction, int] = field(default_factory=dict[ReconcileAction, int])
     findings: Sequence[Finding] = ()
 
+    @property
+    def needs_attention(self) -> bool:
+        """Whether there are differences about which nothing was done."""
+        # What belongs to another catalog is as it should be.
+        others = self.differences.get(Difference.OTHER_CATALOG, 0)
+        return sum(self.differences.values()) - others > sum(self.actions.values())
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RecoveryReport:
@@ -134,6 +141,11 @@ class RecoveryReport:
     jobs_called: int = 0
     jobs_pending: int = 0
     problems: Sequence[str] = ()
+
+    @property
+    def needs_attention(self) -> bool:
+        """Whether something was left for later."""
+        return bool(self.pending or self.jobs_pending or self.problems)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -321,3 +333,8 @@ class Diagnosis:
     )
     problems: Sequence[str] = ()
     advice: Sequence[str] = ()
+
+    @property
+    def needs_attention(self) -> bool:
+        """Whether something is wrong."""
+        return bool(self.problems)

@@ -22,6 +22,7 @@ from fennflow.exceptions import (
     RecordAlreadyExistsException,
 )
 from fennflow.files import StreamContent
+from fennflow.printable import printable
 from fennflow.repositories.fields import fields_of
 from fennflow.sync import SyncUnitOfWork
 from fennflow.uow import UnitOfWork
@@ -273,7 +274,7 @@ class FennFlowFileSystem(_Base, metaclass=_CachedByClass):  # type: ignore[misc]
     def _open(self, path: str, mode: str = "rb", **kwargs: Any) -> FennFlowFile:
         self._place(path, "file")
         if mode == "xb" and self.isfile(path):
-            message = f"{path} exists already."
+            message = f"{printable(path)} exists already."
             raise FileExistsError(message)
         return FennFlowFile(self, path, mode, **kwargs)
 
@@ -324,7 +325,7 @@ class FennFlowFileSystem(_Base, metaclass=_CachedByClass):  # type: ignore[misc]
         for each in paths:
             name = self._strip_protocol(each)
             if not has_magic(name) and self.isdir(name):
-                message = f"{name} is a directory. For what is in it, name it with recursive=True."
+                message = f"{printable(name)} is a directory. For what is in it, name it with recursive=True."
                 raise IsADirectoryError(message)
 
     def pipe(
@@ -395,11 +396,12 @@ class FennFlowFileSystem(_Base, metaclass=_CachedByClass):  # type: ignore[misc]
         field, _, key = path.rstrip("/").partition("/")
         if field not in self._fields:
             message = (
-                f"{path}: the unit of work has no field {field}. It has {', '.join(self._fields)}."
+                f"{printable(path)}: the unit of work has no field {printable(field)}. It has "
+                f"{', '.join(self._fields)}."
             )
             raise FileNotFoundError(message)
         if wanted and not key:
-            message = f"{path} is the root of a repository, not a file."
+            message = f"{printable(path)} is the root of a repository, not a file."
             raise IsADirectoryError(message)
         return field, key
 

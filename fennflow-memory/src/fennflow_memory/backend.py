@@ -89,6 +89,7 @@ class _Tables:
 
     catalog_id: str = field(default_factory=lambda: str(uuid_utils.uuid7()))
     ticket_key: bytes = field(default_factory=lambda: secrets.token_bytes(32))
+    notes: dict[str, str] = field(default_factory=dict[str, str])
     lock: threading.Lock = field(default_factory=threading.Lock)
     records: dict[ObjectKey, Record] = field(default_factory=dict[ObjectKey, Record])
     keys: dict[str, list[str]] = field(default_factory=dict[str, list[str]])
@@ -145,6 +146,14 @@ class InMemoryBackend(Backend):
     @override
     async def ticket_key(self) -> bytes:
         return self._tables.ticket_key
+
+    @override
+    async def note(self, name: str) -> str | None:
+        return self._tables.notes.get(name)
+
+    @override
+    async def keep_note(self, name: str, value: str) -> None:
+        self._tables.notes[name] = value
 
     @override
     async def open(self) -> None:

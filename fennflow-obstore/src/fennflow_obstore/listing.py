@@ -6,6 +6,7 @@ import asyncio
 import re
 from collections import Counter
 from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import obstore
@@ -38,23 +39,15 @@ async def listed(
 
     obstore fails at a page that has a key with a control character, or an empty, `.` or `..`
     segment: anyone who can upload such a key would stop every listing. Then the directories are
-    listed one by one, and all but those that have such a key themselves can be.
+    listed one by one, and all but those that have such a key themselves can be. Of these, what
+    comes before the page with the key, and what follows the key.
 
     Raises:
         IncompleteListingException: at the end, if some could not be listed.
     """
-    # obstore takes whole segments for a prefix: the rest is compared here.
-    top = prefix.rpartition("/")[0]
-    try:
-        async for meta in _pages(store, top, start_after):
-            if meta["path"].startswith(prefix):
-                yield meta["path"], meta
-    except InvalidPathError as error:
-        odd = _odd_key(error)
-    else:
-        return
     walk = _Walk(store, prefix)
-    async for meta in walk.run(top, odd):
+    # obstore takes whole segments for a prefix: the rest is compared here.
+    async for meta in walk.run(prefix.rpartition("/")[0], start_after):
         if meta["path"].startswith(prefix) and meta["path"].encode() > start_after.encode():
             yield meta["path"], meta
     if walk.incomplete:
@@ -72,6 +65,21 @@ def _incomplete(directories: Sequence[str]) -> IncompleteListingException:
     return IncompleteListingException(message, prefixes=directories)
 
 
+@dataclass(frozen=True, slots=True)
+class _Failure:
+    """A directory whose pages could not all be listed.
+
+    Args:
+        directory: empty for the bucket.
+        odd: the key at which obstore failed, if it names that.
+        last: the last key before the page that has it; empty if that is the first one.
+    """
+
+    directory: str
+    odd: str | None
+    last: str
+
+
 class _Walk:
     """Lists a bucket by directories.
 
@@ -87,18 +95,15 @@ class _Walk:
         self._store = store
         self._prefix = prefix
         self.incomplete: list[str] = []
-        self._failed: list[tuple[str, str | None]] = []
+        self._failures: list[_Failure] = []
 
-    async def run(self, top: str, odd: str | None) -> AsyncGenerator[ObjectMeta]:
-        """Iterate over what is below a directory, of which a listing of pages has failed.
-
-        Args:
-            top: the directory; empty for the bucket.
-            odd: the key at which it failed, if that is known.
-        """
-        self._failed.append((top, odd))
-        while self._failed:
-            directory, odd = self._failed.pop()
+    async def run(self, top: str, start_after: str) -> AsyncGenerator[ObjectMeta]:
+        """Iterate over what is below a directory and follows a key; some may come twice."""
+        async for meta in self._paged(top, start_after):
+            yield meta
+        while self._failures:
+            failure = self._failures.pop()
+            directory = failure.directory
             try:
                 found: ListResult[Sequence[ObjectMeta]]
                 found = await obstore.list_with_delimiter_async(  # pyright: ignore[reportUnknownMemberType]
@@ -106,42 +111,77 @@ class _Walk:
                 )
             except InvalidPathError:
                 self.incomplete.append(_below(directory))
-                async for meta in self._after(directory, odd):
+                async for meta in self._around(failure):
                     yield meta
                 continue
             for meta in found["objects"]:
                 if _is_in(directory, meta["path"]):  # it takes `a/`, and `/a`, for `a`
                     yield meta
-            for path in found["common_prefixes"]:
-                if _is_in(directory, path) and self._concerns(_below(path)):
-                    async for meta in self._tree(path, odd):
-                        yield meta
+            below = [path for path in found["common_prefixes"] if _is_in(directory, path)]
+            for path in below:
+                async for meta in self._tree(path, failure):
+                    yield meta
+            if failure.odd and not any(failure.odd.startswith(_below(path)) for path in below):
+                # In a directory without a name, of which obstore says nothing.
+                name, slash, _ = failure.odd.removeprefix(_below(directory)).partition("/")
+                self.incomplete.append(f"{_below(directory)}{name}{slash}")
 
-    async def _tree(self, directory: str, odd: str | None) -> AsyncGenerator[ObjectMeta]:
-        """Iterate over what is below a directory, or note that a listing of pages fails there."""
-        if odd is None or not odd.startswith(_below(directory)):
+    async def _tree(self, directory: str, above: _Failure) -> AsyncGenerator[ObjectMeta]:
+        """Iterate over what is below a directory, of which one above has failed."""
+        below = _below(directory)
+        if not (below.startswith(self._prefix) or self._prefix.startswith(below)):
+            return
+        if above.odd is not None and above.odd.startswith(below):
+            last = above.last if above.last.startswith(below) else ""
+            self._failures.append(_Failure(directory, above.odd, last))
+            return
+        async for meta in self._paged(directory, ""):
+            yield meta
+
+    async def _paged(self, directory: str, start_after: str) -> AsyncGenerator[ObjectMeta]:
+        """Iterate over what is below a directory until a page fails, and note that."""
+        last = ""
+        try:
+            async for meta in _pages(self._store, directory, start_after):
+                last = meta["path"]
+                yield meta
+        except InvalidPathError as error:
+            self._failures.append(_Failure(directory, _odd_key(error), last))
+
+    async def _around(self, failure: _Failure) -> AsyncGenerator[ObjectMeta]:
+        """Iterate over what can be listed of a directory that has odd keys itself.
+
+        That is what follows these keys, and the directories in it in which the pages before them end.
+        """
+        directory, passed = failure.directory, ""
+        while True:
+            for child in _children(directory, failure.last, failure.odd):
+                async for meta in self._tree(child, failure):
+                    yield meta
+            next_one = _offset_after(directory, failure.odd)
+            if next_one <= passed:
+                return
+            passed, last = next_one, ""
             try:
-                async for meta in _pages(self._store, directory, ""):
+                async for meta in _pages(self._store, directory, passed, by_offset=True):
+                    last = meta["path"]
                     yield meta
             except InvalidPathError as error:
-                odd = _odd_key(error)
+                failure = _Failure(directory, _odd_key(error), last)
             else:
                 return
-        self._failed.append((directory, odd))
 
-    def _concerns(self, below: str) -> bool:
-        return below.startswith(self._prefix) or self._prefix.startswith(below)
 
-    async def _after(self, directory: str, odd: str | None) -> AsyncGenerator[ObjectMeta]:
-        """Iterate over what follows the keys at which a listing of pages fails."""
-        passed, next_one = "", _offset_after(directory, odd)
-        while next_one > passed:
-            passed, next_one = next_one, ""
-            try:
-                async for meta in _pages(self._store, directory, passed):
-                    yield meta
-            except InvalidPathError as error:
-                next_one = _offset_after(directory, _odd_key(error))
+def _children(directory: str, *keys: str | None) -> list[str]:
+    """Return the directories in a directory that have keys, and names that obstore takes."""
+    found: list[str] = []
+    for key in keys:
+        below = _below(directory)
+        name, slash, _ = (key or "").removeprefix(below).partition("/")
+        odd = name in {"", ".", ".."} or _CONTROL.search(name)
+        if slash and not odd and (key or "").startswith(below):
+            found.append(f"{below}{name}")
+    return list(dict.fromkeys(found))
 
 
 def _offset_after(directory: str, odd: str | None) -> str:
@@ -171,25 +211,39 @@ def _is_in(directory: str, path: str) -> bool:
 
 
 async def _pages(
-    store: ObjectStore, directory: str, start_after: str
+    store: ObjectStore, directory: str, start_after: str, *, by_offset: bool = False
 ) -> AsyncGenerator[ObjectMeta]:
-    """Iterate over what is below a directory, a thousand in a request."""
+    """Iterate over what is below a directory, a thousand in a request.
+
+    Args:
+        store: of obstore.
+        directory: empty for the bucket.
+        start_after: a key; what comes before it is left out.
+        by_offset: let Azure leave it out, too, although its order is its own: else it begins with what
+            cannot be listed.
+    """
     azure = isinstance(store, AzureStore)
     # Its overloads name types of a package that is not installed.
     pages: ListStream[Sequence[ObjectMeta]] = obstore.list(  # pyright: ignore[reportUnknownMemberType]
         store,
         directory or None,
-        offset=None if azure else start_after or None,
+        offset=None if azure and not by_offset else start_after or None,
         chunk_size=LISTED_AT_ONCE,
     )
     if azure:
         # It has an order of its own, and its emulator ignores offsets.
-        found = sorted(await pages.collect_async(), key=lambda each: each["path"].encode())
         after = start_after.encode()
-        for meta in await _objects(
-            store, [each for each in found if each["path"].encode() > after]
-        ):
+        found: list[ObjectMeta] = []
+        failure: InvalidPathError | None = None
+        try:
+            async for page in pages:
+                found += [each for each in page if each["path"].encode() > after]
+        except InvalidPathError as error:
+            failure = error
+        for meta in await _objects(store, sorted(found, key=lambda each: each["path"].encode())):
             yield meta
+        if failure is not None:
+            raise failure
         return
     async for page in pages:
         for meta in await _objects(store, page):

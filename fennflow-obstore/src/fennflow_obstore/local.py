@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import errno
 import json
-import logging
 import os
 import re
 import stat
@@ -37,6 +36,7 @@ from fennflow.exceptions import (
     BaseConnectorException,
     ConnectorCapabilityException,
     ConnectorUnavailableException,
+    IncompleteListingException,
     KeyException,
     PreconditionFailedException,
 )
@@ -55,8 +55,6 @@ MAX_NAME_BYTES = 240  # of 255, since obstore makes names of its own by adding t
 ATTEMPTS_TO_DESCRIBE = 10
 SHOWN_LEFT_OUT = 5
 NO_TIME = "was written at a time that no calendar has"
-
-logger = logging.getLogger("fennflow")
 
 _STAGED = re.compile(r"#\d+")
 
@@ -253,10 +251,10 @@ class LocalConnector(ObstoreConnector):
         self, namespace: str, prefix: str = "", *, start_after: str = ""
     ) -> AsyncIterator[StoredObject]:
         store, root = self._stores.of(namespace, "reading"), self._stores.root(namespace)
-        left_out: list[str] = []
+        left_out: dict[str, str] = {}
 
         def report(path: str, reason: str) -> None:
-            left_out.append(printable(f"{path} {reason}"))
+            left_out[path] = printable(f"{path} {reason}")
 
         def listed() -> list[ObjectMeta]:
             directory = prefix.rpartition("/")[0]
@@ -275,18 +273,16 @@ class LocalConnector(ObstoreConnector):
         # A directory is read in no order: all of it comes before the first.
         with translated("list", f"{namespace}/{prefix}"):
             metas = await asyncio.to_thread(listed)
-        if left_out:
-            shown = "; ".join(left_out[:SHOWN_LEFT_OUT])
-            more = len(left_out) - SHOWN_LEFT_OUT
-            logger.warning(
-                "%d files of %s cannot have a key and are left out: %s%s",
-                len(left_out),
-                namespace,
-                shown,
-                f"; and {more} more" if more > 0 else "",
-            )
         for meta in metas:
             yield stored_object(meta["path"], meta, {})
+        if left_out:
+            shown = "; ".join([*left_out.values()][:SHOWN_LEFT_OUT])
+            more = len(left_out) - SHOWN_LEFT_OUT
+            message = (
+                f"{len(left_out)} files of {namespace} cannot have a key and are left out: {shown}"
+                f"{f'; and {more} more' if more > 0 else ''}. Rename or remove them."
+            )
+            raise IncompleteListingException(message, prefixes=tuple(left_out))
 
     @override
     async def uploads(self, namespace: str, prefix: str) -> AsyncIterator[PendingUpload]:

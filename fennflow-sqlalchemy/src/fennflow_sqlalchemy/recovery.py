@@ -48,7 +48,7 @@ from fennflow_sqlalchemy.statements import (
 from fennflow_sqlalchemy.tables import make_tables
 
 if TYPE_CHECKING:
-    from sqlalchemy import Connection
+    from sqlalchemy import Connection, Select
 
     from fennflow.backends import ObjectKey
     from fennflow_sqlalchemy.config import SqlalchemyBackendConfig
@@ -129,11 +129,22 @@ class RecoverableBackend(Backend):
 
     @override
     async def recall(self, name: str) -> str | None:
+        return await self._noted(self._note_sql.recall, name)
+
+    @override
+    async def note(self, name: str) -> str | None:
+        return await self._noted(self._note_sql.note, name)
+
+    async def _noted(self, statement: Select[Any], name: str) -> str | None:
         def work(connection: Connection) -> str | None:
-            kept = connection.scalar(self._note_sql.recall, {"noted": name})
+            kept = connection.scalar(statement, {"noted": name})
             return None if kept is None else str(kept).partition(" ")[2]
 
         return await self._journal.run(work, write=False)
+
+    @override
+    async def keep_note(self, name: str, value: str) -> None:
+        await self.remember(name, value)
 
     @override
     async def remember(self, name: str, value: str) -> None:

@@ -389,7 +389,8 @@ class NoteStatements:
         meta, now = tables.journal_meta, journal.now()
         name = bindparam("noted", type_=Text())
         written = cast(func.substr(meta.c.value, 1, TIME_DIGITS), BigInteger)
-        self.recall = select(meta.c.value).where(meta.c.name == name, written > now - DAY)
+        self.note = select(meta.c.value).where(meta.c.name == name)
+        self.recall = self.note.where(written > now - DAY)
         value = cast(cast(now, BigInteger), Text) + " " + bindparam("text", type_=Text())
         noted = journal.insert(meta).from_select(
             ["name", "value"], select(name, value).where(true())

@@ -125,6 +125,19 @@ class Backend(ABC):
         """Keep a text for other processes."""
         del name, value
 
+    async def note(self, name: str) -> str | None:
+        """Return what `keep_note` kept under a name, however long ago.
+
+        Not abstract, like `keep_note`: where notes are not kept, `fennflow doctor` does not report what
+        reconciliation could not record.
+        """
+        del name
+        return None
+
+    async def keep_note(self, name: str, value: str) -> None:
+        """Keep a text as long as the catalog."""
+        del name, value
+
     async def ticket_key(self) -> bytes:
         """Return the key that signs this catalog's tickets for uploads: at least 32 random bytes.
 

@@ -18,13 +18,7 @@ from fennflow.cli.terminal import stderr, stdout
 from fennflow.connectors import Capabilities
 from fennflow.exceptions import PluginException
 from fennflow.printable import without_credentials
-from fennflow.reports import (
-    CommitInfo,
-    Diagnosis,
-    Difference,
-    ReconcileReport,
-    TransactionInfo,
-)
+from fennflow.reports import CommitInfo, Diagnosis, ReconcileReport, TransactionInfo
 from fennflow.repositories.fields import areas_of
 from fennflow.uow import UnitOfWork
 
@@ -126,7 +120,7 @@ def _diagnose(target: str, *, as_json: bool) -> None:
         show_json(diagnosis)
     else:
         _show_diagnosis(diagnosis)
-    if diagnosis.problems:
+    if diagnosis.needs_attention:
         raise typer.Exit(NEEDS_ATTENTION)
 
 
@@ -370,7 +364,7 @@ def recover(target: Target, *, as_json: Json = False) -> None:
                 f"Transactions whose process is alive, or was lately: {len(leased)}. If it is gone, "
                 f"recover again when its lease has ended, the first one in {min(leased):.0f} s."
             )
-    if report.pending or report.jobs_pending or report.problems:
+    if report.needs_attention:
         raise typer.Exit(NEEDS_ATTENTION)
 
 
@@ -432,14 +426,8 @@ def _reconcile(uow_class: type[UnitOfWork], *, as_json: bool, **settings: Any) -
     else:
         for area, report in reports.items():
             _show_report(area, report)
-    if any(_differs(report) for report in reports.values()):
+    if any(report.needs_attention for report in reports.values()):
         raise typer.Exit(NEEDS_ATTENTION)
-
-
-def _differs(report: ReconcileReport) -> bool:
-    # What belongs to another catalog is as it should be.
-    others = report.differences.get(Difference.OTHER_CATALOG, 0)
-    return sum(report.differences.values()) - others > sum(report.actions.values())
 
 
 def _show_report(namespace: str, report: ReconcileReport) -> None:

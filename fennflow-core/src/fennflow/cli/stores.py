@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
-from urllib.parse import urlsplit
 
 import typer
 
@@ -12,7 +11,7 @@ from fennflow import backends, connectors, plugins
 from fennflow.config import ConfigDict, ConnectorConfig, ReconcileConfig
 from fennflow.connectors import Connector
 from fennflow.engine.measuring import Check, measure
-from fennflow.exceptions import ConfigException
+from fennflow.exceptions import ConfigException, IncompleteListingException
 from fennflow.printable import without_credentials
 from fennflow.repositories import CrudRepository, RepoField
 from fennflow.uow import UnitOfWork
@@ -32,9 +31,12 @@ def config_for(url: str, endpoint: str | None) -> tuple[ConnectorConfig, str]:
         ConfigException: the connector cannot use it, or is not installed.
     """
     above, _, namespace = url.rstrip("/").rpartition("/")
-    scheme = urlsplit(url).scheme
-    if not scheme or not namespace or ":" in namespace:
-        message = f"{url!r} names no bucket, such as s3://bucket or file:///srv/files/bucket."
+    scheme, separator, _ = url.partition("://")
+    # Below a bucket of S3 there is no place for another one.
+    names_bucket = scheme != "s3" or above == "s3:/"
+    if not (separator and scheme and names_bucket and namespace) or ":" in namespace:
+        shown = without_credentials(url)
+        message = f"{shown!r} names no bucket, such as s3://bucket or file:///srv/files/bucket."
         raise typer.BadParameter(message)
     if scheme == "s3":
         return connectors.S3ConnectorConfig(endpoint_url=endpoint), namespace
@@ -108,5 +110,8 @@ async def _check_catalog(
 
 async def _first(connector: Connector, namespace: str, prefix: str) -> str | None:
     """Return the first key below a prefix."""
-    stored = await anext(connector.list(namespace, prefix), None)
+    try:
+        stored = await anext(connector.list(namespace, prefix), None)
+    except IncompleteListingException:
+        return None  # what cannot be listed cannot be the catalog's
     return None if stored is None else stored.location.key

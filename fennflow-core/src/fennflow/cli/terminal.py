@@ -89,13 +89,20 @@ stderr = Terminal(stderr=True)
 def show_json(value: object) -> None:
     """Print what JSON can hold as one line, in which no terminal finds anything to act on."""
     document = json.dumps(value, ensure_ascii=False)
-    # What is not printable can only be inside strings, where JSON has escapes for it.
-    if printable(document) != document:
-        document = "".join(
-            each if printable(each) == each else json.dumps(each)[1:-1] for each in document
-        )
+    # What is not printable, or has no code, can only be inside strings, where JSON has escapes for it.
+    if not _is_shown(document):
+        document = "".join(each if _is_shown(each) else json.dumps(each)[1:-1] for each in document)
     # At once: the reader of a pipe waits for the line.
     print(document, flush=True)  # noqa: T201 - rich would wrap it
+
+
+def _is_shown(text: str) -> bool:
+    """Return whether standard output takes a text as it is, and no terminal acts on it."""
+    try:
+        text.encode(sys.stdout.encoding or "ascii")
+    except UnicodeEncodeError:
+        return False
+    return printable(text) == text
 
 
 def write_bytes(data: bytes) -> None:

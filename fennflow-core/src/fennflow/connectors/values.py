@@ -6,7 +6,7 @@ import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, TypeGuard, cast
 
 from typing_extensions import override
 
@@ -27,6 +27,10 @@ UploadCallback = Callable[[str], Awaitable[None]]
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
+SIZES = 1 << 63
+"""No object is as large, and no database holds the number."""
+
+
 def check_terms(terms: UploadTerms) -> None:
     """Reject what no upload can be bound to; called before any I/O.
 
@@ -36,12 +40,16 @@ def check_terms(terms: UploadTerms) -> None:
     if terms.media_type is not None:
         check_media_type(terms.media_type)
     size, sha256 = cast("object", terms.size), cast("object", terms.sha256)
-    if size is not None and (not isinstance(size, int) or isinstance(size, bool) or size < 0):
+    if size is not None and not _is_size(size):
         message = f"size={brief(size)} is not a number of bytes."
         raise FileException(message)
     if sha256 is not None and not (isinstance(sha256, str) and _SHA256.fullmatch(sha256)):
         message = f"checksum={brief(sha256)} is not a SHA-256: 64 hexadecimal digits in lower case."
         raise FileException(message)
+
+
+def _is_size(value: object) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < SIZES
 
 
 def check_max_size(max_size: object, size: int | None) -> None:
@@ -50,7 +58,7 @@ def check_max_size(max_size: object, size: int | None) -> None:
     Raises:
         FileException: it is not one, or the size is over it.
     """
-    if not isinstance(max_size, int) or isinstance(max_size, bool) or max_size < 1:
+    if not _is_size(max_size) or max_size == 0:
         message = f"max_size={brief(max_size)} is not a number of bytes from 1 on."
         raise FileException(message)
     if size is not None and size > max_size:

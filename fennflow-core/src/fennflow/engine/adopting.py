@@ -27,6 +27,7 @@ from fennflow.engine.catalogs import catalogs_in, others, without_note
 from fennflow.engine.concurrency import run_all
 from fennflow.engine.differences import Policy, judge, refused, unreadable
 from fennflow.engine.garbage import HeadResult, describe
+from fennflow.engine.hidden import note_hidden
 from fennflow.engine.stamps import stamp_of
 from fennflow.engine.tally import Tally, warn_of_unreadable
 from fennflow.engine.walking import is_key, pairs
@@ -110,10 +111,11 @@ class Adoption:
             self._others = await self._look_for_others()
             complete = before.issuperset(each.catalog_id for each in self._others)
         self.registry.warn_of(area, self._others or ())
-        if self.begun:
-            await self.context.backend.end_fill(self.fill)
         self.tally.add_unlisted(area, self._incomplete)
         await self.tally.pass_on()
+        await note_hidden(self.context, area, self.tally.differences)
+        if self.begun:
+            await self.context.backend.end_fill(self.fill)
         return True
 
     async def _look_for_others(self) -> list[CatalogInfo]:
@@ -133,7 +135,7 @@ class Adoption:
     async def _record_all(self) -> None:
         """Bring the hidden records in line with what the store lists."""
         (namespace, prefix), size = self.fill.area, self.settings.batch_size
-        self.tally.objects = self.tally.records = 0
+        self.tally.begin()
         self._newest.clear()
         self._incomplete.clear()
         batch: dict[str, tuple[StoredObject, bool]] = {}

@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from fennflow.engine.context import EngineContext
 
 MOST_NOTES = 1000
+MOST_BYTES = 1 << 20
+"""Of a note."""
 LONGEST = 200
 UNKNOWN = datetime(1970, 1, 1, tzinfo=UTC)
 YOUNG = 60.0
@@ -48,16 +50,19 @@ async def catalogs_in(context: EngineContext, namespace: str) -> list[CatalogInf
     """Return the catalogs that have left a note in a bucket, the oldest note first."""
     folder = f"{context.config.reserved_prefix}/catalogs/"
     listing = context.connector.list(namespace, folder)
-    names: list[str] = []
+    known: list[str] = []
     unseen: list[CatalogInfo] = []
     try:
         async for each in listing:
-            names += [each.location.key.removeprefix(folder)]
+            name = each.location.key.removeprefix(folder)
+            if is_catalog_id(name) and each.size > MOST_BYTES:
+                unseen.append(without_note(name))  # no catalog has written it
+            elif is_catalog_id(name):
+                known.append(name)
     except IncompleteListingException:
         unseen.append(without_note("?"))  # any object may be of a catalog whose note is not listed
-    known = [name for name in names if is_catalog_id(name)][:MOST_NOTES]
     read = partial(_read, context, namespace)
-    found = await run_all(context.config.max_concurrency, read, known)
+    found = await run_all(context.config.max_concurrency, read, known[:MOST_NOTES])
     notes = [*unseen, *(each[0] for each in found if each is not None)]
     return sorted(notes, key=lambda info: info.since)
 

@@ -14,9 +14,14 @@ from fennflow.backends import Area, ObjectKey, TransactionToken, WriteId
 from fennflow.connectors import Deletion, Location, ObjectAttributes, PutRequest
 from fennflow.engine.catalogs import catalogs_in, others, shares
 from fennflow.engine.concurrency import run_all
+from fennflow.engine.hidden import hidden_in
 from fennflow.engine.stamps import Stamp, made_by, stamped
 from fennflow.engine.stuck import overdue, undecided, unfinished
-from fennflow.exceptions import ConnectorCapabilityException, FennFlowException
+from fennflow.exceptions import (
+    ConnectorCapabilityException,
+    FennFlowException,
+    IncompleteListingException,
+)
 from fennflow.reports import Diagnosis, NamespaceDiagnosis
 
 if TYPE_CHECKING:
@@ -42,6 +47,7 @@ async def diagnose(context: EngineContext, areas: Sequence[Area], jobs: Jobs) ->
             *await overdue(context.backend),
             *(await jobs.left())[1],
             *await _unfilled(context),
+            *await _hidden(context, areas),
             *await _refuses_writes(context),
         ]
     except FennFlowException as error:
@@ -72,6 +78,20 @@ async def _unfilled(context: EngineContext) -> list[str]:
             "MODULE:UOW; what was recorded stays."
         )
         for fill in await context.backend.fills()
+    ]
+
+
+async def _hidden(context: EngineContext, areas: Sequence[Area]) -> list[str]:
+    """Return what to do about objects that could not be recorded."""
+    found = [(area, await hidden_in(context, area)) for area in areas]
+    return [
+        (
+            f"Not all files of {area} can be seen. When they were last compared with the catalog, these could "
+            f"not be recorded: {', '.join(f'{count} {kind}' for kind, count in counts.items())}. fennflow "
+            "reconcile MODULE:UOW names them, and compares again."
+        )
+        for area, counts in found
+        if counts
     ]
 
 
@@ -186,6 +206,8 @@ async def _first(listing: AsyncIterator[object]) -> None:
     """Ask for a listing, and for no more than its beginning."""
     try:
         await anext(listing, None)
+    except IncompleteListingException:
+        pass  # it can be listed; an odd key says nothing of the store
     finally:
         if isinstance(listing, AsyncGenerator):
             await listing.aclose()

@@ -18,7 +18,7 @@ from fennflow.backends import ObjectKey, Placement
 from fennflow.connectors import Location, StoredObject
 from fennflow.engine.concurrency import run_all
 from fennflow.engine.plan import live
-from fennflow.exceptions import KeyException
+from fennflow.exceptions import IncompleteListingException, KeyException
 
 if TYPE_CHECKING:
     from fennflow.engine.transaction import Transaction
@@ -139,8 +139,11 @@ async def _check_store(tx: Transaction, namespace: str, keys: Sequence[str]) -> 
     async def below(key: str) -> None:
         listed = tx.connector.list(namespace, f"{key}/")
         async with tx.slots, aclosing(cast("AsyncGenerator[StoredObject]", listed)) as found:
-            async for each in found:
-                raise _excluded(namespace, key, each.location.key)
+            try:
+                async for each in found:
+                    raise _excluded(namespace, key, each.location.key)
+            except IncompleteListingException as error:
+                raise _excluded(namespace, key, error.prefixes[0]) from error
 
     await run_all(tx.config.max_concurrency, below, keys)
 

@@ -28,6 +28,7 @@ from fennflow.engine.context import EngineContext
 from fennflow.engine.differences import Policy, Verdict, agree, judge, refused, unreadable
 from fennflow.engine.finish import Finisher
 from fennflow.engine.garbage import HeadResult, describe, lock_free
+from fennflow.engine.hidden import note_hidden
 from fennflow.engine.leases import Lease
 from fennflow.engine.recovery import Recovery, Unsettled
 from fennflow.engine.tally import OnFinding, OnProgress, Tally, warn_of_unreadable
@@ -143,6 +144,7 @@ class Reconciler:
             if await adoption.run():
                 return tally.report()
             # Another process has ended it, or begun it.
+        tally.begin()
         run = _Run(self, area.namespace, settings, tally)
         differing: list[str] = []
         walked = 0
@@ -170,6 +172,7 @@ class Reconciler:
         await run.examine(differing)
         tally.add_unlisted(area, incomplete)
         await tally.pass_on()
+        await note_hidden(self.context, area, tally.differences)
         return tally.report()
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from fennflow.engine.callbacks import notify
+from fennflow.engine.hidden import HIDING
 from fennflow.paths import StoragePath
 from fennflow.reports import Difference, Finding, ReconcileAction, ReconcileReport
 from fennflow.telemetry import log_event
@@ -40,6 +41,13 @@ class Tally:
     _actions: Counter[ReconcileAction] = field(default_factory=Counter[ReconcileAction])
     _findings: list[Finding] = field(default_factory=list[Finding])
     _new: list[Finding] = field(default_factory=list[Finding])
+
+    def begin(self) -> None:
+        """Forget what an earlier pass has counted of what each pass finds again."""
+        self.objects = self.records = 0
+        for kind in HIDING:
+            self.differences.pop(kind, None)
+        self._findings = [each for each in self._findings if each.difference not in HIDING]
 
     def add(self, finding: Finding) -> None:
         """Take a finding; it counts from the next `pass_on`."""

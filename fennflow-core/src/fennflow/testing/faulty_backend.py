@@ -70,6 +70,14 @@ class FaultyBackend(Backend):
         await self.inner.remember(name, value)
 
     @override
+    async def note(self, name: str) -> str | None:
+        return await self.inner.note(name)
+
+    @override
+    async def keep_note(self, name: str, value: str) -> None:
+        await self.inner.keep_note(name, value)
+
+    @override
     async def ticket_key(self) -> bytes:
         return await self.inner.ticket_key()
 

@@ -469,6 +469,19 @@ class RecoverySuite:
 
         run(config, scenario)
 
+    def test_notes_are_kept_with_the_catalog(self, config: BackendConfig) -> None:
+        """They are not forgotten after a day, like what was remembered of a store."""
+
+        async def scenario(backend: Backend) -> None:
+            assert await backend.note("hidden:1") is None
+            await backend.keep_note("hidden:1", "some text")
+            await backend.keep_note("hidden:1", "{'another': 1 }")
+            async with opened(config) as other:
+                assert await other.note("hidden:1") == "{'another': 1 }"
+                assert await other.note("hidden:2") is None
+
+        run(config, scenario)
+
     def test_what_was_remembered_is_known_to_others(self, config: BackendConfig) -> None:
         """P15: or found out again, where nothing outlives the process."""
 
