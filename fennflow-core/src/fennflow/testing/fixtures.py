@@ -103,7 +103,7 @@ def failing(
     Args:
         operation: a method of the connector: `put`, `upload` (long streams), `get`, `stream`,
             `head`, `copy`, `delete` or `list`.
-        at: the how manyeth request of that kind in the block.
+        at: which request of that kind in the block, counted from 1.
         when: `before` it has an effect, or `after`: then its answer is lost.
 
     Example:
