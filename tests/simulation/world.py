@@ -531,7 +531,7 @@ class World:
 
     def put_foreign(self, key: str, body: bytes) -> None:
         """Put an object that FennFlow knows nothing of, under a key that is not in use."""
-        used = {intent.key for each in self._sessions() for intent in each.intents} | set(
+        used = {intent.key for each in self.transactions() for intent in each.intents} | set(
             self.committed
         )
         waiting = {name for each in (*self.late, *self.pending) for name in each.operation.keys}
@@ -571,7 +571,7 @@ class World:
             assert stamp is not None
             assert stamp.write == record.write
         writers: dict[str, str] = {}
-        for each in self._sessions():
+        for each in self.transactions():
             for intent in each.intents:
                 writer = writers.setdefault(intent.key, each.token.transaction_id)
                 assert writer == each.token.transaction_id, f"two write {intent.key}"  # I6
@@ -611,7 +611,7 @@ class World:
 
     def check_leases(self) -> None:
         """Check that processes with nothing to do renew no lease: they would do so for ever (P22)."""
-        journaled = {each.token for each in self._sessions()}
+        journaled = {each.token for each in self.transactions()}
         living = [
             self._classes[each].config for each in self._classes if each not in self.loop.dead
         ]
@@ -650,7 +650,7 @@ class World:
         objects = {key: body for key, (_, body) in self.objects().items()}
         right = {**NEIGHBOUR, **self.foreign, **self.committed}
         assert objects == right, f"{sorted(objects)}"
-        assert self._sessions() == []
+        assert self.transactions() == []
         due = self.observer.due_late_writes(after=None, limit=10)
         assert list(self.now_do(due)) == []
         before = self.objects()
@@ -659,7 +659,8 @@ class World:
         self.jobs.check_over(killed)
         assert list(self.now_do(self.observer.jobs(limit=10))) == []
 
-    def _sessions(self) -> Sequence[JournaledTransaction]:
+    def transactions(self) -> Sequence[JournaledTransaction]:
+        """Return the journal."""
         return self.now_do(self.observer.transactions(after="", limit=1000))
 
     def _check_nothing_retained(self) -> None:
@@ -687,7 +688,7 @@ class World:
         for _ in range(2):  # what has to wait for a lock of the first one
             report = self.recover()
             self.loop.pass_time(DOUBT + LEASE)
-        left = self._sessions()
+        left = self.transactions()
         held = {intent.key for each in left for intent in each.intents}
         assert held <= self.barred, f"{held - self.barred} wait for {self.barred}"
         assert report.pending >= len(left), "recover() says that nothing is left to do"
@@ -695,7 +696,7 @@ class World:
 
     def _make_room(self) -> None:
         """Delete what excludes a key, where two were committed at the same moment (P2)."""
-        for key in {intent.key for each in self._sessions() for intent in each.intents}:
+        for key in {intent.key for each in self.transactions() for intent in each.intents}:
             for other in [each for each in self.committed if _exclude(key, each)]:
                 assert self.capabilities.hierarchical
                 self.now_committed_without(other)
