@@ -202,6 +202,26 @@ async def test_a_reader_is_refused_only_if_commits_behind_its_cursor_were_remove
     assert changes(await rest(uow_class)) == [(["c"], []), (["d"], [])]
 
 
+@pytest.mark.parametrize("database", ["sqlite", "postgresql"])
+async def test_a_commit_that_took_long_does_not_take_those_before_it_along(
+    database: str, request: pytest.FixtureRequest
+) -> None:
+    """Its time is that of the pivot, and a transaction of the user's may have been open for days."""
+    site = await site_of(database, request)
+    uow_class = site.uow_class
+    cursors = [await uow_class.commit_cursor()]
+    for name in "abc":
+        async with uow_class() as uow:
+            await uow.files.put(text("1", name))
+        cursors.append(await uow_class.commit_cursor())
+    await site.sql("UPDATE {}commits SET committed_at = 1 WHERE position <> 2")
+    async with opened(site.backend) as backend:
+        assert isinstance(backend, SqlalchemyBackend)
+        await backend._feed.forget(5.0)
+    assert changes(await rest(uow_class, cursors[1])) == [(["b"], []), (["c"], [])]
+    assert changes(await rest(uow_class)) == [(["a"], []), (["b"], []), (["c"], [])]
+
+
 async def test_commits_without_a_reader_are_removed_too(postgresql: PostgresqlServer) -> None:
     """On PostgreSQL readers give commits their places; where there are none, the clean-up does."""
     config = SqlalchemyBackendConfig(

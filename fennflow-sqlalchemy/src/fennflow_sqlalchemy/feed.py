@@ -104,12 +104,16 @@ class Feed:
         )
         # What follows a cursor is kept for the retention, so the row of the cursor is, too, though it
         # may be older: the last one of an idle catalog is.
-        old = commits.alias("old")
-        expired = (
-            select(func.max(old.c.position))
-            .where(old.c.committed_at < now - retention)
+        # One that was placed long after its pivot is old at once, and those before it may not be.
+        kept = commits.alias("kept")
+        first = (
+            select(kept.c.position)
+            .where(kept.c.committed_at >= now - retention, kept.c.position.is_not(None))
+            .order_by(kept.c.position)
+            .limit(1)
             .scalar_subquery()
         )
+        expired = func.coalesce(first - 1, last)
         self._forget = delete(commits).where(commits.c.position < expired)
 
     def decide(
