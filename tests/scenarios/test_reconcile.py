@@ -230,6 +230,30 @@ async def test_records_are_replaced_by_what_the_bucket_holds(store: Store) -> No
     assert (await stat_of(uow_class, "changed")).created_at == created
 
 
+async def test_what_young_transactions_wrote_is_taken_with_a_shorter_age_as_after_a_restore(
+    store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    """P27: such as what was written after the backup. That it was left alone is logged."""
+    uow_class = await differing(store)
+    await put_orphan(store, "same", began=int(time.time()))
+    await reconciled(uow_class)
+    assert "max_transaction_age" not in caplog.text
+    settings = {"strategy": "replace", "orphans": "adopt"}
+    report = told(await reconciled(uow_class, **settings))
+    assert report["same"] == (Difference.CHANGED, None)
+    assert report["young"] == (Difference.ORPHAN, None)
+    assert f"2 objects in {store.namespace} are not what the catalog says" in caplog.text
+
+    class Restored(uow_class):  # type: ignore[valid-type, misc]  # a class made at run time
+        config = uow_class.config.model_copy(update={"max_transaction_age": 0.001})
+
+    caplog.clear()
+    report = told(await reconciled(Restored, **settings))
+    assert report["same"] == (Difference.CHANGED, ReconcileAction.UPDATED)
+    assert report["young"] == (Difference.ORPHAN, ReconcileAction.INSERTED)
+    assert "max_transaction_age" not in caplog.text
+
+
 async def test_orphans_are_adopted_once_their_transaction_cannot_commit(store: Store) -> None:
     """P27: a younger one may be a transaction that lives elsewhere."""
     uow_class = await differing(store)

@@ -55,11 +55,14 @@ class Verdict:
         finding: for the report.
         record: to write.
         deletion: of the object.
+        too_young: the settings name something to do, but the transaction that wrote the object may
+            still commit.
     """
 
     finding: Finding
     record: Record | None = None
     deletion: Delete | None = None
+    too_young: bool = False
 
 
 def agree(stored: StoredObject | None, record: Record | None) -> bool:
@@ -126,8 +129,8 @@ def _judge_changed(
         # A reader compares the bytes with the checksum of the catalog.
         same = replace(record, location=stored.location, etag=stored.etag)
         updated = same if stored.size == record.size else updated
-    elif stamp is not None and not policy.is_dead(stamp):
-        replaces = False
+    elif replaces and stamp is not None and not policy.is_dead(stamp):
+        return Verdict(_finding(key, Difference.CHANGED), too_young=True)
     if not replaces:
         return Verdict(_finding(key, Difference.CHANGED))
     return Verdict(_finding(key, Difference.CHANGED, ReconcileAction.UPDATED), updated)
@@ -146,11 +149,11 @@ def _judge_unrecorded(
 def _judge_orphan(
     key: ObjectKey, stored: StoredObject, stamp: Stamp, adopted: Record, policy: Policy
 ) -> Verdict:
-    orphans = policy.settings.orphans if policy.is_dead(stamp) else "report"
-    if policy.filling or orphans == "adopt":
+    orphans, dead = policy.settings.orphans, policy.is_dead(stamp)
+    if policy.filling or (orphans == "adopt" and dead):
         return Verdict(_finding(key, Difference.ORPHAN, ReconcileAction.INSERTED), adopted)
-    if orphans == "report":
-        return Verdict(_finding(key, Difference.ORPHAN))
+    if orphans == "report" or not dead:
+        return Verdict(_finding(key, Difference.ORPHAN), too_young=orphans != "report")
     # A version is named by its id; any other object goes only if it still carries the stamp.
     named = stored.location.version_id is not None
     deletion = Delete(

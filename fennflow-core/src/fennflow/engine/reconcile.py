@@ -172,6 +172,18 @@ class Reconciler:
         await run.examine(differing)
         tally.add_unlisted(area, incomplete)
         await tally.pass_on()
+        if run.too_young:
+            log_event(
+                logging.WARNING,
+                "%d objects in %s are not what the catalog says and were only reported: their transactions "
+                "began less than max_transaction_age (%s s) ago, so they might still commit. Reconcile "
+                "again when they are older. After a restore, when nothing else runs, reconcile with a "
+                "smaller max_transaction_age.",
+                run.too_young,
+                str(area),
+                self.context.config.max_transaction_age,
+                rule="reconcile",
+            )
         await note_hidden(self.context, area, tally.differences)
         return tally.report()
 
@@ -245,12 +257,14 @@ class _Run:
         namespace: of the area.
         settings: what to do about differences.
         tally: of what is found.
+        too_young: objects that were left alone, since their transactions may still commit.
     """
 
     reconciler: Reconciler
     namespace: str
     settings: ReconcileConfig
     tally: Tally
+    too_young: int = 0
 
     async def examine(self, keys: Sequence[str]) -> None:
         """Look at keys once more, and do what is to be done about them."""
@@ -340,4 +354,6 @@ class _Run:
             record = records.get(key)
             write = WriteId(transaction_id, seq)
             verdicts.append(judge(key, there, record, policy, write=write, late_writes=late_writes))
-        return [verdict for verdict in verdicts if verdict is not None]
+        found = [verdict for verdict in verdicts if verdict is not None]
+        self.too_young += sum(verdict.too_young for verdict in found)
+        return found
