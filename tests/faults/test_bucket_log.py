@@ -6,6 +6,7 @@ import asyncio
 import json
 import random
 import time
+import tracemalloc
 import zlib
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
@@ -13,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, tzinfo
 from functools import partial
 from pathlib import Path
+from secrets import token_hex
 from typing import Any, Self, TypeVar
 from uuid import uuid4
 
@@ -67,6 +69,7 @@ from fennflow_bucket.jobs import jobs_in
 from fennflow_bucket.log import Log
 from fennflow_bucket.replica import Replica
 from fennflow_bucket.rows import record_row
+from fennflow_bucket.snapshots import Loading
 from fennflow_bucket.state import State
 from stores import make_store, numbers
 
@@ -738,6 +741,29 @@ async def test_a_snapshot_replaces_the_entries_before_it(tmp_path: Path) -> None
     async with place.replica() as reader:
         assert await rows(reader, "notes") == state
         await reader.run(note("more"))
+
+
+async def test_a_snapshot_that_comes_in_one_piece_is_not_held_as_a_whole(tmp_path: Path) -> None:
+    """A large file comes in chunks of several MiB, whose lines take many times as much."""
+    place = Place(tmp_path)
+    async with place.replica() as replica:
+        notes = [replica.run(note(f"n{number}", token_hex(4000))) for number in range(300)]
+        await asyncio.gather(*notes)
+        await replica._write_snapshot()
+        expected = await rows(replica, "notes")
+    number, stored = max((await place.log().list("snapshot")).items())
+    body = b"".join([chunk async for chunk in place.log().stream(stored)])
+    state = State(tmp_path / "other.db", kept=False)
+    state.begin()
+    loading = Loading(state, "a snapshot")
+    tracemalloc.start()
+    loading.feed(body)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    state.commit(loading.finish(number, len(body)))
+    assert state.reading.execute("SELECT * FROM notes").fetchall() == expected
+    state.close()
+    assert most < 2 * len(body)
 
 
 async def tidied(replica: Replica) -> None:

@@ -16,6 +16,8 @@ R = TypeVar("R")
 ROWS_AT_ONCE = 2000
 CHUNK = 1 << 20
 """Bytes of compressed lines that are sent at once."""
+FED_AT_ONCE = 1 << 17
+"""Bytes of compressed lines that are read at once."""
 GZIP = 31
 """For zlib: gzip, with the largest window."""
 
@@ -82,6 +84,11 @@ class Loading:
             ConfigException: a newer version of FennFlow wrote it.
             DAMAGE: it is damaged.
         """
+        # Bit by bit: a large file comes in chunks of several MiB, and its lines are many times longer.
+        for start in range(0, len(chunk), FED_AT_ONCE):
+            self._feed(chunk[start : start + FED_AT_ONCE])
+
+    def _feed(self, chunk: bytes) -> None:
         try:
             text = self._rest + self._decompressor.decompress(chunk)
         except zlib.error as error:
