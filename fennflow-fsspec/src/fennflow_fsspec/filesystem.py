@@ -367,8 +367,8 @@ class FennFlowFileSystem(_Base, metaclass=_CachedByClass):  # type: ignore[misc]
         moves = _Moves()
         with self.transactions.together():
             if lists or not recursive:
-                paths: list[Any] = [path1] if isinstance(path1, (str, PathLike)) else list(path1)
-                self._refuse_directories(paths)
+                one = isinstance(path1, (str, PathLike))
+                self._refuse_directories([path1] if one else cast("Iterable[Any]", path1))
             # That of fsspec deletes what it finds after copying, whether it was copied or not.
             self.copy(path1, path2, recursive, maxdepth, on_error="raise", moves=moves)
             for each in sorted(moves.sources):
