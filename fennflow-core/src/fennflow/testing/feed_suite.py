@@ -152,7 +152,11 @@ class FeedSuite(JobSuite):
         with_commits(config, scenario)
 
     @pytest.mark.parametrize(
-        "cursor", ["", "1", "7.7.7", "0.another", "99.another", "-1.a", "1.\0", "9" * 60]
+        "cursor",
+        [
+            *("", "1", "7.7.7", "0.another", "99.another", "-1.a", "1.\0", "9" * 60, "\ud800"),
+            *("0.999999999.", "\u0663.a", "9" * 5000 + ".a"),
+        ],
     )
     def test_a_cursor_that_is_not_one_of_this_feed_is_refused(
         self, config: BackendConfig, cursor: str
