@@ -30,6 +30,8 @@ from fennflow_sqlalchemy.engines import open_databases
 from stores import Store, numbers
 
 DATABASES = ["sqlite", "postgresql"]
+QUIET = {"lease_ttl": 3600.0, "recovery_interval": 3600.0}
+"""Settings with which nothing in the background executes statements while they are counted."""
 CALLS = ("create", "overwrite", "copy", "stat", "delete", "rollback")
 
 
@@ -62,7 +64,7 @@ async def test_a_call_with_a_thousand_files_is_as_many_statements_as_one(
     database: str, request: pytest.FixtureRequest
 ) -> None:
     store = Store(InMemoryConnectorConfig(name=f"m{next(numbers)}"), "bucket")
-    uow_class = store.uow(backend=backend_of(database, request))
+    uow_class = store.uow(backend=backend_of(database, request), **QUIET)
 
     async def costs(files: int) -> dict[str, int]:
         names = [f"{files}/{number}" for number in range(files)]
@@ -88,6 +90,55 @@ async def test_a_call_with_a_thousand_files_is_as_many_statements_as_one(
     assert one == thousand
     assert one["stat"] <= 2
     assert max(one.values()) < 40
+
+
+ROUND_TRIPS = {"create": 10, "stat": 1, "list": 1, "overwrite": 18, "delete": 13, "rollback": 13}
+"""Of a unit of work with one file, on connections that have prepared its statements."""
+
+
+async def test_a_unit_of_work_is_few_round_trips_to_postgresql(
+    request: pytest.FixtureRequest,
+) -> None:
+    store = Store(InMemoryConnectorConfig(name=f"m{next(numbers)}"), "bucket")
+    ends: list[str] = []
+
+    def watch(connection: Any, _record: object) -> None:
+        # It hears of BEGIN and COMMIT, and not of what is prepared.
+        connection.driver_connection.add_query_logger(lambda each: ends.append(each.query))
+
+    async def costs(name: str) -> dict[str, int]:
+        found: dict[str, int] = {}
+        for call in ROUND_TRIPS:
+            ends.clear()
+            with counted() as statements:
+                await use(call, name)
+            found[call] = len(ends) + len(statements)
+        return found
+
+    async def use(call: str, name: str) -> None:
+        async with uow_class(auto_commit=call != "rollback") as uow:
+            if call in {"create", "overwrite"}:
+                await uow.files.put(text(call, name))
+            elif call == "rollback":
+                await uow.files.put(text(call, f"{name}/{call}"))
+            elif call == "stat":
+                await uow.files.stat(name)
+            elif call == "list":
+                await uow.files.list(name)
+            else:
+                await uow.files.delete(name)
+
+    event.listen(Pool, "connect", watch)
+    try:
+        backend = backend_of("postgresql", request).model_copy(update={"pool_size": 1})
+        uow_class = store.uow(backend=backend, **QUIET)
+        async with uow_class.lifespan():
+            await uow_class.recover()
+            await costs("first")
+            found = await costs("a")
+    finally:
+        event.remove(Pool, "connect", watch)
+    assert found == ROUND_TRIPS
 
 
 @pytest.mark.parametrize("database", DATABASES)

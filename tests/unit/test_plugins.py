@@ -285,3 +285,35 @@ def test_importing_discovers_nothing_so_that_plugins_may_be_imported_first(modul
         [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=False
     )
     assert (done.stderr, done.stdout) == ("", "None\n")
+
+
+def test_declaring_a_unit_of_work_imports_nothing_that_only_running_one_needs() -> None:
+    """Functions and command lines start often."""
+    code = """
+import sys
+from fennflow import ConfigDict, UnitOfWork
+from fennflow.files import TextContent
+from fennflow.repositories import CrudRepository, RepoField
+
+class UOW(UnitOfWork):
+    files = RepoField(CrudRepository, namespace="bucket")
+
+print(*sorted(sys.modules))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    imported = set(done.stdout.split())
+    running = {
+        f"fennflow.engine.{name}"
+        for name in [
+            "session",
+            "commit",
+            "finish",
+            "recovery",
+            "reconcile",
+            "garbage",
+            "walking",
+            "adopting",
+        ]
+    }
+    libraries = {"aiobotocore", "aiohttp", "obstore", "rich", "sqlalchemy", "sqlite3", "typer"}
+    assert imported & (running | libraries | {"fennflow.sync", "fennflow.testing"}) == set()

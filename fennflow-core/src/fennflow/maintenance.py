@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
 from fennflow import plugins
 from fennflow.config import ReconcileConfig
-from fennflow.engine.diagnosis import diagnose
 from fennflow.engine.plan import held_changes
 from fennflow.engine.runtime import engine_for
 from fennflow.exceptions import ConfigException
@@ -293,6 +292,8 @@ class Maintenance:
             asyncio.run(main())
             ```
         """
+        from fennflow.engine.diagnosis import diagnose
+
         async with engine_for(cls.config, plugins.registry()) as engine:
             return await diagnose(engine, areas_of(cls), engine.recovery.jobs)
 

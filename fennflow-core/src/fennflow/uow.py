@@ -12,10 +12,7 @@ from typing_extensions import override
 from fennflow import plugins
 from fennflow.config import ConfigDict
 from fennflow.engine.callbacks import Callback, Hook, Undo
-from fennflow.engine.diagnosis import reach
-from fennflow.engine.reconcile import UsedAreas
 from fennflow.engine.runtime import engine_for
-from fennflow.engine.session import Deadline, Session
 from fennflow.exceptions import ConfigException, TransactionException
 from fennflow.jobs import JobCall, Registering
 from fennflow.maintenance import Maintenance
@@ -26,6 +23,7 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
+    from fennflow.engine.session import Session
     from fennflow.reports import Change
     from fennflow.sync import AnyUnitOfWork
 
@@ -151,6 +149,10 @@ class UnitOfWork(Maintenance, Registering):
         if self._session is not None:
             message = "This unit of work is already open or was used before. Construct a new one."
             raise TransactionException(message)
+        # Declaring a unit of work imports no more of the engine than it needs.
+        from fennflow.engine.reconcile import UsedAreas
+        from fennflow.engine.session import Deadline, Session
+
         deadline = Deadline(self._timeout or self.config.timeout)
         async with deadline.limit(), AsyncExitStack() as stack:
             engine = await stack.enter_async_context(engine_for(self.config, self._plugins))
@@ -467,6 +469,9 @@ class UnitOfWork(Maintenance, Registering):
             ReconcileFailedException: the first reading of a bucket was interrupted, and `frequency`
                 is `never`.
         """
+        from fennflow.engine.diagnosis import reach
+        from fennflow.engine.reconcile import UsedAreas
+
         async with engine_for(cls.config, plugins.registry(), lifespan=True) as engine:
             if check:
                 await reach(engine, namespaces_of(cls))

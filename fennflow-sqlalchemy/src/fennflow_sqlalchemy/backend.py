@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import uuid_utils
 from typing_extensions import override
@@ -131,22 +131,18 @@ class SqlalchemyBackend(FillingBackend):
         *,
         begins: bool = True,
     ) -> Mapping[ObjectKey, Record]:
-        locking = {"rows": key_rows(keys), "transaction": token.transaction_id}
-        open_it = self._transaction_sql.open_transaction if begins else self._transaction_sql.renew
+        locking = {"rows": key_rows(keys), **transaction_params(token)}
 
         def work(connection: Connection) -> Mapping[ObjectKey, Record]:
-            opened = connection.execute(open_it, transaction_params(token))
-            if opened.first() is None:
+            opened, taken = self._open_and_lock(connection, locking, begins=begins)
+            if not opened:
                 raise lost(token)
-            if keys:
-                taken = connection.execute(self._transaction_sql.lock, locking).all()
-                if len(taken) < len(set(keys)):
-                    holders = connection.execute(self._transaction_sql.holders, locking)
-                    holder = holders.first()
-                    if holder is None:
-                        raise locked(None)
-                    key = ObjectKey(holder.namespace, holder.key)
-                    raise locked(key, holder.free_in, holder.transaction_id)
+            if taken < len(set(keys)):
+                holder = connection.execute(self._transaction_sql.holders, locking).first()
+                if holder is None:
+                    raise locked(None)
+                key = ObjectKey(holder.namespace, holder.key)
+                raise locked(key, holder.free_in, holder.transaction_id)
             records = self._see(connection, token, keys)
             if intents := plan(records):
                 rows = intent_rows(token.transaction_id, intents)
@@ -159,6 +155,20 @@ class SqlalchemyBackend(FillingBackend):
             return await self._journal.run(work, lock_wait=lock_wait)
         except LockWaitTimeoutError as error:
             raise locked(None) from error
+
+    def _open_and_lock(
+        self, connection: Connection, locking: Mapping[str, Any], *, begins: bool
+    ) -> tuple[bool, int]:
+        """Return whether the transaction has a row now, and how many of its keys it holds."""
+        sql = self._transaction_sql
+        if self._single_database:
+            both = sql.open_and_lock if begins else sql.renew_and_lock
+            opened, taken = connection.execute(both, locking).one()
+            return bool(opened), taken
+        first = sql.open_transaction if begins else sql.renew
+        if connection.execute(first, locking).first() is None:
+            return False, 0
+        return True, len(connection.execute(sql.lock, locking).all())
 
     def _see(
         self, connection: Connection, token: TransactionToken, keys: Collection[ObjectKey]
@@ -192,10 +202,12 @@ class SqlalchemyBackend(FillingBackend):
             self._check_reads(connection, token, commit)
             self._pivot(connection, token, commit)
             # Last, since on PostgreSQL it locks the row that heartbeats renew.
+            if done and self._single_database:
+                if not self._drop(connection, token):
+                    raise lost(token)
+                return
             with self._journal.peek(connection) as journal:
                 self._check_token(journal, token)
-            if done and self._single_database:
-                self._drop(connection, token)
 
         await self._catalog.run(pivot, once=True)
         if done and not self._single_database:
@@ -350,9 +362,12 @@ class SqlalchemyBackend(FillingBackend):
     async def settle(self, token: TransactionToken, settlement: Settlement = FINISHED) -> None:
         keys, kept = settlement.keys, settlement.keep_locked
         late, checked = settlement.late_writes, settlement.late_writes_checked
+        only_drops = keys is None and not (kept or late or checked)
         released = None if keys is None else {**transaction_params(token), "rows": key_rows(keys)}
 
         def work(connection: Connection) -> None:
+            if only_drops and self._drop(connection, token):
+                return
             if not self._check_token(connection, token, missing_ok=True):
                 return
             if checked:
@@ -370,13 +385,16 @@ class SqlalchemyBackend(FillingBackend):
 
         await self._journal.run(work)
 
-    def _drop(self, connection: Connection, token: TransactionToken) -> None:
-        for statement in (
-            self._transaction_sql.drop_locks,
-            self._transaction_sql.drop_intents,
-            self._transaction_sql.drop_transaction,
-        ):
-            connection.execute(statement, transaction_params(token))
+    def _drop(self, connection: Connection, token: TransactionToken) -> bool:
+        """Remove the rows of a transaction; return whether it was there, under its token."""
+        sql, parameters = self._transaction_sql, transaction_params(token)
+        if self._single_database:
+            return connection.execute(sql.drop, parameters).first() is not None
+        if connection.execute(sql.drop_transaction, parameters).first() is None:
+            return False
+        connection.execute(sql.drop_locks, parameters)
+        connection.execute(sql.drop_intents, parameters)
+        return True
 
     def _check_token(
         self, connection: Connection, token: TransactionToken, *, missing_ok: bool = False

@@ -101,21 +101,28 @@ class Postgresql(Database):
         name: for errors, without credentials.
         engine: its pool, of one event loop.
         lock_wait: seconds to wait for locks that other transactions hold.
+        pooled: whether a pooler in transaction mode may be between: it could prepare a statement on one
+            connection, and execute it on another one, if both are not in one transaction.
     """
 
     dialect = "postgresql"
 
-    def __init__(self, name: str, engine: AsyncEngine, lock_wait: float) -> None:
+    def __init__(
+        self, name: str, engine: AsyncEngine, lock_wait: float, *, pooled: bool = False
+    ) -> None:
         super().__init__(name, lock_wait)
         self.engine = engine
+        # BEGIN and COMMIT are round trips. Each statement sees what is committed in either case.
+        alone = engine.execution_options(isolation_level="AUTOCOMMIT")
+        self._reads = engine if pooled else alone
 
     @override
     async def _once(self, work: Work[R], *, write: bool, once: bool, lock_wait: float) -> R:
         committing = False
         try:
-            async with self._connection() as connection:
+            async with self._connection(self.engine if write else self._reads) as connection:
                 transaction = await connection.begin()
-                if lock_wait < LOCK_SLICE:
+                if write and lock_wait < LOCK_SLICE:
                     limit = f"SET LOCAL lock_timeout = {_milliseconds(lock_wait)}"
                     await connection.exec_driver_sql(limit)
                 result = await connection.run_sync(work)
@@ -139,8 +146,8 @@ class Postgresql(Database):
             raise RetryableError from error
 
     @asynccontextmanager
-    async def _connection(self) -> AsyncGenerator[AsyncConnection]:
-        connection = self.engine.connect()
+    async def _connection(self, engine: AsyncEngine) -> AsyncGenerator[AsyncConnection]:
+        connection = engine.connect()
         try:
             async with connection:
                 yield connection
@@ -423,7 +430,9 @@ def open_databases(
     lock_wait = max(lock_timeout, SHORTEST_LOCK_WAIT)
     url = make_url(config.url.get_secret_value())
     if url.get_backend_name() == "postgresql":
-        database = Postgresql(shown(url), _postgresql_engine(url, config, lease_ttl), lock_wait)
+        engine = _postgresql_engine(url, config, lease_ttl)
+        pooled = driver_options(url.query).get("prepared_statement_cache_size") == 0
+        database = Postgresql(shown(url), engine, lock_wait, pooled=pooled)
         return database, database
     # The pool opens files whenever it needs one more: in the directory of this moment.
     path = Path(url.database or "").absolute()

@@ -38,6 +38,8 @@ from sqlalchemy import (
 from fennflow.backends.values import ATTEMPTS_IN_ORDER
 
 if TYPE_CHECKING:
+    from sqlalchemy.sql.dml import ReturningInsert, ReturningUpdate
+
     from fennflow_sqlalchemy.database import Database
     from fennflow_sqlalchemy.tables import Tables
 
@@ -195,20 +197,12 @@ class TransactionStatements:
             .values(lease_until=now + lease_ttl)
             .returning(transactions.c.transaction_id)
         )
-        rows = journal.rows("rows", [locks.c.namespace, locks.c.key])
-        wanted = (
-            select(rows.c.namespace, rows.c.key, transaction_id)
-            .where(true())
-            .order_by(rows.c.namespace, rows.c.key)
+        self.lock = _lock(journal, locks, transaction_id, true())
+        # On PostgreSQL, where each statement is a round trip, one statement does both.
+        self.open_and_lock, self.renew_and_lock = (
+            _lock_after(journal, locks, transaction_id, begun)
+            for begun in (self.open_transaction, self.renew)
         )
-        locked = journal.insert(locks).from_select(["namespace", "key", "transaction_id"], wanted)
-        self.lock = locked.on_conflict_do_update(
-            index_elements=["namespace", "key"],
-            set_={"transaction_id": locked.excluded.transaction_id, "kept_until": null()},
-            where=or_(
-                locks.c.transaction_id == locked.excluded.transaction_id, locks.c.kept_until <= now
-            ),
-        ).returning(locks.c.key)
         rows, same = _keys_in(journal, locks)
         self.holders = (
             select(
@@ -242,10 +236,12 @@ class TransactionStatements:
             transactions.c.transaction_id == transaction_id
         )
         self.hold_fence = self.fence.with_for_update() if single_database else self.fence
-        self.drop_intents = delete(intents).where(intents.c.transaction_id == transaction_id)
-        self.drop_transaction = delete(transactions).where(
-            transactions.c.transaction_id == transaction_id
+        self.drop_transaction = (
+            delete(transactions)
+            .where(transactions.c.transaction_id == transaction_id, transactions.c.fence == fence)
+            .returning(transactions.c.transaction_id)
         )
+        self.drop_intents = delete(intents).where(intents.c.transaction_id == transaction_id)
         # An upsert finds each lock by its key. An update that joins the two may compare all with all.
         rows = journal.rows("rows", [locks.c.namespace, locks.c.key])
         kept = journal.insert(locks).from_select(
@@ -261,6 +257,13 @@ class TransactionStatements:
         )
         self.drop_locks = delete(locks).where(
             locks.c.transaction_id == transaction_id, locks.c.kept_until.is_(None)
+        )
+        # On PostgreSQL one statement drops all. The transaction's row is the first that it locks.
+        dropped = self.drop_transaction.cte("dropped")
+        is_dropped = exists(select(dropped.c.transaction_id))
+        self.drop = select(dropped.c.transaction_id).add_cte(
+            self.drop_locks.where(is_dropped).cte("dropped_locks"),
+            self.drop_intents.where(is_dropped).cte("dropped_intents"),
         )
         self.drop_kept_locks = delete(locks).where(locks.c.kept_until <= now)
         self.held = select(locks.c.namespace, locks.c.key).where(
@@ -577,6 +580,49 @@ def _beat(
         .where(transactions.c.transaction_id.in_(select(chosen.c.transaction_id)))
         .values(lease_until=until)
         .returning(transactions.c.transaction_id, transactions.c.fence)
+    )
+
+
+def _lock(
+    database: Database,
+    locks: Table,
+    transaction_id: ColumnElement[str],
+    condition: ColumnElement[bool],
+) -> ReturningInsert[Any]:
+    """Return what locks the keys of a parameter on a condition, and returns those that it could."""
+    now = database.now()
+    rows = database.rows("rows", [locks.c.namespace, locks.c.key])
+    wanted = (
+        select(rows.c.namespace, rows.c.key, transaction_id)
+        .where(condition)
+        .order_by(rows.c.namespace, rows.c.key)
+    )
+    locked = database.insert(locks).from_select(["namespace", "key", "transaction_id"], wanted)
+    return locked.on_conflict_do_update(
+        index_elements=["namespace", "key"],
+        set_={"transaction_id": locked.excluded.transaction_id, "kept_until": null()},
+        where=or_(
+            locks.c.transaction_id == locked.excluded.transaction_id, locks.c.kept_until <= now
+        ),
+    ).returning(locks.c.key)
+
+
+def _lock_after(
+    database: Database,
+    locks: Table,
+    transaction_id: ColumnElement[str],
+    begun: ReturningInsert[Any] | ReturningUpdate[Any],
+) -> Select[Any]:
+    """Return what begins a transaction and locks its keys, and counts both."""
+    opened = begun.cte("opened")
+    locked = _lock(database, locks, transaction_id, exists(select(opened.c.transaction_id))).cte(
+        "locked"
+    )
+    return select(
+        *(
+            select(func.count()).select_from(each).scalar_subquery().label(each.name)
+            for each in (opened, locked)
+        )
     )
 
 

@@ -11,16 +11,15 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
-from fennflow.engine.catalogs import Registry
 from fennflow.engine.circuit import Circuit
 from fennflow.engine.concurrency import shielded
 from fennflow.engine.context import EngineContext
 from fennflow.engine.leases import Leases
-from fennflow.engine.reconcile import Reconciler
-from fennflow.engine.recovery import Recovery
 
 if TYPE_CHECKING:
     from fennflow.config import ConfigDict
+    from fennflow.engine.reconcile import Reconciler
+    from fennflow.engine.recovery import Recovery
     from fennflow.plugins import PluginRegistry
 
 
@@ -136,6 +135,11 @@ async def _open(slot: _Slot, config: ConfigDict, plugins: PluginRegistry) -> Non
 async def _lifetime(
     config: ConfigDict, plugins: PluginRegistry, slot: _Slot
 ) -> AsyncGenerator[Engine]:
+    # What declares a unit of work imports this module, and may never open an engine.
+    from fennflow.engine.catalogs import Registry
+    from fennflow.engine.reconcile import Reconciler
+    from fennflow.engine.recovery import Recovery
+
     try:
         async with AsyncExitStack() as stack:
             new_connector = plugins.connector_for(config.connector).factory
