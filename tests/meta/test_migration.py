@@ -12,7 +12,7 @@ import pytest
 from fennflow import _migration
 from fennflow.backends import SqlalchemyBackendConfig
 from fennflow.exceptions import ConfigException, FileException
-from fennflow.files import ImageContent
+from fennflow.files import ImageContent, TextContent
 
 TABLE = Path(__file__).parents[2] / "docs" / "migration.md"
 EXPORTED = {
@@ -73,9 +73,10 @@ def test_an_import_of_a_former_module_says_what_to_write(module: str) -> None:
 
 
 def test_a_file_from_disk_is_made_by_another_class() -> None:
-    former: Any = ImageContent
-    with pytest.raises(FileException, match=r"FileContent.*docs/migration\.md"):
-        former.from_local_path("a.png")
+    formers: list[Any] = [ImageContent, TextContent]
+    for former in formers:
+        with pytest.raises(FileException, match=r"FileContent.*docs/migration\.md"):
+            former.from_local_path("a.png")
 
 
 def test_an_option_of_0_8_is_named_with_its_new_name() -> None:

@@ -328,6 +328,8 @@ def test_what_is_missing_or_wrong_is_said(fs: Any) -> None:
     for wrong in wrongs:
         with pytest.raises(ConfigException, match="uow="):
             FennFlowFileSystem(uow=wrong)
+    with pytest.raises(ConfigException, match="storage_options="):
+        fsspec.open("fennflow://files/a.txt", "wb")
 
 
 @pytest.mark.parametrize(

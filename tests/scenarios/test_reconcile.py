@@ -30,6 +30,7 @@ from fennflow.config import BackendConfig
 from fennflow.connectors import Deletion, Location, ObjectAttributes, PutRequest, StoredObject
 from fennflow.engine import walking
 from fennflow.engine.stamps import Stamp, stamped
+from fennflow.engine.tally import KEPT_FINDINGS, Tally
 from fennflow.exceptions import (
     AccessDeniedException,
     BaseConnectorException,
@@ -42,6 +43,7 @@ from fennflow.exceptions import (
     RecordAlreadyExistsException,
 )
 from fennflow.files import BinaryContent, JsonContent, TextContent
+from fennflow.paths import StoragePath
 from fennflow.reports import Difference, Finding, ReconcileAction, ReconcileReport
 from fennflow.testing import PostgresqlServer, S3Server, faults
 from fennflow.testing.recovery_suite import opened
@@ -311,6 +313,21 @@ async def test_what_a_transaction_is_writing_is_left_alone(store: Store) -> None
     expected = {"a": b"1", "b": b"2", "c": b"3", "y": b"foreign", "z": b"0"}
     assert await store.objects() == expected
     assert await listed(uow_class) == list(expected)
+
+
+async def test_what_needs_attention_comes_before_thousands_of_findings_that_were_dealt_with() -> (
+    None
+):
+    tally = Tally(on_finding=None, on_progress=None)
+    done = Finding("files", StoragePath("a"), Difference.UNKNOWN, ReconcileAction.INSERTED)
+    others = Finding("files", StoragePath("b"), Difference.OTHER_CATALOG, catalog_id="c")
+    left = Finding("files", StoragePath("z"), Difference.REFUSED)
+    for finding in [*[done] * KEPT_FINDINGS, *[others] * KEPT_FINDINGS, left]:
+        tally.add(finding)
+    await tally.pass_on()
+    report = tally.report()
+    assert list(report.findings[:2]) == [left, others]
+    assert len(report.findings) == KEPT_FINDINGS
 
 
 async def test_a_bucket_is_reconciled_in_batches(store: Store) -> None:

@@ -229,6 +229,33 @@ def test_a_model_that_would_come_back_changed_is_refused_with_the_field(
     assert "hunter2" not in str(caught.value)
 
 
+class Event(BaseModel):
+    at: dt.datetime
+
+
+@pytest.mark.parametrize(
+    "at",
+    [
+        dt.datetime(2026, 10, 25, 2, 30, fold=0, tzinfo=ZoneInfo("Europe/Berlin")),
+        dt.datetime(2026, 10, 25, 2, 30, fold=1, tzinfo=ZoneInfo("Europe/Berlin")),
+        dt.datetime(2026, 3, 29, 2, 30, tzinfo=ZoneInfo("Europe/Berlin")),
+    ],
+)
+def test_a_model_keeps_a_time_of_the_hour_in_which_clocks_are_changed(at: dt.datetime) -> None:
+    back = ModelContent[Event].from_content(Event(at=at)).content
+    assert back.at.astimezone(dt.UTC) == at.astimezone(dt.UTC)
+
+
+def test_a_model_whose_json_its_own_validator_refuses_says_what_to_do() -> None:
+    class Price(BaseModel):
+        value: float
+
+    with pytest.raises(
+        FileException, match=r"^Price could not .*value: .*serializer.*Nothing was sent"
+    ):
+        ModelContent[Price].from_content(Price(value=float("nan")), filename="p.json")
+
+
 def test_a_model_of_a_subclass_is_refused() -> None:
     with pytest.raises(FileException, match=r"^Dog would be read back"):
         ModelContent[Animal].from_content(Dog(name="Rex"))

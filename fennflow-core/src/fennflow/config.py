@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from difflib import get_close_matches
 from typing import Annotated, Literal, Self
 from urllib.parse import urlsplit
 
@@ -16,6 +17,7 @@ from pydantic import (
     model_validator,
 )
 from pydantic import ConfigDict as PydanticConfigDict
+from pydantic_core import ErrorDetails
 
 from fennflow._migration import renamed_option
 from fennflow.buffers import MAX_BUFFERED_BYTES
@@ -69,12 +71,24 @@ class _Config(BaseModel):
         except ValidationError as error:
             # A ValidationError would repeat the input, which may hold secrets.
             reasons = "; ".join(
-                f"{'.'.join(map(str, detail['loc'])) or 'value'}: "
-                f"{renamed_option(detail['loc'][-1] if detail['loc'] else '') or detail['msg']}"
+                f"{'.'.join(map(str, detail['loc'])) or 'value'}: {_reason(cls, detail)}"
                 for detail in error.errors(include_input=False, include_context=False)
             )
             message = f"{cls.__name__} is not valid: {reasons}"
             raise ConfigException(message) from None
+
+
+def _reason(config: type[BaseModel], detail: ErrorDetails) -> str:
+    name = str(detail["loc"][-1]) if detail["loc"] else ""
+    former = renamed_option(name)
+    if former is not None:
+        return former
+    if detail["type"] != "extra_forbidden":
+        return detail["msg"]
+    near = get_close_matches(name, config.model_fields, n=1)
+    return (
+        f"there is no such option. Did you mean {near[0]}?" if near else "there is no such option"
+    )
 
 
 class ConnectorConfig(_Config):

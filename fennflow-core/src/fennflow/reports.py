@@ -97,7 +97,7 @@ class ReconcileReport:
         records: how many they were compared with.
         differences: how many of each kind were found; kinds that were not found are left out.
         actions: how many of each kind were taken.
-        findings: the first thousand; `on_finding` gets all of them.
+        findings: a thousand, those first about which nothing was done; `on_finding` gets all of them.
     """
 
     objects: int = 0

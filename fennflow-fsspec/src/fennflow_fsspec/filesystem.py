@@ -114,11 +114,12 @@ class FennFlowFileSystem(_Base, metaclass=_CachedByClass):  # type: ignore[misc]
     itself, also one of many files (`put`, `mv`, `rm`), and a written file when it is closed.
 
     Args:
-        uow: the class of the unit of work, or its place: `module:UOW`.
+        uow: the class of the unit of work, or its place: `module:UOW`. Always give it: fsspec makes
+            filesystems by the name of their protocol, without it, too, and gets an error that says so.
         options: those of `AbstractFileSystem`.
 
     Raises:
-        ConfigException: there is no such class.
+        ConfigException: none is given, or there is no such class.
 
     Example:
         ```python
@@ -151,9 +152,18 @@ class FennFlowFileSystem(_Base, metaclass=_CachedByClass):  # type: ignore[misc]
     root_marker = ""
     transaction_type = UnitOfWorkTransaction
 
-    def __init__(self, uow: type[UnitOfWork | SyncUnitOfWork] | str, **options: Any) -> None:
+    def __init__(
+        self, uow: type[UnitOfWork | SyncUnitOfWork] | str | None = None, **options: Any
+    ) -> None:
         if self._cached:
             return
+        if uow is None:
+            message = (
+                "fennflow:// needs a unit of work. Name its class, or its place as text, 'module:UOW': "
+                "storage_options={'uow': UOW} of pandas and others, fsspec.filesystem('fennflow', "
+                "uow=UOW), or fsspec.open(url, uow=UOW)."
+            )
+            raise ConfigException(message)
         base: Any = super()
         base.__init__(uow=uow, **options)
         found = _imported(uow) if isinstance(uow, str) else uow

@@ -78,7 +78,11 @@ async def holder(backend: Backend, transaction_id: str) -> str | None:
         return None
     [held] = found
     if held.lease_left > 0:
-        lease = f"Its process is alive, or was lately: its lease ends in {held.lease_left:.0f} s"
+        lease = (
+            f"Its process is alive, or was lately: its lease ends in {held.lease_left:.0f} s. If it was "
+            "killed, try again after that: the next writer undoes the transaction. With a lock_timeout "
+            "above lease_ttl a call waits for that by itself"
+        )
     else:
         lease = "Its process has not renewed its lease, so recovery takes it over"
     return f"{_described(held)} {lease}."

@@ -6,6 +6,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import TYPE_CHECKING
 
 from fennflow.engine.callbacks import notify
@@ -39,7 +40,9 @@ class Tally:
     records: int = 0
     differences: Counter[Difference] = field(default_factory=Counter[Difference])
     _actions: Counter[ReconcileAction] = field(default_factory=Counter[ReconcileAction])
-    _findings: list[Finding] = field(default_factory=list[Finding])
+    _findings: tuple[list[Finding], ...] = field(
+        default_factory=lambda: tuple(list[Finding]() for _ in range(3))
+    )
     _new: list[Finding] = field(default_factory=list[Finding])
 
     def begin(self) -> None:
@@ -47,7 +50,9 @@ class Tally:
         self.objects = self.records = 0
         for kind in HIDING:
             self.differences.pop(kind, None)
-        self._findings = [each for each in self._findings if each.difference not in HIDING]
+        self._findings = tuple(
+            [each for each in kept if each.difference not in HIDING] for kept in self._findings
+        )
 
     def add(self, finding: Finding) -> None:
         """Take a finding; it counts from the next `pass_on`."""
@@ -72,8 +77,9 @@ class Tally:
             self.differences[finding.difference] += 1
             if finding.action is not None:
                 self._actions[finding.action] += 1
-            if len(self._findings) < KEPT_FINDINGS:
-                self._findings.append(finding)
+            kept = self._findings[_rank(finding)]
+            if len(kept) < KEPT_FINDINGS:
+                kept.append(finding)
             if self.on_finding is not None:
                 await notify(self.on_finding, finding)
         self._new.clear()
@@ -90,8 +96,15 @@ class Tally:
             records=self.records,
             differences=dict(self.differences),
             actions=dict(self._actions),
-            findings=tuple(self._findings),
+            findings=tuple(chain.from_iterable(self._findings))[:KEPT_FINDINGS],
         )
+
+
+def _rank(finding: Finding) -> int:
+    """Order findings: what still needs attention, what is another catalog's, what was dealt with."""
+    if finding.action is not None:
+        return 2
+    return int(finding.difference is Difference.OTHER_CATALOG)
 
 
 def warn_of_unreadable(key: ObjectKey, error: BaseConnectorException) -> None:

@@ -419,7 +419,7 @@ def _from_local_path(*_: object, **__: object) -> None:
     raise FileException(renamed("fennflow.files.BinaryContent.from_local_path"))
 
 
-setattr(BinaryContent, "from_local_path", _from_local_path)  # noqa: B010 - not of the interface
+setattr(BaseContent, "from_local_path", _from_local_path)  # noqa: B010 - not of the interface
 
 
 class ImageContent(BinaryContent):

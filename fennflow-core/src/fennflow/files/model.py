@@ -19,6 +19,10 @@ M = TypeVar("M", bound=BaseModel)
 # anywhere: it is looked up here, and nothing is imported by its name.
 _classes: dict[str, type[ModelContent[Any]]] = {}
 
+_ADVICE = (
+    "Give the field a serializer and a validator that fit, or store it otherwise. Nothing was sent."
+)
+
 
 class ModelContent(BaseContent, Generic[M]):
     """A pydantic model, stored as JSON and read back as the model.
@@ -88,16 +92,20 @@ class ModelContent(BaseContent, Generic[M]):
             try:
                 data = model.model_dump_json(by_alias=True, round_trip=round_trip).encode()
             except (PydanticSerializationError, ValueError, TypeError, RecursionError) as error:
-                message = f"{type(model).__name__} is not JSON-serialisable: {error}"
+                message = f"{type(model).__name__} is not JSON-serialisable: {error}. {_ADVICE}"
                 raise FileException(message) from error
             built = cls(
                 data=data, filename=filename, media_type=media_type, metadata=metadata or {}
             )
             try:
                 where = first_difference(model, built.content)
-            except FileException:
+            except FileException as error:
                 if round_trip:
-                    raise
+                    message = (
+                        f"{type(model).__name__} could not be read back from its JSON form, which is "
+                        f"compared before it is stored: {error}. {_ADVICE}"
+                    )
+                    raise FileException(message) from None
                 continue
             if where is None:
                 return built
@@ -105,8 +113,7 @@ class ModelContent(BaseContent, Generic[M]):
         field = f"{type(model).__name__}.{wheres[-1]}".rstrip(".")
         message = (
             f"{field} would be read back as another value: its JSON form does not hold it (a "
-            "secret, NaN, bytes in another encoding, an excluded field, an instance of a subclass). "
-            "Give it a serializer and a validator that fit, or store it otherwise. Nothing was sent."
+            f"secret, NaN, bytes in another encoding, an excluded field, an instance of a subclass). {_ADVICE}"
         )
         raise FileException(message)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from typing import cast
 
 from pydantic import BaseModel
@@ -57,6 +58,16 @@ def _equal(given: object, back: object) -> bool:
     try:
         if type(given).__eq__ is object.__eq__ and type(given) is type(back):
             return given is back or vars(given) == vars(back)
-        return bool(given == back)
+        return bool(given == back) or _one_instant(given, back)
     except Exception:  # noqa: BLE001 - of a foreign type: what cannot be compared is not known to be equal
         return False
+
+
+def _one_instant(given: object, back: object) -> bool:
+    # In the hour that is repeated when a zone puts its clocks back, `==` finds a time unequal to the
+    # same instant in every other zone. JSON has the offset, and so comes back in another zone.
+    if not isinstance(given, datetime) or not isinstance(back, datetime):
+        return False
+    if given.utcoffset() is None or back.utcoffset() is None:
+        return False
+    return given.astimezone(UTC) == back.astimezone(UTC)
