@@ -93,8 +93,10 @@ if kind == "fennflow-django":
 
     options = {"connector": S3ConnectorConfig(), "namespace": bucket, "lease_ttl": 5.0}
     storage = {"BACKEND": "fennflow_django.FennFlowStorage", "OPTIONS": options}
+database = {"ENGINE": "django.db.backends.sqlite3", "NAME": f"{folder}/{kind}.db"}
+database["OPTIONS"] = {"transaction_mode": "IMMEDIATE"}
 settings.configure(
-    DATABASES={"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": f"{folder}/{kind}.db"}},
+    DATABASES={"default": database},
     INSTALLED_APPS=["django_letters", *apps[kind]],
     STORAGES={"default": storage},
     USE_TZ=True,
