@@ -163,8 +163,8 @@ class SqlalchemyBackend(FillingBackend):
         sql = self._transaction_sql
         if self._single_database:
             both = sql.open_and_lock if begins else sql.renew_and_lock
-            opened, taken = connection.execute(both, locking).one()
-            return bool(opened), taken
+            found: Any = connection.execute(both, locking).one()
+            return bool(found.opened), int(found.locked)
         first = sql.open_transaction if begins else sql.renew
         if connection.execute(first, locking).first() is None:
             return False, 0

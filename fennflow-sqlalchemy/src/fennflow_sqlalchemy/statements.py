@@ -612,7 +612,7 @@ def _lock_after(
     locks: Table,
     transaction_id: ColumnElement[str],
     begun: ReturningInsert[Any] | ReturningUpdate[Any],
-) -> Select[Any]:
+) -> Any:
     """Return what begins a transaction and locks its keys, and counts both."""
     opened = begun.cte("opened")
     locked = _lock(database, locks, transaction_id, exists(select(opened.c.transaction_id))).cte(
