@@ -32,6 +32,18 @@ WRITER_KEPT = 7 * 86400 * SECOND
 """Microseconds after its last entry for which a writer is known."""
 
 
+class PlanError(Exception):
+    """The plan of a caller raised, which says nothing about the rows.
+
+    Args:
+        raised: what it raised.
+    """
+
+    def __init__(self, raised: Exception) -> None:
+        super().__init__(str(raised))
+        self.raised = raised
+
+
 @dataclass(frozen=True, slots=True)
 class Entry:
     """What the commands of one entry share.
@@ -214,7 +226,11 @@ def _stage(entry: Entry, arguments: dict[str, Any], plan: Any) -> Mapping[Object
     records: dict[ObjectKey, Record] = {}
     if plan is not None:
         records = records_at(db, keys)
-        arguments["intents"] = [intent_row(each) for each in plan(records)]
+        try:
+            planned = plan(records)
+        except Exception as error:
+            raise PlanError(error) from error
+        arguments["intents"] = [intent_row(each) for each in planned]
     lease_until = entry.now + entry.lease
     db.execute(
         "INSERT INTO transactions VALUES (?, 0, ?, ?, NULL, '[]', NULL, NULL) ON CONFLICT DO UPDATE "

@@ -21,7 +21,7 @@ from fennflow.exceptions import (
     PreconditionFailedException,
 )
 from fennflow_bucket.clocks import SECOND, Moment, boot_time
-from fennflow_bucket.commands import Command, Entry, forget, note_writer
+from fennflow_bucket.commands import Command, Entry, PlanError, forget, note_writer
 from fennflow_bucket.following import Limits, position_after, start
 from fennflow_bucket.loading import Loader
 from fennflow_bucket.log import DAMAGE, LOG, Log, LogEntry
@@ -390,6 +390,9 @@ class Replica(Loader):
                         result = pending.command.run(context)
                 except sqlite3.Error:
                     raise
+                except PlanError as error:
+                    answers.append((pending, None, error.raised))
+                    continue
                 except DAMAGE as error:
                     raise self.unreadable(error) from error
                 except Exception as error:  # noqa: BLE001 - raised by the one who waits
