@@ -88,7 +88,8 @@ class FaultAt:
 
 FAULTS = [Fault.BEFORE, Fault.AFTER, Fault.CUT]
 CASES = [
-    *(pytest.param("moto", fault) for fault in FAULTS),
+    pytest.param("moto", Fault.BEFORE, marks=pytest.mark.thorough),
+    *(pytest.param("moto", fault) for fault in FAULTS[1:]),
     *(
         pytest.param(kind, fault, marks=pytest.mark.once)
         for kind in ("strict", "strict-versioned", "obstore-moto")

@@ -235,7 +235,7 @@ def test_a_search_finds_nothing_on_sqlite() -> None:
 @pytest.mark.sampled
 @pytest.mark.timeout(int(600 + 120 * MINUTES))
 def test_a_walk_finds_nothing_in_memory() -> None:
-    repeat(walk, 400)
+    repeat(walk, 200)
 
 
 @pytest.mark.once

@@ -36,7 +36,7 @@ def test_the_benchmarks_run(tmp_path: Path) -> None:
     }
 
 
-@pytest.mark.once
+@pytest.mark.thorough
 def test_the_benchmarks_of_large_catalogs_run(tmp_path: Path) -> None:
     report = tmp_path / "report.json"
     options = ["--records", "2000", "--transactions", "20", "--objects", "50", "--lease", "3"]
