@@ -12,7 +12,7 @@ from typing import Any, cast
 
 import pytest
 
-from fennflow import plugins
+from fennflow import UnitOfWork, plugins
 from fennflow.backends import InMemoryBackendConfig
 from fennflow.exceptions import (
     CompensationPendingWarning,
@@ -57,6 +57,12 @@ class Service:
             message = f"{name} cannot be undone now"
             raise OSError(message)
         self.log.append(f"undo {name}")
+
+
+def test_a_block_without_async_is_explained() -> None:
+    with pytest.raises(ConfigException, match=r"with UnitOfWork\.sync\(\) as uow"):
+        with UnitOfWork():  # type: ignore[attr-defined]
+            pass
 
 
 async def test_steps_are_undone_in_reverse_order_and_files_too(store: Store) -> None:

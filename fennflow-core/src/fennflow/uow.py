@@ -144,6 +144,15 @@ class UnitOfWork(Maintenance, Registering):
         self._session: Session | None = None
         self._use = AsyncExitStack()
 
+    if not TYPE_CHECKING:  # checkers refuse `with` by themselves
+
+        def __enter__(self) -> None:
+            name = type(self).__name__
+            message = f"{name}() is used with `async with`. In code without async: with {name}.sync() as uow."
+            raise ConfigException(message)
+
+        def __exit__(self, *_: object) -> None: ...
+
     async def __aenter__(self) -> Self:
         """Open a session; nothing is sent before the first call."""
         if self._session is not None:
