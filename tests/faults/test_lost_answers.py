@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 
 import pytest
 
-from fennflow.connectors import Deletion, Location, ObjectAttributes, PutRequest
+from fennflow.connectors import Deletion, Location, ObjectAttributes, PutRequest, StoredObject
 from fennflow.exceptions import (
     AccessDeniedException,
     BaseConnectorException,
@@ -16,6 +16,7 @@ from fennflow.exceptions import (
 )
 from fennflow.files import BinaryContent, TextContent
 from fennflow.testing import Fault, S3Request, S3Server
+from fennflow_memory.connector import InMemoryConnector
 from stores import Store, make_store, obstore_config, s3_config
 
 PLAIN = ObjectAttributes(media_type="text/plain")
@@ -241,3 +242,22 @@ async def test_a_refusal_while_finishing_keeps_nothing_locked_once_it_is_finishe
         assert await store.objects() == {"a": b"2"}
         async with uow_class() as uow:
             await uow.files.put(text("3", "a"), text("3", "b"))
+
+
+async def test_a_body_of_which_a_part_arrived_is_not_taken_for_the_write(
+    monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    """P14: moto's server keeps what arrived before the connection broke, with all of the metadata."""
+    put = InMemoryConnector.put
+
+    async def broken(self: InMemoryConnector, asked: PutRequest, body: bytes) -> StoredObject:
+        if asked.if_none_match:
+            await put(self, asked, body[:3])
+        return await put(self, asked, body)
+
+    store = await make_store("memory", request)
+    monkeypatch.setattr(InMemoryConnector, "put", broken)
+    async with store.uow()() as uow:
+        await uow.files.put(text("whole", "a"))
+        assert (await uow.files.get("a")).one().data == b"whole"
+    assert await store.objects() == {"a": b"whole"}

@@ -403,7 +403,9 @@ class Sending:
         return there if self._made(there) else None
 
     def _made(self, there: StoredObject | None) -> bool:
-        return made_by(there, WriteId(self.tx.transaction_id, self.seq))
+        """Whether an object is this write, as a whole: some servers keep what arrived of a body."""
+        whole = there is not None and there.size == self.upload.size
+        return whole and made_by(there, WriteId(self.tx.transaction_id, self.seq))
 
     def _written(self, stored: StoredObject, *, ambiguous: bool) -> Record:
         """Note that the store has confirmed the bytes, and return the record to commit."""
