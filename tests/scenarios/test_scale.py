@@ -252,7 +252,7 @@ async def test_a_folder_costs_the_same_whatever_it_holds(
 
     few = await steps(1_000)
     assert 0 < few < 2000
-    assert await steps(10_000) == few
+    assert await steps(10_000) < 1.1 * few  # SQLite's machine needs a few steps more or less
 
 
 @contextmanager

@@ -191,7 +191,9 @@ class Recovery:
         self.namespaces.update(namespaces)
         self.context.circuit.reset()  # what was away may be back
         # A backend that asks for nothing in the background may not know yet what others have left.
-        await self.context.backend.transactions(after="", limit=1)
+        # Until then no turn in the background claims: what that finishes is not in the report.
+        async with self._claiming:
+            await self.context.backend.transactions(after="", limit=1)
         # What is under way may fail because of what has been put right by now.
         earlier, taken = set(self._attempts.values()), set(self._taken)
         if earlier or taken:
