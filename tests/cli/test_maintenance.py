@@ -113,7 +113,8 @@ async def test_a_held_transaction_is_shown_and_decided(shell: Shell) -> None:
         async with shell.site.uow_class() as uow:
             await uow.files.put(text("new", name))
             held.append(await uow.hold())
-    assert (await shell("transactions", "commit", held[0])).code == 2
+    for words in (["show", "app:UOW"], ["commit", held[0]], ["app:UOW", held[0]]):
+        assert (await shell("transactions", *words)).code == 2
     assert (await shell("transactions", "show", "app:UOW", "none")).code == 2
     shown = await shell("transactions", "show", "app:UOW", held[0])
     assert (shown.code, "create" in shown.out, "held" in shown.out) == (0, True, True)

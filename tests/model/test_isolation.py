@@ -29,7 +29,7 @@ from world import World
 KEYS = ("a", "b", "c")
 WORKERS = 4
 SESSIONS = 6
-WALKS = 100
+WALKS = 150
 
 Values = Mapping[str, str | None]
 
