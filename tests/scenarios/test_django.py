@@ -14,7 +14,7 @@ import sys
 import threading
 import unittest
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,6 +61,7 @@ if not settings.configured:
 
 from django_letters.models import Letter
 from fennflow_django import FennFlowStorage, backend_config, unit_of_work
+from fennflow_django.upkeep import create_catalogs
 from fennflow_django.views import serve
 
 PSYCOPG2 = """
@@ -699,6 +700,25 @@ def test_a_catalog_is_created_though_the_migration_ran_before_there_was_a_storag
     with sqlite3.connect(tmp_path / "copy.db") as copy:
         assert copy.execute("SELECT count(*) FROM django_letters_letter").fetchone() == (2,)
     copy.close()
+    close()
+
+
+def test_the_catalog_is_created_beside_a_site_that_writes(tmp_path: Path) -> None:
+    file = tmp_path / "app.db"
+    with use_database({"ENGINE": "django.db.backends.sqlite3", "NAME": file}):
+        with override_settings(STORAGES={}):
+            call_command("migrate", run_syncdb=True, verbosity=0)
+        with use_storage(), closing(sqlite3.connect(file, check_same_thread=False)) as another:
+            another.execute("PRAGMA journal_mode = WAL")
+            another.execute("BEGIN IMMEDIATE")
+            another.execute("CREATE TABLE theirs (id INTEGER)")
+            release = threading.Timer(0.5, another.commit)
+            release.start()
+            create_catalogs(connections["default"])  # waits until it may write
+            release.join()
+            another.execute("BEGIN IMMEDIATE")
+            create_catalogs(connections["default"])  # has nothing to do, and waits for nobody
+            another.rollback()
     close()
 
 

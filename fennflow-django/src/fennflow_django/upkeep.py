@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from django.conf import settings
@@ -11,9 +12,11 @@ from django.db import transaction
 from fennflow.backends import SqlalchemyBackendConfig
 from fennflow_django.database import connect, in_memory
 from fennflow_django.storage import FennFlowStorage
-from fennflow_sqlalchemy.database import create_catalog
+from fennflow_sqlalchemy.database import create_catalog, has_catalog
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from django.db.backends.base.base import BaseDatabaseWrapper
 
 
@@ -46,13 +49,36 @@ def create_catalogs(wrapper: BaseDatabaseWrapper) -> None:
                 cursor.execute("PRAGMA journal_mode = WAL")
         backend = storage.unit_of_work.config.backend
         assert isinstance(backend, SqlalchemyBackendConfig)  # noqa: S101 - no other one can be joined
+        connection = connect(wrapper, _EndedByDjango())
+        try:
+            # If there is nothing to do, wait for no lock: the site may be running, and hold it.
+            if not has_catalog(connection, backend):
+                with _writing(wrapper):
+                    create_catalog(connection, backend)
+        finally:
+            connection.close()
+
+
+@contextmanager
+def _writing(wrapper: BaseDatabaseWrapper) -> Iterator[None]:
+    """Hold a transaction that may write from its start.
+
+    Django begins one that reads first. If another process writes meanwhile, SQLite refuses its
+    first statement that writes at once, however long it may wait for locks.
+    https://www.sqlite.org/isolation.html
+    """
+    if wrapper.vendor != "sqlite" or wrapper.in_atomic_block:
         with transaction.atomic(using=wrapper.alias):
-            connection = connect(wrapper, _EndedByDjango())
-            try:
-                create_catalog(connection, backend)
-                connection.commit()
-            finally:
-                connection.close()
+            yield
+        return
+    with wrapper.cursor() as cursor:
+        cursor.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+        except BaseException:
+            cursor.execute("ROLLBACK")
+            raise
+        cursor.execute("COMMIT")
 
 
 def complete_catalogs(wrapper: BaseDatabaseWrapper) -> None:

@@ -268,6 +268,17 @@ def create_tables_on(
     return str(found.scalar_one())
 
 
+def has_catalog(connection: Connection, config: SqlalchemyBackendConfig) -> bool:
+    """Return whether the tables of a catalog are there in this version.
+
+    Args:
+        connection: to the database.
+        config: of the backend that will use it.
+    """
+    meta = make_tables(config.table_prefix, config.schema_name)[1].meta
+    return catalog_id_of(connection, meta) is not None
+
+
 def create_catalog(connection: Connection, config: SqlalchemyBackendConfig) -> None:
     """Create what is missing of a catalog, in a transaction of the user's, as a migration does.
 
