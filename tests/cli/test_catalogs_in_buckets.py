@@ -7,14 +7,16 @@ import json
 from pathlib import Path
 
 import pytest
+import uuid_utils
 
 from fennflow import ConfigDict, UnitOfWork
-from fennflow.backends import BucketBackendConfig, InMemoryBackendConfig
+from fennflow.backends import BucketBackendConfig, Delete, InMemoryBackendConfig, dump_steps
 from fennflow.cli import app, maintenance
 from fennflow.config import ConnectorConfig
-from fennflow.connectors import ObstoreConnectorConfig
+from fennflow.connectors import Location, ObstoreConnectorConfig
 from fennflow.files import TextContent
 from fennflow.repositories import CrudRepository, RepoField
+from fennflow_bucket.log import LogEntry
 from shells import Program
 from stores import make_store, numbers
 
@@ -117,6 +119,36 @@ async def test_commits_are_printed_as_they_come(
     following.cancel()
     with pytest.raises(asyncio.CancelledError):
         await following
+
+
+def test_a_look_finishes_nothing_that_a_log_names(program: Program) -> None:
+    """Who wrote the log is not known, and it may name any bucket that the credentials reach."""
+    store = program.directory / "store"
+    log = store / "bucket/.fennflow/catalog/default/log"
+    victim = store / "other/victim"
+    for directory in (log, victim.parent):
+        directory.mkdir(parents=True)
+    victim.write_text("of another application")
+    step = Delete(namespace="other", location=Location("victim"))
+    names = {"id": str(uuid_utils.uuid7()), "token": 0}
+    keys = [["bucket", "a"], ["other", "victim"]]
+    begin = {"begins": True, "keys": keys, "intents": []}
+    commit = {"records": [], "removed": [], "steps": dump_steps([step]), "late": [], "jobs": []}
+    commands = [("begin_writes", names | begin), ("commit", names | commit)]
+    entry = LogEntry(
+        position=0, writer="w", seq=1, at=1, digest=0, lease=1, late=1, waited=0, commands=commands
+    )
+    (log / f"{0:020}").write_bytes(entry.dump())
+    program.target = f"file://{store}/bucket"
+    assert program("ls").code == 0
+    [found] = program("transactions", "--json").json
+    assert found["transaction_id"] == names["id"]
+    (program.directory / "new.txt").write_text("new")
+    done = program("cp", "new.txt", ":a")
+    assert (done.code, "RecordLocked" in done.err) == (1, True)
+    assert victim.exists()
+    assert program("recover", "--json").json["rolled_forward"] == 1
+    assert not victim.exists()
 
 
 def test_a_bucket_without_a_catalog_gets_none(program: Program) -> None:

@@ -163,7 +163,8 @@ class ConfigDict(_Config):
         lock_timeout: seconds to wait for a key that another transaction is writing.
         lease_ttl: seconds that a transaction lives without a sign of life (protocol P22).
         compensation_timeout: seconds that undoing may take after a cancellation (P21).
-        recovery_interval: seconds between two looks for transactions that were left behind (P26).
+        recovery_interval: seconds between two looks for transactions that were left behind (P26). With
+            None this process finishes only its own, unless `recover()` is called.
         late_write_period: seconds after which a request whose answer was lost can no longer take
             effect (P20); S3 refuses signatures older than 15 minutes.
         max_transaction_age: seconds after which a transaction can no longer commit (P27).
@@ -199,7 +200,7 @@ class ConfigDict(_Config):
     lock_timeout: Annotated[float, Field(ge=0, le=MAX_SECONDS)] = 5.0
     lease_ttl: Seconds = 60.0
     compensation_timeout: Seconds = 30.0
-    recovery_interval: Seconds = 60.0
+    recovery_interval: Seconds | None = 60.0
     late_write_period: Seconds = 960.0
     max_transaction_age: Seconds = 43200.0
     upload_idle_timeout: Seconds = 60.0

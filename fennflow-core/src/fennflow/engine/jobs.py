@@ -60,7 +60,7 @@ class Jobs:
 
     def __post_init__(self) -> None:
         self._functions = functions_of(self.context.config)
-        self._turns = Periodic(self.context.config.recovery_interval, self._turn)
+        self._turns = Periodic(self.context.config.recovery_interval or LONGEST_PAUSE, self._turn)
 
     def wake(self, delay: float = 0.0) -> None:
         """Look soon for jobs that are due."""

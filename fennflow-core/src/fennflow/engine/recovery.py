@@ -58,6 +58,8 @@ FIRST_PAUSE = 1.0
 """Seconds after the first attempt that failed; twice as long after each further one."""
 LONGEST_PAUSE = 8
 """Times `recovery_interval`."""
+DEFAULT_INTERVAL = 60.0
+"""Seconds; for retries of what this process has left, if it looks for nothing of others."""
 
 _Attempt = asyncio.Task[Outcome | None]
 
@@ -125,18 +127,22 @@ class Recovery:
     _sweep_due: float = 0.0
     _look_due: float = 0.0
     jobs: Jobs = field(init=False)
+    _interval: float = field(init=False)
     _turns: Periodic = field(init=False)
     _looks: Periodic = field(init=False)
     _retries: Periodic = field(init=False)
 
     def __post_init__(self) -> None:
         self.jobs = Jobs(self.context)
-        self._turns = Periodic(self.context.config.recovery_interval, self._turn)
+        self._interval = self.context.config.recovery_interval or DEFAULT_INTERVAL
+        self._turns = Periodic(self._interval, self._turn)
         self._looks = Periodic(DEAD_HOLDER_CHECK_INTERVAL, self._look)
         self._retries = Periodic(JOIN_POLL_INTERVAL, self._retry)
 
     def start(self) -> None:
-        """Run at once in the background, and from then on at intervals."""
+        """Run at once in the background, and from then on at intervals, unless the config forbids it."""
+        if self.context.config.recovery_interval is None:
+            return
         # Short-lived processes must not pay for a sweep, so the first one is delayed.
         self._sweep_due = asyncio.get_running_loop().time() + self.context.config.late_write_period
         self._turns.start(delay=0.0)
@@ -178,7 +184,7 @@ class Recovery:
         tried earlier for it.
         """
         now = asyncio.get_running_loop().time()
-        if now >= self._look_due:
+        if now >= self._look_due and self.context.config.recovery_interval is not None:
             self._look_due = now + DEAD_HOLDER_CHECK_INTERVAL
             self._looks.start(delay=0.0)
 
@@ -358,7 +364,7 @@ class Recovery:
         """Try again later, and later each time: what fails may need a person."""
         # What another transaction keeps from a decision is looked at again soon.
         held = unsettled.joined is not None and isinstance(error, CommitUncertainException)
-        longest = self.context.config.recovery_interval * LONGEST_PAUSE
+        longest = self._interval * LONGEST_PAUSE
         pause = min(FIRST_PAUSE * 2 ** min(unsettled.failures, 30), longest)
         unsettled.due = asyncio.get_running_loop().time() + (JOIN_POLL_INTERVAL if held else pause)
         unsettled.failures += not held
