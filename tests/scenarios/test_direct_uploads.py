@@ -378,6 +378,25 @@ async def test_what_the_store_does_not_enforce_is_checked_when_it_is_accepted(
     ]
 
 
+async def test_a_header_that_is_not_valid_is_not_taken_along(
+    request: pytest.FixtureRequest,
+) -> None:
+    """No record names it, so a file that had it would be sent with more than its record says."""
+    store = await make_store("strict", request)
+    uow_class = await used(store)
+    names = ("Content-Disposition", "Content-Encoding", "Cache-Control")
+    headers = dict.fromkeys(names, "attachment; filename=ü.exe".encode().decode("latin-1"))
+    async with uow_class() as uow:
+        ticket = await uow.files.upload_ticket("a", max_size=9)
+    assert await send(ticket, b"one", **headers) == 200
+    async with uow_class() as uow:
+        assert (await uow.files.accept(ticket)).headers == {}
+    assert store.server is not None
+    async with raw_client(store.server) as client:
+        found = await client.head_object(Bucket=store.namespace, Key="a")
+    assert not {name.lower() for name in names} & found["ResponseMetadata"]["HTTPHeaders"].keys()
+
+
 async def test_a_ticket_that_the_catalog_did_not_make_is_refused(moto_store: Store) -> None:
     uow_class = await used(moto_store)
     async with uow_class() as uow:

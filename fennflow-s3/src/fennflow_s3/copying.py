@@ -13,6 +13,7 @@ from urllib.parse import urlencode
 
 from botocore.exceptions import BotoCoreError, ClientError
 
+from fennflow.connectors import headers_of
 from fennflow_s3 import options
 from fennflow_s3.upload import Upload, size_of_part
 
@@ -34,7 +35,7 @@ async def named(
         return {name: extra[name] for name in options.NOT_COPIED & set(extra)}
     # A copy that replaces the metadata replaces all headers: the source's are asked.
     head: Any = await client.head_object(**copy_source, **matching)
-    kept = {name: head[name] for name in options.HEADERS if head.get(name)}
+    kept = _headers(head)
     tagging = {"TaggingDirective": "REPLACE"} if "Tagging" in attributes.extra else {}
     return {"MetadataDirective": "REPLACE", **tagging, **kept, **options.described(attributes)}
 
@@ -48,7 +49,7 @@ async def taken_along(
 ) -> dict[str, Any]:
     """Return all attributes of a multipart copy, which inherits none from its source."""
     head: Any = await client.head_object(**copy_source, **matching)
-    found = {name: head[name] for name in options.HEADERS if head.get(name)}
+    found = _headers(head)
     if head.get("TagCount"):
         tags: Any = await client.get_object_tagging(**copy_source)
         found["Tagging"] = urlencode([(t["Key"], t["Value"]) for t in tags["TagSet"]])
@@ -56,6 +57,16 @@ async def taken_along(
         return found | options.described(attributes)
     own = {"ContentType": head.get("ContentType"), "Metadata": head.get("Metadata", {})}
     return found | own | dict(extra)
+
+
+def _headers(head: Any) -> dict[str, Any]:
+    """Return the headers that a copy takes over from its source: no value that no record would name."""
+    found = {name: head[name] for name in options.HEADERS if head.get(name)}
+    return {
+        name: value
+        for name, value in found.items()
+        if not isinstance(value, str) or headers_of({name: value})
+    }
 
 
 async def copy_parts(
