@@ -28,7 +28,7 @@ from fennflow.exceptions import (
 )
 from fennflow.files import BinaryContent, TextContent
 from fennflow.testing import faults
-from stores import FullUOW, Store, make_store, numbers
+from stores import FullUOW, Store, make_store, numbers, raw_client
 
 
 def text(value: str, name: str) -> TextContent:
@@ -205,6 +205,28 @@ async def test_a_connector_that_signs_no_headers_gives_no_url_that_needs_them(
             await uow.files.generate_presigned_url("b.txt", download_as="c.txt")
         urls = await uow.files.generate_presigned_url("a.html", "b.txt", inline=True)
         assert [await fetch(url) for url in urls] == [b"<script>", b"b"]
+
+
+async def test_what_is_not_a_media_type_has_no_url_that_does_not_name_another_one(
+    request: pytest.FixtureRequest,
+) -> None:
+    """Browsers take some of these for HTML."""
+    store = await make_store("obstore-moto", request)
+    types = ["text/html,", "text/ html", "application/octet-stream"]
+    assert store.server is not None
+    async with raw_client(store.server) as client:
+        for number, kind in enumerate(types):
+            name = f"{number}"
+            await client.put_object(
+                Bucket=store.namespace, Key=name, Body=b"<script>", ContentType=kind
+            )
+    async with store.uow()() as uow:
+        for name in ("0", "1"):
+            assert (await uow.files.stat(name)).media_type == "application/octet-stream"
+            with pytest.raises(ConnectorCapabilityException, match="inline=True"):
+                await uow.files.generate_presigned_url(name)
+        [url] = await uow.files.generate_presigned_url("2")
+    assert await fetch(url) == b"<script>"
 
 
 async def test_browsers_save_what_they_could_run_and_what_is_to_be_saved(moto_store: Store) -> None:

@@ -9,11 +9,17 @@ from typing import cast
 
 from fennflow.backends import ObjectKey, Record
 from fennflow.connectors import Location, PresignedRequest, UploadTerms
-from fennflow.connectors.headers import check_media_type, disposition
+from fennflow.connectors.headers import (
+    UNKNOWN_MEDIA_TYPE,
+    check_media_type,
+    disposition,
+    media_type_of,
+)
 from fennflow.engine.details import with_details
 from fennflow.engine.plan import live
 from fennflow.engine.stamps import unstampable
 from fennflow.engine.transaction import Transaction
+from fennflow.engine.writing import head
 from fennflow.exceptions import (
     ConnectorCapabilityException,
     RecordAlreadyExistsException,
@@ -72,7 +78,9 @@ async def presign_downloads(
             headers = {"Content-Type": kind}
             if value is not None:
                 headers["Content-Disposition"] = value
-        elif (media_type, download_as) != (None, None) or (value != stored and _may_run(kind)):
+        elif (media_type, download_as) != (None, None) or (
+            value != stored and await _may_run(tx, record)
+        ):
             raise _cannot_bind(tx, record)
         found.append(
             await tx.connector.presign(
@@ -171,11 +179,18 @@ def _check(tx: Transaction, namespace: str, keys: Sequence[str], expires_in: obj
             raise TransactionException(message)
 
 
-def _may_run(media_type: str) -> bool:
+async def _may_run(tx: Transaction, record: Record) -> bool:
     """Return whether a browser may run a file of a type that is not passive.
 
     Of the types for applications browsers run these alone, and save all others.
     """
+    media_type = record.media_type
+    if media_type == UNKNOWN_MEDIA_TYPE and record.sha256 is None:
+        # Others wrote it, maybe with what is not a type: the store sends that, and browsers read it.
+        stored = await head(tx, record.object_key)
+        media_type = UNKNOWN_MEDIA_TYPE if stored is None else stored.media_type
+        if media_type_of(media_type) != media_type:
+            return True
     family, _, kind = media_type.partition(";")[0].strip().lower().partition("/")
     active = any(word in kind for word in ("html", "xml", "script"))
     return "," in media_type or family != "application" or active
