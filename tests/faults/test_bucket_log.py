@@ -1035,6 +1035,36 @@ async def test_a_row_that_fennflow_did_not_write_is_an_error_of_ours(
             await replica.read(lambda db: records_at(db, [ObjectKey("n", "k")]))
 
 
+COMMIT: dict[str, Any] = {
+    "id": "t", "token": 0, "records": [], "removed": [["n", "a"]], "steps": "[]", "late": [], "jobs": [],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "forged",
+    [
+        {"id": 5},
+        {"removed": [["n", "a"], ["n", None]]},
+        {"removed": [[5, "a"]]},
+        *(
+            {"records": [[namespace, "k", "t", seq, json.dumps([*"kveabcd", {}, headers, 1, 1])]]}
+            for namespace, seq, headers in ((5, 1, {}), ("n", "x", {}), ("n", 1, {"a": 5}))
+        ),
+    ],
+)
+async def test_a_commit_that_fennflow_did_not_write_is_an_error_of_ours(
+    forged: dict[str, Any], tmp_path: Path
+) -> None:
+    place = Place(tmp_path)
+    arguments = COMMIT | forged
+    begin = {"id": arguments["id"], "begins": True, "token": 0, "keys": [], "intents": []}
+    entry = ENTRY | {"commands": [["begin_writes", begin], ["commit", arguments]]}
+    await place.log().create("log", 0, zlib.compress(lines(entry)))
+    async with place.replica() as replica:
+        with pytest.raises(CatalogDivergedException, match="changed by something other"):
+            await feed.commits(replica, None, 10)
+
+
 @pytest.mark.parametrize("after", ["x", "os.system"])
 async def test_a_job_that_fennflow_did_not_write_is_an_error_of_ours(
     after: str, tmp_path: Path

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from hashlib import sha256
 from typing import TYPE_CHECKING
 
-from fennflow.backends import CommittedTransaction, ObjectKey, bad_cursor
+from fennflow.backends import CommittedTransaction, bad_cursor
 from fennflow_bucket.log import DAMAGE
-from fennflow_bucket.rows import EPOCH, MICROSECOND, record_of
+from fennflow_bucket.rows import EPOCH, MICROSECOND, key_of, record_of
 
 if TYPE_CHECKING:
     from fennflow_bucket.log import LogEntry
@@ -114,10 +114,13 @@ def _commits_of(entry: LogEntry, before: str, digest: str) -> Iterator[Committed
         place = Place(entry.position, number, before)
         if number == len(made):
             place = Place(entry.position + 1, before=digest)
+        if not isinstance(arguments["id"], str):
+            message = "it is not the id of a transaction"
+            raise TypeError(message)
         yield CommittedTransaction(
             cursor=place.cursor,
             transaction_id=arguments["id"],
             committed_at=EPOCH + entry.at * MICROSECOND,
             records=[record_of(row) for row in arguments["records"]],
-            removed=[ObjectKey(*key) for key in arguments["removed"]],
+            removed=[key_of(row) for row in arguments["removed"]],
         )

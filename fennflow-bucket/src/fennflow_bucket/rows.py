@@ -6,9 +6,9 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from types import NoneType
-from typing import Any, cast
+from typing import Any
 
-from fennflow.backends import Intent, LateWrite, Placement, Record, WriteId
+from fennflow.backends import Intent, LateWrite, ObjectKey, Placement, Record, WriteId
 from fennflow.connectors import Location
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -19,11 +19,12 @@ Row = list[Any]
 
 
 _TEXT_OR_NONE = (str, NoneType)
-_BODY: tuple[type | tuple[type, ...], ...] = (
+_RECORD: tuple[type | tuple[type, ...], ...] = (
+    *(str, str, str, int),
     *(str, _TEXT_OR_NONE, str, int, str, _TEXT_OR_NONE, _TEXT_OR_NONE),
     *(dict, dict, int, int),
 )
-"""The types of the values in the body of a record."""
+"""The types of the values in the row of a record, and of those in its body."""
 
 
 def dumps(value: object) -> str:
@@ -49,24 +50,33 @@ def record_row(record: Record) -> Row:
     return [record.namespace, record.key, *record.write, dumps(body)]
 
 
-def _checked(values: object) -> Sequence[Any]:
-    """Return what the body of a record holds; anyone who can write to the bucket may have written it.
+def _checked(values: Sequence[object], types: Sequence[type | tuple[type, ...]]) -> Sequence[Any]:
+    """Return values if they have the types; anyone who can write to the bucket may have written them.
 
     Raises:
-        TypeError: it is not one that `record_row` wrote.
+        TypeError: they are not what `record_row` or `key_rows` wrote.
     """
-    found = cast("list[object]", values) if isinstance(values, list) else []
-    kinds = zip(found, _BODY, strict=False)
-    if len(found) != len(_BODY) or not all(isinstance(value, kind) for value, kind in kinds):
-        message = "it is not a record"
+    texts = [each for value in values if isinstance(value, dict) for each in value.values()]
+    right = len(values) == len(types) and all(map(isinstance, values, types))
+    if not (right and all(isinstance(each, str) for each in texts)):
+        message = "it is not a record, or not a key"
         raise TypeError(message)
-    return found
+    return values
+
+
+def key_of(row: Sequence[object]) -> ObjectKey:
+    """Return the key of a row."""
+    return ObjectKey(*_checked(row, (str, str)))
 
 
 def record_of(row: Iterable[Any]) -> Record:
     """Return the record of a row."""
-    namespace, key, transaction_id, seq, body = row
+    *name, body = row
     (
+        namespace,
+        key,
+        transaction_id,
+        seq,
         location_key,
         version_id,
         etag,
@@ -78,7 +88,7 @@ def record_of(row: Iterable[Any]) -> Record:
         headers,
         created,
         modified,
-    ) = _checked(json.loads(body))
+    ) = _checked([*name, *json.loads(body)], _RECORD)
     return Record(
         namespace=namespace,
         key=key,
