@@ -155,7 +155,8 @@ def urls(data: atheris.FuzzedDataProvider) -> None:
         f"at http://zoe:{''.join(password.split())}Pl4in@host/a"
     )
     with suppress(FennFlowException):
-        link = UrlContent.from_content(data.ConsumeUnicode(40)).content
+        scheme = data.PickValueInList(["", "http://", "HTTPS://", "javascript:", "http:"])
+        link = UrlContent.from_content(scheme + data.ConsumeUnicode(40)).content
         assert link.lower().startswith(("http://", "https://"))
         assert link.isprintable()
 

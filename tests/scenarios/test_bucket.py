@@ -191,6 +191,11 @@ async def test_a_cache_directory_serves_one_process_at_a_time(tmp_path: Path) ->
             await uow.files.put(text("1", "a"))
         async with second() as uow:
             await uow.files.put(text("2", "b"))
+        modes = {
+            each.suffix: each.stat().st_mode & 0o777 for each in (tmp_path / "cache").iterdir()
+        }
+        assert (tmp_path / "cache").stat().st_mode & 0o777 == 0o700
+        assert {mode for suffix, mode in modes.items() if suffix.startswith(".db")} == {0o600}
     async with first() as uow:
         assert await uow.files.list() == ["a", "b"]
 

@@ -6,7 +6,7 @@ import base64
 import hashlib
 import hmac
 import os
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from email.utils import formatdate
 from http.client import HTTPConnection
@@ -20,19 +20,16 @@ ACCOUNT = "tester"
 KEY = base64.b64encode(b"no secret").decode()
 
 
-def request(port: int, method: str, target: str) -> int:
-    """Send a request that is signed with the shared key of the account."""
-    date = formatdate(usegmt=True)
+def request(port: int, method: str, target: str, extra: Mapping[str, str] | None = None) -> int:
+    """Send a request that is signed with the shared key of the account, with headers of Azure."""
+    signed = {"x-ms-date": formatdate(usegmt=True), "x-ms-version": "2021-12-02", **(extra or {})}
+    canonical = "".join(f"{name}:{signed[name]}\n" for name in sorted(signed))
     path, _, query = target.partition("?")
     parameters = "".join(f"\n{each.replace('=', ':')}" for each in sorted(query.split("&")) if each)
-    text = (
-        f"{method}\n\n\n\n\n\n\n\n\n\n\n\nx-ms-date:{date}\nx-ms-version:2021-12-02\n"
-        f"/{ACCOUNT}{path}{parameters}"
-    )
+    text = f"{method}\n\n\n\n\n\n\n\n\n\n\n\n{canonical}/{ACCOUNT}{path}{parameters}"
     signature = hmac.digest(base64.b64decode(KEY), text.encode(), hashlib.sha256)
     headers = {
-        "x-ms-date": date,
-        "x-ms-version": "2021-12-02",
+        **signed,
         "Authorization": f"SharedKey {ACCOUNT}:{base64.b64encode(signature).decode()}",
         "Content-Length": "0",
     }

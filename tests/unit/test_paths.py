@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+from posixpath import normpath
 from typing import ClassVar
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
@@ -79,12 +80,16 @@ def test_a_key_is_taken_or_refused_and_nothing_else(key: str) -> None:
 
 
 @given(st.text(characters, min_size=1), st.text(characters))
+@example("a", "../b")
+@example("a", "b/../../c")
+@example("a", "/b")
 def test_a_relative_path_stays_in_its_scope(scope: str, path: str) -> None:
     try:
         check_key(scope)
         key = check_key(join_key(scope, check_key(path)))
     except KeyException:
         return
+    assert normpath(key) == key
     assert key.startswith(f"{scope}/")
 
 
