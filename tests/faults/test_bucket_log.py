@@ -8,7 +8,7 @@ import random
 import time
 import tracemalloc
 import zlib
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime, tzinfo
@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 from secrets import token_hex
 from typing import Any, Self, TypeVar
+from unittest import mock
 from uuid import uuid4
 
 import pytest
@@ -23,7 +24,10 @@ from typing_extensions import override
 
 from fennflow import ConfigDict, plugins
 from fennflow.backends import (
+    Backend,
     BucketBackendConfig,
+    Commit,
+    Job,
     LateWrite,
     ObjectKey,
     Settlement,
@@ -36,9 +40,11 @@ from fennflow.connectors import (
     InMemoryConnectorConfig,
     Location,
     ObjectAttributes,
+    PutRequest,
     StoredObject,
 )
 from fennflow.exceptions import (
+    AccessDeniedException,
     BackendUnavailableException,
     BaseConnectorException,
     CatalogDivergedException,
@@ -522,15 +528,16 @@ async def test_what_a_heartbeat_renewed_cannot_be_claimed(tmp_path: Path) -> Non
     """L11, P22: one heartbeat keeps all transactions of a process from being claimed."""
     place = Place(tmp_path)
     async with place.replica() as owner, place.replica() as other:
-        owner._lease = SECOND
+        owner._lease = 1000 * SECOND
         for each in "ab":
             await owner.run(stage(each, each))
+        await other.learn_time()
         for _ in range(3):
-            other._clock.sample(owner.position.time / SECOND + 0.9)
-            owner._clock.sample(owner.position.time / SECOND + 0.9)
+            other._clock.sample(owner.position.time / SECOND + 900)
+            owner._clock.sample(owner.position.time / SECOND + 900)
             assert await other.run(Command("claim", {"limit": 9})) == []
             await owner.run(Command("heartbeat", {"tokens": [["a", 0], ["b", 0]]}))
-        other._clock.sample(owner.position.time / SECOND + 1.1)
+        other._clock.sample(owner.position.time / SECOND + 1100)
         assert sorted(await other.run(Command("claim", {"limit": 9}))) == ["a", "b"]
 
 
@@ -548,6 +555,15 @@ async def test_without_renewing_all_leases_a_living_transaction_would_be_claimed
         monkeypatch.setattr(module, "COMMANDS", changed)
     with pytest.raises(AssertionError):
         await test_what_a_heartbeat_renewed_cannot_be_claimed(tmp_path)
+
+
+class HourAgo(datetime):
+    """The clock of a store, an hour ago."""
+
+    @classmethod
+    @override
+    def now(cls, tz: tzinfo | None = None) -> Self:
+        return cls.fromtimestamp(time.time() - 3600, tz)
 
 
 @pytest.mark.parametrize("ahead", [-3600.0, 3600.0])
@@ -581,16 +597,111 @@ async def test_a_machine_whose_clock_is_wrong_ends_no_lease_and_no_late_write_ea
         assert len(await right.claim(9)) == 0
 
 
+async def claimed(backend: Backend) -> bool:
+    return len(await backend.claim(9)) == 1
+
+
+async def taken_over(backend: Backend) -> bool:
+    return len(await backend.claim_jobs(["undo"], limit=9)) == 1
+
+
+async def locked_again(backend: Backend) -> bool:
+    await backend.begin_writes(new_transaction(), [B], plan_for(B))
+    return True
+
+
+async def seen_to_be_over(backend: Backend) -> bool:
+    [found] = await backend.transactions(after="", limit=9)
+    return found.lease_left < 0
+
+
+@pytest.mark.parametrize("finds", [claimed, taken_over, locked_again, seen_to_be_over])
+async def test_a_machine_whose_clock_is_behind_finds_at_once_what_is_over(
+    monkeypatch: pytest.MonkeyPatch, finds: Callable[[Backend], Awaitable[bool]]
+) -> None:
+    """L10: an answer that appends nothing is given at the store's time, too."""
+    store = InMemoryConnectorConfig(name=f"l{next(numbers)}")
+    config = BucketBackendConfig(namespace="bucket", connector=store)
+    job = Job(transaction_id="t", number=1, name="undo", arguments="{}", after=None)
+    with monkeypatch.context() as patch:
+        patch.setattr("fennflow_memory.connector.datetime", HourAgo)
+        async with opened(config) as dead:
+            await dead.begin_writes(new_transaction(), [A], plan_for(A))
+            done = new_transaction()
+            await dead.begin_writes(done, [B], plan_for(B))
+            await dead.abort(done)
+            await dead.settle(done, Settlement(keep_locked=[B]))
+            await dead.add_jobs([job])
+            await dead.claim_jobs(["undo"], limit=9)
+    monkeypatch.setattr(time, "time", lambda now=time.time: now() - 7200)
+    async with opened(config) as behind:
+        assert await finds(behind)
+
+
+async def test_a_machine_whose_clock_is_ahead_finds_what_is_held(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """L10, P37: else it answers that the time of the transaction is over."""
+    store = InMemoryConnectorConfig(name=f"l{next(numbers)}")
+    config = BucketBackendConfig(namespace="bucket", connector=store)
+    token = new_transaction()
+    async with opened(config) as owner:
+        await owner.begin_writes(token, [A], plan_for(A))
+        await owner.hold(token, Commit(), 1800.0)
+    with monkeypatch.context() as patch:
+        patch.setattr(time, "time", lambda now=time.time: now() + 3600)
+        async with opened(config) as ahead:
+            [found] = await ahead.transactions(after="", limit=9)
+            assert found.is_held
+        async with opened(config) as ahead:
+            assert await ahead.take_held(token.transaction_id) is not None
+
+
+async def test_a_machine_whose_clock_is_ahead_deletes_nothing_early(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """L8: not after a snapshot either that comes before its first entry."""
+    place = Place(tmp_path, Limits(snapshot_entries=3, retention=1000.0))
+    async with place.replica() as replica:
+        for number in range(8):
+            await replica.run(note(f"n{number}"))
+            await tidied(replica)
+    place.limits = Limits(snapshot_entries=1, retention=1000.0)
+    with monkeypatch.context() as patch:
+        patch.setattr(time, "time", lambda now=time.time: now() + 3600)
+        async with place.replica() as ahead:
+            await ahead.run(Command("claim", {"limit": 9}))
+            await tidied(ahead)
+    assert max(await place.names("snapshot")) == 7
+    assert await place.names("boundary") == []
+
+
+async def test_who_may_not_write_finds_that_there_is_nothing_to_take_over(tmp_path: Path) -> None:
+    """Others work meanwhile; what it may not do is not an error until it has to."""
+
+    class ReadOnly(faults.Faults):
+        @override
+        async def around(self, operation: faults.Operation, effect: faults.Effect[R]) -> R:
+            if operation.name == "put":
+                message = "403: not allowed"
+                raise AccessDeniedException(message)
+            return await effect()
+
+    place = Place(tmp_path)
+    async with place.replica() as writer, place.replica(ReadOnly()) as reader:
+        await writer.run(stage("t", "a"))
+        assert await reader.run(Command("claim", {"limit": 9})) == []
+        await reader.learn_time()
+        writer._lease = -1
+        await writer.run(Command("heartbeat", {"tokens": [["t", 0]]}))
+        with pytest.raises(AccessDeniedException):
+            await reader.run(Command("claim", {"limit": 9}))
+
+
 async def test_a_command_that_changes_nothing_learns_no_time_from_an_old_entry(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """L10: else who joins an idle catalog believes that it is the time of its last entry."""
-
-    class HourAgo(datetime):
-        @classmethod
-        @override
-        def now(cls, tz: tzinfo | None = None) -> Self:
-            return cls.fromtimestamp(time.time() - 3600, tz)
 
     place = Place(tmp_path)
     monkeypatch.setattr("fennflow_memory.connector.datetime", HourAgo)
@@ -771,6 +882,36 @@ async def tidied(replica: Replica) -> None:
     if replica._tidying is not None:
         await asyncio.wait({replica._tidying})
         replica._tidying.result()
+
+
+@pytest.mark.parametrize("error", [denied(), OSError("not a connector's")])
+async def test_a_snapshot_that_is_cancelled_ends_so_if_its_upload_cannot_be_aborted(
+    error: Exception, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The log names the upload; nothing masks the cancellation."""
+    log = Log(Place(Path()).connector(NoFaults()), "bucket", ROOT)
+    uploading = asyncio.Event()
+
+    async def upload(request: PutRequest, _: object) -> None:
+        assert request.on_upload is not None
+        await request.on_upload("upload 7")
+        uploading.set()
+        await asyncio.Event().wait()
+
+    async def abort_upload(*_: object) -> None:
+        raise error
+
+    async def nothing() -> AsyncIterator[bytes]:
+        yield b""
+
+    with mock.patch.multiple(log.connector, upload=upload, abort_upload=abort_upload):
+        writing = asyncio.create_task(log.upload_snapshot(3, nothing()))
+        await uploading.wait()
+        writing.cancel()
+        await asyncio.wait({writing})
+    assert writing.cancelled()
+    assert "upload 7" in caplog.text
+    assert str(error) in caplog.text
 
 
 async def test_only_a_snapshot_that_is_old_enough_lets_entries_be_deleted(tmp_path: Path) -> None:

@@ -31,6 +31,7 @@ from crashing import Site, make_site, start, text
 from fennflow import plugins
 from fennflow.backends import (
     Backend,
+    Commit,
     InMemoryBackendConfig,
     Intent,
     LateWrite,
@@ -51,6 +52,7 @@ from fennflow.connectors import (
     StoredObject,
 )
 from fennflow.engine import garbage
+from fennflow.engine.runtime import engine_for
 from fennflow.engine.stamps import Stamp, stamped
 from fennflow.exceptions import (
     AccessDeniedException,
@@ -645,6 +647,42 @@ async def test_recover_tries_again_what_fails_while_it_waits_for_it(memory: Stor
     report = await recovering
     assert (report.compensated, report.pending) == (1, 0)
     assert await memory.objects() == {}
+
+
+async def test_recover_reports_what_a_turn_finishes_that_was_claiming_when_it_began(
+    memory: Store,
+) -> None:
+    """P26: it is finished before recover() may claim, and is not to be found then."""
+    claims: list[str] = []
+    claiming, go_on = asyncio.Event(), asyncio.Event()
+
+    async def script(when: str, operation: str, key: str) -> None:
+        if (when, operation) != ("before", "claim"):
+            return
+        claims.append(key)
+        if len(claims) == 1:
+            claiming.set()
+            await go_on.wait()
+        elif recovery._taken:
+            await asyncio.wait(recovery._taken)
+
+    backend = faults.FaultyBackendConfig(
+        inner=InMemoryBackendConfig(), faults=faults.Scripted(script)
+    )
+    uow_class = memory.uow(backend=backend)
+    async with engine_for(uow_class.config, plugins.registry(), lifespan=True) as engine:
+        recovery = engine.recovery
+        await claiming.wait()
+        token = new_transaction()
+        await engine.backend.begin_writes(token, [ObjectKey("bucket", "a")], lambda _: ())
+        await engine.backend.hold(token, Commit(), 0.0)  # its lease is over
+        recovering = asyncio.create_task(uow_class.recover())
+        for _ in range(100):
+            await asyncio.sleep(0)
+        go_on.set()
+        report = await recovering
+    assert len(claims) > 2
+    assert (report.compensated, report.pending) == (1, 0)
 
 
 @controlled

@@ -264,12 +264,8 @@ def random_capabilities(choice: random.Random) -> Capabilities:
 
 
 def random_log(directory: Path, choice: random.Random) -> WatchedLog:
-    """Return a log of processes whose clocks are right, or wrong by five minutes.
-
-    A process whose clock is behind, and that has appended nothing, finds leases that have run out as much
-    later.
-    """
-    skews = choice.choice([(0.0,), (0.0, 300.0, -300.0)])
+    """Return a log of processes whose clocks are right, or wrong by more than an hour."""
+    skews = choice.choice([(0.0,), (0.0, 4000.0, -4000.0)])
     return WatchedLog(directory, BUCKET, skews=skews, max_batch=choice.choice([1, 256]))
 
 

@@ -358,7 +358,6 @@ class BucketBackend(Backend):
         start = ("", "", "", -1) if after is None else tuple(late_row(after))
         if not await self._replica.read(_has_late_writes, current=False):
             return []
-        # The clock of this machine may be ahead of the store's.
         await self._replica.learn_time()
         now = self._replica.now()
 
@@ -391,8 +390,12 @@ class BucketBackend(Backend):
     @override
     async def claim(self, limit: int) -> Sequence[JournaledTransaction]:
         used, self._used = self._used, False
-        if not used and not await self._replica.read(_has_transactions, current=False):
-            return []  # an idle process sends no requests
+        if not await self._replica.read(_has_transactions, current=False):
+            if not used:
+                return []  # an idle process sends no requests
+            await self._replica.current_position()
+            if not await self._replica.read(_has_transactions, current=False):
+                return []  # nor does who finds none ask for the time
         claimed: list[str] = await self._replica.run(Command("claim", {"limit": limit}))
         if not claimed:
             return []
@@ -424,7 +427,10 @@ class BucketBackend(Backend):
             now = self._replica.now()
             return [_journaled(db, row, now) for row in rows]
 
-        return await self._replica.read(work)
+        if not await self._replica.read(_has_transactions):
+            return []
+        await self._replica.learn_time()
+        return await self._replica.read(work, current=False)
 
     @override
     async def hold(self, token: TransactionToken, commit: Commit, seconds: float) -> None:

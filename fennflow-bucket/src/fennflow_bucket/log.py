@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import sqlite3
 import zlib
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -29,6 +30,8 @@ from fennflow.exceptions import (
 )
 from fennflow_bucket.clocks import boot_time
 from fennflow_bucket.rows import dumps
+
+logger = logging.getLogger("fennflow")
 
 FORMAT = 1
 """Of entries and snapshots. A process that finds a newer one refuses to serve."""
@@ -229,8 +232,17 @@ class Log:
             )
         except BaseException:
             for upload_id in uploads:
-                with suppress(BaseConnectorException):
+                try:
                     await self.connector.abort_upload(self.namespace, key, upload_id)
+                except Exception as error:  # noqa: BLE001 - logged: what has ended the upload is raised
+                    logger.warning(
+                        "The upload %s of the snapshot %s/%s was cut off, and its parts could not be "
+                        "deleted: %r. They are deleted after a later snapshot.",
+                        upload_id,
+                        self.namespace,
+                        key,
+                        error,
+                    )
             raise
 
     async def abort_uploads(self, *, until: int, before: float) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 from uuid import uuid4
 
 from fennflow.exceptions import (
+    AccessDeniedException,
     BaseConnectorException,
     CatalogDivergedException,
     ConnectorUnavailableException,
@@ -186,8 +187,8 @@ class Replica(Loader):
         waited = began.age() if sent else 0.0
         trial = await self._thread(lambda: self._try(state, batch, self._seq + 1, waited))
         if trial.body is None:
-            # What is refused, or changes nothing, needs no entry, if the state was current.
-            current = not await self._advance()
+            # What is refused, or changes nothing, needs no entry, if time and state were current.
+            current = not (await self._learn_time() or await self._advance())
             if current:
                 _deliver(trial)
             return current
@@ -252,10 +253,19 @@ class Replica(Loader):
         """
         try:
             async with self._turn:
-                if not self._probed:
-                    await self._probe()
+                await self._learn_time()
         except Exception as error:
             raise self._as_backend_error(error) from error
+
+    async def _learn_time(self) -> bool:
+        """Learn the store's time, under the turn; return whether it was not known before."""
+        if self._probed:
+            return False
+        try:
+            await self._probe()
+        except AccessDeniedException:
+            return False  # who may not write changes nothing, so that its own clock will do
+        return True
 
     async def _arrived(self, found: bytes, sent: Mapping[int, _Trial]) -> bool:
         """Apply what others appended; return whether an entry of this writer was among it.
@@ -429,7 +439,10 @@ class Replica(Loader):
                 stored = await self._log.head(self.position.number)
                 if stored is not None and stored.modified_at is not None:
                     self._clock.sample(stored.modified_at.timestamp(), self._created)
-        if self._snapshot_due and (self._tidying is None or self._tidying.done()):
+        # What is deleted after a snapshot is old by the store's clock (L8).
+        if not self._probed or not self._snapshot_due:
+            return
+        if self._tidying is None or self._tidying.done():
             self._tidying = start(self._tidy())
 
 

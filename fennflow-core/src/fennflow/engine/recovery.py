@@ -121,6 +121,7 @@ class Recovery:
     _own: dict[str, Unsettled] = field(default_factory=dict[str, Unsettled])
     _attempts: dict[str, _Attempt] = field(default_factory=dict[str, _Attempt])
     _taken: set[_Attempt] = field(default_factory=set[_Attempt])
+    _reported: list[set[_Attempt]] = field(default_factory=list[set[_Attempt]])
     _slots: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(SETTLED_AT_ONCE))
     _claiming: asyncio.Lock = field(default_factory=asyncio.Lock)
     _cleaning: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -196,21 +197,24 @@ class Recovery:
         """
         self.namespaces.update(namespaces)
         self.context.circuit.reset()  # what was away may be back
-        # A backend that asks for nothing in the background may not know yet what others have left.
-        # Until then no turn in the background claims: what that finishes is not in the report.
-        async with self._claiming:
+        # What the background finishes from now on, a turn that is claiming included, is reported, too.
+        attempts = {*self._attempts.values(), *self._taken}
+        self._reported.append(attempts)
+        try:
+            # A backend that asks for nothing in the background may not know yet what others have left.
             await self.context.backend.transactions(after="", limit=1)
-        # What is under way may fail because of what has been put right by now.
-        earlier, taken = set(self._attempts.values()), set(self._taken)
-        if earlier or taken:
-            await asyncio.wait(earlier | taken)
-        own = earlier.union(self._begin_own(now=True))
-        claimed = taken.union(await self._claim(), self._taken)
-        if own or claimed:
-            await asyncio.wait(own | claimed)
-        waiting = {*self._own, *(each.get_name() for each in claimed if _outcome(each) is None)}
+            # What is under way may fail because of what has been put right by now.
+            if attempts:
+                await asyncio.wait(set(attempts))
+            self._begin_own(now=True)
+            await self._claim()
+        finally:
+            self._reported[:] = [each for each in self._reported if each is not attempts]
+        if attempts:
+            await asyncio.wait(attempts)
+        waiting = {*self._own, *_unfinished(attempts)}
         called = await self.jobs.run()
-        report = await self._clean(own, claimed, sweeping=True)
+        report = await self._clean(attempts, sweeping=True)
         # Others may hold the lease of what fails, so that no attempt of this one says so.
         left = await unfinished(self.context.backend)
         period = self.context.config.late_write_period
@@ -227,7 +231,7 @@ class Recovery:
             if claimed:
                 await asyncio.wait(claimed, timeout=self.context.config.compensation_timeout)
             due = asyncio.get_running_loop().time() >= self._sweep_due
-            await self._clean((), claimed, sweeping=due)
+            await self._clean(claimed, sweeping=due)
         except Exception as error:  # noqa: BLE001 - logged, and tried again
             _log_failed(error)
         return True
@@ -253,18 +257,16 @@ class Recovery:
             self._retries.start(delay=max(0.0, min(pauses)))
         return any(each.waits for each in self._own.values())
 
-    async def _clean(
-        self, own: Collection[_Attempt], claimed: Collection[_Attempt], *, sweeping: bool
-    ) -> RecoveryReport:
+    async def _clean(self, attempts: Collection[_Attempt], *, sweeping: bool) -> RecoveryReport:
         """Look after late writes, sweep, and report it with what became of attempts."""
-        outcomes = [_outcome(each) for each in (*own, *claimed)]
-        waiting = [each for each in claimed if _outcome(each) is None]
+        outcomes = [_outcome(each) for each in attempts]
+        waiting = {*self._own, *_unfinished(attempts)}
         problems: list[str] = []
         async with self._cleaning:
             report = RecoveryReport(
                 rolled_forward=outcomes.count(Outcome.COMMITTED),
                 compensated=outcomes.count(Outcome.ABORTED),
-                pending=len(waiting) + len(self._own),
+                pending=len(waiting),
                 late_writes_checked=await check_late_writes(self.context, problems),
             )
             if sweeping:
@@ -302,10 +304,19 @@ class Recovery:
                 and not each.waits
                 and (now or each.due <= moment)
             ):
-                attempt = _begin(self._try_own(each), transaction_id)
+                attempt = self._begin(self._try_own(each), transaction_id)
                 self._attempts[transaction_id] = attempt
                 attempt.add_done_callback(partial(self._ended, transaction_id))
         return list(self._attempts.values())
+
+    def _begin(self, work: Coroutine[Any, Any, Outcome | None], transaction_id: str) -> _Attempt:
+        """Begin an attempt in a task of its own, without the context of a request."""
+        attempt = asyncio.get_running_loop().create_task(
+            work, name=transaction_id, context=Context()
+        )
+        for each in self._reported:
+            each.add(attempt)
+        return attempt
 
     def _ended(self, transaction_id: str, _: _Attempt) -> None:
         del self._attempts[transaction_id]
@@ -392,7 +403,7 @@ class Recovery:
                     seen.add(each.token.transaction_id)
                     lease = Lease(each.token)
                     self.context.leases.hold(lease, started)
-                    attempt = _begin(self._take_over(lease, each), each.token.transaction_id)
+                    attempt = self._begin(self._take_over(lease, each), each.token.transaction_id)
                     self._taken.add(attempt)
                     attempt.add_done_callback(self._taken.discard)
                     begun.append(attempt)
@@ -586,14 +597,14 @@ class Recovery:
         return decision.outcome
 
 
-def _begin(work: Coroutine[Any, Any, Outcome | None], transaction_id: str) -> _Attempt:
-    """Begin an attempt in a task of its own, without the context of a request."""
-    return asyncio.get_running_loop().create_task(work, name=transaction_id, context=Context())
-
-
 def _outcome(attempt: _Attempt) -> Outcome | None:
     """Return the outcome of an attempt that has finished its transaction, if it has."""
     return attempt.result() if attempt.done() and not attempt.cancelled() else None
+
+
+def _unfinished(attempts: Collection[_Attempt]) -> set[str]:
+    """Return the transactions of attempts that have not finished theirs."""
+    return {each.get_name() for each in attempts if _outcome(each) is None}
 
 
 def _log_failed(error: Exception) -> None:
