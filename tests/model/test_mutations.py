@@ -11,9 +11,12 @@ import asyncio
 import inspect
 import os
 import random
+import tempfile
 from collections.abc import Callable, Coroutine, Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -34,9 +37,11 @@ from fennflow.connectors import Capabilities, Connector, Deletion
 from fennflow.engine import callbacks, finish, jobs, recovery, session, transaction, writing
 from fennflow.engine.callbacks import Callback
 from fennflow.exceptions import AccessDeniedException, NoSuchNamespaceException
+from fennflow_bucket import replica
 from fennflow_memory.backend import InMemoryBackend
 from fennflow_memory.connector import InMemoryConnector
-from world import LEASE, Fate, Quirks
+from watched_log import WatchedLog
+from world import BUCKET, LEASE, Fate, Quirks, World
 
 WALKS = 2000
 """How many walks a mutation may survive; each takes about 60 ms."""
@@ -219,7 +224,44 @@ NARROW: Mapping[str, Mapping[str, Any]] = {
     "no_longer_lease_of_held": HELD,
     "no_return_to_held": HELD,
     "no_fencing_of_held": HELD,
+    "no_shield_of_decisions": {
+        "capabilities": PLAIN,
+        "habits": Habits(
+            keys="a",
+            calls=["put"],
+            controls=["hold"],
+            fates=WORKS,
+            happens=["decide", "cancel"] * 4,
+            sessions=1,
+            bursts=[2, 4, 8],
+        ),
+    },
 }
+
+
+def step_until(world: World, happens: Callable[[], object]) -> None:
+    for _ in range(MOST_STEPS):
+        if happens():
+            return
+        world.loop.step()
+    pytest.fail("it never happens")
+
+
+def clock_behind() -> None:
+    """A process dies, and one whose clock is behind recovers, with the catalog in the bucket."""
+    with tempfile.TemporaryDirectory() as directory:
+        log = WatchedLog(Path(directory), BUCKET, skews=(-4000.0,))
+        actions = Actions(PLAIN, log=log)
+        try:
+            actions.open(0, auto_commit=True)
+            step_until(actions.world, lambda: actions.waiting)
+            actions.call(0, "put", ("a",))
+            step_until(actions.world, lambda: actions.waiting)
+            actions.kill(0, Fate.FAILS)
+            actions.wait(LEASE + 1)
+            assert actions.world.recover().compensated == 1
+        finally:
+            actions.world.close()
 
 
 def claimed_meanwhile() -> None:
@@ -227,14 +269,7 @@ def claimed_meanwhile() -> None:
     random.seed(0)  # of the pauses between two attempts
     actions = Actions(PLAIN)
     world = actions.world
-
-    def until(happens: Callable[[], object]) -> None:
-        for _ in range(MOST_STEPS):
-            if happens():
-                return
-            world.loop.step()
-        pytest.fail("it never happens")
-
+    until = partial(step_until, world)
     try:
         actions.open(0, auto_commit=True)
         until(lambda: actions.waiting)
@@ -258,7 +293,10 @@ def claimed_meanwhile() -> None:
         world.close()
 
 
-DIRECTED: Mapping[str, Callable[[], None]] = {"no_fencing": claimed_meanwhile}
+DIRECTED: Mapping[str, Callable[[], None]] = {
+    "no_fencing": claimed_meanwhile,
+    "no_time_of_the_store": clock_behind,
+}
 """What random walks meet too rarely."""
 
 
@@ -385,24 +423,30 @@ def no_end(stack: ExitStack) -> None:
         changed(stack, InMemoryBackend, name, value)
 
 
+async def exposed(
+    work: Coroutine[Any, Any, Any], **_: Any
+) -> tuple[asyncio.Task[Any], asyncio.CancelledError | None]:
+    """Do what `shielded` does, and let a cancellation through."""
+    task = asyncio.ensure_future(work)
+    cancellation = None
+    try:
+        await asyncio.wait({task})
+    except asyncio.CancelledError as error:
+        cancellation = error
+        task.cancel()
+        await asyncio.wait({task})
+    return task, cancellation
+
+
 def no_shield(stack: ExitStack) -> None:
     """P21: a cancellation cuts off what is under way, compensation too."""
-
-    async def exposed(
-        work: Coroutine[Any, Any, Any], **_: Any
-    ) -> tuple[asyncio.Task[Any], asyncio.CancelledError | None]:
-        task = asyncio.ensure_future(work)
-        cancellation = None
-        try:
-            await asyncio.wait({task})
-        except asyncio.CancelledError as error:
-            cancellation = error
-            task.cancel()
-            await asyncio.wait({task})
-        return task, cancellation
-
     for module in (session, writing):
         changed(stack, module, "shielded", exposed)
+
+
+def no_shield_of_decisions(stack: ExitStack) -> None:
+    """P21: so it does with a decision about what is held."""
+    changed(stack, recovery, "shielded", exposed)
 
 
 def no_other_callbacks(stack: ExitStack) -> None:
@@ -614,6 +658,15 @@ def no_fencing_of_held(stack: ExitStack) -> None:
     changed(stack, InMemoryBackend, "take_held", take_held)
 
 
+def no_time_of_the_store(stack: ExitStack) -> None:
+    """L10: what appends nothing is answered by the machine's clock."""
+
+    async def learn_time(_: Any) -> bool:
+        return False
+
+    changed(stack, replica.Replica, "_learn_time", learn_time)
+
+
 MUTATIONS: Sequence[Mutation] = (
     no_read_back,
     no_lock,
@@ -650,6 +703,8 @@ MUTATIONS: Sequence[Mutation] = (
     no_longer_lease_of_held,
     no_return_to_held,
     no_fencing_of_held,
+    no_shield_of_decisions,
+    no_time_of_the_store,
 )
 
 

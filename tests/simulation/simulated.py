@@ -35,7 +35,7 @@ from fennflow.exceptions import (
 from fennflow.files import BinaryContent, StreamContent
 from modelled_jobs import ModelJob
 from stores import FullUOW
-from world import BUCKET, Overlay, World
+from world import BUCKET, TAKEN, Overlay, World
 
 READ_ATTEMPTS = 3
 
@@ -122,10 +122,25 @@ class Held:
         # A commit undoes it if it finds that what was read has changed.
         self.given_up |= not commits or bool(self.world.settings.get("validate_reads"))
         method = uow_class.commit_held if commits else uow_class.abort_held
+        taken: list[str] = []
+        TAKEN.set(taken)
+        ends = self.world.loop.now + uow_class.config.compensation_timeout
         try:
             await method(self.transaction_id)
-        except (BaseBackendException, BaseConnectorException, TransactionException) as error:
+        except (
+            asyncio.CancelledError,
+            BaseBackendException,
+            BaseConnectorException,
+            TransactionException,
+        ) as error:
             self.world.note(f"decide {self.transaction_id}: {error!r}"[:150])
+            cut_off = any(
+                isinstance(each, asyncio.CancelledError) for each in (error, error.__cause__)
+            )
+            early = cut_off and taken and self.world.loop.now < ends and not self.world.over
+            assert not early, "P21: it was taken, and not decided for a cancellation"
+            if isinstance(error, asyncio.CancelledError):
+                raise
             return
         assert self.committed == commits, "P37: it was decided otherwise"
         self.aborted = not commits

@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Coroutine, Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager, suppress
+from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, tzinfo
 from enum import Enum
@@ -85,6 +86,9 @@ from watched_log import WatchedLog, replica_of
 
 T = TypeVar("T")
 R = TypeVar("R")
+
+TAKEN: ContextVar[list[str]] = ContextVar("TAKEN")
+"""The held transactions that the running decision has taken, so as to decide them."""
 
 Overlay = dict[str, bytes | None]
 """What a transaction has changed."""
@@ -353,11 +357,7 @@ class World:
             except PreconditionFailedException as error:
                 self._check_missing(operation, error)
                 raise
-            self.effects += 1
-            if operation.name == "commit":
-                self._on_commit(operation.transaction)
-            elif operation.name == "put" and self.log is not None:
-                self.now_do(replica_of(self.observer).catch_up())
+            self._on_effect(operation, result)
             return result
 
         pending = Pending(process, operation, self.loop.now, work)
@@ -378,6 +378,15 @@ class World:
         if fate is Fate.LOST:
             raise self._lost(operation)
         return result
+
+    def _on_effect(self, operation: Operation, result: object) -> None:
+        self.effects += 1
+        if operation.name == "commit":
+            self._on_commit(operation.transaction)
+        elif operation.name == "take_held" and result is not None:
+            TAKEN.get([]).append(operation.transaction)
+        elif operation.name == "put" and self.log is not None:
+            self.now_do(replica_of(self.observer).catch_up())
 
     def _on_commit(self, transaction_id: str) -> None:
         """Note that the pivot of a transaction took effect."""
