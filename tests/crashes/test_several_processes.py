@@ -11,7 +11,7 @@ import pytest
 
 from crashing import FULL, SEED, Event, Site, catalog_aside, check, make_site, start, work
 
-pytestmark = [pytest.mark.crashes, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.crashes, pytest.mark.timeout(3600)]
 
 WORKERS = 8
 SESSIONS = 200 if FULL else 40

@@ -83,7 +83,9 @@ settings.configure(
 )
 django.setup()
 from django.core.files.base import ContentFile
-from django.core.files.storage import default_storage
+from django.core.files.storage import default_storage, storages
+
+storages.backends.update(settings.STORAGES)  # Django 4.2 has lost the options
 from django.core.management import call_command
 from django.db import connection, transaction
 
@@ -200,8 +202,13 @@ def use_database(database: dict[str, Any]) -> Generator[None]:
 def use_storage(**options: Any) -> Generator[Site]:
     store = Store(InMemoryConnectorConfig(name=f"django{next(numbers)}"), f"bucket-{next(numbers)}")
     options = {"connector": store.config, "namespace": store.namespace, **options}
-    named = {"default": {"BACKEND": "fennflow_django.FennFlowStorage", "OPTIONS": options}}
+    named: dict[str, Any] = {
+        "default": {"BACKEND": "fennflow_django.FennFlowStorage", "OPTIONS": options},
+        # Cannot be made here: there is no STATIC_URL.
+        "staticfiles": {"BACKEND": "django.contrib.staticfiles.storage.StaticFilesStorage"},
+    }
     with override_settings(STORAGES=named):
+        storages.backends.update(named)  # Django 4.2 has lost the options
         call_command("migrate", run_syncdb=True, verbosity=0)
         storage = storages["default"]
         assert isinstance(storage, FennFlowStorage)

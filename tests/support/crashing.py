@@ -168,7 +168,7 @@ class Site:
         for _ in range(3):
             await self.expire()
             report = await self.uow_class.recover()
-            assert report.pending == 0
+            assert report.pending == 0, report
 
     async def journal(self) -> dict[str, int]:
         """Return how many rows of each table of the journal there are, locks that ran out aside."""

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
-from django.conf import settings
 from django.core.files.storage import storages
 from django.db import transaction
+from django.utils.module_loading import import_string
 
 from fennflow.backends import SqlalchemyBackendConfig
 from fennflow_django.database import connect, in_memory
@@ -15,7 +15,7 @@ from fennflow_django.storage import FennFlowStorage
 from fennflow_sqlalchemy.database import create_catalog, has_catalog
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from django.db.backends.base.base import BaseDatabaseWrapper
 
@@ -30,8 +30,16 @@ class _EndedByDjango:
 
 def fennflow_storages() -> dict[str, FennFlowStorage]:
     """Return the storages of `STORAGES` that are FennFlow's, by name."""
-    found = {name: storages[name] for name in settings.STORAGES}
-    return {name: each for name, each in found.items() if isinstance(each, FennFlowStorage)}
+    found: dict[str, FennFlowStorage] = {}
+    backends = cast("Mapping[str, Mapping[str, str]]", storages.backends)
+    for name, parameters in backends.items():
+        kind = import_string(parameters["BACKEND"])
+        # Those of others may not be ready to be made, as that of static files without STATIC_URL.
+        if not isinstance(kind, type) or issubclass(kind, FennFlowStorage):
+            storage = storages[name]
+            if isinstance(storage, FennFlowStorage):
+                found[name] = storage
+    return found
 
 
 def create_catalogs(wrapper: BaseDatabaseWrapper) -> None:
