@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from types import NoneType
-from typing import Any
+from typing import Any, cast
 
 from fennflow.backends import Intent, LateWrite, ObjectKey, Placement, Record, WriteId
 from fennflow.connectors import Location
@@ -56,7 +56,10 @@ def _checked(values: Sequence[object], types: Sequence[type | tuple[type, ...]])
     Raises:
         TypeError: they are not what `record_row` or `key_rows` wrote.
     """
-    texts = [each for value in values if isinstance(value, dict) for each in value.values()]
+    texts: list[object] = []
+    for value in values:
+        if isinstance(value, dict):
+            texts += cast("dict[str, object]", value).values()
     right = len(values) == len(types) and all(map(isinstance, values, types))
     if not (right and all(isinstance(each, str) for each in texts)):
         message = "it is not a record, or not a key"

@@ -15,7 +15,7 @@ from fennflow_django.storage import FennFlowStorage
 from fennflow_sqlalchemy.database import create_catalog, has_catalog
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Generator, Mapping
 
     from django.db.backends.base.base import BaseDatabaseWrapper
 
@@ -68,7 +68,7 @@ def create_catalogs(wrapper: BaseDatabaseWrapper) -> None:
 
 
 @contextmanager
-def _writing(wrapper: BaseDatabaseWrapper) -> Iterator[None]:
+def _writing(wrapper: BaseDatabaseWrapper) -> Generator[None]:
     """Hold a transaction that may write from its start.
 
     Django begins one that reads first. If another process writes meanwhile, SQLite refuses its
