@@ -30,7 +30,7 @@ from fennflow.backends import Area, BucketBackendConfig, Fill, FillPart, Record,
 from fennflow.connectors import Location, S3ConnectorConfig
 from fennflow.files import TextContent
 from fennflow.repositories import RepoField
-from fennflow.testing.recovery_suite import opened
+from fennflow.testing.backend_values import opened
 from fennflow_bucket.backend import BucketBackend
 
 BUCKET = "bucket"

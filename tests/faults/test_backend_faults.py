@@ -32,7 +32,7 @@ from fennflow.exceptions import (
 )
 from fennflow.files import TextContent
 from fennflow.testing import faults
-from fennflow.testing.recovery_suite import opened
+from fennflow.testing.backend_values import opened
 from fennflow_memory.backend import InMemoryBackend
 from stores import FullUOW, Store, make_store, numbers
 

@@ -55,7 +55,7 @@ from fennflow.exceptions import (
     TransactionLostException,
 )
 from fennflow.testing import faults
-from fennflow.testing.recovery_suite import (
+from fennflow.testing.backend_values import (
     A,
     B,
     C,

@@ -16,7 +16,7 @@ from fennflow.engine.runtime import engine_for
 from fennflow.exceptions import ConfigException, RecordAlreadyExistsException
 from fennflow.files import TextContent
 from fennflow.testing import S3Request
-from fennflow.testing.recovery_suite import A, new_transaction, opened
+from fennflow.testing.backend_values import A, new_transaction, opened
 from stores import FullUOW, Store, make_store, numbers
 
 STORES = ["memory", "memory-versioned", "moto", "strict", "seaweedfs", "obstore-file"]

@@ -23,8 +23,8 @@ from fennflow.reports import CommitInfo
 from fennflow.repositories import CrudRepository, RepoField
 from fennflow.sync import SyncUnitOfWork
 from fennflow.testing import PostgresqlServer
+from fennflow.testing.backend_values import A, B, opened, put
 from fennflow.testing.feed_suite import follow, ids
-from fennflow.testing.recovery_suite import A, B, opened, put
 from fennflow_sqlalchemy.backend import SqlalchemyBackend
 from fennflow_sqlalchemy.engines import Postgresql
 from stores import numbers

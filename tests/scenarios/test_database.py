@@ -34,7 +34,7 @@ from fennflow.exceptions import (
 )
 from fennflow.files import TextContent
 from fennflow.testing import PostgresqlServer, S3Server
-from fennflow.testing.recovery_suite import A, B, new_transaction, opened, plan_for, put, record
+from fennflow.testing.backend_values import A, B, new_transaction, opened, plan_for, put, record
 from fennflow_sqlalchemy import include_object_for, metadata_for, tables
 from fennflow_sqlalchemy.database import Database, LockWaitTimeoutError
 from fennflow_sqlalchemy.engines import Postgresql, Sqlite, open_databases, shown

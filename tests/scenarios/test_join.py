@@ -35,7 +35,7 @@ from fennflow.exceptions import (
 )
 from fennflow.sync.portal import close
 from fennflow.testing import S3Server
-from fennflow.testing.recovery_suite import opened
+from fennflow.testing.backend_values import opened
 from fennflow_sqlalchemy.tables import make_tables
 from stores import FullUOW, raw_client
 from threads import Threaded, ThreadedUnits, bare

@@ -46,7 +46,7 @@ from fennflow.files import BinaryContent, JsonContent, TextContent
 from fennflow.paths import StoragePath
 from fennflow.reports import Difference, Finding, ReconcileAction, ReconcileReport
 from fennflow.testing import PostgresqlServer, S3Server, faults
-from fennflow.testing.recovery_suite import opened
+from fennflow.testing.backend_values import opened
 from stores import FullUOW, Store, make_store, numbers, s3_config
 
 NEVER = ReconcileConfig(frequency="never")

@@ -65,7 +65,7 @@ from fennflow.exceptions import (
 )
 from fennflow.repositories import CrudRepository, RepoField
 from fennflow.testing import Boundary, S3Server, faults
-from fennflow.testing.recovery_suite import new_transaction, opened
+from fennflow.testing.backend_values import new_transaction, opened
 from stores import Store, make_store, numbers, raw_client
 
 UNCOMMITTED = Boundary("after", "put")

@@ -39,10 +39,10 @@ from fennflow.jobs import JobFunction, current_job
 from fennflow.repositories import CrudRepository, RepoField
 from fennflow.sync.portal import close
 from fennflow.testing import PostgresqlServer, faults
+from fennflow.testing.backend_values import opened
 from fennflow.testing.job_suite import stepped
-from fennflow.testing.recovery_suite import opened
 from fennflow_memory.backend import InMemoryBackend
-from fennflow_sqlalchemy.jobs import JobBackend
+from fennflow_sqlalchemy.backend import SqlalchemyBackend
 from stores import numbers
 
 
@@ -628,17 +628,17 @@ async def test_a_compensation_in_the_row_of_one_that_is_gone_is_not_taken_for_it
     async with opened(SqlalchemyBackendConfig(url=f"sqlite:///{tmp_path}/shop.db")) as backend:
         gone = await stepped(backend, 1)
         await backend.abort(gone)
-        due = JobBackend._due
+        due = SqlalchemyBackend._due
 
-        async def meanwhile(self: JobBackend, rows: Any) -> Any:
+        async def meanwhile(self: SqlalchemyBackend, rows: Any) -> Any:
             # Another process calls the compensation, and a third one journals its own.
             found = await due(self, rows)
-            monkeypatch.setattr(JobBackend, "_due", due)
+            monkeypatch.setattr(SqlalchemyBackend, "_due", due)
             await backend.end_jobs(await backend.claim_jobs(["undo"], limit=1))
             await stepped(backend, 1)
             return found
 
-        monkeypatch.setattr(JobBackend, "_due", meanwhile)
+        monkeypatch.setattr(SqlalchemyBackend, "_due", meanwhile)
         assert await backend.claim_jobs(["undo"], limit=9) == []
 
 

@@ -48,7 +48,7 @@ from fennflow.exceptions import (
 from fennflow.files import TextContent
 from fennflow.sync.portal import close
 from fennflow.testing import Boundary, boundaries, killing
-from fennflow.testing.recovery_suite import opened
+from fennflow.testing.backend_values import opened
 from fennflow_bucket.backend import BucketBackend
 from fennflow_bucket.clocks import SECOND
 from fennflow_bucket.commands import Command

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
@@ -36,6 +36,7 @@ from fennflow.retries import repeat
 from fennflow_sqlalchemy.tables import catalog_id_of, make_tables, migrate
 
 if TYPE_CHECKING:
+    from sqlalchemy import Executable
     from sqlalchemy.types import TypeEngine
 
     from fennflow_sqlalchemy.config import SqlalchemyBackendConfig
@@ -108,6 +109,33 @@ class Database(ABC):
                     "your own transaction around this call, end it first, or join it."
                 )
                 raise RecordLockedException(message) from error
+
+    async def read(
+        self, statement: Executable, parameters: Mapping[str, Any] | None = None
+    ) -> list[Any]:
+        """Return the rows of one statement that writes nothing; see `run`.
+
+        Args:
+            statement: what to execute.
+            parameters: its values.
+        """
+        return await self.run(lambda each: _rows(each, statement, parameters), write=False)
+
+    async def write(
+        self,
+        statement: Executable,
+        parameters: Mapping[str, Any] | None = None,
+        *,
+        lock_wait: float | None = None,
+    ) -> list[Any]:
+        """Execute one statement that writes, and return the rows of its RETURNING; see `run`.
+
+        Args:
+            statement: what to execute.
+            parameters: its values.
+            lock_wait: like that of `run`.
+        """
+        return await self.run(lambda each: _rows(each, statement, parameters), lock_wait=lock_wait)
 
     async def _repeat(self, work: Work[R], *, write: bool, once: bool, lock_wait: float) -> R:
         try:
@@ -203,6 +231,13 @@ class Database(ABC):
             .table_valued(*typed, name=parameter)
             .render_derived(name=parameter, with_types=True)
         )
+
+
+def _rows(
+    connection: Connection, statement: Executable, parameters: Mapping[str, Any] | None
+) -> list[Any]:
+    result = connection.execute(statement, parameters)
+    return list(result) if result.returns_rows else []
 
 
 def _bare(kind: TypeEngine[Any]) -> TypeEngine[Any]:

@@ -19,8 +19,7 @@ from fennflow.backends import (
 from fennflow.config import BackendConfig
 from fennflow.connectors import Location
 from fennflow.exceptions import CursorException
-from fennflow.testing.job_suite import JobSuite
-from fennflow.testing.recovery_suite import A, B, C, new_transaction, plan_for, put, record, run
+from fennflow.testing.backend_values import A, B, C, new_transaction, plan_for, put, record, run
 
 
 def with_commits(config: BackendConfig, scenario: Callable[[Backend], Awaitable[None]]) -> None:
@@ -51,7 +50,7 @@ def ids(found: list[CommittedTransaction]) -> list[str]:
     return [each.transaction_id for each in found]
 
 
-class FeedSuite(JobSuite):
+class FeedSuite:
     """Tests of what the contract says of the feed of commits (P38)."""
 
     def test_each_commit_is_in_the_feed_once_in_order_with_what_it_wrote(

@@ -10,9 +10,8 @@ import pytest
 
 from fennflow.backends import Backend, Commit, Job, Outcome, TransactionToken
 from fennflow.config import BackendConfig
-from fennflow.testing.recovery_suite import (
+from fennflow.testing.backend_values import (
     A,
-    RecoverySuite,
     new_transaction,
     plan_for,
     record,
@@ -67,7 +66,7 @@ def with_jobs(
     run(config, checked, lease_ttl=lease_ttl)
 
 
-class JobSuite(RecoverySuite):
+class JobSuite:
     """Tests of compensations, hooks, and of who calls them (P33 to P36)."""
 
     def test_a_job_comes_back_as_it_was_journaled(self, config: BackendConfig) -> None:
