@@ -27,8 +27,8 @@ from fennflow.engine.plan import (
     choose_placement,
     outstanding,
     plan_commit,
+    plan_compensation,
     staging_key,
-    undo,
     visible,
 )
 
@@ -169,7 +169,7 @@ def test_a_retracted_write_counts_for_nothing_but_its_traces() -> None:
 def test_compensation_names_what_proves_that_the_object_is_ours() -> None:
     """P18: a version id, a staging key, or else the ETag and the stamp of the write."""
     known = [write(Placement.STAGED, 1), write(Placement.VERSIONED, 2), write(Placement.DIRECT, 3)]
-    assert undo("s", known, {"bucket": STRONG}) == [
+    assert plan_compensation("s", known, {"bucket": STRONG}) == [
         Delete(namespace="bucket", location=Location(".fennflow/c/s/1"), for_key="a"),
         Delete(namespace="bucket", location=Location("a", "v2"), owner=WriteId("s", 2)),
         Delete(namespace="bucket", location=Location("a"), etag="e3", owner=WriteId("s", 3)),
@@ -179,14 +179,14 @@ def test_compensation_names_what_proves_that_the_object_is_ours() -> None:
 def test_a_write_whose_answer_was_lost_counts_as_done() -> None:
     """P19, P20 a."""
     lost = write(Placement.DIRECT, 3, record=None, ambiguous=True)
-    assert undo("s", [lost], {"bucket": STRONG}) == [
+    assert plan_compensation("s", [lost], {"bucket": STRONG}) == [
         Delete(namespace="bucket", location=Location("a"), owner=WriteId("s", 3))
     ]
     commit = plan_commit("s", {KEY: [lost]}, {"bucket": STRONG}, {})
     assert list(commit.late_writes) == [
         LateWrite(namespace="bucket", key="a", write=WriteId("s", 3))
     ]
-    assert undo("s", [replace(lost, sent=False)], {"bucket": STRONG}) == []
+    assert plan_compensation("s", [replace(lost, sent=False)], {"bucket": STRONG}) == []
 
 
 def test_what_is_left_are_the_steps_of_keys_that_are_held() -> None:
@@ -211,14 +211,14 @@ def test_an_unfinished_upload_is_aborted() -> None:
     """P13."""
     begun = write(Placement.DIRECT, 1, record=None, sent=False)
     begun = replace(begun, intent=replace(begun.intent, upload_id="u"))
-    assert undo("s", [begun], {"bucket": STRONG}) == [
+    assert plan_compensation("s", [begun], {"bucket": STRONG}) == [
         AbortUpload(namespace="bucket", key="a", upload_id="u")
     ]
 
 
 def test_staged_bytes_in_a_versioned_bucket_are_looked_for_if_their_version_is_unknown() -> None:
     lost = write(Placement.STAGED, 1, record=None, ambiguous=True)
-    assert undo("s", [lost], {"bucket": VERSIONED}) == [
+    assert plan_compensation("s", [lost], {"bucket": VERSIONED}) == [
         Delete(
             namespace="bucket",
             location=Location(".fennflow/c/s/1"),

@@ -8,7 +8,6 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from fennflow.backends import (
-    Area,
     Intent,
     Job,
     LateWrite,
@@ -25,8 +24,6 @@ from fennflow.exceptions import TransactionLostException
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 HEADERS = "fennflow_headers"
 MICROSECOND = timedelta(microseconds=1)
-FILL = "fill:"
-"""How the names of the values begin that mark areas as being filled."""
 
 
 def transaction_params(token: TransactionToken) -> dict[str, str | int]:
@@ -176,17 +173,6 @@ def job_of(row: Any) -> Job:
         attempts=row.attempts,
         error=row.error,
     )
-
-
-def fill_mark(area: Area) -> str:
-    """Return the name of the value that marks an area as being filled."""
-    return f"{FILL}{area.namespace}\x1f{area.prefix}"
-
-
-def fill_area(mark: str) -> Area:
-    """Return the area that a value marks as being filled."""
-    namespace, _, prefix = mark.removeprefix(FILL).partition("\x1f")
-    return Area(namespace, prefix)
 
 
 def lost(token: TransactionToken) -> TransactionLostException:

@@ -36,7 +36,6 @@ from sqlalchemy import (
 )
 
 from fennflow.backends.values import ATTEMPTS_IN_ORDER
-from fennflow_sqlalchemy.rows import FILL
 
 if TYPE_CHECKING:
     from sqlalchemy.sql.dml import ReturningInsert, ReturningUpdate
@@ -525,53 +524,6 @@ class JobStatements:
             select(table.c.transaction_id)
             .join(ids, table.c.transaction_id == ids.c.transaction_id)
             .distinct()
-        )
-
-
-class FillStatements:
-    """Of fills, and of details that a listing does not have of the objects that they recorded.
-
-    Args:
-        tables: that they are about.
-        catalog: their database.
-    """
-
-    def __init__(self, tables: Tables, catalog: Database) -> None:
-        meta, records = tables.meta, tables.records
-        mark, fill = bindparam("mark", type_=Text()), bindparam("fill", type_=Text())
-        hidden = bindparam("hidden", type_=Text())
-        self.fills = select(meta.c.name, meta.c.value).where(meta.c.name.like(f"{FILL}%"))
-        self.hold = select(meta.c.value).where(meta.c.name == mark).with_for_update(read=True)
-        self.begin = (
-            catalog.insert(meta)
-            .from_select(["name", "value"], select(mark, fill).where(true()))
-            .on_conflict_do_nothing()
-        )
-        self.end = (
-            delete(meta).where(meta.c.name == mark, meta.c.value == fill).returning(meta.c.name)
-        )
-        names = [column.name for column in records.columns if column.name != "namespace"]
-        shown = bindparam("shown", type_=Text())
-        self.show = (
-            catalog.insert(records)
-            .from_select(
-                ["namespace", *names],
-                select(shown, *(records.c[name] for name in names)).where(
-                    records.c.namespace == hidden
-                ),
-            )
-            .on_conflict_do_nothing()
-        )
-        self.clear = delete(records).where(records.c.namespace == hidden)
-        found = ("version_id", "media_type", "metadata")
-        rows = catalog.rows("rows", [records.c[name] for name in (*IDENTITY, *found)])
-        self.add_details = (
-            update(records)
-            .where(
-                *(records.c[name] == rows.c[name] for name in IDENTITY),
-                records.c.media_type == "",
-            )
-            .values({name: rows.c[name] for name in found})
         )
 
 

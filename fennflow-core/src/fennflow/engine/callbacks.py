@@ -1,4 +1,7 @@
-"""What users hang on a transaction: saga steps of their own, and callbacks for its outcome."""
+"""Undo functions of saga steps, and callbacks for the outcome, that this process alone can call.
+
+`Session.step` does a step; `jobs.py` calls the undo functions and hooks that are registered by name.
+"""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ from fennflow.engine.callbacks import Callbacks
 from fennflow.engine.directories import check_directories_again
 from fennflow.engine.finish import Finisher
 from fennflow.engine.leases import clock
-from fennflow.engine.plan import late_writes, plan_commit, undo
+from fennflow.engine.plan import late_writes, plan_commit, plan_compensation
 from fennflow.engine.recovery import LOCK_WAIT, Unsettled
 from fennflow.exceptions import (
     CommitUncertainException,
@@ -362,7 +362,7 @@ class Ending:
         writes = list(tx.writes.values())
         return Unsettled(
             lease=tx.lease,
-            undo=undo(tx.transaction_id, writes, tx.capabilities),
+            undo=plan_compensation(tx.transaction_id, writes, tx.capabilities),
             late_writes=late_writes(tx.transaction_id, writes),
             # Once the outcome is known here they are called from here.
             callbacks=tx.callbacks if tx.outcome is None else Callbacks(),

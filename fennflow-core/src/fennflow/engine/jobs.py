@@ -1,4 +1,7 @@
-"""Calls of compensations and hooks that were journaled: at least once, by any process (P33 to P36)."""
+"""Calls of compensations and hooks that were journaled: at least once, by any process (P33 to P36).
+
+`Session.step` and the pivot journal them; `fennflow.jobs` registers the functions.
+"""
 
 from __future__ import annotations
 

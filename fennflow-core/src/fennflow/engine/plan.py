@@ -139,7 +139,7 @@ def change_of(key: ObjectKey, before: Record | None, after: Record | None) -> Ch
     )
 
 
-def undo(
+def plan_compensation(
     transaction_id: str, writes: Iterable[Write], capabilities: Mapping[str, Capabilities]
 ) -> list[Step]:
     """Return the steps that remove every trace of a transaction's writes, and nothing else (P18).
@@ -245,7 +245,7 @@ def plan_commit(
                 garbage = [w for w in garbage if w.intent.placement is not Placement.DIRECT]
                 own = capabilities[key.namespace]
                 steps += _move(transaction_id, alive, alive.record, replaced, own)
-        steps += undo(transaction_id, garbage, capabilities)
+        steps += plan_compensation(transaction_id, garbage, capabilities)
         replaced_version = None if alive is None or alive.before is None else alive.before.location
         if replaced_version is not None and replaced_version.version_id and not keep_versions:
             steps.append(Delete(namespace=key.namespace, location=replaced_version))
@@ -285,4 +285,4 @@ def _move(
         ambiguous=write.ambiguous,
         extra=write.extra,
     )
-    return [copy, *undo(transaction_id, [write], {record.namespace: capabilities})]
+    return [copy, *plan_compensation(transaction_id, [write], {record.namespace: capabilities})]

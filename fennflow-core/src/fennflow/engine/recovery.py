@@ -33,7 +33,7 @@ from fennflow.engine.finish import Finisher
 from fennflow.engine.garbage import check_late_writes, sweep
 from fennflow.engine.jobs import HOOK_WAIT, Jobs
 from fennflow.engine.leases import Lease, clock
-from fennflow.engine.plan import Write, late_writes, undo
+from fennflow.engine.plan import Write, late_writes, plan_compensation
 from fennflow.engine.stuck import undecided, unfinished
 from fennflow.exceptions import (
     BaseConnectorException,
@@ -550,7 +550,7 @@ class Recovery:
                 {write.intent.namespace for write in writes}
             )
             reached = [each for each in writes if each.intent.namespace in capabilities]
-            unsettled.undo = undo(found.token.transaction_id, reached, capabilities)
+            unsettled.undo = plan_compensation(found.token.transaction_id, reached, capabilities)
             unsettled.late_writes = late_writes(found.token.transaction_id, writes)
             async with self._slots:
                 return await self._settle(unsettled)
