@@ -203,7 +203,7 @@ def test_what_is_no_place_is_used_wrongly(program: Program) -> None:
         assert "FIELD:PATH" in done.err
     done = program("cp", "no-such-file", "files:")
     assert done.code == 1
-    assert "There is no file" in done.err
+    assert "No such file" in done.err
 
 
 async def test_progress_is_shown_on_a_terminal(shell: Shell) -> None:

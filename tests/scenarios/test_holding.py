@@ -373,7 +373,7 @@ async def test_a_decision_that_is_cut_off_leaves_it_held_and_is_named(
             await asyncio.wait({decision})
             hangs = False
             if commits:
-                with pytest.raises(CommitUncertainException, match="if it is held still"):
+                with pytest.raises(CommitUncertainException, match="if it is still held"):
                     decision.result()
             else:
                 assert decision.cancelled()
@@ -382,7 +382,7 @@ async def test_a_decision_that_is_cut_off_leaves_it_held_and_is_named(
             report = await uow_class.recover()
             assert (report.pending, len(report.problems)) == (1, 1)
             assert f"Transaction {held} is held" in report.problems[0]
-            assert f"{held} is held still: its commit or abort was cut off" in caplog.text
+            assert f"{held} is still held: its commit or abort was interrupted" in caplog.text
             await decide(held)
             assert await contents(uow_class) == (NEW if commits else OLD)
 

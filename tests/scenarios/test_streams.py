@@ -441,7 +441,7 @@ async def test_a_source_has_not_ended_where_it_gives_nothing(
 ) -> None:
     store = await make_store("memory", request)
     async with store.uow()() as uow:
-        with pytest.raises(FileException, match="NoneType instead of bytes"):
+        with pytest.raises(FileException, match="None instead of bytes"):
             await uow.files.put(StreamContent.from_iterable(source, filename="a"))
     assert await store.objects() == {}
 

@@ -58,7 +58,7 @@ def current_job() -> Job:
     try:
         return _current.get()
     except LookupError:
-        message = "current_job() is asked outside of a compensation or a hook."
+        message = "current_job() was called outside of a compensation or a hook."
         raise TransactionException(message) from None
 
 
@@ -93,7 +93,7 @@ class JobFunction(Generic[P]):
     ) -> None:
         if not (name.isprintable() and name.strip() == name != ""):
             message = (
-                f"The name {name!a} is not usable: it is printable text without spaces around it."
+                f"The name {name!a} is not usable: give printable text without spaces around it."
             )
             raise ConfigException(message)
         if not timeout > 0:
@@ -173,8 +173,8 @@ class JobFunction(Generic[P]):
             raise ConfigException(message) from None
         if not kept:
             message = (
-                f"An argument of {self.name} is another one after its way through JSON, such as a secret, "
-                "which is stored as asterisks. Pass what the function can find it by."
+                f"An argument of {self.name} changes when it is stored as JSON; a secret, for instance, "
+                "becomes asterisks. Pass something by which the function can look it up."
             )
             raise ConfigException(message)
         return JobCall(self, text)
@@ -308,8 +308,8 @@ def _register(
     there = functions_of(config).get(name)
     if there is not None and _place_of(there.function) != _place_of(function):
         message = (
-            f"The name {name!a} is registered for {_place_of(there.function)} already, so it cannot be "
-            f"that of {_place_of(function)}, too. Units of work with equal configurations share names."
+            f"The name {name!a} is already registered for {_place_of(there.function)}, so it cannot be "
+            f"used for {_place_of(function)}. Units of work with equal configurations share names."
         )
         raise ConfigException(message)
     functions_of(config)[name] = made

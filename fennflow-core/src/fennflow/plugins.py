@@ -134,7 +134,7 @@ class PluginRegistry:
             what = f"{what.__module__}.{what.__qualname__}"
         broken = [plugin.error for plugin in self.plugins if plugin.error is not None]
         off = ", ".join(plugin.name for plugin in self.plugins if plugin.disabled)
-        message = f"No working plugin brings {what}."
+        message = f"No working plugin provides {what}."
         if broken:
             message += " Broken: " + " ".join(map(str, broken))
         if off:
@@ -293,7 +293,7 @@ def _discover(modules: Iterable[object], disable: Collection[str]) -> PluginRegi
     doubled = [f"{what} by {' and '.join(by)}" for what, by in owners.items() if len(by) > 1]
     if doubled:
         found.conflict = PluginException(
-            f"Brought twice: {'; '.join(doubled)}. Uninstall one of them, "
+            f"Provided twice: {'; '.join(doubled)}. Uninstall one of them, "
             f"or switch the plugin off with {DISABLE_VARIABLE}."
         )
     return found

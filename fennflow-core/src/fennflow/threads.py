@@ -23,7 +23,7 @@ class Threads(ThreadPoolExecutor):
         except RuntimeError as error:
             if not self._threads:
                 message = (
-                    "This needs a first thread, and Python starts none now, since the main thread has "
-                    "ended. Nothing of it was done. End your threads before the main thread ends."
+                    "This needs a new thread, and Python starts none after the main thread has ended. "
+                    "Nothing was done. End your threads before the main thread ends."
                 )
                 raise TransactionException(message) from error

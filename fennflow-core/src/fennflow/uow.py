@@ -498,8 +498,8 @@ def _check_callable(function: object) -> None:
     """Refuse what could not be called back, before it is lost after the commit."""
     if not callable(function):
         message = (
-            f"{brief(function)} is not a function, and it is called later. Pass the function itself, or "
-            "lambda: send(order); not what calling it returned."
+            f"{brief(function)} is not a function that can be called later. Pass the function itself, or "
+            "lambda: send(order), not the result of a call."
         )
         raise ConfigException(message)
 

@@ -102,7 +102,7 @@ def answer_for(
     asked = {name.lower(): value for name, value in headers.items()}
     etag = f'"{info.sha256 or info.etag}"'
     if not _VISIBLE.fullmatch(etag):
-        message = f"The ETag of {info.path!a} cannot stand in a header. Reconcile the catalog."
+        message = f"The ETag of {info.path!a} cannot be sent in a header. Reconcile the catalog."
         raise FileException(message)
     reply = {
         "Accept-Ranges": "bytes",

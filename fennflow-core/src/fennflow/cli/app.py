@@ -33,7 +33,7 @@ app = typer.Typer(
 UsageError = cast("type[Exception]", typer.BadParameter.__base__)
 """Of click, which typer brings along under a name that changes."""
 
-Json = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else.")]
+Json = Annotated[bool, typer.Option("--json", help="Print only JSON.")]
 
 
 def _show_version(wanted: bool) -> None:  # noqa: FBT001 - as typer calls it
@@ -86,7 +86,7 @@ def run(work: Coroutine[Any, Any, T]) -> T:
     except FennFlowException as error:
         fail(error)
     except KeyboardInterrupt:
-        stderr.line("Interrupted; what was under way is undone.")
+        stderr.line("Interrupted; what was not committed is undone.")
         raise typer.Exit(INTERRUPTED) from None
 
 

@@ -178,7 +178,7 @@ class _Demo:
         if not self._quiet:
             stdout.line()
             stdout.line(
-                "All or nothing, whenever it dies. Now yours: the quick start in the README."
+                "All or nothing, whenever the process dies. Next: the quick start in the README."
             )
         return story
 

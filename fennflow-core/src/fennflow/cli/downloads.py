@@ -45,7 +45,7 @@ def check_local_name(name: str, *, windows: bool = WINDOWS) -> None:
         if outside:
             message = (
                 f"{name!r} cannot be a local path: its segment {segment!r} would lead outside of the "
-                "destination, or is not a name of a file here. Nothing was written."
+                "destination, or cannot be a file name on this system. Nothing was written."
             )
             raise PathException(message)
 

@@ -43,7 +43,7 @@ Places = Annotated[
     ),
 ]
 Recursive = Annotated[
-    bool, typer.Option("--recursive", "-r", help="Take directories with all that is in them.")
+    bool, typer.Option("--recursive", "-r", help="Include directories and everything below them.")
 ]
 
 
@@ -374,10 +374,10 @@ def presign(
     places: Places,
     *,
     expires_in: Annotated[
-        float, typer.Option("--expires-in", "-e", help="Seconds for which the URLs are good.")
+        float, typer.Option("--expires-in", "-e", help="Seconds until the URLs expire.")
     ] = 3600.0,
     upload: Annotated[
-        bool, typer.Option("--upload", help="For a PUT to a path that is free, not for a GET.")
+        bool, typer.Option("--upload", help="Make URLs for a PUT to free paths, instead of a GET.")
     ] = False,
     as_json: Json = False,
 ) -> None:

@@ -92,7 +92,7 @@ def doctor(
         ),
     ] = None,
     endpoint: Annotated[
-        str | None, typer.Option(metavar="URL", help="Of a server that speaks S3, for --store.")
+        str | None, typer.Option(metavar="URL", help="The S3-compatible server, for --store.")
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -201,8 +201,8 @@ def transactions(
         list[str],
         typer.Argument(
             metavar="[show|commit|abort] MODULE:CLASS [ID]",
-            help="The unit of work, as it is imported: app.storage:UOW. With show, commit or abort also "
-            "the id of a transaction.",
+            help="The unit of work, as it is imported: app.storage:UOW. With show, commit or abort, the "
+            "id of a transaction follows.",
         ),
     ],
     *,
@@ -216,7 +216,7 @@ def transactions(
     ids = [each for each in words if ":" not in each]
     targets = [each for each in words if ":" in each]
     if len(targets) != 1 or len(ids) != (action != "list"):
-        message = "Name a unit of work (MODULE:CLASS); and with show, commit or abort one id, too."
+        message = "Give one unit of work (MODULE:CLASS), and with show, commit or abort one transaction id."
         raise typer.BadParameter(message)
     uow_class = load(targets[0])
     if action == "list":
@@ -287,18 +287,20 @@ def commits(
     after: Annotated[
         str | None,
         typer.Option(
-            metavar="CURSOR", help="Begin behind this commit; else with the first one that is kept."
+            metavar="CURSOR",
+            help="Start after this commit. Default: with the oldest one that is kept.",
         ),
     ] = None,
     follow: Annotated[
-        bool, typer.Option("--follow", "-f", help="Wait for new commits, without end.")
+        bool, typer.Option("--follow", "-f", help="Keep waiting for new commits.")
     ] = False,
     poll: Annotated[
-        float, typer.Option(min=0.1, metavar="SECONDS", help="How often to look, with --follow.")
+        float,
+        typer.Option(min=0.1, metavar="SECONDS", help="Pause between two checks, with --follow."),
     ] = 5.0,
     as_json: Annotated[
         bool,
-        typer.Option("--json", help="Print each commit as one line of JSON, and nothing else."),
+        typer.Option("--json", help="Print only JSON, one line for each commit."),
     ] = False,
 ) -> None:
     """List what was committed by any process, each commit once and in order, with its cursor.
@@ -372,7 +374,7 @@ def adopt(
     target: Target,
     *,
     batch_size: Annotated[
-        int | None, typer.Option(min=1, help="Objects that are recorded at a time.")
+        int | None, typer.Option(min=1, help="How many objects to record at a time.")
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -389,18 +391,20 @@ def reconcile(
     *,
     strategy: Annotated[
         Literal["fill_if_empty", "insert_missing", "replace"] | None,
-        typer.Option(help="What to do about objects of others, and records; else the config's."),
+        typer.Option(help="What to do about differences. Default: as configured."),
     ] = None,
     orphans: Annotated[
         Literal["report", "adopt", "delete"] | None,
-        typer.Option(help="What to do about FennFlow's own objects without a record."),
+        typer.Option(help="What to do about objects that FennFlow wrote and that have no record."),
     ] = None,
     adopt_catalog: Annotated[
         list[str] | None,
-        typer.Option(help="The id of another catalog whose objects count as this one's."),
+        typer.Option(
+            help="Id of another catalog, whose objects are treated as this catalog's own."
+        ),
     ] = None,
     batch_size: Annotated[
-        int | None, typer.Option(min=1, help="Keys that are examined and locked at a time.")
+        int | None, typer.Option(min=1, help="How many keys to examine and lock at a time.")
     ] = None,
     as_json: Json = False,
 ) -> None:

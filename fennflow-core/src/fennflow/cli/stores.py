@@ -41,7 +41,7 @@ def config_for(url: str, endpoint: str | None) -> tuple[ConnectorConfig, str]:
     if scheme == "s3":
         return connectors.S3ConnectorConfig(endpoint_url=endpoint), namespace
     if endpoint is not None:
-        message = "--endpoint is for s3:// alone."
+        message = "--endpoint is only for s3://."
         raise typer.BadParameter(message)
     return connectors.ObstoreConnectorConfig(url=f"{above}/"), namespace
 

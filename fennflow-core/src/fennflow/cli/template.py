@@ -31,9 +31,9 @@ def register(app: typer.Typer) -> None:
 
 def new_plugin(
     distribution: Annotated[
-        str, typer.Argument(metavar="NAME", help="Of the package to be: fennflow-acme.")
+        str, typer.Argument(metavar="NAME", help="Name of the new package: fennflow-acme.")
     ],
-    directory: Annotated[Path, typer.Option(help="Where to make its folder.")] = Path(),
+    directory: Annotated[Path, typer.Option(help="Where to create its folder.")] = Path(),
     *,
     as_json: Json = False,
 ) -> None:
@@ -43,7 +43,7 @@ def new_plugin(
         raise typer.BadParameter(message)
     folder = directory / distribution
     if folder.exists():
-        message = f"{folder} is there already."
+        message = f"{folder} already exists."
         raise typer.BadParameter(message)
     name = distribution.removeprefix("fennflow-").replace("-", "_")
     names = {
@@ -69,6 +69,8 @@ def new_plugin(
     if as_json:
         show_json([str(path) for path in written])
         return
-    stdout.line(f"{folder} is a package with a connector on a dictionary. Next:")
+    stdout.line(
+        f"{folder} is a package with a connector that stores objects in a dictionary. Next:"
+    )
     stdout.line(f"  cd {folder} && pip install -e '.[dev]' && pytest")
-    stdout.line("  then replace the dictionary in connector.py by your store, method by method.")
+    stdout.line("  then replace the dictionary in connector.py with your store, method by method.")

@@ -49,7 +49,7 @@ FollowLinks = Annotated[
     typer.Option(
         "--follow-links",
         "-L",
-        help="Copy what symbolic links in local directories point to; else a link is an error.",
+        help="Copy what symbolic links in local directories point to. Default: a link is an error.",
     ),
 ]
 
@@ -97,7 +97,9 @@ def mv(
     A local source goes when the transaction has committed; a file of the store, with it.
     """
     if STANDARD in {*sources, destination}:
-        message = "Standard input and output cannot be moved: use cp. A file of this name is ./-"
+        message = (
+            "Standard input and output cannot be moved: use cp. For a file of this name, write ./-"
+        )
         raise typer.BadParameter(message)
     transfer = _Transfer(
         UowTarget(target), sources, destination, recursive, follow_links, move=True
@@ -149,7 +151,9 @@ class _Transfer:
         self._destination = target = uow.place(destination) or Path(destination)
         sources_found = [uow.place(text) or Path(text) for text in sources]
         if isinstance(target, Path) and any(isinstance(each, Path) for each in sources_found):
-            message = f"Neither {sources[0]!r} nor {destination!r} is a place, FIELD:PATH."
+            message = (
+                f"Neither {sources[0]!r} nor {destination!r} is a place in the store (FIELD:PATH)."
+            )
             raise typer.BadParameter(message)
         self._places = [each for each in sources_found if isinstance(each, Place)]
         into = destination.endswith(("/", ":")) or len(sources) > 1
@@ -218,7 +222,7 @@ class _Transfer:
                 and target.field == root.field
                 and directory_of(target.path).startswith(root.path)
             ):
-                message = f"{target} is inside {root}, which is to go there; nothing was done."
+                message = f"{target} is inside {root}, which cannot be copied or moved into itself; nothing was done."
                 raise FilepathsCollisionError(message)
 
     def _name(self, source: Source) -> str:
@@ -265,7 +269,7 @@ class _Transfer:
         for path, before in self._before.items():
             try:
                 if _state(path) != before:
-                    kept.append(f"{path} was changed after it was read, and is kept.")
+                    kept.append(f"{path} was changed after it was read, so it was not deleted.")
                 else:
                     path.unlink()
             except FileNotFoundError:
@@ -306,7 +310,7 @@ def _local(text: str, *, recursive: bool, follow_links: bool) -> list[Source]:
             f"that: cat {source} | fennflow cp … - … Nothing was done."
         )
     else:
-        message = f"There is no file {source}."
+        message = f"No such file: {source}"
     return fail(FileException(message))
 
 
@@ -367,7 +371,9 @@ def _standard(
     """Copy a file to standard output, or from standard input."""
     message = ""
     if len(sources) > 1 or recursive:
-        message = "Standard input and output (-) are one file: name one other, without --recursive."
+        message = (
+            "Standard input or output (-) is one file: give one other file, without --recursive."
+        )
     elif destination == STANDARD:
         if as_json:
             message = "--json and the bytes of a file cannot both go to standard output."
@@ -380,7 +386,7 @@ def _standard(
         else:
             show_done(run(_from_input(uow, place)), "Copied", as_json=as_json)
     if message:
-        message += " A local file of this name is ./-"
+        message += " For a local file of this name, write ./-"
         raise typer.BadParameter(message)
 
 

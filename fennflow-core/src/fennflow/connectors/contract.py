@@ -389,8 +389,8 @@ class Connector(ABC):
         """
         del method, expires_in, terms, response_headers
         message = (
-            f"{type(self).__name__} has no presigned URLs, asked for {namespace}/{location.key}. "
-            "Use a connector that has them, for instance S3."
+            f"{type(self).__name__} cannot presign a URL for {namespace}/{location.key}. "
+            "Use a connector that can, for instance S3."
         )
         raise ConnectorCapabilityException(message)
 
@@ -443,8 +443,8 @@ class Connector(ABC):
 
     def _without_parts(self, namespace: str, key: str) -> ConnectorCapabilityException:
         message = (
-            f"{type(self).__name__} has no uploads in parts that others send, asked for "
-            f"{namespace}/{key}. Use a connector that has them, for instance S3."
+            f"{type(self).__name__} cannot presign the parts of an upload to {namespace}/{key}. "
+            "Use a connector that can, for instance S3."
         )
         return ConnectorCapabilityException(message)
 

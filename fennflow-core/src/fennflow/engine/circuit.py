@@ -57,7 +57,7 @@ class Circuit:
             ConnectorUnavailableException: it is; nothing was sent.
         """
         if self.is_open(namespace):
-            message = f"{namespace} does not answer; it is asked again in a few seconds."
+            message = f"{namespace} does not respond; requests are sent again in a few seconds."
             raise ConnectorUnavailableException(message, ambiguous=False)
 
     @contextmanager
@@ -82,7 +82,7 @@ class Circuit:
             return
         rest = min(LONGEST_REST, FIRST_REST * 2 ** min(bucket.misses - MISSES, 10))
         bucket.rest_until = asyncio.get_running_loop().time() + rest
-        message = "%s does not answer: what can wait is sent in %.1f s: %s"
+        message = "%s does not respond; requests that can wait are sent in %.1f s: %s"
         log_event(logging.WARNING, message, namespace, rest, error, rule="P9")
 
     def reset(self) -> None:

@@ -45,7 +45,7 @@ async def copy(
     for key in (source, target):
         check_key(key.key, reserved_prefix=tx.config.reserved_prefix)
     if source == target:
-        message = f"Source and target are both {source}. Choose another."
+        message = f"Source and target are both {source}. Choose another target."
         raise FilepathsCollisionError(message)
     check_beside(tx, target.namespace, _draft(target, None, extra))
     moved: BaseConnectorException | None = None

@@ -249,7 +249,12 @@ class Jobs:
         try:
             await self._take(limit=self._free)
         except Exception as error:  # noqa: BLE001 - logged, and tried again
-            log_event(logging.WARNING, "Jobs could not be taken: %r", error, rule="P35")
+            log_event(
+                logging.WARNING,
+                "Compensations and hooks that are due could not be claimed: %r",
+                error,
+                rule="P35",
+            )
         return False
 
     async def _call_all(self, *, transaction_id: str | None, hurry: bool) -> int:
@@ -318,7 +323,7 @@ class Jobs:
                 lambda: backend.end_jobs([job]),
                 on=lambda _: True,
                 attempts=END_ATTEMPTS,
-                what=f"The note that {job.name} was called",
+                what=f"Removing the journaled call of {job.name}",
                 transaction=job.transaction_id,
             )
             self._called.discard(job.idempotency_key)
@@ -382,7 +387,7 @@ class Jobs:
         try:
             await self.context.backend.keep_job(job)
         except Exception as error:  # noqa: BLE001 - tried again; else another process calls it, too
-            message = "%s could not be held: %r"
+            message = "The lease of %s could not be renewed: %r"
             log_event(
                 logging.WARNING,
                 message,

@@ -139,8 +139,8 @@ class Leases:
         if self._heart.late >= self.ttl / 2:
             log_event(
                 logging.WARNING,
-                "The event loop was blocked for %.1f s, so no lease could be renewed: of %d open "
-                "transactions those are lost whose lease of %.0f s ran out. Do what blocks in "
+                "The event loop was blocked for %.1f s, so no lease could be renewed. Of %d open "
+                "transactions, those whose lease of %.0f s ran out are lost. Run blocking calls in "
                 "asyncio.to_thread, or raise lease_ttl",
                 self._heart.late,
                 len(held),

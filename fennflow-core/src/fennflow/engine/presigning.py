@@ -119,8 +119,8 @@ async def presign_uploads(
     if taken:
         # An upload over it would replace committed bytes behind the catalog (I1).
         message = (
-            f"Taken already: {', '.join(f'{namespace}/{key}' for key in taken)}. "
-            "A URL for uploads is given for free paths alone; choose another."
+            f"Already taken: {', '.join(f'{namespace}/{key}' for key in taken)}. "
+            "Upload URLs are made only for free paths; choose another path."
         )
         raise RecordAlreadyExistsException(message)
     capabilities = await tx.connector.capabilities(namespace)

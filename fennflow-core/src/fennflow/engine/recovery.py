@@ -419,9 +419,9 @@ class Recovery:
         work, cancellation = await self._decide_held(self._commit_held(transaction_id))
         if work.cancelled():
             message = (
-                f"Whether transaction {transaction_id} has committed is not known: it did not within "
+                f"The outcome of transaction {transaction_id} is unknown: its commit did not end within "
                 f"compensation_timeout={self.context.config.compensation_timeout} s after a "
-                "cancellation. Look with UOW.transactions(): if it is held still, try again."
+                "cancellation. Check UOW.transactions(): if it is still held, try again."
             )
             raise CommitUncertainException(message) from cancellation
         work.result()
@@ -442,8 +442,8 @@ class Recovery:
                 await self.context.backend.hold(lease.token, commit, found.held_left)
             except Exception as second:  # noqa: BLE001 - part of the exception's message
                 message = (
-                    f"Whether transaction {transaction_id} has committed is not known ({second}). Look "
-                    "with UOW.transactions(): if it is held still, try again."
+                    f"The outcome of transaction {transaction_id} is unknown ({second}). Check "
+                    "UOW.transactions(): if it is still held, try again."
                 )
                 raise CommitUncertainException(message) from error
             finally:
@@ -519,9 +519,7 @@ class Recovery:
         """
         if found.is_held and found.held is not None and not decided:
             # Who was about to decide it is gone; it goes on waiting for another.
-            message = (
-                "Transaction %s is held still: its commit or abort was cut off before it decided"
-            )
+            message = "Transaction %s is still held: its commit or abort was interrupted before the decision"
             transaction_id = found.token.transaction_id
             log_event(
                 logging.WARNING, message, transaction_id, rule="P37", transaction=transaction_id

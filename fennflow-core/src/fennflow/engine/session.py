@@ -332,7 +332,7 @@ class Session:
         if undos:
             cause.add_note(
                 "Not all steps of the savepoint were undone in time. They are undone when the unit "
-                f"of work ends, however it does: {names_of(reversed(undos))}"
+                f"of work ends, whether it commits or not: {names_of(reversed(undos))}"
             )
         for each in around:
             each.undos += undos

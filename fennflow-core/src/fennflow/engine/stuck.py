@@ -64,7 +64,7 @@ async def overdue(backend: Backend) -> list[str]:
     after = await backend.due_late_writes(after=None, limit=PAGE)
     left = [f"{each.namespace}/{each.key}" for each in after if each in before]
     text = (
-        f"{len(left)} late writes have still to be looked for and deleted: {_named(left)}. "
+        f"{len(left)} late writes still have to be checked and deleted: {_named(left)}. "
         "UOW.recover(), or fennflow recover, says what the store refuses (rule P20)."
     )
     return [text] if left else []
@@ -107,7 +107,7 @@ def _described(transaction: JournaledTransaction) -> str:
     if transaction.is_held:
         return (
             f"{name} is held: {named}. These paths stay locked until it is committed or undone, or for "
-            f"{transaction.held_left:.0f} s more. fennflow transactions commit, or abort, decides it."
+            f"{transaction.held_left:.0f} s more. Decide it with fennflow transactions commit or abort."
         )
     if transaction.outcome is None:
         return (
@@ -121,7 +121,7 @@ def _described(transaction: JournaledTransaction) -> str:
         else "rolled back, and not undone completely"
     )
     return (
-        f"{name} is {is_what} yet: {named}. Until the store takes its requests these paths stay "
+        f"{name} is {is_what} yet: {named}. Until the store accepts its requests these paths stay "
         "locked. If that takes long, the log says what the store refuses (rule P9)."
     )
 

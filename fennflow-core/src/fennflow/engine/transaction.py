@@ -311,9 +311,9 @@ class Transaction:
         function, message = call.function, None
         if function.after is not after:
             message = (
-                f"{function} was registered with after_commit, so it undoes no step."
+                f"{function} was registered with after_commit, so it cannot undo a step."
                 if after is Outcome.ABORTED
-                else f"{function} was registered with compensation, so it follows no commit."
+                else f"{function} was registered with compensation, so it cannot follow a commit."
             )
         elif not function.is_registered(self.config):
             message = (

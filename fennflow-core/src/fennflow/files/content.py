@@ -260,7 +260,7 @@ class TextContent(BaseContent):
             message = f"The text cannot be encoded: {error}"
             raise FileException(message) from error
         if codec != "utf_8" and data.decode(codec, errors="replace") != text:
-            message = f"The text would be read back as another one from {codec}; use UTF-8."
+            message = f"Text in {codec} would be read back as another text; use UTF-8."
             raise FileException(message)
         return cls(data=data, filename=filename, media_type=media_type, metadata=metadata or {})
 
@@ -314,8 +314,8 @@ class JsonContent(BaseContent):
             raise FileException(message) from error
         if where is not None:
             message = (
-                f"The value would be read back as another one, at {where or 'its root'}: JSON has "
-                "text keys alone, and no types of its own. Nothing was sent."
+                f"The value would be read back as another one, at {where or 'its root'}: keys in JSON "
+                "are text, and classes of Python are lost. Nothing was sent."
             )
             raise FileException(message)
         return cls(data=data, filename=filename, media_type=media_type, metadata=metadata or {})

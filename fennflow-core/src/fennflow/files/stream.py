@@ -268,7 +268,7 @@ async def _read(file: Readable) -> AsyncGenerator[bytes]:
         if inspect.isawaitable(chunk):
             chunk = await chunk
         if chunk is None:  # that is not the end: no bytes are ready
-            message = "The file does not block: it produced a NoneType instead of bytes."
+            message = "The file is in non-blocking mode: it produced None instead of bytes."
             raise FileException(message)
         if not chunk:
             break

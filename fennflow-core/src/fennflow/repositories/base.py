@@ -67,7 +67,7 @@ class Repository(metaclass=_InAnyOrder):
             message = f"{own!r} object has no attribute {name!r}."
             mixin = None if name.startswith("_") else _mixin_with(name)
             if mixin is not None:
-                message += f" Add the mixin that brings it: class {own}(..., {mixin.__name__})."
+                message += f" Add the mixin that has it: class {own}(..., {mixin.__name__})."
             raise AttributeError(message, name=name, obj=self)
 
     def at(self, path: AnyPath) -> Self:

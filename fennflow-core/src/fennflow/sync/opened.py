@@ -88,7 +88,7 @@ class Opened(OnPortal, Registering):
     def __enter__(self) -> Self:
         """Open it; nothing is sent before the first call."""
         if self._portal is not None:
-            message = "This unit of work is open or was used already. Make another one."
+            message = "This unit of work is already open or was used before. Construct a new one."
             raise TransactionException(message)
         self._portal = portal.current()
         self._portal.blocks[self] = threading.current_thread()

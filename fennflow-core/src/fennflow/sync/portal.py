@@ -327,9 +327,9 @@ class Portal:
 def closed() -> TransactionException:
     """Return the error for what is asked of a loop that has ended."""
     return TransactionException(
-        "The event loop of this unit of work has ended, as the program does: nothing more can be "
-        "done in it. What was not committed is undone by recovery. End your threads before the "
-        "main thread ends."
+        "The event loop of this unit of work has ended, since the program is ending, so nothing "
+        "more can be done in it. Recovery undoes what was not committed. End your threads before "
+        "the main thread ends."
     )
 
 

@@ -84,7 +84,9 @@ class OnRepository(OnPortal, Generic[R_co]):
         name = render_path(path)
         if isinstance(name, StoragePath) and repository.cwd:
             if not name.startswith(f"{repository.cwd}/"):
-                message = f"{name} is outside {repository.cwd}: write it from a scope that has it."
+                message = (
+                    f"{name} is outside {repository.cwd}: write it from a scope that contains it."
+                )
                 raise PathException(message)
             name = name.removeprefix(f"{repository.cwd}/")
 

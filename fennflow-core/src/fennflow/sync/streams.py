@@ -75,7 +75,7 @@ class _Raw(io.RawIOBase, OnPortal):
     def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
         base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}
         if whence not in base or base[whence] + offset < 0:
-            message = f"seek({offset}, {whence}) leads to no byte of {self.info.path}."
+            message = f"seek({offset}, {whence}) leads outside of {self.info.path}."
             raise PathException(message)
         self._position = base[whence] + offset
         return self._position

@@ -96,8 +96,8 @@ class _Raw(io.RawIOBase, OnPortal):
         if self._interrupted and not self._aborted:
             self.abort()
             message = (
-                "A write to this file was interrupted, so some of it would be missing, or there "
-                "twice. Nothing of it is put; open it again."
+                "A write to this file was interrupted, so some bytes may be missing or doubled. "
+                "The file was not stored; open it again."
             )
             raise FileException(message)
 
