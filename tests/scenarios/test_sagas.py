@@ -603,22 +603,27 @@ async def test_a_plain_function_that_does_not_return_in_time_is_not_called_besid
     shop: Shop,
 ) -> None:
     """P35: nothing cuts a thread off, so that the next attempt waits for it."""
-    called, returns = threading.Semaphore(0), threading.Event()
+    called, returns, running = threading.Event(), threading.Event(), threading.Lock()
+    overlaps: list[str] = []
 
     @shop.uow.after_commit("slow", timeout=0.01)
     def slow() -> None:
-        called.release()
+        called.set()
+        if not running.acquire(blocking=False):
+            overlaps.append("called while an earlier call had not returned")
+            return
         returns.wait()
+        running.release()
 
     async with shop.uow() as uow:
         uow.on_commit(slow())
-    await until(lambda: called.acquire(blocking=False))
+    await until(called.is_set)
     for _ in range(2):
         report = await shop.uow.recover()
         assert "did not return within timeout" in report.problems[0]
     returns.set()
     await until(lambda: is_settled(shop))
-    assert not called.acquire(blocking=False)
+    assert overlaps == []
 
 
 async def test_a_compensation_in_the_row_of_one_that_is_gone_is_not_taken_for_it(
