@@ -36,14 +36,14 @@ def letters(seen: dict[str, str]) -> dict[str, str]:
 
 @pytest.mark.once
 def test_the_demo_kills_and_recovers_as_it_says(tmp_path: Path) -> None:
-    told = json.loads(demo(tmp_path, "--json"))
+    reported = json.loads(demo(tmp_path, "--json"))
     for step in ("committed", "after_exception", "compensated"):
-        assert told[step] == FIRST
-    assert letters(told["killed_before_commit"]) == FIRST
-    assert len(told["killed_before_commit"]) > len(FIRST)
-    half = letters(told["killed_while_committing"])
+        assert reported[step] == FIRST
+    assert letters(reported["killed_before_commit"]) == FIRST
+    assert len(reported["killed_before_commit"]) > len(FIRST)
+    half = letters(reported["killed_while_committing"])
     assert set(half.values()) == {"first version", "second version"}
-    assert told["read_meanwhile"] == told["rolled_forward"] == SECOND
+    assert reported["read_meanwhile"] == reported["rolled_forward"] == SECOND
 
 
 @pytest.mark.once

@@ -55,7 +55,7 @@ def test_a_directory_goes_in_and_comes_back_the_same(program: Program) -> None:
     source = program.directory / "in"
     (source / "deep" / "er").mkdir(parents=True)
     (source / "long.bin").write_bytes(LONG)
-    (source / "deep" / "er" / "note").write_text("no media type is told by this name")
+    (source / "deep" / "er" / "note").write_text("this name has no media type")
     (source / "empty.txt").touch()
     done = program("cp", "-r", "in", "files:box", "--json")
     assert (done.code, done.err) == (0, "")

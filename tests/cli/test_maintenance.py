@@ -132,7 +132,7 @@ async def test_differences_are_told_and_mended(shell: Shell) -> None:
     async with shell.site.uow_class() as uow:
         await uow.files.put(text("mine", "a"))
     async with raw_client_of(shell) as client:
-        await client.put_object(Bucket=shell.site.namespace, Key="b[/]", Body=b"somebody's")
+        await client.put_object(Bucket=shell.site.namespace, Key="b[/]", Body=b"a stranger's")
     done = await shell("reconcile", "app:UOW")
     assert done.code == 3
     assert "2 objects, 1 records" in done.out

@@ -90,7 +90,7 @@ def test_logs_warnings_and_tracebacks_are_escaped_too(
     monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)
     factory = logging.getLogRecordFactory()
     handler = logging.StreamHandler(sys.stderr)
-    logger = logging.getLogger("somebody")
+    logger = logging.getLogger("library")
     logger.addHandler(handler)
     terminal.guard()
     try:

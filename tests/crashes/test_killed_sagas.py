@@ -37,7 +37,7 @@ KILLED_RECOVERIES = 1
 
 @dataclass(frozen=True)
 class Place:
-    """Where the shop is: what a child is told.
+    """Where the shop is: what a child needs to know.
 
     Args:
         directory: of its databases.

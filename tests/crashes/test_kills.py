@@ -122,7 +122,7 @@ async def test_killed_at_any_boundary(
 
 
 async def prepare(site: Site, scope: str, kind: str, request: pytest.FixtureRequest) -> None:
-    """Put files, and objects of others beside them."""
+    """Put files, and objects of others next to them."""
     await seed(site.uow_class, scope)
     if kind == "obstore-file":
         directory = request.getfixturevalue("tmp_path") / site.namespace / scope
@@ -215,7 +215,7 @@ async def test_all_holds_on_seaweedfs_among_20_000_foreign_objects_beside_an_app
         site, backend=SqlalchemyBackendConfig(url=f"sqlite:///{directory}/other.db"), settings={}
     )
     foreign = await put_foreign(site)
-    beside, pipe = await asyncio.to_thread(start, use_beside, other, "beside")
+    neighbour, pipe = await asyncio.to_thread(start, use_beside, other, "neighbour")
     assert await asyncio.to_thread(pipe.recv) == "runs"
 
     # Adoption, killed again and again. What the other application has written is not taken.
@@ -246,7 +246,7 @@ async def test_all_holds_on_seaweedfs_among_20_000_foreign_objects_beside_an_app
 
     pipe.send("end")
     there = await asyncio.to_thread(pipe.recv)
-    await asyncio.to_thread(beside.join)
+    await asyncio.to_thread(neighbour.join)
     await asyncio.sleep(1.0)  # the sweep spares what is younger than the late-write period
     await site.recover()
     async with site.uow_class() as uow:
@@ -258,11 +258,13 @@ async def test_all_holds_on_seaweedfs_among_20_000_foreign_objects_beside_an_app
     assert set((await site.journal()).values()) == {0}
     assert await site.store.objects(".fennflow/") == {}
     assert await etags(site, "foreign/") == foreign
-    beside_it = {key: body.decode() for key, body in (await site.store.objects("beside/")).items()}
+    beside_it = {
+        key: body.decode() for key, body in (await site.store.objects("neighbour/")).items()
+    }
     assert beside_it == there
 
     # Each finds nothing wrong, and takes nothing of the other's.
-    for each, own in ((site, [*allowed]), (other, ["beside"])):
+    for each, own in ((site, [*allowed]), (other, ["neighbour"])):
         [report] = (await each.uow_class.reconcile()).values()
         assert set(report.differences) == {Difference.OTHER_CATALOG, Difference.UNKNOWN}
         assert report.differences[Difference.UNKNOWN] == len(allowed) * len(FOREIGN)
@@ -272,8 +274,8 @@ async def test_all_holds_on_seaweedfs_among_20_000_foreign_objects_beside_an_app
         assert diagnosis.problems == ()
         assert any("also written by the catalog" in line for line in diagnosis.advice)
     async with other.uow_class() as uow:
-        await uow.files.put(text("last", "beside/last"))
-    assert "beside/last" not in await listed(site)
+        await uow.files.put(text("last", "neighbour/last"))
+    assert "neighbour/last" not in await listed(site)
 
 
 async def put_foreign(site: Site) -> dict[str, str]:

@@ -48,7 +48,7 @@ with UOW() as uow:
     list(uow.reports.list())
 """
 # A project of Django's is run by test_django.py.
-# What a suite's subclass looks like is no program: it is run as tests/contract. And tests are run
+# What a suite's subclass looks like is not a program: it is run as tests/contract. And tests are run
 # by tests/scenarios/test_kit.py.
 FRAGMENTS = (
     "class TestMyStore",

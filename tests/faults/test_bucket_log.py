@@ -240,7 +240,7 @@ async def followed(replica: Replica, after: str | None = None) -> list[str]:
     return found
 
 
-async def work(replica: Replica, rng: random.Random, told: dict[str, str]) -> None:
+async def work(replica: Replica, rng: random.Random, answered: dict[str, str]) -> None:
     """Run transactions, and note how each is known to have ended."""
     for _ in range(rng.randrange(2, 6)):
         transaction, key = str(uuid4()), rng.choice("abc")
@@ -248,13 +248,13 @@ async def work(replica: Replica, rng: random.Random, told: dict[str, str]) -> No
             await replica.run(stage(transaction, key))
             await replica.run(commit(transaction, key))
         except (RecordLockedException, TransactionLostException):
-            told[transaction] = "aborted"
+            answered[transaction] = "aborted"
         except (BackendUnavailableException, ConnectorUnavailableException):
             decision = await until_known(partial(replica.run, abort(transaction)))
-            told[transaction] = decision.outcome.value
+            answered[transaction] = decision.outcome.value
             await until_known(partial(replica.run, settle(transaction)))
         else:
-            told[transaction] = "committed"
+            answered[transaction] = "committed"
         if rng.random() < 0.3:
             await until_known(lambda: rows(replica, "records"))
 
@@ -265,7 +265,7 @@ async def test_what_was_acknowledged_is_in_the_log_and_nothing_else(
 ) -> None:
     rng = random.Random(seed)
     place = Place(tmp_path)
-    told: dict[str, str] = {}
+    answered: dict[str, str] = {}
     trouble = [Unreliable(random.Random(rng.random())) for _ in range(3)]
 
     async def process(decides: Unreliable) -> None:
@@ -274,7 +274,7 @@ async def test_what_was_acknowledged_is_in_the_log_and_nothing_else(
                 async with place.replica(decides) as replica:
                     async with asyncio.TaskGroup() as group:
                         for _ in range(3):
-                            group.create_task(work(replica, random.Random(rng.random()), told))
+                            group.create_task(work(replica, random.Random(rng.random()), answered))
                     return
             except (BackendUnavailableException, ConnectorUnavailableException):
                 continue  # it could not be opened
@@ -290,13 +290,13 @@ async def test_what_was_acknowledged_is_in_the_log_and_nothing_else(
         await decides.end()
     async with place.replica() as reader:
         outcomes = {name: outcome for name, outcome, _ in await rows(reader, "outcomes")}
-        for transaction, outcome in told.items():
+        for transaction, outcome in answered.items():
             assert outcomes.get(transaction, "aborted") == outcome
         assert await rows(reader, "locks") == []
         assert {row[2] for row in await rows(reader, "records")} <= {
-            name for name, outcome in told.items() if outcome == "committed"
+            name for name, outcome in answered.items() if outcome == "committed"
         }
-        committed = [name for name, outcome in told.items() if outcome == "committed"]
+        committed = [name for name, outcome in answered.items() if outcome == "committed"]
         assert sorted(await followed(reader)) == sorted(committed)
 
 

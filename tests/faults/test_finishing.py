@@ -639,9 +639,9 @@ async def test_user_code_that_ends_in_an_odd_way_does_not_keep_the_rest_from_bei
             uow.on_rollback(lambda: called.append("rolled back"))
             raise ZeroDivisionError
     assert called == ["undone", "committed", "undone", "rolled back"]
-    told = [each.getMessage() for each in caplog.records if each.levelno == logging.ERROR]
-    assert len(told) == 4
-    assert all(bad.__name__ in message for message in told)
+    errors = [each.getMessage() for each in caplog.records if each.levelno == logging.ERROR]
+    assert len(errors) == 4
+    assert all(bad.__name__ in message for message in errors)
 
 
 @pytest.mark.parametrize("commits", [True, False])
@@ -695,7 +695,7 @@ async def test_callbacks_of_a_joined_block_run_to_their_end_in_its_context(
     tmp_path: Path,
 ) -> None:
     """P5, I8: though recovery calls them, and they take longer than `compensation_timeout`."""
-    name: ContextVar[str] = ContextVar("name", default="nobody")
+    name: ContextVar[str] = ContextVar("name", default="unset")
     url = f"sqlite:///{tmp_path}/catalog.db"
     uow_class = Scene(SqlalchemyBackendConfig(url=url)).second()
     uow_class.config = uow_class.config.model_copy(update={"compensation_timeout": 0.05})

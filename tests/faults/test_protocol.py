@@ -200,8 +200,8 @@ async def test_an_object_that_somebody_put_meanwhile_is_replaced_and_told(
     async with uow_class() as uow:
         await uow.files.put(text("new", "a"))
     assert await scene.inner.objects() == {"a": b"new"}
-    [told] = [each for each in caplog.records if getattr(each, "rule", "") == "P17"]
-    assert told.levelno == logging.WARNING
+    [warning] = [each for each in caplog.records if getattr(each, "rule", "") == "P17"]
+    assert warning.levelno == logging.WARNING
 
 
 async def test_a_copy_whose_answer_was_lost_is_recognised(scene: Scene) -> None:

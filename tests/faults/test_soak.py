@@ -56,7 +56,7 @@ async def test_many_transactions_at_a_failing_server(
                 for worker in range(AT_ONCE):
                     group.create_task(work(worker, until))
             rate.send(0.0)
-            await settled(uow_class)
+            await finished(uow_class)
             return Held.now()
 
         before = Held.now()
@@ -66,28 +66,28 @@ async def test_many_transactions_at_a_failing_server(
             last = await run(2 * MINUTES / 3)
         after = Held.now()
         outcomes = Counter(each.outcome for each in written)
-        told = f"{outcomes}, held {before}, {first}, {last}, {after}"
-        assert outcomes["committed"] > len(written) / 4, told
-        assert outcomes["undone"], told
-        assert last.sockets <= before.sockets + POOL + 20, told
-        assert after.sockets <= before.sockets + 1, told
+        measured = f"{outcomes}, held {before}, {first}, {last}, {after}"
+        assert outcomes["committed"] > len(written) / 4, measured
+        assert outcomes["undone"], measured
+        assert last.sockets <= before.sockets + POOL + 20, measured
+        assert after.sockets <= before.sockets + 1, measured
         # What is written down of each session is the test's own.
         own = 20 * (len(written) - sessions)
-        assert last.objects - first.objects < own + 0.05 * first.objects, told
-        assert last.mebibytes - first.mebibytes < 32, told
+        assert last.objects - first.objects < own + 0.05 * first.objects, measured
+        assert last.mebibytes - first.mebibytes < 32, measured
         await site.recover()
         await check(site, {})
         objects = {key: body.decode() for key, body in (await site.store.objects()).items()}
     for key in (f"g{group}/{each}" for group in range(GROUPS) for each in "ab"):
-        assert fits(key, objects.get(key), written), f"{key}: {objects.get(key)}; {told}"
+        assert fits(key, objects.get(key), written), f"{key}: {objects.get(key)}; {measured}"
 
 
-async def settled(uow_class: type[FullUOW]) -> None:
+async def finished(uow_class: type[FullUOW]) -> None:
     for _ in range(300):
         if not await uow_class.transactions():
             return
         await asyncio.sleep(0.2)
-    pytest.fail(f"not settled: {await uow_class.transactions()}")
+    pytest.fail(f"not finished: {await uow_class.transactions()}")
 
 
 def backend_on(database: str, request: pytest.FixtureRequest) -> SqlalchemyBackendConfig:

@@ -191,13 +191,13 @@ def metadata(data: atheris.FuzzedDataProvider) -> None:
             "type": "json",
         }.items()
     }
-    beside = {data.ConsumeUnicode(9): data.ConsumeUnicode(40), **found, **forged}
+    extra = {data.ConsumeUnicode(9): data.ConsumeUnicode(40), **found, **forged}
     stored = StoredObject(
         location=Location("a"),
         etag="e",
         size=1,
         media_type=data.ConsumeUnicode(30),
-        metadata=beside,
+        metadata=extra,
         headers={"Cache-Control": data.ConsumeUnicode(20)},
     )
     stamp = stamp_of(stored)

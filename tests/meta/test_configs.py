@@ -17,6 +17,6 @@ from fennflow.connectors import ObstoreConnectorConfig, S3ConnectorConfig
 )
 def test_the_arguments_that_are_typed_are_the_fields(config: type[BaseModel]) -> None:
     tree = ast.parse(inspect.getsource(config))
-    [told] = [node for node in ast.walk(tree) if getattr(node, "name", None) == "__init__"]
-    assert isinstance(told, ast.FunctionDef)
-    assert {argument.arg for argument in told.args.kwonlyargs} == set(config.model_fields)
+    [init] = [node for node in ast.walk(tree) if getattr(node, "name", None) == "__init__"]
+    assert isinstance(init, ast.FunctionDef)
+    assert {argument.arg for argument in init.args.kwonlyargs} == set(config.model_fields)

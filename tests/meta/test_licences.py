@@ -43,5 +43,5 @@ def test_all_are_listed() -> None:
 def test_a_licence_is_the_one_that_the_package_names(name: str) -> None:
     metadata = importlib.metadata.metadata(name)
     fields = ("License-Expression", "License", "Classifier")
-    told = " ".join(value for field in fields for value in metadata.get_all(field, []))
-    assert listed()[name].partition("-")[0] in told
+    stated = " ".join(value for field in fields for value in metadata.get_all(field, []))
+    assert listed()[name].partition("-")[0] in stated

@@ -1,4 +1,4 @@
-"""Sources and docs are in plain English: words of the former dialect do not come back."""
+"""Sources, tests and docs are in plain English: words of the former dialect do not come back."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ READ = (
     "examples/**/*.py",
     "examples/**/*.md",
     "benchmarks/*.py",
+    "tests/**/*.py",
 )
 # What to write instead is in CONTRIBUTING.md.
 AVOIDED = re.compile(
@@ -53,6 +54,7 @@ def test_no_word_of_the_former_dialect_is_used() -> None:
         f"{path.relative_to(ROOT)}:{number}: {word}"
         for pattern in READ
         for path in sorted(ROOT.glob(pattern))
+        if path != Path(__file__)
         for number, word in avoided(path.read_text())
     ]
     assert found == [], "say it in plain English, see CONTRIBUTING.md: " + "; ".join(found)

@@ -149,14 +149,14 @@ class Walk:
 
     def check(self, files: set[str], rows: set[str], *, committed: bool) -> None:
         there = [name for name in self.names if name in files]
-        told = f"walk {self.number}: {self.done}: files {there}"
-        assert not any("in vain" in name for name in files | rows), told
-        assert set(there) <= rows, f"files without rows: {told}"
-        assert there in ([], self.names), f"some of the files: {told}"
+        described = f"walk {self.number}: {self.done}: files {there}"
+        assert not any("in vain" in name for name in files | rows), described
+        assert set(there) <= rows, f"files without rows: {described}"
+        assert there in ([], self.names), f"some of the files: {described}"
         if committed:
-            assert there == self.names, f"it ended, and was not committed: {told}"
+            assert there == self.names, f"it ended, and was not committed: {described}"
         if not self.ended_inside:
-            assert set(self.names) & rows == set(there), f"rows without files: {told}"
+            assert set(self.names) & rows == set(there), f"rows without files: {described}"
 
 
 @asynccontextmanager

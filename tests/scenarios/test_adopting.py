@@ -547,7 +547,7 @@ async def test_applications_with_a_prefix_each_share_a_bucket(
         [found] = diagnosis.namespaces.values()
         assert [each.prefixes for each in found.catalogs] == [["svc-a/"], ["svc-b/"]]
     assert "also written" not in caplog.text
-    # Who takes the whole bucket is told, and adopts nothing of theirs.
+    # A unit of work on the whole bucket is warned, and adopts nothing of theirs.
     whole = store.uow(backend=sqlite(tmp_path / "c"))
     assert await listed(whole) == []
     assert "belong to other catalogs" in caplog.text

@@ -420,8 +420,8 @@ async def test_writers_of_both_files_do_not_wait_for_each_others_connections(
     async def write(first: Database, second: Database) -> None:
         def work(connection: Connection) -> None:
             both.wait(10)
-            with second.peek(connection) as beside:
-                assert beside.scalar(one) == 1
+            with second.peek(connection) as peeked:
+                assert peeked.scalar(one) == 1
 
         await first.run(work)
 

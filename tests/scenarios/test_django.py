@@ -724,7 +724,7 @@ def test_the_catalog_is_created_beside_a_site_that_writes(tmp_path: Path) -> Non
             create_catalogs(connections["default"])  # waits until it may write
             release.join()
             another.execute("BEGIN IMMEDIATE")
-            create_catalogs(connections["default"])  # has nothing to do, and waits for nobody
+            create_catalogs(connections["default"])  # has nothing to do, and waits for no one
             another.rollback()
     close()
 

@@ -84,15 +84,15 @@ class Joint:
 
     async def files(self) -> set[str]:
         """Return the objects in the bucket, once the journal is empty."""
-        await self.settled()
+        await self.finished()
         return set(await self.site.store.objects())
 
-    async def settled(self) -> None:
+    async def finished(self) -> None:
         for _ in range(200):
             if not await self.uow_class.transactions():
                 return
             await asyncio.sleep(0.05)
-        pytest.fail(f"not settled: {await self.uow_class.transactions()}")
+        pytest.fail(f"not finished: {await self.uow_class.transactions()}")
 
     async def check(self, *names: str) -> None:
         assert await self.files() == set(names)
@@ -781,7 +781,7 @@ async def test_an_overwrite_that_a_snapshot_cannot_see_is_a_conflict(
             await session.execute(sql("SELECT * FROM letters"))
             async with joint.uow_class() as uow:
                 await uow.files.put(text("2", "a"))
-            await joint.settled()
+            await joint.finished()
             with pytest.raises(ConflictException, match="again"):
                 async with joint.uow_class(join=session) as uow:
                     session.add(Letter(name="a"))
@@ -799,7 +799,7 @@ async def test_reads_are_validated_beyond_the_snapshot(
     strict = replace(joint.site, settings={**joint.site.settings, "validate_reads": True})
     async with joint.uow_class() as uow:
         await uow.files.put(text("1", "a"))
-    await joint.settled()
+    await joint.finished()
     level = "SERIALIZABLE" if joint.engine.dialect.name == "sqlite" else "REPEATABLE READ"
 
     async def run(session: AsyncSession) -> None:
@@ -913,7 +913,7 @@ async def test_a_joined_block_waits_for_no_other_transaction_without_limit(
     async with brief.uow_class.lifespan():
         async with joint.uow_class() as uow:
             await uow.files.put(text("1", "a"))
-        await joint.settled()
+        await joint.finished()
         records = make_tables(brief.backend.table_prefix, brief.backend.schema_name)[1].records
         change = update(records).values(etag=records.c.etag)
         async with joint.engine.connect() as other, asyncio.timeout(20):
@@ -923,7 +923,7 @@ async def test_a_joined_block_waits_for_no_other_transaction_without_limit(
                     await uow.files.put(text("2", "a"))
                     session.add(Letter(name="b"))
         await brief.uow_class.recover()
-        await joint.settled()
+        await joint.finished()
         assert await joint.rows() == set()
         async with joint.uow_class() as uow:
             assert (await uow.files.get("a")).one().data == b"1"
@@ -974,7 +974,7 @@ async def test_joined_commits_are_in_the_feed_and_those_that_were_rolled_back_ar
                     session.add(Letter(name="c"))
                     await uow.files.put(text("1", "c"))
                 raise ZeroDivisionError  # the pivot was written
-    await joint.settled()
+    await joint.finished()
     found = [each async for each in joint.site.uow_class.commits(after=start)]
     assert [[str(file.path) for file in each.records] for each in found] == [["a"], ["b"]]
 

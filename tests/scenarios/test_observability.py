@@ -55,13 +55,13 @@ class Telemetry:
 
 
 @pytest.fixture
-def told(monkeypatch: pytest.MonkeyPatch) -> Generator[Telemetry]:
-    told = Telemetry()
-    tracers, meters = told.providers["trace"], told.providers["metrics"]
+def recorded(monkeypatch: pytest.MonkeyPatch) -> Generator[Telemetry]:
+    recorded = Telemetry()
+    tracers, meters = recorded.providers["trace"], recorded.providers["metrics"]
     monkeypatch.setattr(trace, "get_tracer", tracers.get_tracer)
     monkeypatch.setattr(metrics, "get_meter", meters.get_meter)
     telemetry._instruments.cache_clear()
-    yield told
+    yield recorded
     telemetry._instruments.cache_clear()
 
 
@@ -70,17 +70,17 @@ async def with_a_strangers_object(store: Store, key: str) -> type[FullUOW]:
     uow_class = store.uow(reconcile=ReconcileConfig(frequency="never"))
     assert store.server is not None
     async with raw_client(store.server) as client:
-        await client.put_object(Bucket=store.namespace, Key=key, Body=b"somebody else's")
+        await client.put_object(Bucket=store.namespace, Key=key, Body=b"another writer's")
     return uow_class
 
 
-async def test_each_operation_is_a_span_and_is_timed(told: Telemetry) -> None:
-    with told.tracer.start_as_current_span("request"):
+async def test_each_operation_is_a_span_and_is_timed(recorded: Telemetry) -> None:
+    with recorded.tracer.start_as_current_span("request"):
         async with UOW() as uow:
             await uow.notes.put(TextContent.from_content("1", filename="a"))
             transaction = uow.notes._session._tx.transaction_id
             await uow.notes.get("a")
-    spans = told.spans.get_finished_spans()
+    spans = recorded.spans.get_finished_spans()
     assert [span.name for span in spans] == ["put notes", "get notes", "commit", "request"]
     assert all(span.parent == spans[3].context for span in spans[:3])
     assert dict(spans[0].attributes or {}) == {
@@ -92,16 +92,16 @@ async def test_each_operation_is_a_span_and_is_timed(told: Telemetry) -> None:
     assert spans[0].kind is trace.SpanKind.CLIENT
     timed = {
         attributes["db.operation.name"]: point.count
-        for attributes, point in told.points("db.client.operation.duration")
+        for attributes, point in recorded.points("db.client.operation.duration")
     }
     assert timed == {"put": 1, "get": 1, "commit": 1}
 
 
-async def test_an_operation_that_fails_names_its_exception(told: Telemetry) -> None:
+async def test_an_operation_that_fails_names_its_exception(recorded: Telemetry) -> None:
     with pytest.raises(NoSuchKeyException):
         async with UOW() as uow:
             await uow.notes.get("nothing")
-    get, rollback = told.spans.get_finished_spans()
+    get, rollback = recorded.spans.get_finished_spans()
     assert (get.attributes or {})["error.type"] == "NoSuchKeyException"
     assert get.status.status_code is trace.StatusCode.ERROR
     assert not get.events
@@ -109,23 +109,25 @@ async def test_an_operation_that_fails_names_its_exception(told: Telemetry) -> N
     assert rollback.status.is_ok
     errors = {
         attributes["db.operation.name"]: attributes.get("error.type")
-        for attributes, _ in told.points("db.client.operation.duration")
+        for attributes, _ in recorded.points("db.client.operation.duration")
     }
     assert errors == {"get": "NoSuchKeyException", "rollback": None}
 
 
-async def test_what_is_logged_is_counted_by_its_rule(told: Telemetry, moto_store: Store) -> None:
+async def test_what_is_logged_is_counted_by_its_rule(
+    recorded: Telemetry, moto_store: Store
+) -> None:
     uow_class = await with_a_strangers_object(moto_store, "a")
     async with uow_class() as uow:
         await uow.files.put(TextContent.from_content("1", filename="a"))
-    counted = [attributes for attributes, _ in told.points("fennflow.events")]
+    counted = [attributes for attributes, _ in recorded.points("fennflow.events")]
     assert counted == [{"fennflow.rule": "P14", "fennflow.severity": "info"}]
 
 
-async def test_what_recovery_did_is_counted(told: Telemetry) -> None:
+async def test_what_recovery_did_is_counted(recorded: Telemetry) -> None:
     telemetry.count_recovered({"compensated": 2, "pending": 0})
     telemetry.count_recovered({"compensated": 1})
-    [(attributes, point)] = told.points("fennflow.recovered")
+    [(attributes, point)] = recorded.points("fennflow.recovered")
     assert attributes == {"fennflow.outcome": "compensated"}
     assert point.value == 3
 
@@ -144,14 +146,17 @@ async def test_every_record_names_transaction_key_and_rule(
         await uow.files.put(TextContent.from_content("1", filename="a"))
         transaction = uow.files._session._tx.transaction_id
     records: list[Any] = [record for record in caplog.records if record.name == "fennflow"]
-    told = [(record.rule, record.transaction, record.key) for record in records]
-    assert told == [("P14", transaction, f"{moto_store.namespace}/a"), ("I8", transaction, None)]
+    recorded = [(record.rule, record.transaction, record.key) for record in records]
+    assert recorded == [
+        ("P14", transaction, f"{moto_store.namespace}/a"),
+        ("I8", transaction, None),
+    ]
     assert records[1].exc_info
     assert {record.module for record in records} == {"writing", "callbacks"}
 
 
 async def test_what_a_plugin_logs_has_the_same_attributes_and_is_counted(
-    told: Telemetry, caplog: pytest.LogCaptureFixture
+    recorded: Telemetry, caplog: pytest.LogCaptureFixture
 ) -> None:
     logging.getLogger("fennflow").warning("%s is left out of a listing (%d)", "a\nb", 1)
     [record] = caplog.records
@@ -161,7 +166,7 @@ async def test_what_a_plugin_logs_has_the_same_attributes_and_is_counted(
         None,
     ]
     assert record.getMessage() == "a\\nb is left out of a listing (1)"
-    counted = [attributes for attributes, _ in told.points("fennflow.events")]
+    counted = [attributes for attributes, _ in recorded.points("fennflow.events")]
     assert counted == [{"fennflow.rule": "plugin", "fennflow.severity": "warning"}]
 
 
@@ -185,12 +190,12 @@ def test_the_engine_logs_only_through_what_names_transaction_key_and_rule() -> N
 
 def test_every_rule_that_is_told_has_a_line_in_the_docs() -> None:
     page = (ROOT / "docs" / "observability.md").read_text()
-    told: set[str] = set()
+    recorded: set[str] = set()
     for path in ROOT.glob("fennflow-*/src/**/*.py"):
         for rules in re.findall(r'rule=("[^,\n]+)[,)]', path.read_text()):
-            told |= set(re.findall(r'"(\w+)"', rules))
-    assert {"P9", "P17", "P20"} <= told
-    assert {rule for rule in told if f"| `{rule}` |" not in page} == set()
+            recorded |= set(re.findall(r'"(\w+)"', rules))
+    assert {"P9", "P17", "P20"} <= recorded
+    assert {rule for rule in recorded if f"| `{rule}` |" not in page} == set()
 
 
 def test_without_opentelemetry_there_is_the_log_alone() -> None:

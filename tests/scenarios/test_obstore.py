@@ -113,7 +113,7 @@ def test_an_endpoint_with_credentials_is_refused(name: str, password: str) -> No
     with pytest.raises(ConfigException, match=f"{name} must not hold credentials") as caught:
         ObstoreConnectorConfig(url="s3://", options={name: f"http://ann:{password}@127.0.0.1:9"})
     assert "cret" not in "".join(traceback.format_exception(caught.value))
-    # A key of a service account holds URLs and addresses, and is no URL.
+    # A key of a service account holds URLs and addresses, and is not a URL.
     ObstoreConnectorConfig(
         url="gs://", options={"service_account_key": '{"a": "https://x", "b": "c@d"}'}
     )
@@ -292,7 +292,7 @@ async def test_a_bucket_that_is_missing_is_told(s3: Store) -> None:
 async def test_credentials_that_are_refused_are_told(request: pytest.FixtureRequest) -> None:
     store = await make_store("obstore-juicefs", request)
     assert store.server is not None
-    wrong = S3Server(store.server.url, "nobody", "very secret")
+    wrong = S3Server(store.server.url, "stranger", "very secret")
     with pytest.raises(AccessDeniedException) as caught:
         async with Store(obstore_config(wrong), store.namespace).uow()() as uow:
             await uow.files.put(text("1", "a"))
@@ -618,7 +618,7 @@ async def test_links_are_not_followed(
     goal = root / "real" if inside else outside
     for directory in (root / "deep", goal / "er"):
         directory.mkdir(parents=True)
-    (goal / "there.txt").write_text("of somebody else")
+    (goal / "there.txt").write_text("of another writer")
     link = root.joinpath(*key.split("/")[: key.split("/").index("link") + 1])
     link.symlink_to(goal / "there.txt" if key == "link" else goal)
     location = Location(key)
@@ -650,7 +650,7 @@ async def test_links_are_not_followed(
         assert left_out == (str(link.relative_to(root)),)
         assert (await listing(connector, files.namespace, f"{key}/"))[0] == []
     assert {path.name for path in goal.iterdir()} == {"er", "there.txt"}
-    assert (goal / "there.txt").read_text() == "of somebody else"
+    assert (goal / "there.txt").read_text() == "of another writer"
     for hidden in (False, True):
         with pytest.raises(KeyException, match="symbolic link"):
             async with files.uow(hide_pending=hidden)() as uow:
@@ -681,15 +681,15 @@ async def test_a_file_where_fennflow_keeps_its_own_is_named(
 ) -> None:
     path = tmp_path / files.namespace / name
     path.parent.mkdir(parents=True)
-    path.write_text("of somebody else")
+    path.write_text("of another writer")
     with pytest.raises(BaseConnectorException, match="file or a link is in its way"):
         async with files.uow()() as uow:
             await uow.files.put(text("1", "a"))
-    assert path.read_text() == "of somebody else"
+    assert path.read_text() == "of another writer"
 
 
 async def test_a_file_in_place_of_a_namespace_is_named(files: Store, tmp_path: Path) -> None:
-    (tmp_path / files.namespace).write_text("of somebody else")
+    (tmp_path / files.namespace).write_text("of another writer")
     with pytest.raises(ConfigException, match="is a file, and a namespace is a directory"):
         async with files.uow()() as uow:
             await uow.files.put(text("1", "a"))
@@ -702,7 +702,7 @@ async def test_what_is_written_first_is_not_written_through_a_link_either(
     outside = tmp_path / "outside"
     (outside / "incoming").mkdir(parents=True)
     for directory in (outside, outside / "incoming"):
-        (directory / "old").write_text("of somebody else")
+        (directory / "old").write_text("of another writer")
         os.utime(directory / "old", (1, 1))
     path = tmp_path / files.namespace / link
     path.parent.mkdir(parents=True)

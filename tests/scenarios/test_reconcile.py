@@ -100,7 +100,7 @@ async def reconciled(uow_class: type[FullUOW], **settings: Any) -> ReconcileRepo
     return report
 
 
-def told(report: ReconcileReport) -> dict[str, tuple[Difference, ReconcileAction | None]]:
+def reported(report: ReconcileReport) -> dict[str, tuple[Difference, ReconcileAction | None]]:
     return {str(each.path): (each.difference, each.action) for each in report.findings}
 
 
@@ -145,7 +145,7 @@ async def test_what_users_cannot_have_is_left_alone(request: pytest.FixtureReque
     uow_class = fresh(store)
     assert await listed(uow_class) == ["dir/a"]
     report = await reconciled(uow_class, strategy="replace", orphans="delete")
-    assert told(report) == {"a//b": (Difference.REFUSED, None)}
+    assert reported(report) == {"a//b": (Difference.REFUSED, None)}
     assert len(await store.objects()) == 4
 
 
@@ -195,7 +195,7 @@ async def test_a_catalog_that_has_records_is_only_compared_by_default(store: Sto
     uow_class = await differing(store)
     before = await store.objects()
     report = await reconciled(uow_class)
-    assert told(report) == REPORTED
+    assert reported(report) == REPORTED
     assert (report.objects, report.records) == (5, 3)
     assert report.differences[Difference.ORPHAN] == 2
     assert report.actions == {}
@@ -207,11 +207,11 @@ async def test_missing_records_are_inserted_and_others_kept(store: Store) -> Non
     uow_class = await differing(store)
     report = await reconciled(uow_class, strategy="insert_missing")
     inserted = (Difference.UNKNOWN, ReconcileAction.INSERTED)
-    assert told(report) == REPORTED | {"unknown": inserted}
+    assert reported(report) == REPORTED | {"unknown": inserted}
     assert await listed(uow_class) == ["changed", "missing", "same", "unknown"]
     async with uow_class() as uow:
         assert (await uow.files.get("unknown")).one().content == "foreign"
-    assert told(await reconciled(uow_class)) == {
+    assert reported(await reconciled(uow_class)) == {
         key: value for key, value in REPORTED.items() if key != "unknown"
     }
 
@@ -220,7 +220,7 @@ async def test_records_are_replaced_by_what_the_bucket_holds(store: Store) -> No
     uow_class = await differing(store)
     created = (await stat_of(uow_class, "changed")).created_at
     report = await reconciled(uow_class, strategy="replace")
-    assert told(report) == REPORTED | {
+    assert reported(report) == REPORTED | {
         "changed": (Difference.CHANGED, ReconcileAction.UPDATED),
         "missing": (Difference.MISSING, ReconcileAction.REMOVED),
         "unknown": (Difference.UNKNOWN, ReconcileAction.INSERTED),
@@ -241,7 +241,7 @@ async def test_what_young_transactions_wrote_is_taken_with_a_shorter_age_as_afte
     await reconciled(uow_class)
     assert "max_transaction_age" not in caplog.text
     settings = {"strategy": "replace", "orphans": "adopt"}
-    report = told(await reconciled(uow_class, **settings))
+    report = reported(await reconciled(uow_class, **settings))
     assert report["same"] == (Difference.CHANGED, None)
     assert report["young"] == (Difference.ORPHAN, None)
     assert f"2 objects in {store.namespace} are not what the catalog says" in caplog.text
@@ -250,7 +250,7 @@ async def test_what_young_transactions_wrote_is_taken_with_a_shorter_age_as_afte
         config = uow_class.config.model_copy(update={"max_transaction_age": 0.001})
 
     caplog.clear()
-    report = told(await reconciled(Restored, **settings))
+    report = reported(await reconciled(Restored, **settings))
     assert report["same"] == (Difference.CHANGED, ReconcileAction.UPDATED)
     assert report["young"] == (Difference.ORPHAN, ReconcileAction.INSERTED)
     assert "max_transaction_age" not in caplog.text
@@ -260,7 +260,7 @@ async def test_orphans_are_adopted_once_their_transaction_cannot_commit(store: S
     """P27: a younger one may be a transaction that lives elsewhere."""
     uow_class = await differing(store)
     report = await reconciled(uow_class, orphans="adopt")
-    assert told(report) == REPORTED | {"orphan": (Difference.ORPHAN, ReconcileAction.INSERTED)}
+    assert reported(report) == REPORTED | {"orphan": (Difference.ORPHAN, ReconcileAction.INSERTED)}
     async with uow_class() as uow:
         file = (await uow.files.get("orphan")).one()
         assert isinstance(file, TextContent)
@@ -274,7 +274,7 @@ async def test_orphans_are_deleted_once_their_transaction_cannot_commit(store: S
     uow_class = await differing(store)
     before = await store.objects()
     report = await reconciled(uow_class, orphans="delete")
-    assert told(report) == REPORTED | {"orphan": (Difference.ORPHAN, ReconcileAction.DELETED)}
+    assert reported(report) == REPORTED | {"orphan": (Difference.ORPHAN, ReconcileAction.DELETED)}
     after = await store.objects()
     assert after == {key: body for key, body in before.items() if key != "orphan"}
     async with store.connector() as connector:
@@ -308,8 +308,8 @@ async def test_what_a_transaction_is_writing_is_left_alone(store: Store) -> None
         await uow.files.put(text("1", "a"), text("2", "b"), text("3", "c"))
         report = await reconciled(Impatient, strategy="replace", orphans="delete")
         assert report.differences.get(Difference.ORPHAN) is None
-        assert told(report)["a"] == (Difference.BUSY, None)
-        assert told(report)["y"] == (Difference.UNKNOWN, ReconcileAction.INSERTED)
+        assert reported(report)["a"] == (Difference.BUSY, None)
+        assert reported(report)["y"] == (Difference.UNKNOWN, ReconcileAction.INSERTED)
     expected = {"a": b"1", "b": b"2", "c": b"3", "y": b"foreign", "z": b"0"}
     assert await store.objects() == expected
     assert await listed(uow_class) == list(expected)
@@ -461,7 +461,7 @@ async def test_an_object_that_cannot_be_read_is_one_finding(
         assert await listed(uow_class) == ["a", "mine", "z"]
         assert "'odd1' in bucket cannot be read" in caplog.text
         inserted = (Difference.UNKNOWN, ReconcileAction.INSERTED)
-        assert told(report) == {
+        assert reported(report) == {
             **dict.fromkeys(("a", "z"), inserted),
             "odd\n": (Difference.REFUSED, None),
             "odd1": (Difference.UNREADABLE, None),
@@ -499,7 +499,7 @@ async def test_what_another_catalog_wrote_is_never_touched(
     await put_orphan(store, "old", catalog_id="lost")
     before = await store.objects()
     report = await reconciled(second, strategy="replace", orphans="delete")
-    assert told(report) == dict.fromkeys(("a", "b", "old"), (Difference.OTHER_CATALOG, None))
+    assert reported(report) == dict.fromkeys(("a", "b", "old"), (Difference.OTHER_CATALOG, None))
     assert "lost" in {each.catalog_id for each in report.findings}
     async with second() as uow:
         assert await uow.files.delete("a") == []
@@ -547,7 +547,7 @@ async def test_what_arrived_late_is_never_adopted(store: Store, strategy: str) -
         await uow.files.put(text("committed", "a"))
     await arrive("a")
     report = await reconciled(uow_class, strategy=strategy, orphans="adopt")
-    assert told(report) == {"a": (Difference.CHANGED, None)}
+    assert reported(report) == {"a": (Difference.CHANGED, None)}
     assert await listed(uow_class) == ["a"]
 
 
@@ -566,7 +566,7 @@ async def test_a_committed_object_under_another_etag_keeps_class_and_checksum(
         attributes = ObjectAttributes(media_type="text/html", metadata=stored.metadata)
         await connector.put(PutRequest(store.namespace, "a", attributes), b"y")
     report = await reconciled(uow_class, strategy="replace")
-    assert told(report) == {"a": (Difference.CHANGED, ReconcileAction.UPDATED)}
+    assert reported(report) == {"a": (Difference.CHANGED, ReconcileAction.UPDATED)}
     after = await stat_of(uow_class, "a")
     assert (after.sha256, after.media_type) == (before.sha256, "text/plain")
     async with uow_class() as uow:
@@ -635,7 +635,7 @@ async def test_a_store_that_lists_in_no_order_is_compared_with_records(
     await put_raw(unordered, "z", b"unknown")
     findings: list[Finding] = []
     report = await reconciled(uow_class, on_finding=findings.append)
-    assert told(report) == {
+    assert reported(report) == {
         **dict.fromkeys(("aa", "b", "g"), (Difference.MISSING, None)),
         **dict.fromkeys(("bb", "z"), (Difference.UNKNOWN, None)),
         "d": (Difference.CHANGED, None),

@@ -189,10 +189,10 @@ async def test_what_a_dead_process_left_is_settled_at_first_use(
     other = changed(site, recovery_interval=3600.0)
     assert await read(other, "a") == value
 
-    async def settled() -> bool:
+    async def finished() -> bool:
         return not await other.uow_class.transactions()
 
-    await eventually(settled)
+    await eventually(finished)
     assert (await site.store.objects())["a"] == value.encode()
 
 
@@ -202,10 +202,10 @@ async def test_what_a_dead_process_left_is_settled_at_intervals(site: Site) -> N
     await put(other, "a", "old")
     await leave(changed(site, lease_ttl=1.0), "a", COMMITTED)
 
-    async def settled() -> bool:
+    async def finished() -> bool:
         return not (await site.journal())["transactions"]
 
-    await eventually(settled)
+    await eventually(finished)
     assert await site.store.objects() == {"a": b"new"}
 
 
@@ -458,9 +458,9 @@ async def test_what_is_open_for_longer_than_late_writes_take_is_reported_by_all_
 
         await eventually(logged)
         report = await uow_class.recover()
-        told = [each for each in report.problems if "has been open for" in each]
-        assert (report.pending, len(told)) == (0, 1)
-        assert "bucket/a" in told[0]
+        named = [each for each in report.problems if "has been open for" in each]
+        assert (report.pending, len(named)) == (0, 1)
+        assert "bucket/a" in named[0]
         problems = (await uow_class.diagnose()).problems
         assert sum("has been open for" in each and "bucket/a" in each for each in problems) == 1
         with pytest.raises(RecordLockedException, match="has been open for"):
@@ -732,7 +732,7 @@ async def test_what_hangs_does_not_hold_up_what_is_left_over_beside_it(memory: S
             raise ZeroDivisionError
     left.fails = False
 
-    async def settled() -> bool:
+    async def finished() -> bool:
         return [each.paths for each in await left.uow_class.transactions()] == [["bucket/a"]]
 
-    await eventually(settled)
+    await eventually(finished)

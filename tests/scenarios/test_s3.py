@@ -88,8 +88,8 @@ async def test_missing_credentials_are_told(
     config = S3ConnectorConfig(endpoint_url=moto.url, region_name="us-east-1")
     with pytest.raises(AccessDeniedException, match="aws_access_key_id"):
         await put_one(Store(config, "bucket"))
-    missing = S3ConnectorConfig(endpoint_url=moto.url, profile_name="nobody")
-    with pytest.raises(AccessDeniedException, match="nobody"):
+    missing = S3ConnectorConfig(endpoint_url=moto.url, profile_name="absent")
+    with pytest.raises(AccessDeniedException, match="absent"):
         await put_one(Store(missing, "bucket"))
 
 

@@ -789,7 +789,7 @@ async def test_whatever_the_backend_loses_charges_and_files_go_together(
         charged = "charged" in shop.calls
         refunded = "refunded p1" in shop.calls
         assert not (refunded and committed), at
-        assert refunded or committed or not charged, at  # in doubt it is refunded, too
+        assert refunded or committed or not charged, at  # if that is not known, it is refunded, too
         assert (shop.calls.count("sent 1") > 0) is committed, at
         assert charged or not committed
         assert not (fails and committed)

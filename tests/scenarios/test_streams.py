@@ -288,32 +288,32 @@ async def test_a_stream_is_read_once() -> None:
 
 async def test_progress_is_told_in_bytes(store: Store, tmp_path: Path) -> None:
     (tmp_path / "a.bin").write_bytes(LONG)
-    told: list[tuple[int, int | None]] = []
+    progress: list[tuple[int, int | None]] = []
     async with store.uow()() as uow:
         await uow.files.put(
             FileContent.from_local_path(tmp_path / "a.bin", media_type="a/b"),
             stream(SHORT, "b.bin", size=len(SHORT)),
             TextContent.from_content("12345", filename="c"),
-            on_progress=lambda done, total: told.append((done, total)),
+            on_progress=lambda done, total: progress.append((done, total)),
         )
     total = len(LONG) + len(SHORT) + 5
-    assert {each for _, each in told} == {total}
-    assert [done for done, _ in told] == sorted(done for done, _ in told)
-    assert told[-1] == (total, total)
+    assert {each for _, each in progress} == {total}
+    assert [done for done, _ in progress] == sorted(done for done, _ in progress)
+    assert progress[-1] == (total, total)
 
 
 async def test_progress_without_a_size_has_no_total_and_may_fail_the_call(store: Store) -> None:
-    told: list[int | None] = []
+    progress: list[int | None] = []
 
     def stop(done: int, total: int | None) -> None:
-        told.append(total)
+        progress.append(total)
         if done > MiB:
             raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
         async with store.uow()() as uow:
             await uow.files.put(stream(LONG), on_progress=stop)
-    assert set(told) == {None}
+    assert set(progress) == {None}
     assert await store.objects() == {}
 
 
@@ -458,7 +458,7 @@ def test_the_size_of_a_stream_is_a_number_or_refused() -> None:
 async def put_foreign(store: Store) -> None:
     async with store.connector() as connector:
         attributes = ObjectAttributes(media_type="text/plain")
-        await connector.put(PutRequest(store.namespace, "a.bin", attributes), b"somebody else's")
+        await connector.put(PutRequest(store.namespace, "a.bin", attributes), b"another writer's")
 
 
 async def test_an_object_of_others_is_found_before_a_long_stream_is_sent(
@@ -476,7 +476,7 @@ async def test_an_object_of_others_is_found_before_a_long_stream_is_sent(
     assert [each for each in seen if "uploads" in each.query and each.method == "POST"] == []
     async with uow_class() as uow:
         await uow.files.put(stream(LONG))
-        assert (await moto_store.objects())["a.bin"] == b"somebody else's"
+        assert (await moto_store.objects())["a.bin"] == b"another writer's"
     assert await moto_store.objects() == {"a.bin": LONG}
 
 
@@ -497,25 +497,25 @@ async def test_an_object_that_others_write_meanwhile_is_not_lost(
     if repeatable:
         server, loop = moto_store.server, asyncio.get_running_loop()
         assert server is not None
-        told: list[str] = []
+        progress: list[str] = []
 
         def before_the_end(request: S3Request) -> None:
-            if request.method == "POST" and "uploadId" in request.query and not told:
-                told.append(request.key)
+            if request.method == "POST" and "uploadId" in request.query and not progress:
+                progress.append(request.key)
                 asyncio.run_coroutine_threadsafe(put_foreign(moto_store), loop).result(30)
 
         with server.failing(before_the_end):
             async with uow_class() as uow:
                 content = FileContent.from_local_path(tmp_path / "a.bin", media_type="a/b")
                 await uow.files.put(content)
-                assert (await moto_store.objects())["a.bin"] == b"somebody else's"
-        assert told == ["a.bin"]
+                assert (await moto_store.objects())["a.bin"] == b"another writer's"
+        assert progress == ["a.bin"]
         assert await moto_store.objects() == {"a.bin": LONG}
         return
     with pytest.raises(ObjectChangedException, match="one-shot upload"):
         async with uow_class() as uow:
             await uow.files.put(StreamContent.from_iterable(meanwhile(), filename="a.bin"))
-    assert await moto_store.objects() == {"a.bin": b"somebody else's"}
+    assert await moto_store.objects() == {"a.bin": b"another writer's"}
     assert await uploads(moto_store) == []
 
 

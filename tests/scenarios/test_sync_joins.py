@@ -57,17 +57,17 @@ class Joint:
         with self.engine.connect() as connection:
             return set(connection.execute(sql("SELECT name FROM letters")).scalars())
 
-    def settled(self) -> None:
+    def finished(self) -> None:
         pause = threading.Event()
         for _ in range(400):
             if not self.uow_class.sync().transactions():
                 return
             pause.wait(0.05)
-        pytest.fail(f"not settled: {self.uow_class.sync().transactions()}")
+        pytest.fail(f"not finished: {self.uow_class.sync().transactions()}")
 
     def check(self, *names: str) -> None:
         """Check that these are the rows, the records and the objects."""
-        self.settled()
+        self.finished()
         assert self.rows() == set(names)
         assert set(asyncio.run(self.site.store.objects())) == set(names)
         with self.uow_class.sync() as uow:
@@ -158,7 +158,7 @@ def test_connections_and_scoped_sessions_are_joined(joint: Joint) -> None:
     with joint.engine.begin() as connection, joint.uow_class.sync(join=connection) as uow:
         connection.execute(insert, {"name": "b"})
         uow.files.put(text("2", "b"))
-    joint.settled()
+    joint.finished()
     sessions = scoped_session(make_sessions(joint.engine))
     with joint.uow_class.sync(join=sessions) as uow:
         sessions.add(Letter(name="c"))
@@ -188,7 +188,7 @@ def test_what_others_commit_meanwhile_is_a_conflict(joint: Joint) -> None:
                 with joint.uow_class.sync() as other_uow:
                     other_uow.files.put(text("3", "a"))
                 uow.files.put(text("2", "a"))
-    joint.settled()
+    joint.finished()
 
 
 def test_what_is_of_the_other_kind_is_refused(joint: Joint) -> None:

@@ -183,7 +183,7 @@ async def test_a_savepoint_takes_back_what_its_tasks_did_and_nothing_beside_it(
 ) -> None:
     service = Service()
     log: list[str] = []
-    inside, beside = asyncio.Event(), asyncio.Event()
+    inside, parallel = asyncio.Event(), asyncio.Event()
 
     async def fail(uow: FullUOW) -> None:
         with pytest.raises(ZeroDivisionError):
@@ -192,23 +192,23 @@ async def test_a_savepoint_takes_back_what_its_tasks_did_and_nothing_beside_it(
                 async with asyncio.TaskGroup() as group:
                     group.create_task(uow.files.put(text("of its task", "c")))
                 inside.set()
-                await beside.wait()
+                await parallel.wait()
                 uow.on_commit(lambda: log.append("inside"))
                 await uow.step(lambda: service.do("1"), lambda: service.undo("1"))
                 raise ZeroDivisionError
 
     async def go_on(uow: FullUOW) -> None:
         await inside.wait()
-        await uow.files.put(text("beside", "b"), text("beside", "d"))
-        uow.on_commit(lambda: log.append("beside"))
+        await uow.files.put(text("parallel", "b"), text("parallel", "d"))
+        uow.on_commit(lambda: log.append("parallel"))
         await uow.step(lambda: service.do("2"), lambda: service.undo("2"))
-        beside.set()
+        parallel.set()
 
     async with memory.uow()() as uow, asyncio.TaskGroup() as group:
         group.create_task(fail(uow))
         group.create_task(go_on(uow))
-    assert await memory.objects() == {"b": b"beside", "d": b"beside"}
-    assert log == ["beside"]
+    assert await memory.objects() == {"b": b"parallel", "d": b"parallel"}
+    assert log == ["parallel"]
     assert service.log == ["do 2", "do 1", "undo 1"]
 
 

@@ -347,7 +347,7 @@ class Habits:
         calls: of sessions.
         controls: ends of blocks and savepoints, and what else is not about keys.
         fates: of operations.
-        happens: besides.
+        happens: what else happens.
         pauses: how long it waits.
         strikes: the operations that the fates happen to; None for all.
         manners: how the user's own code behaves.

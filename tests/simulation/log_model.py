@@ -306,7 +306,7 @@ class Replica:
 
 @dataclass
 class Run:
-    """One schedule: what processes were told, and what is wrong."""
+    """One schedule: what processes were answered, and what is wrong."""
 
     rng: random.Random
     bucket: Bucket

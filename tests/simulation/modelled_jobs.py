@@ -133,7 +133,7 @@ class ModelJobs:
             assert job.committed, f"P36: {name} is called, and nothing is committed"
         assert not job.dropped, f"P34: {name} is called, and is not due"
         self._check_order(job)
-        assert not job.running or world.ambiguous, f"P35: {name} is called beside itself"
+        assert not job.running or world.ambiguous, f"P35: {name} is called again while it runs"
         job.begun += 1
         job.running = True
         try:

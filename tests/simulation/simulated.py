@@ -160,7 +160,7 @@ class SimulatedSession:
     auto_commit: bool = True
     overlay: Overlay = field(default_factory=dict[str, "bytes | None"])
     pivots: int = 0
-    told: int = 0
+    acknowledged: int = 0
     transaction_id: str = ""
     ended: str = ""
     busy: bool = False
@@ -264,7 +264,7 @@ class SimulatedSession:
             if isinstance(error, CommitUncertainException):
                 assert self.troubled, "nothing kept it from learning how the commit ended"
             else:
-                assert self.pivots == self.told, "I8: it raised, and was committed"
+                assert self.pivots == self.acknowledged, "I8: it raised, and was committed"
                 self.failed = True
                 self._check_undone(error)
             if isinstance(error, asyncio.CancelledError):
@@ -273,7 +273,7 @@ class SimulatedSession:
             if self.auto_commit:
                 self._decide_hooks(committed=True)  # without changes it has no pivot
             self._end("committed" if self.auto_commit else "rolled back")
-            new = self.pivots - self.told
+            new = self.pivots - self.acknowledged
             assert new >= (self.auto_commit and changed), "I8: it ended, and was not committed"
             assert new <= self.auto_commit, "I8: it committed more than it was to"
 
@@ -281,8 +281,8 @@ class SimulatedSession:
         """Check that nothing is left of a session that failed, unless that was said (I3, P21)."""
         notes = " ".join(note for each in _chain(error) for note in getattr(each, "__notes__", ()))
         lost = any(isinstance(each, TransactionLostException) for each in _chain(error))
-        told = lost or "is not undone completely" in notes
-        if told:
+        acknowledged = lost or "is not undone completely" in notes
+        if acknowledged:
             assert self.troubled or self.slow, "nothing kept it from undoing all"
         else:
             assert not self.effects, "the steps of a failed session were not undone"
@@ -393,16 +393,18 @@ class SimulatedSession:
         changed = bool(self.overlay)
         if kind == "commit":
             await uow.commit()
-            assert self.pivots >= self.told + changed, "I8: commit() returned, and did nothing"
+            assert self.pivots >= self.acknowledged + changed, (
+                "I8: commit() returned, and did nothing"
+            )
             self._decide_hooks(committed=True)
-            self.told = self.pivots
+            self.acknowledged = self.pivots
             self.transaction_id = ""  # committed, whatever is still to be applied
             self.effects.clear()
         else:
             self.transaction_id = ""  # a warning says what it cannot undo
             await uow.rollback()
             self._decide_hooks(committed=False)
-            assert self.pivots == self.told, "I8: rollback() committed"
+            assert self.pivots == self.acknowledged, "I8: rollback() committed"
             assert not self.effects, "rollback() did not undo the steps"
         self.jobs = []
         self.overlay = {}
@@ -488,7 +490,7 @@ class SimulatedSession:
         assert write is not None
         assert write.record is not None
         digests = {hashlib.sha256(each).hexdigest(): each for each in sources if each is not None}
-        assert write.record.sha256 in digests, f"{target} is no copy of {source}"
+        assert write.record.sha256 in digests, f"{target} is not a copy of {source}"
         self.overlay[target] = digests[write.record.sha256]
         if move:
             self.overlay[source] = None
@@ -540,7 +542,7 @@ class SimulatedSession:
                 assert not isinstance(results[0], BaseException), "a call that failed is there"
         if call.manner == "fails" and not failed:
             wrong = [key for key in call.keys if self.overlay.get(key) != call.value]
-            assert not wrong, f"a savepoint has undone what was beside it: {wrong}"
+            assert not wrong, f"a savepoint has undone what it does not contain: {wrong}"
         for error in failed:
             raise error
 
@@ -565,7 +567,7 @@ class SimulatedSession:
 
         def called(how: str) -> Callable[[], Awaitable[None]]:
             async def callback() -> None:
-                self.world.note(f"{hook.name} is told of {how}, and {call.manner}")
+                self.world.note(f"{hook.name} is called after {how}, and {call.manner}")
                 hook.called.append(how)
                 await _behave(call.manner)
 

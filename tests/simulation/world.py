@@ -203,7 +203,7 @@ class World:
         strikes: what the drawn fates happen to; None for every operation.
         barred: keys of which the store refuses copies and deletions, and batches with such a one.
         kept: keys that were barred at some time, of which the store may have kept a version.
-        ambiguous: whether anything may still take effect of which the engine was told nothing.
+        ambiguous: whether anything may still take effect that the engine does not know of.
     """
 
     capabilities: Capabilities
@@ -227,7 +227,7 @@ class World:
     late: list[Pending] = field(default_factory=list[Pending])
     hidden: set[str] = field(default_factory=set[str])
     strange: set[str] = field(default_factory=set[str])
-    told: list[logging.LogRecord] = field(default_factory=list[logging.LogRecord])
+    logged: list[logging.LogRecord] = field(default_factory=list[logging.LogRecord])
     effects: int = 0
     trouble: Counter[int] = field(default_factory=Counter[int])
     pending: list[Pending] = field(default_factory=list[Pending])
@@ -586,10 +586,10 @@ class World:
                 assert writer == each.token.transaction_id, f"two write {intent.key}"  # I6
         self._check_objects(records, set(writers))
         self.kept |= self.barred
-        for told in self.told:
-            key = getattr(told, "key", "").removeprefix(f"{BUCKET}/")
+        for logged in self.logged:
+            key = getattr(logged, "key", "").removeprefix(f"{BUCKET}/")
             assert key in self.strange | self.hidden | self.kept, (
-                f"nobody did that: {told.getMessage()}"
+                f"no other writer did that: {logged.getMessage()}"
             )
 
     def _differ(self, records: Mapping[str, Record]) -> str:
@@ -786,7 +786,7 @@ class World:
             *(() if self.database is None else self.database.patches()),
         ):
             self._patches.enter_context(mock.patch.object(target, name, value))
-        self._patches.enter_context(listening(self.told))
+        self._patches.enter_context(listening(self.logged))
         self._patches.enter_context(mock.patch.object(plugins, "_current", _plugins()))
         self._patches.enter_context(sqlite_clock(loop))
         self._patches.enter_context(warnings.catch_warnings())
@@ -806,7 +806,7 @@ _worlds = itertools.count(1)
 
 
 def _once(make: Callable[..., T]) -> Callable[..., T]:
-    """Return what makes one object for all engines; the database tells it the dialect alone."""
+    """Return what makes one object for all engines; of the database it needs only the dialect."""
     made: dict[object, T] = {}
 
     def once(tables: object, *others: object, **options: object) -> T:
@@ -852,7 +852,7 @@ def _plugins() -> plugins.PluginRegistry:
 
 
 @contextmanager
-def listening(told: list[logging.LogRecord]) -> Generator[None]:
+def listening(logged: list[logging.LogRecord]) -> Generator[None]:
     """Collect what the engine says of objects that others changed (P14, P17)."""
     logger = logging.getLogger("fennflow")
 
@@ -860,7 +860,7 @@ def listening(told: list[logging.LogRecord]) -> Generator[None]:
         @override
         def emit(self, record: logging.LogRecord) -> None:
             if getattr(record, "rule", "") in {"P14", "P17"}:
-                told.append(record)
+                logged.append(record)
 
     handler = Handler()
     logger.addHandler(handler)

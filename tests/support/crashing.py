@@ -66,7 +66,7 @@ __all__ = [
 ]
 
 BEFORE = {"a": b"old a", "b": b"old b", "c": b"old c", "m": b"old m", "n": b"old n"}
-FOREIGN = {"z": b"somebody else's"}
+FOREIGN = {"z": b"another writer's"}
 AFTER = {
     "a": b"new a",
     "c": b"new c",
@@ -116,7 +116,7 @@ async def change(uow_class: type[FullUOW], scope: str, *, fails: bool) -> None:
 
 @dataclass(frozen=True)
 class Site:
-    """A store and a database: what a child is told."""
+    """A store and a database: what a child needs to know."""
 
     connector: ConnectorConfig
     namespace: str

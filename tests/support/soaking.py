@@ -25,7 +25,7 @@ FAULTS = (Fault.BEFORE, Fault.AFTER, Fault.CUT)
 
 
 def serve(seed: str, pipe: Connection) -> None:
-    """Run moto's server, in a process of its own, and let it fail at the rate that is told."""
+    """Run moto's server, in a process of its own, and let it fail at the given rate."""
     choice = random.Random(seed)
     rate = 0.0
 

@@ -172,8 +172,8 @@ async def streams(session: AsyncSession) -> None:
                 assert_type(chunk, bytes)
         assert_type(await uow.films.at("a").get_prefix(), MediaResponse)
         assert_type(await uow.films.at("a").delete_prefix(), DeleteResponse)
-        async with uow.savepoint() as nothing:
-            assert_type(nothing, None)
+        async with uow.savepoint() as value:
+            assert_type(value, None)
 
 
 class WithoutAsync(SyncUnitOfWork):
@@ -200,8 +200,8 @@ def without_async() -> None:
         assert_type(declared.my_files.open("a", "wb"), SyncWriter)
         declared.read_only.put()  # type: ignore[misc] # pyright: ignore[reportAttributeAccessIssue]
         declared.wrong  # type: ignore[attr-defined] # pyright: ignore[reportAttributeAccessIssue] # noqa: B018
-        with declared.savepoint() as nothing:
-            assert_type(nothing, None)
+        with declared.savepoint() as value:
+            assert_type(value, None)
     with WithoutAsync.lifespan():
         assert_type(WithoutAsync.recover(), RecoveryReport)
         assert_type(UOW.sync().reconcile(), Mapping[str, ReconcileReport])

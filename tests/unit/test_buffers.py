@@ -48,7 +48,7 @@ async def test_those_who_wait_are_served_in_order() -> None:
     tasks = [asyncio.create_task(take(number, size)) for number, size in [(1, 5), (2, 1), (3, 1)]]
     await turns()
     assert served == []
-    assert not shares[0].try_take(0)  # nobody overtakes
+    assert not shares[0].try_take(0)  # no one overtakes
     shares[0].give(7)
     await asyncio.gather(*tasks)
     assert served == [1, 2, 3]

@@ -74,7 +74,7 @@ class Raw:
 
 @dataclass
 class Pool:
-    """Answers requests as it is told, and keeps them."""
+    """Answers requests as configured, and keeps them."""
 
     answers: list[Any] = field(default_factory=list[Any])
     requests: list[Any] = field(default_factory=list[Any])
@@ -118,7 +118,7 @@ def body_of(request: Any) -> bytes:
 async def opened(
     *, plain: bool = False, answers: list[Any] | None = None, **changes: Any
 ) -> AsyncGenerator[tuple[Any, Pool]]:
-    """Open a client on a pool that answers as it is told; a plain one makes no first attempts."""
+    """Open a client on a pool that answers as configured; a plain one makes no first attempts."""
     values: dict[str, Any] = {
         "region_name": "eu-central-1",
         "endpoint_url": "http://localhost:9000",

@@ -216,7 +216,7 @@ def test_a_field_of_a_path_cannot_leave_its_segment(user: str) -> None:
         Month(user=user, year=2026, month=3).render()
 
 
-@pytest.mark.parametrize("text", ["{nobody}", "{user.id}", "{0}", "{}"])
+@pytest.mark.parametrize("text", ["{missing}", "{user.id}", "{0}", "{}"])
 def test_a_template_of_what_is_no_field_is_refused_when_the_class_is_made(text: str) -> None:
     with pytest.raises(KeyException, match="fields are user"):
 

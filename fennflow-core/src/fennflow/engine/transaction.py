@@ -90,7 +90,7 @@ class Transaction:
     Attributes:
         lease: the right to act for the transaction, which has an id and a fencing token.
         journaled: whether the journal has, or may have, rows of it (P1).
-        staged: whether the journal had rows of it for sure.
+        rows_confirmed: whether the journal had rows of it for sure.
         began: when it was first journaled, by `clock`.
         progress: what attempts to finish it have left to know.
         outcome: how it was decided, as far as this process knows.
