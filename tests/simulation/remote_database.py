@@ -23,7 +23,7 @@ from typing_extensions import override
 from controlled_loop import START, ControlledLoop
 from fennflow.backends import SqlalchemyBackendConfig
 from fennflow.testing import PostgresqlServer
-from fennflow_sqlalchemy import engines, recovery
+from fennflow_sqlalchemy import engines, journal
 from fennflow_sqlalchemy.database import Database, Work
 from fennflow_sqlalchemy.engines import Postgresql
 
@@ -72,7 +72,7 @@ class RemoteDatabase:
         def open_databases(*_: object, **__: object) -> tuple[Database, Database]:
             return self.database, self.database
 
-        return [(recovery, "open_databases", open_databases)]
+        return [(journal, "open_databases", open_databases)]
 
     def retained(self) -> tuple[set[str], int]:
         """Return the keys that wait for late writes, and how many locks are kept for some."""

@@ -76,7 +76,7 @@ from fennflow.repositories import RepoField
 from fennflow.testing import faults
 from fennflow.testing.faults import Effect, FaultyBackendConfig, FaultyConnectorConfig, Operation
 from fennflow_memory.backend import InMemoryBackend
-from fennflow_sqlalchemy import engines, recovery
+from fennflow_sqlalchemy import engines, journal
 from fennflow_sqlalchemy.engines import _sqlite
 from modelled_jobs import ModelJob, ModelJobs
 from remote import RemoteConnectorConfig
@@ -781,7 +781,7 @@ class World:
             (reconcile, "time", clock),
             (uuid_utils, "uuid7", new_id),
             (engines, "_sqlite", _shared),
-            *((recovery, name, value) for name, value in _made_once.items()),
+            *((journal, name, value) for name, value in _made_once.items()),
             *(() if self.log is None else self.log.patches(loop, new_id)),
             *(() if self.database is None else self.database.patches()),
         ):
@@ -820,7 +820,7 @@ def _once(make: Callable[..., T]) -> Callable[..., T]:
 
 # To build the statements of an engine, and to compile them at first use, takes longer than a walk.
 _made_once: Mapping[str, Callable[..., object]] = {
-    name: _once(getattr(recovery, name))
+    name: _once(getattr(journal, name))
     for name in (
         "make_tables",
         "CatalogStatements",
@@ -828,6 +828,7 @@ _made_once: Mapping[str, Callable[..., object]] = {
         "LateWriteStatements",
         "JobStatements",
         "NoteStatements",
+        "FillStatements",
     )
 }
 _engines: dict[str, Engine] = {}

@@ -338,7 +338,7 @@ def rm(
 ) -> None:
     """Delete files: all of them, or none. A path that does not exist is an error.
 
-    With --recursive or a pattern it says how many files there are, and asks. Scripts say --yes.
+    With --recursive or a pattern it shows the number of files, and asks. Scripts pass --yes.
     """
     uow = UowTarget(target)
     wanted = uow.places(places)

@@ -305,7 +305,7 @@ def commits(
 ) -> None:
     """List what was committed by any process, each commit once and in order, with its cursor.
 
-    Keep the cursor of the last commit that you have worked off, and go on with --after.
+    Keep the cursor of the last commit that you have processed, and continue with --after.
     """
     shown = run(_show_commits(load(target), after, poll if follow else None, as_json=as_json))
     if not (shown or as_json):
@@ -340,7 +340,7 @@ def recover(target: Target, *, as_json: Json = False) -> None:
     """Finish or roll back transactions left by crashed processes, and clean up their leftovers.
 
     Compensations and hooks that are due are called, if the module registers their names. Exit code 3
-    says that something was left for later: the store or the database was away, or refused; a
+    says that something was left for later: the store or the database was unreachable or refused; a
     compensation or a hook failed, or its name is not registered.
     """
     uow_class = load(target)
@@ -378,9 +378,9 @@ def adopt(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Record in the catalog what the buckets hold; go on with it if it was interrupted.
+    """Record in the catalog what the buckets hold; resume if it was interrupted.
 
-    The same happens by itself when a lifespan begins, or at the first use of a bucket. Exit code 3
+    This also happens when a lifespan begins, or at the first use of a bucket. Exit code 3
     says that some objects could not be recorded.
     """
     _reconcile(load(target), as_json=as_json, strategy="insert_missing", batch_size=batch_size)
@@ -408,9 +408,9 @@ def reconcile(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Compare the catalog with the buckets, and bring them together.
+    """Compare the catalog with the buckets, and correct differences.
 
-    Exit code 3 says that they still differ: what was found was only reported.
+    Exit code 3 says that differences remain, which were only reported.
     """
     _reconcile(
         load(target),

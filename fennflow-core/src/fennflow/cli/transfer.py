@@ -72,7 +72,7 @@ def cp(
     """Copy files in, out, or inside the store: all of them, or none.
 
     A destination that ends in / is a directory, and so is one for several sources. A directory
-    goes into one that is there already, else it gets that name. The source - is standard input,
+    is copied into an existing directory; otherwise the copy gets the name of the destination. The source - is standard input,
     the destination - standard output.
     """
     uow = UowTarget(target)
@@ -94,7 +94,7 @@ def mv(
 ) -> None:
     """Move files in, out, or inside the store: all of them, or none.
 
-    A local source goes when the transaction has committed; a file of the store, with it.
+    Local sources are deleted after the commit, files of the store by the commit.
     """
     if STANDARD in {*sources, destination}:
         message = (
