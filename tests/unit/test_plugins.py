@@ -183,7 +183,7 @@ def test_what_two_plugins_bring_is_an_error_that_names_both(
     """Else one of them would be used, and which one is chance."""
     with (
         plugins.override(_module("fennflow_acme", **brought)),
-        pytest.raises(PluginException, match=rf"Brought twice: .*{said} by .*fennflow_acme"),
+        pytest.raises(PluginException, match=rf"Provided twice: .*{said} by .*fennflow_acme"),
     ):
         UnitOfWork()
 
