@@ -8,6 +8,7 @@ import pty
 from pathlib import Path
 
 import httpx
+import pytest
 
 from fennflow.files import TextContent
 from fennflow.testing import Fault, S3Server
@@ -106,6 +107,7 @@ def test_patterns_stand_for_the_files_that_match(program: Program) -> None:
     assert set(program.files()) == {"[x].txt", "x.txt"}
 
 
+@pytest.mark.once
 async def test_urls_for_others_are_printed(shell: Shell) -> None:
     async with shell.site.uow_class() as uow:
         for name in ("a.txt", "b.txt"):
@@ -149,6 +151,7 @@ def test_files_are_deleted_all_or_none(program: Program) -> None:
     assert program("rm", "-r", "--yes", "files:c").code == 1
 
 
+@pytest.mark.once
 async def test_what_fails_half_way_leaves_nothing(shell: Shell, moto: S3Server) -> None:
     (shell.directory / "in").mkdir()
     for name in ("a.txt", "b.txt", "c.txt"):
@@ -206,13 +209,14 @@ def test_what_is_no_place_is_used_wrongly(program: Program) -> None:
     assert "No such file" in done.err
 
 
+@pytest.mark.once
 async def test_progress_is_shown_on_a_terminal(shell: Shell) -> None:
     (shell.directory / "long.bin").write_bytes(LONG)
     terminal, side = pty.openpty()
     process = await asyncio.create_subprocess_exec(
         *(PROGRAM, "cp", "app:UOW", "long.bin", "files:"),
         cwd=shell.directory,
-        env={**shell.environment, "TERM": "xterm"},
+        env={**shell.environment, "TERM": "xterm", "PYTHONWARNINGS": "error"},
         stdout=side,
         stderr=side,
     )

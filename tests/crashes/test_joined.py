@@ -20,7 +20,7 @@ from fennflow.testing.processes import free_ports
 
 pytestmark = [pytest.mark.crashes, pytest.mark.timeout(1800)]
 
-SAMPLE = 4
+SAMPLE = 3
 FULL = "FENNFLOW_THOROUGH" in os.environ
 
 

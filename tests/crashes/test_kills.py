@@ -65,7 +65,7 @@ CASES = [
         ]
     ),
 ]
-SAMPLE = 5
+SAMPLE = 4
 IN_ONE_BUCKET = 25  # moto looks through a whole bucket for the versions of one key
 
 

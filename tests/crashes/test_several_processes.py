@@ -14,8 +14,8 @@ from crashing import FULL, SEED, Event, Site, catalog_aside, check, make_site, s
 pytestmark = [pytest.mark.crashes, pytest.mark.timeout(3600)]
 
 WORKERS = 8
-SESSIONS = 200 if FULL else 40
-FEW = 30
+SESSIONS = 200 if FULL else 30
+FEW = 20
 """Of processes whose commits all contend for one log."""
 KEYS = 60
 KILL_EVERY = (0.25, 2.0)

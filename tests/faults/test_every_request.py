@@ -88,19 +88,17 @@ class FaultAt:
 
 FAULTS = [Fault.BEFORE, Fault.AFTER, Fault.CUT]
 CASES = [
-    pytest.param("moto", Fault.BEFORE, marks=pytest.mark.thorough),
-    *(pytest.param("moto", fault) for fault in FAULTS[1:]),
     *(
-        pytest.param(kind, fault, marks=pytest.mark.once)
-        for kind in ("strict", "strict-versioned", "obstore-moto")
+        pytest.param("moto", fault, marks=() if fault is Fault.AFTER else pytest.mark.thorough)
         for fault in FAULTS
     ),
-    # Of a server that is a process of its own every change runs the fault that leaves most open.
+    *(pytest.param("strict", fault, marks=pytest.mark.once) for fault in FAULTS),
+    # On other servers every change runs the fault that leaves most open.
     *(
         pytest.param(
             kind, fault, marks=pytest.mark.once if fault is Fault.CUT else pytest.mark.thorough
         )
-        for kind in ("seaweedfs", "seaweedfs-versioned")
+        for kind in ("strict-versioned", "obstore-moto", "seaweedfs", "seaweedfs-versioned")
         for fault in FAULTS
     ),
 ]

@@ -18,7 +18,7 @@ from fennflow.testing import PostgresqlServer
 from soaking import GROUPS, Held, Written, failing_server, fits, session
 from stores import FullUOW, new_bucket, numbers, s3_config
 
-MINUTES = float(os.environ.get("FENNFLOW_SOAK_MINUTES", "0.06"))
+MINUTES = float(os.environ.get("FENNFLOW_SOAK_MINUTES", "0.04"))
 AT_ONCE = 64
 FAULT_RATE = 0.03
 POOL = 32

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import graphlib
 import itertools
+import os
 import random
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -29,7 +30,7 @@ from world import World
 KEYS = ("a", "b", "c")
 WORKERS = 4
 SESSIONS = 6
-WALKS = 150
+WALKS = 150 if "FENNFLOW_THOROUGH" in os.environ else 70
 
 Values = Mapping[str, str | None]
 
@@ -198,6 +199,7 @@ def check(histories: Sequence[History]) -> None:
 
 
 @pytest.mark.once
+@pytest.mark.sampled
 @pytest.mark.parametrize("on_sqlite", [False, True])
 def test_transactions_are_read_committed_and_each_call_sees_one_moment(*, on_sqlite: bool) -> None:
     """PL-2; and not more: what a session has read may be overwritten before it commits."""
@@ -205,13 +207,14 @@ def test_transactions_are_read_committed_and_each_call_sees_one_moment(*, on_sql
         directory = Path(name) if on_sqlite else None
         histories = [
             recorded(seed, validate_reads=False, directory=directory)
-            for seed in range(WALKS // (10 if on_sqlite else 1))
+            for seed in range(WALKS // (7 if on_sqlite else 1))
         ]
     check(histories)
     assert any(each.has_circle(with_overwritten_reads=True) for each in histories)
 
 
 @pytest.mark.once
+@pytest.mark.sampled
 @pytest.mark.parametrize("on_sqlite", [False, True])
 def test_with_validate_reads_transactions_are_repeatable_read(*, on_sqlite: bool) -> None:
     """PL-2.99: no lost update, no write skew on the paths that a session has read."""
@@ -219,7 +222,7 @@ def test_with_validate_reads_transactions_are_repeatable_read(*, on_sqlite: bool
         directory = Path(name) if on_sqlite else None
         histories = [
             recorded(seed, validate_reads=True, directory=directory)
-            for seed in range(WALKS // (10 if on_sqlite else 1))
+            for seed in range(WALKS // (7 if on_sqlite else 1))
         ]
     check(histories)
     assert sum(len(each.order) for each in histories) > len(histories)

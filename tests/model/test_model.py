@@ -218,10 +218,11 @@ def repeat(walk: Callable[[int], object], walks: int) -> None:
         number += 1
 
 
+@pytest.mark.once
 @pytest.mark.sampled
 @pytest.mark.timeout(int(600 + 120 * MINUTES))
 def test_a_search_finds_nothing_in_memory() -> None:
-    search(None, examples=60 + int(300 * MINUTES))
+    search(None, examples=40 + int(300 * MINUTES))
 
 
 @pytest.mark.once
@@ -235,7 +236,7 @@ def test_a_search_finds_nothing_on_sqlite() -> None:
 @pytest.mark.sampled
 @pytest.mark.timeout(int(600 + 120 * MINUTES))
 def test_a_walk_finds_nothing_in_memory() -> None:
-    repeat(walk, 200)
+    repeat(walk, 120)
 
 
 @pytest.mark.once
@@ -243,7 +244,7 @@ def test_a_walk_finds_nothing_in_memory() -> None:
 @pytest.mark.timeout(int(600 + 120 * MINUTES))
 def test_a_walk_finds_nothing_on_sqlite() -> None:
     with tempfile.TemporaryDirectory() as directory:
-        repeat(partial(walk, directory=Path(directory)), 40)
+        repeat(partial(walk, directory=Path(directory)), 25)
 
 
 @pytest.mark.once
@@ -251,7 +252,7 @@ def test_a_walk_finds_nothing_on_sqlite() -> None:
 @pytest.mark.timeout(int(600 + 120 * MINUTES))
 def test_a_walk_finds_nothing_with_the_catalog_in_the_bucket() -> None:
     with tempfile.TemporaryDirectory() as directory:
-        repeat(partial(walk, logs=Path(directory)), 12)
+        repeat(partial(walk, logs=Path(directory)), 8)
 
 
 @pytest.fixture(scope="module")
@@ -267,7 +268,7 @@ def test_a_walk_finds_nothing_on_postgresql(database: RemoteDatabase) -> None:
     repeat(partial(walk, database=database), 2)
 
 
-@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("seed", range(8))
 def test_a_walk_is_the_same_for_the_same_seed(seed: int) -> None:
     assert walk(seed) == walk(seed)
 

@@ -79,6 +79,7 @@ print(*Letter.objects.values_list("scan", flat=True))
 ROOT = Path(__file__).parents[2]
 GUIDE = ROOT / "docs" / "direct-uploads.md"
 BROWSER = find_browser()
+pytestmark = pytest.mark.once
 
 
 @contextmanager
@@ -252,7 +253,6 @@ def kill_child(parent: int) -> None:
     os.kill(int(children[0]), signal.SIGKILL)
 
 
-@pytest.mark.once
 async def test_files_follow_their_rows_in_the_admin_of_the_django_example(
     moto: S3Server, tmp_path: Path
 ) -> None:
@@ -376,7 +376,6 @@ async def test_the_upload_example_commits_uploads_with_their_rows(
         assert "Holidays.mp4" in found.headers["Content-Disposition"]
 
 
-@pytest.mark.once
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium is installed")
 async def test_the_page_uploads_in_a_browser(seaweedfs: S3Server, tmp_path: Path) -> None:
     """Small files by one PUT, and large ones in parts."""

@@ -71,6 +71,7 @@ def text(value: str, name: str) -> TextContent:
     return TextContent.from_content(value, filename=name)
 
 
+@pytest.mark.once
 def test_the_example_of_the_docs_passes(tmp_path: Path) -> None:
     conftest, program, tests, joined = re.findall(
         r"```python\n(.*?)```", DOCS.read_text(), re.DOTALL

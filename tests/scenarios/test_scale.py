@@ -383,9 +383,9 @@ async def test_reconciling_takes_the_same_memory_whatever_the_bucket_holds(
         assert compared.findings == ()
         return used
 
-    objects = 3_000
+    objects = 2_000
     few = await peak()
-    objects = 15_000
+    objects = 9_000
     assert await peak() < few + 1_000_000
 
 

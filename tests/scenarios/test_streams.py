@@ -34,7 +34,7 @@ from fennflow.files import BinaryContent, FileContent, StreamContent, TextConten
 from fennflow.repositories import ObjectStream
 from fennflow.testing import Fault, S3Server, faults
 from fennflow.testing.servers import S3Request
-from soaking import Held
+from soaking import resident_mebibytes
 from stores import FullUOW, Store, make_store, raw_client
 
 MiB = 1 << 20
@@ -716,13 +716,13 @@ async def test_memory_stays_flat_whatever_the_size(
         for number in range(384):
             yield block
             if number % 16 == 0:
-                peak = max(peak, Held.now().mebibytes)
+                peak = max(peak, resident_mebibytes())
 
     uow_class = store.uow()
     async with uow_class() as uow:
         await uow.files.put(stream(SHORT, "warm"))
         await read(uow, "warm")
-    before = Held.now().mebibytes
+    before = resident_mebibytes()
     async with uow_class() as uow:
         content = StreamContent.from_iterable(blocks(), filename="a.bin", media_type="a/b")
         await uow.files.put(content)
@@ -733,7 +733,7 @@ async def test_memory_stays_flat_whatever_the_size(
         async for chunk in opened:
             size += len(chunk)
             if size % (32 * MiB) < len(chunk):
-                peak = max(peak, Held.now().mebibytes)
+                peak = max(peak, resident_mebibytes())
     assert size == 384 * MiB
     assert up < 128, up
     assert peak - before < 128, peak - before

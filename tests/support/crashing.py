@@ -570,7 +570,7 @@ _context = multiprocessing.get_context("forkserver")
 @cache
 def _fork_server() -> None:
     """Start the process that has imported all, and forks; before 3.12 it knows no `sys.path`."""
-    _context.set_forkserver_preload(["crashing"])
+    _context.set_forkserver_preload(["preloaded"])
     with mock.patch.dict(os.environ, PYTHONPATH=os.pathsep.join(sys.path)):
         forkserver.ensure_running()
 

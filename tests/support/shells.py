@@ -5,16 +5,19 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import subprocess
 import sys
-from collections.abc import Mapping
+import tempfile
+import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from crashing import Site, make_site
+from crashing import Site, make_site, start
+from fennflow import plugins
 from fennflow.cli import main
 from fennflow.cli.target import load
 from fennflow.files import TextContent
@@ -124,26 +127,50 @@ class Program:
         return [row["path"] for row in rows]
 
 
+def run_program(
+    directory: Path,
+    arguments: Sequence[str],
+    environment: Mapping[str, str],
+    outputs: Sequence[Path],
+    pipe: Connection,
+) -> None:
+    """Run the program in this process, whose standard output and error are these files."""
+    pipe.close()
+    for descriptor, path in enumerate(outputs, start=1):
+        opened = os.open(path, os.O_WRONLY | os.O_CREAT)
+        os.dup2(opened, descriptor)
+        os.close(opened)
+    os.chdir(directory)
+    os.environ.clear()
+    os.environ.update(environment)
+    warnings.simplefilter("error")
+    plugins._current = None  # the variables say which are used
+    sys.argv = ["fennflow", *arguments]
+    main()
+
+
 @dataclass
 class Shell:
-    """A working directory with a module `app`, and the environment that reaches its store."""
+    """A working directory with a module `app`, and the environment that reaches its store.
+
+    A command is a process of its own, which is forked from one that has imported what is large.
+    """
 
     directory: Path
     environment: dict[str, str]
     site: Site
 
     async def __call__(self, *arguments: str, **environment: str) -> Done:
-        process = await asyncio.create_subprocess_exec(
-            PROGRAM,
-            *arguments,
-            cwd=self.directory,
-            env={**self.environment, **environment},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-        )
-        out, err = await process.communicate()
-        assert process.returncode is not None
-        return Done(process.returncode, out.decode(), err.decode())
+        return await asyncio.to_thread(self._run, arguments, {**self.environment, **environment})
+
+    def _run(self, arguments: Sequence[str], environment: Mapping[str, str]) -> Done:
+        with tempfile.TemporaryDirectory() as outputs:
+            out, err = Path(outputs, "out"), Path(outputs, "err")
+            process, pipe = start(run_program, self.directory, arguments, environment, (out, err))
+            pipe.close()
+            process.join()
+            assert process.exitcode is not None
+            return Done(process.exitcode, out.read_text(), err.read_text())
 
 
 async def make_shell(request: pytest.FixtureRequest, moto: S3Server, tmp_path: Path) -> Shell:
@@ -157,6 +184,5 @@ async def make_shell(request: pytest.FixtureRequest, moto: S3Server, tmp_path: P
         "AWS_ACCESS_KEY_ID": moto.access_key,
         "AWS_SECRET_ACCESS_KEY": moto.secret_key,
         "COLUMNS": "120",
-        "PYTHONWARNINGS": "error",
     }
     return Shell(tmp_path, environment, site)

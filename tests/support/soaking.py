@@ -122,7 +122,6 @@ class Held(NamedTuple):
     @classmethod
     def now(cls) -> Held:
         gc.collect()
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
         return cls(
             sockets=sum(
                 os.path.lexists(each) and str(each.readlink()).startswith("socket:")
@@ -130,5 +129,11 @@ class Held(NamedTuple):
                 if each.is_symlink()
             ),
             objects=len(gc.get_objects()),
-            mebibytes=pages * os.sysconf("SC_PAGE_SIZE") / (1 << 20),
+            mebibytes=resident_mebibytes(),
         )
+
+
+def resident_mebibytes() -> float:
+    """Return how much memory this process has now."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / (1 << 20)

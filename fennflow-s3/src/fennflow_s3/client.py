@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import AbstractAsyncContextManager, contextmanager
 from contextvars import ContextVar
+from copy import copy
 from dataclasses import dataclass
 from functools import cache
 from http import HTTPStatus
@@ -16,6 +17,7 @@ from urllib.parse import unquote, unquote_plus, urlsplit
 
 import aiohttp
 from aiobotocore.config import AioConfig
+from aiobotocore.hooks import AioHierarchicalEmitter
 from aiobotocore.httpsession import AIOHTTPSession
 from aiobotocore.session import AioSession
 from botocore.exceptions import (
@@ -183,18 +185,12 @@ def client_context(config: S3ConnectorConfig) -> AbstractAsyncContextManager[S3C
     connections: int = _connections(options)
     options = options.merge(AioConfig(max_pool_connections=2 * connections))
     secret, token = config.aws_secret_access_key, config.aws_session_token
-    session = AioSession(profile=config.profile_name)
+    session = AioSession(
+        profile=config.profile_name, event_hooks=copy(_hooks()), include_builtin_handlers=False
+    )
     # Parsing botocore's model of S3 takes most of the time that a new client takes.
     session.register_component("data_loader", _loader(session.get_config_variable("data_path")))
     session.get_component("response_parser_factory").set_parser_defaults(timestamp_parser=time_of)
-    session.register("before-sign.s3.DeleteObjects", _add_content_md5)
-    session.register("before-parameter-build.s3.ListMultipartUploads", _ask_for_encoded_keys)
-    session.register("after-call.s3.ListMultipartUploads", _decode_keys)
-    session.register("creating-client-class.s3", _add_first_attempts)
-    session.register("before-send.s3", answer_to_first_attempt)
-    session.register("response-received.s3", _note_attempt)
-    session.register("request-created.s3", _log_repetition)
-    session.register("needs-retry.s3.PutObject", _no_retry)
     with translated("open a client for", "S3"):
         # Its overloads name the stubs of every service of AWS.
         create = cast("Callable[..., Any]", session.create_client)  # pyright: ignore[reportUnknownMemberType]
@@ -208,6 +204,22 @@ def client_context(config: S3ConnectorConfig) -> AbstractAsyncContextManager[S3C
             config=options,
         )
     return context
+
+
+@cache
+def _hooks() -> AioHierarchicalEmitter:
+    """Return the event handlers of a client, to copy: registering them takes as long as all else."""
+    hooks = AioHierarchicalEmitter()
+    session = AioSession(event_hooks=hooks)  # registers those of botocore
+    session.register("before-sign.s3.DeleteObjects", _add_content_md5)
+    session.register("before-parameter-build.s3.ListMultipartUploads", _ask_for_encoded_keys)
+    session.register("after-call.s3.ListMultipartUploads", _decode_keys)
+    session.register("creating-client-class.s3", _add_first_attempts)
+    session.register("before-send.s3", answer_to_first_attempt)
+    session.register("response-received.s3", _note_attempt)
+    session.register("request-created.s3", _log_repetition)
+    session.register("needs-retry.s3.PutObject", _no_retry)
+    return hooks
 
 
 @cache
