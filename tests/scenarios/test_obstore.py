@@ -657,6 +657,35 @@ async def test_links_are_not_followed(
                 await uow.files.put(text("new", key))
 
 
+@pytest.mark.parametrize("key", ["../out/file", "a/../../out/file", "..", "a/.", "a/x\0y"])
+async def test_no_key_leads_out_of_the_directory(files: Store, tmp_path: Path, key: str) -> None:
+    """Nor does one that others wrote into the journal, which no check of keys has seen."""
+    victim = tmp_path / "out" / "file"
+    victim.parent.mkdir()
+    victim.write_text("of somebody else")
+    location = Location(key)
+    async with files.connector() as connector:
+        with pytest.raises(KeyException, match="not the name of a file"):
+            connector.validate(files.namespace, key, TEXT)
+        await connector.put(PutRequest(files.namespace, "a/b", TEXT), b"1")
+        source = CopySource(files.namespace, Location("a/b"))
+        for refused in (
+            connector.put(PutRequest(files.namespace, key, TEXT), b"new"),
+            connector.upload(PutRequest(files.namespace, key, TEXT), chunks(b"new")),
+            connector.get(files.namespace, location),
+            connector.head(files.namespace, location),
+            anext(aiter(connector.stream(files.namespace, location, if_match="1"))),
+            connector.copy(CopyRequest(files.namespace, key, source)),
+        ):
+            with pytest.raises(AccessDeniedException, match="not the name of a file"):
+                await refused
+        report = await connector.delete(files.namespace, [Deletion(location=location)])
+        assert [type(error) for error in report.errors] == [AccessDeniedException]
+        assert (await listing(connector, files.namespace, f"{key}/"))[0] == []
+    assert victim.read_text() == "of somebody else"
+    assert [path.name for path in victim.parent.iterdir()] == ["file"]
+
+
 async def listing(
     connector: Connector, namespace: str, prefix: str = ""
 ) -> tuple[list[StoredObject], Sequence[str]]:

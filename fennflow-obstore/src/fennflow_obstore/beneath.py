@@ -21,9 +21,15 @@ DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
 
 
 def obstacle(root: Path, key: str) -> str:
-    """Return what keeps a path from being that of an object: a link, a pipe; else an empty text."""
-    path = root
-    for segment in key.split("/"):
+    """Return what keeps a path from being that of an object: a link, a pipe; else an empty text.
+
+    The key need not be one of the user's: a step in the journal names it, too.
+    """
+    path, segments = root, key.split("/")
+    for segment in segments:
+        if segment in {".", ".."} or "\0" in segment:
+            return f"its segment {segment!r} is not the name of a file"
+    for segment in segments:
         path /= segment
         try:
             mode = os.lstat(path).st_mode
