@@ -13,10 +13,16 @@ from fennflow import ConfigDict, plugins
 from fennflow.backends import BucketBackendConfig
 from fennflow.connectors import InMemoryConnectorConfig
 from fennflow.engine.runtime import engine_for
-from fennflow.exceptions import ConfigException, RecordAlreadyExistsException
+from fennflow.exceptions import (
+    CatalogDivergedException,
+    ConfigException,
+    RecordAlreadyExistsException,
+)
 from fennflow.files import TextContent
 from fennflow.testing import S3Request
 from fennflow.testing.backend_values import A, new_transaction, opened
+from fennflow_bucket.backend import BucketBackend
+from fennflow_bucket.commands import Command
 from stores import FullUOW, Store, make_store, numbers
 
 STORES = ["memory", "memory-versioned", "moto", "strict", "seaweedfs", "obstore-file"]
@@ -180,6 +186,34 @@ async def test_all_processes_sign_tickets_with_one_key(tmp_path: Path) -> None:
         keys = {await one.ticket_key(), await two.ticket_key()}
         assert len(keys) == 1
         assert len(keys.pop()) >= 32
+
+
+@pytest.mark.parametrize(
+    "forged", ["[", "5", "[[1, 2]]", '{"x": 1}', '{"unlisted": -1}', "[" * 9999]
+)
+async def test_a_note_that_fennflow_did_not_write_is_an_error_of_ours_or_made_again(
+    forged: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def noted(_: object, name: str) -> str:
+        del name
+        return forged
+
+    monkeypatch.setattr(BucketBackend, "recall", noted)
+    monkeypatch.setattr(BucketBackend, "note", noted)
+    store = Store(InMemoryConnectorConfig(name=f"b{next(numbers)}"), "bucket")
+    uow_class = bucket_uow(store)
+    async with uow_class() as uow:
+        await uow.files.put(text("1", "a"))  # what the store enforces was probed again
+    [problem] = (await uow_class.diagnose()).problems
+    assert "which notes it again" in problem
+    await uow_class.reconcile()
+    monkeypatch.undo()
+    assert (await uow_class.diagnose()).problems == ()
+    async with opened(BucketBackendConfig(namespace="bucket"), connector=store.config) as backend:
+        assert isinstance(backend, BucketBackend)
+        await backend._replica.run(Command("keep_ticket_key", {"key": forged}))
+        with pytest.raises(CatalogDivergedException, match="changed by something other"):
+            await backend.ticket_key()
 
 
 async def test_a_cache_directory_serves_one_process_at_a_time(tmp_path: Path) -> None:

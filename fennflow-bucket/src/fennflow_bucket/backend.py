@@ -180,7 +180,10 @@ class BucketBackend(Backend):
             await self._replica.run(Command("keep_ticket_key", new_key))
             kept = await self._replica.meta("ticket_key")
         assert kept is not None  # noqa: S101 - the command keeps one
-        return bytes.fromhex(kept)
+        try:
+            return bytes.fromhex(kept)
+        except ValueError as error:
+            raise self._replica.unreadable(error) from error
 
     @override
     async def remember(self, name: str, value: str) -> None:

@@ -7,6 +7,7 @@ import hashlib
 import json
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, fields
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -28,6 +29,7 @@ from fennflow.connectors.values import (
 )
 from fennflow.exceptions import (
     BaseConnectorException,
+    ConfigException,
     ConnectorCapabilityException,
     PreconditionFailedException,
 )
@@ -132,10 +134,11 @@ class Connector(ABC):
         name = f"probe:{digest[:32]}"
         kept = None if refresh or self._memory is None else await self._memory.recall(name)
         if kept is not None:
-            known = json.loads(kept)
-            if known.keys() == {each.name for each in fields(Capabilities)}:
-                return Capabilities(**known)
-            # Another version of FennFlow kept it, which looked for other things.
+            with suppress(ConfigException, RecursionError, TypeError, ValueError):
+                known: dict[str, Any] = dict(json.loads(kept))
+                if known.keys() == {each.name for each in fields(Capabilities)}:
+                    return Capabilities(**known)
+            # Another version of FennFlow kept it, which looked for other things, or something else.
         found = await self.probe(namespace)
         if self._memory is not None:
             await self._memory.remember(name, json.dumps(asdict(found)))

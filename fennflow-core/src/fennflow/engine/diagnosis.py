@@ -18,6 +18,7 @@ from fennflow.engine.hidden import hidden_in
 from fennflow.engine.stamps import Stamp, made_by, stamped
 from fennflow.engine.stuck import overdue, undecided, unfinished
 from fennflow.exceptions import (
+    CatalogDivergedException,
     ConnectorCapabilityException,
     FennFlowException,
     IncompleteListingException,
@@ -83,16 +84,20 @@ async def _unfilled(context: EngineContext) -> list[str]:
 
 async def _hidden(context: EngineContext, areas: Sequence[Area]) -> list[str]:
     """Return what to do about objects that could not be recorded."""
-    found = [(area, await hidden_in(context, area)) for area in areas]
-    return [
-        (
-            f"Not all files of {area} can be seen. When they were last compared with the catalog, these could "
-            f"not be recorded: {', '.join(f'{count} {kind}' for kind, count in counts.items())}. fennflow "
-            "reconcile MODULE:UOW names them, and compares again."
-        )
-        for area, counts in found
-        if counts
-    ]
+    problems: list[str] = []
+    for area in areas:
+        try:
+            counts = await hidden_in(context, area)
+        except CatalogDivergedException as error:
+            problems.append(str(error))
+            continue
+        if counts:
+            shown = ", ".join(f"{count} {kind}" for kind, count in counts.items())
+            problems.append(
+                f"Not all files of {area} can be seen. When they were last compared with the catalog, these "
+                f"could not be recorded: {shown}. fennflow reconcile MODULE:UOW names them, and compares again."
+            )
+    return problems
 
 
 def _shared(

@@ -7,6 +7,9 @@ import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from pydantic import NonNegativeInt, TypeAdapter, ValidationError
+
+from fennflow.exceptions import CatalogDivergedException
 from fennflow.reports import Difference
 
 if TYPE_CHECKING:
@@ -15,6 +18,7 @@ if TYPE_CHECKING:
 
 HIDING = (Difference.UNLISTED, Difference.REFUSED, Difference.UNREADABLE)
 """What keeps objects out of the catalog, whatever the settings."""
+_HIDDEN = TypeAdapter(dict[Difference, NonNegativeInt])
 
 
 async def note_hidden(
@@ -22,14 +26,26 @@ async def note_hidden(
 ) -> None:
     """Keep how many objects of an area a comparison could not record."""
     found = {kind: differences[kind] for kind in HIDING if differences.get(kind)}
-    if found != await hidden_in(context, area):
-        await context.backend.keep_note(_name(context, area), json.dumps(found))
+    text = json.dumps(found)
+    if text != (await context.backend.note(_name(context, area)) or "{}"):
+        await context.backend.keep_note(_name(context, area), text)
 
 
 async def hidden_in(context: EngineContext, area: Area) -> Mapping[Difference, int]:
-    """Return how many objects of an area the last comparison could not record."""
+    """Return how many objects of an area the last comparison could not record.
+
+    Raises:
+        CatalogDivergedException: something else than FennFlow wrote that.
+    """
     kept = await context.backend.note(_name(context, area))
-    return {Difference(kind): count for kind, count in json.loads(kept or "{}").items()}
+    try:
+        return _HIDDEN.validate_json(kept or "{}")
+    except ValidationError:
+        message = (
+            f"What the last comparison with {area} has noted was changed by something other than "
+            "FennFlow. Nothing was changed. Reconcile the catalog, which notes it again."
+        )
+        raise CatalogDivergedException(message) from None
 
 
 def _name(context: EngineContext, area: Area) -> str:
