@@ -662,7 +662,7 @@ async def test_no_key_leads_out_of_the_directory(files: Store, tmp_path: Path, k
     """Nor does one that others wrote into the journal, which no check of keys has seen."""
     victim = tmp_path / "out" / "file"
     victim.parent.mkdir()
-    victim.write_text("of somebody else")
+    victim.write_text("of another program")
     location = Location(key)
     async with files.connector() as connector:
         with pytest.raises(KeyException, match="not the name of a file"):
@@ -682,7 +682,7 @@ async def test_no_key_leads_out_of_the_directory(files: Store, tmp_path: Path, k
         report = await connector.delete(files.namespace, [Deletion(location=location)])
         assert [type(error) for error in report.errors] == [AccessDeniedException]
         assert (await listing(connector, files.namespace, f"{key}/"))[0] == []
-    assert victim.read_text() == "of somebody else"
+    assert victim.read_text() == "of another program"
     assert [path.name for path in victim.parent.iterdir()] == ["file"]
 
 
