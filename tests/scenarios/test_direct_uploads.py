@@ -397,6 +397,20 @@ async def test_a_header_that_is_not_valid_is_not_taken_along(
     assert not {name.lower() for name in names} & found["ResponseMetadata"]["HTTPHeaders"].keys()
 
 
+async def test_an_upload_with_a_header_that_no_client_can_read_is_not_a_server_that_is_away(
+    request: pytest.FixtureRequest,
+) -> None:
+    store = await make_store("strict", request, max_attempts=1)
+    uow_class = await used(store)
+    async with uow_class() as uow:
+        ticket = await uow.files.upload_ticket("a", max_size=9)
+    assert await send(ticket, b"one", **{"Content-Disposition": "attachment; filename=ü"}) == 200
+    async with uow_class() as uow:
+        with pytest.raises(BaseConnectorException, match="not UTF-8") as caught:
+            await uow.files.accept(ticket)
+    assert not isinstance(caught.value, ConnectorUnavailableException)
+
+
 async def test_a_ticket_that_the_catalog_did_not_make_is_refused(moto_store: Store) -> None:
     uow_class = await used(moto_store)
     async with uow_class() as uow:

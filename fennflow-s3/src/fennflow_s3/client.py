@@ -393,6 +393,12 @@ def _translated(verb: str, name: str, attempts: Attempts, *, writes: bool) -> Ge
         aiohttp.ClientError,
         OSError,
     ) as error:
+        if not writes and isinstance(error, HTTPClientError) and _cannot_be_decoded(error):
+            message = (
+                f"Could not {verb} {name}: a header of the answer is not UTF-8, as a client has stored it "
+                "with the object. Upload the object again, or delete it."
+            )
+            raise BaseConnectorException(message, retried=attempts.lost) from error
         message = (
             f"Could not {verb} {name}: {type(error).__name__}: {without_credentials(str(error))}. "
             "Is the server up, and is endpoint_url right?"
@@ -404,6 +410,11 @@ def _translated(verb: str, name: str, attempts: Attempts, *, writes: bool) -> Ge
     except BotoCoreError as error:
         message = f"Could not {verb} {name}: {without_credentials(str(error))}"
         raise BaseConnectorException(message, retried=attempts.lost) from cause_to_show(error)
+
+
+def _cannot_be_decoded(error: HTTPClientError) -> bool:
+    """Return whether the server has answered, with headers that no client can read."""
+    return isinstance(error.kwargs.get("error"), UnicodeDecodeError)
 
 
 def _unsent(error: Exception) -> bool:
