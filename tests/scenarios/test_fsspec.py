@@ -348,6 +348,13 @@ def test_no_path_leaves_its_repository(fs: Any, path: str) -> None:
     assert fs.find("") == ["other/a"]
 
 
+@pytest.mark.parametrize("first", ["savepoint", "__class__", "config", "", ".."])
+def test_no_path_leads_to_what_is_not_a_repository(fs: Any, first: str) -> None:
+    for act in (fs.cat_file, fs.info, fs.rm_file, fs.created, fs.ukey, fs.touch):
+        with pytest.raises(FileNotFoundError, match="has no field"):
+            act(f"{first}/a")
+
+
 def test_what_an_error_says_of_a_path_is_escaped(fs: Any) -> None:
     for path in ("x\x1b[2J\n", "files/\u202e"):
         with pytest.raises(FileNotFoundError) as caught:

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import uuid_utils
 from typing_extensions import override
 
 from fennflow import ReconcileConfig, plugins
@@ -348,14 +347,19 @@ async def test_a_bucket_is_reconciled_in_batches(store: Store) -> None:
 
 async def test_what_a_stamp_claims_is_not_believed(store: Store) -> None:
     """Neither class nor checksum nor transaction: any uploader can write a stamp."""
-    stamp = Stamp(WriteId(str(uuid_utils.uuid7()), 1), "json", "0" * 64)
+    filled, compared = fresh(store), fresh(store, reconcile=NEVER)
+    async with compared() as uow:
+        await uow.files.put(text("2", "b"))
+    stamp = Stamp(WriteId(UUID7, 1), "json", "0" * 64)
     async with store.connector() as connector:
         attributes = ObjectAttributes(media_type="text/plain", metadata=stamped({}, stamp))
         await connector.put(PutRequest(store.namespace, "a", attributes), b"1")
-    async with fresh(store)() as uow:
-        file = (await uow.files.get("a")).one()
-        assert type(file) is TextContent
-        assert (await uow.files.stat("a")).sha256 is None
+    await reconciled(compared, strategy="insert_missing", orphans="adopt")
+    for uow_class in (filled, compared):
+        async with uow_class() as uow:
+            file = (await uow.files.get("a")).one()
+            assert type(file) is TextContent
+            assert (await uow.files.stat("a")).sha256 is None
 
 
 UUID7 = "01890000-0000-7000-8000-000000000000"
