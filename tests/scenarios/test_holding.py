@@ -22,6 +22,8 @@ from fennflow.backends import (
 )
 from fennflow.config import BackendConfig
 from fennflow.connectors import InMemoryConnectorConfig
+from fennflow.engine import recovery
+from fennflow.engine.leases import clock
 from fennflow.exceptions import (
     CommitUncertainException,
     ConfigException,
@@ -385,6 +387,32 @@ async def test_a_decision_that_is_cut_off_leaves_it_held_and_is_named(
             assert f"{held} is still held: its commit or abort was interrupted" in caplog.text
             await decide(held)
             assert await contents(uow_class) == (NEW if commits else OLD)
+
+
+async def test_a_commit_that_fails_does_not_hold_it_for_longer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """P37: however often it is tried, it is undone when its own time is over."""
+    fails = False
+
+    async def script(moment: str, asked: str, _key: str) -> None:
+        if fails and (moment, asked) == ("before", "commit"):
+            monkeypatch.setattr(recovery, "clock", lambda: clock() + 3000.0)
+            raise ConnectionError
+
+    with plugins.override(faults):
+        uow_class = make_faulty(script)
+        async with uow_class.lifespan(check=False):
+            async with uow_class() as uow:
+                await uow.files.put(text("a", "a"))
+                held = await uow.hold(expires_in=3600.0)
+            fails = True
+            with pytest.raises(ConnectionError):
+                await uow_class.commit_held(held)
+            [waiting] = await uow_class.transactions()
+            assert waiting.state == "held"
+            assert waiting.lease_left < 601.0
+            await uow_class.abort_held(held)
 
 
 async def test_what_waits_long_for_a_decision_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

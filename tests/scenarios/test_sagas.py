@@ -9,6 +9,7 @@ import threading
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -16,6 +17,7 @@ from uuid import uuid4
 import pytest
 from pydantic import BaseModel, SecretStr
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
+from typing_extensions import override
 
 from fennflow import ConfigDict, UnitOfWork, plugins
 from fennflow.backends import (
@@ -318,6 +320,33 @@ async def test_a_compensation_that_hangs_is_cut_off_and_called_again(tmp_path: P
         shop.hang, shop.refund.timeout = None, 60.0
         await until(lambda: is_settled(shop))
     assert shop.calls == ["charged", "refunded p1"]
+
+
+async def test_a_commit_waits_for_a_hook_that_the_background_has_begun(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """P36: so a short program has called its hooks at its end, whichever task did it."""
+    shop = make_shop(InMemoryBackendConfig(name=f"saga{next(numbers)}"))
+    begin = jobs.Jobs.begin
+
+    def begin_later(self: jobs.Jobs, transaction_id: str) -> asyncio.Task[None]:
+        async def both() -> None:
+            await self._take(limit=1)
+            await begin(self, transaction_id)
+
+        return asyncio.create_task(both())
+
+    monkeypatch.setattr(jobs.Jobs, "begin", begin_later)
+
+    @shop.uow.after_commit("slow")
+    async def slow() -> None:
+        for _ in range(99):
+            await asyncio.sleep(0)
+        shop.calls.append("called")
+
+    async with shop.uow() as uow:
+        uow.on_commit(slow())
+    assert shop.calls == ["called"]
 
 
 async def test_a_hook_that_hangs_holds_no_lock_and_leaves_the_commit_as_it_is(shop: Shop) -> None:
@@ -626,6 +655,117 @@ async def test_a_plain_function_that_does_not_return_in_time_is_not_called_besid
     assert overlaps == []
 
 
+async def test_a_function_that_outlasts_its_cancellation_is_not_called_beside_itself() -> None:
+    """P35: the next attempt waits for the call that goes on, as for one in a thread."""
+    shop = make_shop(InMemoryBackendConfig(name=f"saga{next(numbers)}"))
+    returns, calls = asyncio.Event(), 0
+
+    @shop.uow.after_commit("stubborn", timeout=0.01)
+    async def stubborn() -> None:
+        nonlocal calls
+        calls += 1
+        while not returns.is_set():
+            with suppress(asyncio.CancelledError):
+                await returns.wait()
+
+    async with shop.uow.lifespan(check=False):
+        async with shop.uow() as uow:
+            uow.on_commit(stubborn())
+        assert await left(shop.uow) == 1
+        returns.set()
+        await until(lambda: is_settled(shop))
+    assert calls == 1
+
+
+@pytest.mark.parametrize("plain", [True, False])
+@pytest.mark.parametrize("error", [SystemExit, KeyboardInterrupt, StopIteration, GeneratorExit])
+def test_no_function_ends_the_program_or_hangs_by_what_it_raises(
+    error: type[BaseException], *, plain: bool
+) -> None:
+    """P35: signals arrive in the main thread alone, so in another one it is a failure like others."""
+    shop = make_shop(InMemoryBackendConfig(name=f"saga{next(numbers)}"))
+
+    def fail_first() -> None:
+        if current_job().attempts == 1:
+            raise error
+        shop.calls.append("called")
+
+    async def fail_first_too() -> None:
+        fail_first()
+
+    hook: Any = shop.uow.after_commit("quit")(fail_first if plain else fail_first_too)
+    with shop.uow.sync() as uow:
+        uow.on_commit(hook())
+    report = shop.uow.sync().recover()
+    while report.jobs_pending:
+        report = shop.uow.sync().recover()
+    close()
+    assert shop.calls == ["called"]
+
+
+async def test_a_plain_function_does_not_end_the_loop_that_waits_for_it() -> None:
+    shop = make_shop(InMemoryBackendConfig(name=f"saga{next(numbers)}"))
+
+    @shop.uow.compensation("quit")
+    def fail_first() -> None:
+        if current_job().attempts == 1:
+            raise SystemExit(3)
+        shop.calls.append("called")
+
+    async with shop.uow.lifespan(check=False):
+        with pytest.raises(LookupError) as raised:
+            async with shop.uow() as uow:
+                await uow.step(shop.charge, undo=fail_first())
+                raise LookupError
+        assert "It ended with SystemExit(3)" in raised.value.__notes__[0]
+        await until(lambda: is_settled(shop))
+    assert shop.calls == ["charged", "called"]
+
+
+class UnprintableError(Exception):
+    @override
+    def __str__(self) -> str:
+        raise ValueError
+
+
+async def test_whatever_a_call_fails_with_can_be_kept(shop: Shop) -> None:
+    """P35: no text is too long or strange for a backend, or has what nobody should see."""
+    reason: Exception | None = ConnectionError("https://ann:secret@mail \0\udc80\n" + "x" * 9999)
+
+    @shop.uow.after_commit("mail")
+    async def mail() -> None:
+        if reason is not None:
+            raise reason
+
+    async with shop.uow() as uow:
+        uow.on_commit(mail())
+    [problem] = (await shop.uow.recover()).problems
+    assert r"ConnectionError: https://***@mail \x00\udc80\nxxx" in problem
+    assert len(problem) < 2000
+    reason = UnprintableError()
+    await until(lambda: ends_with(shop, "UnprintableError"))
+    reason = None
+    await until(lambda: is_settled(shop))
+
+
+async def ends_with(shop: Shop, text: str) -> bool:
+    return (await shop.uow.recover()).problems[0].endswith(text)
+
+
+async def test_a_hook_is_not_called_as_a_compensation_that_has_its_name(shop: Shop) -> None:
+    shop.fails = 1000
+    async with shop.uow() as uow:
+        uow.on_commit(shop.send(order=1))
+    del_functions(shop)
+
+    @shop.uow.compensation("send")
+    async def unsend(receipt: Receipt) -> None:
+        shop.calls.append(f"unsent {receipt.order}")
+
+    await until(lambda: ends_with(shop, "Give the other function another name."))
+    assert shop.calls == []
+
+
 async def test_a_compensation_in_the_row_of_one_that_is_gone_is_not_taken_for_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -666,6 +806,8 @@ async def test_calls_that_cannot_be_journaled_are_refused(shop: Shop) -> None:
         UOW.after_commit(" ")(secret)
     with pytest.raises(ConfigException, match="timeout=0"):
         UOW.after_commit("secret", timeout=0)(secret)
+    with pytest.raises(ConfigException, match="is not a function"):
+        UOW.after_commit("partial")(partial(secret, SecretStr("s3")))
     registered = UOW.after_commit("secret")(secret)
     assert UOW.after_commit("secret")(secret).name == "secret"
     with pytest.raises(ConfigException, match="is already registered for"):
@@ -683,6 +825,10 @@ async def test_calls_that_cannot_be_journaled_are_refused(shop: Shop) -> None:
             uow.on_commit(shop.refund("x"))
         with pytest.raises(ConfigException, match="key= orders"):
             uow.on_commit(shop.charge, key="k")
+        keys: list[Any] = ["k" * 1025, "a\0", "\udc80", 5]
+        for key in keys:
+            with pytest.raises(ConfigException, match="cannot order calls"):
+                uow.on_commit(shop.send(order=1), key=key)
     with pytest.raises(TransactionException, match="outside"):
         current_job()
     assert shop.calls == []

@@ -152,6 +152,25 @@ async def test_many_things_are_sources(source: Callable[[], Any]) -> None:
         assert await read(uow, "a.txt") == SHORT
 
 
+@pytest.mark.parametrize("error", [StopIteration, SystemExit])
+async def test_a_source_that_raises_what_no_thread_hands_on_fails(
+    error: type[BaseException],
+) -> None:
+    """StopIteration would let the put wait for ever, and SystemExit would end the event loop."""
+
+    class Source:
+        def read(self, size: int) -> bytes:
+            raise error
+
+    class UOW(FullUOW):
+        pass
+
+    async with UOW() as uow:
+        with pytest.raises(TransactionException, match="It ended with"):
+            await uow.files.put(StreamContent.from_iterable(Source(), filename="ended.txt"))
+        assert not await uow.files.exists("ended.txt")
+
+
 async def test_an_upload_brings_its_name_type_and_size() -> None:
     content = StreamContent.from_iterable(Readable(b"1", 1))
     assert (content.filename, content.media_type, content.size) == (

@@ -31,7 +31,9 @@ from pydantic_core import PydanticSerializationError
 from typing_extensions import TypedDict, override
 
 from fennflow.backends import Job, Outcome
+from fennflow.containing import contained
 from fennflow.exceptions import ConfigException, TransactionException
+from fennflow.printable import brief
 
 if TYPE_CHECKING:
     from fennflow.config import ConfigDict
@@ -98,6 +100,12 @@ class JobFunction(Generic[P]):
             raise ConfigException(message)
         if not timeout > 0:
             message = f"timeout={timeout!a} is not a number of seconds above 0."
+            raise ConfigException(message)
+        if not hasattr(function, "__qualname__"):
+            message = (
+                f"{brief(function)} is not a function. Register one that is defined with def, so that "
+                "messages and later versions can name it."
+            )
             raise ConfigException(message)
         self.function = function
         self.name = name
@@ -183,9 +191,18 @@ class JobFunction(Generic[P]):
         """Call the function for a job.
 
         Raises:
-            ConfigException: the stored arguments are not the function's any more.
+            ConfigException: the stored arguments are not the function's any more; or the job is a
+                hook and the function a compensation, or the other way round.
             Exception: what it raises.
         """
+        hook = job.after is Outcome.COMMITTED
+        if hook is not (self.after is Outcome.COMMITTED):
+            message = (
+                f"{self.name} was journaled as a {'hook' if hook else 'compensation'}, and this process "
+                f"has registered it as a {'compensation' if hook else 'hook'}. It is not called. Give "
+                "the other function another name."
+            )
+            raise ConfigException(message)
         try:
             values = self._arguments.validate_json(job.arguments)
         except ValidationError as error:
@@ -229,8 +246,8 @@ async def _in_thread(key: str, call: Callable[[], object]) -> object:
 
 def _complete(future: Future[object], call: Callable[[], object]) -> None:
     try:
-        future.set_result(call())
-    except BaseException as error:  # noqa: BLE001 - raised by who waits
+        future.set_result(contained(call))
+    except Exception as error:  # noqa: BLE001 - raised by who waits
         future.set_exception(error)
 
 

@@ -16,6 +16,7 @@ from fennflow.engine.runtime import engine_for
 from fennflow.exceptions import ConfigException, TransactionException
 from fennflow.jobs import JobCall, Registering
 from fennflow.maintenance import Maintenance
+from fennflow.paths import MAX_KEY_BYTES
 from fennflow.printable import brief
 from fennflow.repositories.fields import areas_of, fields_of, namespaces_of
 
@@ -285,13 +286,14 @@ class UnitOfWork(Maintenance, Registering):
                 `UOW.after_commit`: it is journaled by the commit, and called at least once, if
                 necessary later and by another process. The block waits up to 2 seconds for it.
             key: registered functions with the same key are called one after the other, in the order
-                of their commits.
+                of their commits. It is text of at most 1,024 bytes.
 
         Raises:
-            ConfigException: the backend cannot journal the call; or a key is given for a function
-                that is not registered; or the callback is not a function.
+            ConfigException: the backend cannot journal the call or the key; or a key is given for a
+                function that is not registered; or the callback is not a function.
         """
         if isinstance(callback, JobCall):
+            _check_order_key(key)
             self._opened().add_hook(Hook(callback, key))
             return
         if key is not None:
@@ -500,6 +502,22 @@ def _check_callable(function: object) -> None:
         message = (
             f"{brief(function)} is not a function that can be called later. Pass the function itself, or "
             "lambda: send(order), not the result of a call."
+        )
+        raise ConfigException(message)
+
+
+def _check_order_key(key: object) -> None:
+    """Refuse a key that not every backend can keep, before a commit fails of it."""
+    if key is None:
+        return
+    try:
+        size = len(key.encode()) if isinstance(key, str) and "\0" not in key else MAX_KEY_BYTES + 1
+    except UnicodeEncodeError:  # a lone surrogate
+        size = MAX_KEY_BYTES + 1
+    if size > MAX_KEY_BYTES:
+        message = (
+            f"key={brief(key)} cannot order calls: it is text of at most {MAX_KEY_BYTES} bytes in "
+            "UTF-8, without NUL and lone surrogates."
         )
         raise ConfigException(message)
 

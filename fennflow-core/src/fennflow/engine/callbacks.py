@@ -16,6 +16,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from fennflow.backends import Outcome
+from fennflow.containing import may_be_from_signal, uncommon
 from fennflow.exceptions import TransactionException
 from fennflow.retries import repeat
 from fennflow.telemetry import log_event
@@ -184,11 +185,12 @@ async def call_user(function: Callback) -> None:
     async def call() -> None:
         try:
             await notify(function)
-        except (Exception, asyncio.CancelledError, KeyboardInterrupt, SystemExit):
+        except (Exception, asyncio.CancelledError):
             raise
         except BaseException as error:
-            message = f"It ended with {error!r}, which is not an Exception."
-            raise TransactionException(message) from error
+            if may_be_from_signal(error):
+                raise
+            raise uncommon(error) from error
 
     caller = asyncio.current_task()
     try:

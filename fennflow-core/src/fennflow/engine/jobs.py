@@ -19,6 +19,7 @@ from fennflow.backends import Job, Outcome
 from fennflow.engine.callbacks import Undo, UndoPendingError, call_user
 from fennflow.engine.concurrency import Periodic
 from fennflow.jobs import functions_of
+from fennflow.printable import printable, without_credentials
 from fennflow.retries import repeat
 from fennflow.telemetry import count_recovered, log_event, with_notes
 
@@ -35,6 +36,8 @@ END_ATTEMPTS = 4
 CANCEL_WAIT = 1.0
 """Seconds that a function which is cancelled may take to end."""
 REPORTED = 1000
+LONGEST_SAID = 1000
+"""Characters that are kept of what a call failed with."""
 
 _Call = asyncio.Task[Exception | None]
 _Identity = tuple[str, int]
@@ -56,6 +59,9 @@ class Jobs:
     _taking: asyncio.Lock = field(default_factory=asyncio.Lock)
     _works: set[asyncio.Task[Any]] = field(default_factory=set[asyncio.Task[Any]])
     _called: set[str] = field(default_factory=set[str])
+    _outlasting: dict[str, asyncio.Task[None]] = field(
+        default_factory=dict[str, asyncio.Task[None]]
+    )
     _unjournaled: list[Job] = field(default_factory=list[Job])
     _named: set[str] = field(default_factory=set[str])
     _turns: Periodic = field(init=False)
@@ -142,12 +148,7 @@ class Jobs:
         """Call a compensation, after those of later steps; return why that is not done."""
         try:
             while _identity(job) not in self._calls:
-                others = [
-                    call
-                    for (transaction_id, _), call in self._calls.items()
-                    if transaction_id == job.transaction_id
-                ]
-                if others:
+                if others := self._calls_of(job.transaction_id):
                     await asyncio.wait(others)
                 elif parked := self._parked.pop(_identity(job), None):
                     await self._begin_parked(parked)
@@ -263,7 +264,7 @@ class Jobs:
         try:
             while calls := await self._take(
                 limit=self._free, transaction_id=transaction_id, hurry=hurry
-            ):
+            ) or self._calls_of(transaction_id):
                 await asyncio.wait(calls)
                 done += sum(each.result() is None for each in calls if not each.cancelled())
                 hurry = False
@@ -279,6 +280,10 @@ class Jobs:
             )
             self.wake(FIRST_PAUSE)
         return done
+
+    def _calls_of(self, transaction_id: str | None) -> list[_Call]:
+        """Return the calls under way of a transaction; the background may have begun them."""
+        return [call for (each, _), call in self._calls.items() if each == transaction_id]
 
     @property
     def _free(self) -> int:
@@ -338,7 +343,7 @@ class Jobs:
                 job.name,
                 job.attempts,
                 pause,
-                f"{type(error).__name__}: {with_notes(error)}",
+                _said(error),
                 rule="P35",
                 transaction=job.transaction_id,
                 failed=error,
@@ -360,13 +365,17 @@ class Jobs:
     async def _attempt(self, job: Job) -> None:
         """Call the function once, and hold the job meanwhile.
 
+        If an earlier call does not end though it was cancelled, this is a wait for that one.
+
         Raises:
             TimeoutError: it took longer than its limit, and was cancelled.
             Exception: what it raised.
         """
         function = self._functions[job.name]
         loop = asyncio.get_running_loop()
-        call = loop.create_task(call_user(partial(function.call, job)), context=Context())
+        call = self._outlasting.pop(job.idempotency_key, None) or loop.create_task(
+            call_user(partial(function.call, job)), context=Context()
+        )
         until = loop.time() + function.timeout
         try:
             while not call.done():
@@ -382,6 +391,8 @@ class Jobs:
             if not call.done():
                 call.cancel()
                 await asyncio.wait({call}, timeout=CANCEL_WAIT)
+                if not call.done():
+                    self._outlasting[job.idempotency_key] = call
 
     async def _hold(self, job: Job) -> None:
         try:
@@ -409,7 +420,13 @@ def _identity(job: Job) -> _Identity:
 
 
 def _said(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}"
+    """Return what an error of the user's says, as every backend can keep it and all may see it."""
+    name = type(error).__name__
+    try:
+        text = f"{name}: {with_notes(error)}"
+    except Exception:  # noqa: BLE001 - a __str__ that fails
+        text = name
+    return printable(without_credentials(text))[:LONGEST_SAID]
 
 
 @dataclass(slots=True, eq=False)

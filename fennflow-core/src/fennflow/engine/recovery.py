@@ -427,6 +427,7 @@ class Recovery:
         work.result()
 
     async def _commit_held(self, transaction_id: str) -> None:
+        taken = clock()
         lease, found = await self._take_held(transaction_id)
         commit = found.held or Commit()
         try:
@@ -439,7 +440,8 @@ class Recovery:
             raise  # another caller is deciding it
         except Exception as error:
             try:
-                await self.context.backend.hold(lease.token, commit, found.held_left)
+                left = max(0.0, found.held_left - (clock() - taken))
+                await self.context.backend.hold(lease.token, commit, left)
             except Exception as second:  # noqa: BLE001 - part of the exception's message
                 message = (
                     f"The outcome of transaction {transaction_id} is unknown ({second}). Check "

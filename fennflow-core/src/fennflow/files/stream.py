@@ -8,6 +8,7 @@ import io
 import os
 import time
 from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable, Iterator, Mapping
+from functools import partial
 from itertools import islice
 from os import PathLike
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Annotated, Any, Protocol, runtime_checkable
 from pydantic import Field, PrivateAttr
 
 from fennflow.connectors.headers import MEDIA_TYPE
+from fennflow.containing import contained
 from fennflow.exceptions import FileException
 from fennflow.files import media_types
 from fennflow.files.content import FileBase
@@ -264,7 +266,11 @@ async def _pass_on(chunks: AsyncIterable[bytes]) -> AsyncGenerator[bytes]:
 async def _read(file: Readable) -> AsyncGenerator[bytes]:
     plain = not inspect.iscoroutinefunction(file.read)
     while True:
-        chunk = await asyncio.to_thread(file.read, CHUNK) if plain else file.read(CHUNK)
+        chunk = (
+            await asyncio.to_thread(contained, partial(file.read, CHUNK))
+            if plain
+            else file.read(CHUNK)
+        )
         if inspect.isawaitable(chunk):
             chunk = await chunk
         if chunk is None:  # that is not the end: no bytes are ready
@@ -284,6 +290,6 @@ async def _take(chunks: Iterator[bytes]) -> AsyncGenerator[bytes]:
                 break
         return taken
 
-    while taken := await asyncio.to_thread(take):
+    while taken := await asyncio.to_thread(contained, take):
         for chunk in taken:
             yield chunk

@@ -21,6 +21,7 @@ from importlib import import_module
 from queue import Empty, SimpleQueue
 from typing import Any, Generic, ParamSpec, TypeVar, cast
 
+from fennflow.containing import contained, uncommon
 from fennflow.engine import runtime
 from fennflow.exceptions import TransactionException
 
@@ -60,6 +61,8 @@ class _Task:
         self._started = True
         try:
             result = self._context.run(self._function)
+        except StopIteration as error:  # which no future takes
+            self._answer(None, uncommon(error))
         except Exception as error:  # noqa: BLE001 - raised where the function was asked for
             self._answer(None, error)
         else:
@@ -73,8 +76,6 @@ class _Task:
             return
         if error is None:
             self.result.set_result(result)
-        elif isinstance(error, StopIteration):  # which no future takes
-            self.result.set_exception(TransactionException(f"It ended with {error!r}."))
         else:
             self.result.set_exception(error)
 
@@ -155,7 +156,7 @@ class Call(Generic[T]):
         Where it waits no longer, since it was interrupted or has gone on, in another thread.
         """
         if self._ended:
-            return await asyncio.to_thread(function)
+            return await asyncio.to_thread(contained, function)
         task = _Task(function, self._portal.loop)
         self._functions.append(task)
         self._wake.put(None)
@@ -217,7 +218,7 @@ async def in_caller(function: Callable[[], T]) -> T:
     """
     waiting = _call.get()
     if waiting is None:
-        return await asyncio.to_thread(function)
+        return await asyncio.to_thread(contained, function)
     result: T = await waiting.run(function)
     return result
 
