@@ -636,12 +636,7 @@ def no_longer_lease_of_held(stack: ExitStack) -> None:
 
 def no_return_to_held(stack: ExitStack) -> None:
     """P37: what a process dies over before it has decided is undone."""
-    original = recovery.Recovery._take_over
-
-    async def take_over(self: Any, lease: Any, found: Any, **_: Any) -> Any:
-        return await original(self, lease, found, decided=True)
-
-    changed(stack, recovery.Recovery, "_take_over", take_over)
+    changed(stack, recovery.Recovery, "_take_claimed", recovery.Recovery._take_over)
 
 
 def no_fencing_of_held(stack: ExitStack) -> None:

@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 import time
 from collections.abc import AsyncGenerator
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -35,6 +35,7 @@ from fennflow.files import TextContent
 from fennflow.repositories import CrudRepository, RepoField
 from fennflow.testing import faults
 from fennflow_memory.backend import InMemoryBackend
+from fennflow_sqlalchemy.backend import SqlalchemyBackend
 from stores import numbers
 
 
@@ -165,6 +166,39 @@ async def test_of_two_decisions_at_once_one_is_made(uow_class: type[FilesUOW]) -
     for decide in (Other.commit_held, uow_class.abort_held):
         with pytest.raises(TransactionException, match="is not held"):
             await decide(held)
+
+
+@pytest.mark.parametrize("late", ["commit_held", "abort_held"])
+@pytest.mark.parametrize("first", ["commit_held", "abort_held"])
+async def test_who_takes_it_while_it_is_decided_finishes_it_and_says_so(
+    first: str, late: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """P37: on SQLite the decision is in another file, so that a second caller may not see it yet."""
+    waiting = [late]
+
+    async def script(moment: str, asked: str, _key: str) -> None:
+        if waiting and deciding and (moment, asked) == ("after", deciding.removesuffix("_held")):
+            both_abort = first == late == "abort_held"
+            refused = pytest.raises(TransactionException, match="is not held")
+            with nullcontext() if both_abort else refused:
+                await getattr(uow_class, waiting.pop())(held)
+
+    deciding = ""
+    with plugins.override(faults):
+        inner = SqlalchemyBackendConfig(url=f"sqlite:///{tmp_path}/held.db")
+        backend = faults.FaultyBackendConfig(inner=inner, faults=faults.Scripted(script))
+        uow_class = make_uow(backend, recovery_interval=600.0)
+        async with uow_class.lifespan(check=False):
+            async with uow_class() as uow:
+                await uow.files.put(text("old a", "a"), text("old b", "b"))
+            held = await hold(uow_class)
+            monkeypatch.setattr(SqlalchemyBackend, "_is_decided", lambda *_: False)
+            deciding = first
+            with suppress(TransactionException):  # an abort that the second one finished
+                await getattr(uow_class, first)(held)
+            assert waiting == []
+            assert await uow_class.transactions() == []
+            assert await contents(uow_class) == (NEW if first == "commit_held" else OLD)
 
 
 async def test_a_held_transaction_that_is_not_decided_is_undone_in_time(

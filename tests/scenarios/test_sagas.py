@@ -729,7 +729,7 @@ class UnprintableError(Exception):
 
 
 async def test_whatever_a_call_fails_with_can_be_kept(shop: Shop) -> None:
-    """P35: no text is too long or strange for a backend, or has what nobody should see."""
+    """P35: no text is too long or strange for a backend, and none keeps credentials."""
     reason: Exception | None = ConnectionError("https://ann:secret@mail \0\udc80\n" + "x" * 9999)
 
     @shop.uow.after_commit("mail")

@@ -127,7 +127,8 @@ class Leases:
     def release(self, lease: Lease) -> None:
         """End a lease: its transaction is finished, or another owner's. Nothing more is sent for it."""
         lease.until = float("-inf")
-        self._held.pop(lease.token.transaction_id, None)
+        if self._held.get(lease.token.transaction_id) is lease:  # not of who took it over here
+            del self._held[lease.token.transaction_id]
 
     async def aclose(self) -> None:
         """Renew nothing any more."""

@@ -347,18 +347,23 @@ class Recovery:
         Returns:
             whether the outcome is known.
         """
-        transaction_id = unsettled.lease.token.transaction_id
+        outcome = await self._outcome_of(unsettled.lease.token.transaction_id)
+        if outcome is not None:
+            self._call_back(unsettled, outcome)
+        return outcome is not None
+
+    async def _outcome_of(self, transaction_id: str) -> Outcome | None:
+        """Return how a transaction that is not finished was decided, as far as that can be found out."""
         before = transaction_id[:-1]  # sorts before it, and after all that sort before it
         try:
             found = await self.context.backend.transactions(after=before, limit=1)
         except Exception as error:  # noqa: BLE001 - logged, and tried again
             _log_failed(error)
-            return False
+            return None
         for each in found:
-            if each.token.transaction_id == transaction_id and each.outcome is not None:
-                self._call_back(unsettled, each.outcome)
-                return True
-        return False
+            if each.token.transaction_id == transaction_id:
+                return each.outcome
+        return None
 
     def _call_back(self, unsettled: Unsettled, outcome: Outcome) -> None:
         callbacks, unsettled.callbacks = unsettled.callbacks, Callbacks()
@@ -403,7 +408,9 @@ class Recovery:
                     seen.add(each.token.transaction_id)
                     lease = Lease(each.token)
                     self.context.leases.hold(lease, started)
-                    attempt = self._begin(self._take_over(lease, each), each.token.transaction_id)
+                    attempt = self._begin(
+                        self._take_claimed(lease, each), each.token.transaction_id
+                    )
                     self._taken.add(attempt)
                     attempt.add_done_callback(self._taken.discard)
                     begun.append(attempt)
@@ -433,11 +440,11 @@ class Recovery:
         try:
             await self.context.backend.commit(lease.token, commit)
         except ConflictException:
-            await self._take_over(lease, found, decided=True)
+            await self._take_over(lease, found)
             raise
-        except TransactionLostException:
-            self.context.leases.release(lease)
-            raise  # another caller is deciding it
+        except TransactionLostException as error:
+            await self._finish_if_decided(lease, found)
+            raise _not_held(transaction_id) from error
         except Exception as error:
             try:
                 left = max(0.0, found.held_left - (clock() - taken))
@@ -475,16 +482,31 @@ class Recovery:
     async def _abort_held(self, transaction_id: str) -> None:
         lease, found = await self._take_held(transaction_id)
         try:
-            await self.context.backend.abort(lease.token, lock_wait=LOCK_WAIT)
+            decision = await self.context.backend.abort(lease.token, lock_wait=LOCK_WAIT)
+        except TransactionLostException as error:
+            await self._finish_if_decided(lease, found)
+            raise _not_held(transaction_id) from error
         except BaseException:
             self.context.leases.release(lease)
             raise
-        if await self._take_over(lease, found, decided=True) is None:
+        if decision.outcome is Outcome.COMMITTED:
+            await self._take_over(lease, replace(found, outcome=decision.outcome))
+            raise _not_held(transaction_id)
+        if await self._take_over(lease, found) is None:
             message = (
                 f"Transaction {transaction_id} is undone, but not completely yet. Recovery goes on with it; "
                 "the log says what the store refuses."
             )
             warnings.warn(CompensationPendingWarning(message), stacklevel=2)
+
+    async def _finish_if_decided(self, lease: Lease, found: JournaledTransaction) -> None:
+        """Finish what another caller has decided while this one took it: its token is too old for that."""
+        try:
+            outcome = await self._outcome_of(found.token.transaction_id)
+            if outcome is not None:
+                await self._take_over(lease, replace(found, outcome=outcome))
+        finally:
+            self.context.leases.release(lease)
 
     async def _decide_held(
         self, work: Coroutine[Any, Any, None]
@@ -500,26 +522,14 @@ class Recovery:
         started = clock()
         found = await self.context.backend.take_held(transaction_id)
         if found is None:
-            message = (
-                f"Transaction {transaction_id} is not held: it was committed or undone, its time has run "
-                "out, or it has another id. UOW.transactions() has those that are."
-            )
-            raise TransactionException(message)
+            raise _not_held(transaction_id)
         lease = Lease(found.token)
         self.context.leases.hold(lease, started)
         return lease, found
 
-    async def _take_over(
-        self, lease: Lease, found: JournaledTransaction, *, decided: bool = False
-    ) -> Outcome | None:
-        """Finish a transaction that was claimed; None if it has to wait.
-
-        Args:
-            lease: the right to.
-            found: what the journal has of it.
-            decided: whether it is to be undone even if it is held.
-        """
-        if found.is_held and found.held is not None and not decided:
+    async def _take_claimed(self, lease: Lease, found: JournaledTransaction) -> Outcome | None:
+        """Finish a transaction that was claimed; None if it has to wait, or waits for a decision."""
+        if found.is_held and found.held is not None:
             # Who was about to decide it is gone; it goes on waiting for another.
             message = "Transaction %s is still held: its commit or abort was interrupted before the decision"
             transaction_id = found.token.transaction_id
@@ -532,6 +542,15 @@ class Recovery:
                 _log_failed(error)
             self.context.leases.release(lease)
             return None
+        return await self._take_over(lease, found)
+
+    async def _take_over(self, lease: Lease, found: JournaledTransaction) -> Outcome | None:
+        """Finish a transaction, undone unless it is decided `committed`; None if it has to wait.
+
+        Args:
+            lease: the right to.
+            found: what the journal has of it.
+        """
         # An owner that had decided nothing has sent nothing to undo its work, nor to apply it.
         claimed = found.outcome is not None
         unsettled = Unsettled(lease=lease, undo=(), late_writes=(), claimed=claimed)
@@ -595,6 +614,14 @@ class Recovery:
         committed = decision.outcome is Outcome.COMMITTED
         count_recovered({"rolled_forward" if committed else "compensated": 1})
         return decision.outcome
+
+
+def _not_held(transaction_id: str) -> TransactionException:
+    message = (
+        f"Transaction {transaction_id} is not held: it was committed or undone, or another call does "
+        "that now; its time has run out; or it has another id. UOW.transactions() has those that are."
+    )
+    return TransactionException(message)
 
 
 def _outcome(attempt: _Attempt) -> Outcome | None:

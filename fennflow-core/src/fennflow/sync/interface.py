@@ -98,11 +98,11 @@ class SyncUnitOfWork(Opened):
                 `UOW.after_commit`: it is journaled by the commit, and called at least once, if
                 necessary later and by another process. The block waits up to 2 seconds for it.
             key: registered functions with the same key are called one after the other, in the order
-                of their commits.
+                of their commits. It is text of at most 1,024 bytes.
 
         Raises:
-            ConfigException: the backend cannot journal the call; or a key is given for a function
-                that is not registered; or the callback is not a function.
+            ConfigException: the backend cannot journal the call or the key; or a key is given for a
+                function that is not registered; or the callback is not a function.
         """
         self._call(
             self._uow.on_commit,
