@@ -278,7 +278,9 @@ def documented(node: ast.FunctionDef | ast.AsyncFunctionDef) -> str:
     """Return the docstring without its example, which awaits."""
     text = ast.get_docstring(node) or ""
     text = re.sub(r"\n\nExample:\n(?:    .*\n?|\n)*", "\n", text).rstrip()
-    text = text.replace("async with", "with").replace("plain or async", "a function")
+    text = text.replace("async with", "with")
+    text = text.replace(", plain or async", "").replace("plain or async", "a function")
+    text = text.replace(", and awaited unless it is a plain function", "")
     closing = "" if "\n" not in text else "\n"
     return textwrap.indent(f'"""{text}{closing}"""', "    ", lambda line: bool(line.strip())) + "\n"
 

@@ -36,7 +36,7 @@ T = TypeVar("T")
 class _DefaultConfig:
     """Default configuration (in-memory), built lazily.
 
-    To make a `ConfigDict` is to import all plugins, and these import this module.
+    Constructing a `ConfigDict` imports all plugins, and these import this module.
     """
 
     def __init__(self) -> None:
@@ -55,18 +55,19 @@ class UnitOfWork(Maintenance, Registering):
     block commits at its end; an exception that leaves it undoes all that it did, and propagates.
 
     Args:
-        auto_commit: whether the end of the block commits. If not, what `commit()` did not commit
-            is undone.
+        auto_commit: whether the end of the block commits. If not, it undoes what `commit()` did
+            not commit.
         join: an `AsyncSession` or `AsyncConnection` of SQLAlchemy (for `sync()` a `Session` or
             `Connection`) on the database of a `SqlalchemyBackendConfig`: files and rows commit in
-            its transaction, in one instant or not at all. If it has begun (`async with session.begin()`), its own block ends it; if
+            its transaction, in one instant or not at all. If that has begun (`async with session.begin()`), its own block ends it; if
             not, it is committed or rolled back with this one.
-        timeout: seconds that it may take, from its opening to its commit; that of the config by
-            default. Then the call under way, or the next one, raises, and so does the commit.
+        timeout: seconds that the unit of work may take, from its opening to its commit; that of the
+            config by default. After that the call under way, or the next one, raises, and so does
+            the commit.
 
     Raises:
-        ConfigException: `join` is nothing that the backend can commit in; or the timeout is not a
-            positive number.
+        ConfigException: the backend cannot commit in `join`, or the timeout is not a positive
+            number.
         TransactionTimeoutException: it took longer than its timeout; nothing of it is committed.
         PluginException: the connector or the backend of `config` is not installed or broken.
         CommitUncertainException: the backend was lost while it committed (protocol P5).
@@ -277,13 +278,13 @@ class UnitOfWork(Maintenance, Registering):
         await self._opened().rollback()
 
     def on_commit(self, callback: Callback | JobCall, *, key: str | None = None) -> None:
-        """Call back after the transaction that is open has committed.
+        """Call back after the open transaction has committed.
 
         Args:
-            callback: without arguments, plain or async. It is called once. The commit stands
-                whatever it does: what it raises is logged. It goes on in the background if the
-                block is cancelled meanwhile. Or a call of a function that was registered with
-                `UOW.after_commit`: it is journaled by the commit, and called at least once, if
+            callback: a function without arguments, plain or async. It is called once. If it raises,
+                that is logged and the commit stands. It goes on in the background if the block is
+                cancelled in the meantime. Or a call of a function that was registered with
+                `UOW.after_commit`: the commit journals it, and it is called at least once, if
                 necessary later and by another process. The block waits up to 2 seconds for it.
             key: registered functions with the same key are called one after the other, in the order
                 of their commits. It is text of at most 1,024 bytes.
@@ -306,7 +307,7 @@ class UnitOfWork(Maintenance, Registering):
             each.on_commit.append(callback)
 
     def on_rollback(self, callback: Callback) -> None:
-        """Call back after the transaction that is open was undone; like `on_commit`."""
+        """Call back after the open transaction was undone; the callback is like that of `on_commit`."""
         _check_callable(callback)
         for each in self._opened().register():
             each.on_rollback.append(callback)
@@ -315,14 +316,15 @@ class UnitOfWork(Maintenance, Registering):
         """Do a saga step of your own, which is undone if the transaction fails.
 
         Args:
-            do: called now, and awaited unless it is a plain function. If it raises it counts as not
-                done; if it is cancelled, as done. (With a registered undo: see there.)
-            undo: called when undoing, the last step's first, up to three times. If it keeps
-                failing, that is a note on the exception that ended the block. If it is cut off
-                by `compensation_timeout` it is called again in the background. Or a call of a
-                function that was registered with `UOW.compensation`: it is journaled before `do`
-                is called, and survives a crash. It is then called whatever `do` raises, since an
-                exception leaves open whether it was done, except for `StepNotDoneException`.
+            do: called now, and awaited unless it is a plain function. If it raises, the step counts
+                as not done; if it is cancelled, as done. (With a registered undo: see below.)
+            undo: a function that is called if the transaction is undone, that of the last step
+                first, up to three times. If it keeps failing, a note on the exception that ended
+                the block says so. If `compensation_timeout` cuts it off, it is called again in the
+                background. Or a call of a function that was registered with `UOW.compensation`: it
+                is journaled before `do` is called, and survives a crash. It is also called if `do`
+                raises, since an exception does not prove that the step was not done;
+                `StepNotDoneException` does.
 
         Returns:
             what `do` returned.
@@ -367,7 +369,7 @@ class UnitOfWork(Maintenance, Registering):
         return await self._opened().step(do, undo)
 
     def changes(self) -> Sequence[Change]:
-        """Return what the transaction that is open would create, overwrite and delete.
+        """Return what the open transaction would create, overwrite and delete.
 
         Example:
             ```python
@@ -396,7 +398,7 @@ class UnitOfWork(Maintenance, Registering):
         return self._opened().changes()
 
     async def hold(self, *, expires_in: float | None = None) -> str:
-        """Leave what was done so far to be committed or undone later, by any process.
+        """Leave it to any process to commit or undo later what was done so far.
 
         `UOW.commit_held(id)` or `UOW.abort_held(id)` decides, or `fennflow transactions commit` and
         `abort`. Until then its paths stay locked, and no reader sees any of it. More work may follow
@@ -419,12 +421,12 @@ class UnitOfWork(Maintenance, Registering):
         return await self._opened().hold(expires_in)
 
     def savepoint(self) -> AbstractAsyncContextManager[None]:
-        """Return a block that is undone by itself if an exception leaves it; they nest.
+        """Return a block that alone is undone if an exception leaves it; blocks nest.
 
-        Its files, steps and callbacks are forgotten, an earlier write of the same session to the
-        same path counts again, and the exception propagates to where you catch it.
-        What tasks do that were started in the block is undone with it. What other tasks do in the
-        same unit of work meanwhile is not.
+        Its files, steps and callbacks are undone, an earlier write of this unit of work to the same
+        path counts again, and the exception propagates to where you catch it. Work of tasks that
+        were started in the block is undone with it. Work of other tasks in the same unit of work
+        is not.
 
         Example:
             ```python
@@ -462,15 +464,15 @@ class UnitOfWork(Maintenance, Registering):
         """Open the engine now, and close it at the end of the block instead of the loop's end.
 
         Units of work inside need no time to connect, nor to reconcile buckets before their first
-        use, if `ReconcileConfig.frequency` is `on_start_app`. Engines are shared: the last lifespan of
-        equal configurations closes theirs, once the units of work have ended that still use it.
+        use, if `ReconcileConfig.frequency` is `on_start_app`. Equal configurations share an engine.
+        The last of their lifespans closes it, once the units of work that use it have ended.
 
         If the catalog has no record of a bucket, or the first reading of it was interrupted, all
         its objects are recorded here, before the block begins.
 
         Args:
             check: list each bucket first, so that a program whose store or bucket is missing does
-                not start. If not, the first use raises what it meets.
+                not start. If not, the first use raises the error.
 
         Raises:
             NoSuchNamespaceException: `check`, and a bucket does not exist.

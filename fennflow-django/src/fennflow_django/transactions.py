@@ -300,7 +300,7 @@ def unit_of_work(uow_class: type[U], using: str = "default") -> U:
     if transaction is None:
         message = (
             f"No transaction of the database {using!a} is open. Call unit_of_work() inside "
-            "transaction.atomic(), or use `with UOW() as uow` for files alone."
+            "transaction.atomic(), or use `with UOW() as uow` for files only."
         )
         raise TransactionException(message)
     return transaction.part(uow_class)

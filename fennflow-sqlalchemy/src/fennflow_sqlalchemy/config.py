@@ -109,6 +109,6 @@ class SqlalchemyBackendConfig(BackendConfig):
         wrong = self.schema_name if sqlite else self.journal
         if wrong is not None:
             name, other = ("schema_name", "PostgreSQL") if sqlite else ("journal", "SQLite")
-            message = f"SqlalchemyBackendConfig is not valid: {name} is for {other} alone."
+            message = f"SqlalchemyBackendConfig is not valid: {name} is only for {other}."
             raise ConfigException(message)
         return self

@@ -89,13 +89,13 @@ class SyncUnitOfWork(Opened):
         *,
         key: str | None = None,
     ) -> None:
-        """Call back after the transaction that is open has committed.
+        """Call back after the open transaction has committed.
 
         Args:
-            callback: without arguments, a function. It is called once. The commit stands
-                whatever it does: what it raises is logged. It goes on in the background if the
-                block is cancelled meanwhile. Or a call of a function that was registered with
-                `UOW.after_commit`: it is journaled by the commit, and called at least once, if
+            callback: a function without arguments. It is called once. If it raises,
+                that is logged and the commit stands. It goes on in the background if the block is
+                cancelled in the meantime. Or a call of a function that was registered with
+                `UOW.after_commit`: the commit journals it, and it is called at least once, if
                 necessary later and by another process. The block waits up to 2 seconds for it.
             key: registered functions with the same key are called one after the other, in the order
                 of their commits. It is text of at most 1,024 bytes.
@@ -114,7 +114,7 @@ class SyncUnitOfWork(Opened):
         self,
         callback: Callable[[], object],
     ) -> None:
-        """Call back after the transaction that is open was undone; like `on_commit`."""
+        """Call back after the open transaction was undone; the callback is like that of `on_commit`."""
         self._call(
             self._uow.on_rollback,
             here(callback),
@@ -128,14 +128,15 @@ class SyncUnitOfWork(Opened):
         """Do a saga step of your own, which is undone if the transaction fails.
 
         Args:
-            do: called now, and awaited unless it is a plain function. If it raises it counts as not
-                done; if it is cancelled, as done. (With a registered undo: see there.)
-            undo: called when undoing, the last step's first, up to three times. If it keeps
-                failing, that is a note on the exception that ended the block. If it is cut off
-                by `compensation_timeout` it is called again in the background. Or a call of a
-                function that was registered with `UOW.compensation`: it is journaled before `do`
-                is called, and survives a crash. It is then called whatever `do` raises, since an
-                exception leaves open whether it was done, except for `StepNotDoneException`.
+            do: called now. If it raises, the step counts
+                as not done; if it is cancelled, as done. (With a registered undo: see below.)
+            undo: a function that is called if the transaction is undone, that of the last step
+                first, up to three times. If it keeps failing, a note on the exception that ended
+                the block says so. If `compensation_timeout` cuts it off, it is called again in the
+                background. Or a call of a function that was registered with `UOW.compensation`: it
+                is journaled before `do` is called, and survives a crash. It is also called if `do`
+                raises, since an exception does not prove that the step was not done;
+                `StepNotDoneException` does.
 
         Returns:
             what `do` returned.
@@ -154,7 +155,7 @@ class SyncUnitOfWork(Opened):
     def changes(
         self,
     ) -> Sequence[Change]:
-        """Return what the transaction that is open would create, overwrite and delete."""
+        """Return what the open transaction would create, overwrite and delete."""
         return self._call(self._uow.changes)
 
     def hold(
@@ -162,7 +163,7 @@ class SyncUnitOfWork(Opened):
         *,
         expires_in: float | None = None,
     ) -> str:
-        """Leave what was done so far to be committed or undone later, by any process.
+        """Leave it to any process to commit or undo later what was done so far.
 
         `UOW.commit_held(id)` or `UOW.abort_held(id)` decides, or `fennflow transactions commit` and
         `abort`. Until then its paths stay locked, and no reader sees any of it. More work may follow
@@ -190,12 +191,12 @@ class SyncUnitOfWork(Opened):
     def savepoint(
         self,
     ) -> AbstractContextManager[None]:
-        """Return a block that is undone by itself if an exception leaves it; they nest.
+        """Return a block that alone is undone if an exception leaves it; blocks nest.
 
-        Its files, steps and callbacks are forgotten, an earlier write of the same session to the
-        same path counts again, and the exception propagates to where you catch it.
-        What tasks do that were started in the block is undone with it. What other tasks do in the
-        same unit of work meanwhile is not.
+        Its files, steps and callbacks are undone, an earlier write of this unit of work to the same
+        path counts again, and the exception propagates to where you catch it. Work of tasks that
+        were started in the block is undone with it. Work of other tasks in the same unit of work
+        is not.
         """
         return self._block(self._uow.savepoint)
 
@@ -208,15 +209,15 @@ class SyncUnitOfWork(Opened):
         """Open the engine now, and close it at the end of the block instead of the loop's end.
 
         Units of work inside need no time to connect, nor to reconcile buckets before their first
-        use, if `ReconcileConfig.frequency` is `on_start_app`. Engines are shared: the last lifespan of
-        equal configurations closes theirs, once the units of work have ended that still use it.
+        use, if `ReconcileConfig.frequency` is `on_start_app`. Equal configurations share an engine.
+        The last of their lifespans closes it, once the units of work that use it have ended.
 
         If the catalog has no record of a bucket, or the first reading of it was interrupted, all
         its objects are recorded here, before the block begins.
 
         Args:
             check: list each bucket first, so that a program whose store or bucket is missing does
-                not start. If not, the first use raises what it meets.
+                not start. If not, the first use raises the error.
 
         Raises:
             NoSuchNamespaceException: `check`, and a bucket does not exist.
