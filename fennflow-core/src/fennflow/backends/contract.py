@@ -217,12 +217,12 @@ class Backend(ABC):
         records are read; `plan(records)` says which intents to write; they are written.
 
         Args:
-            token: who stages.
+            token: of the transaction.
             keys: what is locked.
             plan: a pure function, which may be called in another thread, and again. What it raises
                 undoes the transaction and propagates.
             begins: whether the transaction may be new. If not, and it has no row, then it was finished
-                by others, so long ago maybe that its outcome is forgotten: it is lost.
+                by others, perhaps so long ago that its outcome is forgotten: it is lost.
 
         Returns:
             the records of the keys. They cannot change until the transaction is finished (P6).

@@ -195,7 +195,7 @@ async def sweep(context: EngineContext, namespace: str, problems: list[str]) -> 
     """Delete what this catalog has left under the reserved prefix and no transaction knows (P27).
 
     What another catalog has put there stays: a committed transaction whose process died before
-    apply has its only bytes in staging, for as long as its application is down.
+    apply has its only bytes there, for as long as its application is down.
 
     Args:
         context: of the engine.

@@ -455,7 +455,7 @@ class Transaction:
         keys: Sequence[ObjectKey],
         plan: Callable[[Mapping[ObjectKey, Record]], Sequence[Intent]],
     ) -> Mapping[ObjectKey, Record]:
-        """Stage, waiting up to `lock_timeout` for keys that other transactions hold (P3)."""
+        """Lock keys and journal intents, waiting up to `lock_timeout` for other transactions (P3)."""
         loop = asyncio.get_running_loop()
         began = loop.time()
         deadline = began + self.config.lock_timeout
@@ -505,14 +505,14 @@ class Transaction:
         limit = f"lock_timeout={self.config.lock_timeout} s"
         waited = f"{seconds:.3g} s ({limit}); nothing of this call was sent."
         if error.free_in is not None:
-            message = f"{error} It was still so after {waited} Try again then."
+            message = f"{error} It was still locked after {waited} Try again then."
         elif why is not None:
-            message = f"{error} It was still so after {waited} {why}"
+            message = f"{error} It was still locked after {waited} {why}"
         else:
             message = (
-                f"{error} It was still so after {waited} Try again, or raise lock_timeout. If the "
+                f"{error} It was still locked after {waited} Try again, or raise lock_timeout. If the "
                 "process that holds it has died, it is free at most lease_ttl="
-                f"{self.config.lease_ttl} s after its last sign of life."
+                f"{self.config.lease_ttl} s after its last heartbeat."
             )
         return RecordLockedException(message, free_in=error.free_in, holder=error.holder)
 

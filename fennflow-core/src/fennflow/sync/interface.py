@@ -279,7 +279,7 @@ class SyncUnitOfWork(Opened):
 
         This happens by itself: when units of work of a configuration are first used, and every
         `recovery_interval`. Call it where nothing else runs, or where you cannot wait. A transaction
-        is taken over when its lease has run out, `lease_ttl` after the last sign of life.
+        is taken over when its lease has run out, `lease_ttl` after the last heartbeat.
 
         Returns:
             what was done. What is `pending`, and what is named under `problems` because the store

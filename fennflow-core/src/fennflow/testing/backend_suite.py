@@ -85,7 +85,9 @@ class BackendSuite(RecoverySuite, JobSuite, FeedSuite):
 
         run(config, scenario)
 
-    def test_staging_returns_the_records_that_the_plan_saw(self, config: BackendConfig) -> None:
+    def test_beginning_writes_returns_the_records_that_the_plan_saw(
+        self, config: BackendConfig
+    ) -> None:
         async def scenario(backend: Backend) -> None:
             before = await put(backend, A)
             seen: dict[ObjectKey, Record] = {}
@@ -119,7 +121,7 @@ class BackendSuite(RecoverySuite, JobSuite, FeedSuite):
 
     def test_of_racing_transactions_one_gets_the_key(self, config: BackendConfig) -> None:
         async def scenario(backend: Backend) -> None:
-            async def stage() -> bool:
+            async def begin() -> bool:
                 try:
                     await backend.begin_writes(new_transaction(), [A, B], plan_for(A, B))
                 except RecordLockedException:
@@ -127,12 +129,12 @@ class BackendSuite(RecoverySuite, JobSuite, FeedSuite):
                 return True
 
             async with asyncio.TaskGroup() as group:
-                racing = [group.create_task(stage()) for _ in range(20)]
+                racing = [group.create_task(begin()) for _ in range(20)]
             assert sum(task.result() for task in racing) == 1
 
         run(config, scenario)
 
-    def test_what_a_plan_raises_undoes_the_staging(self, config: BackendConfig) -> None:
+    def test_what_a_plan_raises_undoes_locks_and_intents(self, config: BackendConfig) -> None:
         async def scenario(backend: Backend) -> None:
             def plan(_records: Mapping[ObjectKey, Record]) -> Sequence[Intent]:
                 raise ZeroDivisionError
