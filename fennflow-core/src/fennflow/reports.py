@@ -259,7 +259,7 @@ class CatalogInfo:
     """A catalog that writes in a bucket, by the note that it left there.
 
     Args:
-        catalog_id: its id, which its objects bear.
+        catalog_id: its id, which is in the stamps of its objects.
         since: when it first wrote there, or a time before that, by the store's clock.
         last_used: when it last wrote there, to a day.
         program: name of the program.

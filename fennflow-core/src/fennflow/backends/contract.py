@@ -58,7 +58,7 @@ class JoinedTransaction(ABC):
         after the last `commit` or `rollback`: files and rows would else come apart.
 
         Args:
-            token: who commits; its token is checked.
+            token: of the transaction; it is checked.
             commit: what to write; None if there is nothing, and the transaction is only ended.
 
         Raises:
@@ -77,7 +77,7 @@ class JoinedTransaction(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """Stop watching it: the unit of work is over. `ended` is asked on."""
+        """Stop watching it: the unit of work is over. `ended` can still be read."""
 
 
 class Backend(ABC):
@@ -98,7 +98,7 @@ class Backend(ABC):
 
     @property
     def stamped_id(self) -> str | None:
-        """The id that objects of this catalog bear, so that no other catalog takes them.
+        """The id in the stamps of this catalog's objects, by which other catalogs leave them alone.
 
         None where the catalog ends with its process: the next one has to take them over.
         """
@@ -141,7 +141,7 @@ class Backend(ABC):
     async def ticket_key(self) -> bytes:
         """Return the key that signs this catalog's tickets for uploads: at least 32 random bytes.
 
-        Not abstract: where it is not kept, tickets are good in the process alone that made them.
+        Not abstract: where it is not kept, a ticket is valid only in the process that made it.
         """
         return _TICKET_KEY
 
@@ -161,9 +161,9 @@ class Backend(ABC):
     async def scan_names(
         self, namespace: str, *, prefix: str, start: str, limit: int, delimiter: str
     ) -> Sequence[Record]:
-        """Return like `scan`, of keys that are equal up to a delimiter beyond the prefix, the first.
+        """Return what `scan` does, but only the first of all keys with the same name up to the delimiter.
 
-        Not abstract: what reads one row for each of them takes less than this, which reads all.
+        Not abstract: this reads all records. A backend can read one for each name instead.
         """
         found: list[Record] = []
         following: str | None = start
@@ -289,7 +289,7 @@ class Backend(ABC):
 
     @abstractmethod
     async def relocate(self, token: TransactionToken, records: Sequence[Record]) -> None:
-        """Replace records by ones that differ in `location` and `etag` alone (P28).
+        """Replace records by ones that differ only in `location` and `etag` (P28).
 
         Raises:
             TransactionLostException: the token is no longer the transaction's.
@@ -334,7 +334,7 @@ class Backend(ABC):
         """Take over up to `limit` transactions whose lease has run out (P24).
 
         In one transaction each one's token is raised and its lease runs from now, so that of many
-        recoverers one gets it, and its owner is refused from here on. Also the place to forget
+        recovering processes one gets it, and its owner is refused from here on. Also the place to forget
         what is no longer needed: outcomes (P5) and kept locks that have expired.
 
         Returns:
@@ -461,11 +461,11 @@ class Backend(ABC):
     async def keep_job(
         self, job: Job, *, retry_in: float | None = None, error: str | None = None
     ) -> bool:
-        """Hold a job that was claimed for another `lease_ttl`, or give it back.
+        """Renew the lease of a claimed job for another `lease_ttl`, or give the job back.
 
         Args:
             job: as it was claimed.
-            retry_in: None to hold it; else the seconds until the next attempt is due.
+            retry_in: None to renew its lease; else the seconds until the next attempt is due.
             error: why this one failed.
 
         Returns:

@@ -218,7 +218,7 @@ class GeneratePresignedUrlRepository(Repository):
 
         Args:
             paths: what the URLs lead to.
-            expires_in: seconds for which they are good; on S3 up to 7 days, and no longer than
+            expires_in: seconds until they expire; on S3 up to 7 days, and no longer than
                 the credentials that sign them.
             method: `GET`, or `PUT` for an upload to a path that is free.
             media_type: `PUT`: the only one that an upload may have; `GET`: the one to answer with.

@@ -240,7 +240,7 @@ class SyncUnitOfWork(Opened):
         on_finding: Callable[[Finding], object] | None = None,
         on_progress: Callable[[ReconcileReport], object] | None = None,
     ) -> Mapping[str, ReconcileReport]:
-        """Compare the catalog with the buckets of all repositories, and bring them together.
+        """Compare the catalog with the buckets of all repositories, and correct differences.
 
         A bucket of which the catalog has no record is recorded as a whole. If that is interrupted,
         the next attempt goes on with it, in this process or another one.
@@ -251,7 +251,7 @@ class SyncUnitOfWork(Opened):
             adopt_catalogs: likewise.
             batch_size: likewise.
             on_finding: a function, called for every difference, after what was done about it is durable.
-            on_progress: likewise, called now and then with how far a bucket is.
+            on_progress: likewise, called now and then with the progress in a bucket.
 
         Returns:
             for each bucket, or bucket and prefix, how it differed and what was done.
@@ -277,7 +277,7 @@ class SyncUnitOfWork(Opened):
     ) -> RecoveryReport:
         """Finish or roll back the transactions of crashed processes, and clean up their leftovers.
 
-        This happens by itself: when units of work of a configuration are first used, and every
+        This also happens automatically: when units of work of a configuration are first used, and every
         `recovery_interval`. Call it where nothing else runs, or where you cannot wait. A transaction
         is taken over when its lease has run out, `lease_ttl` after the last heartbeat.
 
@@ -309,7 +309,7 @@ class SyncUnitOfWork(Opened):
         """Iterate over what was committed, by any process: each commit once, in order.
 
         Of two commits that changed the same path, the later one comes later. What was rolled back
-        does not appear. Keep the cursor of a commit when you have worked it off, and pass it later.
+        does not appear. Keep the cursor of a commit when you have processed it, and pass it later.
         The feed is that of the whole catalog, whatever repositories this class has.
 
         Args:
