@@ -312,6 +312,21 @@ def test_a_directory_is_deleted_after_a_question(
     assert program.files() == []
 
 
+def test_what_would_be_copied_or_moved_is_printed(program: Program) -> None:
+    fill(program, "d/b", "d/c")
+    (program.directory / "a.txt").write_text("1")
+    for verb in ("cp", "mv"):
+        done = program(verb, "-r", "--dry-run", "files:d", "out")
+        assert done.out.splitlines() == ["files:d/b -> out/b", "files:d/c -> out/c"]
+        assert program(verb, "-n", "files:d/b", "files:e").out == "files:d/b -> files:e\n"
+        assert program(verb, "-n", "a.txt", "files:", "--json").json["paths"] == ["files:a.txt"]
+    (program.directory / "out").write_text("a file is in the way")
+    assert program("cp", "-rn", "files:d", "out").code == 1
+    assert program("cp", "-n", "-", "files:x").code == 2
+    assert program.files() == ["d/b", "d/c"]
+    assert (program.directory / "a.txt").exists()
+
+
 def test_a_dash_is_standard_input_or_output(
     program: Program, monkeypatch: pytest.MonkeyPatch
 ) -> None:

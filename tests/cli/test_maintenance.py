@@ -115,7 +115,8 @@ async def test_a_held_transaction_is_shown_and_decided(shell: Shell) -> None:
             held.append(await uow.hold())
     for words in (["show", "app:UOW"], ["commit", held[0]], ["app:UOW", held[0]]):
         assert (await shell("transactions", *words)).code == 2
-    assert (await shell("transactions", "show", "app:UOW", "none")).code == 2
+    unknown = await shell("transactions", "show", "app:UOW", "none")
+    assert (unknown.code, "No transaction none" in unknown.err) == (1, True)
     shown = await shell("transactions", "show", "app:UOW", held[0])
     assert (shown.code, "create" in shown.out, "held" in shown.out) == (0, True, True)
     assert (await shell("transactions", "show", held[0], "app:UOW", "--json")).json[

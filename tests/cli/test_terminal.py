@@ -75,12 +75,14 @@ def test_json_is_the_same_value_whatever_characters_standard_output_has(
 
 
 def test_a_report_shows_names_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
-    finding = Finding("bucket", StoragePath(NASTY), Difference.UNKNOWN)
-    report = ReconcileReport(objects=1, findings=(finding,))
+    unknown = Finding("bucket", StoragePath(NASTY), Difference.UNKNOWN)
+    refused = Finding("bucket", StoragePath("a//b"), Difference.REFUSED, reason=NASTY)
+    report = ReconcileReport(objects=1, findings=(unknown, refused))
     maintenance._show_report(NASTY, report)
     assert capsys.readouterr().out.splitlines() == [
         f"{SHOWN}: 1 objects, 0 records",
         f"  {SHOWN}: unknown",
+        f"  a//b: refused: {SHOWN}",
     ]
 
 

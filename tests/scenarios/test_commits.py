@@ -159,6 +159,13 @@ async def test_arguments_that_cannot_be_are_refused_at_once(arguments: dict[str,
         UnitOfWork.commits(**arguments)
 
 
+@pytest.mark.parametrize("cursor", ["", " ", "garbage", "-1.a", "1", ".a", "1.a\n", "9" * 60])
+def test_what_cannot_be_a_cursor_is_refused_before_anything_is_opened(cursor: str) -> None:
+    with pytest.raises(CursorException, match="is not a cursor") as caught:
+        UnitOfWork.commits(after=cursor)
+    assert "commit_retention" not in str(caught.value)
+
+
 async def test_a_backend_without_a_feed_says_so() -> None:
     async with opened(InMemoryBackendConfig()) as backend:
         with pytest.raises(ConfigException, match="keeps no feed of commits"):

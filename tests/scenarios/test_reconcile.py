@@ -145,6 +145,7 @@ async def test_what_users_cannot_have_is_left_alone(request: pytest.FixtureReque
     assert await listed(uow_class) == ["dir/a"]
     report = await reconciled(uow_class, strategy="replace", orphans="delete")
     assert reported(report) == {"a//b": (Difference.REFUSED, None)}
+    assert "has '//'" in str(report.findings[0].reason)
     assert len(await store.objects()) == 4
 
 
@@ -471,6 +472,9 @@ async def test_an_object_that_cannot_be_read_is_one_finding(
             "odd1": (Difference.UNREADABLE, None),
             "odd2": (Difference.UNREADABLE, None),
         }
+        reasons = {str(each.path): str(each.reason) for each in report.findings}
+        assert "its key has a control character" in reasons["odd\n"]
+        assert "odd1" in reasons["odd1"]
         # The listing alone fills a catalog: then the first use shows it.
         second = fresh(store)
         async with second() as uow:

@@ -186,7 +186,7 @@ def test_steps_may_be_async_too() -> None:
         return 1
 
     with UOW.sync() as uow:
-        assert uow.step(work, lambda: None) == 1  # type: ignore[comparison-overlap]
+        assert uow.step(work, lambda: None) == 1
 
 
 def test_what_on_progress_raises_fails_the_call() -> None:

@@ -79,14 +79,25 @@ async def test_steps_are_undone_in_reverse_order_and_files_too(store: Store) -> 
 
 async def test_a_step_that_is_a_plain_function_is_undone_too(memory: Store) -> None:
     sent: list[str] = []
-    send: Any = partial(sent.append, "invoice")
-    recall: Any = partial(sent.remove, "invoice")
+    send = partial(sent.append, "invoice")
+    recall = partial(sent.remove, "invoice")
     with pytest.raises(ZeroDivisionError):
         async with memory.uow()() as uow:
             await uow.step(send, recall)
             assert sent == ["invoice"]
             raise ZeroDivisionError
     assert sent == []
+
+
+async def test_what_calling_a_step_returned_is_not_taken_for_the_step(memory: Store) -> None:
+    async def send() -> None:
+        raise AssertionError
+
+    called: Any = send()
+    async with memory.uow()() as uow:
+        with pytest.raises(ConfigException, match="not what calling it returned"):
+            await uow.step(called, send)
+    called.close()
 
 
 async def test_steps_of_a_commit_are_not_undone(memory: Store) -> None:

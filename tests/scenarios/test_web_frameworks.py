@@ -46,7 +46,7 @@ async def put_and_then(uow: FullUOW, what: str, missing: Callable[[], Exception]
     return "done"
 
 
-def fastapi_app(uow_class: type[FullUOW]) -> Any:
+def fastapi_app(uow_class: type[FullUOW], **options: Any) -> Any:
     app = FastAPI()
 
     @app.exception_handler(FennFlowException)
@@ -55,14 +55,14 @@ def fastapi_app(uow_class: type[FullUOW]) -> Any:
 
     @app.get("/{what}")
     async def handle(  # pyright: ignore[reportUnusedFunction]
-        what: str, uow: Annotated[FullUOW, fastapi_dependency(uow_class)]
+        what: str, uow: Annotated[FullUOW, fastapi_dependency(uow_class, **options)]
     ) -> str:
         return await put_and_then(uow, what, lambda: HTTPException(404))
 
     return app
 
 
-def litestar_app(uow_class: type[FullUOW]) -> Any:
+def litestar_app(uow_class: type[FullUOW], **options: Any) -> Any:
     @get("/{what:str}")
     async def handle(what: FromPath[str], uow: NamedDependency[FullUOW]) -> str:
         return await put_and_then(uow, what, NotFoundException)
@@ -74,7 +74,7 @@ def litestar_app(uow_class: type[FullUOW]) -> Any:
 
     return Litestar(
         [handle],
-        dependencies={"uow": litestar_dependency(uow_class)},
+        dependencies={"uow": litestar_dependency(uow_class, **options)},
         exception_handlers={FennFlowException: refuse},
         logging_config=None,
     )
@@ -139,6 +139,29 @@ async def test_a_request_of_fastapi_joins_the_transaction_of_its_path_function(
         rows = await connection.execute(text("select name from letters"))
         assert rows.scalars().all() == ["works"]
     await engine.dispose()
+
+
+@pytest.mark.parametrize("make", [fastapi_app, litestar_app])
+async def test_a_request_has_the_options_of_its_unit_of_work(make: App, memory: Store) -> None:
+    uow_class = memory.uow()
+    for options, code, kept in (
+        ({"auto_commit": False}, 200, False),
+        ({"timeout": 1e-9}, 409, False),
+    ):
+        transport = httpx.ASGITransport(app=make(uow_class, **options))
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            answer = await client.get("/commit")
+        assert (answer.status_code, "Timeout" in answer.text) == (code, code == 409)
+        async with uow_class() as uow:
+            assert await uow.files.exists("a.txt") is kept
+
+
+@pytest.mark.parametrize("dependency", [fastapi_dependency, litestar_dependency])
+def test_options_that_no_request_could_have_are_refused_at_once(dependency: Any) -> None:
+    with pytest.raises(ConfigException, match="timeout=-1"):
+        dependency(FullUOW, timeout=-1)
+    with pytest.raises(ConfigException, match=r"extends fennflow\.UnitOfWork"):
+        dependency(FullUOW())
 
 
 def test_a_framework_that_is_not_installed_or_too_old_is_named(

@@ -114,7 +114,6 @@ def {name}(
 CALLBACKS = {"on_progress", "on_finding", "callback", "do", "undo"}
 TYPES = {
     "OnProgress": "Callable[[int, int | None], object]",
-    "Callable[[], Awaitable[T]]": "Callable[[], T]",
     "Undo": "Callable[[], object]",
     "Callback": "Callable[[], object]",
     "Repository | None": "SyncRepository[Any] | None",

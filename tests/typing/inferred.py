@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Mapping, Sequence
+from functools import partial
 from pathlib import PurePosixPath
 from typing import assert_type
 
@@ -137,6 +138,9 @@ async def steps() -> None:
 
     async with UOW() as uow:
         assert_type(await uow.step(do, undo), int)
+        assert_type(await uow.step(do, lambda: None), int)
+        assert_type(await uow.step(lambda: "plain", undo), str)
+        assert_type(await uow.step(partial(do), partial(undo)), int)
 
 
 class Films(StreamRepository, GetPrefixRepository, DeletePrefixRepository):
@@ -183,11 +187,15 @@ class WithoutAsync(SyncUnitOfWork):
 
 
 def without_async() -> None:
+    async def later() -> str:
+        return ""
+
     with UOW.sync(auto_commit=False) as uow:
         assert_type(uow.my_files.put(TextContent.from_content("1")), PutResponse)
         assert_type(uow.my_files.at("a").get("b"), MediaResponse)
         assert_type(uow.commit(), None)
         assert_type(uow.step(lambda: 1, lambda: None), int)
+        assert_type(uow.step(later, later), str)
     with WithoutAsync() as declared:
         assert_type(declared, WithoutAsync)
         assert_type(declared.my_files, SyncRepository[Files])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import datetime as dt
 import enum
+import math
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -85,6 +86,46 @@ def test_a_model_that_this_process_does_not_know_is_json() -> None:
     assert registry().content_class("model:os.system", "application/json") is JsonContent
     tag = registry().content_tag(ModelContent[Invoice])
     assert registry().content_class(tag, "application/json") is ModelContent[Invoice]
+
+
+def _containing_itself() -> list[object]:
+    value: list[object] = []
+    value.append(value)
+    return value
+
+
+@pytest.mark.parametrize(
+    ("value", "place"),
+    [
+        ({"lines": [{"price": 1}, {"price": Decimal(2)}]}, r"at lines\.1\.price: .*Decimal"),
+        ({"a": [1.0, math.nan]}, r"at a\.1: "),
+        ({"a": {"b": "\ud800"}}, r"at a\.b: "),
+        ({"a": {("x",): 1}}, r"at a: .*tuple"),
+        ({"a": _containing_itself()}, r"at a\.0\..*: Circular"),
+        ({1}, r"at its root: .*set"),
+    ],
+)
+def test_what_json_cannot_hold_is_named(value: object, place: str) -> None:
+    with pytest.raises(FileException, match=place):
+        JsonContent.from_content(value)
+
+
+def test_the_field_of_a_model_that_json_cannot_hold_is_named() -> None:
+    class Part(BaseModel):
+        size: Any = None
+
+    class Whole(BaseModel):
+        parts: list[Part]
+
+    whole = Whole(parts=[Part(), Part(size=object())])
+    with pytest.raises(FileException, match=r"^Whole\.parts\.1\.size is not JSON-serialisable"):
+        ModelContent[Whole].from_content(whole)
+    cut = ModelContent[Whole](data=b'{"parts": [', filename="w.json")
+    with pytest.raises(FileException, match=r"^w\.json is not a Whole: Invalid JSON: .*line 1"):
+        _ = cut.content
+    wrong = ModelContent[Whole](data=b'{"parts": [1]}', filename="w.json")
+    with pytest.raises(FileException, match=r"^w\.json is not a Whole: parts\.0: "):
+        _ = wrong.content
 
 
 def test_what_is_no_such_model_is_refused() -> None:

@@ -121,7 +121,16 @@ class PathException(FennFlowException):
 
 
 class KeyException(PathException):
-    """A key breaks the key rules or leaves the scope that `at()` set."""
+    """A key breaks the key rules or leaves the scope that `at()` set.
+
+    Args:
+        message: which key, and what is wrong with it.
+        reason: what is wrong with it, without its name.
+    """
+
+    def __init__(self, message: str = "", *, reason: str = "") -> None:
+        super().__init__(message)
+        self.reason = reason
 
 
 class FilepathsCollisionError(PathException):
@@ -195,7 +204,7 @@ class CatalogDivergedException(BaseBackendException):
 
 
 class CursorException(BaseBackendException):
-    """The feed of commits cannot go on from a cursor: what follows it is not kept any more."""
+    """The feed of commits cannot go on from a cursor: what follows it is not kept, or it is not a cursor."""
 
 
 class TransactionLostException(BaseBackendException):

@@ -7,6 +7,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Se
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
 from fennflow import plugins
+from fennflow.backends.values import check_cursor
 from fennflow.config import ReconcileConfig
 from fennflow.engine.plan import held_changes
 from fennflow.engine.runtime import engine_for
@@ -188,7 +189,8 @@ class Maintenance:
 
         Raises:
             CursorException: not all commits behind the cursor are kept any more
-                (`commit_retention`), or it is one of another catalog.
+                (`commit_retention`), or it is one of another catalog; or it is not a cursor at all,
+                which is raised by the call.
             ConfigException: the backend keeps no commits, or `poll` is not a positive number.
             BaseBackendException: the catalog cannot be reached. Go on with the last cursor.
 
@@ -221,6 +223,8 @@ class Maintenance:
         if not isinstance(given[0], str | None):
             message = f"after={brief(given[0])} is not a cursor, which is a str."
             raise ConfigException(message)
+        if after is not None:
+            check_cursor(after)
         if given[1] is not None and not (isinstance(given[1], (int, float)) and given[1] > 0):
             message = f"poll={brief(given[1])} is not a number of seconds above 0."
             raise ConfigException(message)

@@ -191,14 +191,25 @@ def check_key(key: str, *, reserved_prefix: str | None = None) -> str:
     if not key:
         _refuse(key, "is empty")
     _check_characters(key)
-    for segment in key.split("/"):
+    for number, segment in enumerate(key.split("/")):
         if segment in {".", ".."}:
             _refuse(key, f"has a {segment!r} segment")
+        if not segment and not number:
+            _refuse(key, "starts with '/': all paths are relative")
         if not segment:
-            _refuse(key, "starts or ends with '/', or has '//'")
+            _refuse(key, "ends with '/', or has '//': it names no file")
     if reserved_prefix is not None and key.startswith(reserved_prefix):
         _refuse(key, f"starts with {reserved_prefix!r}, which is FennFlow's own")
     return key
+
+
+def fault_of(key: str) -> str | None:
+    """Return what is wrong with a key, as `check_key` says it; None if every store can hold it."""
+    try:
+        check_key(key)
+    except KeyException as error:
+        return error.reason
+    return None
 
 
 def check_delimiter(delimiter: object) -> None:
@@ -250,7 +261,7 @@ def _check_characters(key: str, what: str = "Key") -> None:
 def _refuse(key: str, reason: str, what: str = "Key") -> NoReturn:
     shown = key if len(key) <= 80 else f"{key[:77]}..."  # noqa: PLR2004 - a line's length
     message = f"{what} {shown!a} {reason}. Choose another {what.lower()}; nothing was sent."
-    raise KeyException(message)
+    raise KeyException(message, reason=reason)
 
 
 def join_key(scope: str, path: str) -> str:
@@ -341,7 +352,13 @@ def decode_token(token: str) -> str:
     """
     try:
         padded = token.encode("ascii") + b"=" * (-len(token) % 4)
-        return check_prefix(base64.b64decode(padded, altchars=b"-_", validate=True).decode())
-    except (UnicodeError, binascii.Error, AttributeError, KeyException):
-        message = "The continuation token is not one that list() returned; pass it unchanged."
-        raise ContinuationTokenException(message) from None
+        start = check_prefix(base64.b64decode(padded, altchars=b"-_", validate=True).decode())
+    except (UnicodeError, binascii.Error, AttributeError, TypeError, KeyException):
+        start = ""
+    if not start:  # a page that starts at the beginning has no token
+        message = (
+            f"continuation_token={brief(token)} is not one that list() returned. Pass the "
+            "continuation_token of the page before, unchanged; None for the first page. Nothing was sent."
+        )
+        raise ContinuationTokenException(message)
+    return start

@@ -79,6 +79,8 @@ class Finding:
         difference: what is wrong.
         action: what was done; None if it was only reported.
         catalog_id: of the catalog whose object it is, if it is another one.
+        reason: why nothing could be done about it, where that does not follow from the difference and
+            the settings.
     """
 
     namespace: str
@@ -86,6 +88,7 @@ class Finding:
     difference: Difference
     action: ReconcileAction | None = None
     catalog_id: str | None = None
+    reason: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from inspect import getattr_static
-from typing import TYPE_CHECKING, ClassVar, TypeVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, cast, overload
 
 from typing_extensions import override
 
@@ -312,7 +312,11 @@ class UnitOfWork(Maintenance, Registering):
         for each in self._opened().register():
             each.on_rollback.append(callback)
 
-    async def step(self, do: Callable[[], Awaitable[T]], undo: Undo | JobCall) -> T:
+    @overload
+    async def step(self, do: Callable[[], Awaitable[T]], undo: Undo | JobCall) -> T: ...
+    @overload
+    async def step(self, do: Callable[[], T], undo: Undo | JobCall) -> T: ...
+    async def step(self, do: Callable[[], Any], undo: Undo | JobCall) -> Any:
         """Do a saga step of your own, which is undone if the transaction fails.
 
         Args:
@@ -330,8 +334,8 @@ class UnitOfWork(Maintenance, Registering):
             what `do` returned.
 
         Raises:
-            ConfigException: the backend cannot journal the undo, or it is not a function; `do` was
-                not called.
+            ConfigException: the backend cannot journal the undo, or one of both is not a function;
+                `do` was not called.
             TransactionLostException: the lease ran out meanwhile; the undo is called.
 
         Example:
@@ -364,6 +368,7 @@ class UnitOfWork(Maintenance, Registering):
             asyncio.run(main())
             ```
         """
+        _check_callable(do)
         if not isinstance(undo, JobCall):
             _check_callable(undo)
         return await self._opened().step(do, undo)

@@ -16,6 +16,7 @@ from typing import Any
 from fennflow.connectors.headers import disposition, headers_of, media_type_of
 from fennflow.connectors.values import utc
 from fennflow.exceptions import ConfigException, FileException
+from fennflow.printable import brief
 from fennflow.responses import ObjectInfo
 from fennflow.uow import UnitOfWork
 
@@ -143,7 +144,13 @@ def answer_for(
     return Answer(HTTPStatus.PARTIAL_CONTENT, reply, start, end)
 
 
-def fastapi_dependency(uow: type[UnitOfWork], *, join: Callable[..., Any] | None = None) -> Any:
+def fastapi_dependency(
+    uow: type[UnitOfWork],
+    *,
+    auto_commit: bool = True,
+    join: Callable[..., Any] | None = None,
+    timeout: float | None = None,
+) -> Any:
     """Return a dependency of FastAPI that gives each request a unit of work.
 
     It commits after the path function has returned and before the response is sent, so a commit
@@ -153,11 +160,14 @@ def fastapi_dependency(uow: type[UnitOfWork], *, join: Callable[..., Any] | None
 
     Args:
         uow: the class to open.
+        auto_commit: like that of `UnitOfWork`.
         join: a dependency that provides the session to join; a path function that depends on it,
             too, gets the same session.
+        timeout: like that of `UnitOfWork`: seconds from the path function's call to the commit.
 
     Raises:
-        ConfigException: FastAPI is not installed, or older than 0.121, which cannot do it.
+        ConfigException: FastAPI is not installed, or older than 0.121, which cannot do it; or an
+            argument is not one that the unit of work takes.
 
     Example:
         ```python
@@ -185,13 +195,14 @@ def fastapi_dependency(uow: type[UnitOfWork], *, join: Callable[..., Any] | None
             return list(await uow.inbox.put(StreamContent.from_iterable(file)))
         ```
     """
+    _check(uow, auto_commit=auto_commit, timeout=timeout)
     try:
         from fastapi import Depends
 
         joined = None if join is None else Depends(join)
 
         async def provide(session: Any = joined) -> AsyncGenerator[UnitOfWork]:
-            async with uow(join=session) as opened:
+            async with uow(auto_commit=auto_commit, join=session, timeout=timeout) as opened:
                 yield opened
 
         return Depends(provide, scope="function")
@@ -200,7 +211,9 @@ def fastapi_dependency(uow: type[UnitOfWork], *, join: Callable[..., Any] | None
         raise ConfigException(message) from error
 
 
-def litestar_dependency(uow: type[UnitOfWork]) -> Any:
+def litestar_dependency(
+    uow: type[UnitOfWork], *, auto_commit: bool = True, timeout: float | None = None
+) -> Any:
     """Return a dependency of Litestar that gives each request a unit of work.
 
     It commits after the handler has returned and before the response is sent; an exception that
@@ -209,9 +222,12 @@ def litestar_dependency(uow: type[UnitOfWork]) -> Any:
 
     Args:
         uow: the class to open.
+        auto_commit: like that of `UnitOfWork`.
+        timeout: like that of `UnitOfWork`: seconds from the handler's call to the commit.
 
     Raises:
-        ConfigException: Litestar is not installed.
+        ConfigException: Litestar is not installed; or an argument is not one that the unit of work
+            takes.
 
     Example:
         ```python
@@ -235,17 +251,23 @@ def litestar_dependency(uow: type[UnitOfWork]) -> Any:
         app = Litestar([look], dependencies={"uow": litestar_dependency(UOW)})
         ```
     """
+    _check(uow, auto_commit=auto_commit, timeout=timeout)
     try:
         from litestar.di import Provide
     except ImportError as error:
         message = "litestar_dependency needs Litestar: pip install litestar."
         raise ConfigException(message) from error
-    return Provide(_opened(uow))
 
-
-def _opened(uow: type[UnitOfWork]) -> Callable[[], AsyncGenerator[UnitOfWork]]:
     async def provide() -> AsyncGenerator[UnitOfWork]:
-        async with uow() as opened:
+        async with uow(auto_commit=auto_commit, timeout=timeout) as opened:
             yield opened
 
-    return provide
+    return Provide(provide)
+
+
+def _check(uow: object, *, auto_commit: bool, timeout: float | None) -> None:
+    """Refuse now what each request would fail on."""
+    message = f"{brief(uow)} is not a class that extends fennflow.UnitOfWork."
+    if not isinstance(uow, type) or not issubclass(uow, UnitOfWork):
+        raise ConfigException(message)
+    uow(auto_commit=auto_commit, timeout=timeout)

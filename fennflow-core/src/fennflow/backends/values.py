@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -14,6 +15,8 @@ from typing_extensions import override
 from fennflow.connectors.values import Location
 from fennflow.exceptions import ConflictException, CursorException, RecordLockedException
 from fennflow.printable import brief
+
+_CURSOR = re.compile(r"[0-9]{1,18}\.[!-~]{0,200}")
 
 
 class ObjectKey(NamedTuple):
@@ -378,7 +381,8 @@ class CommittedTransaction:
     """An entry of the feed of commits: what a pivot wrote (P38).
 
     Args:
-        cursor: that of the entry: what follows it is read with `Backend.commits(after=cursor)`.
+        cursor: that of the entry: what follows it is read with `Backend.commits(after=cursor)`. Up
+            to 18 digits, a full stop, and up to 200 other characters of ASCII without spaces.
         transaction_id: that was committed.
         committed_at: when its pivot was written, by the backend's clock, UTC.
         records: new and changed records, as the pivot wrote them.
@@ -455,6 +459,21 @@ def locked(
         "request may still change the object."
     )
     return RecordLockedException(message, free_in=free_in)
+
+
+def check_cursor(cursor: str) -> None:
+    """Refuse what is not a cursor of any feed of commits, before it is looked for in one.
+
+    Raises:
+        CursorException: it is not one.
+    """
+    if _CURSOR.fullmatch(cursor) is None:
+        message = (
+            f"{brief(cursor)} is not a cursor of the feed of commits. Pass the cursor of a commit, or what "
+            "UOW.commit_cursor() returned, unchanged. Without one the feed begins with the first commit "
+            "that is kept. Nothing was sent."
+        )
+        raise CursorException(message)
 
 
 def bad_cursor(cursor: str) -> CursorException:

@@ -82,15 +82,15 @@ class PendingDownloads:
             with suppress(OSError):  # it is not empty: it has been put to use
                 directory.rmdir()
 
-    def reserve(self, names: Sequence[str]) -> None:
-        """Check that all files can get their places, and take their names.
+    def check(self, names: Sequence[str]) -> None:
+        """Check that all files can get their places, and write nothing.
 
         Args:
             names: paths below the destination, with `/` between segments.
 
         Raises:
             PathException: a path leads outside, through a link too.
-            FilepathsCollisionError: two of them would be one local file, or a directory is in the way.
+            FilepathsCollisionError: a directory is in the way.
             FileException: the file system refuses.
         """
         root = os.path.realpath(self._base)
@@ -108,6 +108,17 @@ class PendingDownloads:
                         "Nothing was written."
                     )
                     raise FilepathsCollisionError(message)
+
+    def reserve(self, names: Sequence[str]) -> None:
+        """Take the names of all files.
+
+        Args:
+            names: paths below the destination, which were checked.
+
+        Raises:
+            FilepathsCollisionError: two of them would be one local file.
+            FileException: the file system refuses.
+        """
         with _reported(self._base):
             self._make(self._base)
             self._directory.mkdir(mode=0o700)

@@ -11,12 +11,12 @@ from rich.progress import SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from fennflow import plugins as installed_plugins
 from fennflow.backends import Guarantees
-from fennflow.cli.app import NEEDS_ATTENTION, Json, run, show_json
+from fennflow.cli.app import NEEDS_ATTENTION, Json, fail, run, show_json
 from fennflow.cli.stores import measured
 from fennflow.cli.target import OptionalTarget, Target, load
 from fennflow.cli.terminal import stderr, stdout
 from fennflow.connectors import Capabilities
-from fennflow.exceptions import PluginException
+from fennflow.exceptions import PluginException, TransactionException
 from fennflow.printable import without_credentials
 from fennflow.reports import CommitInfo, Diagnosis, ReconcileReport, TransactionInfo
 from fennflow.repositories.fields import areas_of
@@ -236,8 +236,11 @@ def _show_transaction(
 ) -> None:
     shown = [each for each in found if each.transaction_id == transaction_id]
     if not shown:
-        message = f"No transaction {transaction_id} is open, held, or waits to be finished."
-        raise typer.BadParameter(message)
+        message = (
+            f"No transaction {transaction_id} is open, held, or waits to be finished. "
+            "fennflow transactions MODULE:CLASS lists those that are."
+        )
+        fail(TransactionException(message))
     if as_json:
         show_json(shown[0])
         return
@@ -442,6 +445,7 @@ def _show_report(namespace: str, report: ReconcileReport) -> None:
     for finding in report.findings[:SHOWN_FINDINGS]:
         done = f", {finding.action}" if finding.action else ""
         done += f" {finding.catalog_id}" if finding.catalog_id else ""
+        done += f": {finding.reason}" if finding.reason else ""
         stdout.line(f"  {finding.path}: {finding.difference}{done}")
     more = sum(report.differences.values()) - SHOWN_FINDINGS
     if more > 0:

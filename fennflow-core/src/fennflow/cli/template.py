@@ -9,8 +9,9 @@ from typing import Annotated
 
 import typer
 
-from fennflow.cli.app import Json, show_json
+from fennflow.cli.app import Json, fail, show_json
 from fennflow.cli.terminal import stdout
+from fennflow.exceptions import FileException
 
 NAME = re.compile(r"[a-z][a-z0-9]*(?:-[a-z0-9]+)*")
 PLACES = {
@@ -43,8 +44,10 @@ def new_plugin(
         raise typer.BadParameter(message)
     folder = directory / distribution
     if folder.exists():
-        message = f"{folder} already exists."
-        raise typer.BadParameter(message)
+        message = (
+            f"{folder} already exists. Choose another name or --directory; nothing was written."
+        )
+        fail(FileException(message))
     name = distribution.removeprefix("fennflow-").replace("-", "_")
     names = {
         "{{distribution}}": distribution,

@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import typer
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
-from fennflow.cli.app import NEEDS_ATTENTION, Json, fail, run
+from fennflow.cli.app import NEEDS_ATTENTION, Json, fail, run, show_json
 from fennflow.cli.downloads import PendingDownloads
 from fennflow.cli.files import (
     Files,
@@ -31,7 +31,7 @@ from fennflow.cli.files import (
     write_out,
 )
 from fennflow.cli.target import Target
-from fennflow.cli.terminal import stderr
+from fennflow.cli.terminal import stderr, stdout
 from fennflow.exceptions import (
     FileException,
     FilepathsCollisionError,
@@ -44,6 +44,12 @@ STANDARD = "-"
 """Standard input as a source, standard output as a destination."""
 CHUNK = 1 << 20
 
+DryRun = Annotated[
+    bool,
+    typer.Option(
+        "--dry-run", "-n", help="Print each source and where it would go; write and delete nothing."
+    ),
+]
 FollowLinks = Annotated[
     bool,
     typer.Option(
@@ -67,6 +73,7 @@ def cp(
     *,
     recursive: Recursive = False,
     follow_links: FollowLinks = False,
+    dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
     """Copy files in, out, or inside the store: all of them, or none.
@@ -77,9 +84,15 @@ def cp(
     """
     uow = UowTarget(target)
     if STANDARD in {*sources, destination}:
+        if dry_run:
+            message = "--dry-run is for files; standard input and output (-) are not. A file is ./-"
+            raise typer.BadParameter(message)
         _standard(uow, sources, destination, recursive=recursive, as_json=as_json)
         return
     transfer = _Transfer(uow, sources, destination, recursive, follow_links, move=False)
+    if dry_run:
+        transfer.show(as_json=as_json)
+        return
     show_done(transfer.run(quiet=as_json), "Copied", as_json=as_json)
 
 
@@ -90,6 +103,7 @@ def mv(
     *,
     recursive: Recursive = False,
     follow_links: FollowLinks = False,
+    dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
     """Move files in, out, or inside the store: all of them, or none.
@@ -104,6 +118,9 @@ def mv(
     transfer = _Transfer(
         UowTarget(target), sources, destination, recursive, follow_links, move=True
     )
+    if dry_run:
+        transfer.show(as_json=as_json)
+        return
     done = transfer.run(quiet=as_json)
     kept = transfer.delete_sources()
     show_done(done, "Moved", as_json=as_json)
@@ -171,30 +188,53 @@ class _Transfer:
 
     def run(self, *, quiet: bool) -> Summary:
         """Do it."""
+        with _progress(quiet=quiet) as shown, self._downloads() as downloads:
+            return run(self._all(shown, downloads))
+
+    def show(self, *, as_json: bool) -> None:
+        """Print what would be done."""
+        done = Summary()
+        with self._downloads() as downloads:
+            planned = run(self._planned(downloads))
+        for task in planned.values():
+            done.add(task.destination, task.size)
+            if not as_json:
+                stdout.line(f"{task.source} -> {task.destination}")
+        if as_json:
+            show_json(done)
+
+    def _downloads(self) -> PendingDownloads:
         target = self._destination
         base = Path() if isinstance(target, Place) else target if self._into else target.parent
-        with (
-            _progress(quiet=quiet) as shown,
-            PendingDownloads(base, durable=self._move) as downloads,
-        ):
-            return run(self._all(shown, downloads))
+        return PendingDownloads(base, durable=self._move)
+
+    async def _planned(self, downloads: PendingDownloads) -> dict[str, Task]:
+        async with self._uow.open() as opened:
+            return await self._plan(opened, downloads)
+
+    async def _plan(self, opened: Any, downloads: PendingDownloads) -> dict[str, Task]:
+        """Return what is to be done, by the path below the destination; it can be done, as far as is known."""
+        sources = self._local + await _remote(opened, self._places, recursive=self._recursive)
+        await self._look_at_destination(opened)
+        names = [self._name(each) for each in sources]
+        self._check_not_inside(sources)
+        tasks = [
+            Task(each.path, self._place(name), each.size)
+            for each, name in zip(sources, names, strict=True)
+        ]
+        _check(tasks)
+        if isinstance(self._destination, Path):
+            await asyncio.to_thread(downloads.check, names)
+        return dict(zip(names, tasks, strict=True))
 
     async def _all(self, shown: ProgressView, downloads: PendingDownloads) -> Summary:
         done = Summary()
         async with self._uow.open() as opened:
-            sources = self._local + await _remote(opened, self._places, recursive=self._recursive)
-            await self._look_at_destination(opened)
-            names = [self._name(each) for each in sources]
-            self._check_not_inside(sources)
-            tasks = [
-                Task(each.path, self._place(name), each.size)
-                for each, name in zip(sources, names, strict=True)
-            ]
-            _check(tasks)
+            tasks = await self._plan(opened, downloads)
             if isinstance(self._destination, Path):
-                await asyncio.to_thread(downloads.reserve, names)
-            shown.begin(tasks)
-            for task, name in zip(tasks, names, strict=True):
+                await asyncio.to_thread(downloads.reserve, list(tasks))
+            shown.begin(list(tasks.values()))
+            for name, task in tasks.items():
                 await self._one(opened, task, name, shown, downloads)
                 done.add(task.destination, task.size)
                 shown.file()

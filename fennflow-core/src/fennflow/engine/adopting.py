@@ -280,7 +280,7 @@ class Adoption:
     ) -> tuple[Record | None, Finding | None]:
         if isinstance(there, BaseConnectorException):
             warn_of_unreadable(key, there)
-            return None, unreadable(key).finding
+            return None, unreadable(key, there).finding
         policy = Policy(
             settings=self.settings,
             filling=True,

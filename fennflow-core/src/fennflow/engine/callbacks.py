@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from fennflow.jobs import JobCall
 
 Callback = Callable[[], Awaitable[object] | object]
-Undo = Callable[[], Awaitable[object]]
+Undo = Callback
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -160,11 +160,10 @@ async def run_callbacks(callbacks: list[Callback], transaction: str) -> None:
             )
 
 
-async def result_of(do: Callable[[], Awaitable[T]]) -> T:
-    """Call a step; what is not awaitable, since the function is a plain one, is its result."""
-    made: Any = do()
-    result: T = await made if inspect.isawaitable(made) else made
-    return result
+async def result_of(do: Callable[[], Any]) -> Any:
+    """Call a step, plain or async, and return its result."""
+    made = do()
+    return await made if inspect.isawaitable(made) else made
 
 
 async def notify(function: Callable[P, object], *args: P.args, **kwargs: P.kwargs) -> None:

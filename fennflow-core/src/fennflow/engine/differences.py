@@ -12,11 +12,15 @@ from fennflow.connectors import StoredObject
 from fennflow.connectors.headers import media_type_of
 from fennflow.connectors.values import utc
 from fennflow.engine.stamps import Stamp, began, stamp_of, unstamped
-from fennflow.paths import StoragePath
+from fennflow.paths import StoragePath, fault_of
 from fennflow.reports import Difference, Finding, ReconcileAction
 
 if TYPE_CHECKING:
     from fennflow.config import ReconcileConfig
+    from fennflow.exceptions import BaseConnectorException
+
+_TOO_YOUNG = "its transaction began less than max_transaction_age ago and may still commit"
+_LATE = "a transaction that did not commit wrote it, and the write arrived late"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,9 +134,9 @@ def _judge_changed(
         same = replace(record, location=stored.location, etag=stored.etag)
         updated = same if stored.size == record.size else updated
     elif replaces and stamp is not None and not policy.is_dead(stamp):
-        return Verdict(_finding(key, Difference.CHANGED), too_young=True)
+        return Verdict(_finding(key, Difference.CHANGED, reason=_TOO_YOUNG), too_young=True)
     if not replaces:
-        return Verdict(_finding(key, Difference.CHANGED))
+        return Verdict(_finding(key, Difference.CHANGED, reason=_LATE if late else None))
     return Verdict(_finding(key, Difference.CHANGED, ReconcileAction.UPDATED), updated)
 
 
@@ -152,8 +156,10 @@ def _judge_orphan(
     orphans, dead = policy.settings.orphans, policy.is_dead(stamp)
     if policy.filling or (orphans == "adopt" and dead):
         return Verdict(_finding(key, Difference.ORPHAN, ReconcileAction.INSERTED), adopted)
-    if orphans == "report" or not dead:
-        return Verdict(_finding(key, Difference.ORPHAN), too_young=orphans != "report")
+    if orphans == "report":
+        return Verdict(_finding(key, Difference.ORPHAN))
+    if not dead:
+        return Verdict(_finding(key, Difference.ORPHAN, reason=_TOO_YOUNG), too_young=True)
     # A version is named by its id; any other object goes only if it still carries the stamp.
     named = stored.location.version_id is not None
     deletion = Delete(
@@ -171,19 +177,23 @@ def _late(key: ObjectKey, stamp: Stamp) -> LateWrite:
 
 
 def _finding(
-    key: ObjectKey, difference: Difference, action: ReconcileAction | None = None
+    key: ObjectKey,
+    difference: Difference,
+    action: ReconcileAction | None = None,
+    reason: str | None = None,
 ) -> Finding:
-    return Finding(key.namespace, StoragePath(key.key), difference, action)
+    return Finding(key.namespace, StoragePath(key.key), difference, action, reason=reason)
 
 
 def refused(key: ObjectKey) -> Verdict:
     """Return the verdict on an object whose key no record can have."""
-    return Verdict(_finding(key, Difference.REFUSED))
+    reason = f"its key {fault_of(key.key)}; give it another key"
+    return Verdict(_finding(key, Difference.REFUSED, reason=reason))
 
 
-def unreadable(key: ObjectKey) -> Verdict:
+def unreadable(key: ObjectKey, error: BaseConnectorException) -> Verdict:
     """Return the verdict on an object that the store does not describe."""
-    return Verdict(_finding(key, Difference.UNREADABLE))
+    return Verdict(_finding(key, Difference.UNREADABLE, reason=str(error)))
 
 
 def _adopted(key: ObjectKey, stored: StoredObject, write: WriteId) -> Record:

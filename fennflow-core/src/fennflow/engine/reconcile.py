@@ -349,7 +349,7 @@ class _Run:
         for seq, (key, there) in enumerate(stored.items(), 1):
             if isinstance(there, BaseConnectorException):
                 warn_of_unreadable(key, there)
-                verdicts.append(unreadable(key))
+                verdicts.append(unreadable(key, there))
                 continue
             record = records.get(key)
             write = WriteId(transaction_id, seq)

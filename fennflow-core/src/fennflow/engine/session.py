@@ -10,13 +10,12 @@ import asyncio
 import warnings
 from collections.abc import (
     AsyncGenerator,
-    Awaitable,
     Callable,
     Generator,
     Sequence,
 )
 from contextlib import asynccontextmanager, contextmanager
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from fennflow import telemetry
 from fennflow.backends import Outcome
@@ -41,8 +40,6 @@ if TYPE_CHECKING:
     from fennflow.engine.reconcile import UsedAreas
     from fennflow.engine.runtime import Engine
     from fennflow.reports import Change
-
-T = TypeVar("T")
 
 
 class Deadline:
@@ -234,7 +231,7 @@ class Session:
         for each in tx.register():
             each.hooks.append(hook)
 
-    async def step(self, do: Callable[[], Awaitable[T]], undo: Undo | JobCall) -> T:
+    async def step(self, do: Callable[[], Any], undo: Undo | JobCall) -> Any:
         """Do a saga step of the user's own, and remember how it is undone."""
         tx = self._open()
         places = tx.register()
@@ -264,9 +261,9 @@ class Session:
         self,
         tx: Transaction,
         places: Sequence[Callbacks],
-        do: Callable[[], Awaitable[T]],
+        do: Callable[[], Any],
         call: JobCall,
-    ) -> T:
+    ) -> Any:
         """Do a step whose undo is in the journal before it begins (P33)."""
         jobs = self._engine.recovery.jobs
         undo = jobs.own(await tx.journal_compensation(call))

@@ -69,7 +69,8 @@ class Tally:
                 rule="reconcile",
             )
             for prefix in error.prefixes:
-                self.add(Finding(area.namespace, StoragePath(prefix), Difference.UNLISTED))
+                path = StoragePath(prefix)
+                self.add(Finding(area.namespace, path, Difference.UNLISTED, reason=str(error)))
 
     async def pass_on(self) -> None:
         """Count what is new, and call back: it is durable by now."""

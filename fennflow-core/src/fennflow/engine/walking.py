@@ -15,8 +15,8 @@ from fennflow.backends import Backend, ObjectKey, Record
 from fennflow.connectors import StoredObject
 from fennflow.engine.concurrency import shielded
 from fennflow.engine.context import EngineContext
-from fennflow.exceptions import IncompleteListingException, KeyException, ReconcileFailedException
-from fennflow.paths import after_key, check_key
+from fennflow.exceptions import IncompleteListingException, ReconcileFailedException
+from fennflow.paths import after_key, fault_of
 
 T = TypeVar("T")
 
@@ -108,11 +108,7 @@ async def objects(
 
 def is_key(key: str) -> bool:
     """Return whether a record can have this key."""
-    try:
-        check_key(key)
-    except KeyException:
-        return False
-    return True
+    return fault_of(key) is None
 
 
 async def _batches(items: AsyncIterator[T], size: int) -> AsyncGenerator[list[T]]:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Self
+from inspect import getattr_static
+from typing import Annotated, Any, ClassVar, Never, Self, cast
 
 from pydantic import (
     AnyUrl,
@@ -24,7 +26,7 @@ from fennflow.exceptions import FileException, MediaTypeCannotBeGuessedException
 from fennflow.files import media_types
 from fennflow.files.charsets import codec_of
 from fennflow.files.info import ObjectInfo
-from fennflow.files.round_trips import first_difference
+from fennflow.files.round_trips import first_difference, first_fault
 from fennflow.paths import StoragePath
 from fennflow.printable import printable
 
@@ -45,15 +47,17 @@ class FileBase(BaseModel):
     # Built at first use: a program that starts needs few of the classes, or none.
     model_config = PydanticConfigDict(frozen=True, extra="forbid", strict=True, defer_build=True)
 
-    def __init__(self, **values: Any) -> None:
+    media_type_families: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(self, *given: Never, **values: Any) -> None:
+        if given:
+            raise FileException(_how_to_make(type(self)))
         try:
             super().__init__(**values)
         except ValidationError as error:
-            reasons = "; ".join(
-                f"{'.'.join(map(str, detail['loc']))}: {detail['msg']}"
-                for detail in error.errors(include_input=False, include_context=False)
-            )
-            message = f"{type(self).__name__} cannot hold this: {reasons}"
+            message = f"{type(self).__name__} cannot hold this: {reasons_of(error)}"
+            if any(detail["loc"] == ("data",) for detail in error.errors(include_url=False)):
+                message += f". {_how_to_make(type(self))}"
             raise FileException(message) from None
 
     @field_validator("metadata", check_fields=False)
@@ -61,6 +65,43 @@ class FileBase(BaseModel):
     def _check_metadata(cls, metadata: Mapping[str, str]) -> Mapping[str, str]:
         check_metadata(metadata)
         return metadata
+
+    @field_validator("media_type", check_fields=False)
+    @classmethod
+    def _check_media_type(cls, media_type: str) -> str:
+        if re.fullmatch(MEDIA_TYPE, media_type) is None:
+            message = f"{media_type!a} is not a media type, such as text/plain"
+            raise ValueError(message)
+        families = cls.media_type_families
+        if families and not media_type.lower().startswith(families):
+            message = f"{media_type} is not one of {', '.join(f'{each}*' for each in families)}"
+            raise ValueError(message)
+        return media_type
+
+
+def _how_to_make(cls: type[FileBase]) -> str:
+    names = [
+        f"{cls.__name__}.{name}(...)"
+        for name in ("from_content", "from_local_path", "from_iterable")
+        if isinstance(getattr_static(cls, name, None), classmethod)
+    ]
+    bytes_of = [f'{cls.__name__}(data=b"...", filename="...")']
+    return f"Write {' or '.join(names or bytes_of)}."
+
+
+def reasons_of(error: ValidationError) -> str:
+    """Return what pydantic found wrong, each with the name of its field."""
+    return "; ".join(
+        ": ".join(
+            part
+            for part in (
+                ".".join(map(str, detail["loc"])),
+                detail["msg"].removeprefix("Value error, "),
+            )
+            if part
+        )
+        for detail in error.errors(include_input=False, include_context=False)
+    )
 
 
 class BaseContent(FileBase):
@@ -86,11 +127,10 @@ class BaseContent(FileBase):
     """
 
     default_media_type: ClassVar[str | None] = None
-    media_type_families: ClassVar[tuple[str, ...]] = ()
 
     data: Annotated[bytes, Field(repr=False)]
     filename: str | None = None
-    media_type: Annotated[str, Field(pattern=f"^{MEDIA_TYPE}$")] = ""
+    media_type: str = ""
     metadata: Mapping[str, str] = Field(default_factory=dict[str, str])
     path: Annotated[StoragePath | None, Field(exclude=True)] = None
     info: Annotated[ObjectInfo | None, Field(exclude=True, repr=False)] = None
@@ -111,20 +151,11 @@ class BaseContent(FileBase):
         if guess is None:
             shown = printable(str(name)) if name else "a file without a name"
             message = (
-                f"The media type of {shown} cannot be detected from its "
-                f"name or bytes: pass media_type to {cls.__name__}."
+                f"The media type of {shown} cannot be detected from its name or bytes: pass media_type "
+                f"{'' if name else 'or filename '}to {cls.__name__}."
             )
             raise MediaTypeCannotBeGuessedException(message)
         return {**values, "media_type": guess}
-
-    @field_validator("media_type")
-    @classmethod
-    def _check_family(cls, media_type: str) -> str:
-        families = cls.media_type_families
-        if families and not media_type.lower().startswith(families):
-            message = f"{media_type} is not one of {', '.join(f'{each}*' for each in families)}"
-            raise ValueError(message)
-        return media_type
 
     @property
     def content(self) -> Any:
@@ -135,13 +166,11 @@ class BaseContent(FileBase):
     def _name(self) -> str:
         return self.path or self.filename or "The file"
 
-    def _unreadable(self, error: Exception) -> FileException:
-        """Return the error for bytes that are not what this class holds."""
+    def _unreadable(self, error: Exception, kind: str) -> FileException:
+        """Return the error for bytes that are not of a kind."""
         coding = None if self.info is None else self.info.headers.get("Content-Encoding")
         hint = f" It is stored with Content-Encoding {coding}: decode `data`." if coding else ""
-        return FileException(
-            f"{self._name} cannot be read as {type(self).__name__}: {error}.{hint}"
-        )
+        return FileException(f"{self._name} cannot be read as {kind}: {error}.{hint}")
 
     def as_text(self) -> str:
         """Return the bytes as text: UTF-8, or the charset that the media type names.
@@ -152,7 +181,7 @@ class BaseContent(FileBase):
         try:
             return self.data.decode(codec_of(self.media_type))
         except UnicodeError as error:
-            raise self._unreadable(error) from error
+            raise self._unreadable(error, "text") from error
 
     def as_json(self) -> Any:
         """Return the bytes as a JSON value.
@@ -163,7 +192,7 @@ class BaseContent(FileBase):
         try:
             return json.loads(self.data)
         except (ValueError, RecursionError) as error:
-            raise self._unreadable(error) from error
+            raise self._unreadable(error, "JSON") from error
 
     def sha256(self) -> str:
         """Return the SHA-256 of the bytes, hexadecimal."""
@@ -253,10 +282,16 @@ class TextContent(BaseContent):
         Raises:
             FileException: the charset is not known, or cannot hold the text.
         """
+        if not isinstance(cast("object", text), str):
+            message = (
+                f"The text is a {type(text).__name__}, not a str. Bytes are a BinaryContent(data=...), and "
+                "what JSON can hold is a JsonContent."
+            )
+            raise FileException(message)
         try:
             codec = codec_of(media_type)
             data = text.encode(codec)
-        except (UnicodeError, AttributeError) as error:
+        except UnicodeError as error:
             message = f"The text cannot be encoded: {error}"
             raise FileException(message) from error
         if codec != "utf_8" and data.decode(codec, errors="replace") != text:
@@ -305,12 +340,12 @@ class JsonContent(BaseContent):
             FileException: the value is not JSON, for instance has a NaN or a key that is not text.
         """
         try:
-            text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-            data = text.encode()
-            back = json.loads(text)
+            data = _json_of(value)
+            back = json.loads(data)
             where = None if back == value else first_difference(value, back, json=True)
         except (TypeError, ValueError, RecursionError) as error:
-            message = f"Value is not JSON-serialisable: {error}"
+            place = first_fault(value, _json_of, json=True)
+            message = f"Value is not JSON-serialisable, at {place or 'its root'}: {error}. Nothing was sent."
             raise FileException(message) from error
         if where is not None:
             message = (
@@ -329,6 +364,10 @@ class JsonContent(BaseContent):
             FileException: the bytes are not JSON.
         """
         return self.as_json()
+
+
+def _json_of(value: object) -> bytes:
+    return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
 
 
 class UrlContent(BaseContent):
@@ -379,7 +418,7 @@ class UrlContent(BaseContent):
         try:
             url = self.data.decode()
         except UnicodeDecodeError as error:
-            raise self._unreadable(error) from error
+            raise self._unreadable(error, "a URL") from error
         # A list of URLs ends its lines so; one line of it is a URL.
         return self._checked(url.removesuffix("\n").removesuffix("\r"), self._name)
 

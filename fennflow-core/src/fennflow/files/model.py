@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, Generic, Self, TypeVar, cast
 
 from pydantic import BaseModel, ValidationError
-from pydantic_core import PydanticSerializationError
+from pydantic_core import PydanticSerializationError, to_json
 from typing_extensions import override
 
 from fennflow.exceptions import FileException
-from fennflow.files.content import BaseContent
-from fennflow.files.round_trips import first_difference
+from fennflow.files.content import BaseContent, reasons_of
+from fennflow.files.round_trips import first_difference, first_fault
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -92,7 +92,8 @@ class ModelContent(BaseContent, Generic[M]):
             try:
                 data = model.model_dump_json(by_alias=True, round_trip=round_trip).encode()
             except (PydanticSerializationError, ValueError, TypeError, RecursionError) as error:
-                message = f"{type(model).__name__} is not JSON-serialisable: {error}. {_ADVICE}"
+                field = f"{type(model).__name__}.{_first_fault(model)}".rstrip(".")
+                message = f"{field} is not JSON-serialisable: {error}. {_ADVICE}"
                 raise FileException(message) from error
             built = cls(
                 data=data, filename=filename, media_type=media_type, metadata=metadata or {}
@@ -129,12 +130,7 @@ class ModelContent(BaseContent, Generic[M]):
         try:
             return cast("M", self.model.model_validate_json(self.data))
         except ValidationError as error:
-            reasons = "; ".join(
-                f"{'.'.join(map(str, detail['loc']))}: {detail['msg']}"
-                for detail in error.errors(include_input=False, include_context=False)
-            )
-            name = self.path or self.filename or "The file"
-            message = f"{name} is not a {self.model.__name__}: {reasons}"
+            message = f"{self._name} is not a {self.model.__name__}: {reasons_of(error)}"
             raise FileException(message) from None
 
     @classmethod
@@ -146,6 +142,17 @@ class ModelContent(BaseContent, Generic[M]):
     @override
     def from_variant(cls, variant: str) -> type[BaseContent] | None:
         return _classes.get(variant)
+
+
+def _first_fault(model: BaseModel) -> str:
+    """Return which field of a model has no JSON form, and where in it."""
+    for name in type(model).model_fields:
+        try:
+            model.model_dump_json(include={name})
+        except (ValueError, TypeError, RecursionError):
+            inside = first_fault(getattr(model, name), to_json)
+            return f"{name}.{inside}".rstrip(".")
+    return ""
 
 
 def _name(model: type[BaseModel]) -> str:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import cast
 
 from pydantic import BaseModel
+
+DEEPEST = 20
+"""Levels of a value to which a fault is followed."""
 
 
 def first_difference(given: object, back: object, *, json: bool = False) -> str | None:
@@ -38,6 +41,33 @@ def first_difference(given: object, back: object, *, json: bool = False) -> str 
     if isinstance(given, float) and isinstance(back, float) and math.isnan(given):
         return None if math.isnan(back) else ""
     return None if _equal(given, back) else ""  # pyright: ignore[reportUnknownArgumentType]
+
+
+def first_fault(value: object, dump: Callable[[object], object], *, json: bool = False) -> str:
+    """Return where in a value that cannot be dumped the part is that cannot.
+
+    Args:
+        value: it.
+        dump: raises for what cannot be dumped.
+        json: whether models and dataclasses have no parts, as JSON does not know them.
+
+    Returns:
+        a path such as `lines.0.price`; empty for the value itself.
+    """
+    path: list[str] = []
+    for _ in range(DEEPEST):  # a value may contain itself
+        has_parts = not json or issubclass(type(value), (dict, list, tuple))
+        parts = _parts(value) if has_parts else None
+        for name, part in (parts or {}).items():
+            try:
+                dump(part)
+            except (TypeError, ValueError, RecursionError):
+                path.append(str(name))
+                value = part
+                break
+        else:
+            break
+    return ".".join(path)
 
 
 def _parts(value: object) -> Mapping[object, object] | None:

@@ -16,7 +16,6 @@ from typing import Annotated, Any, Protocol, runtime_checkable
 
 from pydantic import Field, PrivateAttr
 
-from fennflow.connectors.headers import MEDIA_TYPE
 from fennflow.containing import contained
 from fennflow.exceptions import FileException
 from fennflow.files import media_types
@@ -88,7 +87,7 @@ class StreamContent(FileBase):
     """
 
     filename: Annotated[str, Field(min_length=1)]
-    media_type: Annotated[str, Field(pattern=f"^{MEDIA_TYPE}$")]
+    media_type: str
     metadata: Mapping[str, str] = Field(default_factory=dict[str, str])
     size: Annotated[int | None, Field(ge=0, lt=1 << 63)] = None
 
@@ -137,7 +136,10 @@ class StreamContent(FileBase):
             raise FileException(message)
         name: object = filename or getattr(chunks, "filename", None) or _name_of(chunks)
         if not isinstance(name, str):
-            message = "A stream needs a filename: its bytes cannot name it before they are sent."
+            message = (
+                "A stream needs a filename: its bytes cannot name it before they are sent. Write "
+                "StreamContent.from_iterable(source, filename=...)."
+            )
             raise FileException(message)
         if isinstance(chunks, (bytes, bytearray, str)):
             message = f"{name} is not a stream: use BinaryContent or TextContent, or pass a list."

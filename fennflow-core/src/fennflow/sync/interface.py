@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import TypeVar
+from typing import Any, TypeVar, overload
 
 from fennflow.jobs import JobCall
 from fennflow.maintenance import ReconcileOrphans, ReconcileStrategy
@@ -120,11 +120,23 @@ class SyncUnitOfWork(Opened):
             here(callback),
         )
 
+    @overload
+    def step(
+        self,
+        do: Callable[[], Awaitable[T]],
+        undo: Callable[[], object] | JobCall,
+    ) -> T: ...
+    @overload
     def step(
         self,
         do: Callable[[], T],
         undo: Callable[[], object] | JobCall,
-    ) -> T:
+    ) -> T: ...
+    def step(
+        self,
+        do: Callable[[], Any],
+        undo: Callable[[], object] | JobCall,
+    ) -> Any:
         """Do a saga step of your own, which is undone if the transaction fails.
 
         Args:
@@ -142,8 +154,8 @@ class SyncUnitOfWork(Opened):
             what `do` returned.
 
         Raises:
-            ConfigException: the backend cannot journal the undo, or it is not a function; `do` was
-                not called.
+            ConfigException: the backend cannot journal the undo, or one of both is not a function;
+                `do` was not called.
             TransactionLostException: the lease ran out meanwhile; the undo is called.
         """
         return self._await(
@@ -323,7 +335,8 @@ class SyncUnitOfWork(Opened):
 
         Raises:
             CursorException: not all commits behind the cursor are kept any more
-                (`commit_retention`), or it is one of another catalog.
+                (`commit_retention`), or it is one of another catalog; or it is not a cursor at all,
+                which is raised by the call.
             ConfigException: the backend keeps no commits, or `poll` is not a positive number.
             BaseBackendException: the catalog cannot be reached. Go on with the last cursor.
         """

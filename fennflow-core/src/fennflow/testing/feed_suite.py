@@ -16,6 +16,7 @@ from fennflow.backends import (
     Outcome,
     TransactionToken,
 )
+from fennflow.backends.values import check_cursor
 from fennflow.config import BackendConfig
 from fennflow.connectors import Location
 from fennflow.exceptions import CursorException
@@ -40,6 +41,8 @@ async def follow(
     found: list[CommittedTransaction] = []
     while page := await backend.commits(after=after, limit=limit):
         assert len(page) <= limit
+        for each in page:
+            check_cursor(each.cursor)
         found += page
         after = page[-1].cursor
     return found
