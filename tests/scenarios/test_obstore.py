@@ -15,7 +15,7 @@ from typing import Any
 from urllib.request import Request, urlopen
 
 import pytest
-from obstore.exceptions import AlreadyExistsError
+from obstore.exceptions import AlreadyExistsError, GenericError
 
 from fennflow import ReconcileConfig
 from fennflow.backends import SqlalchemyBackendConfig
@@ -407,6 +407,13 @@ def test_a_create_that_azure_refuses_is_not_sent_again(code: str, *, contended: 
     found = exception_for(error, "put", "a", writes=True, retried=False)
     assert isinstance(found, PreconditionFailedException)
     assert found.contended == contended
+
+
+def test_a_header_that_is_not_utf_8_is_not_a_store_that_is_away() -> None:
+    error = GenericError("Generic S3 error: Content-Type header contained non UTF-8 characters")
+    assert type(exception_for(error, "head", "a", writes=False, retried=False)) is (
+        BaseConnectorException
+    )
 
 
 KEYS = ["a/+1", "a/x", "a/y/z", "b", "c/1", "c/2"]

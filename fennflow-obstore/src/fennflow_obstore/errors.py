@@ -114,6 +114,10 @@ def exception_for(
     for kinds, statuses, exception, advice in _MEANINGS:
         if isinstance(error, kinds) or status in statuses:
             return exception(f"{said} {advice}".rstrip(), retried=retried)
+    if not writes and "contained non UTF-8 characters" in words:
+        # The store has answered, and answers so each time.
+        said = f"{said} A client has stored that with the object. Upload it again, or delete it."
+        return BaseConnectorException(said, retried=retried)
     refused = HTTPStatus.BAD_REQUEST <= status < HTTPStatus.INTERNAL_SERVER_ERROR
     if refused and status not in _LATER:
         return BaseConnectorException(said, retried=retried)
