@@ -12,6 +12,7 @@ def test_no_schedule_breaks_the_log() -> None:
 
 
 @pytest.mark.thorough
+@pytest.mark.timeout(1200)
 def test_no_schedule_of_many_breaks_the_log() -> None:
     assert [found for seed in range(200_000) if (found := run(seed))] == []
 
