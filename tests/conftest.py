@@ -19,12 +19,15 @@ from fennflow.testing import (
     seaweedfs_server,
     strict_s3_server,
 )
+from made_once import share
 from stores import ALL_STORES, Store, localbucket_server, make_store
 
 # Passed to the workers of xdist, too; it picks where processes are killed.
 os.environ.setdefault("FENNFLOW_SEED", str(random.SystemRandom().randrange(1 << 32)))
 # No server here has TLS, and reading the certificates of all authorities takes 30 ms for each client.
 os.environ["AWS_CA_BUNDLE"] = str(Path(__file__).parent / "support" / "authority.pem")
+
+share()
 
 settings.register_profile("quick", deadline=None, max_examples=60, print_blob=True)
 settings.register_profile("thorough", deadline=None, max_examples=2000, print_blob=True)

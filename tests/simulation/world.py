@@ -76,7 +76,7 @@ from fennflow.repositories import RepoField
 from fennflow.testing import faults
 from fennflow.testing.faults import Effect, FaultyBackendConfig, FaultyConnectorConfig, Operation
 from fennflow_memory.backend import InMemoryBackend
-from fennflow_sqlalchemy import engines, journal
+from fennflow_sqlalchemy import engines
 from fennflow_sqlalchemy.engines import _sqlite
 from modelled_jobs import ModelJob, ModelJobs
 from remote import RemoteConnectorConfig
@@ -781,7 +781,6 @@ class World:
             (reconcile, "time", clock),
             (uuid_utils, "uuid7", new_id),
             (engines, "_sqlite", _shared),
-            *((journal, name, value) for name, value in _made_once.items()),
             *(() if self.log is None else self.log.patches(loop, new_id)),
             *(() if self.database is None else self.database.patches()),
         ):
@@ -803,34 +802,6 @@ def _exclude(key: str, other: str) -> bool:
 
 
 _worlds = itertools.count(1)
-
-
-def _once(make: Callable[..., T]) -> Callable[..., T]:
-    """Return what makes one object for all engines; of the database it needs only the dialect."""
-    made: dict[object, T] = {}
-
-    def once(tables: object, *others: object, **options: object) -> T:
-        key = (tables if isinstance(tables, str) else id(tables), *sorted(options.items()))
-        if key not in made:
-            made[key] = make(tables, *others, **options)
-        return made[key]
-
-    return once
-
-
-# To build the statements of an engine, and to compile them at first use, takes longer than a walk.
-_made_once: Mapping[str, Callable[..., object]] = {
-    name: _once(getattr(journal, name))
-    for name in (
-        "make_tables",
-        "CatalogStatements",
-        "TransactionStatements",
-        "LateWriteStatements",
-        "JobStatements",
-        "NoteStatements",
-        "FillStatements",
-    )
-}
 _engines: dict[str, Engine] = {}
 
 

@@ -6,10 +6,12 @@ import itertools
 from collections.abc import AsyncGenerator, Generator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.request import urlopen
 
+import botocore.session
 import pytest
 from aiobotocore.session import AioSession
 
@@ -188,13 +190,24 @@ async def new_bucket(
     server: S3Server, *, versioning: Literal["Enabled", "Suspended"] | None = None
 ) -> str:
     name = f"bucket-{next(numbers)}"
-    async with raw_client(server) as client:
-        await client.create_bucket(Bucket=name)
-        if versioning is not None:
-            await client.put_bucket_versioning(
-                Bucket=name, VersioningConfiguration={"Status": versioning}
-            )
+    client = blocking_client(server.url, server.access_key, server.secret_key)
+    client.create_bucket(Bucket=name)
+    if versioning is not None:
+        client.put_bucket_versioning(Bucket=name, VersioningConfiguration={"Status": versioning})
     return name
+
+
+@cache
+def blocking_client(url: str, access_key: str, secret_key: str) -> Any:
+    """Return a client that belongs to no event loop, so that all tests share it."""
+    create: Any = botocore.session.get_session().create_client
+    return create(
+        "s3",
+        region_name="us-east-1",
+        endpoint_url=url,
+        aws_access_key_id=access_key,
+        aws_secret_access_key=secret_key,
+    )
 
 
 @contextmanager
