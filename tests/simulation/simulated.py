@@ -462,8 +462,8 @@ class SimulatedSession:
         taken = set(call.keys) & set(self.world.foreign)
         await uow.files.create(*_files(call))
         if self.world.capabilities.versioned:
-            # A newer version may hide it, since an own call that failed or a late request.
-            taken -= self.touched | self.world.hidden
+            # A newer version may hide it, since an own call that failed, a late request, or an undo that is refused.
+            taken -= self.touched | self.world.hidden | self.world.barred
         assert not taken, f"{taken} held another writer's object"
         self.overlay.update(dict.fromkeys(call.keys, call.value))
 
