@@ -126,7 +126,7 @@ def intent_of(row: Any) -> Intent:
 
 
 def late_write_rows(late_writes: Collection[LateWrite]) -> str:
-    """Return late writes as a parameter."""
+    """Return late writes as a parameter, each once: PostgreSQL inserts or updates no row twice."""
     return dumps(
         {
             "namespace": each.namespace,
@@ -134,7 +134,7 @@ def late_write_rows(late_writes: Collection[LateWrite]) -> str:
             "transaction_id": each.write.transaction_id,
             "seq": each.write.seq,
         }
-        for each in late_writes
+        for each in dict.fromkeys(late_writes)
     )
 
 

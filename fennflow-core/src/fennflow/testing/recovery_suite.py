@@ -315,7 +315,7 @@ class RecoverySuite:
         run(config, scenario, late_write_period=100.0)
 
     def test_late_writes_are_due_when_the_doubt_is_over(self, config: BackendConfig) -> None:
-        """P20 a: and their transaction is finished; and they go when they have been checked."""
+        """P20 a: and their transaction is finished; they go when they have been checked; each counts once."""
 
         async def scenario(backend: Backend) -> None:
             transaction, cleaner = new_transaction(), new_transaction()
@@ -327,7 +327,8 @@ class RecoverySuite:
             ]
             await backend.begin_writes(transaction, [A], plan_for(A))
             steps = [Delete(namespace="bucket", location=Location("old"))]
-            await backend.commit(transaction, Commit(steps=steps, late_writes=late))
+            twice = [*late, late[0]]
+            await backend.commit(transaction, Commit(steps=steps, late_writes=twice))
             assert list(await backend.due_late_writes(after=None, limit=10)) == []
             await asyncio.sleep(0.6)
             assert list(await backend.due_late_writes(after=None, limit=10)) == []
