@@ -511,6 +511,15 @@ def test_unused_files_stay_if_that_is_asked_for(site: Site) -> None:
     assert set(site.objects()) == {"scans/a.txt"}
 
 
+def test_an_app_that_is_not_installed_is_named_before_a_file_is_saved(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("django.apps.apps.is_installed", lambda name: name != "fennflow_django")
+    storage = FennFlowStorage(connector=InMemoryConnectorConfig(), namespace=f"n{next(numbers)}")
+    with pytest.raises(ConfigException, match="INSTALLED_APPS"):
+        storage.exists("a.txt")
+
+
 def test_a_unit_of_work_of_your_own_joins_the_block(site: Site) -> None:
     uow_class = site.storage.unit_of_work
     with pytest.raises(TransactionException, match="atomic"):

@@ -95,7 +95,7 @@ async def test_what_calling_a_step_returned_is_not_taken_for_the_step(memory: St
 
     called: Any = send()
     async with memory.uow()() as uow:
-        with pytest.raises(ConfigException, match="not what calling it returned"):
+        with pytest.raises(ConfigException, match="not the result of a call"):
             await uow.step(called, send)
     called.close()
 

@@ -101,7 +101,7 @@ def _containing_itself() -> list[object]:
         ({"a": [1.0, math.nan]}, r"at a\.1: "),
         ({"a": {"b": "\ud800"}}, r"at a\.b: "),
         ({"a": {("x",): 1}}, r"at a: .*tuple"),
-        ({"a": _containing_itself()}, r"at a\.0\..*: Circular"),
+        ({"a": _containing_itself()}, r"at a\.0: Circular"),
         ({1}, r"at its root: .*set"),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from importlib import import_module
 from importlib.abc import MetaPathFinder
 from types import ModuleType
 
@@ -41,6 +42,18 @@ _OPTIONS: Mapping[str, str] = {
     "db_schema": "schema_name",
     "table_name": "table_prefix",
 }
+_PUBLIC = (
+    "fennflow",
+    "fennflow.files",
+    "fennflow.repositories",
+    "fennflow.connectors",
+    "fennflow.backends",
+    "fennflow.exceptions",
+    "fennflow.paths",
+    "fennflow.responses",
+    "fennflow.sync",
+    "fennflow.web",
+)
 _PAGE = 'See the page "From fennflow 0.8" of the documentation (docs/migration.md).'
 
 
@@ -75,4 +88,9 @@ def missing(module: str, name: str) -> Exception:
     if text is not None:
         # Not AttributeError: `from x import y` drops its text.
         return ImportError(text, name=module)
+    for other in _PUBLIC:
+        if not name.startswith("_") and name in import_module(other).__all__:
+            # Not AttributeError, likewise.
+            message = f"{module} has no {name}. It is in {other}: from {other} import {name}"
+            return ImportError(message, name=module)
     return AttributeError(f"module {module!r} has no attribute {name!r}")

@@ -84,7 +84,7 @@ def _reason(config: type[BaseModel], detail: ErrorDetails) -> str:
     if former is not None:
         return former
     if detail["type"] != "extra_forbidden":
-        return detail["msg"]
+        return detail["msg"].removeprefix("Value error, ")
     near = get_close_matches(name, config.model_fields, n=1)
     return (
         f"there is no such option. Did you mean {near[0]}?" if near else "there is no such option"
@@ -241,6 +241,10 @@ class ConfigDict(_Config):
 
 def _instance_of(value: object, kind: type[_Config]) -> object:
     if not isinstance(value, kind):
-        message = f"takes an instance of a {kind.__name__} subclass, not {type(value).__name__}"
+        example = "S3ConnectorConfig" if kind is ConnectorConfig else "SqlalchemyBackendConfig"
+        message = (
+            f"takes an instance of a {kind.__name__} subclass, such as {example}(...), not "
+            f"{type(value).__name__}"
+        )
         raise ValueError(message)  # noqa: TRY004 - pydantic turns ValueErrors into its own
     return value

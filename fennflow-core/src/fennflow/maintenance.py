@@ -253,8 +253,9 @@ class Maintenance:
             ConflictException: `validate_reads`, and a record that it read has changed. It is undone.
             CommitUncertainException: the outcome is unknown; `transactions()` says it later.
         """
+        checked = _checked_id(transaction_id)
         async with engine_for(cls.config, plugins.registry()) as engine:
-            await engine.recovery.commit_held(transaction_id)
+            await engine.recovery.commit_held(checked)
 
     @classmethod
     async def abort_held(cls, transaction_id: str) -> None:
@@ -266,8 +267,9 @@ class Maintenance:
         Raises:
             TransactionException: it is not held, or not any more.
         """
+        checked = _checked_id(transaction_id)
         async with engine_for(cls.config, plugins.registry()) as engine:
-            await engine.recovery.abort_held(transaction_id)
+            await engine.recovery.abort_held(checked)
 
     @classmethod
     async def diagnose(cls) -> Diagnosis:
@@ -300,6 +302,15 @@ class Maintenance:
 
         async with engine_for(cls.config, plugins.registry()) as engine:
             return await diagnose(engine, areas_of(cls), engine.recovery.jobs)
+
+
+def _checked_id(transaction_id: object) -> str:
+    if not isinstance(transaction_id, str):
+        message = (
+            f"{brief(transaction_id)} is not an id of a transaction, which is a str: see hold()."
+        )
+        raise ConfigException(message)
+    return transaction_id
 
 
 async def _commits(

@@ -6,7 +6,7 @@ import base64
 import binascii
 import unicodedata
 from bisect import bisect_left
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import PurePath
 from string import Formatter
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, Protocol, runtime_checkable
@@ -287,11 +287,21 @@ def render_path(path: AnyPath) -> str:
         rendered = path.render()
     if not isinstance(rendered, str):
         message = (
-            "A path is a str, a PurePath or has render() -> str, but this is "
-            f"{type(path).__name__}."
+            "A path is a str, a PurePath or has render() -> str, and this is a "
+            f"{type(path).__name__}.{_hint_for(path)} Nothing was sent."
         )
         raise KeyException(message)
     return rendered
+
+
+def _hint_for(path: object) -> str:
+    if isinstance(path, bytes):
+        return " Decode it."
+    if hasattr(path, "filename"):
+        return " The path of a file is its filename, or its path after it was read."
+    if isinstance(path, Iterable):
+        return " Several paths are several arguments: *paths."
+    return ""
 
 
 def after_key(key: str) -> str:

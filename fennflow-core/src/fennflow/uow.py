@@ -18,7 +18,13 @@ from fennflow.jobs import JobCall, Registering
 from fennflow.maintenance import Maintenance
 from fennflow.paths import MAX_KEY_BYTES
 from fennflow.printable import brief
-from fennflow.repositories.fields import areas_of, fields_of, namespaces_of
+from fennflow.repositories.fields import (
+    areas_of,
+    check_fields,
+    fields_of,
+    namespaces_of,
+    without_attribute,
+)
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -104,6 +110,7 @@ class UnitOfWork(Maintenance, Registering):
     def __init_subclass__(cls, **kwargs: object) -> None:
         """Reject an unusable class when it is defined."""
         super().__init_subclass__(**kwargs)
+        check_fields(cls)
         for name in fields_of(cls):
             if hasattr(UnitOfWork, name):
                 message = (
@@ -137,6 +144,9 @@ class UnitOfWork(Maintenance, Registering):
         if given is not None and not (isinstance(given, (int, float)) and given > 0):
             message = f"timeout={brief(given)} is not a number of seconds above 0."
             raise ConfigException(message)
+        if not isinstance(cast("object", auto_commit), bool):
+            message = f"auto_commit={brief(auto_commit)} is neither True nor False."
+            raise ConfigException(message)
         self._timeout = timeout
         self._auto_commit = auto_commit
         self._join = join
@@ -146,7 +156,10 @@ class UnitOfWork(Maintenance, Registering):
         self._session: Session | None = None
         self._use = AsyncExitStack()
 
-    if not TYPE_CHECKING:  # checkers refuse `with` by themselves
+    if not TYPE_CHECKING:  # checkers refuse these by themselves
+
+        def __getattr__(self, name: str) -> object:
+            raise without_attribute(self, name)
 
         def __enter__(self) -> None:
             name = type(self).__name__
@@ -423,6 +436,10 @@ class UnitOfWork(Maintenance, Registering):
             ConfigException: it would be held for longer than `max_transaction_age`, or the backend
                 cannot hold transactions.
         """
+        given = cast("object", expires_in)
+        if given is not None and not (isinstance(given, (int, float)) and given > 0):
+            message = f"expires_in={brief(given)} is not a number of seconds above 0."
+            raise ConfigException(message)
         return await self._opened().hold(expires_in)
 
     def savepoint(self) -> AbstractAsyncContextManager[None]:

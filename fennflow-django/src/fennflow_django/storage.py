@@ -8,6 +8,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import urljoin
 
+from django.apps import apps
 from django.core.files.base import File
 from django.core.files.storage import Storage
 from django.utils import timezone
@@ -18,6 +19,7 @@ from typing_extensions import override
 
 from fennflow.config import BackendConfig, ConfigDict, ConnectorConfig
 from fennflow.exceptions import (
+    ConfigException,
     NoSuchKeyException,
     RecordAlreadyExistsException,
     RecordLockedException,
@@ -127,6 +129,12 @@ class FennFlowStorage(Storage):
         for known, found in _classes:
             if known == key:
                 return found
+        if self.delete_unused and not apps.is_installed("fennflow_django"):
+            message = (
+                "Add 'fennflow_django' to INSTALLED_APPS and run manage.py migrate: without it no file "
+                "is deleted whose row is gone. If that is what you want, say delete_unused=False."
+            )
+            raise ConfigException(message)
         backend = self._backend or backend_config(self.using)
         members = {
             "files": self._field,

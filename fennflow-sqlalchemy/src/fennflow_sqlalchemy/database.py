@@ -273,7 +273,7 @@ async def create_tables(
     except (RecordLockedException, BackendUnavailableException) as error:
         error.add_note(
             f"This happened while {database.name} was opened. On SQLite your own transaction keeps "
-            "others from creating the tables. Hold UOW.lifespan() from the start of the program: "
+            "others from creating the tables. With Django, run manage.py migrate. Else hold UOW.lifespan() from the start of the program: "
             "then it happens there."
         )
         raise

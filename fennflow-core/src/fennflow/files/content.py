@@ -51,7 +51,8 @@ class FileBase(BaseModel):
 
     def __init__(self, *given: Never, **values: Any) -> None:
         if given:
-            raise FileException(_how_to_make(type(self)))
+            message = f"{type(self).__name__} takes arguments by name. {_how_to_make(type(self))}"
+            raise FileException(message)
         try:
             super().__init__(**values)
         except ValidationError as error:

@@ -55,7 +55,9 @@ def first_fault(value: object, dump: Callable[[object], object], *, json: bool =
         a path such as `lines.0.price`; empty for the value itself.
     """
     path: list[str] = []
-    for _ in range(DEEPEST):  # a value may contain itself
+    seen: set[int] = set()
+    while id(value) not in seen and len(path) < DEEPEST:
+        seen.add(id(value))
         has_parts = not json or issubclass(type(value), (dict, list, tuple))
         parts = _parts(value) if has_parts else None
         for name, part in (parts or {}).items():

@@ -23,6 +23,22 @@ PAGE = 1000
 """Keys on a page of a listing, and in a batch of what works on prefixes; S3's own number."""
 
 
+_OTHER_NAMES = {
+    **dict.fromkeys(
+        ("add", "save", "store", "upload", "write", "write_bytes", "write_text"), "put"
+    ),
+    **dict.fromkeys(("download", "fetch", "load"), "get"),
+    **dict.fromkeys(("remove", "rm", "unlink"), "delete"),
+    **dict.fromkeys(("head", "info", "size"), "stat"),
+    **dict.fromkeys(("listdir", "ls"), "list"),
+    **dict.fromkeys(("glob", "walk"), "iter"),
+    **dict.fromkeys(("presign", "url"), "generate_presigned_url"),
+    "read": "read_bytes",
+    "rename": "move",
+}
+"""What other libraries call a method, and what it is called here."""
+
+
 class _InAnyOrder(type):
     """Lets users name mixins in any order, although `CrudRepository` has several of them in one.
 
@@ -65,9 +81,16 @@ class Repository(metaclass=_InAnyOrder):
             """Name the mixin that brings a method which this repository does not have."""
             own = type(self).__name__
             message = f"{own!r} object has no attribute {name!r}."
-            mixin = None if name.startswith("_") else _mixin_with(name)
-            if mixin is not None:
-                message += f" Add the mixin that has it: class {own}(..., {mixin.__name__})."
+            method = _OTHER_NAMES.get(name, name)
+            if method != name:
+                message += f" FennFlow calls it {method}()."
+            mixin = None if name.startswith("_") else mixin_with(method)
+            if mixin is not None and not hasattr(type(self), method):
+                name_of = "Files" if type(self).__module__.startswith("fennflow.") else own
+                message += (
+                    " Add the mixin that has it: "
+                    f"class {name_of}({own if name_of != own else '...'}, {mixin.__name__})."
+                )
             raise AttributeError(message, name=name, obj=self)
 
     def at(self, path: AnyPath) -> Self:
@@ -138,7 +161,7 @@ class Repository(metaclass=_InAnyOrder):
         )
 
 
-def _mixin_with(name: str) -> type[Repository] | None:
+def mixin_with(name: str) -> type[Repository] | None:
     """Return the mixin of FennFlow's that brings a method."""
     mixins = Repository.__subclasses__()
     for mixin in mixins:

@@ -8,7 +8,7 @@ from fennflow.backends import Area
 from fennflow.exceptions import ConfigException, KeyException, TransactionException
 from fennflow.paths import check_key
 from fennflow.printable import brief
-from fennflow.repositories.base import Repository
+from fennflow.repositories.base import Repository, mixin_with
 
 if TYPE_CHECKING:
     from typing import Self
@@ -51,7 +51,10 @@ class RepoField(Generic[R_co]):
             message = "A RepoField takes a class of repositories, such as CrudRepository."
             raise ConfigException(message)
         if not isinstance(given, str) or not given or not given.isprintable():
-            message = f"The namespace {brief(given)} is not a text without control characters."
+            message = (
+                f"namespace={brief(given)} is not the name of a bucket: a text of at least one character, "
+                "without control characters."
+            )
             raise ConfigException(message)
         root = cast("object", prefix)
         try:
@@ -95,6 +98,18 @@ class RepoField(Generic[R_co]):
         )
         raise TransactionException(message)
 
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> object:
+            """Say where the methods of the repository are."""
+            message = f"{type(self).__name__!r} object has no attribute {name!r}."
+            if mixin_with(name) is not None:
+                message += (
+                    " The field is that of the class. Its repository is in an open unit of work: "
+                    f"async with UOW() as uow: await uow.files.{name}(...)."
+                )
+            raise AttributeError(message, name=name, obj=self)
+
 
 class S3RepoField(RepoField[R_co]):
     """A `RepoField` with S3's terms.
@@ -107,6 +122,42 @@ class S3RepoField(RepoField[R_co]):
 
     def __init__(self, repository: type[R_co], *, bucket_name: str, prefix: str = "") -> None:
         super().__init__(repository, namespace=bucket_name, prefix=prefix)
+
+
+def without_attribute(uow: object, name: str) -> AttributeError:
+    """Return the error for what a unit of work does not have."""
+    cls = type(uow)
+    message = f"{cls.__name__!r} object has no attribute {name!r}."
+    names = list(fields_of(cls))
+    if name.startswith("_"):
+        pass
+    elif not names:
+        message += (
+            f" It has no repositories. Declare one in the class: {name} = RepoField(CrudRepository, "
+            'namespace="...").'
+        )
+    elif mixin_with(name) is not None:
+        message += f" It is a method of repositories: uow.{names[0]}.{name}(...)."
+    else:
+        message += f" Its repositories are {', '.join(names)}."
+    return AttributeError(message, name=name, obj=uow)
+
+
+def check_fields(cls: type) -> None:
+    """Refuse a repository that is not in a field: nothing would open it.
+
+    Raises:
+        ConfigException: there is one.
+    """
+    for name, value in vars(cls).items():
+        is_class = isinstance(value, type) and issubclass(value, Repository)
+        # A class that is written inside of the unit of work has the name by which it is found.
+        if is_class and value.__name__ != name:
+            message = (
+                f"{cls.__name__}.{name} is a class of repositories, not a field. Write {name} = "
+                f'RepoField({value.__name__}, namespace="...").'
+            )
+            raise ConfigException(message)
 
 
 def fields_of(cls: type) -> dict[str, RepoField[Repository]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterable, Callable, Iterable, Mapping
+from collections.abc import AsyncIterable, Awaitable, Callable, Iterable, Mapping
 from dataclasses import InitVar, dataclass, field
 from datetime import UTC, datetime, timedelta
 from itertools import accumulate
@@ -83,7 +83,10 @@ async def _file_of(file: object) -> BaseContent | StreamContent:
             "StreamContent.from_iterable(chunks, filename=...) for bytes in chunks"
         )
     else:
-        hint = "one of the classes in fennflow.files"
+        awaited = isinstance(file, Awaitable)
+        hint = (
+            "await to get what it returns" if awaited else "an object of a class in fennflow.files"
+        )
     message = f"put() and create() take files, and this is a {kind}. Use {hint}."
     raise FileException(message)
 

@@ -13,7 +13,7 @@ from typing_extensions import override
 from fennflow.config import ConfigDict
 from fennflow.exceptions import TransactionException
 from fennflow.jobs import Registering
-from fennflow.repositories.fields import fields_of
+from fennflow.repositories.fields import check_fields, fields_of, without_attribute
 from fennflow.sync import portal
 from fennflow.sync.base import Block, OnPortal, wait
 from fennflow.sync.repositories import SyncRepository
@@ -36,6 +36,7 @@ class Opened(OnPortal, Registering):
     @override
     def __init_subclass__(cls, *, of: type[UnitOfWork] | None = None, **kwargs: object) -> None:
         super().__init_subclass__(**kwargs)
+        check_fields(cls)
         fields: dict[str, Any] = dict(fields_of(cls))
         config = getattr_static(cls, "config")
         if of is None:
@@ -53,6 +54,11 @@ class Opened(OnPortal, Registering):
         self._uow = self._asynchronous(auto_commit=auto_commit, join=join, timeout=timeout)
         self._portal: portal.Portal | None = None
         self._open = False
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> object:
+            raise without_attribute(self, name)
 
     @override
     def _portal_in_use(self) -> portal.Portal:
