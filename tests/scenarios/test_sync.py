@@ -376,7 +376,7 @@ def test_a_unit_of_work_that_begins_after_the_main_thread_has_ended_is_refused(
                 print(str(error)[:53])
         threading.Thread(target=work).start()
     """
-    assert run(program, tmp_path) == "The event loop of this unit of work has ended, as the\n"
+    assert run(program, tmp_path) == "The event loop of this unit of work has ended, since \n"
 
 
 def test_the_first_connection_to_s3_may_be_made_when_the_main_thread_has_ended(
