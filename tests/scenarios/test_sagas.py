@@ -450,6 +450,25 @@ async def test_hooks_of_a_joined_transaction_follow_the_rows(
     assert shop.calls == ["charged", "sent 1", "charged", "refunded p2"]
 
 
+async def test_recovery_waits_for_the_compensations_of_what_was_just_rolled_back(
+    tmp_path: Path,
+) -> None:
+    """P34: by a transaction that surrounds the unit of work; tests need no wait of their own."""
+    backend = SqlalchemyBackendConfig(url=f"sqlite:///{tmp_path}/shop.db")
+    shop = make_shop(backend)
+    engine = create_async_engine(f"sqlite+aiosqlite:///{tmp_path}/shop.db")
+    async with shop.uow.lifespan(check=False):
+        for number in range(5):
+            async with AsyncSession(engine) as session:
+                await session.begin()
+                async with shop.uow(join=session) as uow:
+                    await uow.step(shop.charge, undo=shop.refund(f"p{number}"))
+                await session.rollback()
+            assert (await shop.uow.recover()).jobs_pending == 0
+            assert shop.calls[-1] == f"refunded p{number}"
+    await engine.dispose()
+
+
 async def test_a_hook_that_is_committed_late_waits_for_one_with_its_key(
     postgresql: PostgresqlServer,
 ) -> None:

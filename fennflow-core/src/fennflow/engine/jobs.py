@@ -213,7 +213,8 @@ class Jobs:
     async def run(self) -> int:
         """Call all that is due, and what failed before; return how many calls succeeded."""
         done = await self._call_all(transaction_id=None, hurry=True)
-        under_way = set(self._calls.values())
+        # Compensations of this process's own transactions are called in their turn among other undos.
+        under_way: set[asyncio.Task[Any]] = {*self._calls.values(), *self._works}
         if under_way:
             await asyncio.wait(under_way)
         count_recovered({"jobs_called": done})
