@@ -202,7 +202,7 @@ class World:
         quirks: of the store.
         strikes: what the drawn fates happen to; None for every operation.
         barred: keys of which the store refuses copies and deletions, and batches with such a one.
-        kept: keys that were barred at some time, of which the store may have kept a version.
+        kept: keys of which the store may have kept a version, since it refused a deletion at some time.
         ambiguous: whether anything may still take effect that the engine does not know of.
     """
 
@@ -400,6 +400,8 @@ class World:
             message = f"{operation.keys} raced."
             raise PreconditionFailedException(message, contended=True)
         if fate is Fate.REFUSED:
+            if operation.name == "delete":
+                self.kept.update(operation.keys)
             raise _refused(operation)
         if fate is Fate.DENIED:
             with suppress(BaseConnectorException):
