@@ -474,7 +474,7 @@ async def test_an_object_that_cannot_be_read_is_one_finding(
         }
         reasons = {str(each.path): str(each.reason) for each in report.findings}
         assert "its key has a control character" in reasons["odd\n"]
-        assert "odd1" in reasons["odd1"]
+        assert "headers cannot be read" in reasons["odd1"]
         # The listing alone fills a catalog: then the first use shows it.
         second = fresh(store)
         async with second() as uow:

@@ -396,7 +396,7 @@ async def test_one_refusal_does_not_stop_the_clean_up_of_the_rest(
     diagnosis = await Two.diagnose()
     assert sum("a listing is refused" in problem for problem in diagnosis.problems) == 1
     assert sum("gone cannot be used" in problem for problem in diagnosis.problems) == 1
-    late = "2 late writes have still to be looked for and deleted: bucket/denied, gone/a."
+    late = "2 late writes still have to be checked and deleted: bucket/denied, gone/a."
     assert sum(late in problem for problem in diagnosis.problems) == 1
     # No lock is left behind by those that could not be looked for.
     async with Two() as uow:

@@ -179,7 +179,8 @@ class Source:
 
     def _checked(self, chunk: object) -> bytes:
         if not isinstance(chunk, bytes):
-            message = f"{self.name} produced a {type(chunk).__name__} instead of bytes."
+            found = "None" if chunk is None else f"a {type(chunk).__name__}"
+            message = f"{self.name} produced {found} instead of bytes."
             raise FileException(message)
         return chunk
 
