@@ -13,7 +13,7 @@ import os
 import random
 import tempfile
 from collections.abc import Callable, Coroutine, Generator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -36,7 +36,12 @@ from fennflow.backends import (
 from fennflow.connectors import Capabilities, Connector, Deletion
 from fennflow.engine import callbacks, finish, jobs, recovery, session, transaction, writing
 from fennflow.engine.callbacks import Callback
-from fennflow.exceptions import AccessDeniedException, NoSuchNamespaceException
+from fennflow.exceptions import (
+    AccessDeniedException,
+    NoSuchNamespaceException,
+    TransactionLostException,
+)
+from fennflow.testing.backend_values import new_transaction
 from fennflow_bucket import replica
 from fennflow_memory.backend import InMemoryBackend
 from fennflow_memory.connector import InMemoryConnector
@@ -223,7 +228,6 @@ NARROW: Mapping[str, Mapping[str, Any]] = {
     "no_order_of_hooks": JOBS,
     "no_longer_lease_of_held": HELD,
     "no_return_to_held": HELD,
-    "no_fencing_of_held": HELD,
     "no_shield_of_decisions": {
         "capabilities": PLAIN,
         "habits": Habits(
@@ -293,8 +297,28 @@ def claimed_meanwhile() -> None:
         world.close()
 
 
+def decided_twice() -> None:
+    """Two callers decide at once what is held: the first to take it has lost it to the second."""
+    world = Actions(PLAIN).world
+    try:
+        backend, token = world.observer, new_transaction()
+        world.now_do(backend.begin_writes(token, [ObjectKey(BUCKET, "a")], lambda _: ()))
+        world.now_do(backend.hold(token, Commit(), 600.0))
+        first = world.now_do(backend.take_held(token.transaction_id))
+        second = world.now_do(backend.take_held(token.transaction_id))
+        assert first is not None
+        assert second is not None
+        with suppress(TransactionLostException):
+            world.now_do(backend.commit(first.token, Commit()))
+            raise AssertionError
+        world.now_do(backend.abort(second.token))
+    finally:
+        world.close()
+
+
 DIRECTED: Mapping[str, Callable[[], None]] = {
     "no_fencing": claimed_meanwhile,
+    "no_fencing_of_held": decided_twice,
     "no_time_of_the_store": clock_behind,
 }
 """What random walks meet too rarely."""
