@@ -130,7 +130,7 @@ def test_what_new_plugin_makes_is_found_and_passes_the_suite(
     again = subprocess.run(
         [program, "new-plugin", name, "--directory", tmp_path], capture_output=True, check=False
     )
-    assert again.returncode == 2
+    assert again.returncode == 1
     install(environment, tmp_path / name)
     try:
         output = run(
@@ -224,7 +224,7 @@ def test_plugins_that_do_not_work_break_no_other(installed: Path, tmp_path: Path
             text=True,
             check=False,
         )
-        assert "PluginException: No working plugin brings" in done.stderr
+        assert "PluginException: No working plugin provides" in done.stderr
         assert "acme-misspelt 0.1" in done.stderr
     finally:
         names = [f"acme-{name}" for name in bad]
@@ -241,7 +241,7 @@ def test_two_plugins_of_one_name_are_an_error_that_names_both(
         done = subprocess.run(
             [installed, "-c", construct], capture_output=True, text=True, check=False
         )
-        assert "PluginException: Brought twice" in done.stderr
+        assert "PluginException: Provided twice" in done.stderr
         assert "acme-localfs" in done.stderr
         assert "fennflow-localfs" in done.stderr
         run(installed, "-c", construct, FENNFLOW_DISABLE_PLUGINS="localfs")
