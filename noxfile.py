@@ -126,7 +126,8 @@ def docs(session: nox.Session) -> None:
 def crashes(session: nox.Session) -> None:
     """Kill processes at a sample of all boundaries; FENNFLOW_SEED repeats one."""
     sync(session, "test")
-    session.run("pytest", "-m", "crashes and not thorough", *session.posargs)
+    # Most of the time is spent waiting for leases to expire.
+    session.run("pytest", "-n4", "-m", "crashes and not thorough", *session.posargs)
 
 
 @nox.session(default=False)
@@ -134,7 +135,8 @@ def thorough(session: nox.Session) -> None:
     """Run in full what the gate samples: every boundary and store, and longer searches and loads."""
     sync(session, "test")
     env = {"FENNFLOW_THOROUGH": "yes", "FENNFLOW_MODEL_MINUTES": "3", "FENNFLOW_SOAK_MINUTES": "3"}
-    session.run("pytest", "-m", "crashes or sampled or thorough", *session.posargs, env=env)
+    marked = "crashes or sampled or thorough"
+    session.run("pytest", "-n4", "-m", marked, *session.posargs, env=env)
 
 
 @nox.session(default=False)

@@ -10,6 +10,7 @@ import argparse
 import asyncio
 import json
 import os
+import random
 import re
 import shutil
 import statistics
@@ -37,7 +38,11 @@ from fennflow.testing import postgresql_server
 
 BUCKET = "bucket"
 LOOKS = 21
+MANY = 1000
+COMPARED = 1_000_000
+"""So many records at most are compared with a bucket, whose objects the server holds in memory."""
 DEAD = 9
+PADDED = "lpad(i::text, greatest(7, length(i::text)), '0')"
 ROWS = {
     "SQLite": (
         "printf('%d/%07d', i % 10, i), printf('%d/%07d', i % 10, i), printf('%032x', i)",
@@ -47,10 +52,7 @@ ROWS = {
         ),
     ),
     "PostgreSQL": (
-        (
-            "(i % 10) || '/' || lpad(i::text, 7, '0'), (i % 10) || '/' || lpad(i::text, 7, '0'),"
-            " lpad(to_hex(i), 32, '0')"
-        ),
+        (f"(i % 10) || '/' || {PADDED}, (i % 10) || '/' || {PADDED}, lpad(to_hex(i), 32, '0')"),
         "generate_series(1, {count}) AS n(i)",
     ),
 }
@@ -140,6 +142,31 @@ async def pages(uow_class: type[Any], count: int) -> dict[str, float]:
         "page in the middle": statistics.median(
             [await timed(page(half[:4])) for _ in range(LOOKS)]
         ),
+    }
+
+
+async def calls(uow_class: type[Any], count: int) -> dict[str, float]:
+    """Return what calls take whose keys are anywhere among the records."""
+
+    async def put(files: Sequence[TextContent]) -> None:
+        async with uow_class() as uow:
+            await uow.files.put(*files)
+
+    choose = random.Random(count).randrange
+    read: list[float] = []
+    written: dict[int, list[float]] = {1: [], MANY: []}
+    for turn in range(LOOKS):
+        found = choose(count) + 1
+        async with uow_class() as uow:
+            read.append(await timed(uow.files.stat(f"{found % 10}/{found:07}")))
+        for size, seconds in written.items():
+            keys = {f"{choose(10)}/{choose(count):07}-{turn}-{size}" for _ in range(size)}
+            files = [TextContent.from_content("body", filename=key) for key in keys]
+            seconds.append(await timed(put(files)))
+    return {
+        "one record read": statistics.median(read),
+        "a unit of work, 1 new file": statistics.median(written[1]),
+        f"a unit of work, {MANY:,} new files": statistics.median(written[MANY]),
     }
 
 
@@ -240,6 +267,7 @@ async def run(options: argparse.Namespace, console: Console) -> Rows:
             if options.json is not None:
                 options.json.write_text(json.dumps(rows, indent=1))
 
+        compared = max((each for each in options.records if each <= COMPARED), default=None)
         number = 0
         for name in ROWS:
             for count in options.records:
@@ -249,7 +277,7 @@ async def run(options: argparse.Namespace, console: Console) -> Rows:
                     uow_class = unit_of_work(server.url, config)
                     async with filled(uow_class, config, name, count):
                         report("records", count, name, await pages(uow_class, count))
-                        if count == max(options.records):
+                        if count == compared:
                             server.fill(BUCKET, count)
                             forget_peak()
                             found = await reconciliation(uow_class, server, count)
@@ -257,6 +285,7 @@ async def run(options: argparse.Namespace, console: Console) -> Rows:
                             console.print(f"comparing: {name} at most {peak()} of memory")
                             took = await units(uow_class, options.units, options.at_once)
                             report("in all", options.units, name, took)
+                        report("records", count, name, await calls(uow_class, count))
             for what, count in (
                 ("transactions", options.transactions),
                 ("objects", options.objects),

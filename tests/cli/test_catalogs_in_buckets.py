@@ -162,6 +162,17 @@ def test_a_bucket_without_a_catalog_gets_none(program: Program) -> None:
     assert list(directory.iterdir()) == []
 
 
+def test_a_directory_that_does_not_exist_is_not_made(program: Program) -> None:
+    directory = program.directory / "my%20files"
+    program.target = f"file://{directory}/bucket"
+    for command in (["ls"], ["cp", "app.py", ":a"], ["doctor"]):
+        done = program(*command)
+        assert (done.code, done.out) == (2, "")
+        assert "There is no directory" in done.err
+    assert not directory.exists()
+    assert not (program.directory / "my files").exists()
+
+
 def test_a_catalog_of_another_name_is_named(program: Program) -> None:
     directory = program.directory / "store" / "bucket"
     directory.mkdir(parents=True)

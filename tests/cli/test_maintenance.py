@@ -61,6 +61,7 @@ async def test_the_doctor_finds_what_is_wrong(shell: Shell) -> None:
 async def test_the_doctor_measures_a_bucket_without_a_unit_of_work(
     shell: Shell, tmp_path: Path
 ) -> None:
+    (tmp_path / "files").mkdir()
     done = await shell("doctor", "--store", f"file://{tmp_path}/files", "--json")
     assert done.code == 0
     assert {"name": "reads ranges", "result": "yes", "detail": ""} in done.json
@@ -72,6 +73,7 @@ async def test_the_doctor_measures_a_bucket_without_a_unit_of_work(
         ["app:UOW", "--store", "s3://a"],
         ["--store", "nothing"],
         ["--store", "s3://"],
+        ["--store", f"file://{tmp_path}/missing"],
     ):
         assert (await shell("doctor", *wrong)).code == 2
 

@@ -27,6 +27,7 @@ from django.core.exceptions import SuspiciousFileOperation
 from django.core.files.base import ContentFile, File
 from django.core.files.storage import storages
 from django.core.management import CommandError, call_command
+from django.core.management.base import SystemCheckError
 from django.db import DatabaseError, IntegrityError, connections, transaction
 from django.test import Client, TestCase, override_settings
 from django.urls import re_path
@@ -199,6 +200,13 @@ def use_database(database: dict[str, Any]) -> Generator[None]:
 
 
 @contextmanager
+def use_backends(named: dict[str, Any]) -> Generator[None]:
+    with override_settings(STORAGES=named):
+        storages.backends.update(named)  # Django 4.2 has lost the options
+        yield
+
+
+@contextmanager
 def use_storage(**options: Any) -> Generator[Site]:
     store = Store(InMemoryConnectorConfig(name=f"django{next(numbers)}"), f"bucket-{next(numbers)}")
     options = {"connector": store.config, "namespace": store.namespace, **options}
@@ -207,8 +215,7 @@ def use_storage(**options: Any) -> Generator[Site]:
         # Cannot be made here: there is no STATIC_URL.
         "staticfiles": {"BACKEND": "django.contrib.staticfiles.storage.StaticFilesStorage"},
     }
-    with override_settings(STORAGES=named):
-        storages.backends.update(named)  # Django 4.2 has lost the options
+    with use_backends(named):
         call_command("migrate", run_syncdb=True, verbosity=0)
         storage = storages["default"]
         assert isinstance(storage, FennFlowStorage)
@@ -518,6 +525,30 @@ def test_an_app_that_is_not_installed_is_named_before_a_file_is_saved(
     storage = FennFlowStorage(connector=InMemoryConnectorConfig(), namespace=f"n{next(numbers)}")
     with pytest.raises(ConfigException, match="INSTALLED_APPS"):
         storage.exists("a.txt")
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"OPTIONS": {"connector": None}}, "connector"),
+        ({"OPTIONS": {"connector": "no.such"}}, "no"),
+        ({"OPTIONS": {"timout": 5}}, "timout"),
+        ({"OPTIONS": {"using": "other"}}, "other"),
+        ({"OPTIONS": {"prefix": "/a"}}, "prefix"),
+        ({"BACKEND": "fennflow_django.Storage"}, "Storage"),
+    ],
+)
+def test_a_storage_that_options_do_not_make_is_an_error_of_the_system_check(
+    sqlite_site: Site, changed: dict[str, Any], words: str
+) -> None:
+    del sqlite_site
+    call_command("check")
+    before: Any = storages.backends["default"]
+    options = {**before["OPTIONS"], **changed.get("OPTIONS", {})}
+    options = {name: value for name, value in options.items() if value is not None}
+    with use_backends({"default": {**before, **changed, "OPTIONS": options}}):
+        with pytest.raises(SystemCheckError, match=rf"(?s)STORAGES\['default'\].*{words}"):
+            call_command("check")
 
 
 def test_a_unit_of_work_of_your_own_joins_the_block(site: Site) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from django.apps import AppConfig, apps
+from django.core import checks
 from django.db import connections
 from django.db.models import FileField, signals
 from typing_extensions import override
@@ -16,6 +19,12 @@ def _migrated(using: str, **_: object) -> None:
     complete_catalogs(connections[using])
 
 
+def _checked(**_: object) -> Iterable[checks.CheckMessage]:
+    from fennflow_django.upkeep import check_storages  # when there are models
+
+    return check_storages()
+
+
 class FennFlowConfig(AppConfig):
     """Creates the catalog by a migration, and deletes files that no row names any more."""
 
@@ -24,7 +33,8 @@ class FennFlowConfig(AppConfig):
 
     @override
     def ready(self) -> None:
-        """Look at the rows of all models that have files, and at the end of `migrate`."""
+        """Look at the rows of all models that have files, at `STORAGES`, and at the end of `migrate`."""
+        checks.register(_checked)
         # The signal is sent for every app that has models: this is the last of them.
         last = [each for each in apps.get_app_configs() if each.models_module is not None][-1:]
         for app in last:

@@ -5,11 +5,14 @@ from __future__ import annotations
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, cast
 
+from django.core.checks import Error
 from django.core.files.storage import storages
-from django.db import transaction
+from django.db import connections, transaction
+from django.utils.connection import ConnectionDoesNotExist
 from django.utils.module_loading import import_string
 
 from fennflow.backends import SqlalchemyBackendConfig
+from fennflow.exceptions import FennFlowException
 from fennflow_django.database import connect, in_memory
 from fennflow_django.storage import FennFlowStorage
 from fennflow_sqlalchemy.database import create_catalog, has_catalog
@@ -17,6 +20,7 @@ from fennflow_sqlalchemy.database import create_catalog, has_catalog
 if TYPE_CHECKING:
     from collections.abc import Generator, Mapping
 
+    from django.core.checks import CheckMessage
     from django.db.backends.base.base import BaseDatabaseWrapper
 
 
@@ -30,15 +34,34 @@ class _EndedByDjango:
 
 def fennflow_storages() -> dict[str, FennFlowStorage]:
     """Return the storages of `STORAGES` that are FennFlow's, by name."""
-    found: dict[str, FennFlowStorage] = {}
+    found = {name: _storage(name) for name in storages.backends}
+    return {name: storage for name, storage in found.items() if storage is not None}
+
+
+def _storage(name: str) -> FennFlowStorage | None:
+    """Return a storage of `STORAGES`, or None for one of others."""
     backends = cast("Mapping[str, Mapping[str, str]]", storages.backends)
-    for name, parameters in backends.items():
-        kind = import_string(parameters["BACKEND"])
-        # Those of others may not be ready to be made, as that of static files without STATIC_URL.
-        if not isinstance(kind, type) or issubclass(kind, FennFlowStorage):
-            storage = storages[name]
-            if isinstance(storage, FennFlowStorage):
-                found[name] = storage
+    kind = import_string(backends[name]["BACKEND"])
+    # Those of others may not be ready to be made, as that of static files without STATIC_URL.
+    if isinstance(kind, type) and not issubclass(kind, FennFlowStorage):
+        return None
+    storage = storages[name]
+    return storage if isinstance(storage, FennFlowStorage) else None
+
+
+def check_storages() -> list[CheckMessage]:
+    """Return an error for each storage of `STORAGES` that its options do not make: `manage.py check`.
+
+    Nothing is asked of databases and stores; `manage.py fennflow doctor` does that.
+    """
+    found: list[CheckMessage] = []
+    for name in storages.backends:
+        try:
+            storage = _storage(name)
+            if storage is not None and not in_memory(connections[storage.using]):
+                _ = storage.unit_of_work
+        except (FennFlowException, ImportError, TypeError, ConnectionDoesNotExist) as error:
+            found.append(Error(f"STORAGES[{name!r}] makes no storage: {error}", id="fennflow.E001"))
     return found
 
 

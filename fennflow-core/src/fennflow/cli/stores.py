@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 import typer
 
@@ -27,7 +29,7 @@ def config_for(url: str, endpoint: str | None) -> tuple[ConnectorConfig, str]:
         endpoint: of a server that speaks S3; by default that of the environment.
 
     Raises:
-        typer.BadParameter: it names no bucket.
+        typer.BadParameter: it names no bucket, or a directory that does not exist.
         ConfigException: the connector cannot use it, or is not installed.
     """
     above, _, namespace = url.rstrip("/").rpartition("/")
@@ -43,7 +45,12 @@ def config_for(url: str, endpoint: str | None) -> tuple[ConnectorConfig, str]:
     if endpoint is not None:
         message = "--endpoint is only for s3://."
         raise typer.BadParameter(message)
-    return connectors.ObstoreConnectorConfig(url=f"{above}/"), namespace
+    config = connectors.ObstoreConnectorConfig(url=f"{above}/")
+    # The connector would make it, and a name that is mistyped should leave nothing.
+    if scheme == "file" and not (Path(unquote(urlsplit(config.url).path)) / namespace).is_dir():
+        message = f"There is no directory {without_credentials(url)}."
+        raise typer.BadParameter(message)
+    return config, namespace
 
 
 async def measured(url: str, endpoint: str | None) -> Sequence[Check]:
