@@ -89,7 +89,7 @@ async def in_flight(
 
 
 class Raw(StreamSubject):
-    """aiobotocore, as one writes it by hand."""
+    """aiobotocore, used directly."""
 
     name = "aiobotocore"
 
@@ -165,7 +165,7 @@ class Raw(StreamSubject):
 
 
 class Obstore(Raw):
-    """obstore, as one writes it by hand."""
+    """obstore, used directly."""
 
     name = "obstore"
 

@@ -226,7 +226,7 @@ async def test_a_payment_and_its_file_go_together_wherever_it_is_killed(
     points = sample(total, what.__name__)
     for at in points:
         await run(run_until_killed, place, what, at)
-    # Who recovers may be killed, too.
+    # A recovering process may be killed, too.
     for at in sample(20, "recover", KILLED_RECOVERIES):
         await run(expire, place)
         await run(run_until_killed, place, recover_all, at)

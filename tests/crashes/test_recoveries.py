@@ -119,7 +119,7 @@ async def test_an_owner_that_slept_past_its_lease_hurts_nothing_when_it_wakes(
     assert await asyncio.to_thread(pipe.recv) == "stops"
     await asyncio.sleep(3.5)
     if database == "sqlite" and locked(tmp_path):
-        # There, who is stopped in the middle of a transaction stops all the others with it.
+        # There, a process that is stopped in the middle of a transaction stops all the others.
         process.kill()
         await asyncio.to_thread(process.join)
         await site.recover()

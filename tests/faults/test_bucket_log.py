@@ -701,7 +701,7 @@ async def test_who_may_not_write_finds_that_there_is_nothing_to_take_over(tmp_pa
 async def test_a_command_that_changes_nothing_learns_no_time_from_an_old_entry(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """L10: else who joins an idle catalog believes that it is the time of its last entry."""
+    """L10: else a process that joins an idle catalog believes that it is the time of its last entry."""
 
     place = Place(tmp_path)
     monkeypatch.setattr("fennflow_memory.connector.datetime", HourAgo)

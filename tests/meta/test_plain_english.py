@@ -37,6 +37,12 @@ AVOIDED = re.compile(
         |as\ nothing
         |tombstones?
         |settled
+        |as\ ever
+        |(?:sees?|seeing|saw|seen)\ to\ it
+        |without\ a\ word
+        |behind\ (?:its|his|their)\ back
+        |by\ who
+        |(?<=[.;:\#]\ )who\ (?:waits|waited|has|had|comes|came|appends|takes|recovers|holds|stops|uses|reads)
     )\b""",
     re.VERBOSE | re.IGNORECASE,
 )
@@ -63,6 +69,8 @@ def test_no_word_of_the_former_dialect_is_used() -> None:
 def test_words_to_avoid_are_found() -> None:
     text = "The bytes lie there.\nThere is no such file.\nIt is no file.\nCall stream.tell()."
     assert list(avoided(text)) == [(1, "lie"), (3, "is no ")]
+    text = "Locks are fair: who waits longest is next.\nA user who waits is served."
+    assert list(avoided(text)) == [(1, "who waits")]
 
 
 if __name__ == "__main__":

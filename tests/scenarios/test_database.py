@@ -136,7 +136,7 @@ async def test_sqlite_files_are_private_unless_told(tmp_path: Path, mode: int | 
 
 
 async def test_a_file_that_cannot_be_switched_to_wal_now_is_tried_again(tmp_path: Path) -> None:
-    """SQLite refuses one of two who switch a new file at once, however patient they are."""
+    """SQLite refuses one of two processes that switch a new file at once, whatever their time limits."""
     path = tmp_path / "new.db"
     config = SqlalchemyBackendConfig(url=f"sqlite:///{path}", busy_timeout=0.05)
     with closing(sqlite3.connect(path, isolation_level=None)) as other:
@@ -155,7 +155,7 @@ async def test_a_file_that_cannot_be_switched_to_wal_now_is_tried_again(tmp_path
 
 
 async def test_whoever_is_impatient_does_not_queue_behind_one_who_waits(tmp_path: Path) -> None:
-    """A writer of SQLite waits for other processes; who has less time must not wait for it."""
+    """A writer of SQLite waits for other processes; a writer with less time must not wait for it."""
     config = SqlalchemyBackendConfig(url=f"sqlite:///{tmp_path}/turns.db")
     database, _ = open_databases(config, lease_ttl=60)
     assert isinstance(database, Sqlite)
@@ -523,8 +523,8 @@ def test_tables_of_the_same_name_in_another_schema_are_the_users(schema: str | N
     named = sqlalchemy.Table("records", sqlalchemy.MetaData(schema=schema))
     users = sqlalchemy.Table("records", sqlalchemy.MetaData(schema="public"))
     assert not include(named, "records", "table", True, None)  # noqa: FBT003 - Alembic's signature
-    assert include(users, "records", "table", True, None)  # noqa: FBT003 - likewise
-    assert include(users.c, "records", "column", True, None)  # noqa: FBT003 - likewise
+    assert include(users, "records", "table", True, None)  # noqa: FBT003 - as above
+    assert include(users.c, "records", "column", True, None)  # noqa: FBT003 - as above
 
 
 async def test_tables_that_alembic_is_to_make_are_missed_by_name(url: str) -> None:

@@ -55,7 +55,7 @@ class Actions:
         capabilities: of the store.
         directory: for SQLite; None to have the backend in memory.
         log: of the backend in the bucket; None for another one.
-        database: of PostgreSQL; likewise.
+        database: of PostgreSQL; None for another one.
         server: a bucket on a real server; None to have the store in memory.
         repeats: whether values repeat, and with them ETags.
         quirks: of the store.
@@ -134,7 +134,7 @@ class Actions:
         session.do(Call(kind, value=b"%d" % self.values, manner=manner))
 
     def cancel(self, index: int) -> None:
-        """Cancel a block, or who decides about a transaction that is held."""
+        """Cancel a block, or a decision about a transaction that is held."""
         tasks = {f"s{each.number}": each.task for each in self.living}
         tasks |= {f"decision {number}": task for number, task in enumerate(self.undecided)}
         if tasks:

@@ -157,19 +157,19 @@ class ControlledLoop(asyncio.AbstractEventLoop):
         return handle
 
     @override
-    def call_soon_threadsafe(  # type: ignore[override]  # likewise
+    def call_soon_threadsafe(  # type: ignore[override]  # as above
         self, callback: Any, *args: Any, context: Context | None = None
     ) -> Any:
         return self.call_soon(callback, *args, context=context)
 
     @override
-    def call_later(  # type: ignore[override]  # likewise
+    def call_later(  # type: ignore[override]  # as above
         self, delay: float, callback: Any, *args: Any, context: Context | None = None
     ) -> Any:
         return self.call_at(self.now + delay, callback, *args, context=context)
 
     @override
-    def call_at(  # type: ignore[override]  # likewise
+    def call_at(  # type: ignore[override]  # as above
         self, when: float, callback: Any, *args: Any, context: Context | None = None
     ) -> Any:
         handle = asyncio.TimerHandle(when, callback, args, self, _of_process(context))
@@ -191,7 +191,7 @@ class ControlledLoop(asyncio.AbstractEventLoop):
         return self._keep(asyncio.Task(coro, loop=self, **kwargs))
 
     @override
-    def run_in_executor(  # type: ignore[override]  # likewise
+    def run_in_executor(  # type: ignore[override]  # as above
         self, executor: Any, func: Any, *args: Any
     ) -> Any:
         future = self.create_future()

@@ -4,7 +4,7 @@ The state is a lock table and the last entry of each writer. `run` plays one ran
 processes with lost, late and repeated requests, stalls, snapshots and deletion, and returns what is wrong
 with it. `MECHANISMS` names what can be switched off, and seeds of schedules that then break.
 
-Search by hand: `python tests/log_model.py RUNS SEED MECHANISM`.
+To search longer: `python tests/simulation/log_model.py RUNS SEED MECHANISM`.
 """
 
 from __future__ import annotations

@@ -424,7 +424,7 @@ class SimulatedSession:
                 raise
             return
         self.world.held[held.transaction_id] = held
-        self.world.ambiguous = True  # who undoes it does not know what was sent for it
+        self.world.ambiguous = True  # the process that undoes it does not know what was sent for it
         self.world.note(f"s{self.number} is held as {held.transaction_id}")
         self.transaction_id = ""
         self.jobs = []

@@ -196,7 +196,7 @@ class World:
         capabilities: of the store.
         directory: for SQLite; None to have the backend in memory.
         log: of the backend in the bucket; None for another one.
-        database: of PostgreSQL; likewise.
+        database: of PostgreSQL; None for another one.
         server: a bucket on a real server; None to have the store in memory.
         settings: of the configuration.
         quirks: of the store.

@@ -492,8 +492,8 @@ def run_until_stopped(site: Site, scope: str, stop: Boundary, nth: int, pipe: Co
     async def main() -> None:
         async with site.uow_class.lifespan():
             await site.uow_class.recover()
-            # What an engine does at first use is over: on SQLite, who stops in the middle of a
-            # transaction stops all.
+            # What an engine does at first use is over: on SQLite, a process that stops in the middle
+            # of a transaction stops all.
             await asyncio.sleep(0.3)
             with boundaries(reached):
                 await change(site.uow_class, scope, fails=False)

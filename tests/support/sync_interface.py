@@ -89,8 +89,8 @@ WRITING = """    With `wb` the file is open for writing: its bytes are sent whil
     Args:
 """
 WRITING_ARGUMENTS = """        media_type: of what is written; by default detected from the name.
-        metadata: likewise, your own.
-        connector_extra: likewise, options of the store.
+        metadata: your own, of what is written.
+        connector_extra: options of the store, for what is written.
 
     Raises:
         Exception: for `wb`, like `put`.

@@ -1,4 +1,4 @@
-"""Writers of the log in the bucket that contend: who has waited longest is next."""
+"""Writers of the log in the bucket that contend: the one that has waited longest is next."""
 
 from __future__ import annotations
 

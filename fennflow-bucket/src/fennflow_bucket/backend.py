@@ -398,7 +398,7 @@ class BucketBackend(Backend):
                 return []  # an idle process sends no requests
             await self._replica.current_position()
             if not await self._replica.read(_has_transactions, current=False):
-                return []  # nor does who finds none ask for the time
+                return []  # with no transaction, the store's time is not needed either
         claimed: list[str] = await self._replica.run(Command("claim", {"limit": limit}))
         if not claimed:
             return []
@@ -547,8 +547,8 @@ def _has_transactions(db: Connection) -> bool:
 def _journaled(db: Connection, row: Sequence[object], now: int) -> JournaledTransaction:
     transaction_id, fence, began_at, lease_until, outcome, held, held_until = row
     assert isinstance(began_at, int)  # noqa: S101 - the table says so
-    assert isinstance(lease_until, int)  # noqa: S101 - likewise
-    assert isinstance(fence, int)  # noqa: S101 - likewise
+    assert isinstance(lease_until, int)  # noqa: S101 - as above
+    assert isinstance(fence, int)  # noqa: S101 - as above
     held_left = (held_until - now) / SECOND if isinstance(held_until, int) else 0.0
     intents = db.execute(
         "SELECT seq, namespace, key, placement, target, upload_id FROM intents "

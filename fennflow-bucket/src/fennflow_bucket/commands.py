@@ -52,7 +52,7 @@ class Entry:
         db: the connection, inside a transaction.
         now: the time of the entry, in microseconds.
         lease: how long a lease runs, in microseconds, as the writer is configured.
-        late: how long a request may arrive late, likewise.
+        late: how long a request may arrive late, also in microseconds.
     """
 
     db: sqlite3.Connection

@@ -50,8 +50,8 @@ class Limits:
         max_staleness: seconds for which reads do without a request (L9).
         max_batch: commands that share an entry (L4).
         max_bytes: of an entry with several commands (L4).
-        snapshot_bytes: of the log, after which there is a snapshot (L7).
-        snapshot_entries: of the log, likewise.
+        snapshot_bytes: of the log, after which a snapshot is written (L7).
+        snapshot_entries: of the log, after which a snapshot is written.
     """
 
     retention: float = 1920.0
@@ -227,7 +227,7 @@ class Follower(ABC):
         await waiting
 
     async def _look_all(self) -> None:
-        """Look for new entries for those who wait; who comes while one is read waits for the next."""
+        """Look for new entries for the reads that wait; reads that come meanwhile wait for the next look."""
         while self._readers:
             readers, self._readers = self._readers, []
             try:
@@ -404,7 +404,7 @@ def start(work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
 def _answer(readers: Sequence[asyncio.Future[None]], *, error: Exception | None = None) -> None:
     for each in readers:
         if each.done():
-            continue  # who waited was cancelled
+            continue  # the waiting task was cancelled
         if error is None:
             each.set_result(None)
         else:

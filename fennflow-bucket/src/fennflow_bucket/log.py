@@ -64,8 +64,8 @@ class LogEntry:
         seq: numbers the entries of a writer.
         at: the time that the writer proposes, in microseconds by the store's clock (L10).
         digest: of the state before it (L12).
-        lease: how long leases run that it gives, in microseconds.
-        late: after how long what it calls a late write is due, likewise.
+        lease: how long a lease that it gives runs, in microseconds.
+        late: how long after it a late write of its commands is due, in microseconds.
         waited: microseconds from the first attempt to append its commands to this one (L1).
         commands: names and arguments.
     """

@@ -46,7 +46,7 @@ class _Pending:
 
 @dataclass(frozen=True, slots=True)
 class _Trial:
-    """What came of running commands on the own state, in a transaction that is still open.
+    """The result of running commands on the own state, in a transaction that is still open.
 
     Args:
         answers: of each command its result, or what it raised.
@@ -178,7 +178,7 @@ class Replica(Loader):
         pause = self._turns.pause(began.age() if sent else 0.0)
         if pause:
             await asyncio.sleep(pause)
-        # Who was cancelled before an entry was sent does not want it any more.
+        # A caller that was cancelled before an entry was sent does not want it any more.
         batch[:] = [each for each in batch if not each.answer.done()]
         if not batch:
             return True
@@ -234,7 +234,7 @@ class Replica(Loader):
             del batch[half:]
             return False
         if not self._probed:
-            # Only now: who appends nothing needs no right to write. The entry has to bear the store's
+            # Only now: a process that appends nothing needs no right to write. The entry has to bear the store's
             # time, which is known afterwards.
             await self._thread(state.rollback)
             await self._probe()
@@ -246,7 +246,7 @@ class Replica(Loader):
         self._probed = True
 
     async def learn_time(self) -> None:
-        """Learn the store's time, before a read that depends on it; who appends has learned it (L10).
+        """Learn the store's time, before a read that depends on it; a process that appends knows it (L10).
 
         Raises:
             BackendUnavailableException: the store cannot be reached.
@@ -449,7 +449,7 @@ class Replica(Loader):
 def _deliver(trial: _Trial) -> None:
     for pending, result, error in trial.answers:
         if pending.answer.done():
-            continue  # who waited was cancelled
+            continue  # the waiting task was cancelled
         if error is None:
             pending.answer.set_result(result)
         else:

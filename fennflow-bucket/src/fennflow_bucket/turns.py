@@ -19,12 +19,12 @@ LONGEST = 1.0
 
 @dataclass(slots=True)
 class Turns:
-    """Who waits longest is next: each entry says how long it took to be appended.
+    """The writer that has waited longest is next: each entry says how long it took to be appended.
 
-    A writer that is refused reads the entry that was faster and tries the next position. Were that
-    all, the writer of that entry would always be faster: it knows at once what others have to read.
-    So a writer that has waited less than the last one had to pauses for a fraction of a round trip,
-    which lets those send first that have waited longer.
+    A writer that is refused reads the entry that was faster and tries the next position. Without more
+    rules, the writer of that entry would always be faster, since it need not read the entry. So a
+    writer that has waited less than the last one had to pauses for a fraction of a round trip. Writers
+    that have waited longer then send first.
     """
 
     round_trip: float = 0.01

@@ -90,7 +90,7 @@ def missing(module: str, name: str) -> Exception:
         return ImportError(text, name=module)
     for other in _PUBLIC:
         if not name.startswith("_") and name in import_module(other).__all__:
-            # Not AttributeError, likewise.
+            # Not AttributeError, for the same reason.
             message = f"{module} has no {name}. It is in {other}: from {other} import {name}"
             return ImportError(message, name=module)
     return AttributeError(f"module {module!r} has no attribute {name!r}")

@@ -167,7 +167,7 @@ class ConfigDict(_Config):
             None this process finishes only its own, unless `recover()` is called.
         late_write_period: seconds after which a request whose answer was lost can no longer take
             effect (P20); S3 refuses signatures older than 15 minutes.
-        max_transaction_age: seconds after which a transaction can no longer commit (P27).
+        max_transaction_age: seconds after which a transaction can no longer commit.
         upload_idle_timeout: seconds for which the source of a stream may give no bytes, for
             instance an upload of a web client; then the call fails, so that it holds no lock.
         max_concurrency: object requests in flight per unit of work.

@@ -14,8 +14,8 @@ T = TypeVar("T")
 def contained(function: Callable[[], T]) -> T:
     """Call a function of the user's in a thread that an event loop waits for.
 
-    What is not an Exception would end that loop, and no future takes a StopIteration: who waits for it
-    would wait for ever.
+    What is not an Exception would end that loop. No future takes a StopIteration: its caller would wait
+    for ever.
 
     Raises:
         TransactionException: it ended with one of these.

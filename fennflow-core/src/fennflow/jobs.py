@@ -228,7 +228,7 @@ class JobFunction(Generic[P]):
 async def _in_thread(key: str, call: Callable[[], object]) -> object:
     """Call a plain function in a thread of its own.
 
-    A thread cannot be cut off. So an attempt waits for that of an earlier one which goes on still; and
+    A thread cannot be cut off. So an attempt waits for the thread of an earlier one that still runs; and
     neither other threads nor the end of the program wait for one that hangs.
     """
     future = _threads.get(key)
@@ -247,7 +247,7 @@ async def _in_thread(key: str, call: Callable[[], object]) -> object:
 def _complete(future: Future[object], call: Callable[[], object]) -> None:
     try:
         future.set_result(contained(call))
-    except Exception as error:  # noqa: BLE001 - raised by who waits
+    except Exception as error:  # noqa: BLE001 - raised by the waiting caller
         future.set_exception(error)
 
 

@@ -60,12 +60,12 @@ class Maintenance:
         the next attempt goes on with it, in this process or another one.
 
         Args:
-            strategy: of `ReconcileConfig`; that of `config.reconcile` by default.
-            orphans: likewise.
-            adopt_catalogs: likewise.
-            batch_size: likewise.
+            strategy: like that of `ReconcileConfig`; by default the one in `config.reconcile`.
+            orphans: the same.
+            adopt_catalogs: the same.
+            batch_size: the same.
             on_finding: plain or async, called for every difference, after what was done about it is durable.
-            on_progress: likewise, called now and then with the progress in a bucket.
+            on_progress: plain or async, called now and then with the progress in a bucket.
 
         Returns:
             for each bucket, or bucket and prefix, how it differed and what was done.
@@ -317,7 +317,7 @@ async def _commits(
     config: ConfigDict, after: str | None, poll: float | None
 ) -> AsyncGenerator[CommitInfo]:
     while True:
-        # Not held while the caller works: who stops iterating keeps no engine open.
+        # Not held while the caller works: a caller that stops iterating keeps no engine open.
         async with engine_for(config, plugins.registry()) as engine:
             page = await engine.backend.commits(after=after, limit=COMMITS_AT_ONCE)
         for each in page:

@@ -163,7 +163,7 @@ class Change:
         sha256: of the new content; None if it deletes the file, or the checksum is not known.
         media_type: of the new content.
         old_size: of the content that is committed; None if there is none.
-        old_sha256: likewise.
+        old_sha256: of the content that is committed; None if there is none.
     """
 
     namespace: str
@@ -221,7 +221,7 @@ class CommitInfo:
     """What one transaction committed.
 
     Args:
-        cursor: with which `UOW.commits(after=cursor)` goes on behind this commit.
+        cursor: with which `UOW.commits(after=cursor)` continues after this commit.
         transaction_id: of the transaction.
         committed_at: when, by the backend's clock, UTC.
         records: the files that it created or overwrote.

@@ -73,7 +73,7 @@ def create_catalogs(wrapper: BaseDatabaseWrapper) -> None:
     """
     for storage in fennflow_storages().values():
         if storage.using != wrapper.alias or in_memory(wrapper):
-            continue  # in memory there is no catalog: who uses the storage gets an error
+            continue  # in memory there is no catalog: a use of the storage raises an error
         if wrapper.vendor == "sqlite":
             # The mode of the file, for good; a transaction that has begun could not change it.
             with wrapper.cursor() as cursor:

@@ -121,7 +121,7 @@ def place(root: Path, incoming: str, key: str, *, replace: bool, mode: int) -> N
                         os.fsync(each)
                     return
             except FileNotFoundError:
-                # A directory became empty, and was removed by who deleted its last file.
+                # A directory became empty, and the task that deleted its last file removed it.
                 if attempt == ATTEMPTS_TO_MAKE:
                     raise
 

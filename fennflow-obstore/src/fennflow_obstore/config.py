@@ -43,7 +43,7 @@ class ObstoreConnectorConfig(ConnectorConfig):
             sent at once.
         file_mode: of local files that are written, for instance `0o644` if other users may read
             them. By default they are private, as they hold metadata.
-        directory_mode: likewise of local directories that are made.
+        directory_mode: of local directories that are created.
         capabilities: what the namespaces enforce, in place of the probe.
 
     Raises:

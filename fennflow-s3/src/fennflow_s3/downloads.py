@@ -16,10 +16,10 @@ _logger = logging.getLogger("fennflow")
 
 
 class Downloads:
-    """Lets downloads begin, so many at once; they have connections of their own.
+    """Lets downloads begin, up to a limit at once; they use separate connections.
 
-    Other requests are answered as fast as the server can, a download is read as slowly as the one
-    who reads it. With connections in common, slow readers would leave none to the others.
+    A server answers other requests as fast as it can, but a download takes as long as its reader does.
+    On shared connections, slow readers would leave none for other requests.
 
     Args:
         limit: downloads at once.

@@ -115,7 +115,7 @@ class _Signer(S3SigV4Auth):
 
     Args:
         service: that the signature names.
-        region: likewise.
+        region: that the signature names.
     """
 
     def __init__(self, service: str, region: str) -> None:
@@ -246,7 +246,7 @@ class FirstAttempts(AioBaseClient):
             _answered.reset(token)
 
     async def _report(self, operation_name: str, answer: Any) -> None:
-        """Let those know of an attempt who count them: the client did not come to its answer."""
+        """Report an attempt to what counts attempts: the client did not get its answer."""
         status = getattr(answer, "status_code", 0)
         refused = status >= HTTPStatus.MULTIPLE_CHOICES
         parsed: dict[str, Any] = {"ResponseMetadata": {"HTTPStatusCode": status}}

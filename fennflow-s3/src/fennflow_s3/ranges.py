@@ -1,4 +1,4 @@
-"""Ranges of one object that are read in parallel, ahead of who reads it."""
+"""Ranges of one object that are read in parallel, ahead of its reader."""
 
 from __future__ import annotations
 

@@ -55,7 +55,7 @@ async def split(
     Args:
         chunks: of the body.
         size_of: returns the size of a part, by its number.
-        share: holds the bytes of each part from its first byte on; who takes the part gives them back.
+        share: holds the bytes of each part from its first byte on; the taker of the part returns them.
     """
     number, wanted = 1, size_of(1)
     pieces: list[memoryview] = []

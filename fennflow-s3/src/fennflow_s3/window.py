@@ -17,7 +17,7 @@ class Window:
     answers 503 `SlowDown` while it makes room for a new rate, and takes more within minutes
     (Amazon S3 User Guide, "Best practices design patterns: optimizing Amazon S3 performance").
 
-    Unlike a limit of requests per second, it does not slow down who sends one now and then.
+    Unlike a limit of requests per second, it does not slow down a client that sends one now and then.
 
     Args:
         limit: requests at once, however well it goes.

@@ -2,7 +2,7 @@
 
 Every method is one transaction on PostgreSQL. On SQLite, where journal and catalog are two files,
 those that touch both are one on each, in an order by which a crash between the two leaves what
-recovery brings to its end: the insert of the outcome, in the catalog's, decides alone (P5).
+recovery completes: the insert of the outcome, in the catalog's, decides alone (P5).
 """
 
 from __future__ import annotations
@@ -229,7 +229,7 @@ class SqlalchemyBackend(JournalBackend):
             return records
 
         try:
-            # Who has a lock in PostgreSQL's journal holds it for a moment; the engine tries again.
+            # A lock in PostgreSQL's journal is held for a moment only; the engine tries again.
             lock_wait = LOCK_SLICE if self._single_database else self._catalog.lock_wait
             return await self._journal.run(work, lock_wait=lock_wait)
         except LockWaitTimeoutError as error:
@@ -382,7 +382,7 @@ class SqlalchemyBackend(JournalBackend):
             connection.execute(self._catalog_sql.remove_records, {"rows": rows})
         if commit.jobs:
             connection.execute(self._hook_sql.add, {"rows": job_rows(commit.jobs)})
-        # After the writes, so that two who read what the other one writes do not wait for each other.
+        # After the writes, so that two transactions that read each other's keys do not wait for each other.
         self._hold_reads(connection, commit)
 
     # --- a transaction: the other outcome, and the end ---------------------------------------
@@ -426,7 +426,7 @@ class SqlalchemyBackend(JournalBackend):
             raise CommitUncertainException(message) from error
         if self._single_database or decision.finished:
             return decision
-        # Who claimed the transaction meanwhile did not see this decision: it is theirs to act on.
+        # A process that claimed the transaction meanwhile did not see this decision, and must act on it.
         found = await self._journal.run(left, write=False)
         return replace(found, outcome=decision.outcome, steps=decision.steps)
 

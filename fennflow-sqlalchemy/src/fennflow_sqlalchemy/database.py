@@ -285,10 +285,10 @@ def create_tables_on(
     """Do what `create_tables` does, in a transaction that may write.
 
     Args:
-        connection: in it.
-        tables: like those of `create_tables`.
-        catalog_id: likewise.
-        create: likewise.
+        connection: in that transaction.
+        tables: as for `create_tables`.
+        catalog_id: as for `create_tables`.
+        create: as for `create_tables`.
     """
     meta = tables[0]
     insert: sqlite.Insert | postgresql.Insert = sqlite.insert(meta)

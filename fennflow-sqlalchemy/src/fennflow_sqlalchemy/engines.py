@@ -52,7 +52,7 @@ SHORTEST_LOCK_WAIT = 5.0
 
 LOCK_SLICE = 0.5
 """Seconds for which a transaction of PostgreSQL's waits for a lock. Then it is rolled back and tried
-again: who waits must not keep from others what it holds, such as the row that a heartbeat needs."""
+again: it must not keep from others what it holds while it waits, such as the row that a heartbeat needs."""
 
 SLICE = 0.1
 """Seconds for which a thread waits for SQLite's write lock without asking whether it still should."""
@@ -236,7 +236,7 @@ class Sqlite(Database):
         self.turn_wait = TURN_WAIT
         self._threads = threads
         self._busy_timeout = busy_timeout
-        # There is one writer at a time; who waits here waits in order, and keeps no thread.
+        # There is one writer at a time; the others wait here in order, and keep no thread.
         self._writing = False
         self._waiting: deque[_Write[Any]] = deque()
 
@@ -372,7 +372,7 @@ class Sqlite(Database):
                 connection = self.engine.connect()
             except DBAPIError as error:
                 if locked_out(error):
-                    # Of two who switch a new file to WAL one is refused, and not made to wait.
+                    # If two switch a new file to WAL, SQLite refuses one instead of letting it wait.
                     raise RetryableError from error
                 raise
             with connection:
@@ -456,7 +456,7 @@ def _postgresql_engine(url: URL, config: SqlalchemyBackendConfig, lease_ttl: flo
     )
 
     def on_connect(connection: Any, _record: object) -> None:
-        # Who is stopped in the middle of a transaction must not stop recovery, too.
+        # A process that is stopped in the middle of a transaction must not stop recovery, too.
         cursor = connection.cursor()
         cursor.execute(f"SET idle_in_transaction_session_timeout = {_milliseconds(lease_ttl)}")
         cursor.execute(f"SET lock_timeout = {_milliseconds(LOCK_SLICE)}")
@@ -468,7 +468,7 @@ def _postgresql_engine(url: URL, config: SqlalchemyBackendConfig, lease_ttl: flo
 
 
 def _sqlite(url: URL, config: SqlalchemyBackendConfig, lock_wait: float) -> Sqlite:
-    # One more than there are threads: that of the other file's writer, who looks here.
+    # One more than there are threads: for the other file's writer, which reads here.
     engine = create_engine(url, pool_size=config.pool_size, max_overflow=1, hide_parameters=True)
 
     def on_connect(connection: sqlite3.Connection, _record: object) -> None:

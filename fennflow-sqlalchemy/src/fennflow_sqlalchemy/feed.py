@@ -208,8 +208,8 @@ class Feed:
         """Give positions to all commits that are visible now and have none."""
 
         def work(connection: Connection) -> None:
-            # Each statement has a snapshot of its own (READ COMMITTED): the second one sees what those
-            # did who had the lock before.
+            # Each statement has a snapshot of its own (READ COMMITTED): the second one sees what the
+            # earlier holders of the lock did.
             connection.execute(self._turn).close()
             connection.execute(self._place)
 

@@ -110,7 +110,7 @@ class CatalogStatements:
             outcomes.c.transaction_id == transaction_id
         )
         rows, same = _keys_in(catalog, records)
-        # Who is about to change one of them holds it: it is left out instead of waited for.
+        # A transaction that is about to change a record holds it: it is left out instead of waited for.
         self.hold_records = (
             select(records)
             .join(rows, same)

@@ -55,8 +55,8 @@ class Tables:
         locks: the keys that they hold, and those that stay locked for a while.
         late_writes: writes that may still arrive.
         compensations: journaled before durable steps, in the journal's database.
-        hooks: written by pivots, in the catalog's.
-        commits: likewise: the feed of commits (protocol P38).
+        hooks: written by pivots, in the catalog's database.
+        commits: the feed of commits, written by pivots (protocol P38).
     """
 
     meta: Table
@@ -232,7 +232,7 @@ def metadata_for(table_prefix: str = "fennflow_", schema_name: str | None = None
 
     Args:
         table_prefix: as in `SqlalchemyBackendConfig`.
-        schema_name: likewise.
+        schema_name: as in `SqlalchemyBackendConfig`.
     """
     return make_tables(table_prefix, schema_name)[0]
 
@@ -248,7 +248,7 @@ def include_object_for(
 
     Args:
         table_prefix: as in `SqlalchemyBackendConfig`.
-        schema_name: likewise.
+        schema_name: as in `SqlalchemyBackendConfig`.
     """
     own = {table.name for table in make_tables(table_prefix, None)[0].tables.values()}
 

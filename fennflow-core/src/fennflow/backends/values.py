@@ -86,7 +86,7 @@ class FillPart:
 
 
 class Placement(StrEnum):
-    """Where the bytes of a write go before the pivot (protocol section 4)."""
+    """Where the bytes of a write go before the pivot (protocol, Placements)."""
 
     DIRECT = "direct"
     STAGED = "staged"
@@ -110,7 +110,7 @@ class TransactionToken(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Guarantees:
-    """What a backend can promise (protocol, section 10).
+    """What a backend can promise (protocol, Guarantees by backend).
 
     Args:
         shared: between whom transactions are isolated and atomic: the threads of one process,
@@ -363,7 +363,7 @@ class Settlement:
         late_writes: writes that may still arrive; due after `late_write_period`.
         keep_locked: of the keys that are released, those that stay locked for `late_write_period`
             (P20 b, c).
-        late_writes_checked: late writes that were due and have been seen to; they go.
+        late_writes_checked: late writes that were due and have been checked; they are removed.
     """
 
     keys: Collection[ObjectKey] | None = None

@@ -75,7 +75,7 @@ async def kept_in(url: str) -> type[UnitOfWork]:
     connector, namespace = config_for(url, None)
     backend = backends.BucketBackendConfig(namespace=namespace, name=name or DEFAULT_CATALOG)
     # Nothing is recorded unless it is asked for: which objects are the application's is not known here.
-    # Nor is anything finished: who wrote the log is not known either, and it may name other buckets.
+    # Nor is anything finished: the writer of the log is not known either, and it may name other buckets.
     settings = ConfigDict(
         connector=connector,
         backend=backend,

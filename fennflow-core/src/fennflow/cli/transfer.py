@@ -158,7 +158,7 @@ class _Transfer:
         sources: Sequence[str],
         destination: str,
         recursive: bool,  # noqa: FBT001 - of one caller
-        follow_links: bool,  # noqa: FBT001 - likewise
+        follow_links: bool,  # noqa: FBT001 - as above
         *,
         move: bool,
     ) -> None:

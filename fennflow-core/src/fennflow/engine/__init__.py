@@ -1,1 +1,1 @@
-"""The transaction protocol: what a transaction is to do, and the loop that does it."""
+"""The engine: it decides by the protocol what a transaction does, and does it."""

@@ -1,9 +1,9 @@
-"""Adopting: recording the objects of a bucket in a catalog that has no record of it.
+"""Filling: records the objects of a bucket in a catalog that has no record of it.
 
-The listing of the store is enough: it says size, ETag and time of each object, and the rest is asked
-for where it is first needed. Only what another catalog, or a late request, may have written is asked
-for at once. To readers all of it is one transaction: the records are hidden until the last one is
-there. After an interruption, the next process that opens the catalog goes on with what was recorded.
+The listing of the store is enough: it has the size, ETag and time of each object. The rest is read at
+the first use of an object. Only an object that another catalog, or a late request, may have written is
+read at once. To readers the whole fill is one transaction: the records are hidden until the last one is
+written. After an interruption, the next process that opens the catalog continues the fill.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Undo functions of saga steps, and callbacks for the outcome, that this process alone can call.
+"""Undo functions of saga steps, and callbacks for the outcome, that only this process can call.
 
-`Session.step` does a step; `jobs.py` calls the undo functions and hooks that are registered by name.
+`Session.step` calls a step; `jobs.py` calls the undo functions and hooks that are registered by name.
 """
 
 from __future__ import annotations

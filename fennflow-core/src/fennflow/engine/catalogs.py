@@ -1,8 +1,8 @@
-"""The catalogs that write in a bucket: each leaves a note of itself there (P27).
+"""The catalogs that write to a bucket: each writes a note about itself there.
 
-An object that is older than the first note of another catalog cannot be that catalog's. So a bucket
-that only one application uses is recorded by its listing alone. A catalog that has only just begun
-has no note yet: the newest objects of a bucket say whether there is one.
+An object that is older than the note of another catalog cannot belong to that catalog. A bucket that
+only one application uses can therefore be recorded from its listing alone. A very young catalog has no
+note yet; the newest objects of a bucket show whether there is one.
 """
 
 from __future__ import annotations

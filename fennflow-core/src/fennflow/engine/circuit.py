@@ -1,4 +1,4 @@
-"""Buckets that do not answer: apply and compensation do not ask them again and again (P9)."""
+"""Buckets that do not respond: apply and compensation wait before they send to them again (P9)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fennflow.telemetry import log_event
 MISSES = 2
 """Requests in a row that a bucket does not answer until it counts as away."""
 FIRST_REST, LONGEST_REST = 0.5, 10.0
-"""Seconds for which a bucket that is away is not asked by those who can wait."""
+"""Seconds for which work that can wait sends nothing to a bucket that does not respond."""
 
 CLOSING_WITHIN = 5.0
 """Seconds for which closing waits for a bucket that did not answer the last request."""
@@ -51,7 +51,7 @@ class Circuit:
         return bucket is not None and asyncio.get_running_loop().time() < bucket.rest_until
 
     def check(self, namespace: str) -> None:
-        """Refuse to ask a bucket that is away.
+        """Refuse to send to a bucket that does not respond.
 
         Raises:
             ConnectorUnavailableException: it is; nothing was sent.

@@ -1,7 +1,7 @@
 """How a transaction ends: it is committed, rolled back, or held for another process to decide.
 
-`next_step` has all cases of a commit. `Ending` does what it says; the object requests that follow a
-decision are in `finish.py`, and what cannot be finished now goes to `recovery.py`.
+`next_step` has all cases of a commit, and `Ending` carries out what it returns. `finish.py` sends the object
+requests that follow a decision. Work that cannot be finished now is left to `recovery.py`.
 """
 
 from __future__ import annotations
@@ -192,7 +192,7 @@ class Ending:
         await pivot.commit(tx.lease.token, commit)
 
     async def _ask(self, error: Exception) -> Decision:
-        """Learn what became of a pivot that failed, by deciding against it (P5)."""
+        """Find out the outcome of a pivot that failed, by deciding `aborted` (P5)."""
         try:
             decision = await self.tx.backend.abort(self.tx.lease.token)
         except Exception as second:  # noqa: BLE001 - part of the exception's message
@@ -290,7 +290,7 @@ class Ending:
         if not tx.journaled:
             tx.outcome = Outcome.ABORTED
             return
-        # Who holds the decision, or on SQLite the file, may be who waits for this.
+        # The caller that waits for this may itself hold the decision, or on SQLite the file.
         surrounded = joined is not None and joined.managed_by_caller
         lock_wait = LOCK_WAIT if surrounded or isinstance(cause, RecordLockedException) else None
         try:

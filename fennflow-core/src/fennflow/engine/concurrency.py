@@ -257,7 +257,7 @@ class Periodic:
     """Work done again and again while an engine lives, never twice at a time.
 
     A timer makes the task when work is due. So a loop that ends without closing the engine finds
-    no task between two turns, and drops the timer without a word.
+    no task between two turns, and drops the timer without a warning.
 
     Turns run in an empty context: they outlive the request that starts them, and must not carry
     its context variables.
@@ -279,7 +279,7 @@ class Periodic:
         """Seconds by which the last turn began late, since the loop was blocked."""
 
     def start(self, delay: float | None = None) -> None:
-        """See to it that a turn begins within the interval, or the delay.
+        """Make a turn begin within the interval, or the delay.
 
         If a turn is under way that means another one, after it.
         """

@@ -1,4 +1,4 @@
-"""What the parts of an engine share."""
+"""The context that the components of an engine share: configuration, connector, backend and leases."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which transactions of an engine wait for which, how often they look, and whether they wait for each other."""
+"""Waits for locks in one engine: what each waits for, how often it checks its lock, and deadlocks."""
 
 from __future__ import annotations
 
@@ -54,8 +54,8 @@ class Waits:
     async def pause(self, wait: Wait, longest: float) -> None:
         """Sleep until a wait should look again whether its lock is free.
 
-        Each look is a transaction of the database: if all looked often, they would keep the holder of the
-        lock from coming to its end. So only those that have waited longest do.
+        Each check is a database transaction. If all waits checked often, they would slow down the holder of the
+        lock. So only those that have waited longest check often.
 
         Args:
             wait: whose lock it is.

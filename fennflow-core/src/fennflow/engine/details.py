@@ -1,7 +1,7 @@
-"""What a listing does not say of an object: media type, metadata, headers and version.
+"""Details of an object that a listing does not contain: media type, metadata, headers and version.
 
-A catalog that was filled from a listing knows size, ETag and time of each object. The rest is asked
-for where it is first needed, and kept.
+A catalog that was filled from a listing has the size, ETag and time of each object. The rest is read at
+the first use of the object, and kept.
 """
 
 from __future__ import annotations

@@ -226,7 +226,7 @@ def details_of(stored: StoredObject) -> dict[str, Any]:
 
 
 def _storable(texts: Mapping[str, str]) -> dict[str, str]:
-    """Return a stranger's texts as every database can hold them: no NUL, no half characters."""
+    """Return texts of a foreign object as every database can store them: no NUL, no half characters."""
 
     def clean(text: str) -> str:
         return text.replace("\0", "\ufffd").encode("utf-8", "replace").decode()

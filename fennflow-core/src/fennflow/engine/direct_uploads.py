@@ -1,8 +1,8 @@
-"""Objects that were uploaded without FennFlow, and are recorded by a transaction.
+"""Objects that were uploaded without FennFlow, and that a transaction records.
 
 An upload by a ticket goes to a staging key that no other upload has. A unit of work that accepts it
-copies its bytes from there, from exactly what it has looked at, to where no URL leads. So an upload
-that arrives late, or again, changes nothing that is committed: the sweep deletes it (P32).
+copies exactly the bytes that it has checked to a key that no URL names. An upload that arrives late, or
+again, therefore changes nothing that is committed. The sweep deletes it (P32).
 """
 
 from __future__ import annotations

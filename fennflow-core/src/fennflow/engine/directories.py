@@ -1,9 +1,9 @@
-"""Keys on stores that are file systems, where a key and one below it exclude each other (P2).
+"""Keys on stores that are file systems, where a key and a key below it cannot both exist (P2).
 
-Bytes that are staged under a key of FennFlow's could never get to such a key after the commit. So it
-is refused before it is journaled, and once more before the pivot, since another transaction may have
-committed meanwhile. Where two commit at the same moment, a key may still have to wait until the
-other one is deleted; no other key does.
+After the commit, staged bytes could never be copied to such a key. So the key is refused before it is
+journaled, and again before the pivot, since another transaction may have committed in the meantime. If
+two transactions commit at the same moment, one key may still have to wait until the other one is
+deleted. No other key waits.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Finishing a decided transaction: apply after a commit, compensation after an abort.
 
-The steps come from `plan`, or from the journal after a crash. They are performed batch by batch, and
-each batch is noted in the journal when it is done. The owner of the transaction's token may finish
-it, any number of times (P7). Nothing that is noted is done again: the records that were moved, the
-keys that were released (P9, P28).
+The steps come from `plan`, or from the journal after a crash. They are performed in batches, and each
+batch is noted in the journal when it is done. The owner of the transaction's token may finish it any
+number of times (P7). A noted batch is not repeated: its records were moved, or its keys released
+(P9, P28).
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ class Finisher:
     async def finish_decided(
         self, decision: Decision, undo: Iterable[Step], late_writes: Collection[LateWrite]
     ) -> None:
-        """Do what is left of a transaction, whichever way it was decided (P6).
+        """Do the rest of a transaction, whichever way it was decided (P6).
 
         Args:
             decision: how it stands in the journal.
@@ -211,7 +211,7 @@ class Finisher:
         await self._delete_all([step for step in steps if isinstance(step, Delete)])
 
     async def _each(self, do: Callable[[S], Awaitable[R]], steps: Sequence[S]) -> list[tuple[S, R]]:
-        """Perform steps, many at a time; return those that are done, with what came of them."""
+        """Perform steps, many at a time; return those that are done, with their results."""
 
         async def one(step: S) -> tuple[S, R] | None:
             if step.object_key in self.failed or self._is_away([step.object_key]):
@@ -271,7 +271,7 @@ class Finisher:
         self._missed = self._missed + 1 if isinstance(error, ConnectorUnavailableException) else 0
 
     def _is_away(self, keys: Iterable[ObjectKey]) -> bool:
-        """Whether the store is away: then nothing more is sent, and keys wait as they are."""
+        """Whether the store does not respond: then nothing more is sent, and the keys stay as they are."""
         if self._missed < OUTAGE:
             return False
         last = next(reversed(self.failed.values()))

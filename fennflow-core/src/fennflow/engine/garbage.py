@@ -1,4 +1,4 @@
-"""Garbage: what late requests and lost journals left in the buckets (P20 a, P27)."""
+"""Garbage: late writes, and objects below the reserved prefix that no journal knows (P20 a, P27)."""
 
 from __future__ import annotations
 
@@ -63,8 +63,9 @@ HeadResult = StoredObject | None | BaseConnectorException
 async def describe(context: EngineContext, namespace: str, location: Location) -> HeadResult:
     """Return what the store says of an object.
 
-    A stranger's object can be denied, or have headers that no client can read. A question about
-    another key shows whether it is this object, or the store that is away or refuses everything.
+    The store can deny access to a foreign object, or the object can have headers that no client can parse. A
+    HEAD of another key shows whether the cause is this object, or a store that does not respond or refuses
+    everything.
 
     Raises:
         BaseConnectorException: the store does not describe any object.

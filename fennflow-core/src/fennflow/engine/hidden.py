@@ -1,4 +1,4 @@
-"""Objects that reconciliation could not record: how many there were when it last compared a bucket."""
+"""How many objects of a bucket the last reconciliation could not record."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Calls of compensations and hooks that were journaled: at least once, by any process (P33 to P36).
+"""Calls journaled compensations and hooks: each at least once, by any process (P33 to P36).
 
 `Session.step` and the pivot journal them; `fennflow.jobs` registers the functions.
 """

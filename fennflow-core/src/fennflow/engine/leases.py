@@ -127,7 +127,7 @@ class Leases:
     def release(self, lease: Lease) -> None:
         """End a lease: its transaction is finished, or another owner's. Nothing more is sent for it."""
         lease.until = float("-inf")
-        if self._held.get(lease.token.transaction_id) is lease:  # not of who took it over here
+        if self._held.get(lease.token.transaction_id) is lease:  # not one that took it over
             del self._held[lease.token.transaction_id]
 
     async def aclose(self) -> None:

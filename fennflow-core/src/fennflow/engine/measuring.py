@@ -1,7 +1,7 @@
 """What a bucket enforces and keeps, measured by trying it: `fennflow doctor --store URL`.
 
-A probe, which every engine makes, asks for what the protocol depends on. This asks for all in
-which stores differ, and takes some hundred requests.
+The probe of an engine tries only what the protocol depends on. This module tries everything in which
+stores differ, and takes some hundred requests.
 """
 
 from __future__ import annotations

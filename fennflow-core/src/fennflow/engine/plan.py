@@ -1,7 +1,7 @@
-"""What a transaction is to do: pure decisions on frozen values, without I/O.
+"""Decides what a transaction does: pure functions on frozen values, without I/O.
 
-The transaction keeps a chain of writes for every key. The last one that is done and was not taken
-back is live: it is what the transaction sees and what the pivot commits. All others are garbage.
+The transaction keeps a chain of writes for every key. The last write that is done and not retracted is
+live: the transaction sees it, and the pivot commits it. All other writes are garbage.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def choose_placement(
     capabilities: Capabilities,
     hide_pending: bool,
 ) -> Placement:
-    """Return where the bytes of a write go before the pivot (protocol section 4).
+    """Return where the bytes of a write go before the pivot (protocol, Placements).
 
     Args:
         before: the committed record of the key.
@@ -78,7 +78,7 @@ def choose_placement(
     if capabilities.versioned and (before is None or before.location.version_id is not None):
         return Placement.VERSIONED
     # In a versioned bucket an object from before the versioning has no version id: a new version
-    # would hide it from those who follow its record, so its successor is staged.
+    # would hide it from readers that follow its record, so the next write of the key is staged.
     if before is None and not written and capabilities.conditional_create and not hide_pending:
         return Placement.DIRECT
     return Placement.STAGED

@@ -1,4 +1,4 @@
-"""Presigned URLs of committed objects at their final key, and of uploads to keys that are free."""
+"""Presigned URLs: of committed objects at their final key, and for uploads to free keys."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reading and listing inside a transaction: the catalog decides, the objects follow (P29)."""
+"""Reading and listing inside a transaction: the catalog decides what exists, the store has the bytes (P29)."""
 
 from __future__ import annotations
 

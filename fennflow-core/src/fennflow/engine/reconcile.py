@@ -1,9 +1,8 @@
-"""Reconciliation: bringing the catalog and a bucket together where they differ.
+"""Reconciliation: compares a bucket with the catalog, and corrects one or the other as configured.
 
-Bucket and catalog are walked together, in whatever order the store lists and in constant memory. What
-differs is looked at once more, a batch at a time,
-and where something is to be done that happens under the keys' locks and through the journal, like
-everything else that changes the catalog.
+Bucket and catalog are read together, in the order in which the store lists and in constant memory.
+Differences are examined again in batches. Corrections are made under the locks of the keys and through
+the journal, like every other change of the catalog.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Recovery: finishes or rolls back transactions that their owners could not finish (section 6).
+"""Recovery: finishes or rolls back transactions that their owners could not finish (P24, P26).
 
-Of this process's own transactions, those that could not be finished at their end are kept here with
-all that is known of them, and their leases held, until store and backend are back (P9). Those of
-processes that died are claimed when their lease has run out (P24), with what the journal says.
+Transactions of this process that could not be finished at their end are kept here with all that is
+known about them. Their leases are held until store and backend respond again (P9). Transactions of
+processes that died are claimed when their lease has expired (P24), and finished from the journal.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ LOCK_WAIT = 0.5
 JOIN_POLL_INTERVAL = 0.05
 """Seconds between two looks whether a user's transaction that holds a decision has ended."""
 DEAD_HOLDER_CHECK_INTERVAL = 1.0
-"""Seconds between two looks, while transactions wait for locks, whether a lock's holder is dead by now."""
+"""Seconds between checks, while transactions wait for locks, whether a lock's holder has died."""
 FIRST_PAUSE = 1.0
 """Seconds after the first attempt that failed; twice as long after each further one."""
 LONGEST_PAUSE = 8
@@ -104,7 +104,7 @@ class Unsettled:
 
 @dataclass(slots=True)
 class Recovery:
-    """Finishes what is left, when an engine is first used, at intervals and on demand (P26).
+    """Finishes transactions that are left, when an engine is first used, at intervals and on demand (P26).
 
     Args:
         context: of the engine.
@@ -149,9 +149,9 @@ class Recovery:
         self._turns.start(delay=0.0)
 
     async def aclose(self) -> None:
-        """Try the own transactions once more, side by side, for `compensation_timeout` in all.
+        """Try this process's transactions once more, in parallel, for `compensation_timeout` in all.
 
-        A store that is away gets a few seconds. What is left then is other processes' to claim.
+        A store that does not respond gets a few seconds. Other processes claim the rest.
         """
         for each in (self._turns, self._looks, self._retries):
             await each.aclose()
@@ -181,8 +181,8 @@ class Recovery:
     def free_locks(self) -> None:
         """Look soon for transactions whose owner is gone: another transaction waits for a lock.
 
-        Who waits does not do it, so that its own time limit holds. What could not be finished is not
-        tried earlier for it.
+        The waiting transaction does not do it, so that its own time limit holds. What could not be finished
+        is not retried earlier because of it.
         """
         now = asyncio.get_running_loop().time()
         if now >= self._look_due and self.context.config.recovery_interval is not None:
@@ -196,14 +196,14 @@ class Recovery:
             namespaces: to sweep, in addition to those that the engine has used.
         """
         self.namespaces.update(namespaces)
-        self.context.circuit.reset()  # what was away may be back
+        self.context.circuit.reset()  # what did not respond may do so now
         # What the background finishes from now on, a turn that is claiming included, is reported, too.
         attempts = {*self._attempts.values(), *self._taken}
         self._reported.append(attempts)
         try:
             # A backend that asks for nothing in the background may not know yet what others have left.
             await self.context.backend.transactions(after="", limit=1)
-            # What is under way may fail because of what has been put right by now.
+            # What is under way may still fail because of a cause that has since been removed.
             if attempts:
                 await asyncio.wait(set(attempts))
             self._begin_own(now=True)
@@ -258,7 +258,7 @@ class Recovery:
         return any(each.waits for each in self._own.values())
 
     async def _clean(self, attempts: Collection[_Attempt], *, sweeping: bool) -> RecoveryReport:
-        """Look after late writes, sweep, and report it with what became of attempts."""
+        """Check late writes, sweep, and report both with the results of attempts."""
         outcomes = [_outcome(each) for each in attempts]
         waiting = {*self._own, *_unfinished(attempts)}
         problems: list[str] = []
@@ -530,7 +530,7 @@ class Recovery:
     async def _take_claimed(self, lease: Lease, found: JournaledTransaction) -> Outcome | None:
         """Finish a transaction that was claimed; None if it has to wait, or waits for a decision."""
         if found.is_held and found.held is not None:
-            # Who was about to decide it is gone; it goes on waiting for another.
+            # The process that was about to decide it is gone; it keeps waiting for another one.
             message = "Transaction %s is still held: its commit or abort was interrupted before the decision"
             transaction_id = found.token.transaction_id
             log_event(

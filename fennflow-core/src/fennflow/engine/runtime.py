@@ -29,7 +29,7 @@ class Engine(EngineContext):
 
     Args:
         plugins: that are installed.
-        recovery: finishes what is left of transactions.
+        recovery: finishes transactions that are left.
         reconciler: brings catalog and buckets together.
     """
 
@@ -121,13 +121,13 @@ async def engine_for(
 
 async def _close(slot: _Slot) -> None:
     async with slot.turn:
-        # Who came first to the turn may use it again, or have closed it.
+        # Another task may have used it again, or closed it, before this turn.
         if slot.due and not slot.users and slot.lifetime is not None:
             await slot.lifetime.aclose()
 
 
 async def _open(slot: _Slot, config: ConfigDict, plugins: PluginRegistry) -> None:
-    """Open an engine; if who waits is cancelled as it is open, the next one finds it."""
+    """Open an engine; if the caller is cancelled when it is open, the next caller finds it."""
     slot.lifetime = _lifetime(config, plugins, slot)
     slot.engine = await anext(slot.lifetime)
 

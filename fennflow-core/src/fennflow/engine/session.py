@@ -1,7 +1,7 @@
 """A unit of work's side of a transaction: its calls, steps and savepoints, in one task or several.
 
-`commit`, `rollback` and `hold` guard how the transaction ends, and survive a cancellation of their
-caller meanwhile (P21). What they do is in `commit.py`.
+`commit`, `rollback` and `hold` end the transaction, and complete even if their caller is cancelled in the
+meantime (P21). `commit.py` has what they do.
 """
 
 from __future__ import annotations

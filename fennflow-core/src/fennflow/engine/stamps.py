@@ -28,7 +28,7 @@ class Stamp(NamedTuple):
     Attributes:
         write: which one.
         content_type: the tag of its class. For people who look at the bucket: it is never read.
-        sha256: of its bytes; likewise.
+        sha256: of its bytes; also only for people.
         catalog_id: of the catalog that the transaction belongs to, if that outlives its process.
     """
 

@@ -1,4 +1,4 @@
-"""What an operator has to know of: what keeps paths locked, or waits to be cleaned up (P6, P9, P20)."""
+"""What an operator must know: transactions that keep paths locked or wait to be cleaned up (P6, P9, P20)."""
 
 from __future__ import annotations
 

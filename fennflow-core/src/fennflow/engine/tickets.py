@@ -1,7 +1,7 @@
-"""Tickets: what an upload by others may be, signed by the catalog, and where its bytes go.
+"""Tickets: what a client may upload and to which key, signed by the catalog.
 
-A ticket is data that a client keeps, so it is checked when it comes back: it bears a code that only
-the catalog's key makes.
+A client keeps the ticket, so it is checked when it comes back. It contains a code that can be computed
+only with the catalog's key.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The state of one transaction, and its way into the journal."""
+"""The state of one transaction, and how it is journaled."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class Scope:
 
     Args:
         tx: the transaction.
-        outer: the scope in which it was opened, of whatever transaction.
+        outer: the scope in which it was opened, which may be of another transaction.
         seqs: of its writes.
         callbacks: that were registered in it.
         undone: whether it was taken back, so that nothing more can be done in it.
@@ -90,9 +90,9 @@ class Transaction:
     Attributes:
         lease: the right to act for the transaction, which has an id and a fencing token.
         journaled: whether the journal has, or may have, rows of it (P1).
-        rows_confirmed: whether the journal had rows of it for sure.
+        rows_confirmed: whether the journal is known to have rows of it.
         began: when it was first journaled, by `clock`.
-        progress: what attempts to finish it have left to know.
+        progress: what earlier attempts to finish it have done.
         outcome: how it was decided, as far as this process knows.
         failure: why it could not commit.
         writes: by sequence; `chains` has the sequences of each key.
@@ -101,7 +101,7 @@ class Transaction:
         reads: the records that it read, where `validate_reads` asks for them.
         slots: bounds the object requests in flight.
         streams: bounds the streams on their way to the store, a part of each of which is in memory.
-        callbacks: what the user hung on it.
+        callbacks: those that the user registered.
         ended: whether it is being rolled back, or was, so that calls send nothing more for it.
     """
 
@@ -139,7 +139,7 @@ class Transaction:
         self._unreleased: list[Job] = []
 
     def check_age(self) -> None:
-        """Refuse to commit a transaction that the sweep of others may have taken for dead (P27).
+        """Refuse to commit a transaction that reconciliation may take for dead, and its objects for orphans.
 
         Raises:
             TransactionException: it is older than `max_transaction_age`.
@@ -340,7 +340,7 @@ class Transaction:
         return job
 
     async def begin(self) -> None:
-        """See to it that the journal has the transaction, so that others bring it to its end."""
+        """Write the transaction to the journal, so that other processes can finish it."""
         if not self.rows_confirmed:
             await self._lock((), lambda _: ())
         self.check()

@@ -1,4 +1,4 @@
-"""Walking through a bucket and its catalog together, in whatever order the store lists."""
+"""Reads a bucket and its catalog together, in the order in which the store lists."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Writing and deleting inside a transaction: from files to bytes at their placement."""
+"""Writing and deleting inside a transaction: sends the bytes of files to their placement."""
 
 from __future__ import annotations
 
@@ -209,7 +209,7 @@ class Sending:
     async def _look_first(self) -> None:
         """Look for an object at the key of a large file, and stage it if it cannot go there.
 
-        Who learns at the end of a long upload that the key is taken has sent it in vain.
+        Otherwise a long upload could end with the answer that the key is taken.
         """
         placement = self.write.intent.placement
         direct = placement is Placement.DIRECT
@@ -382,10 +382,10 @@ class Sending:
         return await tx.connector.put(request, body)
 
     async def _landed(self, error: Exception, *, if_none_match: bool) -> StoredObject | None:
-        """Return what a write has made that was answered with an error all the same (P14).
+        """Return the object of a write that took effect although it was answered with an error (P14).
 
-        An upload in parts whose completion is sent twice is unknown the second time. What a failed
-        condition means is looked up by who set it.
+        An upload in parts whose completion is sent twice is unknown the second time. The caller that set a
+        condition finds out what its failure means.
         """
         ambiguous = isinstance(error, BaseConnectorException) and error.ambiguous
         if not ambiguous or isinstance(error, PreconditionFailedException):
@@ -393,7 +393,7 @@ class Sending:
         if not self.upload.whole:
             return None
         if isinstance(error, ConnectorUnavailableException) and not if_none_match:
-            return None  # a store that is away is asked no more: the write is undone by its name
+            return None  # no more requests to a store that does not respond: the write is undone by its name
         intent = self.write.intent
         try:
             there = await head(self.tx, ObjectKey(intent.namespace, intent.target))

@@ -126,7 +126,7 @@ class ModelContent(BaseContent, Generic[M]):
         Raises:
             FileException: the bytes are not such a model.
         """
-        assert self.model is not None, "__init__ and from_variant see to it"  # noqa: S101
+        assert self.model is not None, "__init__ and from_variant ensure it"  # noqa: S101
         try:
             return cast("M", self.model.model_validate_json(self.data))
         except ValidationError as error:

@@ -133,7 +133,7 @@ class Repository(metaclass=_InAnyOrder):
         if other._session is not self._session:  # noqa: SLF001 - of this class
             message = "The two repositories do not belong to the same unit of work."
             raise TransactionException(message)
-        return ObjectKey(other._namespace, other._key(path))  # noqa: SLF001 - likewise
+        return ObjectKey(other._namespace, other._key(path))  # noqa: SLF001 - as above
 
     def _prefix(self, prefix: str) -> str:
         rendered = render_path(prefix)

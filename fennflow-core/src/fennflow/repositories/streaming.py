@@ -113,8 +113,8 @@ class ObjectStream:
             path: of the file; its directory must exist.
 
         Raises:
-            OSError: the file cannot be written; an old one is as it was.
-            BaseConnectorException: what iterating raises; likewise.
+            OSError: the file cannot be written; an existing one is unchanged.
+            BaseConnectorException: what iterating raises; an existing file is unchanged.
         """
         target = Path(path)
         part = target.with_name(f".{uuid4().hex}.part")

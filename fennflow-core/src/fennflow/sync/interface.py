@@ -258,12 +258,12 @@ class SyncUnitOfWork(Opened):
         the next attempt goes on with it, in this process or another one.
 
         Args:
-            strategy: of `ReconcileConfig`; that of `config.reconcile` by default.
-            orphans: likewise.
-            adopt_catalogs: likewise.
-            batch_size: likewise.
+            strategy: like that of `ReconcileConfig`; by default the one in `config.reconcile`.
+            orphans: the same.
+            adopt_catalogs: the same.
+            batch_size: the same.
             on_finding: a function, called for every difference, after what was done about it is durable.
-            on_progress: likewise, called now and then with the progress in a bucket.
+            on_progress: a function, called now and then with the progress in a bucket.
 
         Returns:
             for each bucket, or bucket and prefix, how it differed and what was done.

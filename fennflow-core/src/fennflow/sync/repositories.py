@@ -617,8 +617,8 @@ class SyncRepository(OnRepository[R_co], Generic[R_co]):
             start: the first byte wanted, counted from 0; the first of all by default.
             end: the byte before which to stop; the end of the file by default.
             media_type: of what is written; by default detected from the name.
-            metadata: likewise, your own.
-            connector_extra: likewise, options of the store.
+            metadata: your own, of what is written.
+            connector_extra: options of the store, for what is written.
 
         Raises:
             Exception: for `wb`, like `put`.

@@ -378,7 +378,7 @@ class BackendSuite(RecoverySuite, JobSuite, FeedSuite):
         run(config, scenario)
 
     def test_details_are_kept_of_what_was_only_listed(self, config: BackendConfig) -> None:
-        """And of no later write; who has read the record before sees no conflict."""
+        """And of no later write; a transaction that has read the record before sees no conflict."""
 
         async def scenario(backend: Backend) -> None:
             fill = Fill(Area("bucket"), new_transaction().transaction_id)

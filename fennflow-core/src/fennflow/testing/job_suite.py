@@ -67,7 +67,7 @@ def with_jobs(
 
 
 class JobSuite:
-    """Tests of compensations, hooks, and of who calls them (P33 to P36)."""
+    """Tests of compensations and hooks, and of their calls (P33 to P36)."""
 
     def test_a_job_comes_back_as_it_was_journaled(self, config: BackendConfig) -> None:
         async def scenario(backend: Backend) -> None:

@@ -302,7 +302,7 @@ def serving(server: S3Server, respond: Callable[[Call], Answer]) -> Generator[No
             if "Content-Length" not in answer.headers:
                 self.send_header("Content-Length", str(len(answer.body)))
             self.end_headers()
-            with suppress(ConnectionError):  # who has read enough hangs up
+            with suppress(ConnectionError):  # a client that has read enough closes the connection
                 self.wfile.write(answer.body)
 
         do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = do_OPTIONS = _serve  # noqa: N815 - names of http.server
