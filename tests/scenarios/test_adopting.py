@@ -17,6 +17,8 @@ from fennflow.config import BackendConfig
 from fennflow.connectors import Deletion, Location, ObjectAttributes, PutRequest, StoredObject
 from fennflow.engine import adopting, catalogs
 from fennflow.exceptions import (
+    AccessDeniedException,
+    BaseConnectorException,
     ConfigException,
     ConnectorUnavailableException,
     FennFlowException,
@@ -469,6 +471,47 @@ async def test_a_note_that_is_too_long_is_not_read() -> None:
     assert await listed(uow_class) == OLD
     [info] = (await uow_class.diagnose()).namespaces[store.namespace].catalogs
     assert (info.catalog_id, info.program, info.prefixes) == ("long", "?", ("",))
+
+
+class UnreadableNotes(faults.FaultyConnector):
+    """Returns no note, as where one has a header that is not UTF-8."""
+
+    error: type[BaseConnectorException]
+
+    @override
+    async def get(
+        self, namespace: str, location: Location, *, if_match: str | None = None
+    ) -> tuple[StoredObject, bytes]:
+        if location.key.startswith(".fennflow/catalogs/"):
+            message = "A header cannot be read."
+            raise self.error(message)
+        return await super().get(namespace, location, if_match=if_match)
+
+
+@pytest.mark.parametrize(
+    "error", [BaseConnectorException, AccessDeniedException, ConnectorUnavailableException]
+)
+@pytest.mark.usefixtures("notes_at_once")
+async def test_a_note_that_cannot_be_read_stops_nothing(
+    error: type[BaseConnectorException],
+    counting: Counting,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    """Neither another catalog's nor the own one, which others may have replaced."""
+    monkeypatch.setattr(faults, "FaultyConnector", UnreadableNotes)
+    monkeypatch.setattr(UnreadableNotes, "error", error, raising=False)
+    inner, store = await watched(counting, sqlite(tmp_path / "a"))
+    await put_raw(inner, ".fennflow/catalogs/other", *OLD)
+    uow_class = store.uow()
+    async with uow_class() as uow:
+        assert await uow.files.list() == OLD
+        await uow.files.put(text("new", "new"))
+    [own, other] = sorted(
+        (await uow_class.diagnose()).namespaces[store.namespace].catalogs,
+        key=lambda each: not each.own,
+    )
+    assert (own.own, other.catalog_id) == (True, "other")
 
 
 # --- prefixes --------------------------------------------------------------------------------------

@@ -409,11 +409,21 @@ def test_a_create_that_azure_refuses_is_not_sent_again(code: str, *, contended: 
     assert found.contended == contended
 
 
-def test_a_header_that_is_not_utf_8_is_not_a_store_that_is_away() -> None:
-    error = GenericError("Generic S3 error: Content-Type header contained non UTF-8 characters")
-    assert type(exception_for(error, "head", "a", writes=False, retried=False)) is (
-        BaseConnectorException
-    )
+@pytest.mark.parametrize(
+    "said",
+    [
+        "Generic S3 error: Content-Type header contained non UTF-8 characters",
+        "HTTP error: error sending request\n\nDebug source:\nhyper::Error(\n Parse(\n  Header(\n   Token",
+    ],
+    ids=["not UTF-8", "a control character"],
+)
+def test_a_header_that_no_client_can_read_is_not_a_store_that_is_away(said: str) -> None:
+    error = GenericError(said)
+    found = exception_for(error, "head", "a", writes=False, retried=False)
+    assert type(found) is BaseConnectorException
+    assert "Upload the object again" in str(found)
+    written = exception_for(error, "put", "a", writes=True, retried=False)
+    assert isinstance(written, ConnectorUnavailableException)
 
 
 KEYS = ["a/+1", "a/x", "a/y/z", "b", "c/1", "c/2"]

@@ -5,24 +5,31 @@ from __future__ import annotations
 import asyncio
 import base64
 import hashlib
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from types import SimpleNamespace
 from typing import Any, cast
 
 import aiohttp
 import pytest
 from aiobotocore.awsrequest import AioAWSResponse
 from aiobotocore.config import AioConfig
+from aiohttp.http_exceptions import InvalidHeader
 from botocore.exceptions import (
     ClientError,
     ConnectionClosedError,
     CredentialRetrievalError,
     EndpointConnectionError,
+    HTTPClientError,
 )
 
-from fennflow.exceptions import AccessDeniedException
+from fennflow.exceptions import (
+    AccessDeniedException,
+    BaseConnectorException,
+    ConnectorUnavailableException,
+)
 from fennflow_s3 import S3ConnectorConfig
 from fennflow_s3.client import client_context, translated
 from fennflow_s3.first_attempt import EXPECT_FROM
@@ -419,6 +426,38 @@ async def test_successes_give_back_what_retries_have_cost() -> None:
         pool.answers, pool.requests = [failure], []
         await client.put_object(Bucket="bucket", Key="key", Body=b"1")
         assert len(pool.requests) == 2
+
+
+def not_utf_8() -> UnicodeDecodeError:
+    return UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte")
+
+
+def with_nul() -> aiohttp.ClientResponseError:
+    seen: Any = SimpleNamespace(real_url="http://localhost")
+    error = aiohttp.ClientResponseError(seen, ())
+    error.__cause__ = InvalidHeader(b"1\0")
+    return error
+
+
+@pytest.mark.parametrize("plain", [False, True])
+@pytest.mark.parametrize("operation", ["get_object", "head_object"])
+@pytest.mark.parametrize("unreadable", [not_utf_8, with_nul])
+async def test_what_no_client_can_read_is_asked_for_once(
+    unreadable: Callable[[], Exception],
+    operation: str,
+    plain: bool,  # noqa: FBT001 - a parameter
+) -> None:
+    """Any uploader can store such a header; the retries are for a server that is away."""
+    answers = [HTTPClientError(error=unreadable())]
+    async with opened(plain=plain, answers=answers) as (client, pool):
+        with (
+            pytest.raises(BaseConnectorException, match="a header of the answer") as caught,
+            translated("read", "it"),
+        ):
+            await getattr(client, operation)(Bucket="bucket", Key="key")
+
+    assert not isinstance(caught.value, ConnectorUnavailableException)
+    assert len(pool.requests) == 1
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,9 @@ R = TypeVar("R")
 _STATUS = re.compile(r"status code: (\d{3})")
 _NO_NAMESPACE = re.compile(r"NoSuchBucket|ContainerNotFound|bucket does not exist")
 
+# Of an answer with a header that is not UTF-8, or that has a control character.
+_UNREADABLE = re.compile(r"contained non UTF-8 characters|hyper::Error\(\s*Parse\(\s*Header\(")
+
 # Of a local path below a file, or of a directory: ENOTDIR and EISDIR.
 _NO_FILE = re.compile(r"LocalFileSystem error: .*\(os error (20|21)\)", re.DOTALL)
 
@@ -114,9 +117,12 @@ def exception_for(
     for kinds, statuses, exception, advice in _MEANINGS:
         if isinstance(error, kinds) or status in statuses:
             return exception(f"{said} {advice}".rstrip(), retried=retried)
-    if not writes and "contained non UTF-8 characters" in words:
+    if not writes and _UNREADABLE.search(str(error)):
         # The store has answered, and answers so each time.
-        said = f"{said} A client has stored that with the object. Upload it again, or delete it."
+        said = (
+            f"{said} A header of the answer cannot be read, as a client has stored it with the object. "
+            "Upload the object again, or delete it."
+        )
         return BaseConnectorException(said, retried=retried)
     refused = HTTPStatus.BAD_REQUEST <= status < HTTPStatus.INTERNAL_SERVER_ERROR
     if refused and status not in _LATER:

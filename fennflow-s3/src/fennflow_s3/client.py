@@ -20,6 +20,7 @@ from aiobotocore.config import AioConfig
 from aiobotocore.hooks import AioHierarchicalEmitter
 from aiobotocore.httpsession import AIOHTTPSession
 from aiobotocore.session import AioSession
+from aiohttp.http_exceptions import InvalidHeader
 from botocore.exceptions import (
     BotoCoreError,
     ClientError,
@@ -219,6 +220,8 @@ def _hooks() -> AioHierarchicalEmitter:
     session.register("response-received.s3", _note_attempt)
     session.register("request-created.s3", _log_repetition)
     session.register("needs-retry.s3.PutObject", _no_retry)
+    for operation in ("GetObject", "HeadObject"):
+        session.register(f"needs-retry.s3.{operation}", _no_retry_of_what_cannot_be_read)
     return hooks
 
 
@@ -295,6 +298,16 @@ def sent_once() -> Generator[None]:
 def _no_retry(**_kwargs: Any) -> bool | None:
     """Answer before botocore does, which takes the first answer that is not None."""
     return False if _once.get() else None
+
+
+def _no_retry_of_what_cannot_be_read(
+    caught_exception: Exception | None = None, **_kwargs: Any
+) -> bool | None:
+    """Keep botocore from repeating a request that is answered so each time.
+
+    A few dozen of such objects would use up the quota of retries, which all requests share.
+    """
+    return False if _cannot_be_read(caught_exception) else None
 
 
 def _note_attempt(
@@ -393,10 +406,10 @@ def _translated(verb: str, name: str, attempts: Attempts, *, writes: bool) -> Ge
         aiohttp.ClientError,
         OSError,
     ) as error:
-        if not writes and isinstance(error, HTTPClientError) and _cannot_be_decoded(error):
+        if not writes and _cannot_be_read(error):
             message = (
-                f"Could not {verb} {name}: a header of the answer is not UTF-8, as a client has stored it "
-                "with the object. Upload the object again, or delete it."
+                f"Could not {verb} {name}: a header of the answer is not UTF-8 or has a NUL, as a client "
+                "has stored it with the object. Upload the object again, or delete it."
             )
             raise BaseConnectorException(message, retried=attempts.lost) from error
         message = (
@@ -412,9 +425,14 @@ def _translated(verb: str, name: str, attempts: Attempts, *, writes: bool) -> Ge
         raise BaseConnectorException(message, retried=attempts.lost) from cause_to_show(error)
 
 
-def _cannot_be_decoded(error: HTTPClientError) -> bool:
+def _cannot_be_read(error: Exception | None) -> bool:
     """Return whether the server has answered, with headers that no client can read."""
-    return isinstance(error.kwargs.get("error"), UnicodeDecodeError)
+    if not isinstance(error, HTTPClientError):
+        return False
+    cause: object = error.kwargs.get("error")
+    if isinstance(cause, aiohttp.ClientResponseError):
+        return isinstance(cause.__cause__, InvalidHeader)
+    return isinstance(cause, UnicodeDecodeError)
 
 
 def _unsent(error: Exception) -> bool:

@@ -20,11 +20,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from fennflow.backends import Area
-from fennflow.connectors import Deletion, Location, ObjectAttributes, PutRequest
+from fennflow.connectors import Deletion, Location, ObjectAttributes, PutRequest, StoredObject
 from fennflow.connectors.values import utc
 from fennflow.engine.concurrency import run_all
+from fennflow.engine.garbage import ask
 from fennflow.engine.stamps import began, is_catalog_id
 from fennflow.exceptions import (
+    BaseConnectorException,
     IncompleteListingException,
     NoSuchKeyException,
     PreconditionFailedException,
@@ -177,10 +179,21 @@ def _key(context: EngineContext, catalog_id: str) -> str:
 async def _read(
     context: EngineContext, namespace: str, catalog_id: str
 ) -> tuple[CatalogInfo, Location] | None:
-    try:
-        stored, body = await context.connector.get(namespace, Location(_key(context, catalog_id)))
-    except NoSuchKeyException:
+    place = Location(_key(context, catalog_id))
+
+    async def get() -> tuple[StoredObject, bytes] | None:
+        try:
+            return await context.connector.get(namespace, place)
+        except NoSuchKeyException:
+            return None
+
+    found = await ask(context, namespace, get)
+    if found is None:
         return None
+    if isinstance(found, BaseConnectorException):  # no client can read what others have put there
+        own = catalog_id == context.backend.catalog_id
+        return replace(without_note(catalog_id), own=own), place
+    stored, body = found
     written = UNKNOWN if stored.modified_at is None else utc(stored.modified_at)
     info = CatalogInfo(
         catalog_id=catalog_id,

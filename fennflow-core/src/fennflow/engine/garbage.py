@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from functools import partial
 from itertools import groupby
+from typing import TypeVar
 
 import uuid_utils
 
@@ -35,6 +37,8 @@ from fennflow.exceptions import (
 )
 from fennflow.telemetry import log_event
 
+R = TypeVar("R")
+
 CHECKED_AT_ONCE = 500
 SWEPT_AT_ONCE = 1000
 PROBES = "probe"
@@ -63,28 +67,45 @@ HeadResult = StoredObject | None | BaseConnectorException
 async def describe(context: EngineContext, namespace: str, location: Location) -> HeadResult:
     """Return what the store says of an object.
 
+    Raises:
+        BaseConnectorException: the store does not describe any object.
+    """
+    return await ask(context, namespace, partial(context.connector.head, namespace, location))
+
+
+async def ask(
+    context: EngineContext, namespace: str, request: Callable[[], Awaitable[R]]
+) -> R | BaseConnectorException:
+    """Return the response to a request about an object, or the error if it is about this object alone.
+
     The store can deny access to a foreign object, or the object can have headers that no client can parse. A
     HEAD of another key shows whether the cause is this object, or a store that does not respond or refuses
     everything.
+
+    Args:
+        context: of the engine.
+        namespace: of the object.
+        request: sends it.
 
     Raises:
         BaseConnectorException: the store does not describe any object.
     """
     try:
-        return await context.connector.head(namespace, location)
+        return await request()
     except BaseConnectorException as error:
         await _check_answers(context, namespace)
         if not isinstance(error, ConnectorUnavailableException):
             return error
     try:
-        return await context.connector.head(namespace, location)
+        return await request()
     except BaseConnectorException as error:
         return error
 
 
 async def _check_answers(context: EngineContext, namespace: str) -> None:
     """Raise unless the store answers a question about a key under which nothing is."""
-    absent = Location(f"{context.config.reserved_prefix}/probe/absent")
+    # A name that is new each time, so that a stranger cannot have put an object there.
+    absent = Location(f"{context.config.reserved_prefix}/{PROBES}/{uuid_utils.uuid7()}")
     await context.connector.head(namespace, absent)
 
 
