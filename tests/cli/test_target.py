@@ -61,6 +61,22 @@ def test_modules_of_the_user_find_each_other(program: Program) -> None:
     assert program("transactions").out == "No transaction is open.\n"
 
 
+def test_a_unit_of_work_without_async_is_one_as_well(program: Program) -> None:
+    source = program.directory / f"{program.target.partition(':')[0]}.py"
+    both = source.read_text() + (
+        "\n\nfrom fennflow.sync import SyncUnitOfWork\n\n\n"
+        "class SyncUOW(SyncUnitOfWork):\n"
+        '    files = RepoField(CrudRepository, namespace="bucket")\n'
+        "    config = UOW.config\n"
+    )
+    source.write_text(both)
+    (program.directory / "report.txt").write_bytes(b"Good")
+    program.target = program.target.replace(":UOW", ":SyncUOW")
+    assert program("cp", "report.txt", "files:").code == 0
+    assert program("cat", "files:report.txt").out == "Good"
+    assert program("transactions").out == "No transaction is open.\n"
+
+
 def test_what_is_installed_goes_before_what_lies_in_the_working_directory(
     program: Program,
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import pickle
 import threading
@@ -141,6 +142,16 @@ def test_a_transaction_in_another_one_is_a_savepoint(fs: Any) -> None:
         with fs.transaction:
             fs.pipe("files/c", b"3")
     assert fs.cat(fs.find("files")) == {"files/a": b"1", "files/c": b"3"}
+
+
+def test_the_error_in_a_notebook_says_to_use_a_thread(fs: Any) -> None:
+    async def cell() -> None:
+        with pytest.raises(TransactionException, match=r"await asyncio\.to_thread\(function\)"):
+            fs.pipe("files/a.txt", b"1")
+        await asyncio.to_thread(fs.pipe, "files/b.txt", b"2")
+
+    asyncio.run(cell())
+    assert fs.find("files") == ["files/b.txt"]
 
 
 def test_a_call_of_several_steps_is_done_as_a_whole(fs: Any, tmp_path: Any) -> None:

@@ -16,6 +16,7 @@ from typing_extensions import override
 
 from fennflow.cli.app import run
 from fennflow.cli.stores import kept_in
+from fennflow.sync import SyncUnitOfWork
 from fennflow.uow import UnitOfWork
 
 _NAMED = typer.Argument(
@@ -53,6 +54,8 @@ def load(target: str) -> type[UnitOfWork]:
     found: object = module
     for part in name.split("."):
         found = getattr(found, part, None)
+    if isinstance(found, type) and issubclass(found, SyncUnitOfWork):
+        return found._asynchronous  # noqa: SLF001 # pyright: ignore[reportPrivateUsage] - of this package
     if not isinstance(found, type) or not issubclass(found, UnitOfWork):
         message = f"{module_name} has no unit of work {name!r}."
         raise typer.BadParameter(message)

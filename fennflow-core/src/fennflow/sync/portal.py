@@ -340,8 +340,9 @@ def _check_thread() -> None:
     except RuntimeError:
         return
     message = (
-        "sync() would block the event loop that runs in this thread. Use `async with UOW() as uow` "
-        "here, and await its methods."
+        "sync(), a filesystem of fsspec or a storage of Django would block the event loop that runs in "
+        "this thread, as in a notebook. Nothing was done. Use `async with UOW() as uow` here, and await "
+        "its methods; or put the calls into a function, and `await asyncio.to_thread(function)`."
     )
     raise TransactionException(message)
 
