@@ -77,6 +77,15 @@ def test_a_unit_of_work_without_async_is_one_as_well(program: Program) -> None:
     assert program("transactions").out == "No transaction is open.\n"
 
 
+def test_a_wrong_config_of_the_module_is_an_error_without_a_traceback(program: Program) -> None:
+    source = program.directory / f"{program.target.partition(':')[0]}.py"
+    source.write_text(source.read_text().replace("sqlite:///", "sqlit:///"))
+    done = program("transactions")
+    assert (done.code, done.out) == (1, "")
+    assert done.err.startswith("ConfigException: ")
+    assert "Traceback" not in done.err
+
+
 def test_what_is_installed_goes_before_what_lies_in_the_working_directory(
     program: Program,
 ) -> None:

@@ -648,6 +648,15 @@ async def test_a_database_that_is_away_is_told_without_its_password(password: st
             pytest.fail("it must not open")
     assert "secret" not in repr(config)
     assert "secret" not in "".join(traceback.format_exception(caught.value))
+    assert not hasattr(caught.value, "__notes__")  # as of a lock that is held
+
+
+async def test_a_file_that_cannot_be_opened_is_not_taken_for_a_locked_one(tmp_path: Path) -> None:
+    config = SqlalchemyBackendConfig(url=f"sqlite:///{tmp_path}/missing/files.db")
+    with pytest.raises(BackendUnavailableException, match="Its directory must exist") as caught:
+        async with opened(config):
+            pytest.fail("it must not open")
+    assert not hasattr(caught.value, "__notes__")
 
 
 def test_what_sqlalchemy_takes_for_the_host_is_not_shown_if_it_may_be_a_password() -> None:

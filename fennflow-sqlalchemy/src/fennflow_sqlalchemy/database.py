@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sqlite3
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -176,10 +177,13 @@ class Database(ABC):
         """Return the error for what a driver raised."""
         # The driver's words, without the statement and its parameters.
         reason = getattr(error, "orig", None) or error
-        message = (
-            f"Database {self.name} is unavailable: {type(reason).__name__}: {reason}. The current "
-            "operation may or may not have been applied."
-        )
+        then = "The current operation may or may not have been applied."
+        if _sqlite_code(error) in {sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY}:
+            then = (
+                "Its directory must exist, and this process must be able to write the file and in the "
+                "directory, also to read: SQLite writes files next to it."
+            )
+        message = f"Database {self.name} is unavailable: {type(reason).__name__}: {reason}. {then}"
         return BackendUnavailableException(message)
 
     # --- what the dialects differ in -----------------------------------------------------------
@@ -244,6 +248,17 @@ def _bare(kind: TypeEngine[Any]) -> TypeEngine[Any]:
     return Text(collation="C") if isinstance(kind, Text) else kind
 
 
+def locked_out(error: BaseException | None) -> bool:
+    """Return whether SQLite refused since another transaction holds the file's lock."""
+    return _sqlite_code(error) == sqlite3.SQLITE_BUSY
+
+
+def _sqlite_code(error: BaseException | None) -> int:
+    """Return SQLite's code of an error, without the higher bits, which hold the reason; 0 if it has none."""
+    code: int = getattr(getattr(error, "orig", None), "sqlite_errorcode", 0)
+    return code & 0xFF
+
+
 async def create_tables(
     database: Database, tables: Sequence[Table], catalog_id: str, *, create: bool
 ) -> str:
@@ -271,11 +286,12 @@ async def create_tables(
         found = await database.run(read, write=False)
         return await database.run(work) if found is None else found
     except (RecordLockedException, BackendUnavailableException) as error:
-        error.add_note(
-            f"This happened while {database.name} was opened. On SQLite your own transaction keeps "
-            "others from creating the tables. With Django, run manage.py migrate. Else hold UOW.lifespan() from the start of the program: "
-            "then it happens there."
-        )
+        if isinstance(error, RecordLockedException) or locked_out(error.__cause__):
+            error.add_note(
+                f"This happened while {database.name} was opened. On SQLite your own transaction keeps "
+                "others from creating the tables. With Django, run manage.py migrate. Else hold "
+                "UOW.lifespan() from the start of the program: then it happens there."
+            )
         raise
 
 

@@ -30,7 +30,13 @@ from typing_extensions import override
 
 from fennflow.exceptions import FennFlowException
 from fennflow.threads import Threads
-from fennflow_sqlalchemy.database import Database, LockWaitTimeoutError, RetryableError, Work
+from fennflow_sqlalchemy.database import (
+    Database,
+    LockWaitTimeoutError,
+    RetryableError,
+    Work,
+    locked_out,
+)
 from fennflow_sqlalchemy.forks import FILES
 from fennflow_sqlalchemy.urls import driver_options, without_driver_options
 
@@ -86,12 +92,6 @@ def shown(url: URL) -> str:
 def _milliseconds(seconds: float) -> int:
     """Return them as both databases take them: at most 2^31 - 1, about 25 days."""
     return max(1, min(int(seconds * 1000), (1 << 31) - 1))
-
-
-def locked_out(error: DBAPIError) -> bool:
-    """Return whether SQLite refused since another transaction holds the file's lock."""
-    # The higher bits hold the reason.
-    return getattr(error.orig, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_BUSY
 
 
 class Postgresql(Database):

@@ -26,12 +26,11 @@ from fennflow.exceptions import (
     TransactionException,
 )
 from fennflow.sync.portal import called_by_thread, in_caller
-from fennflow_sqlalchemy.database import Database
+from fennflow_sqlalchemy.database import Database, locked_out
 from fennflow_sqlalchemy.engines import (
     FAILED_BEFORE,
     LOCK_NOT_AVAILABLE,
     ROLLED_BACK,
-    locked_out,
     shown,
     sqlstate,
 )

@@ -14,8 +14,9 @@ from typing import Annotated
 import typer
 from typing_extensions import override
 
-from fennflow.cli.app import run
+from fennflow.cli.app import fail, run
 from fennflow.cli.stores import kept_in
+from fennflow.exceptions import FennFlowException
 from fennflow.sync import SyncUnitOfWork
 from fennflow.uow import UnitOfWork
 
@@ -51,6 +52,9 @@ def load(target: str) -> type[UnitOfWork]:
             raise  # the module is there, and something that it imports is not
         message = f"There is no module {module_name!r}, neither in this directory nor installed."
         raise typer.BadParameter(message) from None
+    except FennFlowException as error:
+        error.add_note(f"This happened while {module_name} was imported.")
+        fail(error)
     found: object = module
     for part in name.split("."):
         found = getattr(found, part, None)
