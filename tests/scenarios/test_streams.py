@@ -693,8 +693,9 @@ async def test_an_object_that_others_change_is_noticed(store: Store) -> None:
         if versioned:
             assert await read(uow) == LONG
             return
-        with pytest.raises(ObjectChangedException):
+        with pytest.raises(ObjectChangedException, match="outside FennFlow") as caught:
             await read(uow)
+        assert "reconcile" in str(caught.value)  # to read it again would not help
 
 
 async def test_other_bytes_than_were_committed_are_noticed_at_the_end(

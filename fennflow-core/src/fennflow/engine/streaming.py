@@ -326,10 +326,12 @@ class Download:
         same = replace(self.record, location=now.location, etag=now.etag) == now
         unmoved = now == self.record
         if last or unmoved or not (same or self.position == begin):
-            message = (
-                f"{self.key.namespace}/{self.key.key} was changed while it was read, at byte "
-                f"{self.position}. Read it again."
-            )
+            what = "was changed while it was read"
+            then = "Read it again."
+            if unmoved:  # the catalog expects there what is not there
+                what = "was changed or deleted outside FennFlow"
+                then = "Put it again, or reconcile the catalog with the bucket."
+            message = f"{self.key.namespace}/{self.key.key} {what}, noticed at byte {self.position}. {then}"
             raise ObjectChangedException(message) from error
         self.record = now
         if self.position == begin:
