@@ -7,9 +7,11 @@ import sqlite3
 import time
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from urllib.request import Request, urlopen
 
 import pytest
 from typing_extensions import override
@@ -36,6 +38,8 @@ from fennflow.exceptions import (
     ChecksumMismatchException,
     ConfigException,
     ConnectorUnavailableException,
+    KeyException,
+    MetadataException,
     NoSuchNamespaceException,
     ObjectChangedException,
     ReconcileFailedException,
@@ -46,7 +50,7 @@ from fennflow.paths import StoragePath
 from fennflow.reports import Difference, Finding, ReconcileAction, ReconcileReport
 from fennflow.testing import PostgresqlServer, S3Server, faults
 from fennflow.testing.backend_values import opened
-from stores import FullUOW, Store, make_store, numbers, s3_config
+from stores import FullUOW, Store, blocking_client, make_store, numbers, s3_config
 
 NEVER = ReconcileConfig(frequency="never")
 OLD = int(time.time()) - 13 * 3600
@@ -423,6 +427,100 @@ async def test_no_object_of_a_stranger_stops_a_catalog(catalog: BackendConfig) -
     report = await reconciled(uow_class, strategy="replace", orphans="adopt")
     assert report.differences == {Difference.REFUSED: 5}
     assert (await uow_class.recover()).problems == ()
+
+
+async def put_strange(store: Store, kind: str) -> tuple[set[str], set[str]]:
+    """Put what imitates FennFlow and, on a server, what no client can read or name.
+
+    Returns:
+        the keys of files that can be read, and of those that cannot.
+    """
+    readable = {"good", "odd/stamp"}
+    async with store.connector() as connector:
+
+        async def put(key: str, metadata: dict[str, str]) -> None:
+            attributes = ObjectAttributes(media_type="text/plain", metadata=metadata)
+            await connector.put(PutRequest(store.namespace, key, attributes), b"text")
+
+        await put("good", {})
+        await put("odd/stamp", stamped({}, Stamp(WriteId(UUID7, 1), "json", "0" * 64)))
+        for number, metadata in enumerate((*NOT_STAMPS, *ODD_METADATA)):
+            with suppress(MetadataException, UnicodeEncodeError):  # where no header holds it
+                await put(f"odd/{number}", metadata)
+                readable.add(f"odd/{number}")
+    if store.server is None:
+        return readable, set()
+    client = blocking_client(store.server.url, store.server.access_key, store.server.secret_key)
+    client.put_object(Bucket=store.namespace, Key="refused/\x1b[2J", Body=b"text")
+    not_utf_8 = {"Cache-Control": "\xff"}
+    headers = dict.fromkeys((".fennflow/catalogs/odd", ".fennflow/probe/absent"), not_utf_8)
+    headers["odd/latin-1"] = not_utf_8
+    if "moto" in kind:  # other servers refuse it
+        headers["odd/nul"] = {"x-amz-meta-a": "1\0"}
+    for key, each in headers.items():
+        params = {"Bucket": store.namespace, "Key": key}
+        url = client.generate_presigned_url("put_object", Params=params)
+        request = Request(url, data=b"text", method="PUT", headers={"Content-Type": "", **each})
+        await asyncio.to_thread(lambda request=request: urlopen(request).close())
+    return readable, {key for key in headers if key.startswith("odd/")}
+
+
+@pytest.mark.parametrize(
+    ("kind", "catalog"),
+    [
+        ("moto", "postgresql"),
+        ("moto-versioned", "bucket"),
+        pytest.param("seaweedfs", "postgresql", marks=pytest.mark.once),
+        pytest.param("seaweedfs-versioned", "bucket", marks=pytest.mark.once),
+        ("obstore-moto", "sqlite"),
+        pytest.param("obstore-seaweedfs", "postgresql", marks=pytest.mark.once),
+        ("obstore-file", "postgresql"),
+        ("obstore-memory", "bucket"),
+    ],
+    indirect=["catalog"],
+)
+async def test_no_object_of_a_stranger_stops_a_catalog_on_any_store(
+    kind: str,
+    catalog: BackendConfig,
+    request: pytest.FixtureRequest,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Neither when a bucket is compared nor when it is first used, and nothing is asked again."""
+    store = await make_store(kind, request)
+    readable, unreadable = await put_strange(store, kind)
+    compared = fresh(store, reconcile=NEVER)
+    async with compared() as uow:
+        await uow.files.put(text("mine", "mine"))
+    report = await reconciled(compared, strategy="replace", orphans="adopt")
+    expected = {Difference.UNKNOWN: len(readable) - 1, Difference.ORPHAN: 1}
+    if store.server is not None:
+        not_named = Difference.UNLISTED if kind.startswith("obstore") else Difference.REFUSED
+        expected |= {not_named: 1, Difference.UNREADABLE: len(unreadable)}
+    assert report.differences == expected
+    reasons = {
+        str(each.path): str(each.reason)
+        for each in report.findings
+        if each.difference is Difference.UNREADABLE
+    }
+    assert reasons.keys() == unreadable
+    assert all("header" in each for each in reasons.values())
+    assert await listed(compared) == sorted({"mine", *readable})
+    if isinstance(catalog, BucketBackendConfig):
+        catalog = BucketBackendConfig(namespace=store.namespace)
+    first = store.uow(backend=catalog)
+    async with first() as uow:
+        assert await uow.files.list(limit=1_000_000) == sorted({"mine", *readable})
+        for prefix in ("%", "odd/_", "\\", "\ud7ff", "\U0010ffff", "x" * 1024):
+            assert await uow.files.list(prefix) == []
+        for prefix in ("a\0", "\ud800", "../"):
+            with pytest.raises(KeyException, match="Prefix"):
+                await uow.files.list(prefix)
+        for file in await uow.files.get(*readable):
+            assert type(file) is TextContent
+            assert (await uow.files.stat(str(file.path))).sha256 is None
+        await uow.files.put(text("new", "new"))
+    assert (await first.recover()).problems == ()
+    assert not [each for each in caplog.messages if "again after" in each or "attempt 1" in each]
 
 
 class Unreadable(faults.FaultyConnector):
