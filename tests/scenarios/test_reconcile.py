@@ -520,7 +520,8 @@ async def test_no_object_of_a_stranger_stops_a_catalog_on_any_store(
             assert (await uow.files.stat(str(file.path))).sha256 is None
         await uow.files.put(text("new", "new"))
     assert (await first.recover()).problems == ()
-    assert not [each for each in caplog.messages if "again after" in each or "attempt 1" in each]
+    repeated = [each for each in caplog.messages if "again after" in each or "attempt 1" in each]
+    assert not [each for each in repeated if any(key in each for key in unreadable)]
 
 
 class Unreadable(faults.FaultyConnector):

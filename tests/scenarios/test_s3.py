@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack, closing
 from pathlib import Path
 from typing import Any
+from urllib.request import Request, urlopen
 
 import pytest
 from botocore.utils import parse_timestamp
@@ -44,7 +45,15 @@ from fennflow_s3 import probe
 from fennflow_s3.answers import time_of
 from fennflow_s3.client import from_code, is_refusal
 from fennflow_s3.probe import is_aws
-from stores import Store, make_store, new_bucket, obstore_config, raw_client, s3_config
+from stores import (
+    Store,
+    blocking_client,
+    make_store,
+    new_bucket,
+    obstore_config,
+    raw_client,
+    s3_config,
+)
 
 PLAIN = ObjectAttributes(media_type="text/plain")
 EVERYTHING: Sequence[Lacking] = (
@@ -555,6 +564,24 @@ async def test_an_upload_for_a_key_that_xml_cannot_hold_does_not_stop_clean_up(
     assert sorted(found) == sorted(keys)
     uow_class = store.uow(backend=InMemoryBackendConfig(name=store.namespace))
     assert (await uow_class.recover()).problems == ()
+
+
+async def test_an_object_that_cannot_be_read_keeps_no_connection(moto: S3Server) -> None:
+    """Else who asks for it often enough stops all requests: its body is longer than the buffers."""
+    bucket = await new_bucket(moto)
+    client = blocking_client(moto.url, moto.access_key, moto.secret_key)
+    params = {"Bucket": bucket, "Key": "a"}
+    url = client.generate_presigned_url("put_object", Params=params)
+    headers = {"Content-Type": "", "Cache-Control": "\xff"}
+    request = Request(url, data=bytes(4 << 20), method="PUT", headers=headers)
+    await asyncio.to_thread(lambda: urlopen(request).close())
+    store = Store(s3_config(moto, max_pool_connections=1), bucket, moto)
+    kept: list[BaseConnectorException] = []
+    async with store.connector() as connector, asyncio.timeout(60):
+        for _ in range(4):
+            with pytest.raises(BaseConnectorException, match="a header of the answer") as caught:
+                await connector.get(bucket, Location("a"))
+            kept.append(caught.value)
 
 
 @pytest.mark.parametrize("host", ["under_score..a", "a b", "ann:Pl4in@h"])

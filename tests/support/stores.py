@@ -14,6 +14,7 @@ from urllib.request import urlopen
 import botocore.session
 import pytest
 from aiobotocore.session import AioSession
+from botocore.config import Config
 
 from fennflow import ConfigDict, UnitOfWork, plugins
 from fennflow.config import ConnectorConfig
@@ -207,6 +208,7 @@ def blocking_client(url: str, access_key: str, secret_key: str) -> Any:
         endpoint_url=url,
         aws_access_key_id=access_key,
         aws_secret_access_key=secret_key,
+        config=Config(signature_version="s3v4", request_checksum_calculation="when_required"),
     )
 
 

@@ -129,6 +129,21 @@ _FAILED = "fennflow_failed"
 _CHECKSUMS = ("x-amz-checksum-", "x-amz-sdk-checksum-")
 
 
+class _Response(aiohttp.ClientResponse):
+    """Returns its connection to the pool at once if a header is not UTF-8.
+
+    aiobotocore decodes the headers and does not close the response if that fails: its connection would be in
+    use until the exception is collected.
+    """
+
+    @override
+    async def start(self, connection: Any) -> aiohttp.ClientResponse:
+        await super().start(connection)
+        for _, value in self.raw_headers:
+            value.decode()  # what is raised here makes aiohttp close the response
+        return self
+
+
 class _Session(AIOHTTPSession):
     """HTTP session with adaptive concurrency that leaves retries to botocore.
 
@@ -157,6 +172,7 @@ class _Session(AIOHTTPSession):
         base: Any = super()
         session: aiohttp.ClientSession = await base._get_session(proxy_url)  # noqa: SLF001
         session._retry_connection = False  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
+        session._response_class = _Response  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
         # One `recv` brings as much, after which aiohttp would stop reading for a moment each time.
         session._read_bufsize = READ_AT_ONCE  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
         return session
