@@ -32,6 +32,7 @@ from fennflow.paths import StoragePath
 from fennflow.reports import Difference, ReconcileAction
 from fennflow.repositories import RepoField, S3RepoField
 from fennflow.testing import faults
+from fennflow.testing.backend_values import opened
 from stores import FullRepository, FullUOW, Store, make_store, numbers
 
 R = TypeVar("R")
@@ -310,7 +311,7 @@ async def test_only_what_another_catalog_can_have_written_is_asked_for(
         await uow.files.put(text("2", "uncommitted"))
         await put_raw(inner, "young")
         assert await listed(store.uow()) == [*OLD, "young"]
-        assert counting.seen["head"] == 3
+        assert counting.seen["head"] == 3 + 1  # that of its own note
     assert await listed(store.uow()) == [*OLD, "young"]
 
 
@@ -471,6 +472,24 @@ async def test_a_note_that_is_too_long_is_not_read() -> None:
     assert await listed(uow_class) == OLD
     [info] = (await uow_class.diagnose()).namespaces[store.namespace].catalogs
     assert (info.catalog_id, info.program, info.prefixes) == ("long", "?", ("",))
+
+
+@pytest.mark.usefixtures("notes_at_once")
+async def test_an_own_note_that_is_too_long_is_replaced_unread(tmp_path: Path) -> None:
+    store = await make_store("memory", None)  # type: ignore[arg-type]
+    settings = SqlalchemyBackendConfig(url=f"sqlite:///{tmp_path}/a.db")
+    async with opened(settings) as backend:
+        key = f".fennflow/catalogs/{backend.catalog_id}"
+    await put_raw(store, key, body=b" " * (catalogs.MOST_BYTES + 1))
+    uow_class = store.uow(backend=settings)
+    async with uow_class() as uow:
+        await uow.files.put(text("new", "new"))
+    async with store.connector() as connector:
+        note = await connector.head(store.namespace, Location(key))
+    assert note is not None
+    assert note.size < catalogs.MOST_BYTES
+    [own] = (await uow_class.diagnose()).namespaces[store.namespace].catalogs
+    assert own.own
 
 
 class UnreadableNotes(faults.FaultyConnector):

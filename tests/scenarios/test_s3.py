@@ -574,7 +574,7 @@ async def test_an_object_that_cannot_be_read_keeps_no_connection(moto: S3Server)
     url = client.generate_presigned_url("put_object", Params=params)
     headers = {"Content-Type": "", "Cache-Control": "\xff"}
     request = Request(url, data=bytes(4 << 20), method="PUT", headers=headers)
-    await asyncio.to_thread(lambda: urlopen(request).close())
+    (await asyncio.to_thread(urlopen, request)).close()
     store = Store(s3_config(moto, max_pool_connections=1), bucket, moto)
     kept: list[BaseConnectorException] = []
     async with store.connector() as connector, asyncio.timeout(60):

@@ -16,7 +16,7 @@ import aiohttp
 import pytest
 from aiobotocore.awsrequest import AioAWSResponse
 from aiobotocore.config import AioConfig
-from aiohttp.http_exceptions import InvalidHeader
+from aiohttp.http_exceptions import HttpProcessingError, InvalidHeader
 from botocore.exceptions import (
     ClientError,
     ConnectionClosedError,
@@ -435,7 +435,8 @@ def not_utf_8() -> UnicodeDecodeError:
 def with_nul() -> aiohttp.ClientResponseError:
     seen: Any = SimpleNamespace(real_url="http://localhost")
     error = aiohttp.ClientResponseError(seen, ())
-    error.__cause__ = InvalidHeader(b"1\0")
+    error.__cause__ = HttpProcessingError()
+    error.__cause__.__cause__ = InvalidHeader(b"1\0")
     return error
 
 

@@ -30,6 +30,7 @@ _ODD_KEY = re.compile(
 )
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 NO_BREAK_SPACE = "\xa0"
+REPLACEMENT = "\ufffd"
 
 
 async def listed(
@@ -48,10 +49,26 @@ async def listed(
     walk = _Walk(store, prefix)
     # obstore takes whole segments for a prefix: the rest is compared here.
     async for meta in walk.run(prefix.rpartition("/")[0], start_after):
-        if meta["path"].startswith(prefix) and meta["path"].encode() > start_after.encode():
-            yield meta["path"], meta
+        path = meta["path"]
+        if not path.startswith(prefix) or path.encode() <= start_after.encode():
+            continue
+        # SeaweedFS sends it in the place of what XML cannot hold, as obstore does not ask for encoded keys.
+        if REPLACEMENT in path and await _is_missing(store, path):
+            walk.incomplete.append(_below(path.rpartition("/")[0]))
+        else:
+            yield path, meta
     if walk.incomplete:
-        raise _incomplete(walk.incomplete)
+        raise _incomplete(list(dict.fromkeys(walk.incomplete)))
+
+
+async def _is_missing(store: ObjectStore, path: str) -> bool:
+    try:
+        await obstore.head_async(store, path)
+    except FileNotFoundError:
+        return True
+    except (BaseError, OSError):
+        return False  # a listing needs fewer rights, and says that it is there
+    return False
 
 
 def _incomplete(directories: Sequence[str]) -> IncompleteListingException:
@@ -59,8 +76,8 @@ def _incomplete(directories: Sequence[str]) -> IncompleteListingException:
     more = f" and {len(directories) - SHOWN} more" if len(directories) > SHOWN else ""
     message = (
         f"Not all below {names}{more} could be listed: there is an object with an empty, '.' or "
-        "'..' segment, or a control character in its key, and obstore cannot list what is next to "
-        "it. All other directories were listed. Delete such objects, or use fennflow-s3."
+        "'..' segment, or a control character, U+FFFE or U+FFFF in its key, and obstore cannot list it, "
+        "or what is next to it. All other directories were listed. Delete such objects, or use fennflow-s3."
     )
     return IncompleteListingException(message, prefixes=directories)
 

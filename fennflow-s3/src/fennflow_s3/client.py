@@ -445,10 +445,12 @@ def _cannot_be_read(error: Exception | None) -> bool:
     """Return whether the server has answered, with headers that no client can read."""
     if not isinstance(error, HTTPClientError):
         return False
-    cause: object = error.kwargs.get("error")
-    if isinstance(cause, aiohttp.ClientResponseError):
-        return isinstance(cause.__cause__, InvalidHeader)
-    return isinstance(cause, UnicodeDecodeError)
+    cause: BaseException | None = error.kwargs.get("error")
+    while cause is not None:
+        if isinstance(cause, (InvalidHeader, UnicodeDecodeError)):
+            return True
+        cause = cause.__cause__
+    return False
 
 
 def _unsent(error: Exception) -> bool:

@@ -23,7 +23,7 @@ from fennflow.backends import Area
 from fennflow.connectors import Deletion, Location, ObjectAttributes, PutRequest, StoredObject
 from fennflow.connectors.values import utc
 from fennflow.engine.concurrency import run_all
-from fennflow.engine.garbage import ask
+from fennflow.engine.garbage import ask, describe
 from fennflow.engine.stamps import began, is_catalog_id
 from fennflow.exceptions import (
     BaseConnectorException,
@@ -136,7 +136,12 @@ class Registry:
     async def _write(self, namespace: str, catalog_id: str, prefixes: Sequence[str]) -> None:
         context = self._parts
         key = _key(context, catalog_id)
-        before = await _read(context, namespace, catalog_id)
+        described = await describe(context, namespace, Location(key))
+        before: tuple[CatalogInfo, Location] | None = None
+        if isinstance(described, StoredObject) and described.size > MOST_BYTES:
+            before = without_note(catalog_id), described.location  # others have replaced it
+        elif described is not None:
+            before = await _read(context, namespace, catalog_id)
         values: dict[str, Any] = {
             "program": Path(sys.argv[0] if sys.argv else "").name,
             "host": platform.node(),
