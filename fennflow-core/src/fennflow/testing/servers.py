@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Callable, Collection, Generator, Iterable
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -147,6 +148,9 @@ class S3Server:
 def moto_server(port: int = 0) -> Generator[S3Server]:
     """Run moto's server in a thread of this process; all servers of a process share buckets.
 
+    Conditional requests for one key are handled one after the other, as S3 does. moto alone looks for the
+    object first and stores the new one later, so of creates that arrive together two may succeed.
+
     Args:
         port: to listen on; 0 for a free one.
 
@@ -173,14 +177,24 @@ def moto_server(port: int = 0) -> Generator[S3Server]:
 
     server = S3Server(url="")
     # Not for all services: it would take an unsigned request to /my_files for one to a service `my`.
-    backend: Any = create_backend_app("s3")
+    moto: Any = create_backend_app("s3")
+    turns: defaultdict[tuple[str, str], threading.Lock] = defaultdict(threading.Lock)
+
+    def backend(
+        request: S3Request, environ: dict[str, Any], start_response: Callable[..., Any]
+    ) -> Iterable[bytes]:
+        if not request.conditional:
+            return moto(environ, start_response)  # type: ignore[no-any-return]
+        with turns[request.bucket, request.key]:
+            return moto(environ, start_response)  # type: ignore[no-any-return]
 
     def app(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
-        fault = server.take(_parse(environ))
+        request = _parse(environ)
+        fault = server.take(request)
         if fault is None:
-            return backend(environ, start_response)  # type: ignore[no-any-return]
+            return backend(request, environ, start_response)
         if fault.takes_effect:
-            for _ in backend(environ, _ignore):
+            for _ in backend(request, environ, _ignore):
                 pass
         if fault is Fault.CUT:
             # The descriptor stays open in the handler, so only a shutdown reaches the client.
