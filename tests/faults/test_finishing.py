@@ -760,7 +760,7 @@ async def test_a_database_that_can_only_be_read_is_reported(
         with closing(sqlite3.connect(tmp_path / file, isolation_level=None)) as holder:
             holder.execute("begin immediate")
             [problem] = (await uow_class.diagnose()).problems
-            assert "takes no changes" in problem
+            assert "accepts no changes" in problem
 
 
 async def _until(condition: Callable[[], bool]) -> None:

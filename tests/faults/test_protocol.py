@@ -388,7 +388,7 @@ async def test_an_own_write_whose_answer_was_lost_is_nobody_elses(
         scene.script.once("after", "put", lose)
         with pytest.raises(ConnectorUnavailableException) as caught:
             await uow.files.put(text("lost", "a"))
-        assert "Whether it was written is not known" in caught.value.__notes__[0]
+        assert "It is not known whether the object was written" in caught.value.__notes__[0]
         await uow.files.put(text("new", "a"))
     assert await scene.inner.objects() == {"a": b"new"}
     assert "modified outside FennFlow" not in caplog.text

@@ -433,11 +433,11 @@ async def test_a_ticket_that_the_catalog_did_not_make_is_refused(moto_store: Sto
         None,
     ]
     async with moto_store.uow(backend=InMemoryBackendConfig(name="another"))() as uow:
-        with pytest.raises(UploadTicketException, match="this catalog has made"):
+        with pytest.raises(UploadTicketException, match="upload ticket of this catalog"):
             await uow.files.accept(ticket)
     async with uow_class() as uow:
         for each in forged:
-            with pytest.raises(UploadTicketException, match="this catalog has made"):
+            with pytest.raises(UploadTicketException, match="upload ticket of this catalog"):
                 await uow.files.accept(each)  # type: ignore[arg-type]
         for scope in ("tenants/b", "tenants/a/mine", "tenants/a/m"):
             with pytest.raises(UploadTicketException, match="not in the scope"):

@@ -17,10 +17,10 @@ from fennflow.testing import strict_s3_server
 from stores import Store, make_store, new_bucket, s3_config
 
 CONDITIONS = {
-    "a copy to where an object is, is refused",
-    "a copy over another ETag is refused",
-    "a deletion of another ETag is refused",
-    "deletions of other ETags in a batch are refused",
+    "refuses a copy to a key that exists",
+    "refuses a copy if the target has another ETag",
+    "refuses to delete another ETag",
+    "refuses to delete other ETags in a batch",
 }
 
 
@@ -43,7 +43,7 @@ async def test_of_creates_that_arrive_together_on_the_moto_server_one_succeeds(
 
     monkeypatch.setattr(S3Backend, "put_object", put_later)
     checks = await measured(await make_store("moto", request))
-    assert "of ten creates at the same time one succeeds" not in denied(checks)
+    assert "lets one of ten simultaneous creates succeed" not in denied(checks)
 
 
 def denied(checks: Sequence[Check]) -> set[str]:
@@ -62,7 +62,7 @@ async def test_what_a_server_lacks_is_measured() -> None:
     with strict_s3_server(without=["checksums", "upload clean-up"]) as server:
         store = Store(s3_config(server, max_attempts=1), await new_bucket(server), server)
         assert denied(await measured(store)) == {
-            "bytes with another SHA-256 are refused",
+            "refuses bytes with another SHA-256",
             "keeps versions",
             "lists unfinished uploads",
             "aborts unfinished uploads",
@@ -72,17 +72,17 @@ async def test_what_a_server_lacks_is_measured() -> None:
 async def test_conditions_that_are_ignored_are_measured() -> None:
     config = InMemoryConnectorConfig(name="ignores", capabilities=Capabilities())
     found = denied(await measured(Store(config, "bucket")))
-    assert found >= {*CONDITIONS, "a create where an object is, is refused"}
-    assert "of ten creates at the same time one succeeds" in found
+    assert found >= {*CONDITIONS, "refuses to create an object that exists"}
+    assert "lets one of ten simultaneous creates succeed" in found
 
 
 async def test_local_files_are_measured(tmp_path: Path) -> None:
     store = Store(ObstoreConnectorConfig(url=f"file://{tmp_path}"), "bucket")
     found = denied(await measured(store))
     assert found >= {
-        "takes names of 300 bytes",
-        "takes an object below another one (a and a/b)",
-        *(CONDITIONS - {"a copy to where an object is, is refused"}),
+        "accepts names of 300 bytes",
+        "accepts an object below another one (a and a/b)",
+        *(CONDITIONS - {"refuses a copy to a key that exists"}),
     }
 
 

@@ -248,7 +248,7 @@ async def test_what_young_transactions_wrote_is_taken_with_a_shorter_age_as_afte
     report = reported(await reconciled(uow_class, **settings))
     assert report["same"] == (Difference.CHANGED, None)
     assert report["young"] == (Difference.ORPHAN, None)
-    assert f"2 objects in {store.namespace} are not what the catalog says" in caplog.text
+    assert f"2 objects in {store.namespace} differ from the catalog" in caplog.text
 
     class Restored(uow_class):  # type: ignore[valid-type, misc]  # a class made at run time
         config = uow_class.config.model_copy(update={"max_transaction_age": 0.001})

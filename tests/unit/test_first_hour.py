@@ -36,7 +36,7 @@ def declare(**members: Any) -> object:
 @pytest.mark.parametrize(
     ("mistake", "error", "hint"),
     [
-        (lambda: any_field.put, AttributeError, r"in an open unit of work: .*put"),
+        (lambda: any_field.put, AttributeError, r"to an open unit of work: .*put"),
         (lambda: any_class().put(), AttributeError, r"uow\.notes\.put"),
         (lambda: without_async().put(), AttributeError, r"uow\.notes\.put"),
         (lambda: any_class().note, AttributeError, "Its repositories are notes"),

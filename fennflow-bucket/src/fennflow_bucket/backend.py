@@ -66,7 +66,7 @@ _ROW = "transaction_id, token, began_at, lease_until, outcome, held, held_until"
 
 
 def new_backend(config: BucketBackendConfig, settings: ConfigDict) -> Backend:
-    """Return a backend with a connector of its own, so that appends do not queue behind uploads."""
+    """Return a backend with a separate connector, so that appends do not queue behind uploads."""
     connector = config.connector or settings.connector
     new_connector = plugins.registry().connector_for(connector).factory
     retention = max(2 * settings.late_write_period, MIN_RETENTION, config.commit_retention)
@@ -90,12 +90,12 @@ class BucketBackend(Backend):
     """Catalog and journal as a log of objects in the bucket.
 
     Args:
-        config: where.
+        config: where the catalog is.
         connector: to the store of the catalog; opened and closed with the backend.
         root: prefix of the catalog's objects.
-        limits: numbers of the design's rules.
-        lease_ttl: seconds that a lease runs.
-        late_write_period: seconds for which late writes and kept locks stand.
+        limits: the limits in the design's rules.
+        lease_ttl: seconds that a lease lasts.
+        late_write_period: seconds for which late writes and retained locks are kept.
     """
 
     def __init__(
@@ -116,7 +116,7 @@ class BucketBackend(Backend):
         self._stack = AsyncExitStack()
         self._root = root
         self._catalog_id = ""
-        # Whether anything was asked of the catalog since recovery last looked at it.
+        # Whether the catalog was used since the last recovery.
         self._used = True
 
     @property
@@ -164,7 +164,7 @@ class BucketBackend(Backend):
             )
             return next((str(row[0]) for row in rows.fetchall()), None)
 
-        # What is not known here is found out again: that is not worth a request.
+        # If it is not known here, the store is probed again; a read is not worth a request.
         return await self._replica.read(work, current=False)
 
     @override
@@ -175,7 +175,7 @@ class BucketBackend(Backend):
     async def ticket_key(self) -> bytes:
         kept = await self._replica.meta("ticket_key")
         if kept is None:
-            # Another process may have kept one; whichever is first in the log counts.
+            # Another process may have stored one; the first one in the log counts.
             new_key = {"key": secrets.token_hex(32)}
             await self._replica.run(Command("keep_ticket_key", new_key))
             kept = await self._replica.meta("ticket_key")
@@ -199,7 +199,7 @@ class BucketBackend(Backend):
         wanted = sorted(set(keys))
 
         def work(db: Connection) -> dict[ObjectKey, Record]:
-            # Nothing is applied while this runs, so that all are from one moment (I9).
+            # No entry is applied while this runs, so that all records are from one moment (I9).
             return records_at(db, wanted)
 
         return await self._replica.read(work)
@@ -301,7 +301,7 @@ class BucketBackend(Backend):
 
     @override
     async def abort(self, token: TransactionToken, *, lock_wait: float | None = None) -> Decision:
-        del lock_wait  # no transaction is ever open
+        del lock_wait  # no database transaction stays open
         decision = await self._run("abort", token)
         assert isinstance(decision, Decision)  # noqa: S101 - the command returns one
         return decision
@@ -375,7 +375,7 @@ class BucketBackend(Backend):
             )
             return [late_of(row) for row in rows.fetchall()]
 
-        # What is looked after has to be locked first, and that looks at what is current.
+        # A late write is checked under a lock, and taking the lock reads the current state.
         return await self._replica.read(work, current=False)
 
     # --- leases and recovery -----------------------------------------------------------------
@@ -477,7 +477,7 @@ class BucketBackend(Backend):
         transaction_id: str | None = None,
         hurry: bool = False,
     ) -> Sequence[Job]:
-        # What a process has journaled itself it knows of; what others have, it has to look for.
+        # A process knows the jobs that it has journaled itself; it has to look for those of others.
         if not await self._replica.read(has_jobs, current=transaction_id is None):
             return []
         arguments = {

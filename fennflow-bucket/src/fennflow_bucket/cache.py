@@ -13,10 +13,10 @@ from fennflow.exceptions import ConfigException
 
 @contextmanager
 def state_file(cache_dir: Path | None, name: str) -> Generator[tuple[Path, bool]]:
-    """Return a path for the state that no other process uses while the block runs, and if it is kept.
+    """Return a path for the state that no other process uses during the block, and whether it is kept.
 
     Args:
-        cache_dir: where files are kept; None for a temporary one.
+        cache_dir: the directory where files are kept; None for a temporary file.
         name: of the catalog, without a slash.
 
     Raises:
@@ -40,7 +40,7 @@ def state_file(cache_dir: Path | None, name: str) -> Generator[tuple[Path, bool]
 
 
 def _taken(lock: sqlite3.Connection) -> bool:
-    """Return whether this process holds the lock now; it ends with the connection, or the process."""
+    """Return whether this process got the lock, which ends with the connection or the process."""
     try:
         lock.execute("BEGIN EXCLUSIVE")
     except sqlite3.OperationalError:

@@ -1,4 +1,4 @@
-"""Time: how long ago something was, and what the store's clock says (design 009, rules L5 and L10)."""
+"""Time: elapsed time, and an estimate of the store's clock (design 009, rules L5 and L10)."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 SECOND = 1_000_000
-"""Times of the log are integers, in microseconds since the epoch."""
+"""Microseconds per second: times of the log are integers, in microseconds since the epoch."""
 SAMPLE_AGE = 600.0
-"""Seconds after which the store is asked for the time again: clocks drift."""
+"""Seconds after which the store's time is read again, because clocks drift."""
 
 _BOOT: int | None = getattr(time, "CLOCK_BOOTTIME", None)
 if sys.platform == "darwin":
-    _BOOT = time.CLOCK_MONOTONIC  # not what `time.monotonic` reads there
+    _BOOT = time.CLOCK_MONOTONIC  # `time.monotonic` reads another clock there
 
 
 def boot_time() -> float:
-    """Return seconds since some fixed point, those in which the machine was suspended included."""
+    """Return the seconds since some fixed point, including the time of suspensions."""
     return time.monotonic() if _BOOT is None else time.clock_gettime(_BOOT)
 
 
 class Moment(NamedTuple):
-    """A moment by all clocks of the machine, none of which is trusted alone."""
+    """A moment by all clocks of the machine; none is trusted alone."""
 
     monotonic: float
     boot: float
@@ -35,7 +35,7 @@ class Moment(NamedTuple):
         return cls(time.monotonic(), boot_time(), time.time())
 
     def age(self) -> float:
-        """Return the seconds since then by the clock that counted most of them (L5)."""
+        """Return the seconds since then, by the clock that shows the longest time (L5)."""
         now = Moment.now()
         return max(each - then for each, then in zip(now, self, strict=True))
 
@@ -44,9 +44,9 @@ class Moment(NamedTuple):
 class StoreClock:
     """An estimate of the store's clock that is never ahead of it (L10).
 
-    What the store says of an object that was created was the time at some moment before. So each
-    sample is a lower bound, a good one if the object is new, and the largest of them is the best. The
-    machine's clock may drift against the store's, so they are forgotten after a while.
+    The modification time of a created object was the store's time at some earlier moment. So each
+    sample is a lower bound, a good one if the object is new, and the largest sample is the best.
+    Since the machine's clock may drift relative to the store's, samples expire.
     """
 
     _offset: float | None = None
@@ -58,7 +58,7 @@ class StoreClock:
         return self._offset is None or boot_time() - self._since > SAMPLE_AGE
 
     def sample(self, modified_at: float, created: float | None = None) -> None:
-        """Note what the store said of an object that this process has just created.
+        """Add the store's time of an object that this process has just created.
 
         Args:
             modified_at: seconds since the epoch, by the store's clock.
@@ -71,6 +71,6 @@ class StoreClock:
             self._offset = max(self._offset, offset)
 
     def now(self) -> int:
-        """Return the time in microseconds since the epoch; the machine's own before any sample."""
+        """Return the time in microseconds since the epoch; without a sample, the machine's own."""
         seconds = time.time() if self._offset is None else self._offset + boot_time()
         return int(seconds * SECOND)

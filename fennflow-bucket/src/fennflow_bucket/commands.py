@@ -1,8 +1,8 @@
-"""The commands of the log: each changes the state, in a way that the state alone decides.
+"""The commands of the log: each changes the state deterministically.
 
-A process that appends runs a command on its own state first, where it may raise: then it is not
-appended. Every other process applies what was appended to the same state, so that there it cannot
-fail. So a command reads no clock and nothing random: times are those of its entry.
+A process runs a command on its own state before it appends it. If the command raises, it is not
+appended. Every other process applies the command to the same state, where it cannot fail. So a
+command uses no clock and no random values: times are those of its entry.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ from fennflow_bucket.jobs import JOB_COMMANDS, drop_compensations, put_jobs
 from fennflow_bucket.rows import Arguments, Row, intent_row, record_of
 
 WRITER_KEPT = 7 * 86400 * SECOND
-"""Microseconds after its last entry for which a writer is known."""
+"""Microseconds for which a writer is remembered after its last entry."""
 
 
 class PlanError(Exception):
-    """The plan of a caller raised, which says nothing about the rows.
+    """The plan of a caller raised; this is not an error of the rows.
 
     Args:
-        raised: what it raised.
+        raised: the exception of the plan.
     """
 
     def __init__(self, raised: Exception) -> None:
@@ -46,13 +46,13 @@ class PlanError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """What the commands of one entry share.
+    """The values that the commands of one entry share.
 
     Args:
         db: the connection, inside a transaction.
         now: the time of the entry, in microseconds.
-        lease: how long a lease runs, in microseconds, as the writer is configured.
-        late: how long a request may arrive late, also in microseconds.
+        lease: how long a lease lasts, in microseconds, by the configuration of the writer.
+        late: how long late writes are possible, also in microseconds.
     """
 
     db: sqlite3.Connection
@@ -67,9 +67,9 @@ class Command:
 
     Args:
         name: of the function.
-        arguments: what the log holds.
-        local: what the log does not hold, since it decides before the entry is sent: a plan, and
-            the records that were read.
+        arguments: the arguments, which the log stores.
+        local: values that the log does not store, because they are used before the entry is sent: a
+            plan, and the records that were read.
     """
 
     name: str
@@ -77,12 +77,12 @@ class Command:
     local: Any = None
 
     def run(self, entry: Entry) -> Any:
-        """Run it on the own state; `arguments` are complete afterwards."""
+        """Run it on this process's state; `arguments` are complete afterwards."""
         return COMMANDS[self.name](entry, self.arguments, self.local)
 
 
 def forget(entry: Entry) -> None:
-    """Forget what has expired: outcomes (P5), kept locks (P20 b) and writers; first in each entry."""
+    """Remove expired outcomes (P5), retained locks (P20 b) and writers; runs first in each entry."""
     entry.db.execute(
         "DELETE FROM outcomes WHERE forget_at <= ? AND NOT EXISTS "
         "(SELECT 1 FROM transactions AS t WHERE t.transaction_id = outcomes.transaction_id) "
@@ -100,7 +100,7 @@ def seq_of(entry: Entry, writer: str) -> int:
 
 
 def note_writer(entry: Entry, writer: str, seq: int) -> None:
-    """Note the number of a writer's entry; last in each entry (L2)."""
+    """Store the number of a writer's entry; runs last in each entry (L2)."""
     entry.db.execute(
         "INSERT INTO writers VALUES (?, ?, ?) ON CONFLICT DO UPDATE "
         "SET seq = excluded.seq, seen_at = excluded.seen_at",
@@ -109,10 +109,10 @@ def note_writer(entry: Entry, writer: str, seq: int) -> None:
 
 
 def lost(transaction_id: str) -> TransactionLostException:
-    """Return the error for a transaction that is another process's, or decided otherwise."""
+    """Return the error for a transaction that another process owns or has decided."""
     message = (
         f"Transaction {transaction_id} no longer belongs to this process: its lease ran out, or it "
-        "was decided otherwise. Nothing of it was committed here; run the unit of work again."
+        "was already decided. None of it was committed here; run the unit of work again."
     )
     return TransactionLostException(message)
 
@@ -152,7 +152,7 @@ def records_from(
 def names_from(
     db: sqlite3.Connection, namespace: str, prefix: str, start: str, limit: int, delimiter: str
 ) -> list[Record]:
-    """Return what `Backend.scan_names` returns: each is looked up from where the last one ends."""
+    """Return what `Backend.scan_names` returns; each look-up starts after the last name."""
     found: list[Record] = []
     following: str | None = start
     while following is not None and len(found) < limit:
@@ -166,7 +166,7 @@ def _row(entry: Entry, arguments: Arguments) -> str | None:
     """Return the outcome of a transaction whose row has the token.
 
     Raises:
-        TransactionLostException: it has none, or another token.
+        TransactionLostException: it has no row, or a row with another token.
     """
     row = _find(entry, arguments)
     if row is None:
@@ -255,7 +255,7 @@ def _check_locks(entry: Entry, transaction_id: str, keys: list[Row]) -> None:
     """Raise if another transaction holds one of the keys.
 
     Raises:
-        RecordLockedException: it names the key that is free last.
+        RecordLockedException: it names the key that stays locked longest.
     """
     worst: tuple[float, ObjectKey, str, int | None] | None = None
     for namespace, key in keys:
@@ -334,7 +334,7 @@ def _add_late_writes(entry: Entry, rows: list[Row]) -> None:
 
 
 def _drop(entry: Entry, transaction_id: str) -> None:
-    """Remove the rows of a transaction; its outcome stays for a while (P5)."""
+    """Remove the rows of a transaction; its outcome is kept for a while (P5)."""
     db = entry.db
     db.execute(
         "UPDATE outcomes SET forget_at = ? WHERE transaction_id = ?",
@@ -355,7 +355,7 @@ def _abort(entry: Entry, arguments: Arguments, _: Any) -> Decision:
             "SELECT outcome FROM outcomes WHERE transaction_id = ?", (transaction_id,)
         ).fetchone()
         if decided is None:
-            # Nothing of it was ever staged; decided all the same, so nothing ever is.
+            # It has no rows; deciding it anyway ensures that it never gets any.
             _decide(entry, transaction_id, Outcome.ABORTED)
             return Decision(outcome=Outcome.ABORTED, finished=True)
         return Decision(outcome=Outcome(decided[0]), finished=True)
@@ -397,7 +397,7 @@ def _settle(entry: Entry, arguments: Arguments, _: Any) -> None:
         arguments["checked"],
     )
     _add_late_writes(entry, arguments["late"])
-    # A lock is kept only if it is released now, and was not before.
+    # A lock is retained only if it is released now for the first time.
     released = arguments["keys"]
     among = None if released is None else {tuple(key) for key in released}
     kept = [key for key in arguments["keep"] if among is None or tuple(key) in among]
@@ -507,7 +507,7 @@ def _end_fill(entry: Entry, arguments: Arguments, _: Any) -> None:
 
 
 def _fills(entry: Entry, arguments: Arguments) -> bool:
-    """Return whether a fill is under way, and no other one of its area."""
+    """Return whether this fill of its area is in progress, and no other."""
     found = entry.db.execute(
         "SELECT 1 FROM fills WHERE namespace = ? AND prefix = ? AND fill_id = ?",
         (*arguments["area"], arguments["id"]),
@@ -533,5 +533,5 @@ COMMANDS: Mapping[str, Callable[[Entry, Any, Any], Any]] = {
     "take_held": _take_held,
     **JOB_COMMANDS,
 }
-"""By name. What one of them does to the state belongs to the format: another meaning needs another
-name, or another version of the format."""
+"""The commands by name. Their effect on the state is part of the format: a different effect needs
+another name, or another version of the format."""

@@ -1,4 +1,4 @@
-"""What a user configures of the backend in the bucket."""
+"""The configuration of the backend in the bucket."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ class BucketBackendConfig(BackendConfig):
     GCS, Azure, R2, MinIO and SeaweedFS do; another store is refused at the first write.
 
     Args:
-        namespace: the bucket that holds the catalog. Its records may be about any bucket of the
-            same store.
+        namespace: the bucket that holds the catalog. Its records may be for any bucket of the same
+            store.
         name: of the catalog; several catalogs can share a bucket.
         connector: to the store that holds the catalog; None for the connector of the `ConfigDict`.
         cache_dir: directory in which the local copy of the catalog is kept between runs, so that a
             process with a large catalog starts quickly. None for a temporary file.
-        max_staleness: seconds for which reads may trust what was known to be current. With 0 every
+        max_staleness: seconds for which reads may use the local copy without a check. With 0 every
             read outside a transaction's own keys sends one GET first.
         max_batch: how many commands of concurrent transactions share one object of the log.
-        commit_retention: seconds for which `UOW.commits()` can go on behind a commit at least. The log is
-            kept for half an hour in any case; keeping it longer costs storage, and listings of it. All
-            processes need the same.
+        commit_retention: the least number of seconds for which `UOW.commits()` can continue after a
+            commit. The log is kept for half an hour in any case; keeping it longer costs storage
+            and more requests to list it. All processes need the same value.
 
     Raises:
         ConfigException: a name that is not a valid path segment, or a number out of range.
@@ -55,8 +55,10 @@ class BucketBackendConfig(BackendConfig):
     @field_validator("connector", mode="before")
     @classmethod
     def _connector(cls, value: object) -> object:
-        # A dict would be taken for the base class: the class names the plugin.
+        # Pydantic would build the base class from a dict, but the class determines the plugin.
         if value is not None and not isinstance(value, ConnectorConfig):
-            message = f"takes an instance of a ConnectorConfig subclass, not {type(value).__name__}"
+            message = (
+                f"must be an instance of a ConnectorConfig subclass, not {type(value).__name__}"
+            )
             raise ValueError(message)
         return value

@@ -1,4 +1,4 @@
-"""The feed of commits, read from the log: the order of its entries is that of the commits (P38)."""
+"""The feed of commits, read from the log, whose entries are in the order of the commits (P38)."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ class Place:
     """A place in the feed.
 
     Args:
-        position: of the entry that is read next.
+        position: the position of the next entry to read.
         skipped: how many of its commits come before this place.
-        before: the digest of the entry before it, or how it begins: it shows whether this is the log
-            that the cursor is of. Empty if it is not known.
+        before: the digest of the entry before it, or its beginning; it shows whether the cursor
+            belongs to this log. Empty if it is not known.
     """
 
     position: int
@@ -40,7 +40,7 @@ class Place:
         """Return the place of a cursor.
 
         Raises:
-            CursorException: it is none.
+            CursorException: it is not a cursor.
         """
         found = _CURSOR.fullmatch(cursor)
         if found is None:
@@ -49,19 +49,19 @@ class Place:
 
     @property
     def cursor(self) -> str:
-        """What users keep of it."""
+        """The cursor of this place, for users."""
         return f"{self.position}.{self.skipped}.{self.before[:DIGEST_DIGITS]}"
 
 
 async def commits(
     replica: Replica, after: str | None, limit: int
 ) -> Sequence[CommittedTransaction]:
-    """Do what `Backend.commits` says."""
+    """Implement `Backend.commits`."""
     given = None if after is None else Place.of(after)
     end = await replica.current_position()
     place = given or Place(await replica.first_kept())
     if place.position > end.number:
-        # That is the end of the feed, if it is one of this log.
+        # It is the end of the feed, if the cursor belongs to this log.
         if place.position > end.number + 1 or not end.last.startswith(place.before):
             raise bad_cursor(place.cursor)
         return []
@@ -71,7 +71,7 @@ async def commits(
         if read is None and found:
             break
         if read is None and given is None:
-            return await commits(replica, None, limit)  # the first one was removed meanwhile
+            return await commits(replica, None, limit)  # the first entry was removed meanwhile
         if read is None or (read.before and not _digest(read.before).startswith(place.before)):
             raise bad_cursor(place.cursor)
         for body, entry in read.entries:
@@ -101,7 +101,7 @@ def _commits_of(entry: LogEntry, before: str, digest: str) -> Iterator[Committed
     """Return the commits of an entry.
 
     Args:
-        entry: which one.
+        entry: the entry.
         before: digest of the entry before it.
         digest: of this one.
     """

@@ -1,6 +1,6 @@
 """The part of a replica that follows the log: it applies what others append (design 009).
 
-What the rules L5, L9, L10 and L12 say is done here.
+It implements rules L5, L9, L10 and L12.
 """
 
 from __future__ import annotations
@@ -37,21 +37,22 @@ R = TypeVar("R")
 
 READ_AT_ONCE = 32
 CLOSING = 30.0
-"""Seconds for which closing waits for a snapshot that is being written."""
+"""Seconds for which closing waits for an unfinished snapshot."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """Numbers of the design's rules.
+    """The limits in the design's rules.
 
     Args:
-        retention: seconds that a snapshot has to exist before what it replaces is deleted (L8).
+        retention: the age in seconds of a snapshot at which the objects that it replaces are
+            deleted (L8).
         trusted: seconds for which a contact is trusted (L5).
-        max_staleness: seconds for which reads do without a request (L9).
+        max_staleness: seconds for which reads need no request (L9).
         max_batch: commands that share an entry (L4).
-        max_bytes: of an entry with several commands (L4).
-        snapshot_bytes: of the log, after which a snapshot is written (L7).
-        snapshot_entries: of the log, after which a snapshot is written.
+        max_bytes: the largest size of an entry with several commands (L4).
+        snapshot_bytes: the size of the log after which a snapshot is written (L7).
+        snapshot_entries: the number of entries after which a snapshot is written.
     """
 
     retention: float = 1920.0
@@ -64,11 +65,11 @@ class Limits:
 
 
 class Follower(ABC):
-    """The state of a catalog, kept current.
+    """The state of a catalog, kept up to date.
 
     Args:
         log: the objects in the bucket.
-        limits: numbers of the rules.
+        limits: the limits in the rules.
     """
 
     def __init__(self, log: Log, limits: Limits) -> None:
@@ -79,7 +80,7 @@ class Follower(ABC):
         self._threads = Threads(max_workers=1, thread_name_prefix="fennflow-bucket")
         self._state: State | None = None
         self._contact: Moment | None = None
-        # Held while entries are applied, and from the trial of an entry to its end.
+        # Held while entries are applied, and from the trial of an entry to its outcome.
         self._turn = asyncio.Lock()
         self._readers: list[asyncio.Future[None]] = []
         self._looking: asyncio.Task[None] | None = None
@@ -90,11 +91,12 @@ class Follower(ABC):
 
     @abstractmethod
     async def _load(self, *, opening: bool = False) -> None:
-        """Be current, however long ago the last contact was, under the turn (L6).
+        """Bring the state up to date, however old it is; call it with the lock held (L6).
 
         Raises:
             BackendUnavailableException: the log changed faster than it could be read.
-            CatalogDivergedException: it is not the log that this process knows, or it is damaged.
+            CatalogDivergedException: it is not the log that this process has read before, or it is
+                damaged.
         """
 
     # --- what the backend calls --------------------------------------------------------------
@@ -103,7 +105,7 @@ class Follower(ABC):
         """Load the catalog into a local file.
 
         Args:
-            path: of the file; what is in it is used if it belongs to this catalog.
+            path: of the file; its content is used if it belongs to this catalog.
             kept: whether it outlives the process.
 
         Raises:
@@ -138,8 +140,8 @@ class Follower(ABC):
         """Read the local state.
 
         Args:
-            work: runs statements, in the thread of the state.
-            current: whether it has to be that of a moment not before the call (L9).
+            work: runs statements in the thread of the state.
+            current: whether the state must not be older than the call (L9).
 
         Raises:
             BackendUnavailableException: the store cannot be reached.
@@ -160,11 +162,11 @@ class Follower(ABC):
 
     @property
     def position(self) -> Position:
-        """How far the state has come."""
+        """The position of the state in the log."""
         return self._opened().position
 
     async def meta(self, name: str) -> str | None:
-        """Return what is fixed for the catalog: its `catalog_id`, or its `ticket_key`, if it has one."""
+        """Return a fixed value of the catalog, its `catalog_id` or its `ticket_key`, if it has one."""
         state = self._opened()
         return await self._thread(lambda: state.meta(name))
 
@@ -186,11 +188,11 @@ class Follower(ABC):
 
     @property
     def _trusted(self) -> bool:
-        """Whether the end of the log is known to be where it seems to be (L5)."""
+        """Whether the known end of the log can still be trusted (L5)."""
         return self._contact is not None and self._contact.age() <= self._limits.trusted
 
     def _met(self, start: Moment) -> None:
-        """Note a request, begun at a moment, that found the next position free (L5)."""
+        """Note that a request, which began at a moment, found the next position free (L5)."""
         if self._contact is None or start > self._contact:
             self._contact = start
 
@@ -199,7 +201,7 @@ class Follower(ABC):
         message = (
             f"{name} does not continue the state of this process: {reason}. Either the log was "
             "changed by something other than FennFlow, or this is a bug of FennFlow. This process "
-            "serves nothing any more, and changed nothing. Keep a copy of the bucket, restart the "
+            "no longer uses it, and has changed nothing. Keep a copy of the bucket, restart the "
             "process, and report it if it happens again."
         )
         self._diverged = CatalogDivergedException(message)
@@ -212,10 +214,11 @@ class Follower(ABC):
     # --- reading (L9) ------------------------------------------------------------------------
 
     async def _current(self, allowed: float = 0.0) -> None:
-        """Be as current as is asked for.
+        """Bring the state up to date as far as required.
 
         Args:
-            allowed: seconds for which the last contact will do; else it is one after the call.
+            allowed: the largest age of the last contact in seconds; if it is older, the log is read
+                again.
         """
         contact = self._contact
         if allowed and contact is not None and contact.age() <= allowed:
@@ -227,7 +230,7 @@ class Follower(ABC):
         await waiting
 
     async def _look_all(self) -> None:
-        """Look for new entries for the reads that wait; reads that come meanwhile wait for the next look."""
+        """Look for new entries for the waiting reads; later reads wait for the next look."""
         while self._readers:
             readers, self._readers = self._readers, []
             try:
@@ -235,13 +238,13 @@ class Follower(ABC):
             except asyncio.CancelledError:
                 _answer(readers, error=self._unavailable("closed"))
                 raise
-            except Exception as error:  # noqa: BLE001 - raised by those who wait
+            except Exception as error:  # noqa: BLE001 - raised by the waiting calls
                 _answer(readers, error=self._as_backend_error(error))
             else:
                 _answer(readers)
 
     async def _look(self) -> None:
-        """Be current as of a moment after the call."""
+        """Bring the state up to a moment after the call."""
         after = self.position.number
         start = Moment.now()
         body = await self._log.read(after + 1)
@@ -257,7 +260,7 @@ class Follower(ABC):
                 await self._advance()
 
     async def _advance(self) -> bool:
-        """Apply new entries, under the turn; return whether there were any."""
+        """Apply new entries, with the lock held; return whether there were any."""
         start = Moment.now()
         body = await self._log.read(self.position.number + 1)
         if not self._trusted:
@@ -270,7 +273,7 @@ class Follower(ABC):
         return True
 
     async def _catch_up(self, body: bytes) -> None:
-        """Apply the entry after the state, and those that follow it, more and more at once."""
+        """Apply the entry after the state and those that follow it, in growing batches."""
         bodies, width = [body], 1
         while bodies:
             await self._apply(bodies)
@@ -289,7 +292,7 @@ class Follower(ABC):
         """Return consecutive entries, up to the first that does not exist.
 
         Raises:
-            Exception: what the first that failed has raised.
+            Exception: the first exception of a read.
         """
         try:
             async with asyncio.TaskGroup() as group:
@@ -332,7 +335,7 @@ class Follower(ABC):
         try:
             return self._replayed(state, position, body)
         except DAMAGE as error:
-            reason = f"it is not an entry of a log, or not of this one ({error!r})"
+            reason = f"it is not an entry of this log ({error!r})"
             raise self._diverge(number, reason) from error
 
     def _replayed(self, state: State, position: Position, body: bytes) -> Position:
@@ -360,12 +363,12 @@ class Follower(ABC):
     def _unavailable(self, reason: object) -> BackendUnavailableException:
         message = (
             f"The catalog {self._log.namespace}/{self._log.root} could not be reached: {reason}. "
-            "What was under way may or may not have been done."
+            "Operations in progress may or may not have been done."
         )
         return BackendUnavailableException(message)
 
     def _as_backend_error(self, error: Exception) -> Exception:
-        """Return what callers get for a request that failed."""
+        """Return the exception that callers get for a failed request."""
         if isinstance(error, FennFlowException) and not isinstance(
             error, ConnectorUnavailableException
         ):
@@ -376,7 +379,7 @@ class Follower(ABC):
 
 
 def _open_state(path: Path, *, kept: bool) -> State:
-    """Open a local file; one that cannot be used is made again from the bucket."""
+    """Open a local file; if it cannot be used, create it again from the bucket."""
     try:
         return State(path, kept=kept)
     except sqlite3.DatabaseError:
@@ -397,7 +400,7 @@ def position_after(position: Position, digest: int, now: int, body: bytes) -> Po
 
 
 def start(work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-    """Start a task that outlives the request that needs it, without its context variables."""
+    """Start a task that outlives its request, without the request's context variables."""
     return asyncio.get_running_loop().create_task(work, context=Context())
 
 

@@ -1,4 +1,4 @@
-"""Compensations and hooks in the state: the commands that change them, and which of them are due."""
+"""Compensations and hooks in the state: the commands that change them, and queries for due ones."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _WAITS = (
 
 
 def job_row(job: Job) -> Row:
-    """Return the row of a job that was not called yet."""
+    """Return the row of a job that has not been called yet."""
     after = None if job.after is None else job.after.value
     return [job.transaction_id, job.number, job.name, job.arguments, after, job.key]
 
@@ -56,7 +56,7 @@ def has_jobs(db: Connection) -> bool:
 
 
 def jobs_in(db: Connection, transaction_id: str | None, limit: int) -> list[Job]:
-    """Return those of a transaction, or those that are due or being called, oldest first."""
+    """Return the jobs of a transaction, or those that are due or being called, oldest first."""
     which = _DUE if transaction_id is None else "job.transaction_id = :transaction"
     rows = db.execute(
         f"SELECT {_COLUMNS} FROM jobs AS job WHERE {which} ORDER BY position LIMIT :limit",
@@ -66,7 +66,7 @@ def jobs_in(db: Connection, transaction_id: str | None, limit: int) -> list[Job]
 
 
 def put_jobs(entry: Entry, rows: Sequence[Row]) -> None:
-    """Journal jobs; an attempt of one that is there already is fenced off."""
+    """Journal jobs; a running attempt of an existing job is fenced off."""
     entry.db.executemany(
         "INSERT INTO jobs SELECT ?, ?, COALESCE(MAX(position), 0) + 1, ?, ?, ?, ?, 0, ?, 0, NULL "
         "FROM jobs WHERE true ON CONFLICT DO UPDATE SET after = excluded.after, "
@@ -76,7 +76,7 @@ def put_jobs(entry: Entry, rows: Sequence[Row]) -> None:
 
 
 def drop_compensations(entry: Entry, transaction_id: str) -> None:
-    """Remove those of a transaction that commits (P34)."""
+    """Remove the compensations of a transaction that commits (P34)."""
     entry.db.execute(
         "DELETE FROM jobs WHERE transaction_id = ? AND after = 'aborted'", (transaction_id,)
     )

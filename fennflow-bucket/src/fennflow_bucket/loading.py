@@ -1,6 +1,6 @@
 """The part of a replica that loads the catalog, writes snapshots, and deletes what they replace.
 
-What the rules L6, L7 and L8 say is done here.
+It implements rules L6, L7 and L8.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ LOADS = 10
 
 @dataclass(frozen=True, slots=True)
 class Entries:
-    """Entries of the log that follow each other.
+    """Consecutive entries of the log.
 
     Args:
-        before: the bytes of the one before them; None if there is none any more.
-        entries: their bytes, and what they say.
+        before: the bytes of the entry before them; None if it was removed.
+        entries: their bytes and their contents.
     """
 
     before: bytes | None
@@ -46,7 +46,7 @@ class Entries:
 
 
 class Loader(Follower):
-    """A follower that can load the catalog, and keeps the load short for others."""
+    """A follower that can load the catalog, and writes snapshots so that later loads are short."""
 
     # --- loading (L6) ------------------------------------------------------------------------
 
@@ -67,12 +67,13 @@ class Loader(Follower):
         raise BackendUnavailableException(message)
 
     async def _load_once(self, *, opening: bool) -> bool:
-        """Read a snapshot, unless the own state will do, and all entries after it.
+        """Read a snapshot, unless the local state can be used, and all entries after it.
 
         Returns:
             whether there was no gap.
         """
-        # In this order: a boundary is created after its snapshot, which only a newer one replaces.
+        # The order matters: a boundary is created after its snapshot, and only a newer snapshot
+        # replaces that.
         boundary = await self._boundary()
         snapshots = await self._log.list(SNAPSHOT)
         newest = max(snapshots, default=-1)
@@ -92,10 +93,10 @@ class Loader(Follower):
         return await self._load_entries()
 
     async def _continues(self, boundary: int, *, opening: bool) -> bool:
-        """Return whether the own state is one of this log, with all entries after it there.
+        """Return whether the local state belongs to this log, and all entries after it still exist.
 
         Raises:
-            CatalogDivergedException: this process has served it, and it is not.
+            CatalogDivergedException: it does not, although this process has used it.
         """
         position = self.position
         if position.number < 0:
@@ -112,11 +113,11 @@ class Loader(Follower):
         )
 
     async def _boundary(self) -> int:
-        """Return up to which position entries may have been deleted."""
+        """Return the position up to which entries may have been deleted."""
         return max(await self._log.list(BOUNDARY), default=-1)
 
     async def _forget(self) -> None:
-        """Begin with nothing."""
+        """Reset to an empty state."""
         state = self._opened()
         if state.position == Position():
             return
@@ -170,7 +171,7 @@ class Loader(Follower):
     # --- the feed of commits -----------------------------------------------------------------
 
     async def current_position(self) -> Position:
-        """Return how far the log has come, as of a moment not before the call (L9)."""
+        """Return the end of the log at a moment not before the call (L9)."""
         self._check()
         await self._current()
         return self.position
@@ -183,21 +184,22 @@ class Loader(Follower):
             raise self._as_backend_error(error) from error
 
     async def entries(self, first: int, last: int) -> Entries | None:
-        """Read entries again that were applied: some of those from `first` to `last`.
+        """Read some of the applied entries from `first` to `last` again.
 
         Returns:
             None if `first` may have been deleted.
 
         Raises:
-            CatalogDivergedException: one is missing or damaged that was not.
+            CatalogDivergedException: an entry is now missing or damaged.
             BackendUnavailableException: the store cannot be reached.
         """
         count = min(last - first + 1, READ_AT_ONCE)
         try:
             before = await self._log.read(first - 1) if first else None
             bodies = await self._read_many(first, count)
-            # Afterwards: a boundary is created before anything up to it is deleted or, by a request that
-            # arrives late, created again. So what was read behind it is the log (L8).
+            # The boundary is read afterwards: it is created before anything up to it is deleted or,
+            # by a late request, created again. So the entries that were read after it are the log
+            # (L8).
             boundary = await self._boundary()
         except Exception as error:
             raise self._as_backend_error(error) from error
@@ -223,7 +225,7 @@ class Loader(Follower):
         return entries >= limits.snapshot_entries or position.log_bytes > most
 
     async def _tidy(self) -> None:
-        """Write a snapshot unless another process has, and delete what old ones have replaced."""
+        """Write a snapshot unless another process has, and delete what old snapshots have replaced."""
         try:
             snapshots = await self._log.list(SNAPSHOT)
             newest = max(snapshots, default=-1)
@@ -232,7 +234,7 @@ class Loader(Follower):
             if self._snapshot_due:
                 await self._write_snapshot()
                 await self.collect()
-        except Exception as error:  # noqa: BLE001 - logged, and done after a later entry
+        except Exception as error:  # noqa: BLE001 - logged, and repeated after a later entry
             logger.warning(
                 "No snapshot of the catalog %s/%s was written, or old entries were not deleted: %r. "
                 "It is tried again after the next transaction.",
@@ -259,7 +261,7 @@ class Loader(Follower):
             await self._thread(frozen.close)
 
     async def _noted(self, number: int, size: int) -> None:
-        """Note a snapshot, from which the log is counted now."""
+        """Note a snapshot; the size of the log is counted from it."""
         state = self._opened()
         async with self._turn:
             if number > state.position.snapshot:
@@ -270,14 +272,14 @@ class Loader(Follower):
     async def collect(self) -> None:
         """Delete entries and snapshots that an old snapshot has replaced (L8).
 
-        Uploads of snapshots that a newer one has replaced are aborted when they are as old: the
-        processes that began them have died.
+        Unfinished uploads of snapshots that a newer one has replaced are aborted at the same age,
+        since the processes that began them have died.
 
         Raises:
-            BaseConnectorException: not all could be deleted; what is left is deleted next time.
+            BaseConnectorException: not all could be deleted; the rest is deleted next time.
         """
         snapshots = await self._log.list(SNAPSHOT)
-        # By the store's clock, and its age alone counts: in an idle catalog the last entry is old.
+        # Use only its age by the store's clock: in an idle catalog the last entry is old.
         before = self._clock.now() / SECOND - self._limits.retention
         old = [
             number
@@ -289,7 +291,7 @@ class Loader(Follower):
         await self._log.abort_uploads(until=max(snapshots, default=-1), before=before)
 
     async def _delete_replaced(self, last: int, snapshots: Mapping[int, StoredObject]) -> None:
-        """Delete what a snapshot has replaced that is old enough."""
+        """Delete the objects that a sufficiently old snapshot has replaced."""
         boundaries = await self._log.list(BOUNDARY)
         if last > max(boundaries, default=-1):
             with suppress(PreconditionFailedException):

@@ -34,7 +34,7 @@ from fennflow_bucket.rows import dumps
 logger = logging.getLogger("fennflow")
 
 FORMAT = 1
-"""Of entries and snapshots. A process that finds a newer one refuses to serve."""
+"""The version of entries and snapshots. A process that finds a newer one refuses to use the catalog."""
 DIGITS = 20
 LOG, SNAPSHOT, BOUNDARY, PROBE = "log", "snapshot", "boundary", "probe"
 
@@ -49,7 +49,7 @@ DAMAGE: tuple[type[Exception], ...] = (
     sqlite3.InterfaceError,
     sqlite3.ProgrammingError,
 )
-"""What is raised while an object is read and applied that FennFlow did not write."""
+"""Exceptions while an object that FennFlow did not write is read and applied."""
 ENTRY_TYPE = ObjectAttributes(media_type="application/json", metadata={"fennflow_log": "1"})
 SNAPSHOT_TYPE = ObjectAttributes(media_type="application/gzip", metadata={"fennflow_log": "1"})
 
@@ -59,15 +59,15 @@ class LogEntry:
     """One entry of the log.
 
     Args:
-        position: where it is.
-        writer: which process wrote it.
+        position: its position in the log.
+        writer: the process that wrote it.
         seq: numbers the entries of a writer.
         at: the time that the writer proposes, in microseconds by the store's clock (L10).
-        digest: of the state before it (L12).
-        lease: how long a lease that it gives runs, in microseconds.
+        digest: the digest of the state before it (L12).
+        lease: how long a lease that it grants lasts, in microseconds.
         late: how long after it a late write of its commands is due, in microseconds.
         waited: microseconds from the first attempt to append its commands to this one (L1).
-        commands: names and arguments.
+        commands: names and arguments of its commands.
     """
 
     position: int
@@ -123,11 +123,11 @@ def load_entry(body: bytes, name: str) -> LogEntry:
 
 
 def check_format(value: Any, name: str) -> None:
-    """Refuse what another version wrote.
+    """Refuse an object that a newer version wrote.
 
     Raises:
         ConfigException: the version is newer.
-        ValueError: there is none.
+        ValueError: there is no version.
     """
     fields = cast("dict[str, object]", value) if isinstance(value, dict) else {}
     found = fields.get("format")
@@ -136,7 +136,7 @@ def check_format(value: Any, name: str) -> None:
         raise ValueError(message)  # noqa: TRY004 - a damaged object, no caller's mistake
     if found != FORMAT:
         message = (
-            f"{name} has version {found} of the catalog's format, and this fennflow-bucket knows "
+            f"{name} has version {found} of the catalog's format, but this fennflow-bucket supports "
             f"version {FORMAT}. Upgrade fennflow-bucket; nothing was changed."
         )
         raise ConfigException(message)
@@ -146,7 +146,7 @@ class Log:
     """The objects of one catalog.
 
     Args:
-        connector: does the requests.
+        connector: sends the requests.
         namespace: the bucket.
         root: the prefix of the catalog, without a slash at its end.
     """
@@ -164,7 +164,7 @@ class Log:
         """Create an object.
 
         Raises:
-            PreconditionFailedException: there is one already, or the store cannot decide yet.
+            PreconditionFailedException: it exists, or the store cannot decide yet.
             Exception: it may have been created, unless a BaseConnectorException says that it is
                 not `ambiguous`.
         """
@@ -182,11 +182,11 @@ class Log:
         return body
 
     async def head(self, position: int) -> StoredObject | None:
-        """Return what the store says of an entry."""
+        """Return the store's description of an entry."""
         return await self.connector.head(self.namespace, Location(self.name(LOG, position)))
 
     async def list(self, kind: str, *, after: int = -1) -> dict[int, StoredObject]:
-        """Return the objects of a kind behind a position, by position and in its order."""
+        """Return the objects of a kind after a position, by position, in order."""
         prefix = self._prefix(kind)
         start_after = self.name(kind, after) if after >= 0 else ""
         found: dict[int, StoredObject] = {}
@@ -198,7 +198,8 @@ class Log:
                 if position is not None and position > after:
                     found[position] = stored
         except IncompleteListingException as error:
-            # Of local files each that is left out is named. What cannot be an entry is passed over.
+            # For local files, each file that was left out is named. Names that cannot be entries
+            # are ignored.
             hidden = (self._position(kind, each) is not None for each in error.prefixes)
             if any(each.endswith("/") or not each for each in error.prefixes) or any(hidden):
                 raise
@@ -214,10 +215,10 @@ class Log:
         return int(digits) if whole else None
 
     async def upload_snapshot(self, position: int, chunks: AsyncIterator[bytes]) -> None:
-        """Create a snapshot from chunks; what an attempt leaves behind is removed.
+        """Create a snapshot from chunks; leftovers of a failed attempt are removed.
 
         Raises:
-            PreconditionFailedException: there is one of this position.
+            PreconditionFailedException: a snapshot of this position exists.
         """
         key = self.name(SNAPSHOT, position)
         uploads: list[str] = []
@@ -234,7 +235,7 @@ class Log:
             for upload_id in uploads:
                 try:
                     await self.connector.abort_upload(self.namespace, key, upload_id)
-                except Exception as error:  # noqa: BLE001 - logged: what has ended the upload is raised
+                except Exception as error:  # noqa: BLE001 - logged; the first one is raised
                     logger.warning(
                         "The upload %s of the snapshot %s/%s was cut off, and its parts could not be "
                         "deleted: %r. They are deleted after a later snapshot.",
@@ -246,16 +247,17 @@ class Log:
             raise
 
     async def abort_uploads(self, *, until: int, before: float) -> None:
-        """Abort uploads of snapshots in parts that processes have left which died meanwhile.
+        """Abort multipart uploads of snapshots of processes that have died.
 
         Args:
-            until: the position up to which no snapshot is needed any more.
-            before: seconds since the epoch, by the store's clock: uploads that began later stay.
+            until: the position up to which snapshots are no longer needed.
+            before: seconds since the epoch, by the store's clock; uploads that began later are
+                kept.
 
         Raises:
             BaseConnectorException: not all could be listed, or aborted.
         """
-        with suppress(ConnectorCapabilityException):  # the connector does not see such uploads
+        with suppress(ConnectorCapabilityException):  # the connector cannot list uploads
             async for each in self.connector.uploads(self.namespace, self._prefix(SNAPSHOT)):
                 position = self._position(SNAPSHOT, each.key)
                 if position is None or position > until or each.modified_at is None:
@@ -268,7 +270,7 @@ class Log:
         return self.connector.stream(self.namespace, snapshot.location, if_match=snapshot.etag)
 
     async def delete(self, found: Sequence[StoredObject]) -> None:
-        """Delete objects, with their versions where the store keeps some.
+        """Delete objects, including their versions.
 
         Raises:
             BaseConnectorException: some could not be deleted.
@@ -293,11 +295,11 @@ class Log:
         """Check that the store can hold a log (L13), and learn its time (L10).
 
         Args:
-            sample: gets the time that the store notes for an object that was just created, in
-                seconds since the epoch, and the `boot_time` at which its creation was confirmed.
+            sample: called with the store's time of an object that was just created, in seconds
+                since the epoch, and the `boot_time` at which its creation was confirmed.
 
         Raises:
-            ConfigException: it cannot.
+            ConfigException: it cannot hold a log.
         """
         prefix = f"{self.root}/{PROBE}/"
         key = f"{prefix}{uuid4()}"
@@ -316,7 +318,7 @@ class Log:
             place = await put() or place
             created = boot_time()
             if await put() is not None:
-                observed = "created an object under a key that had one, despite If-None-Match: *"
+                observed = "created an object under an existing key, despite If-None-Match: *"
                 raise self._unsuitable(observed)
             seen: StoredObject | None = None
             async for stored in self.connector.list(self.namespace, prefix):

@@ -1,4 +1,4 @@
-"""What this package brings to FennFlow."""
+"""The plugin of this package."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """A replica of the catalog: it appends to the log, and applies what others append.
 
-The rules are those of the design page `docs/design/009-catalog-in-the-bucket.md`; L1 to L4 are here.
+It implements rules L1 to L4 of the design page `docs/design/009-catalog-in-the-bucket.md`.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ from fennflow_bucket.log import DAMAGE, LOG, Log, LogEntry
 from fennflow_bucket.state import Position, State
 
 ATTEMPTS = 6
-"""How often an entry is sent and looked for before its outcome is reported as unknown."""
+"""How often an entry is sent and read back before its outcome is reported as unknown."""
 PAUSE = 0.1
-"""Seconds after the first request that failed; twice as long after each further one."""
+"""Seconds to wait after the first failed request; doubled after each further one."""
 WRITER_TRUSTED = 86400.0
-"""Seconds after which a writer does not look for its entry any more: it may be forgotten."""
+"""Seconds after which a writer no longer looks for its entry: the log may have removed it."""
 
 
 @dataclass(slots=True, eq=False)
 class _Pending:
-    """A command that waits for its answer."""
+    """A command that waits for its result."""
 
     command: Command
     answer: asyncio.Future[Any]
@@ -46,12 +46,12 @@ class _Pending:
 
 @dataclass(frozen=True, slots=True)
 class _Trial:
-    """The result of running commands on the own state, in a transaction that is still open.
+    """The result of running commands on this process's state, in a transaction that is still open.
 
     Args:
-        answers: of each command its result, or what it raised.
-        body: of the entry; None if there is nothing to append, and no transaction is open.
-        position: at which the state is if the entry is appended.
+        answers: the result or the exception of each command.
+        body: the bytes of the entry; None if there is nothing to append and no transaction is open.
+        position: the position of the state if the entry is appended.
         waited: seconds from the first attempt to append these commands to this one.
     """
 
@@ -62,17 +62,17 @@ class _Trial:
 
 
 _MINE, _UNTRUSTED = b"mine", b"untrusted"
-"""What became of an entry that was sent; neither is an entry."""
+"""Results of an attempt to create an entry."""
 
 
 @dataclass(slots=True)
 class _Doubts:
-    """What is not known of an entry that was sent, maybe several times.
+    """The unknowns of an entry that was sent, perhaps several times.
 
     Args:
         ambiguous: whether an attempt may have created it, or still may.
         failure: the last error.
-        refused: why it was refused for good, if no attempt can have created it.
+        refused: why it was definitely refused, if no attempt can have created it.
     """
 
     ambiguous: bool = False
@@ -86,16 +86,16 @@ class _Doubts:
 
 
 class _UnknownError(Exception):
-    """It could not be learned whether an entry was appended."""
+    """It could not be found out whether an entry was appended."""
 
 
 class Replica(Loader):
-    """The state of a catalog, kept current and changed.
+    """The state of a catalog, which it keeps up to date and changes.
 
     Args:
         log: the objects in the bucket.
-        limits: numbers of the rules.
-        lease: seconds that a lease runs.
+        limits: the limits in the rules.
+        lease: seconds that a lease lasts.
         late: seconds after which a write whose answer was lost can no longer arrive.
     """
 
@@ -115,7 +115,7 @@ class Replica(Loader):
 
         Raises:
             BackendUnavailableException: it is not known whether it was appended.
-            Exception: what the command raises; then it was not appended.
+            Exception: raised by the command, which then was not appended.
         """
         self._check()
         pending = _Pending(command, asyncio.get_running_loop().create_future())
@@ -125,7 +125,7 @@ class Replica(Loader):
         return await pending.answer
 
     async def _append_all(self) -> None:
-        """Append what is queued, batch after batch."""
+        """Append the queued commands, batch by batch."""
         while self._queue:
             batch = self._queue[: self._limits.max_batch]
             del self._queue[: len(batch)]
@@ -142,13 +142,13 @@ class Replica(Loader):
                 unknown = self._unavailable(error.__cause__)
                 unknown.__cause__ = error.__cause__
                 _fail(batch, unknown)
-            except Exception as error:  # noqa: BLE001 - raised by those who wait
+            except Exception as error:  # noqa: BLE001 - raised by the waiting calls
                 _fail(batch, self._as_backend_error(error))
             else:
                 await self._tend()
 
     async def _append(self, batch: list[_Pending]) -> None:
-        """Give each command of a batch its answer.
+        """Append a batch and give each command its result.
 
         Raises:
             _UnknownError: it is not known whether they were appended.
@@ -160,7 +160,8 @@ class Replica(Loader):
         began = Moment.now()
         while not await self._attempt(batch, sent, began):
             if began.age() > WRITER_TRUSTED:
-                # The log may have forgotten this writer, and with it whether an entry counted.
+                # The log may have removed this writer, and with it the information whether an entry
+                # was applied.
                 self._writer = str(uuid4())
                 raise _UnknownError
 
@@ -168,17 +169,17 @@ class Replica(Loader):
         """Try to append a batch once.
 
         Args:
-            batch: those that were cancelled are removed, and those that do not fit.
-            sent: by number the entries of this batch that were sent; gets another one.
-            began: when the first attempt did.
+            batch: the commands; those that were cancelled or do not fit are removed.
+            sent: the entries of this batch that were sent, by number; a new one is added.
+            began: when the first attempt began.
 
         Returns:
-            whether all have their answers.
+            whether all commands have their results.
         """
         pause = self._turns.pause(began.age() if sent else 0.0)
         if pause:
             await asyncio.sleep(pause)
-        # A caller that was cancelled before an entry was sent does not want it any more.
+        # A caller that was cancelled before an entry was sent no longer needs it.
         batch[:] = [each for each in batch if not each.answer.done()]
         if not batch:
             return True
@@ -187,7 +188,8 @@ class Replica(Loader):
         waited = began.age() if sent else 0.0
         trial = await self._thread(lambda: self._try(state, batch, self._seq + 1, waited))
         if trial.body is None:
-            # What is refused, or changes nothing, needs no entry, if time and state were current.
+            # Commands that are refused or change nothing need no entry, if time and state were
+            # current.
             current = not (await self._learn_time() or await self._advance())
             if current:
                 _deliver(trial)
@@ -202,7 +204,7 @@ class Replica(Loader):
         except BaseConnectorException as error:
             await self._thread(state.rollback)
             if len(sent) > 1:
-                raise _UnknownError from error  # one that was sent before may have arrived since
+                raise _UnknownError from error  # an entry that was sent before may have arrived since
             raise
         except BaseException:
             await self._thread(state.rollback)
@@ -217,7 +219,7 @@ class Replica(Loader):
         return await self._arrived(found, sent)
 
     async def _may_be_sent(self, body: bytes, batch: list[_Pending]) -> bool:
-        """Return whether an entry can be sent; if not, its trial is undone, and is to be repeated.
+        """Return whether an entry can be sent; if not, its trial is undone and has to be repeated.
 
         Args:
             body: of the entry.
@@ -234,8 +236,8 @@ class Replica(Loader):
             del batch[half:]
             return False
         if not self._probed:
-            # Only now: a process that appends nothing needs no right to write. The entry has to bear the store's
-            # time, which is known afterwards.
+            # Checked only now, since a process that appends nothing needs no permission to write.
+            # The entry needs the store's time, which is known after that.
             await self._thread(state.rollback)
             await self._probe()
             return False
@@ -246,7 +248,7 @@ class Replica(Loader):
         self._probed = True
 
     async def learn_time(self) -> None:
-        """Learn the store's time, before a read that depends on it; a process that appends knows it (L10).
+        """Determine the store's time before a read that depends on it; appends do it, too (L10).
 
         Raises:
             BackendUnavailableException: the store cannot be reached.
@@ -258,21 +260,21 @@ class Replica(Loader):
             raise self._as_backend_error(error) from error
 
     async def _learn_time(self) -> bool:
-        """Learn the store's time, under the turn; return whether it was not known before."""
+        """Determine the store's time, with the lock held; return whether it was unknown before."""
         if self._probed:
             return False
         try:
             await self._probe()
         except AccessDeniedException:
-            return False  # who may not write changes nothing, so that its own clock will do
+            return False  # a process that may not write changes nothing, so its own clock is sufficient
         return True
 
     async def _arrived(self, found: bytes, sent: Mapping[int, _Trial]) -> bool:
-        """Apply what others appended; return whether an entry of this writer was among it.
+        """Apply entries of others; return whether an entry of this writer was among them.
 
         Args:
             found: what `_create` returned.
-            sent: by number the entries that were sent.
+            sent: the entries that were sent, by number.
 
         Raises:
             _UnknownError: the log could not be read.
@@ -294,7 +296,7 @@ class Replica(Loader):
         return True
 
     async def _create(self, number: int, body: bytes, *, contended: bool) -> bytes:
-        """Create an entry at a position, and learn whether it is there (L3).
+        """Create an entry at a position, and find out whether it is there (L3).
 
         Args:
             number: the position.
@@ -302,15 +304,15 @@ class Replica(Loader):
             contended: whether another writer is likely to be faster.
 
         Returns:
-            `_MINE`; or the entry that is there instead; or `_UNTRUSTED` if the last contact is so
-            long ago that neither counts.
+            `_MINE`; or the other entry that is there; or `_UNTRUSTED` if the last contact was so
+            long ago that neither can be trusted.
 
         Raises:
             _UnknownError: it is not known whether it is there.
             BaseConnectorException: it was not created.
         """
         doubts = _Doubts()
-        # An earlier attempt may have created it, so the position was free when the first began.
+        # An earlier attempt may have created it, so the position was free when the first one began.
         start = Moment.now()
         for attempt in range(ATTEMPTS):
             if attempt:
@@ -332,12 +334,12 @@ class Replica(Loader):
     async def _send(
         self, number: int, body: bytes, doubts: _Doubts, *, contended: bool
     ) -> bytes | None:
-        """Send an entry, and return which one is at its position afterwards.
+        """Send an entry, and return the entry that is at its position afterwards.
 
         Args:
             number: the position.
             body: of the entry.
-            doubts: of what was sent so far; gets those of this attempt.
+            doubts: the unknowns of earlier attempts; those of this one are added.
             contended: whether to read the position meanwhile: if another writer was faster, its
                 entry is known a round trip earlier, and all writers together append twice as fast.
 
@@ -345,7 +347,7 @@ class Replica(Loader):
             the entry; None if there is none, or it could not be read.
 
         Raises:
-            BaseConnectorException: it was refused for good, and no attempt can have created it.
+            BaseConnectorException: it was definitely refused, and no attempt can have created it.
         """
         reading: asyncio.Task[bytes | None] | None = None
         async with asyncio.TaskGroup() as group:
@@ -360,7 +362,7 @@ class Replica(Loader):
         return found or await self._find(number, doubts)
 
     async def _sent(self, number: int, body: bytes, doubts: _Doubts) -> bool:
-        """Send an entry; return whether it was created for sure."""
+        """Send an entry; return whether it was definitely created."""
         try:
             await self._log.create(LOG, number, body)
         except PreconditionFailedException:
@@ -370,7 +372,7 @@ class Replica(Loader):
             if not doubts.ambiguous and not isinstance(error, ConnectorUnavailableException):
                 doubts.refused = error
             return False
-        except Exception as error:  # noqa: BLE001 - its outcome is looked for
+        except Exception as error:  # noqa: BLE001 - its outcome is read back
             doubts.note(error, ambiguous=True)
             return False
         return True
@@ -384,7 +386,7 @@ class Replica(Loader):
             return None
 
     def _try(self, state: State, batch: Sequence[_Pending], seq: int, waited: float) -> _Trial:
-        """Run commands on the own state, in a transaction that is left open for their entry."""
+        """Run commands on this process's state, in a transaction that is left open for their entry."""
         position = state.position
         now = max(position.time, self._clock.now())
         context = Entry(state.writing, now, self._lease, self._late)
@@ -405,7 +407,7 @@ class Replica(Loader):
                     continue
                 except DAMAGE as error:
                     raise self.unreadable(error) from error
-                except Exception as error:  # noqa: BLE001 - raised by the one who waits
+                except Exception as error:  # noqa: BLE001 - raised by the waiting call
                     answers.append((pending, None, error))
                     continue
                 answers.append((pending, result, None))
@@ -432,14 +434,14 @@ class Replica(Loader):
         return _Trial(answers, body, position_after(position, state.digest, now, body), waited)
 
     async def _tend(self) -> None:
-        """Do what is due after a batch was answered."""
-        # An entry that was there before says nothing of the present time: the log may have been idle.
+        """Do the work that is due after a batch."""
+        # An earlier entry does not show the present time: the log may have been idle.
         if self._created is not None and self._clock.due:
             with suppress(BaseConnectorException):
                 stored = await self._log.head(self.position.number)
                 if stored is not None and stored.modified_at is not None:
                     self._clock.sample(stored.modified_at.timestamp(), self._created)
-        # What is deleted after a snapshot is old by the store's clock (L8).
+        # Objects are deleted after a snapshot if they are old by the store's clock (L8).
         if not self._probed or not self._snapshot_due:
             return
         if self._tidying is None or self._tidying.done():

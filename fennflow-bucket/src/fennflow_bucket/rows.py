@@ -1,4 +1,4 @@
-"""Rows: what commands carry and the local state stores, and the objects of the contract."""
+"""Conversion between rows, which commands and the local state use, and the values of the contract."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 MICROSECOND = timedelta(microseconds=1)
 
 Row = list[Any]
-"""The values of a row, all of which JSON can hold, in the order of the table's columns."""
+"""The values of a row, in the order of the table's columns; JSON can hold all of them."""
 
 
 _TEXT_OR_NONE = (str, NoneType)
@@ -24,11 +24,11 @@ _RECORD: tuple[type | tuple[type, ...], ...] = (
     *(str, _TEXT_OR_NONE, str, int, str, _TEXT_OR_NONE, _TEXT_OR_NONE),
     *(dict, dict, int, int),
 )
-"""The types of the values in the row of a record, and of those in its body."""
+"""The types of the values in the row of a record, and in its body."""
 
 
 def dumps(value: object) -> str:
-    """Return JSON: compact, of ASCII alone, and the same for equal values."""
+    """Return compact ASCII JSON, which is the same for equal values."""
     return json.dumps(value, separators=(",", ":"), sort_keys=True)
 
 
@@ -51,7 +51,7 @@ def record_row(record: Record) -> Row:
 
 
 def _checked(values: Sequence[object], types: Sequence[type | tuple[type, ...]]) -> Sequence[Any]:
-    """Return values if they have the types; anyone who can write to the bucket may have written them.
+    """Return values if they have the types; they are not trusted.
 
     Raises:
         TypeError: they are not what `record_row` or `key_rows` wrote.

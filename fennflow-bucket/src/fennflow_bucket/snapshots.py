@@ -15,9 +15,9 @@ R = TypeVar("R")
 
 ROWS_AT_ONCE = 2000
 CHUNK = 1 << 20
-"""Bytes of compressed lines that are sent at once."""
+"""How many bytes of compressed lines are sent at a time."""
 FED_AT_ONCE = 1 << 17
-"""Bytes of compressed lines that are read at once."""
+"""How many bytes of compressed lines are read at a time."""
 GZIP = 31
 """For zlib: gzip, with the largest window."""
 
@@ -29,7 +29,7 @@ async def chunks(frozen: Frozen, in_thread: InThread[bytes]) -> AsyncIterator[by
 
     Args:
         frozen: the state.
-        in_thread: runs what blocks.
+        in_thread: runs a blocking function in a thread.
     """
     blocks = _blocks(frozen)
     while block := await in_thread(lambda: next(blocks, b"")):
@@ -63,8 +63,8 @@ class Loading:
     """Reads a snapshot into the state, in one transaction that the caller ends.
 
     Args:
-        state: what is replaced.
-        name: of the snapshot, for errors.
+        state: the state that is replaced.
+        name: the name of the snapshot, for errors.
     """
 
     def __init__(self, state: State, name: str) -> None:
@@ -84,7 +84,8 @@ class Loading:
             ConfigException: a newer version of FennFlow wrote it.
             DAMAGE: it is damaged.
         """
-        # Bit by bit: a large file comes in chunks of several MiB, and its lines are many times longer.
+        # In small steps: chunks of a large file have several MiB, and grow many times when
+        # decompressed.
         for start in range(0, len(chunk), FED_AT_ONCE):
             self._feed(chunk[start : start + FED_AT_ONCE])
 
@@ -115,7 +116,7 @@ class Loading:
         """Return the position of the snapshot once it is complete.
 
         Args:
-            number: of the position in its name.
+            number: the position in its name.
             size: of the snapshot, in bytes.
 
         Raises:
@@ -127,7 +128,7 @@ class Loading:
             raise ValueError(message)
         self._state.filled()
         if f"{self._state.digest:x}" != header["digest"]:
-            message = "its rows are not those that it was written with"
+            message = "its rows are not the ones with which it was written"
             raise ValueError(message)
         time, last = header["time"], header["last"]
         if header["position"] != number or not isinstance(time, int) or not isinstance(last, str):

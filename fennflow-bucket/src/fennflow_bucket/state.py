@@ -1,7 +1,7 @@
 """The local copy of the catalog's state, in SQLite.
 
-Its tables are changed by nothing but the commands of the log (`commands`), so that the state after
-a position is the same in every process. Triggers keep a digest of all rows (L12).
+Only the commands of the log (`commands`) change its tables, so the state after a position is the
+same in every process. Triggers keep a digest of all rows (L12).
 
 All methods run in one thread. `writing` and `reading` are two connections: entries that are being
 sent are applied in a transaction that is still open, while reads see what is committed.
@@ -20,7 +20,7 @@ from typing import Any
 from fennflow_bucket.rows import Row, dumps
 
 SCHEMA_VERSION = 2
-"""Of the local file, which is made again from the bucket if it has another one."""
+"""The version of the local file, which is created again from the bucket if it has another one."""
 
 TABLES: dict[str, tuple[str, ...]] = {
     "meta": ("name", "value"),
@@ -64,7 +64,7 @@ TABLES: dict[str, tuple[str, ...]] = {
     ),
     "writers": ("writer", "seq", "seen_at"),
 }
-"""The tables of the state and their columns: what a snapshot holds."""
+"""The tables of the state and their columns, which a snapshot contains."""
 
 _KEYS = {
     "meta": "name",
@@ -115,16 +115,16 @@ def row_digest(line: str) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Position:
-    """How far the state has come.
+    """The position of the state in the log.
 
     Args:
         number: of the last entry that was applied; -1 before the first.
-        digest: of all rows.
-        time: of the last entry, in microseconds since the epoch.
-        last: digest of that entry's bytes, to recognise the log by.
+        digest: the digest of all rows.
+        time: the time of the last entry, in microseconds since the epoch.
+        last: the digest of that entry's bytes, which identifies the log.
         snapshot: position of the newest snapshot that is known; -1 for none.
         snapshot_bytes: its size.
-        log_bytes: of the entries after it.
+        log_bytes: the size of the entries after it.
     """
 
     number: int = -1
@@ -150,18 +150,18 @@ def _position_of(row: Iterable[Any]) -> Position:
 
 @dataclass(frozen=True, slots=True)
 class Frozen:
-    """The state of one moment, to be written as a snapshot.
+    """The state at one moment, to be written as a snapshot.
 
     Args:
         connection: inside a transaction that sees this moment.
-        position: that of the state.
+        position: the position of the state.
     """
 
     connection: sqlite3.Connection
     position: Position
 
     def lines(self, at_once: int) -> Iterator[list[str]]:
-        """Return all rows as lines of JSON, in an order that the rows alone decide.
+        """Return all rows as lines of JSON, in an order that depends only on the rows.
 
         Args:
             at_once: how many rows are held in memory.
@@ -174,16 +174,16 @@ class Frozen:
                 yield [dumps([table, *row]) for row in rows]
 
     def close(self) -> None:
-        """Let go of the moment."""
+        """End the transaction that sees this moment."""
         self.connection.close()
 
 
 class State:
-    """The tables, and how far they have come.
+    """The tables and their position in the log.
 
     Args:
         path: of the file, which is created.
-        kept: whether it outlives the process, so that it has to survive a crash of it.
+        kept: whether it outlives the process, so it has to survive a crash.
     """
 
     def __init__(self, path: Path, *, kept: bool) -> None:
@@ -207,7 +207,7 @@ class State:
         connection = sqlite3.connect(path, isolation_level=None)
         try:
             connection.execute("PRAGMA journal_mode = WAL")
-            # What is lost is read from the bucket again; a kept file must not be torn.
+            # Lost data are read from the bucket again, but a kept file must not be corrupted.
             connection.execute(f"PRAGMA synchronous = {'NORMAL' if kept else 'OFF'}")
             connection.execute("PRAGMA cache_size = -16384")
             connection.execute("PRAGMA temp_store = MEMORY")
@@ -218,12 +218,12 @@ class State:
         return connection
 
     def _prepare(self) -> Position:
-        """Create the tables unless the file has them, and return how far it has come."""
+        """Create the tables unless the file has them, and return its position."""
         version = self.writing.execute("PRAGMA user_version").fetchone()[0]
         if version == SCHEMA_VERSION:
             return _position_of(self.writing.execute(_SELECT_POSITION).fetchall()[0])
         if version or self.writing.execute("SELECT 1 FROM sqlite_schema").fetchone():
-            message = f"{self._path} has the version {version}, and {SCHEMA_VERSION} is wanted"
+            message = f"{self._path} has the version {version}, not {SCHEMA_VERSION}"
             raise sqlite3.DatabaseError(message)
         self.begin()
         try:
@@ -274,12 +274,12 @@ class State:
         self.writing.execute("BEGIN IMMEDIATE")
 
     def rollback(self) -> None:
-        """Undo it."""
+        """Roll it back."""
         self.writing.execute("ROLLBACK")
         self._digest = self.position.digest
 
     def commit(self, position: Position) -> None:
-        """Commit it, and be at a position from then on."""
+        """Commit it together with a new position."""
         values = (
             position.number,
             f"{position.digest:x}",
@@ -297,7 +297,7 @@ class State:
 
     @contextmanager
     def savepoint(self) -> Generator[None]:
-        """Let the block be undone by itself if it raises."""
+        """Undo only the block if it raises."""
         digest = self._digest
         self.writing.execute("SAVEPOINT command")
         try:
@@ -311,7 +311,7 @@ class State:
 
     @property
     def digest(self) -> int:
-        """The digest of all rows, those of the open transaction included."""
+        """The digest of all rows, including those of the open transaction."""
         return self._digest
 
     # --- snapshots ---------------------------------------------------------------------------
@@ -335,7 +335,7 @@ class State:
         """Insert rows of a snapshot.
 
         Args:
-            rows: of each the line, and its values, the table's name first.
+            rows: for each row the line and its values, with the table's name first.
         """
         start = 0
         for index in range(1, len(rows) + 1):
@@ -352,10 +352,10 @@ class State:
         self._digest = (self._digest + added) % _MODULUS
 
     def filled(self) -> None:
-        """Keep the digest by triggers again."""
+        """Create the triggers again, which keep the digest up to date."""
         self._create_triggers()
 
-    # --- questions of the replica ------------------------------------------------------------
+    # --- queries of the replica --------------------------------------------------------------
 
     def writer_seq(self, writer: str) -> int | None:
         """Return the number of a writer's last entry; None if it has none."""
@@ -363,6 +363,6 @@ class State:
         return next((int(row[0]) for row in rows.fetchall()), None)
 
     def meta(self, name: str) -> str | None:
-        """Return what is fixed for the catalog: its `catalog_id`, or its `ticket_key`, if it has one."""
+        """Return a fixed value of the catalog, its `catalog_id` or its `ticket_key`, if it has one."""
         rows = self.reading.execute("SELECT value FROM meta WHERE name = ?", (name,))
         return next((str(row[0]) for row in rows.fetchall()), None)

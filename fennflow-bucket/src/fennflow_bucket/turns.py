@@ -1,4 +1,4 @@
-"""Whose turn it is among writers that contend for the next position (design 009, rule L1)."""
+"""Decides which of several contending writers is next (design 009, rule L1)."""
 
 from __future__ import annotations
 
@@ -6,20 +6,20 @@ import time
 from dataclasses import dataclass, field
 
 SHORT = 0.3
-"""Round trips that a writer lets the others have at most, if it has waited less than they had."""
+"""The most round trips for which a writer pauses if others have waited longer."""
 QUIET = 4.0
-"""Round trips after the last entry, after which no writer contends."""
+"""Round trips without an entry after which no writer contends."""
 STREAK = 8
-"""Entries that a writer appends one right after the other before it lets others have a turn."""
+"""How many entries a writer appends in a row before it lets others have a turn."""
 TURN = 1.5
-"""Round trips that the others need for it: they read its entry, and send theirs."""
+"""Round trips that the others need for their turn: they read its entry and send theirs."""
 LONGEST = 1.0
-"""Seconds of a pause, however slow the store is."""
+"""The longest pause in seconds, however slow the store is."""
 
 
 @dataclass(slots=True)
 class Turns:
-    """The writer that has waited longest is next: each entry says how long it took to be appended.
+    """Lets the writer that has waited longest be next: each entry contains how long it took to append.
 
     A writer that is refused reads the entry that was faster and tries the next position. Without more
     rules, the writer of that entry would always be faster, since it need not read the entry. So a
@@ -35,7 +35,7 @@ class Turns:
 
     @property
     def contended(self) -> bool:
-        """Whether the last entry had to wait, and others may wait still."""
+        """Whether the last entry had to wait, so that others may still be waiting."""
         quiet = time.monotonic() - self._seen_at > QUIET * self.round_trip
         return not quiet and self._waited > self.round_trip / 2
 

@@ -6,7 +6,7 @@ import sys
 
 if __name__ == "__main__":
     if not sys.flags.safe_path:
-        # It is the working directory, which may hold files that others have named.
+        # The first entry is the working directory, which may hold files that other people named.
         del sys.path[0]
     from fennflow.cli import main
 

@@ -1,4 +1,4 @@
-"""What programs for fennflow 0.8 ask for, and what to write instead."""
+"""Names and options of fennflow 0.8, and what to write instead."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _NAMES: Mapping[str, str] = {
     "fennflow.connectors.S3Connector": "fennflow.connectors.S3ConnectorConfig",
     "fennflow.files.BaseBinary": "fennflow.files.BaseContent",
     "fennflow.files.BinaryContent.from_local_path": "fennflow.files.FileContent.from_local_path, which "
-    "reads while it sends, or ContentFactory.from_local_path, which reads at once",
+    "reads while it sends, or ContentFactory.from_local_path, which reads the whole file",
     "fennflow.files.MediaType": 'the text itself, such as "text/plain"',
     "fennflow.uow.UowInspector": "fennflow.repositories.RepoField",
     f"{_EXCEPTIONS}BaseRepositoryException": f"{_EXCEPTIONS}FennFlowException",
@@ -60,17 +60,17 @@ _PAGE = 'See the page "From fennflow 0.8" of the documentation (docs/migration.m
 def renamed(name: str) -> str | None:
     """Return what to use in place of a name of 0.8, with its module; None if it had no such name."""
     instead = _NAMES.get(name)
-    return None if instead is None else f"{name} was of fennflow 0.8. Use {instead}. {_PAGE}"
+    return None if instead is None else f"{name} was part of fennflow 0.8. Use {instead}. {_PAGE}"
 
 
 def renamed_option(name: object) -> str | None:
     """Return what to use in place of an option of 0.8; None if it had no such option."""
     instead = _OPTIONS.get(str(name))
-    return None if instead is None else f"this was its name in fennflow 0.8; use {instead}. {_PAGE}"
+    return None if instead is None else f"it was renamed after fennflow 0.8; use {instead}. {_PAGE}"
 
 
 class FormerModules(MetaPathFinder):
-    """Says what to import in place of a module of 0.8. It is asked when nothing else finds it."""
+    """Says what to import in place of a module of 0.8. It is the last finder that Python asks."""
 
     @override
     def find_spec(

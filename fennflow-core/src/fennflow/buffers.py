@@ -16,7 +16,7 @@ MAX_BUFFERED_BYTES = 128 << 20
 
 @dataclass(slots=True, eq=False)
 class Buffers:
-    """A budget of bytes for the parts of files that are on their way.
+    """A budget of bytes for the parts of files that are being transferred.
 
     Args:
         limit: bytes that may be held at once, apart from the first part of each transfer.
@@ -33,11 +33,11 @@ class Buffers:
 
 @dataclass(slots=True, eq=False)
 class Share:
-    """What one transfer holds of a budget; the end of the block gives all of it back.
+    """The bytes that one transfer holds of a budget; the end of the block gives all of them back.
 
-    A transfer that holds nothing is given what it asks for at once, even past the limit. So each of
-    them goes on part by part, whatever the others hold, also where one waits for bytes of another.
-    What it wants in addition waits until others have given enough back.
+    A transfer that holds nothing gets what it asks for immediately, even above the limit. So every
+    transfer makes progress part by part, whatever the others hold, even if one waits for bytes of
+    another. Anything more has to wait until others have given enough back.
 
     Args:
         buffers: the budget.
@@ -63,7 +63,7 @@ class Share:
         self.give(self.held)
 
     async def take(self, size: int) -> None:
-        """Hold so many bytes more, and wait for them if the transfer holds some already."""
+        """Take more bytes; if the transfer already holds some, wait until they are available."""
         if self.held == 0:
             self._hold(size)
             return
@@ -78,11 +78,11 @@ class Share:
                 self.buffers.waiting.remove(turn)
                 self._admit()
             else:
-                self.give(size)  # the turn came at the same moment
+                self.give(size)  # they were granted at the moment of the cancellation
             raise
 
     def try_take(self, size: int) -> bool:
-        """Hold so many bytes more unless one would have to wait for them; return whether it does."""
+        """Take more bytes if that needs no waiting; return whether it took them."""
         free = not self.buffers.waiting and self.buffers.held + size <= self.buffers.limit
         if free:
             self._hold(size)

@@ -1,4 +1,4 @@
-"""What a user configures: `ConfigDict`, and the bases that connector and backend configs extend."""
+"""`ConfigDict`, and the base classes of connector and backend configs."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def check_http_url(url: str) -> str:
     """Return the URL of a server if a client can use it.
 
     Raises:
-        ValueError: it is not one, or has a query, which no request would send.
+        ValueError: it is not one, or has a query, which no request would include.
     """
     query, usable = False, url.isprintable() and " " not in url
     try:
@@ -46,10 +46,10 @@ def check_http_url(url: str) -> str:
     except ValueError:  # the host or the port
         usable = False
     if not usable:
-        message = "must be an http:// or https:// URL with a host, and maybe a port"
+        message = "must be an http:// or https:// URL with a host and, optionally, a port"
         raise ValueError(message)
     if query:
-        message = "must not hold a query, which no request would send"
+        message = "must not have a query, which no request would include"
         raise ValueError(message)
     return url
 
@@ -117,20 +117,20 @@ class ReconcileConfig(_Config):
     Args:
         frequency: `on_start_app`: before the first use of a bucket by an engine;
             `on_session_start`: before its first use in every unit of work; `never`.
-        strategy: of objects that FennFlow did not write, and of records. `fill_if_empty`: if the
-            catalog has no record of the bucket, all its objects are recorded; else differences
-            are only reported, and are not searched for unless a report is requested.
-            `insert_missing`: objects without a record get one; records stay as they are.
-            `replace`: the catalog becomes what the bucket holds; records of objects that are gone
-            go too.
-        orphans: of objects that this catalog wrote, or one that ended with its process, and that
-            have no record while the catalog is not empty. `report`; `adopt` records them; `delete`
+        strategy: what to do with objects that FennFlow did not write, and with records.
+            `fill_if_empty`: if the catalog has no record of the bucket, all its objects are
+            recorded; else differences are only reported, and are not searched for unless a report
+            is requested. `insert_missing`: objects without a record get one; records stay as they
+            are. `replace`: the catalog becomes what the bucket holds; records of missing objects
+            are removed.
+        orphans: what to do with objects without a record that this catalog wrote, or one that ended
+            with its process, if the catalog is not empty. `report`; `adopt` records them; `delete`
             removes them, which is right only where no memory backend of another process uses the
-            bucket. Those of transactions younger than `max_transaction_age` are only reported.
+            bucket. Objects of transactions younger than `max_transaction_age` are only reported.
         adopt_catalogs: ids of other catalogs whose objects count as this one's, for instance of one
             that was lost. Objects of any other catalog are left alone, whatever the settings.
-        batch_size: keys that are examined, and locked if they are changed, at a time; 1,000,000 at
-            most, as they are held in memory.
+        batch_size: how many keys are examined, and locked if they are changed, at a time; at most
+            1,000,000, since they are held in memory.
     """
 
     frequency: Literal["on_start_app", "on_session_start", "never"] = "on_start_app"
@@ -159,12 +159,12 @@ class ConfigDict(_Config):
         connector: where objects are stored; memory by default.
         backend: where the catalog and the journal are stored; memory by default.
         timeout: seconds that a unit of work may take, from its opening to its commit; then its calls
-            fail and it cannot commit. `UOW(timeout=...)` is another one. None for no limit.
+            fail and it cannot commit. `UOW(timeout=...)` overrides it. None for no limit.
         lock_timeout: seconds to wait for a key that another transaction is writing.
-        lease_ttl: seconds that a transaction lives without a sign of life (protocol P22).
+        lease_ttl: seconds that a lease lasts without a heartbeat (protocol P22).
         compensation_timeout: seconds that undoing may take after a cancellation (P21).
-        recovery_interval: seconds between two looks for transactions that were left behind (P26). With
-            None this process finishes only its own, unless `recover()` is called.
+        recovery_interval: seconds between checks for transactions of crashed processes (P26). With
+            None this process finishes only its own transactions, unless `recover()` is called.
         late_write_period: seconds after which a request whose answer was lost can no longer take
             effect (P20); S3 refuses signatures older than 15 minutes.
         max_transaction_age: seconds after which a transaction can no longer commit.
@@ -174,8 +174,8 @@ class ConfigDict(_Config):
         max_buffered_bytes: bytes of parts that all uploads and downloads of an engine hold in memory
             together. Each of them may hold one part, whatever the others hold.
         validate_reads: fail the commit if a record that the transaction read was changed.
-        hide_pending: write creates to a staging key too, so that no direct reader of the bucket
-            without FennFlow sees them before the commit.
+        hide_pending: write new files to a staging key, too, so that no direct reader of the bucket
+            sees them before the commit.
         keep_versions: whether versions that a commit replaces or deletes stay in a versioned
             bucket; if not, apply deletes them for good.
         reconcile: how the catalog is compared with the objects in the buckets.
@@ -215,7 +215,7 @@ class ConfigDict(_Config):
     @field_validator("connector", mode="before")
     @classmethod
     def _connector(cls, value: object) -> object:
-        # A dict would be taken for the base class: the class names the plugin.
+        # Pydantic would build the base class from a dict, but the class determines the plugin.
         return _instance_of(value, ConnectorConfig)
 
     @field_validator("backend", mode="before")
@@ -232,9 +232,9 @@ class ConfigDict(_Config):
             check_key(value)
         except KeyException as error:
             raise ValueError(str(error)) from None
-        # Servers do not agree how to encode others in a list of uploads.
+        # Servers encode other characters differently in a list of uploads.
         if not re.fullmatch(r"[A-Za-z0-9._~/-]+", value):
-            message = "takes letters without accents, digits, '.', '_', '~', '-' and '/'"
+            message = "may only have letters without accents, digits, '.', '_', '~', '-' and '/'"
             raise ValueError(message)
         return value
 
@@ -243,7 +243,7 @@ def _instance_of(value: object, kind: type[_Config]) -> object:
     if not isinstance(value, kind):
         example = "S3ConnectorConfig" if kind is ConnectorConfig else "SqlalchemyBackendConfig"
         message = (
-            f"takes an instance of a {kind.__name__} subclass, such as {example}(...), not "
+            f"must be an instance of a {kind.__name__} subclass, such as {example}(...), not "
             f"{type(value).__name__}"
         )
         raise ValueError(message)  # noqa: TRY004 - pydantic turns ValueErrors into its own

@@ -1,4 +1,4 @@
-"""Calls of the user's functions in threads, whatever they raise."""
+"""Calls user functions in threads, and contains whatever they raise."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ T = TypeVar("T")
 
 
 def contained(function: Callable[[], T]) -> T:
-    """Call a function of the user's in a thread that an event loop waits for.
+    """Call a user function in a thread that an event loop waits for.
 
-    What is not an Exception would end that loop. No future takes a StopIteration: its caller would wait
-    for ever.
+    A BaseException that is not an Exception would end that loop, and no future accepts a
+    StopIteration: the caller would wait forever.
 
     Raises:
-        TransactionException: it ended with one of these.
+        TransactionException: the function raised one of these.
         Exception: what it raised.
     """
     try:
@@ -30,7 +30,7 @@ def contained(function: Callable[[], T]) -> T:
 
 
 def may_be_from_signal(error: BaseException) -> bool:
-    """Return whether a signal handler may have raised an exception: they run in the main thread alone."""
+    """Return whether a signal handler may have raised an exception; they run in the main thread only."""
     main = threading.current_thread() is threading.main_thread()
     return main and isinstance(error, (KeyboardInterrupt, SystemExit))
 

@@ -92,10 +92,10 @@ __all__ = [
 
 
 class FennFlowException(Exception):  # noqa: N818 - the name that users know
-    r"""Whatever FennFlow raises.
+    r"""Base class of all exceptions of FennFlow.
 
     Its text and its notes may name keys and repeat what a server said. Characters in them that are
-    invisible, or that a terminal acts on, are escaped, line breaks, too: `a\u202eb`.
+    invisible or that a terminal acts on, and line breaks, are escaped: `a\u202eb`.
     """
 
     @override
@@ -113,7 +113,7 @@ class ConfigException(FennFlowException):
 
 
 class PluginException(ConfigException):
-    """A plugin is missing, broken, misspelt, doubled, or built for other hook specs."""
+    """A plugin is missing, broken, misspelt, provided twice, or built for other hook specs."""
 
 
 class PathException(FennFlowException):
@@ -142,11 +142,11 @@ class ContinuationTokenException(PathException):
 
 
 class FileException(FennFlowException):
-    """A file's content, name, media type or metadata is not what its class holds."""
+    """A file's content, name, media type or metadata is not valid for its class."""
 
 
 class MediaTypeCannotBeGuessedException(FileException):
-    """The media type of a file follows neither from its name nor from its bytes: pass `media_type`."""
+    """The media type of a file cannot be detected from its name or its bytes: pass `media_type`."""
 
 
 class MetadataException(FileException):
@@ -158,7 +158,7 @@ class ChecksumMismatchException(FileException):
 
 
 class UploadIdleException(FileException):
-    """The source of a stream gave no bytes for `upload_idle_timeout`; nothing of the call stays."""
+    """The source of a stream gave no bytes for `upload_idle_timeout`; the call was undone."""
 
 
 class UploadTicketException(FileException):
@@ -166,7 +166,7 @@ class UploadTicketException(FileException):
 
 
 class BaseBackendException(FennFlowException):
-    """The catalog or the journal refused."""
+    """The catalog or the journal refused an operation."""
 
 
 class RecordAlreadyExistsException(BaseBackendException):
@@ -192,7 +192,7 @@ class RecordLockedException(BaseBackendException):
 
 
 class ConflictException(BaseBackendException):
-    """What the transaction had read was changed by another one before the commit (`validate_reads`)."""
+    """A record that the transaction read was changed before the commit (`validate_reads`)."""
 
 
 class CatalogDivergedException(BaseBackendException):
@@ -204,7 +204,7 @@ class CatalogDivergedException(BaseBackendException):
 
 
 class CursorException(BaseBackendException):
-    """The feed of commits cannot go on from a cursor: what follows it is not kept, or it is not a cursor."""
+    """The feed cannot continue from a cursor: it is not one, or commits after it were removed."""
 
 
 class TransactionLostException(BaseBackendException):
@@ -214,24 +214,24 @@ class TransactionLostException(BaseBackendException):
 class BackendUnavailableException(BaseBackendException):
     """The database could not be reached, was locked or full; retries are used up.
 
-    Of any other of this tree it is certain that nothing happened. Of this, like of any exception
-    that is not FennFlow's, it is not known whether the transaction was committed.
+    With any other exception of this tree, nothing was committed. With this one, and with any
+    exception that is not FennFlow's, it is unknown whether the transaction was committed.
     """
 
 
 class BaseConnectorException(FennFlowException):
     """The object store refused a request or could not be reached.
 
-    `ambiguous` says whether the request may have taken effect all the same, or still may
-    (protocol P19). A refusal of a request that was sent once is definite. An exception that is not
-    FennFlow's is always ambiguous.
+    `ambiguous` says whether the request may have taken effect anyway, or still may (protocol P19).
+    A refusal of a request that was sent once is definite. An exception that is not FennFlow's is
+    always ambiguous.
 
     Args:
         message: what happened, to which object.
         ambiguous: whether the answer was lost (a time-out, a connection that broke after bytes
             were sent, 500, 502, 504).
         retried: whether the request was sent before, and the answer to that attempt was lost. Then
-            the outcome is ambiguous, whatever the last attempt was answered (protocol P20).
+            the outcome is ambiguous, whatever the answer to the last attempt was (protocol P20).
     """
 
     def __init__(
@@ -276,11 +276,11 @@ class ObjectChangedException(BaseConnectorException):
 
 
 class ConnectorCapabilityException(BaseConnectorException):
-    """The store cannot do what was asked."""
+    """The store does not support the operation."""
 
 
 class IncompleteListingException(ConnectorCapabilityException):
-    """Not all objects could be listed; raised after all that could be.
+    """Not all objects could be listed; raised after the others were listed.
 
     Args:
         message: what could not be listed, and why.
@@ -293,7 +293,7 @@ class IncompleteListingException(ConnectorCapabilityException):
 
 
 class ConnectorUnavailableException(BaseConnectorException):
-    """The store did not answer, or answered that it cannot serve now; retries are used up.
+    """The store did not answer, or answered that it cannot serve requests now; retries are used up.
 
     Args:
         message: what happened, to which object.
@@ -311,10 +311,10 @@ class ReconcileFailedException(FennFlowException):
 
 
 class StepNotDoneException(FennFlowException):
-    """Raise it, or a class that extends it, in a step that has done nothing: it is not undone.
+    """Raise it, or a subclass, in a step that did nothing: the step is then not undone.
 
-    For any other exception of a step its registered compensation is called, since the exception may
-    be that of an answer that was lost.
+    For any other exception of a step its registered compensation is called, since an exception may
+    only mean that the response was lost.
     """
 
 
@@ -331,7 +331,7 @@ class TransactionTimeoutException(TransactionException):
 
 
 class CompensationPendingWarning(TransactionException, RuntimeWarning):
-    """The transaction is undone for every FennFlow reader, but objects of it wait for recovery."""
+    """FennFlow readers see the transaction undone; recovery still has to remove some of its objects."""
 
 
 if not TYPE_CHECKING:

@@ -41,7 +41,7 @@ hookimpl = pluggy.HookimplMarker("fennflow")
 
 @dataclass(frozen=True, slots=True)
 class ConnectorPlugin:
-    """A connector: its name, its config class, and what builds it.
+    """A connector: its name, its config class, and its factory.
 
     Args:
         name: unique, for instance `s3`.
@@ -57,7 +57,7 @@ class ConnectorPlugin:
 
 @dataclass(frozen=True, slots=True)
 class BackendPlugin:
-    """A backend: its name, its config class, and what builds it; like `ConnectorPlugin`."""
+    """A backend: its name, its config class, and its factory; like `ConnectorPlugin`."""
 
     name: str
     config: type[BackendConfig]
@@ -69,9 +69,9 @@ class ContentTypePlugin:
     """A content type.
 
     Args:
-        tag: unique; stored with every object, so that what comes back is what went in.
+        tag: unique; stored with every object, so that a file is read back as its own class.
         content: exported as `fennflow.files.<its name>`.
-        media_types: what it reads of objects that FennFlow did not write: `text/csv` or `text/*`.
+        media_types: which objects that FennFlow did not write it reads: `text/csv` or `text/*`.
     """
 
     tag: str
@@ -81,14 +81,14 @@ class ContentTypePlugin:
 
 @hookspec
 def fennflow_connectors() -> Iterable[ConnectorPlugin]:  # type: ignore[empty-body]  # a spec has no body
-    """Return the connectors that this plugin brings."""
+    """Return the connectors that this plugin provides."""
 
 
 @hookspec
 def fennflow_backends() -> Iterable[BackendPlugin]:  # type: ignore[empty-body]  # a spec has no body
-    """Return the backends that this plugin brings."""
+    """Return the backends that this plugin provides."""
 
 
 @hookspec
 def fennflow_content_types() -> Iterable[ContentTypePlugin]:  # type: ignore[empty-body]  # a spec has no body
-    """Return the content types that this plugin brings."""
+    """Return the content types that this plugin provides."""

@@ -1,7 +1,7 @@
-"""Functions that are called although the process dies: compensations of steps, and hooks after commits.
+"""Functions that are called even if the process dies: compensations of steps, and hooks after commits.
 
-They are registered by name, so that any process that has the name can call them, and take arguments
-that are stored as JSON.
+They are registered by name, so that any process that knows the name can call them. Their arguments
+are stored as JSON.
 """
 
 from __future__ import annotations
@@ -48,14 +48,14 @@ TIMEOUT = 60.0
 _registered: dict[ConfigDict, dict[str, JobFunction[...]]] = {}
 _current: ContextVar[Job] = ContextVar("fennflow_job")
 _threads: dict[str, Future[object]] = {}
-"""By idempotency key: calls of plain functions that nothing has waited for to the end."""
+"""Calls of plain functions that may still run in a thread, by idempotency key."""
 
 
 def current_job() -> Job:
-    """Return the job for which the function runs that asks: its `idempotency_key`, its `attempts`.
+    """Return the job of the running compensation or hook: its `idempotency_key`, its `attempts`.
 
     Raises:
-        TransactionException: it was not called for one.
+        TransactionException: it was called outside of a compensation or a hook.
     """
     try:
         return _current.get()
@@ -83,7 +83,7 @@ class JobFunction(Generic[P]):
     Args:
         function: plain or async. A plain one is called in a thread.
         name: under which it is journaled.
-        after: the outcome after which it is called.
+        after: the outcome of the transaction after which it is called.
         timeout: seconds that one call may take.
 
     Raises:
@@ -160,8 +160,8 @@ class JobFunction(Generic[P]):
         If the only parameter is a pydantic model, its fields can be given instead of it.
 
         Raises:
-            ConfigException: the arguments are not those of the function, or change on their way
-                through JSON.
+            ConfigException: the arguments do not fit the function, or change when they are stored
+                as JSON.
         """
         given: Mapping[str, Any] = kwargs
         try:
@@ -228,13 +228,13 @@ class JobFunction(Generic[P]):
 async def _in_thread(key: str, call: Callable[[], object]) -> object:
     """Call a plain function in a thread of its own.
 
-    A thread cannot be cut off. So an attempt waits for the thread of an earlier one that still runs; and
-    neither other threads nor the end of the program wait for one that hangs.
+    A thread cannot be cancelled. So an attempt waits for the thread of an earlier attempt that
+    still runs. Neither other threads nor the end of the program wait for a thread that hangs.
     """
     future = _threads.get(key)
     if future is None:
         future = _threads[key] = Future()
-        future.set_running_or_notify_cancel()  # from here it cannot be cancelled
+        future.set_running_or_notify_cancel()  # from here on it cannot be cancelled
         thread = partial(threading.Thread, name=f"fennflow-{key}", daemon=True)
         thread(target=copy_context().run, args=(_complete, future, call)).start()
     try:
@@ -284,7 +284,7 @@ class Registering:
 
         The call is journaled before the step is done. If the unit of work does not commit, it happens
         at least once, even if the process dies: any process with the name calls it, until it returns.
-        It has to cope with a step that was not done, and with being called again.
+        It has to accept that the step was not done, and that it is called more than once.
 
         Args:
             name: under which calls are journaled; the same in every process, and in later versions.
@@ -301,8 +301,8 @@ class Registering:
     ) -> Callable[[Callable[P, object]], JobFunction[P]]:
         """Register a function that is called after a commit: `uow.on_commit(send_receipt(order=7))`.
 
-        The call is journaled in the instant of the commit. It happens at least once, even if the
-        process dies: any process with the name calls it, until it returns. It holds no lock.
+        The call is journaled by the commit itself. It happens at least once, even if the process
+        dies: any process with the name calls it, until it returns. It holds no lock.
 
         Args:
             name: under which calls are journaled; the same in every process, and in later versions.

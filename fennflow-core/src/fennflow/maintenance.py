@@ -1,4 +1,4 @@
-"""What is done with the whole of a catalog and its buckets: recovery, reconciliation, diagnosis."""
+"""Operations on a whole catalog and its buckets: recovery, reconciliation, diagnosis."""
 
 from __future__ import annotations
 
@@ -56,8 +56,8 @@ class Maintenance:
     ) -> Mapping[str, ReconcileReport]:
         """Compare the catalog with the buckets of all repositories, and correct differences.
 
-        A bucket of which the catalog has no record is recorded as a whole. If that is interrupted,
-        the next attempt goes on with it, in this process or another one.
+        If the catalog has no record of a bucket, the whole bucket is recorded. If that is
+        interrupted, the next attempt continues it, in this process or another one.
 
         Args:
             strategy: like that of `ReconcileConfig`; by default the one in `config.reconcile`.
@@ -65,7 +65,7 @@ class Maintenance:
             adopt_catalogs: the same.
             batch_size: the same.
             on_finding: plain or async, called for every difference, after what was done about it is durable.
-            on_progress: plain or async, called now and then with the progress in a bucket.
+            on_progress: plain or async, called from time to time with the progress in a bucket.
 
         Returns:
             for each bucket, or bucket and prefix, how it differed and what was done.
@@ -120,15 +120,15 @@ class Maintenance:
     async def recover(cls) -> RecoveryReport:
         """Finish or roll back the transactions of crashed processes, and clean up their leftovers.
 
-        This also happens automatically: when units of work of a configuration are first used, and every
-        `recovery_interval`. Call it where nothing else runs, or where you cannot wait. A transaction
-        is taken over when its lease has run out, `lease_ttl` after the last heartbeat.
+        This also happens automatically: when units of work of a configuration are first used, and
+        every `recovery_interval`. Call it if nothing else runs, or if you cannot wait. A
+        transaction is taken over when its lease has run out, `lease_ttl` after the last heartbeat.
 
         Returns:
-            what was done. What is `pending`, and what is named under `problems` because the store
-            refused it or could not be reached, is tried again by the next recovery. So are
-            compensations and hooks that failed; what this process has no function for is named, and
-            left to one that has.
+            what was done. The next recovery tries again what is `pending`, and the `problems` that
+            the store refused or that it could not reach. It also calls compensations and hooks that
+            failed. Calls whose function this process has not registered are named, and left to a
+            process that has.
 
         Raises:
             BaseBackendException: the catalog cannot be reached.
@@ -175,24 +175,23 @@ class Maintenance:
         """Iterate over what was committed, by any process: each commit once, in order.
 
         Of two commits that changed the same path, the later one comes later. What was rolled back
-        does not appear. Keep the cursor of a commit when you have processed it, and pass it later.
-        The feed is that of the whole catalog, whatever repositories this class has.
+        does not appear. Store the cursor of a commit when you have processed it, and pass it later.
+        The feed covers the whole catalog, not only the repositories of this class.
 
         Args:
-            after: the cursor of a commit, or of `commit_cursor()`, behind which to begin; by default with
-                the first commit that is kept.
-            poll: seconds after which to look again for new commits, without end; by default
-                the iteration ends with the last commit.
+            after: the cursor of a commit, or from `commit_cursor()`, after which to begin; by
+                default the iteration begins with the first commit that is kept.
+            poll: seconds between checks for new commits, without end; by default the iteration ends
+                with the last commit.
 
         Returns:
             an iterator, which sends the first request when it is used.
 
         Raises:
-            CursorException: not all commits behind the cursor are kept any more
-                (`commit_retention`), or it is one of another catalog; or it is not a cursor at all,
-                which is raised by the call.
+            CursorException: some commits after the cursor were removed (`commit_retention`), or it
+                is from another catalog; or it is not a cursor at all, which the call itself raises.
             ConfigException: the backend keeps no commits, or `poll` is not a positive number.
-            BaseBackendException: the catalog cannot be reached. Go on with the last cursor.
+            BaseBackendException: the catalog cannot be reached. Continue with the last cursor.
 
         Example:
             ```python
@@ -232,7 +231,7 @@ class Maintenance:
 
     @classmethod
     async def commit_cursor(cls) -> str:
-        """Return the cursor of the end of `commits()`: what is committed from now on comes after it.
+        """Return the cursor of the end of `commits()`: commits from now on come after it.
 
         Raises:
             ConfigException: the backend keeps no commits.
@@ -251,7 +250,7 @@ class Maintenance:
         Raises:
             TransactionException: it is not held, or not any more.
             ConflictException: `validate_reads`, and a record that it read has changed. It is undone.
-            CommitUncertainException: the outcome is unknown; `transactions()` says it later.
+            CommitUncertainException: the outcome is unknown; `transactions()` shows it later.
         """
         checked = _checked_id(transaction_id)
         async with engine_for(cls.config, plugins.registry()) as engine:
@@ -273,7 +272,7 @@ class Maintenance:
 
     @classmethod
     async def diagnose(cls) -> Diagnosis:
-        """Connect to the backend and every bucket, try what they enforce, and report the result.
+        """Connect to the backend and every bucket, test what they enforce, and report the result.
 
         Writes a few small objects under the reserved prefix, and removes them.
 
@@ -317,7 +316,7 @@ async def _commits(
     config: ConfigDict, after: str | None, poll: float | None
 ) -> AsyncGenerator[CommitInfo]:
     while True:
-        # Not held while the caller works: a caller that stops iterating keeps no engine open.
+        # The engine is not held open while the caller works: the caller may stop iterating.
         async with engine_for(config, plugins.registry()) as engine:
             page = await engine.backend.commits(after=after, limit=COMMITS_AT_ONCE)
         for each in page:

@@ -1,4 +1,4 @@
-"""Keys: the rules they keep, and how a path inside a scope becomes one."""
+"""The rules for keys, and how a path inside a scope becomes a key."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ class PathTemplate(Protocol):
 
 
 AnyPath = str | PurePath | PathTemplate
-"""What methods take as a path; a `PurePath` must be relative, and is written with `/`."""
+"""The types that methods accept as a path; a `PurePath` must be relative, and is written with `/`."""
 
 
 class PathModel(BaseModel):
     """A path template made of a pydantic model's fields.
 
-    Set `template` to a format string of the fields. What a field brings stays inside its segment:
+    Set `template` to a format string of the fields. The value of a field stays inside its segment:
     a value that is empty, has a `/`, or makes a `.` or `..` segment is refused.
 
     Raises:
@@ -128,8 +128,8 @@ _CONVERSIONS: Mapping[str | None, Callable[[object], object]] = {
 class StoragePath(str):
     """A full path from the root of a bucket; every method takes it as absolute.
 
-    What methods return is one. As a field of a pydantic model it takes no other strings: what a
-    client sends would become an absolute path, which leaves the scope of `at()`. Declare such a
+    Methods return paths of this type. As a field of a pydantic model it accepts no other strings: a
+    client's text would become an absolute path, which leaves the scope of `at()`. Declare such a
     field as `str`. To use a path that your own program has stored, write `StoragePath(text)`.
 
     Example:
@@ -146,19 +146,19 @@ class StoragePath(str):
 
     @property
     def name(self) -> str:
-        """What follows the last `/`."""
+        """The part after the last `/`."""
         return self.rpartition("/")[2]
 
     @property
     def parent(self) -> StoragePath:
-        """What precedes the last `/`; empty at the root."""
+        """The part before the last `/`; empty at the root."""
         return StoragePath(self.rpartition("/")[0])
 
     @classmethod
     def __get_pydantic_core_schema__(
         cls, source: object, handler: GetCoreSchemaHandler
     ) -> CoreSchema:
-        """Let models hold a `StoragePath`, but make none of other strings."""
+        """Let models have `StoragePath` fields, which accept no other strings."""
         from pydantic_core import core_schema
 
         return core_schema.no_info_wrap_validator_function(
@@ -169,8 +169,8 @@ class StoragePath(str):
 def _only_made_here(value: object, _handler: object) -> StoragePath:
     if not isinstance(value, StoragePath):
         message = (
-            "only a StoragePath that FennFlow returned is taken here, since it is absolute; declare "
-            "what clients send as str, and write StoragePath(text) for a path of your own"
+            "only a StoragePath that FennFlow returned is accepted here, since it is absolute; declare "
+            "text from clients as str, and write StoragePath(text) for a path of your own"
         )
         raise ValueError(message)  # noqa: TRY004 - pydantic turns ValueErrors into its own
     return value
@@ -204,7 +204,7 @@ def check_key(key: str, *, reserved_prefix: str | None = None) -> str:
 
 
 def fault_of(key: str) -> str | None:
-    """Return what is wrong with a key, as `check_key` says it; None if every store can hold it."""
+    """Return what `check_key` finds wrong with a key; None if every store can hold it."""
     try:
         check_key(key)
     except KeyException as error:
@@ -226,13 +226,13 @@ def check_delimiter(delimiter: object) -> None:
 
 
 def check_prefix(prefix: str) -> str:
-    """Return the prefix if keys can begin so.
+    """Return the prefix if keys can begin with it.
 
     Args:
         prefix: from the root of the bucket; empty for all keys. It may end within a segment.
 
     Raises:
-        KeyException: the rules of `check_key` allow no key that begins so.
+        KeyException: the rules of `check_key` allow no key that begins with it.
     """
     _check_characters(prefix, "Prefix")
     for segment in prefix.split("/")[:-1]:
@@ -253,7 +253,7 @@ def _check_characters(key: str, what: str = "Key") -> None:
     # Cc, the control characters, are the only category below U+0020 and at U+007F to U+009F.
     if not key.isprintable() and any(unicodedata.category(char) == "Cc" for char in key):
         _refuse(key, "has a control character", what)
-    # A name in XML can hold neither: a batch of deletions with one would be refused as a whole.
+    # XML can hold neither: a batch of deletions with one of them would be refused as a whole.
     if "\ufffe" in key or "\uffff" in key:
         _refuse(key, "has U+FFFE or U+FFFF, which XML cannot hold", what)
 
@@ -277,7 +277,7 @@ def render_path(path: AnyPath) -> str:
     Raises:
         KeyException: it is neither.
     """
-    # First of all, since asking for a protocol takes longer than all the rest of a path's way.
+    # This check comes first, since checking for a protocol takes longer than everything else.
     if type(path) is str or isinstance(path, StoragePath):
         return path
     rendered: object = path if isinstance(path, str) else None
@@ -323,7 +323,7 @@ def after_prefix(prefix: str) -> str | None:
 
 
 def rolled_up(key: str, prefix: str, delimiter: str | None) -> str | None:
-    """Return what a listing shows in place of a key: its beginning, up to the first delimiter.
+    """Return the common prefix that a listing shows in place of a key: up to the first delimiter.
 
     None if it shows the key itself, which has no delimiter beyond the prefix.
     """
@@ -338,7 +338,7 @@ def after_name(key: str, prefix: str, delimiter: str | None) -> str | None:
 
 
 def next_name(keys: Sequence[str], index: int, prefix: str, delimiter: str | None) -> int:
-    """Return where in sorted keys the one is that a listing shows after that at an index."""
+    """Return the index, in sorted keys, of the key that a listing shows after the one at an index."""
     common = rolled_up(keys[index], prefix, delimiter)
     if common is None:
         return index + 1
@@ -354,8 +354,8 @@ def encode_token(start: str) -> str:
 def decode_token(token: str) -> str:
     """Return the key at which the next page starts.
 
-    A token only moves the start of a page: prefix and scope are applied again, so a forged one
-    opens nothing.
+    A token only moves the start of a page: prefix and scope are applied again, so a forged token
+    gives no access to anything else.
 
     Raises:
         ContinuationTokenException: it is not a token of `list`.

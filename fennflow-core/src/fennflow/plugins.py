@@ -1,7 +1,7 @@
-"""Discovery: which plugins are installed, what they bring, and what is wrong with them.
+"""Discovery: which plugins are installed, what they provide, and what is wrong with them.
 
-pluggy alone lets one plugin that fails to import stop every look-up, ignores a misspelt hook, and
-drops one of two plugins of one name in silence; this module reports those three cases.
+pluggy by itself lets one plugin that fails to import stop every look-up, ignores a misspelt hook,
+and silently drops one of two plugins with the same name. This module reports these three cases.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _EXTRAS: Mapping[str, Mapping[str, str]] = {
     "fennflow.connectors": {"ObstoreConnectorConfig": "obstore", "S3ConnectorConfig": "s3"},
     "fennflow.backends": {"BucketBackendConfig": "bucket", "SqlalchemyBackendConfig": "sqlite"},
 }
-"""The configs of FennFlow's own packages, by the module that exports them, and the extra of each."""
+"""The configs of FennFlow's own packages and their extras, by the module that exports them."""
 
 _Config = TypeVar("_Config", "ConnectorConfig", "BackendConfig")
 _Plugin = TypeVar("_Plugin", "ConnectorPlugin", "BackendPlugin")
@@ -56,10 +56,10 @@ class InstalledPlugin:
     """A plugin that is installed, whether it works or not.
 
     Args:
-        name: of its entry point.
-        distribution: what installed it.
+        name: the name of its entry point.
+        distribution: the package that provides it.
         version: of that distribution.
-        module: what the entry point names.
+        module: the module that the entry point names.
         disabled: whether `FENNFLOW_DISABLE_PLUGINS` or `override` switched it off.
         error: what is wrong with it.
     """
@@ -74,7 +74,7 @@ class InstalledPlugin:
 
 @dataclass(slots=True)
 class PluginRegistry:
-    """What the plugins bring; built once, when the first unit of work is constructed."""
+    """What the plugins provide; built once, when the first unit of work is constructed."""
 
     plugins: list[InstalledPlugin] = field(default_factory=list["InstalledPlugin"])
     connectors: list[ConnectorPlugin] = field(default_factory=list["ConnectorPlugin"])
@@ -99,7 +99,7 @@ class PluginRegistry:
         return self._plugin_for(config, self.backends)
 
     def content_class(self, tag: str | None, media_type: str) -> type[BaseContent] | None:
-        """Return the class that reads an object: by its tag, else by its media type, if there is one."""
+        """Return the class that reads an object, by its tag or else by its media type, if there is one."""
         base, _, variant = (tag or "").partition(":")
         for plugin in self.content_types:
             if plugin.tag == base:
@@ -129,7 +129,7 @@ class PluginRegistry:
         raise self.missing(content)
 
     def missing(self, what: str | type) -> PluginException:
-        """Return the error for a class that no working plugin brought."""
+        """Return the error for a class that no working plugin provides."""
         if isinstance(what, type):
             what = f"{what.__module__}.{what.__qualname__}"
         broken = [plugin.error for plugin in self.plugins if plugin.error is not None]
@@ -155,7 +155,7 @@ _current: PluginRegistry | None = None
 
 
 def registry() -> PluginRegistry:
-    """Return what the plugins bring, discovering them at the first call.
+    """Return what the plugins provide, discovering them at the first call.
 
     Raises:
         PluginException: two plugins share a name, a config class, a content class, a tag or a
@@ -183,7 +183,7 @@ def installed() -> Sequence[InstalledPlugin]:
 
 @contextmanager
 def override(*modules: object, disable: Collection[str] = ()) -> Generator[PluginRegistry]:
-    """Add plugins, and switch others off, inside the block; for tests.
+    """Add plugins and switch others off inside the block, for tests.
 
     Args:
         modules: objects with hook implementations, as the module of a plugin has.
@@ -210,12 +210,12 @@ def override(*modules: object, disable: Collection[str] = ()) -> Generator[Plugi
 
 
 def config_class(kind: Literal["connector", "backend"], name: str, module: str) -> object:
-    """Return the config class of that name which a plugin brings: what `__getattr__` calls.
+    """Return the config class with this name that a plugin provides; called by `__getattr__`.
 
     Raises:
-        AttributeError: a name that no import statement asks for.
-        PluginException: a plugin that may have brought it is broken or switched off.
-        ImportError: no plugin brings it. Not AttributeError: `from x import y` drops its text.
+        AttributeError: the name is private or special, so no import statement uses it.
+        PluginException: a plugin that may provide it is broken or switched off.
+        ImportError: no plugin provides it. Not AttributeError: `from x import y` drops its text.
     """
 
     def classes(found: PluginRegistry) -> list[type]:
@@ -226,7 +226,7 @@ def config_class(kind: Literal["connector", "backend"], name: str, module: str) 
 
 
 def content_class(name: str, module: str) -> object:
-    """Return the content class of that name which a plugin brings; like `config_class`."""
+    """Return the content class with this name that a plugin provides; like `config_class`."""
     return _named(lambda found: [plugin.content for plugin in found.content_types], name, module)
 
 
@@ -310,7 +310,7 @@ def _register(
     plugin: InstalledPlugin,
     load: Callable[[], object],
 ) -> InstalledPlugin:
-    """Register one plugin and collect what it brings; on an error it brings nothing."""
+    """Register one plugin and collect what it provides; after an error it provides nothing."""
     try:
         module = load()
         _check_version(module)
@@ -333,7 +333,7 @@ def _register(
 
 
 def _claims(brought: PluginRegistry) -> Generator[str]:
-    """Iterate over what one plugin alone may bring: names by which something is looked up."""
+    """Iterate over the names that only one plugin may claim."""
     for connector in brought.connectors:
         yield f"connector name {connector.name!r}"
         yield f"connector config {connector.config.__name__}"

@@ -1,4 +1,4 @@
-"""Text from outside, made safe to print: it is shown, and never takes effect."""
+"""Makes untrusted text safe to print: it is shown, and has no effect."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ _INVISIBLE = re.compile(
     "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]"
 )
 
-# No scheme is longer: without a limit, a long word takes time that grows with its square.
+# No scheme is longer. Without a limit, the time for a long word grows quadratically.
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]{0,31}://)([^\s\"'<>`]*)")
 
 
 def without_credentials(text: str) -> str:
-    """Return a text with the URLs in it as they may be shown: what may be a secret is left out.
+    """Return a text with possible secrets removed from the URLs in it.
 
-    That is all up to the last `@` (a password may have a `/` or an `@` that is not escaped), and
-    what follows a `?` or `#` (signatures and tokens). A URL without them stays as it is.
+    These are everything up to the last `@` (a password may have an unescaped `/` or `@`), and
+    everything after a `?` or `#` (signatures and tokens). A URL without them is unchanged.
 
     Example:
         ```python
@@ -87,6 +87,6 @@ def brief(value: object) -> str:
     """
     try:
         text = ascii(value)
-    except Exception:  # noqa: BLE001 - of a number of 5,000 digits, or a __repr__ that fails
+    except Exception:  # noqa: BLE001 - a number of 5,000 digits, or a __repr__ that fails
         return f"of type {type(value).__name__}"
     return text if len(text) <= MAX_SHOWN else f"{text[: MAX_SHOWN - 3]}..."

@@ -33,13 +33,13 @@ class Difference(StrEnum):
     """How an object and its record differ."""
 
     UNKNOWN = "unknown"
-    """An object that FennFlow did not write, and no record."""
+    """An object without a record, which FennFlow did not write."""
 
     ORPHAN = "orphan"
-    """An object that FennFlow wrote, and no record: its transaction died, or its catalog is lost."""
+    """An object without a record, which FennFlow wrote: its process died, or its catalog is lost."""
 
     MISSING = "missing"
-    """A record, and no object."""
+    """A record without an object."""
 
     CHANGED = "changed"
     """An object with another ETag than its record has."""
@@ -51,10 +51,10 @@ class Difference(StrEnum):
     """An object that another catalog's unit of work wrote; it was left alone."""
 
     UNREADABLE = "unreadable"
-    """An object that the store lists and does not describe, or not as HTTP and UTF-8 allow."""
+    """An object that the store lists but does not describe, or not in valid HTTP and UTF-8."""
 
     UNLISTED = "unlisted"
-    """A prefix below which the client could not list all objects; records are looked at one by one."""
+    """A prefix below which the client could not list all objects; its records are checked one by one."""
 
     BUSY = "busy"
     """A key that a unit of work was writing; it was left alone."""
@@ -79,8 +79,8 @@ class Finding:
         difference: what is wrong.
         action: what was done; None if it was only reported.
         catalog_id: of the catalog whose object it is, if it is another one.
-        reason: why nothing could be done about it, where that does not follow from the difference and
-            the settings.
+        reason: why nothing could be done about it, if the difference and the settings do not
+            explain it.
     """
 
     namespace: str
@@ -100,7 +100,8 @@ class ReconcileReport:
         records: how many they were compared with.
         differences: how many of each kind were found; kinds that were not found are left out.
         actions: how many of each kind were taken.
-        findings: a thousand, those first about which nothing was done; `on_finding` gets all of them.
+        findings: at most a thousand, first those about which nothing was done; `on_finding` gets
+            all of them.
     """
 
     objects: int = 0
@@ -112,7 +113,7 @@ class ReconcileReport:
     @property
     def needs_attention(self) -> bool:
         """Whether there are differences about which nothing was done."""
-        # What belongs to another catalog is as it should be.
+        # Objects of another catalog need no attention.
         others = self.differences.get(Difference.OTHER_CATALOG, 0)
         return sum(self.differences.values()) - others > sum(self.actions.values())
 
@@ -122,17 +123,17 @@ class RecoveryReport:
     """What a recovery did.
 
     Args:
-        rolled_forward: transactions that were committed, and are applied now.
-        compensated: transactions that were not committed, and are undone now.
-        pending: transactions that cannot be finished now: the store, or a
-            transaction that is still open, prevents it.
-        late_writes_checked: places where a late request could have left something, and that are clean now.
-        swept: objects under the reserved prefix that no transaction knew of, deleted.
-        uploads: unfinished multipart uploads there, aborted.
-        jobs_called: compensations and hooks that were called, and succeeded.
-        jobs_pending: compensations and hooks that are due, and were not called, or failed.
-        problems: what was refused or could not be reached, and was passed over; and transactions that
-            have been open for long.
+        rolled_forward: committed transactions that recovery has applied.
+        compensated: uncommitted transactions that recovery has undone.
+        pending: transactions that cannot be finished now, because of the store or of a database
+            transaction that is still open.
+        late_writes_checked: possible late writes that were checked and, if necessary, cleaned up.
+        swept: objects under the reserved prefix that belonged to no transaction and were deleted.
+        uploads: unfinished multipart uploads there that were aborted.
+        jobs_called: compensations and hooks that were called and succeeded.
+        jobs_pending: compensations and hooks that are due, but failed or were not called.
+        problems: what was refused or unreachable and therefore skipped, and transactions that have
+            been open for a long time.
     """
 
     rolled_forward: int = 0
@@ -159,8 +160,8 @@ class Change:
         namespace: the bucket.
         path: of the file in it.
         kind: `create`, `overwrite` or `delete`.
-        size: of the new content in bytes; None if it deletes the file.
-        sha256: of the new content; None if it deletes the file, or the checksum is not known.
+        size: of the new content in bytes; None for a deletion.
+        sha256: of the new content; None for a deletion, or if the checksum is not known.
         media_type: of the new content.
         old_size: of the content that is committed; None if there is none.
         old_sha256: of the content that is committed; None if there is none.
@@ -221,9 +222,9 @@ class CommitInfo:
     """What one transaction committed.
 
     Args:
-        cursor: with which `UOW.commits(after=cursor)` continues after this commit.
+        cursor: pass it to `UOW.commits(after=cursor)` to continue after this commit.
         transaction_id: of the transaction.
-        committed_at: when, by the backend's clock, UTC.
+        committed_at: the time of the commit by the backend's clock, UTC.
         records: the files that it created or overwrote.
         deletions: the files that it deleted.
     """
@@ -241,10 +242,10 @@ class TransactionInfo:
 
     Args:
         transaction_id: its id.
-        state: `open`, `held` (until it is committed or aborted by its id), `committed` (and not applied
-            completely yet) or `aborted` (and not undone completely yet).
+        state: `open`, `held` (until it is committed or aborted by its id), `committed` (but not yet
+            fully applied) or `aborted` (but not yet fully undone).
         age: seconds since its first intents.
-        lease_left: seconds until others may take it over; negative if they may.
+        lease_left: seconds until other processes may take it over; negative if they may now.
         paths: what it writes or deletes, as `bucket/path`.
         changes: what it would change, if it is held.
     """
@@ -263,12 +264,12 @@ class CatalogInfo:
 
     Args:
         catalog_id: its id, which is in the stamps of its objects.
-        since: when it first wrote there, or a time before that, by the store's clock.
-        last_used: when it last wrote there, to a day.
+        since: a time not after its first write there, by the store's clock.
+        last_used: when it last wrote there, to within a day.
         program: name of the program.
         host: name of the machine.
         prefixes: of the keys that its repository fields can have; an empty one for all keys.
-        own: whether it is the catalog that asks.
+        own: whether it is this process's own catalog.
     """
 
     catalog_id: str
@@ -282,11 +283,11 @@ class CatalogInfo:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NamespaceDiagnosis:
-    """What was seen of a bucket.
+    """The result of the checks on a bucket.
 
     Args:
         capabilities: what it enforces; None if it could not be reached.
-        keeps_stamps: whether the metadata by which FennFlow knows its objects comes back.
+        keeps_stamps: whether the store keeps the metadata by which FennFlow recognises its objects.
         latency: seconds that a small request took.
         clock_skew: seconds that the store's clock is ahead of this machine's; None if it does
             not report it.
@@ -297,7 +298,7 @@ class NamespaceDiagnosis:
         rules: names of lifecycle rules of the bucket that delete or archive what is under the
             reserved prefix.
         rules_unread: why the lifecycle rules cannot be read; None if they can, or if the connector
-            does not see such rules.
+            does not support them.
         aborts_uploads: whether a lifecycle rule aborts unfinished multipart uploads; None if that
             is not known.
     """
@@ -317,11 +318,11 @@ class NamespaceDiagnosis:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Diagnosis:
-    """What a configuration guarantees, as far as that could be seen.
+    """What a configuration guarantees, as far as it could be determined.
 
     Args:
         guarantees: of the backend; None if it could not be reached.
-        latency: seconds that a small question to the backend took.
+        latency: seconds that a small query to the backend took.
         transactions: how many the journal holds.
         namespaces: by name.
         problems: what is wrong, and what to do; empty if nothing is.

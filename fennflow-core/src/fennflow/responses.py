@@ -1,4 +1,4 @@
-"""What repositories return."""
+"""The return types of repositories."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ C = TypeVar("C", bound=BaseContent)
 
 
 class Response(Sequence[T], Generic[T]):
-    """An immutable sequence that prints as its class and what it holds."""
+    """An immutable sequence; its `repr` shows its class and its items."""
 
     __slots__ = ("_items",)
 
@@ -79,21 +79,21 @@ class PutResponse(Response[StoragePath]):
 
 
 class DeleteResponse(Response[StoragePath]):
-    """The paths that were deleted; those that did not exist are not among them."""
+    """The paths that were deleted, without those that did not exist."""
 
     __slots__ = ()
 
 
 class ListResponse(Response[StoragePath]):
-    """Paths in key order: all that were asked for, or a page of them if a `limit` was given.
+    """Paths in key order: all of them, or a page of them if a `limit` was given.
 
-    Its `repr` says if there are more behind a page.
+    The `repr` of a page says if there are more.
 
     Args:
         items: the paths.
-        prefixes: with a delimiter, what the paths beyond it have in common, as S3 rolls them up.
-        continuation_token: what `list` takes to return the next page; None if there are no more.
-        describe: returns what the catalog says of the items.
+        prefixes: the common prefixes if a delimiter was given, as S3 rolls them up.
+        continuation_token: pass it to `list` for the next page; None if there are no more.
+        describe: returns the catalog's information about the items.
     """
 
     __slots__ = ("_describe", "continuation_token", "prefixes")
@@ -113,7 +113,7 @@ class ListResponse(Response[StoragePath]):
 
     @property
     def infos(self) -> Sequence[ObjectInfo]:
-        """What the catalog says of each path: size, times, media type, metadata; in their order."""
+        """The catalog's information about each path, in order: size, times, media type, metadata."""
         return tuple(self._describe())
 
     @override
@@ -125,12 +125,12 @@ class ListResponse(Response[StoragePath]):
 
 
 class PresignedUrlResponse(Response[str]):
-    """URLs in the order of `paths`; not shown by `repr`, since any holder may use them.
+    """URLs in the order of `paths`; `repr` does not show them, since anyone who has them can use them.
 
     Args:
         items: the URLs.
-        paths: what they lead to.
-        headers: what a client has to send with its request, since it is signed.
+        paths: the files that they lead to.
+        headers: a client has to send them with its request, since the signature covers them.
     """
 
     __slots__ = ("headers", "paths")
@@ -152,7 +152,7 @@ class PresignedUrlResponse(Response[str]):
 
 
 class UploadPart(BaseModel):
-    """One part of an upload in parts: the bytes of the file from `start` to `end`.
+    """One part of a multipart upload: the bytes of the file from `start` to `end`.
 
     Args:
         url: where to PUT them.
@@ -168,20 +168,20 @@ class UploadPart(BaseModel):
 
 
 class UploadTicket(BaseModel):
-    """What a client needs to upload one file directly to the store, and what brings it back.
+    """All that a client needs to upload one file directly to the store, and a token to accept the upload.
 
-    The client sends the bytes as `method`, `url`, `headers` and `fields` say, or each of the
-    `parts`. Afterwards `accept` takes the ticket, or its `token` alone: whatever else a client
-    has changed in it has no effect. URLs and token are secrets until they expire, so `repr` shows
-    none of them.
+    The client sends the bytes according to `method`, `url`, `headers` and `fields`, or sends each
+    of the `parts`. Afterwards, pass the ticket or only its `token` to `accept`: if the client
+    changed anything else in it, that has no effect. URLs and token are secrets until they expire,
+    so `repr` does not show them.
 
     Args:
-        token: what `accept` takes; also `str(ticket)`.
-        method: `PUT`; or `POST` of a form with the `fields` and, behind them, the field `file`.
-        url: where to; empty if there are parts.
+        token: pass it to `accept`; also `str(ticket)`.
+        method: `PUT`; or `POST` for a form with the `fields`, followed by the field `file`.
+        url: the target; empty if there are parts.
         headers: to send with it, exactly.
         fields: of the form.
-        parts: of an upload in parts: a `PUT` each, in any order.
+        parts: of a multipart upload: one `PUT` each, in any order.
         expires_at: when the URLs expire, UTC.
     """
 
@@ -201,7 +201,7 @@ class UploadTicket(BaseModel):
 
 
 class MediaResponse(Response["BaseContent"]):
-    """Files in the order asked.
+    """Files in the order of the requested paths.
 
     Example:
         ```python
@@ -228,13 +228,14 @@ class MediaResponse(Response["BaseContent"]):
         """Return the only file.
 
         Args:
-            content: the class that it has to be of, so that type checkers know its `content`.
+            content: the class that it must have, so that type checkers know the type of its
+                `content`.
 
         Raises:
             FileException: there is none, there are several, or it is of another class.
         """
         if len(self) != 1:
-            message = f"one() expected exactly one file, and there are {len(self)}."
+            message = f"one() expected exactly one file, got {len(self)}."
             raise FileException(message)
         if content is not None and not isinstance(self[0], content):
             message = f"{self[0].path} is {type(self[0]).__name__}, not {content.__name__}."

@@ -1,4 +1,4 @@
-"""Trying again what failed, with a log record for each wait."""
+"""Retries failed calls, with a log record for each wait."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ async def repeat(
     level: int = logging.WARNING,
     transaction: str | None = None,
 ) -> R:
-    """Call until it succeeds, a few times, with waits that double and vary.
+    """Call until it succeeds, a limited number of times, with exponential back-off and jitter.
 
     Args:
-        call: what is tried.
-        on: whether another attempt may succeed after an exception.
-        attempts: how often it is tried in all.
-        what: is tried, and on which object, for the log.
+        call: the function to try.
+        on: returns whether another attempt may succeed after an exception.
+        attempts: the total number of attempts.
+        what: names the operation and its object in the log.
         wait_initial: seconds before the second attempt, at most.
         wait_max: seconds before any later one, at most.
         level: of the log records.
-        transaction: the id of the one that it is for, if it is for one.
+        transaction: the id of the transaction that it belongs to, if any.
 
     Raises:
         Exception: what the last attempt raised.

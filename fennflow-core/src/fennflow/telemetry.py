@@ -1,8 +1,8 @@
 """Telemetry of the engine: log records, and spans and metrics of OpenTelemetry.
 
-The names of OpenTelemetry are those of its conventions for database clients, since a unit of work
-is to a bucket what a transaction is to a database. What has no name there begins with `fennflow.`.
-Without `opentelemetry-api`, which the extra `otel` brings, there are the log records alone.
+The names follow OpenTelemetry's conventions for database clients, since a unit of work is to a
+bucket what a transaction is to a database. Names that are not in these conventions begin with
+`fennflow.`. Without `opentelemetry-api` (extra `otel`) there are only log records.
 
 Source: opentelemetry.io, "Semantic conventions for database client spans" and "... metrics".
 """
@@ -28,7 +28,7 @@ SYSTEM = {"db.system.name": "fennflow"}
 
 
 class _Instruments(NamedTuple):
-    """What OpenTelemetry measures with."""
+    """The instruments of OpenTelemetry."""
 
     tracer: Tracer
     duration: Histogram
@@ -38,7 +38,7 @@ class _Instruments(NamedTuple):
 
 @cache
 def _instruments() -> _Instruments | None:
-    """Return the instruments; None where OpenTelemetry's API is not installed."""
+    """Return the instruments; None if OpenTelemetry's API is not installed."""
     try:
         from opentelemetry import metrics, trace
     except ImportError:
@@ -80,9 +80,9 @@ def log_event(
         message: with places for the arguments, as `logging` has them.
         args: for the message.
         rule: of the protocol.
-        transaction: the id of the one that it is about, if it is about one.
-        key: bucket and key of the object that it is about, if it is about one.
-        failed: an exception whose traceback belongs to it.
+        transaction: the id of the transaction that it is about, if any.
+        key: bucket and key of the object that it is about, if any.
+        failed: an exception whose traceback is logged with it.
     """
     extra = {"transaction": transaction, "key": key, "rule": rule}
     logger.log(level, message, *_shown(args), extra=extra, exc_info=failed, stacklevel=2)
@@ -90,7 +90,7 @@ def log_event(
 
 
 def _shown(args: tuple[object, ...]) -> tuple[object, ...]:
-    # Keys are chosen by others, and errors name them: no line break makes a record of its own.
+    # Strangers may choose keys, and errors name keys: a line break must not start a new log record.
     return tuple(
         printable(str(arg)) if isinstance(arg, (str, BaseException)) else arg for arg in args
     )
@@ -103,7 +103,7 @@ def _count(level: int, rule: str) -> None:
 
 
 def _complete(record: logging.LogRecord) -> bool:
-    """Let what a connector or a backend logs have the same attributes, and count it."""
+    """Add the same attributes to log records of connectors and backends, and count them."""
     if not hasattr(record, "rule"):
         for name, value in {"rule": "plugin", "transaction": None, "key": None}.items():
             record.__dict__.setdefault(name, value)
@@ -119,7 +119,7 @@ logger.addFilter(_complete)
 
 
 def with_notes(error: BaseException) -> str:
-    """Return what an exception says, and its notes."""
+    """Return the text of an exception and its notes."""
     return " ".join([str(error), *getattr(error, "__notes__", ())])
 
 
@@ -137,8 +137,8 @@ def operation(name: str, transaction: str, namespace: str | None = None) -> Gene
 
     Args:
         name: of the operation: few different ones, for instance `put`.
-        transaction: the id of the one that does it.
-        namespace: the bucket, if it is about one.
+        transaction: the id of the transaction that does it.
+        namespace: the bucket, if there is one.
     """
     instruments = _instruments()
     if instruments is None:

@@ -1,4 +1,4 @@
-"""Threads that also work at the end of the program."""
+"""Threads that still work while the program ends."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from fennflow.exceptions import TransactionException
 
 
 class Threads(ThreadPoolExecutor):
-    """Does the work in the threads that there are where no other can be started.
+    """Executes work in existing threads if no new thread can be started.
 
-    Python 3.12 starts none once the main thread has ended, when threads that are left may still work,
-    and `UOW.sync()` closes what it has opened.
+    From Python 3.12 on, no thread can be started once the main thread has ended. But other threads
+    may still be working then, and `UOW.sync()` closes its engines.
     """
 
     @override

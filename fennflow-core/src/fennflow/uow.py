@@ -1,4 +1,4 @@
-"""`UnitOfWork`: what a user opens."""
+"""`UnitOfWork`: the class that users subclass and open."""
 
 from __future__ import annotations
 
@@ -61,14 +61,15 @@ class UnitOfWork(Maintenance, Registering):
     block commits at its end; an exception that leaves it undoes all that it did, and propagates.
 
     Args:
-        auto_commit: whether the end of the block commits. If not, it undoes what `commit()` did
-            not commit.
+        auto_commit: whether the end of the block commits. If not, it undoes everything after the
+            last `commit()`.
         join: an `AsyncSession` or `AsyncConnection` of SQLAlchemy (for `sync()` a `Session` or
             `Connection`) on the database of a `SqlalchemyBackendConfig`: files and rows commit in
-            its transaction, in one instant or not at all. If that has begun (`async with session.begin()`), its own block ends it; if
-            not, it is committed or rolled back with this one.
-        timeout: seconds that the unit of work may take, from its opening to its commit; that of the
-            config by default. After that the call under way, or the next one, raises, and so does
+            its transaction, in one instant or not at all. If that transaction has begun (`async
+            with session.begin()`), its own block ends it; if not, it is committed or rolled back
+            with the unit of work.
+        timeout: seconds that the unit of work may take, from its opening to its commit; by default
+            the `timeout` of the config. After that the current or the next call raises, and so does
             the commit.
 
     Raises:
@@ -76,7 +77,8 @@ class UnitOfWork(Maintenance, Registering):
             number.
         TransactionTimeoutException: it took longer than its timeout; nothing of it is committed.
         PluginException: the connector or the backend of `config` is not installed or broken.
-        CommitUncertainException: the backend was lost while it committed (protocol P5).
+        CommitUncertainException: the connection to the backend was lost during the commit (protocol
+            P5).
 
     Example:
         ```python
@@ -182,7 +184,8 @@ class UnitOfWork(Maintenance, Registering):
             engine = await stack.enter_async_context(engine_for(self.config, self._plugins))
             areas, joined = UsedAreas(engine.reconciler, areas_of(type(self))), None
             if self._join is not None:
-                # Now, since the catalog could not be filled while the user's transaction writes to it.
+                # Fill the catalog now: it could not be filled while the user's transaction writes
+                # to it.
                 await areas.prepare_all()
                 joined = await engine.backend.join(self._join)
             session = Session(engine, areas, joined, deadline)
@@ -232,7 +235,7 @@ class UnitOfWork(Maintenance, Registering):
         """Return a unit of work for code without `async`: `with UOW.sync() as uow`.
 
         It has the same repositories and methods, which wait for their results. They run on an event
-        loop in a thread of FennFlow's, of which there is one in a process.
+        loop in a thread of FennFlow's; there is one per process.
 
         Args:
             auto_commit: like that of the class.
@@ -291,14 +294,15 @@ class UnitOfWork(Maintenance, Registering):
         await self._opened().rollback()
 
     def on_commit(self, callback: Callback | JobCall, *, key: str | None = None) -> None:
-        """Call back after the open transaction has committed.
+        """Register a function to call after the open transaction has committed.
 
         Args:
             callback: a function without arguments, plain or async. It is called once. If it raises,
-                that is logged and the commit stands. It goes on in the background if the block is
-                cancelled in the meantime. Or a call of a function that was registered with
-                `UOW.after_commit`: the commit journals it, and it is called at least once, if
-                necessary later and by another process. The block waits up to 2 seconds for it.
+                the exception is logged and the commit stands. It continues in the background if the
+                block is cancelled in the meantime. It may also be a call of a function that was
+                registered with `UOW.after_commit`: the commit journals it, and it is called at
+                least once, if necessary later and by another process. The block waits up to 2
+                seconds for it.
             key: registered functions with the same key are called one after the other, in the order
                 of their commits. It is text of at most 1,024 bytes.
 
@@ -320,7 +324,7 @@ class UnitOfWork(Maintenance, Registering):
             each.on_commit.append(callback)
 
     def on_rollback(self, callback: Callback) -> None:
-        """Call back after the open transaction was undone; the callback is like that of `on_commit`."""
+        """Register a function to call after the open transaction was undone, as with `on_commit`."""
         _check_callable(callback)
         for each in self._opened().register():
             each.on_rollback.append(callback)
@@ -330,25 +334,25 @@ class UnitOfWork(Maintenance, Registering):
     @overload
     async def step(self, do: Callable[[], T], undo: Undo | JobCall) -> T: ...
     async def step(self, do: Callable[[], Any], undo: Undo | JobCall) -> Any:
-        """Do a saga step of your own, which is undone if the transaction fails.
+        """Perform a saga step of your own, which is undone if the transaction fails.
 
         Args:
             do: called now, and awaited unless it is a plain function. If it raises, the step counts
                 as not done; if it is cancelled, as done. (With a registered undo: see below.)
-            undo: a function that is called if the transaction is undone, that of the last step
-                first, up to three times. If it keeps failing, a note on the exception that ended
-                the block says so. If `compensation_timeout` cuts it off, it is called again in the
-                background. Or a call of a function that was registered with `UOW.compensation`: it
-                is journaled before `do` is called, and survives a crash. It is also called if `do`
-                raises, since an exception does not prove that the step was not done;
-                `StepNotDoneException` does.
+            undo: a function that is called if the transaction is undone, up to three times; the
+                undo of the last step is called first. If it keeps failing, a note on the exception
+                that ended the block says so. If `compensation_timeout` cuts it off, it is called
+                again in the background. It may also be a call of a function that was registered
+                with `UOW.compensation`: it is journaled before `do` is called, and survives a
+                crash. It is also called if `do` raises, since an exception does not prove that the
+                step was not done; `StepNotDoneException` does.
 
         Returns:
             what `do` returned.
 
         Raises:
-            ConfigException: the backend cannot journal the undo, or one of both is not a function;
-                `do` was not called.
+            ConfigException: the backend cannot journal the undo, or `do` or `undo` is not a
+                function; `do` was not called.
             TransactionLostException: the lease ran out meanwhile; the undo is called.
 
         Example:
@@ -416,15 +420,15 @@ class UnitOfWork(Maintenance, Registering):
         return self._opened().changes()
 
     async def hold(self, *, expires_in: float | None = None) -> str:
-        """Leave it to any process to commit or undo later what was done so far.
+        """Leave the changes so far for any process to commit or undo later.
 
-        `UOW.commit_held(id)` or `UOW.abort_held(id)` decides, or `fennflow transactions commit` and
-        `abort`. Until then its paths stay locked, and no reader sees any of it. More work may follow
-        in the block, in a transaction of its own.
+        `UOW.commit_held(id)` or `UOW.abort_held(id)` decides, as does `fennflow transactions
+        commit` or `abort`. Until then the paths stay locked, and no reader sees the changes. More
+        work may follow in the block, in a transaction of its own.
 
         Args:
-            expires_in: seconds after which recovery undoes it; by default as long as it may still
-                commit: until it is `max_transaction_age` old.
+            expires_in: seconds after which recovery undoes it; by default when it is
+                `max_transaction_age` old and can no longer commit.
 
         Returns:
             the id of the transaction.
@@ -443,7 +447,7 @@ class UnitOfWork(Maintenance, Registering):
         return await self._opened().hold(expires_in)
 
     def savepoint(self) -> AbstractAsyncContextManager[None]:
-        """Return a block that alone is undone if an exception leaves it; blocks nest.
+        """Return a block that undoes only its own changes if an exception leaves it; blocks nest.
 
         Its files, steps and callbacks are undone, an earlier write of this unit of work to the same
         path counts again, and the exception propagates to where you catch it. Work of tasks that
@@ -485,9 +489,9 @@ class UnitOfWork(Maintenance, Registering):
     async def lifespan(cls, *, check: bool = True) -> AsyncGenerator[None]:
         """Open the engine now, and close it at the end of the block instead of the loop's end.
 
-        Units of work inside need no time to connect, nor to reconcile buckets before their first
-        use, if `ReconcileConfig.frequency` is `on_start_app`. Equal configurations share an engine.
-        The last of their lifespans closes it, once the units of work that use it have ended.
+        Units of work inside do not have to connect, nor to reconcile buckets before their first use
+        if `ReconcileConfig.frequency` is `on_start_app`. Equal configurations share an engine. The
+        last of their lifespans closes it, once the units of work that use it have ended.
 
         If the catalog has no record of a bucket, or the first reading of it was interrupted, all
         its objects are recorded here, before the block begins.
@@ -521,7 +525,7 @@ class UnitOfWork(Maintenance, Registering):
 
 
 def _check_callable(function: object) -> None:
-    """Refuse what could not be called back, before it is lost after the commit."""
+    """Refuse an object that cannot be called, before it would be lost after the commit."""
     if not callable(function):
         message = (
             f"{brief(function)} is not a function that can be called later. Pass the function itself, or "
@@ -531,7 +535,7 @@ def _check_callable(function: object) -> None:
 
 
 def _check_order_key(key: object) -> None:
-    """Refuse a key that not every backend can keep, before a commit fails of it."""
+    """Refuse a key that not every backend can store, before a commit fails because of it."""
     if key is None:
         return
     try:

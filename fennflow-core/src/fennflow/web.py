@@ -1,7 +1,6 @@
-"""For web applications: a unit of work for each request, and the answer to a request for a file.
+"""For web applications: a unit of work for each request, and responses to requests for a file.
 
-The rules of answers are those of RFC 9110: `If-None-Match` (13.1.2), `Range` and `If-Range` (14.2,
-13.1.5).
+Responses follow RFC 9110: `If-None-Match` (13.1.2), `Range` and `If-Range` (14.2, 13.1.5).
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from fennflow.uow import UnitOfWork
 
 __all__ = ["Answer", "answer_for", "fastapi_dependency", "litestar_dependency"]
 
-# No object needs more than 18 digits for its size, and Python refuses numbers of thousands.
+# No size has more than 18 digits, and Python refuses to parse numbers of thousands of digits.
 _RANGE = re.compile(r"bytes=(?:([0-9]{1,18})-([0-9]{0,18})|-([0-9]{1,18}))")
 
 _VISIBLE = re.compile(r"[\x20-\x7e]+")
@@ -31,13 +30,13 @@ _ON_EVERY_ANSWER = frozenset({"Cache-Control", "Expires"})
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """Status, headers, and which bytes of the file are the body.
+    """The status, the headers, and the range of the file that is the body.
 
     Args:
         status: 200, 206, 304 or 416.
-        headers: to send; the length of the body is among them.
+        headers: all headers to send, including the length of the body.
         start: the first byte of the body, counted from 0.
-        end: the byte before which it stops; `start` where there is no body.
+        end: the byte before which it stops; equal to `start` if there is no body.
     """
 
     status: int
@@ -53,23 +52,24 @@ def answer_for(
     download_as: str | None = None,
     inline: bool = False,
 ) -> Answer:
-    """Return what to answer to a GET or HEAD for a file.
+    """Return the response to a GET or HEAD request for a file.
 
     Only one range is served; a request for several is answered with the whole file, as RFC 9110
-    lets servers do. Headers that were stored with the file, such as Content-Encoding, are sent.
+    allows. Headers that were stored with the file, such as Content-Encoding, are sent.
 
-    A file that a browser could run or render with the rights of your site (HTML, SVG, XML, scripts, and
-    whatever is not known to be passive) is sent as an attachment, which browsers save and do not
-    open. Send all headers, `X-Content-Type-Options` too: it keeps browsers from guessing a type.
+    A file that a browser could run or render with the rights of your site (HTML, SVG, XML, scripts,
+    and any type not known to be passive) is sent as an attachment, which browsers save and do not
+    open. Send all headers, including `X-Content-Type-Options`: it keeps browsers from guessing a
+    type.
 
     Args:
         info: what `stat` or `open` returned for the file.
         headers: of the request; names in any case.
-        download_as: a file name, to have browsers save the file and not show it.
-        inline: show files of any type: only where no stranger chooses their bytes or their type.
+        download_as: a file name; browsers then save the file and do not show it.
+        inline: show files of any type; safe only if no stranger chooses their bytes or type.
 
     Raises:
-        FileException: the file's ETag cannot stand in a header.
+        FileException: the file's ETag is not valid in a header.
 
     Example:
         ```python
@@ -132,7 +132,7 @@ def answer_for(
     else:
         start, end = int(first), min(info.size, int(last) + 1 if last else info.size)
         if last and int(last) < start:
-            # Not a valid range at all, which is to be ignored.
+            # An invalid range is ignored.
             return Answer(HTTPStatus.OK, reply | {"Content-Length": str(info.size)}, 0, info.size)
     if start >= end:
         reply |= {"Content-Range": f"bytes */{info.size}", "Content-Length": "0"}
@@ -156,7 +156,7 @@ def fastapi_dependency(
     It commits after the path function has returned and before the response is sent, so a commit
     that fails becomes an error response. An exception that leaves the path function undoes the
     work; a returned response commits it, whatever its status. A plain `Depends` on a function that
-    yields commits after the response was sent, when the client has its 200 already.
+    yields commits after the response was sent, when the client already has its 200.
 
     Args:
         uow: the class to open.
@@ -166,8 +166,8 @@ def fastapi_dependency(
         timeout: like that of `UnitOfWork`: seconds from the path function's call to the commit.
 
     Raises:
-        ConfigException: FastAPI is not installed, or older than 0.121, which cannot do it; or an
-            argument is not one that the unit of work takes.
+        ConfigException: FastAPI is not installed, or older than 0.121, which does not support this;
+            or the unit of work does not accept an argument.
 
     Example:
         ```python
@@ -226,8 +226,7 @@ def litestar_dependency(
         timeout: like that of `UnitOfWork`: seconds from the handler's call to the commit.
 
     Raises:
-        ConfigException: Litestar is not installed; or an argument is not one that the unit of work
-            takes.
+        ConfigException: Litestar is not installed; or the unit of work does not accept an argument.
 
     Example:
         ```python
@@ -266,7 +265,7 @@ def litestar_dependency(
 
 
 def _check(uow: object, *, auto_commit: bool, timeout: float | None) -> None:
-    """Refuse now what each request would fail on."""
+    """Raise now the error that each request would raise."""
     message = f"{brief(uow)} is not a class that extends fennflow.UnitOfWork."
     if not isinstance(uow, type) or not issubclass(uow, UnitOfWork):
         raise ConfigException(message)

@@ -33,9 +33,9 @@ class FennFlowConfig(AppConfig):
 
     @override
     def ready(self) -> None:
-        """Look at the rows of all models that have files, at `STORAGES`, and at the end of `migrate`."""
+        """Connect the signals of models with files and of `migrate`; register the check of `STORAGES`."""
         checks.register(_checked)
-        # The signal is sent for every app that has models: this is the last of them.
+        # The signal is sent for every app with models; this handles the last one.
         last = [each for each in apps.get_app_configs() if each.models_module is not None][-1:]
         for app in last:
             signals.post_migrate.connect(_migrated, app, dispatch_uid="fennflow")

@@ -1,4 +1,4 @@
-"""The database that Django's rows and FennFlow's catalog have in common."""
+"""The database that Django's rows and FennFlow's catalog share."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _SHARED = frozenset(
         "target_session_attrs",
     }
 )
-"""Options of a connection that the catalog's own connections take, too."""
+"""Options of a connection that the catalog's own connections support, too."""
 _OF_DJANGO = frozenset(
     {
         "assume_role",
@@ -40,11 +40,11 @@ _OF_DJANGO = frozenset(
         "server_side_binding",
     }
 )
-"""Options that concern Django's connections alone."""
+"""Options that are only for Django's connections."""
 
 
 class Ends(Protocol):
-    """Ends what a shared connection is used for."""
+    """Ends the transaction on a shared connection."""
 
     def commit(self) -> None:
         """Commit it."""
@@ -56,11 +56,11 @@ class Ends(Protocol):
 
 
 class SharedConnection:
-    """A driver's connection of Django's, as SQLAlchemy sees it: it may run statements on it.
+    """Django's driver connection for use by SQLAlchemy, which may only run statements on it.
 
     Args:
-        raw: the driver's own.
-        ends: is asked to end the transaction; the connection itself stays Django's.
+        raw: the driver's connection.
+        ends: ends the transaction; the connection itself still belongs to Django.
     """
 
     def __init__(self, raw: Any, ends: Ends) -> None:
@@ -69,18 +69,18 @@ class SharedConnection:
         self.rollback = ends.rollback
 
     def cursor(self, *args: Any, **kwargs: Any) -> Any:
-        """Return a cursor of the driver's."""
+        """Return a cursor of the driver."""
         return self._raw.cursor(*args, **kwargs)
 
     def close(self) -> None:
-        """Leave it open: it is Django's."""
+        """Leave it open: it belongs to Django."""
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._raw, name)
 
 
 def connect(wrapper: BaseDatabaseWrapper, ends: Ends) -> Connection:
-    """Return a connection of SQLAlchemy's on the one that Django uses, in the same transaction.
+    """Return an SQLAlchemy connection on Django's connection, in the same transaction.
 
     Args:
         wrapper: Django's connection.
@@ -90,7 +90,8 @@ def connect(wrapper: BaseDatabaseWrapper, ends: Ends) -> Connection:
     raw: Any = wrapper.connection
     driver = "sqlite+pysqlite"
     if _kind(wrapper) == "postgresql":
-        # The module that Django chose; the connection may be wrapped, by what traces it for instance.
+        # The module that Django chose; the connection itself may be wrapped, for instance by a
+        # tracer.
         driver = f"postgresql+{cast('Any', wrapper).Database.__name__}"
     url = _place(wrapper).set(drivername=driver)
     kind = url.get_dialect()
@@ -98,7 +99,7 @@ def connect(wrapper: BaseDatabaseWrapper, ends: Ends) -> Connection:
     if dialect.name == "postgresql":
         version: int = cast("Any", wrapper).pg_version
         dialect.server_version_info = (version // 10000, version % 10000)
-    # Not by create_engine: that configures the connection, and ends its transaction.
+    # Not with create_engine, which configures the connection and ends its transaction.
     pool = NullPool(
         lambda: cast("Any", SharedConnection(raw, ends)), dialect=dialect, reset_on_return=None
     )
@@ -110,25 +111,25 @@ def backend_config(using: str = "default", **options: Any) -> SqlalchemyBackendC
 
     Args:
         using: its alias.
-        options: those of `SqlalchemyBackendConfig` but `url`.
+        options: those of `SqlalchemyBackendConfig` except `url`.
 
     Raises:
-        ConfigException: it is neither SQLite nor PostgreSQL, or is in memory; or it has options for
-            which FennFlow's own connections have none.
+        ConfigException: it is neither SQLite nor PostgreSQL, or is in memory; or it has options
+            that FennFlow's own connections do not support.
     """
     url = _url(connections[using])
     return SqlalchemyBackendConfig(url=url.render_as_string(hide_password=False), **options)
 
 
 def identity(using: str) -> tuple[object, ...]:
-    """Return what distinguishes the database of an alias; a test runner replaces it."""
+    """Return a value that identifies the database of an alias; test runners change it."""
     settings = connections[using].settings_dict
     names = ("NAME", "USER", "PASSWORD", "HOST", "PORT")
     return (*(str(settings[name]) for name in names), repr(settings["OPTIONS"]))
 
 
 def in_memory(wrapper: BaseDatabaseWrapper) -> bool:
-    """Return whether a database is one of SQLite's that no other process can see."""
+    """Return whether a database is an SQLite database in memory, which no other process can see."""
     return wrapper.vendor == "sqlite" and bool(cast("Any", wrapper).is_in_memory_db())
 
 
@@ -143,13 +144,13 @@ def _kind(wrapper: BaseDatabaseWrapper) -> str:
 
 
 def _place(wrapper: BaseDatabaseWrapper) -> URL:
-    """Return where a database is."""
+    """Return the location of a database."""
     settings = wrapper.settings_dict
     if _kind(wrapper) == "sqlite":
         if in_memory(wrapper):
             message = (
-                f"The SQLite database {wrapper.alias!a} is in memory, where the catalog of files "
-                "cannot be. Name a file; for tests in DATABASES[...]['TEST']['NAME']."
+                f"The SQLite database {wrapper.alias!a} is in memory, but the catalog of files "
+                "needs a file. Name one; for tests in DATABASES[...]['TEST']['NAME']."
             )
             raise ConfigException(message)
         return make_url("sqlite://").set(database=str(Path(settings["NAME"]).absolute()))
@@ -175,7 +176,7 @@ def _url(wrapper: BaseDatabaseWrapper) -> URL:
     unknown = sorted(options.keys() - _SHARED - _OF_DJANGO)
     if unknown:
         message = (
-            f"FennFlow's own connections to the database {wrapper.alias!a} have no such options: "
+            f"FennFlow's own connections to {wrapper.alias!a} do not support these options: "
             f"{', '.join(map(ascii, unknown))}. Give the storage a backend=SqlalchemyBackendConfig(...) "
             "that leads to the same database and schema; certificates are named by variables such as "
             "PGSSLROOTCERT."

@@ -1,4 +1,4 @@
-"""Files as Django hands them out."""
+"""The files that the storage returns to Django."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ if TYPE_CHECKING:
 
     AnyFile = File[Any]
 else:
-    AnyFile = File  # it takes no type when it runs
+    AnyFile = File  # it is not generic at run time
 
 BLOCK = 8 << 20
-"""Bytes that are requested at a time; a file that is not larger is compared with its SHA-256."""
+"""How many bytes are requested at a time; a file up to this size is compared with its SHA-256."""
 
 Read = Callable[[str, int, int | None], "tuple[bytes, ObjectInfo]"]
 
 
 class _Blocks(io.RawIOBase):
-    """The bytes of a file, requested block by block, so that nothing is held open in between.
+    """The bytes of a file, requested block by block, so that nothing stays open in between.
 
     Args:
         name: of the file.
-        info: what the catalog says of it.
-        read: returns the bytes from a position to another one, or all of them, and what the catalog
-            says of the file then.
+        info: the catalog's information about it.
+        read: returns a range of bytes, or all of them, and the catalog's information about the file
+            at that time.
     """
 
     def __init__(self, name: str, info: ObjectInfo, read: Read) -> None:
@@ -99,13 +99,13 @@ def _content(info: ObjectInfo) -> tuple[int, str]:
 class StorageFile(Discardable, AnyFile):
     """A file of a storage that is open: read in parts, or stored when it is closed.
 
-    What is written is not stored if an exception leaves the block of the file.
+    A written file is not stored if an exception leaves its block.
 
     Args:
         name: of the file.
         mode: `rb` or `wb`; `r` or `w` for text.
         read: returns parts of it.
-        look: returns what the catalog says of it.
+        look: returns the catalog's information about it.
         put: stores it.
     """
 
@@ -132,7 +132,7 @@ class StorageFile(Discardable, AnyFile):
             self.size = info.size
             file = io.BufferedReader(_Blocks(name, info, self._read), 1 << 16)
         elif kind == "w":
-            vars(self).pop("size", None)  # it is known when that is asked
+            vars(self).pop("size", None)  # it is computed when it is needed
             file = SpooledTemporaryFile(max_size=settings.FILE_UPLOAD_MAX_MEMORY_SIZE)  # noqa: SIM115 - closed by close()
             self._written = file
         else:
@@ -143,7 +143,7 @@ class StorageFile(Discardable, AnyFile):
 
     @override
     def open(self, mode: str | None = None, *args: Any, **kwargs: Any) -> StorageFile:
-        """Go to the beginning; a file that was closed is opened once more, as it is then."""
+        """Go to the beginning; a closed file is opened again, in its current version."""
         if not self.closed:
             self.seek(0)
         else:

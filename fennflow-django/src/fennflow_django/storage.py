@@ -50,7 +50,7 @@ class StorageRepository(
     StreamRepository,
     GeneratePresignedUrlRepository,
 ):
-    """What a storage does with files."""
+    """The repository of a storage."""
 
 
 class StorageUnitOfWork(SyncUnitOfWork):
@@ -60,28 +60,29 @@ class StorageUnitOfWork(SyncUnitOfWork):
 
 
 _classes: list[tuple[object, type[StorageUnitOfWork]]] = []
-"""By database and bucket, so that storages with the same share a unit of work in a transaction."""
+"""Classes by database and bucket: storages with the same ones share a unit of work in a transaction."""
 
 
 @deconstructible(path="fennflow_django.FennFlowStorage")
 class FennFlowStorage(Storage):
-    """Keeps files in an object store, and lets them follow `transaction.atomic()`.
+    """Stores files in an object store, as part of `transaction.atomic()`.
 
-    What is saved and deleted inside `atomic()` commits with its rows in one database transaction, or
-    not at all; nested blocks are savepoints. Outside of it each file commits by itself, at once.
+    Files that are saved or deleted inside `atomic()` commit with the rows in one database
+    transaction, or not at all; nested blocks are savepoints. Outside of it each file commits by
+    itself, immediately.
 
     Args:
-        connector: the store: a config such as `S3ConnectorConfig()`, or the dotted path of one or of
-            what returns one.
+        connector: the store: a config such as `S3ConnectorConfig()`, or the dotted path of a config
+            or of a function that returns one.
         namespace: the bucket.
-        prefix: of all keys.
+        prefix: the prefix of all keys.
         using: alias of the database with the rows, in which the catalog is.
-        base_url: what URLs begin with. None for presigned URLs of the store.
+        base_url: the beginning of URLs. None for presigned URLs of the store.
         allow_overwrite: whether a file may replace one of the same name; if not, it gets another name.
         delete_unused: whether a file is deleted when the row that names it is deleted or names
             another one. It needs `fennflow_django` in `INSTALLED_APPS`.
-        backend: of the catalog, if `backend_config(using)` is not right.
-        options: those of `ConfigDict` but `connector` and `backend`.
+        backend: the catalog's backend, if `backend_config(using)` is not suitable.
+        options: those of `ConfigDict` except `connector` and `backend`.
 
     Raises:
         ConfigException: an option is not known, or has a value out of range.
@@ -132,7 +133,7 @@ class FennFlowStorage(Storage):
         if self.delete_unused and not apps.is_installed("fennflow_django"):
             message = (
                 "Add 'fennflow_django' to INSTALLED_APPS and run manage.py migrate: without it no file "
-                "is deleted whose row is gone. If that is what you want, say delete_unused=False."
+                "is deleted whose row is gone. If that is what you want, set delete_unused=False."
             )
             raise ConfigException(message)
         backend = self._backend or backend_config(self.using)
@@ -170,7 +171,8 @@ class FennFlowStorage(Storage):
             except (RecordAlreadyExistsException, RecordLockedException):
                 if self._allow_overwrite or not content.seekable():
                     raise
-                # Since `exists` was asked, another transaction has taken the name, or is about to.
+                # Since the call of `exists`, another transaction has taken the name, or is about
+                # to.
                 name = self.get_available_name(self.get_alternative_name(*_split(name)))
 
     def _put(self, name: str, content: File[Any], *, overwrite: bool | None = None) -> str:

@@ -1,11 +1,11 @@
-"""Units of work that are a part of Django's transactions.
+"""Units of work that are part of Django's transactions.
 
-A unit of work begins with the first file that a transaction writes. What it does is decided by a row that
-is written into Django's own transaction just before the COMMIT: whatever happens to that transaction
-happens to the files. So nothing depends on a hook that has to run after a rollback or a crash.
+A unit of work begins with the first file that a transaction writes. Its outcome is a row that is
+written in Django's own transaction just before the COMMIT: files and rows commit or roll back
+together. So nothing depends on a hook that has to run after a rollback or a crash.
 
-To act before the COMMIT, and to clean up at once, the methods of Django's connection that end
-transactions and savepoints are replaced on that one connection, from the first file to the end of the
+To act before the COMMIT, and to clean up immediately, the methods that end transactions and
+savepoints are replaced on this one connection of Django, from the first file to the end of the
 transaction.
 """
 
@@ -29,10 +29,10 @@ if TYPE_CHECKING:
 U = TypeVar("U", bound=SyncUnitOfWork)
 
 _OLDER = ""
-"""In place of the name of all savepoints that are older than a part."""
+"""Stands for the names of all savepoints that are older than a part."""
 
 _PLACE = "_fennflow_transaction"
-"""Name of the attribute of Django's connection that has the transaction, while it has files."""
+"""The attribute of Django's connection for its transaction, while that has files."""
 
 
 class _RolledBackError(Exception):
@@ -40,11 +40,11 @@ class _RolledBackError(Exception):
 
 
 class _Part(Generic[U]):
-    """A unit of work that is a part of a transaction.
+    """A unit of work that is part of a transaction.
 
     Args:
-        transaction: the whole.
-        uow_class: of the unit of work, which is opened.
+        transaction: the whole transaction.
+        uow_class: the class of the unit of work, which is opened.
     """
 
     def __init__(self, transaction: _Transaction, uow_class: type[U]) -> None:
@@ -62,22 +62,22 @@ class _Part(Generic[U]):
         self.begin_savepoint(_OLDER)
 
     def commit(self) -> None:
-        """Commit, since the decision about the files is written: SQLAlchemy calls it."""
+        """Commit, now that the outcome of the files is written; called by SQLAlchemy."""
         then, self._then = self._then, None
         if then is not None:
             try:
                 then()
             except BaseException:
-                self._transaction.roll_back()  # before the outcome is asked for
+                self._transaction.roll_back()  # before the outcome is read
                 raise
 
     def rollback(self) -> None:
-        """Roll back what cannot be committed; else Django has done so. SQLAlchemy calls it."""
+        """Roll back unless Django has already done so; called by SQLAlchemy."""
         if self.ended:
             self._transaction.roll_back()
 
     def end(self, then: Callable[[], None]) -> None:
-        """Write the decision about the files, and commit.
+        """Write the outcome of the files, and commit.
 
         Args:
             then: commits the transaction.
@@ -97,22 +97,22 @@ class _Part(Generic[U]):
         with ExitStack() as stack:
             stack.callback(self._connection.close)
             stack.callback(self.uow.__exit__, type(error), error, error.__traceback__)
-            self._leave(0, None)  # the whole is undone, and its callbacks are called
+            self._leave(0, None)  # everything is undone, and the callbacks are called
 
     def begin_savepoint(self, sid: str) -> None:
-        """Begin what can be undone alone."""
+        """Begin a savepoint."""
         savepoint = self.uow.savepoint()
         savepoint.__enter__()
         self._savepoints.append((sid, savepoint))
 
     def end_savepoint(self, sid: str) -> None:
-        """Keep what was done in a savepoint, and in those inside it."""
+        """Release a savepoint and those inside it."""
         index = self._index(sid)
         if index:
             self._leave(index, None)
 
     def undo_savepoint(self, sid: str, error: BaseException) -> None:
-        """Undo what was done since a savepoint: all of this part, if that is older."""
+        """Undo the work since a savepoint: all of this part, if the savepoint is older."""
         index = self._index(sid)
         name, _ = self._savepoints[index]
         self._leave(index, error)
@@ -129,7 +129,7 @@ class _Part(Generic[U]):
 
 
 class _Transaction:
-    """A transaction of Django's that has files.
+    """A Django transaction that has files.
 
     Args:
         wrapper: Django's connection.
@@ -140,14 +140,14 @@ class _Transaction:
         self._parts: dict[type[SyncUnitOfWork], _Part[Any]] = {}
         self._over = self._ending = False
         self._before: dict[str, object] = {}
-        """What the connection itself had in place of the methods of its class."""
+        """The instance attributes of the connection that were replaced."""
         self._methods: dict[str, Callable[..., Any]] = {}
 
     def part(self, uow_class: type[U]) -> U:
         """Return the unit of work of a class; the first call opens it."""
         if self._ending:
             message = (
-                "The transaction has ended, so that a callback of its unit of work can store no file in "
+                "The transaction has ended, so a callback of its unit of work cannot store a file in "
                 "it. Do that by transaction.on_commit(), or after the block."
             )
             raise TransactionException(message)
@@ -160,12 +160,12 @@ class _Transaction:
         return cast("U", found.uow)
 
     def opened(self, uow_class: type[U]) -> U | None:
-        """Return the unit of work of a class if it is open."""
+        """Return the unit of work of a class, if it is open."""
         found = self._parts.get(uow_class)
         return None if found is None else cast("U", found.uow)
 
     def roll_back(self) -> None:
-        """Roll back what could not be committed, so that Django commits none of it."""
+        """Roll back a transaction that could not be committed, so that Django commits none of it."""
         if self._over:
             return
         self._over = True
@@ -185,14 +185,14 @@ class _Transaction:
 
     @contextmanager
     def _handing_back(self) -> Generator[list[_Part[Any]]]:
-        """End what is yielded: callbacks run meanwhile, and Django is not in autocommit mode yet."""
+        """End the yielded parts: callbacks run meanwhile, and Django is not in autocommit mode yet."""
         wrapper, parts = self.wrapper, list(self._parts.values())
         if not parts:  # it has ended before
             yield parts
             return
         for name in _REPLACED:
             if vars(wrapper).get(name) != getattr(self, f"_{name}"):
-                continue  # replaced again by others: what is called then passes it on
+                continue  # another library replaced it again, and calls the replaced method
             if name in self._before:
                 setattr(wrapper, name, self._before[name])
             else:
@@ -268,12 +268,12 @@ _REPLACED = ("commit", "rollback", "close", "savepoint", "savepoint_commit", "sa
 
 
 def _cause() -> BaseException:
-    """Return the exception that ends a transaction: it gets as notes what could not be undone."""
+    """Return the exception that ends a transaction; failures of the undo are added to it as notes."""
     return sys.exc_info()[1] or _RolledBackError("The transaction was rolled back.")
 
 
 def _transaction_of(using: str) -> _Transaction | None:
-    """Return the transaction that is open in this thread, if one is."""
+    """Return the open transaction of this thread, if there is one."""
     wrapper = connections[using]
     if not wrapper.in_atomic_block and wrapper.get_autocommit():
         return None
@@ -283,13 +283,13 @@ def _transaction_of(using: str) -> _Transaction | None:
 
 
 def unit_of_work(uow_class: type[U], using: str = "default") -> U:
-    """Return a unit of work that is a part of Django's transaction, and ends with it.
+    """Return a unit of work that is part of Django's transaction, and ends with it.
 
     Within one transaction it is always the same one. Its savepoints are those of nested `atomic()`
-    blocks. Do not leave it, nor call `commit()` or `rollback()`.
+    blocks. Do not close it, and do not call `commit()` or `rollback()`.
 
     Args:
-        uow_class: of which class; its backend is `backend_config(using)`.
+        uow_class: the class; its backend is `backend_config(using)`.
         using: alias of the database.
 
     Raises:
@@ -308,12 +308,12 @@ def unit_of_work(uow_class: type[U], using: str = "default") -> U:
 
 @contextmanager
 def acting(uow_class: type[U], using: str, *, writes: bool) -> Generator[U]:
-    """Use the unit of work of the transaction that is open, else one that ends with the block.
+    """Use the unit of work of the open transaction, or else one that ends with the block.
 
     Args:
-        uow_class: of which class.
+        uow_class: the class.
         using: alias of the database.
-        writes: whether the block writes; what only reads opens none in a transaction.
+        writes: whether the block writes; a block that only reads opens none in a transaction.
     """
     transaction = _transaction_of(using)
     joined: U | None = None

@@ -1,7 +1,7 @@
-"""Deletes files when the row that names them is deleted, or names another one.
+"""Deletes files when the row that names them is deleted or names another file.
 
-Inside `atomic()` that commits with the row. Outside of it the file goes after the row has changed: a
-crash in between leaves a file that no row names, and never a row without its file.
+Inside `atomic()` the deletion commits with the row. Outside of it the file is deleted after the row
+has changed: a crash in between leaves a file that no row names, but never a row without its file.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from fennflow_django.storage import FennFlowStorage
 
 _ROWS: Any = QuerySet  # without a type of rows
 _BEFORE = "_fennflow_before"
-"""Name of the attribute of a model's instance that has what its row names, while that changes."""
+"""The attribute of a model instance for the files of its row, while that is being changed."""
 
 
 def before_save(
@@ -28,7 +28,7 @@ def before_save(
     update_fields: Collection[str] | None = None,
     **_: object,
 ) -> None:
-    """Note which files the row names that is about to be changed."""
+    """Note the files that a row names before it is changed."""
     vars(instance).pop(_BEFORE, None)
     if raw or instance.pk is None:
         return
@@ -41,18 +41,18 @@ def before_save(
 
 
 def before_delete(sender: type[Model], instance: Model, using: str, **_: object) -> None:
-    """Note which files the row names that is about to be deleted."""
+    """Note the files that a row names before it is deleted."""
     _note(instance, _fields(sender, using), using)
 
 
 def _note(instance: Model, fields: list[FileField], using: str) -> None:
-    # What the instance names need not be what the row does: it may be older, or not saved.
+    # The instance may name other files than the row: it may be outdated, or not saved.
     if not fields:
         return
     connection = connections[using]
     rows: Any = _ROWS(type(instance), using=using).filter(pk=instance.pk)
     if connection.in_atomic_block and connection.features.has_select_for_update:
-        # Of two transactions that replace it, the later one has to see what the earlier one wrote.
+        # If two transactions replace it, the later one has to see what the earlier one wrote.
         rows = rows.select_for_update()
     row = rows.values_list(*(field.attname for field in fields)).first()
     if row is not None:
@@ -60,7 +60,7 @@ def _note(instance: Model, fields: list[FileField], using: str) -> None:
 
 
 def after_save(sender: type[Model], instance: Model, using: str = "default", **_: object) -> None:
-    """Delete files that the row named before and does not any more."""
+    """Delete files that the row no longer names."""
     del sender
     before: list[tuple[FileField, str]] = vars(instance).pop(_BEFORE, [])
     for field, name in before:
@@ -78,9 +78,10 @@ def after_delete(sender: type[Model], instance: Model, using: str = "default", *
 
 
 def _fields(model: type[Model], using: str) -> list[FileField]:
-    """Return the fields whose files are deleted when they are not used any more.
+    """Return the fields whose files are deleted when they are no longer used.
 
-    Files of rows in another database than the catalog stay: they do not commit with the row.
+    If the rows are in another database than the catalog, files are kept: they would not commit with
+    the row.
     """
     return [
         field
@@ -91,7 +92,7 @@ def _fields(model: type[Model], using: str) -> list[FileField]:
 
 def _files(model: type[Model]) -> Iterator[tuple[FileField, FennFlowStorage]]:
     for field in model._meta.concrete_fields:  # noqa: SLF001 - documented
-        # A storage that is set up at first use says what it is when asked.
+        # A storage that is set up at first use has its class only then.
         if isinstance(field, FileField) and isinstance(field.storage, FennFlowStorage):
             yield field, field.storage
 
@@ -104,7 +105,7 @@ def _delete(field: FileField, name: str, using: str) -> None:
         for other, its in _files(model):
             if other.model is model and its.unit_of_work is place:
                 for alias in _databases(model, using):
-                    # Not by a manager, which may hide rows.
+                    # Not with a manager, which may hide rows.
                     rows: Any = _ROWS(model, using=alias)
                     if rows.filter(**{other.attname: name}).exists():
                         return
@@ -112,11 +113,11 @@ def _delete(field: FileField, name: str, using: str) -> None:
 
 
 def _databases(model: type[Model], using: str) -> Iterator[str]:
-    """Return in which databases there may be rows of a model."""
+    """Return the databases that may have rows of a model."""
     for alias in {using, router.db_for_write(model)}:
         tables = connections[alias].introspection.table_names
         if router.allow_migrate_model(alias, model) and (
-            # That there is the table of a model which Django does not manage is not certain.
+            # The table of an unmanaged model may not exist.
             model._meta.managed or model._meta.db_table in tables(include_views=True)  # noqa: SLF001 - documented
         ):
             yield alias

@@ -1,4 +1,4 @@
-"""What `manage.py` does about catalogs and buckets."""
+"""The maintenance of catalogs and buckets for `manage.py`."""
 
 from __future__ import annotations
 
@@ -33,16 +33,16 @@ class _EndedByDjango:
 
 
 def fennflow_storages() -> dict[str, FennFlowStorage]:
-    """Return the storages of `STORAGES` that are FennFlow's, by name."""
+    """Return the FennFlow storages of `STORAGES`, by name."""
     found = {name: _storage(name) for name in storages.backends}
     return {name: storage for name, storage in found.items() if storage is not None}
 
 
 def _storage(name: str) -> FennFlowStorage | None:
-    """Return a storage of `STORAGES`, or None for one of others."""
+    """Return a FennFlow storage of `STORAGES`; None for any other storage."""
     backends = cast("Mapping[str, Mapping[str, str]]", storages.backends)
     kind = import_string(backends[name]["BACKEND"])
-    # Those of others may not be ready to be made, as that of static files without STATIC_URL.
+    # Other storages may not be usable yet, such as that for static files without STATIC_URL.
     if isinstance(kind, type) and not issubclass(kind, FennFlowStorage):
         return None
     storage = storages[name]
@@ -50,9 +50,9 @@ def _storage(name: str) -> FennFlowStorage | None:
 
 
 def check_storages() -> list[CheckMessage]:
-    """Return an error for each storage of `STORAGES` that its options do not make: `manage.py check`.
+    """Return an error for each storage of `STORAGES` with invalid options; run by `manage.py check`.
 
-    Nothing is asked of databases and stores; `manage.py fennflow doctor` does that.
+    It does not connect to databases and stores; `manage.py fennflow doctor` does.
     """
     found: list[CheckMessage] = []
     for name in storages.backends:
@@ -61,28 +61,28 @@ def check_storages() -> list[CheckMessage]:
             if storage is not None and not in_memory(connections[storage.using]):
                 _ = storage.unit_of_work
         except (FennFlowException, ImportError, TypeError, ConnectionDoesNotExist) as error:
-            found.append(Error(f"STORAGES[{name!r}] makes no storage: {error}", id="fennflow.E001"))
+            found.append(Error(f"STORAGES[{name!r}] is not valid: {error}", id="fennflow.E001"))
     return found
 
 
 def create_catalogs(wrapper: BaseDatabaseWrapper) -> None:
-    """Create the tables of the catalogs in a database, as a migration that is not atomic does.
+    """Create the tables of the catalogs in a database; called by a migration that is not atomic.
 
     Args:
         wrapper: Django's connection to it.
     """
     for storage in fennflow_storages().values():
         if storage.using != wrapper.alias or in_memory(wrapper):
-            continue  # in memory there is no catalog: a use of the storage raises an error
+            continue  # a database in memory has no catalog: using the storage raises an error
         if wrapper.vendor == "sqlite":
-            # The mode of the file, for good; a transaction that has begun could not change it.
+            # This sets the mode of the file permanently; it is not possible inside a transaction.
             with wrapper.cursor() as cursor:
                 cursor.execute("PRAGMA journal_mode = WAL")
         backend = storage.unit_of_work.config.backend
-        assert isinstance(backend, SqlalchemyBackendConfig)  # noqa: S101 - no other one can be joined
+        assert isinstance(backend, SqlalchemyBackendConfig)  # noqa: S101 - no other can be joined
         connection = connect(wrapper, _EndedByDjango())
         try:
-            # If there is nothing to do, wait for no lock: the site may be running, and hold it.
+            # If there is nothing to do, do not wait for a lock, which a running site may hold.
             if not has_catalog(connection, backend):
                 with _writing(wrapper):
                     create_catalog(connection, backend)
@@ -92,10 +92,10 @@ def create_catalogs(wrapper: BaseDatabaseWrapper) -> None:
 
 @contextmanager
 def _writing(wrapper: BaseDatabaseWrapper) -> Generator[None]:
-    """Hold a transaction that may write from its start.
+    """Open a transaction that may write from its start.
 
-    Django begins one that reads first. If another process writes meanwhile, SQLite refuses its
-    first statement that writes at once, however long it may wait for locks.
+    Django begins a transaction that reads first. If another process writes meanwhile, SQLite
+    immediately refuses its first writing statement, however long it may wait for locks.
     https://www.sqlite.org/isolation.html
     """
     if wrapper.vendor != "sqlite" or wrapper.in_atomic_block:
@@ -113,13 +113,13 @@ def _writing(wrapper: BaseDatabaseWrapper) -> Generator[None]:
 
 
 def complete_catalogs(wrapper: BaseDatabaseWrapper) -> None:
-    """Create what is missing: the migration may have run before there was a storage in `STORAGES`.
+    """Create missing tables: the migration may have run before `STORAGES` had a storage.
 
     Args:
         wrapper: Django's connection to the database of the catalogs.
     """
     create_catalogs(wrapper)
     if wrapper.vendor == "sqlite" and not (in_memory(wrapper) or wrapper.in_atomic_block):
-        # Django's runner of tests copies the file alone, while this connection is open.
+        # Django's test runner copies only the database file, while this connection is open.
         with wrapper.cursor() as cursor:
             cursor.execute("PRAGMA wal_checkpoint(TRUNCATE)")

@@ -16,12 +16,13 @@ if TYPE_CHECKING:
 
 
 def serve(request: HttpRequest, path: str, storage: str = "default") -> FileResponse:
-    """Send a file, to everyone who knows its name: wrap it if there are files that not all may see.
+    """Send a file to everyone who knows its name; wrap this view to restrict access.
 
-    What a browser could run (HTML, SVG, and whatever is not known to be passive) is sent as a download.
+    A file that a browser could run (HTML, SVG, and any type not known to be passive) is sent as a
+    download.
 
     Args:
-        request: of the client.
+        request: the client's request.
         path: name of the file.
         storage: its name in `STORAGES`.
     """

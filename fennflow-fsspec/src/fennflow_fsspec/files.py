@@ -1,4 +1,4 @@
-"""Files of the filesystem that are open."""
+"""Open files of the filesystem."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ logger = logging.getLogger("fennflow")
 _Base: Any = AbstractBufferedFile
 
 IN_MEMORY = 8 << 20
-"""Bytes of a file that is written before they go to a temporary file."""
+"""How many bytes of a written file are held in memory before a temporary file is used."""
 
 
 class FennFlowFile(Discardable, _Base):  # type: ignore[misc]
     """A file that is open: read in parts, or written when it is closed.
 
-    What is written belongs to the transaction in which it was opened. If an exception leaves its block,
-    or it is never closed, nothing of it is stored.
+    A written file belongs to the transaction in which it was opened. If an exception leaves its
+    block, or it is never closed, it is not stored.
     """
 
     def __init__(self, fs: FennFlowFileSystem, path: str, mode: str = "rb", **kwargs: Any) -> None:
@@ -50,7 +50,7 @@ class FennFlowFile(Discardable, _Base):  # type: ignore[misc]
         return data
 
     def write(self, data: Buffer) -> int:
-        """Write; after `discard()` nothing happens, so that what writes through it can be closed."""
+        """Write; after `discard()` this does nothing, so that wrappers can still be closed."""
         if self._discarded:
             return memoryview(data).nbytes
         base: Any = super()
@@ -67,7 +67,7 @@ class FennFlowFile(Discardable, _Base):  # type: ignore[misc]
         return True
 
     def commit(self) -> None:
-        """Store what was written.
+        """Store the file.
 
         Raises:
             TransactionException: the transaction in which the file was opened has ended.
@@ -81,7 +81,8 @@ class FennFlowFile(Discardable, _Base):  # type: ignore[misc]
                 self.fs.store(self.path, written, create=self.mode == "xb")
 
     def _append(self, written: Any) -> None:
-        # What is there is read in the unit of work that writes, so that `validate_reads` concerns it.
+        # The existing content is read in the unit of work that writes, so that `validate_reads`
+        # covers it.
         with self.fs.transactions.together(), SpooledTemporaryFile(max_size=IN_MEMORY) as whole:
             if self.fs.isfile(self.path):
                 whole.write(self.fs.cat_file(self.path))
@@ -102,20 +103,20 @@ class FennFlowFile(Discardable, _Base):  # type: ignore[misc]
     def discard(self) -> None:
         if self._written is not None:
             self._written.close()
-        self._discarded = self.forced = True  # so that close() stores nothing either
+        self._discarded = self.forced = True  # so that close() does not store it, either
 
     @override
     def __del__(self) -> None:
         if self.writable() and not self._discarded:
-            logger.warning("%s was written, but never closed: nothing of it is stored.", self.path)
+            logger.warning("%s was written, but never closed, so it was not stored.", self.path)
         self.discard()
 
 
 class CompressedFile(Discardable, io.BufferedIOBase):
-    """A file that is written through a compressor, which would not close it.
+    """A file that is written through a compressor, and closed with it.
 
     Args:
-        file: that is open for writing.
+        file: the file that is open for writing.
         compressor: writes to it.
     """
 
@@ -146,7 +147,7 @@ class CompressedFile(Discardable, io.BufferedIOBase):
 
 
 class TextFile(Discardable, io.TextIOWrapper):
-    """A file that is open for writing text; it has no other name than that of `FennFlowFile`."""
+    """A file that is open for writing text; its name is that of the `FennFlowFile`."""
 
     buffer: FennFlowFile | CompressedFile  # type: ignore[assignment]
 

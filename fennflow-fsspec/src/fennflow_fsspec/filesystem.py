@@ -41,7 +41,7 @@ _Transaction: Any = Transaction
 
 
 class _CachedByClass(_Cached):  # type: ignore[misc]
-    """Returns a filesystem that was made before for the same class only, not for one of its name."""
+    """Returns a cached filesystem only for the same class, not for another class with the same name."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         base: Any = super()
@@ -89,19 +89,19 @@ class _DiscardedError(Exception):
 
 
 class _Moves:
-    """What a call of `mv()` copies, and then deletes."""
+    """The files that a call of `mv()` copies and then deletes."""
 
     def __init__(self) -> None:
         self.sources: set[str] = set()
         self._targets: set[str] = set()
 
     def add(self, source: str, target: str) -> None:
-        """Note a copy that is about to be made."""
+        """Note a planned copy."""
         self.sources.add(source)
         self._targets.add(target)
         both = {source, target} & self.sources & self._targets
         if both:
-            message = f"{', '.join(both)} would be both moved and moved to, so nothing is moved."
+            message = f"{', '.join(both)} would be both source and target, so nothing is moved."
             raise FilepathsCollisionError(message)
 
 
@@ -110,16 +110,18 @@ class FennFlowFileSystem(_Base, metaclass=_CachedByClass):  # type: ignore[misc]
 
     The first part of a path is the name of a field of the unit of work. Inside `with fs.transaction`
     everything is done by one unit of work: it commits at the end of the block, or is undone as a
-    whole if an exception leaves it. Blocks inside it are savepoints. Outside, each call commits by
-    itself, also one of many files (`put`, `mv`, `rm`), and a written file when it is closed.
+    whole if an exception leaves it. Blocks inside it are savepoints. Outside of it, each call
+    commits by itself, even with many files (`put`, `mv`, `rm`), and a written file commits when it
+    is closed.
 
     Args:
-        uow: the class of the unit of work, or its place: `module:UOW`. Always give it: fsspec makes
-            filesystems by the name of their protocol, without it, too, and gets an error that says so.
+        uow: the class of the unit of work, or its import path: `module:UOW`. It is required; it has
+            a default only because fsspec creates filesystems from the name of the protocol alone,
+            which raises an error that says so.
         options: those of `AbstractFileSystem`.
 
     Raises:
-        ConfigException: none is given, or there is no such class.
+        ConfigException: it is missing, or there is no such class.
 
     Example:
         ```python
@@ -159,8 +161,8 @@ class FennFlowFileSystem(_Base, metaclass=_CachedByClass):  # type: ignore[misc]
             return
         if uow is None:
             message = (
-                "fennflow:// needs a unit of work. Name its class, or its place as text, 'module:UOW': "
-                "storage_options={'uow': UOW} of pandas and others, fsspec.filesystem('fennflow', "
+                "fennflow:// needs a unit of work. Pass its class, or its import path 'module:UOW': "
+                "storage_options={'uow': UOW} for pandas and others, fsspec.filesystem('fennflow', "
                 "uow=UOW), or fsspec.open(url, uow=UOW)."
             )
             raise ConfigException(message)
@@ -168,7 +170,7 @@ class FennFlowFileSystem(_Base, metaclass=_CachedByClass):  # type: ignore[misc]
         base.__init__(uow=uow, **options)
         found = _imported(uow) if isinstance(uow, str) else uow
         if not isinstance(found, type) or not issubclass(found, (UnitOfWork, SyncUnitOfWork)):
-            message = f"uow={uow!a} is not a class of units of work, nor the module:NAME of one."
+            message = f"uow={uow!a} is not a unit of work class or the module:NAME of one."
             raise ConfigException(message)
         self.uow = found
         self._fields = sorted(fields_of(found))
@@ -187,12 +189,12 @@ class FennFlowFileSystem(_Base, metaclass=_CachedByClass):  # type: ignore[misc]
         self.transactions.end()
 
     def invalidate_cache(self, path: str | None = None) -> None:
-        """Do nothing: no listing is kept."""
+        """Do nothing: listings are not cached."""
 
     # --- reading -----------------------------------------------------------------------------------
 
     def ls(self, path: str, detail: bool = True, **_: Any) -> list[Any]:  # noqa: FBT001, FBT002 - as fsspec calls it
-        """List a directory; the topmost one has the fields of the unit of work."""
+        """List a directory; the root contains the fields of the unit of work."""
         path = self._strip_protocol(path).rstrip("/")
         found: list[dict[str, Any]]
         if path:
@@ -210,7 +212,7 @@ class FennFlowFileSystem(_Base, metaclass=_CachedByClass):  # type: ignore[misc]
         return found if detail else [each["name"] for each in found]
 
     def info(self, path: str, **_: Any) -> dict[str, Any]:
-        """Return what the catalog says of a file or a directory."""
+        """Return the catalog's information about a file or a directory."""
         path = self._strip_protocol(path).rstrip("/")
         if not path:
             return _directory("")
@@ -234,7 +236,7 @@ class FennFlowFileSystem(_Base, metaclass=_CachedByClass):  # type: ignore[misc]
         return cast("datetime", self.info(path)["LastModified"])
 
     def ukey(self, path: str) -> str:
-        """Return what changes with the content of a file."""
+        """Return a text that changes with the content of a file."""
         return self.content_of(self.info(path))
 
     def sign(self, path: str, expiration: float = 100, **_: Any) -> str:
@@ -247,7 +249,7 @@ class FennFlowFileSystem(_Base, metaclass=_CachedByClass):  # type: ignore[misc]
     def cat_file(
         self, path: str, start: int | None = None, end: int | None = None, **_: Any
     ) -> bytes:
-        """Return the bytes of a file, or some of them."""
+        """Return the bytes of a file, or a range of them."""
         path = self._strip_protocol(path)
         if start is None and end is None:
             return self.read_part(path, None, None)[0]
@@ -266,13 +268,13 @@ class FennFlowFileSystem(_Base, metaclass=_CachedByClass):  # type: ignore[misc]
         compression: str | None = None,
         **kwargs: Any,
     ) -> Any:
-        """Open a file; what is written is stored when it is closed."""
-        # The file belongs to the unit of work, and waits for no other commit.
+        """Open a file; a written file is stored when it is closed."""
+        # The file belongs to the unit of work, and does not wait for another commit.
         kwargs["autocommit"] = kwargs.get("autocommit", True)
         base: Any = super()
         if "r" in mode:
             return base.open(path, mode, block_size, cache_options, compression, **kwargs)
-        # Those of fsspec store what was written until an exception left the block, or lose all of it.
+        # fsspec's wrappers store a partial file after an exception, or lose all of it.
         text = {key: kwargs.pop(key) for key in _TEXT & kwargs.keys()}
         codec = get_compression(path, compression)
         kind = mode.replace("t", "").replace("b", "")
@@ -335,7 +337,7 @@ class FennFlowFileSystem(_Base, metaclass=_CachedByClass):  # type: ignore[misc]
         for each in paths:
             name = self._strip_protocol(each)
             if not has_magic(name) and self.isdir(name):
-                message = f"{printable(name)} is a directory. For what is in it, name it with recursive=True."
+                message = f"{printable(name)} is a directory. Pass recursive=True to include its contents."
                 raise IsADirectoryError(message)
 
     def pipe(
@@ -369,17 +371,18 @@ class FennFlowFileSystem(_Base, metaclass=_CachedByClass):  # type: ignore[misc]
         """Move files, all or none of them.
 
         Raises:
-            FilepathsCollisionError: a file is both moved and moved to.
+            FilepathsCollisionError: a file is both a source and a target.
         """
         if path1 == path2:
             return
-        lists = isinstance(path1, list) and isinstance(path2, list)  # which copy() does not expand
+        lists = isinstance(path1, list) and isinstance(path2, list)  # copy() does not expand these
         moves = _Moves()
         with self.transactions.together():
             if lists or not recursive:
                 one = isinstance(path1, (str, PathLike))
                 self._refuse_directories([path1] if one else cast("Iterable[Any]", path1))
-            # That of fsspec deletes what it finds after copying, whether it was copied or not.
+            # fsspec's mv deletes the files that it finds after the copy, even those that were not
+            # copied.
             self.copy(path1, path2, recursive, maxdepth, on_error="raise", moves=moves)
             for each in sorted(moves.sources):
                 self.rm_file(each)
@@ -389,20 +392,20 @@ class FennFlowFileSystem(_Base, metaclass=_CachedByClass):  # type: ignore[misc]
     def read_part(
         self, path: str, start: int | None, end: int | None
     ) -> tuple[bytes, dict[str, Any]]:
-        """Return bytes of a file, and what the catalog says of it."""
+        """Return bytes of a file, and the catalog's information about it."""
         field, key = self._place(path)
         with self._acting(field) as repository, repository.open(key, start=start, end=end) as file:
             return file.read(), _file(field, file.info)
 
     @staticmethod
     def content_of(info: Mapping[str, Any]) -> str:
-        """Return what differs if the content of a file does."""
+        """Return a value that differs if the content of a file differs."""
         return str(info["sha256"] or info["ETag"])
 
     # --- of this class -----------------------------------------------------------------------------
 
     def _place(self, path: str, wanted: str = "") -> tuple[str, str]:
-        """Return the field and the path in its repository."""
+        """Return the field of a path, and the path in its repository."""
         field, _, key = path.rstrip("/").partition("/")
         if field not in self._fields:
             message = (

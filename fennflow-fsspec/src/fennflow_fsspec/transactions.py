@@ -18,7 +18,7 @@ class Level:
     """A transaction, or one inside it.
 
     Args:
-        outer: in which it was begun.
+        outer: the transaction in which it was begun.
 
     Attributes:
         undone: whether it was rolled back.
@@ -32,7 +32,7 @@ class Level:
 
     @property
     def usable(self) -> bool:
-        """Whether what was opened in it can still become a part of the unit of work."""
+        """Whether files that were opened in it can still become part of the unit of work."""
         level = self
         while level._outer is not None:
             if level.undone:
@@ -42,10 +42,10 @@ class Level:
 
 
 class Transactions:
-    """What is open of one filesystem: `with fs.transaction` nests.
+    """The open transactions of one filesystem: `with fs.transaction` nests.
 
-    It is the same for all threads, since libraries write from threads of their own. A call that consists
-    of several steps is a unit of work by itself in its own thread.
+    All threads share them, since libraries write from their own threads. A call with several steps
+    is a unit of work by itself, in its own thread.
 
     Args:
         make: returns a unit of work.
@@ -60,11 +60,11 @@ class Transactions:
 
     @property
     def level(self) -> Level | None:
-        """The innermost transaction that is open."""
+        """The innermost open transaction."""
         return self._stacks[-1][0] if self._stacks else None
 
     def begin(self) -> None:
-        """Begin a transaction, or a savepoint in the one that is open.
+        """Begin a transaction, or a savepoint in the open one.
 
         Raises:
             TransactionException: another thread has one open.
@@ -89,7 +89,7 @@ class Transactions:
         error: BaseException | None = None,
         traceback: TracebackType | None = None,
     ) -> None:
-        """Commit what is innermost, or undo it because of an exception.
+        """Commit the innermost transaction, or undo it because of an exception.
 
         Raises:
             TransactionException: none is open.
@@ -105,7 +105,7 @@ class Transactions:
 
     @contextmanager
     def acting(self) -> Generator[SyncUnitOfWork]:
-        """Use the unit of work that is open, else one that ends with the block."""
+        """Use the open unit of work, or else one that ends with the block."""
         open_: SyncUnitOfWork | None = getattr(self._local, "uow", None) or self._uow
         if open_ is not None:
             yield open_
@@ -115,7 +115,7 @@ class Transactions:
 
     @contextmanager
     def together(self) -> Generator[None]:
-        """Do what the block does as a whole, or none of it."""
+        """Make the block atomic."""
         if getattr(self._local, "uow", None) is not None:
             yield
         elif self._uow is not None:

@@ -54,7 +54,7 @@ if TYPE_CHECKING:
     from fennflow_memory.config import InMemoryBackendConfig
 
 COMMITS_KEPT = 1000
-"""The last ones, for those who follow them: memory is all that this backend has."""
+"""How many of the last commits are kept for the feed, since they take memory."""
 DIGITS = 19
 """Fewer than a number has that is too long to be one of a commit."""
 
@@ -85,7 +85,7 @@ class _Job:
 
 @dataclass(slots=True)
 class _Tables:
-    """What a database would hold."""
+    """The tables that a database would have."""
 
     catalog_id: str = field(default_factory=lambda: str(uuid_utils.uuid7()))
     ticket_key: bytes = field(default_factory=lambda: secrets.token_bytes(32))
@@ -94,7 +94,8 @@ class _Tables:
     records: dict[ObjectKey, Record] = field(default_factory=dict[ObjectKey, Record])
     keys: dict[str, list[str]] = field(default_factory=dict[str, list[str]])
     transactions: dict[str, _Transaction] = field(default_factory=dict[str, _Transaction])
-    # Of a key: the transaction that holds it, and until when if that transaction is finished (P20 b).
+    # By key: the transaction that holds it, and the end of the lock if that transaction is finished
+    # (P20 b).
     locks: dict[ObjectKey, tuple[str, float | None]] = field(
         default_factory=dict[ObjectKey, "tuple[str, float | None]"]
     )
@@ -104,7 +105,7 @@ class _Tables:
         default_factory=dict[str, "tuple[Outcome, float]"]
     )
     jobs: dict[tuple[str, int], _Job] = field(default_factory=dict[tuple[str, int], _Job])
-    # The end of the feed, and how many commits there were in all (P38).
+    # The end of the feed, and the total number of commits (P38).
     commits: deque[tuple[str, datetime, Commit]] = field(
         default_factory=lambda: deque["tuple[str, datetime, Commit]"](maxlen=COMMITS_KEPT)
     )
@@ -129,8 +130,8 @@ class InMemoryBackend(Backend):
 
     Args:
         tables: the rows.
-        late_write_period: seconds for which late writes and kept locks stand.
-        lease_ttl: seconds for which a lease runs.
+        late_write_period: seconds for which late writes and retained locks are kept.
+        lease_ttl: seconds for which a lease lasts.
     """
 
     def __init__(self, tables: _Tables, *, late_write_period: float, lease_ttl: float) -> None:
@@ -157,7 +158,7 @@ class InMemoryBackend(Backend):
 
     @override
     async def open(self) -> None:
-        """Do nothing: the tables are there."""
+        """Do nothing: the tables exist."""
 
     @override
     async def aclose(self) -> None:
@@ -300,13 +301,13 @@ class InMemoryBackend(Backend):
 
     @override
     async def abort(self, token: TransactionToken, *, lock_wait: float | None = None) -> Decision:
-        del lock_wait  # no transaction is ever open
+        del lock_wait  # no database transaction stays open
         with self._tables.lock:
             row = self._tables.transactions.get(token.transaction_id)
             if row is None:
                 decided = self._tables.outcomes.get(token.transaction_id)
                 if decided is None:
-                    # Nothing of it was ever staged; decided all the same, so nothing ever is.
+                    # It has no rows; deciding it anyway ensures that it never gets any.
                     self._decide(token, _Transaction(token.fence), Outcome.ABORTED)
                 return Decision(outcome=decided[0] if decided else Outcome.ABORTED, finished=True)
             if row.fence != token.fence:
@@ -478,7 +479,7 @@ class InMemoryBackend(Backend):
         for job in jobs:
             identity = job.transaction_id, job.number
             before = self._tables.jobs.get(identity)
-            # An attempt that is under way is fenced off.
+            # A running attempt is fenced off.
             attempts = 0 if before is None else before.job.attempts + (before.lease_until > 0)
             row = _Job(replace(job, attempts=attempts), time.monotonic())
             self._tables.jobs[identity] = row
@@ -603,7 +604,7 @@ class InMemoryBackend(Backend):
         row.locks, row.intents = row.locks.difference(keys), kept
 
     def _purge(self, now: float) -> None:
-        """Forget outcomes and kept locks that have outlived the late-write period."""
+        """Remove outcomes and retained locks that are older than the late-write period."""
         tables = self._tables
         for identity, row in list(tables.jobs.items()):
             decided = tables.outcomes.get(row.job.transaction_id, (None, now))[0]

@@ -1,4 +1,4 @@
-"""What a user configures of the memory connector and the memory backend."""
+"""The configuration of the memory connector and the memory backend."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from fennflow.config import BackendConfig, ConnectorConfig
 
 
 class InMemoryConnectorConfig(ConnectorConfig):
-    """Objects in the memory of the process, gone with it.
+    """Objects in the memory of the process; they are lost when it ends.
 
     All units of work in the process that name the same store share it, on every event loop.
 
     Args:
-        name: of the store.
-        capabilities: what the store enforces; all conditions and no versions by default. It
-            ignores conditions that are not named, as weak stores do.
+        name: the name of the store.
+        capabilities: what the store enforces; all conditions and no versions by default. It ignores
+            conditions that are not named, like weak stores.
 
     Example:
         ```python
@@ -28,7 +28,7 @@ class InMemoryConnectorConfig(ConnectorConfig):
 
 
 class InMemoryBackendConfig(BackendConfig):
-    """Catalog and journal in the memory of the process, gone with it.
+    """Catalog and journal in the memory of the process; they are lost when it ends.
 
     All units of work in the process with equal backend and connector configs share them, on every
     event loop.

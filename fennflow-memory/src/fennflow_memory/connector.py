@@ -70,11 +70,11 @@ def new_connector(config: InMemoryConnectorConfig, _settings: ConfigDict) -> Con
 
 
 class InMemoryConnector(Connector):
-    """A store that enforces what its capabilities say, and ignores other conditions.
+    """A store that enforces the conditions in its capabilities, and ignores others.
 
     Args:
         store: the objects.
-        capabilities: what it enforces.
+        capabilities: the conditions that it enforces.
     """
 
     def __init__(self, store: _Store, capabilities: Capabilities) -> None:
@@ -84,7 +84,7 @@ class InMemoryConnector(Connector):
 
     @override
     async def open(self) -> None:
-        """Do nothing: the store is there."""
+        """Do nothing: the store exists."""
 
     @override
     async def aclose(self) -> None:
@@ -96,7 +96,7 @@ class InMemoryConnector(Connector):
 
     @override
     def validate(self, namespace: str, key: str, attributes: ObjectAttributes) -> None:
-        """Accept all that the key rules accept, and ignore options of other stores."""
+        """Accept every key that the key rules accept, and ignore options of other stores."""
 
     @override
     async def put(self, request: PutRequest, body: bytes) -> StoredObject:
@@ -179,7 +179,7 @@ class InMemoryConnector(Connector):
 
     @override
     async def abort_upload(self, namespace: str, key: str, upload_id: str) -> None:
-        """Do nothing: every body arrives whole."""
+        """Do nothing: every body is written in one piece."""
 
     def _find(self, namespace: str, location: Location) -> _Version | None:
         for version in reversed(self._store.objects.get((namespace, location.key), [])):
@@ -200,7 +200,7 @@ class InMemoryConnector(Connector):
         return found
 
     def _check(self, namespace: str, key: str, *, if_match: str | None, gone: bool = False) -> None:
-        """Check that a key has an ETag, or nothing where `if_match` is None."""
+        """Check that a key has an ETag, or no object if `if_match` is None."""
         found = self._find(namespace, Location(key))
         there = None if found is None else found.stored.etag
         if there == if_match or (gone and there is None):
@@ -209,11 +209,11 @@ class InMemoryConnector(Connector):
         raise PreconditionFailedException(message)
 
     def _check_directories(self, namespace: str, key: str) -> None:
-        """Refuse a key below another one, or above, as a file system does."""
+        """Refuse a key below or above another one, like a file system."""
         for bucket, other in self._store.objects:
             near = other.startswith(f"{key}/") or key.startswith(f"{other}/")
             if bucket == namespace and near and self._find(namespace, Location(other)):
-                message = f"Could not put {namespace}/{key}: {namespace}/{other} is there."
+                message = f"Could not put {namespace}/{key}: {namespace}/{other} exists."
                 raise BaseConnectorException(message)
 
     def _add(

@@ -1,8 +1,8 @@
-"""The contract of a backend, and by name the configs that plugins bring.
+"""The contract of a backend, and the configs that plugins provide, by name.
 
 A backend is the source of truth: the catalog of committed objects and the journal of live
-transactions. It does no object I/O. Every method is one transaction: all of it is durable on return,
-or nothing of it happened. Who calls what, in the life of a transaction:
+transactions. It does no object I/O. Every method is one transaction: on return all of it is
+durable, or nothing has happened. The calls in the life of a transaction:
 
 | method | called | rule |
 | --- | --- | --- |
@@ -11,14 +11,15 @@ or nothing of it happened. Who calls what, in the life of a transaction:
 | `commit` | once, by the owner: the pivot | P4 P5 |
 | `abort` | before anything is undone, and before each later attempt to finish | P5 P7 |
 | `relocate` | after the copies of each batch of apply, before its deletions | P28 |
-| `settle` | when nothing is left to do, for some keys or for all | P6 P20 |
+| `settle` | when some or all keys are finished | P6 P20 |
 | `heartbeat` | by the owner, every third of `lease_ttl` | P22 |
 | `claim` | by recovery, for transactions whose lease has run out | P24 |
 | `add_jobs` | before a durable step, and when a savepoint with one is undone | P33 |
 | `claim_jobs`, `keep_job`, `end_jobs` | before, during and after calls of compensations and hooks | P35 |
 | `hold`, `take_held` | when a unit of work is held, and when another process decides it | P37 |
-| `commits`, `commit_cursor` | by `UOW.commits()`, for those who follow what is committed | P38 |
-| `join` | when a unit of work with `join=` is opened: the pivot is then written by what it returns | P5 |
+| `commits`, `commit_cursor` | by `UOW.commits()` | P38 |
+| `join` | when a unit of work with `join=` is opened: the returned object then writes the pivot |
+P5 |
 
 The backend's clock decides when leases, kept locks and late writes expire.
 """

@@ -1,7 +1,7 @@
-"""The former names of the backend contract, for programs written before it spoke of transactions.
+"""The former names of the backend contract, for programs written before it used *transaction*.
 
 Nothing in FennFlow uses them. `fennflow.backends` loads this module when a program imports
-`SessionToken`; a program that does not, never sees it.
+`SessionToken`; other programs never load it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ __all__: list[str] = []
 
 
 def session_token() -> type[TransactionToken]:
-    """Accept the former names from now on, and return the class that was `SessionToken`."""
+    """Accept the former names from now on, and return the class formerly named `SessionToken`."""
     message = (
         "fennflow.backends.SessionToken is now TransactionToken, session_id is transaction_id, "
         "and Backend.stage is Backend.begin_writes."
@@ -54,7 +54,7 @@ def _accept() -> None:
 
 
 def _accept_settle(backend: type[Backend], **_: object) -> None:
-    """Let `settle` of a class, and of those that extend it, take what a `Settlement` has."""
+    """Let `settle` of a class and its subclasses accept the fields of a `Settlement`."""
     for each in backend.__subclasses__():
         _accept_settle(each)
     method: Any = vars(backend).get("settle")

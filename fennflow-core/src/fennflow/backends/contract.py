@@ -1,4 +1,4 @@
-"""The contract of a backend; `fennflow.backends` says who calls what, and when."""
+"""The contract of a backend; `fennflow.backends` lists which method is called when."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from fennflow.exceptions import ConfigException
 from fennflow.paths import after_name
 
 SCANNED = 100
-"""Records to read at once where one may stand for all of them."""
+"""How many records to read at a time if one may represent all of them."""
 
 _TICKET_KEY = secrets.token_bytes(32)
 
@@ -40,31 +40,32 @@ class JoinedTransaction(ABC):
     @property
     @abstractmethod
     def managed_by_caller(self) -> bool:
-        """Whether the user's own block ends it; else it is ended with the unit of work."""
+        """Whether the user's own block ends it; otherwise the unit of work ends it."""
 
     @property
     @abstractmethod
     def ended(self) -> bool:
-        """Whether it is over, one way or the other, so that the decision is there to be read."""
+        """Whether it has been committed or rolled back, so that the decision can be read."""
 
     @abstractmethod
     async def commit(self, token: TransactionToken, commit: Commit | None) -> None:
         """Write the pivot in it, then end it unless it surrounds the unit of work.
 
-        Like `Backend.commit`, but that no row of the journal is touched: the transaction may not
-        see them. If it raises after the first statement, the transaction is rolled back.
+        Like `Backend.commit`, except that it touches no row of the journal, which the transaction
+        may not see. If it raises after the first statement, the transaction is rolled back.
 
-        It has to be the transaction that was open when the unit of work joined, or that began
-        after the last `commit` or `rollback`: files and rows would else come apart.
+        It has to be the transaction that was open when the unit of work joined, or that began after
+        the last `commit` or `rollback`. Otherwise files and rows would not commit together.
 
         Args:
             token: of the transaction; it is checked.
-            commit: what to write; None if there is nothing, and the transaction is only ended.
+            commit: what to write; None if there is nothing to write, and the transaction only has
+                to end.
 
         Raises:
             TransactionException: the transaction has ended inside the block, or cannot hold a
-                pivot; nothing of it was written.
-            Exception: like `Backend.commit`, and what ending the transaction raises.
+                pivot; nothing was written.
+            Exception: as for `Backend.commit`, or raised by the end of the transaction.
         """
 
     @abstractmethod
@@ -72,76 +73,75 @@ class JoinedTransaction(ABC):
         """Roll it back unless it surrounds the unit of work.
 
         Raises:
-            TransactionException: it was committed inside the block, so its rows stand.
+            TransactionException: it was committed inside the block, so its rows are kept.
         """
 
     @abstractmethod
     def close(self) -> None:
-        """Stop watching it: the unit of work is over. `ended` can still be read."""
+        """Stop observing it, since the unit of work has ended. `ended` can still be read."""
 
 
 class Backend(ABC):
-    """Catalog and journal. See the module's docstring for who calls what."""
+    """Catalog and journal. `fennflow.backends` lists which method is called when."""
 
     @property
     @abstractmethod
     def catalog_id(self) -> str:
-        """Identifies this catalog's objects among those of others that share a bucket (P10).
+        """The id of this catalog, by which its objects are distinguished in a shared bucket (P10).
 
         At most 128 visible ASCII characters, no `/`.
         """
 
     @property
     def guarantees(self) -> Guarantees:
-        """What it can promise; not abstract: nothing beyond the process, unless it says more."""
+        """What it guarantees. Not abstract: by default nothing beyond the process."""
         return Guarantees()
 
     @property
     def stamped_id(self) -> str | None:
-        """The id in the stamps of this catalog's objects, by which other catalogs leave them alone.
+        """The id in the stamps of this catalog's objects; other catalogs leave such objects alone.
 
-        None where the catalog ends with its process: the next one has to take them over.
+        None if the catalog ends with its process: the next one has to take over its objects.
         """
         return self.catalog_id if self.guarantees.durable else None
 
     @abstractmethod
     async def open(self) -> None:
-        """Acquire connections, create what is missing; on the running event loop."""
+        """Acquire connections and create missing tables, on the running event loop."""
 
     @abstractmethod
     async def aclose(self) -> None:
         """Release connections; nothing is called afterwards."""
 
     async def recall(self, name: str) -> str | None:
-        """Return what `remember` kept under a name within the last day, by the backend's clock.
+        """Return the text that `remember` stored within the last day, by the backend's clock.
 
-        Not abstract, like `remember`: what a store enforces is found out again where it is not
-        kept (P15).
+        Not abstract, like `remember`: without them, every process probes the store itself (P15).
         """
         del name
         return None
 
     async def remember(self, name: str, value: str) -> None:
-        """Keep a text for other processes."""
+        """Store a text for other processes."""
         del name, value
 
     async def note(self, name: str) -> str | None:
-        """Return what `keep_note` kept under a name, however long ago.
+        """Return the text that `keep_note` stored under a name, however long ago.
 
-        Not abstract, like `keep_note`: where notes are not kept, `fennflow doctor` does not report what
+        Not abstract, like `keep_note`: without them, `fennflow doctor` does not report what
         reconciliation could not record.
         """
         del name
         return None
 
     async def keep_note(self, name: str, value: str) -> None:
-        """Keep a text as long as the catalog."""
+        """Store a text for as long as the catalog exists."""
         del name, value
 
     async def ticket_key(self) -> bytes:
         """Return the key that signs this catalog's tickets for uploads: at least 32 random bytes.
 
-        Not abstract: where it is not kept, a ticket is valid only in the process that made it.
+        Not abstract: if it is not stored, a ticket is valid only in the process that made it.
         """
         return _TICKET_KEY
 
@@ -153,7 +153,7 @@ class Backend(ABC):
     async def scan(
         self, namespace: str, *, prefix: str, start: str, limit: int
     ) -> Sequence[Record]:
-        """Return up to `limit` records, key order, keys with the prefix and not before `start`.
+        """Return up to `limit` records in key order, with the prefix and not before `start`.
 
         Keys compare as UTF-8 bytes.
         """
@@ -161,9 +161,10 @@ class Backend(ABC):
     async def scan_names(
         self, namespace: str, *, prefix: str, start: str, limit: int, delimiter: str
     ) -> Sequence[Record]:
-        """Return what `scan` does, but only the first of all keys with the same name up to the delimiter.
+        """Like `scan`, but return only the first of all keys with the same name up to the delimiter.
 
-        Not abstract: this reads all records. A backend can read one for each name instead.
+        Not abstract: this implementation reads all records. A backend can read one for each name
+        instead.
         """
         found: list[Record] = []
         following: str | None = start
@@ -186,18 +187,18 @@ class Backend(ABC):
         """Add records to a fill: hidden, in the namespace `fill.hidden`, until it ends.
 
         Returns:
-            whether it is under way. If not, nothing was done: another process has ended it, or
-            has begun one with another id.
+            whether the fill is in progress. If not, nothing was done: another process has ended it,
+            or has begun one with another id.
         """
 
     @abstractmethod
     async def end_fill(self, fill: Fill) -> None:
-        """Show what was added, in one transaction, but where a key has a record by now."""
+        """Make the added records visible in one transaction, except for keys that now have a record."""
 
     async def add_details(self, records: Collection[Record]) -> None:
         """Replace records that are `only_listed` by ones of the same writes, without waiting.
 
-        Not abstract: where they are not kept, the store is asked again.
+        Not abstract: if they are not stored, the store is asked again.
         """
         del records
 
@@ -218,11 +219,11 @@ class Backend(ABC):
 
         Args:
             token: of the transaction.
-            keys: what is locked.
-            plan: a pure function, which may be called in another thread, and again. What it raises
-                undoes the transaction and propagates.
-            begins: whether the transaction may be new. If not, and it has no row, then it was finished
-                by others, perhaps so long ago that its outcome is forgotten: it is lost.
+            keys: the keys to lock.
+            plan: a pure function, which may be called in another thread, and more than once. An
+                exception of it undoes the database transaction and propagates.
+            begins: whether the transaction may be new. If not, and it has no row, others have
+                finished it, perhaps so long ago that its outcome was removed: it is lost.
 
         Returns:
             the records of the keys. They cannot change until the transaction is finished (P6).
@@ -246,15 +247,16 @@ class Backend(ABC):
 
         Raises:
             ConflictException: a record of `commit.reads` changed. Nothing happened.
-            TransactionLostException: the transaction is not this owner's any more, or was decided
+            TransactionLostException: this owner has lost the transaction, or it was decided
                 `aborted`. Nothing happened.
-            Exception: any other leaves the outcome open; the engine then calls `abort`.
+            Exception: with any other exception the outcome is unknown; the engine then calls
+                `abort`.
         """
 
     async def join(self, transaction: object) -> JoinedTransaction:
-        """Return what writes pivots inside a transaction of the user's on this database.
+        """Return an object that writes pivots inside a user's transaction on this database.
 
-        Not abstract: most backends are not a database that the user has.
+        Not abstract: most backends do not use a database of the user's.
 
         Raises:
            ConfigException: it is not such a transaction, or not on the catalog's database.
@@ -272,18 +274,18 @@ class Backend(ABC):
         """Decide `aborted` unless the transaction is decided already (P5).
 
         Args:
-            token: which one.
-            lock_wait: seconds to wait for an open transaction that holds the decision; None for
-                as long as the backend thinks right.
+            token: the transaction's.
+            lock_wait: seconds to wait for an open transaction that holds the decision; None for the
+                backend's default.
 
         Returns:
-            the outcome that stands, and what is left to do. COMMITTED means that a pivot whose
-            answer was lost had gone through. Where the journal has no rows of the transaction it is
-            `finished`, no matter which process finished it.
+            the valid outcome, and the remaining work. COMMITTED means that a pivot whose answer was
+            lost has succeeded. If the journal has no rows of the transaction, it is `finished`, no
+            matter which process finished it.
 
         Raises:
             TransactionLostException: the journal has rows, under another token.
-            CommitUncertainException: a transaction that is still open holds the decision; ask
+            CommitUncertainException: a transaction that is still open holds the decision; call
                 again when it has ended. Nothing happened.
         """
 
@@ -299,7 +301,7 @@ class Backend(ABC):
     async def settle(self, token: TransactionToken, settlement: Settlement = FINISHED) -> None:
         """Remove the transaction's rows and locks, or those of some keys; nothing if it has none.
 
-        The outcome stays for at least `late_write_period` more (P5).
+        The outcome is kept for at least another `late_write_period` (P5).
 
         Raises:
             TransactionLostException: the token is no longer the transaction's.
@@ -307,14 +309,15 @@ class Backend(ABC):
 
     @abstractmethod
     async def late_writes(self, keys: Collection[ObjectKey]) -> Collection[LateWrite]:
-        """Return the late writes that the journal holds of keys (P14)."""
+        """Return the late writes of keys that are in the journal (P14)."""
 
     @abstractmethod
     async def due_late_writes(self, *, after: LateWrite | None, limit: int) -> Sequence[LateWrite]:
         """Return up to `limit` late writes that can no longer arrive and whose transaction is finished (P20 a).
 
         Args:
-            after: those that sort behind it, by namespace, key, transaction id and sequence.
+            after: return only late writes after this one, by namespace, key, transaction id and
+                sequence.
             limit: how many.
         """
 
@@ -325,53 +328,54 @@ class Backend(ABC):
         """Renew the leases of transactions (P22) without waiting for locks.
 
         Returns:
-            those whose lease was renewed. The others have another token, or an open transaction
-            of the backend holds their row at this moment.
+            the transactions whose lease was renewed. The others have another token, or an open
+            database transaction holds their row at this moment.
         """
 
     @abstractmethod
     async def claim(self, limit: int) -> Sequence[JournaledTransaction]:
         """Take over up to `limit` transactions whose lease has run out (P24).
 
-        In one transaction each one's token is raised and its lease runs from now, so that of many
-        recovering processes one gets it, and its owner is refused from here on. Also the place to forget
-        what is no longer needed: outcomes (P5) and kept locks that have expired.
+        In one transaction, the token of each is raised and its lease starts again, so that only one
+        of several recovering processes gets it, and the former owner is refused from then on. This
+        is also the place to remove expired rows: outcomes (P5) and retained locks.
 
         Returns:
-            what was claimed, under the new tokens.
+            the claimed transactions, with their new tokens.
         """
 
     @abstractmethod
     async def transactions(self, *, after: str, limit: int) -> Sequence[JournaledTransaction]:
-        """Return up to `limit` transactions of the journal with ids behind `after`, in their order."""
+        """Return up to `limit` transactions of the journal with ids after `after`, in order."""
 
     @abstractmethod
     async def known(self, transaction_ids: Collection[str]) -> Collection[str]:
         """Return which of the transactions the journal has rows of (P27)."""
 
-    # --- transactions that are held; not abstract, where none can be -----------------------------
+    # --- held transactions; not abstract: a backend may not support them -------------------------
 
     async def hold(self, token: TransactionToken, commit: Commit, seconds: float) -> None:
         """Let a transaction wait for another process to commit or abort it (P37).
 
         Args:
-            token: which one; it is undecided. Its lease runs for as long.
-            commit: what its pivot is to write.
-            seconds: how long; then recovery aborts it.
+            token: the transaction, which is undecided. Its lease is extended to the same time.
+            commit: what its pivot will write.
+            seconds: for how long; after that, recovery aborts it.
 
         Raises:
             TransactionLostException: the token is no longer the transaction's, or it was decided.
-            ConfigException: the backend cannot.
+            ConfigException: the backend does not support this.
         """
         del token, commit, seconds
         message = f"{type(self).__name__} cannot hold transactions."
         raise ConfigException(message)
 
     async def take_held(self, transaction_id: str) -> JournaledTransaction | None:
-        """Claim a transaction that is held, and undecided, although its lease has not run out (P37).
+        """Claim a transaction that is held and undecided, even if its lease has not run out (P37).
 
         Returns:
-            what was claimed, under a new token and with a lease of `lease_ttl`; None if it is not held.
+            the claimed transaction, with a new token and a lease of `lease_ttl`; None if it is not
+            held.
         """
         del transaction_id
         return None
@@ -386,18 +390,19 @@ class Backend(ABC):
     async def commits(self, *, after: str | None, limit: int) -> Sequence[CommittedTransaction]:
         """Return up to `limit` transactions that were committed, in the order of the feed (P38).
 
-        Those that wrote no record and removed none are left out. What a fill records was not
-        committed by a transaction.
+        Transactions without changed records are left out. Records of a fill are not in the feed,
+        since no transaction committed them.
 
         Args:
-            after: a cursor, behind which the feed goes on; None for the first one that is kept.
+            after: a cursor; the feed continues after it. None to begin with the first entry that is
+                kept.
             limit: how many.
 
         Returns:
-            none if that was the last one.
+            the entries; empty at the end of the feed.
 
         Raises:
-            CursorException: some that follow the cursor are not kept any more, or it is not one of
+            CursorException: some entries after the cursor were removed, or it is not a cursor of
                 this feed.
             ConfigException: the backend has no feed.
         """
@@ -405,7 +410,7 @@ class Backend(ABC):
         raise without_commits(self)
 
     async def commit_cursor(self) -> str:
-        """Return the cursor of the end of the feed: what is committed from now on comes after it.
+        """Return the cursor of the end of the feed: commits from now on come after it.
 
         Raises:
             ConfigException: the backend has no feed.
@@ -422,11 +427,12 @@ class Backend(ABC):
     async def add_jobs(self, jobs: Collection[Job]) -> None:
         """Journal compensations (P33).
 
-        One that is there already, under its transaction and number, gets the `after` that is given
-        and can be claimed at once; the attempt that is under way can no longer end it.
+        A job that already exists, by transaction and number, gets the given `after` and can be
+        claimed immediately; an attempt in progress can no longer end it.
 
         Args:
-            jobs: each is due when its transaction is decided as `after` says; if that is None, now.
+            jobs: each is due when its transaction has the outcome `after`; immediately if that is
+                None.
         """
         del jobs
         raise without_jobs(self)
@@ -441,19 +447,19 @@ class Backend(ABC):
     ) -> Sequence[Job]:
         """Take jobs that are due, so that no other process calls them for `lease_ttl` (P35).
 
-        Due are compensations whose transaction is decided `aborted`, or has neither an outcome nor
-        a row; those that are due however it ends; and hooks, which the pivot has written. A
-        compensation for which `Job.waits_for` names another one is not due, nor is a hook while an
-        earlier one has its key.
+        These jobs are due: compensations whose transaction is decided `aborted`, or has neither an
+        outcome nor a row; compensations that are due however it ends; and hooks, which the pivot
+        has written. A compensation that `waits_for` another one is not due, nor is a hook while an
+        earlier hook with its key exists.
 
         Args:
-            names: of functions that the caller has.
+            names: the names of the functions that the caller has registered.
             limit: how many.
-            transaction_id: only those of this transaction.
-            hurry: also those that failed, and whose next attempt is not due yet.
+            transaction_id: take only jobs of this transaction.
+            hurry: also take jobs that failed and whose next attempt is not due yet.
 
         Returns:
-            what was taken, with `attempts` raised by one.
+            the jobs, with `attempts` raised by one.
         """
         del names, limit, transaction_id, hurry
         return ()
@@ -465,21 +471,22 @@ class Backend(ABC):
 
         Args:
             job: as it was claimed.
-            retry_in: None to renew its lease; else the seconds until the next attempt is due.
-            error: why this one failed.
+            retry_in: None to renew its lease; otherwise the seconds until the next attempt is due.
+            error: why this attempt failed.
 
         Returns:
-            whether it is still the caller's: not claimed by another process, and not journaled again.
+            whether the caller still has it: it was not claimed by another process or journaled
+            again.
         """
         del job, retry_in, error
         return False
 
     async def end_jobs(self, jobs: Collection[Job]) -> None:
-        """Remove jobs that have the same `attempts`: they were called, or never have to be."""
+        """Remove jobs whose `attempts` are unchanged: they were called, or never have to be."""
         del jobs
 
     async def jobs(self, *, limit: int, transaction_id: str | None = None) -> Sequence[Job]:
-        """Return jobs that are due or being called, or all those of a transaction, oldest first."""
+        """Return jobs that are due or being called, or all jobs of a transaction, oldest first."""
         del limit, transaction_id
         return ()
 
@@ -487,8 +494,8 @@ class Backend(ABC):
 def without_jobs(backend: Backend) -> ConfigException:
     """Return the error of a backend that cannot journal compensations and hooks."""
     message = (
-        f"{type(backend).__name__} cannot journal compensations or hooks, so that nothing of this step "
-        "was done. Use a backend whose `keeps_jobs` is true, such as SqlalchemyBackendConfig's, or "
+        f"{type(backend).__name__} cannot journal compensations or hooks, so the step was not "
+        "done. Use a backend whose `keeps_jobs` is true, such as SqlalchemyBackendConfig's, or "
         "a plain function, which is not called after a crash."
     )
     return ConfigException(message)

@@ -1,4 +1,4 @@
-"""What a backend keeps: records, intents, steps, late writes."""
+"""The values that a backend stores: records, intents, steps, late writes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _CURSOR = re.compile(r"[0-9]{1,18}\.[!-~]{0,200}")
 
 
 class ObjectKey(NamedTuple):
-    """What the catalog and the locks are keyed by; sorts as the protocol's P3 asks."""
+    """The key of catalog rows and locks; sorts in the order that protocol P3 requires."""
 
     namespace: str
     key: str
@@ -31,20 +31,20 @@ class ObjectKey(NamedTuple):
 
 
 class WriteId(NamedTuple):
-    """Identifies a write: the id of its transaction, and its number among the writes of that."""
+    """Identifies a write: the id of its transaction, and its number in the transaction."""
 
     transaction_id: str
     seq: int
 
 
 class Area(NamedTuple):
-    """The keys of a namespace that begin with a prefix: what a repository field can see."""
+    """The keys of a namespace that begin with a prefix: the part that a repository field can see."""
 
     namespace: str
     prefix: str = ""
 
     def overlaps(self, other: Area) -> bool:
-        """Return whether a key can be in both."""
+        """Return whether a key can be in both areas."""
         nested = self.prefix.startswith(other.prefix) or other.prefix.startswith(self.prefix)
         return self.namespace == other.namespace and nested
 
@@ -57,8 +57,8 @@ class Fill(NamedTuple):
     """The first reading of a bucket into a catalog that has no record of it.
 
     Attributes:
-        area: what is read.
-        fill_id: a UUIDv7, by which several processes that work on it know that it is the same.
+        area: the area that is read.
+        fill_id: a UUIDv7, by which several processes recognise the same fill.
     """
 
     area: Area
@@ -72,12 +72,12 @@ class Fill(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FillPart:
-    """What a fill is given at a time; all or nothing of it is kept.
+    """One batch of a fill; it is stored as a whole or not at all.
 
     Args:
-        records: replace those that were added before under their keys.
-        removed: keys whose records go.
-        begins: begin the fill, unless one of its area has begun or the area has a record.
+        records: the records to add; they replace earlier ones of the fill.
+        removed: keys whose records are removed.
+        begins: begin the fill, unless a fill of its area has begun or the area has a record.
     """
 
     records: Collection[Record]
@@ -113,10 +113,10 @@ class Guarantees:
     """What a backend can promise (protocol, Guarantees by backend).
 
     Args:
-        shared: between whom transactions are isolated and atomic: the threads of one process,
-            the processes of one machine, or all that reach the network.
-        durable: whether catalog and journal outlive the process, so that recovery finishes what a
-            crash left.
+        shared: the scope of isolation and atomicity: one process, the processes of one machine, or
+            all processes in the network.
+        durable: whether catalog and journal outlive the process, so that recovery can finish
+            transactions after a crash.
     """
 
     shared: Literal["process", "machine", "network"] = "process"
@@ -129,19 +129,19 @@ class Record:
 
     Args:
         namespace: the bucket.
-        key: the key that users know.
-        location: where the bytes are; another key than `key` only between pivot and apply.
+        key: the key that users see.
+        location: where the bytes are; it differs from `key` only between pivot and apply.
         etag: of the object at `location`.
         size: in bytes.
-        media_type: for instance `text/plain`; empty if only the listing of the store was read, which
-            says nothing of media type, metadata and headers.
-        content_type: tag of the content type that wrote it; None if FennFlow did not.
+        media_type: for instance `text/plain`; empty if only the store's listing was read, which has
+            no media type, metadata and headers.
+        content_type: tag of the content type that wrote it; None if FennFlow did not write it.
         sha256: hexadecimal, of the bytes; None if FennFlow did not write them.
         metadata: the user's.
         headers: HTTP headers that are stored with the object, such as Content-Encoding.
         created_at: when the key was first committed, UTC.
         modified_at: when this content was written, UTC.
-        write: which one made it.
+        write: the id of the write that made it.
     """
 
     namespace: str
@@ -160,7 +160,7 @@ class Record:
 
     @property
     def object_key(self) -> ObjectKey:
-        """What the catalog is keyed by."""
+        """The key in the catalog."""
         return ObjectKey(self.namespace, self.key)
 
     @property
@@ -176,10 +176,10 @@ class Intent:
     Args:
         seq: numbers the intents of a transaction.
         namespace: the bucket.
-        key: the key that users know.
+        key: the key that users see.
         placement: where the bytes go.
         target: the key that the request names: `key`, or a staging key (P10).
-        upload_id: of the multipart upload under way.
+        upload_id: of the current multipart upload.
     """
 
     seq: int
@@ -191,7 +191,7 @@ class Intent:
 
     @property
     def object_key(self) -> ObjectKey:
-        """What the locks are keyed by."""
+        """The key that is locked."""
         return ObjectKey(self.namespace, self.key)
 
 
@@ -200,13 +200,14 @@ class Copy:
     """Apply: copy staged bytes to their key.
 
     Args:
-        seq: the write; with the transaction's id what the copy carries in its metadata (P30).
+        seq: the sequence of the write; the copy has it and the transaction's id in its metadata
+            (P30).
         namespace: the bucket.
         key: the target.
         source: the staging key.
         expected: ETag of the object that the transaction knows at the key; None if there is none (P17).
         ambiguous: whether the response to the PUT of the source was lost (P20 c).
-        extra: the `connector_extra` of the write, JSON values alone.
+        extra: the `connector_extra` of the write, only JSON values.
     """
 
     seq: int
@@ -229,11 +230,11 @@ class Delete:
 
     Args:
         namespace: the bucket.
-        location: what to delete.
-        etag: what the object is known to have; None if that is not known.
-        owner: the write that must have made the object (P18), or is known to have made this version;
-            None if the name says so already (a staging key) or a committed `delete` asks for it.
-        for_key: the key that users know, where `location` is another one: a staging key.
+        location: the object to delete.
+        etag: the ETag of the object; None if it is not known.
+        owner: the write that must have made the object (P18), or is known to have made this
+            version; None if the name identifies it (a staging key), or for a committed `delete`.
+        for_key: the key that users see, where `location` is another one: a staging key.
     """
 
     namespace: str
@@ -254,9 +255,9 @@ class AbortUpload:
 
     Args:
         namespace: the bucket.
-        key: what the upload was to make.
-        upload_id: of the store.
-        for_key: the key that users know, where `key` is another one: a staging key.
+        key: the key of the upload.
+        upload_id: the store's id of the upload.
+        for_key: the key that users see, where `key` is another one: a staging key.
     """
 
     namespace: str
@@ -275,7 +276,7 @@ Step = Copy | Delete | AbortUpload
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LateWrite:
-    """A write that may still arrive: what carries its id is garbage (P20 a)."""
+    """A write that may still arrive: an object with its id is garbage (P20 a)."""
 
     namespace: str
     key: str
@@ -290,9 +291,9 @@ class Job:
         transaction_id: the transaction that journaled it.
         number: numbers the jobs of a transaction.
         name: under which the function is registered.
-        arguments: of the call, as JSON.
-        after: the outcome of the transaction after which the function is called; None if it is called
-            however the transaction ends, as the compensations of an undone savepoint are.
+        arguments: the arguments of the call, as JSON.
+        after: the outcome of the transaction after which the function is called; None if it is
+            called however the transaction ends, like the compensations of an undone savepoint.
         key: jobs with the same key are called one after the other; None for any order.
         attempts: how many calls have begun; fences each attempt (P35).
         error: why the last attempt failed.
@@ -309,13 +310,13 @@ class Job:
 
     @property
     def idempotency_key(self) -> str:
-        """The same for every attempt, and another one for every other job."""
+        """The same text for every attempt, and different for every job."""
         return f"{self.transaction_id}-{self.number}"
 
     def waits_for(self, other: Job) -> bool:
-        """Whether this compensation is called only after another one: the last step's is first.
+        """Whether this compensation is called only after another one: later steps come first.
 
-        One that has failed a few times holds up no other (P34).
+        A compensation that has failed a few times does not delay others (P34).
         """
         return (
             self.transaction_id == other.transaction_id
@@ -331,16 +332,17 @@ ATTEMPTS_IN_ORDER = 3
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Commit:
-    """What the pivot writes.
+    """The contents of a pivot.
 
     Args:
         records: new and changed records.
-        removed: keys whose records go.
-        steps: what apply has to do; if none, the same database transaction finishes this one (P4).
+        removed: keys whose records are removed.
+        steps: the steps of apply; if there are none, the same database transaction finishes this
+            one (P4).
         late_writes: ambiguous writes.
         reads: the record that the transaction saw under each key it read, None for no record; empty
             unless `validate_reads`.
-        jobs: hooks to be called after the commit (P36); none unless the backend `keeps_jobs`.
+        jobs: hooks to call after the commit (P36); empty unless the backend `keeps_jobs`.
     """
 
     records: Sequence[Record] = ()
@@ -355,14 +357,13 @@ class Commit:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settlement:
-    """What of a transaction is finished, and what is kept of it (P6).
+    """The part of a transaction that is finished, and the rows that are kept of it (P6).
 
     Args:
-        keys: those that are finished, while others are not yet: their locks and intents go, the
-            transaction stays. None for all of it.
-        late_writes: writes that may still arrive; due after `late_write_period`.
-        keep_locked: of the keys that are released, those that stay locked for `late_write_period`
-            (P20 b, c).
+        keys: the finished keys, if others are not finished yet: their locks and intents are
+            removed, the transaction stays. None for the whole transaction.
+        late_writes: writes that may still arrive; they are due after `late_write_period`.
+        keep_locked: the finished keys that stay locked for `late_write_period` (P20 b, c).
         late_writes_checked: late writes that were due and have been checked; they are removed.
     """
 
@@ -373,7 +374,7 @@ class Settlement:
 
 
 FINISHED = Settlement()
-"""All of it is finished, and nothing is kept."""
+"""The whole transaction is finished, and nothing is kept."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -381,12 +382,12 @@ class CommittedTransaction:
     """An entry of the feed of commits: what a pivot wrote (P38).
 
     Args:
-        cursor: that of the entry: what follows it is read with `Backend.commits(after=cursor)`. Up
-            to 18 digits, a full stop, and up to 200 other characters of ASCII without spaces.
-        transaction_id: that was committed.
+        cursor: of the entry: `Backend.commits(after=cursor)` continues after it. It has up to 18
+            digits, a full stop, and up to 200 other ASCII characters without spaces.
+        transaction_id: the id of the transaction.
         committed_at: when its pivot was written, by the backend's clock, UTC.
         records: new and changed records, as the pivot wrote them.
-        removed: keys whose records went.
+        removed: keys whose records were removed.
     """
 
     cursor: str
@@ -398,14 +399,15 @@ class CommittedTransaction:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decision:
-    """How a transaction was decided, and what is left of it (P5, P6).
+    """How a transaction was decided, and what is left to do (P5, P6).
 
     Args:
-        outcome: the one that stands.
-        finished: whether the journal has no rows of the transaction. Then nothing may be sent for it
-            any more: others may have committed the same keys since.
-        keys: that the transaction still holds; those that were released are finished.
-        steps: of apply, as the pivot stored them. Those of keys that are not held are done.
+        outcome: the valid outcome.
+        finished: whether the journal has no rows of the transaction. Then nothing more may be sent
+            for it: others may have committed the same keys since.
+        keys: the keys that the transaction still holds; released keys are finished.
+        steps: the steps of apply, as the pivot stored them. Steps of keys that are not held are
+            done.
     """
 
     outcome: Outcome
@@ -417,9 +419,9 @@ class Decision:
 def changed_reads(
     reads: Mapping[ObjectKey, Record | None], now: Mapping[ObjectKey, Record]
 ) -> list[ObjectKey]:
-    """Return the keys under which another write, or none, is recorded than was read.
+    """Return the keys whose record is no longer the one that was read.
 
-    The place of a write's bytes, and what is known of its object, may have changed since.
+    Changes only of a location or of object details do not count.
     """
 
     def write_of(record: Record | None) -> WriteId | None:
@@ -441,10 +443,10 @@ def conflict(keys: Collection[ObjectKey]) -> ConflictException:
 def locked(
     key: ObjectKey | None, free_in: float | None = None, holder: str | None = None
 ) -> RecordLockedException:
-    """Return the error for a key that another transaction holds, or a request of it may still reach.
+    """Return the error for a key that another transaction, or a late request of it, keeps locked.
 
     Args:
-        key: which one; None if it was freed before it could be named.
+        key: the key; None if it was released before it could be named.
         free_in: seconds until it is free, if its transaction has ended (protocol P20).
         holder: the id of the transaction that holds it.
     """
@@ -462,14 +464,14 @@ def locked(
 
 
 def check_cursor(cursor: str) -> None:
-    """Refuse what is not a cursor of any feed of commits, before it is looked for in one.
+    """Refuse a text that is not a cursor of any feed of commits, before a feed is read.
 
     Raises:
-        CursorException: it is not one.
+        CursorException: it is not a cursor.
     """
     if _CURSOR.fullmatch(cursor) is None:
         message = (
-            f"{brief(cursor)} is not a cursor of the feed of commits. Pass the cursor of a commit, or what "
+            f"{brief(cursor)} is not a cursor of the feed of commits. Pass the cursor of a commit, or one that "
             "UOW.commit_cursor() returned, unchanged. Without one the feed begins with the first commit "
             "that is kept. Nothing was sent."
         )
@@ -477,12 +479,12 @@ def check_cursor(cursor: str) -> None:
 
 
 def bad_cursor(cursor: str) -> CursorException:
-    """Return the error for a cursor from which the feed of commits cannot go on (P38)."""
+    """Return the error for a cursor from which the feed of commits cannot continue (P38)."""
     message = (
-        f"The feed of commits cannot go on from the cursor {brief(cursor)}: the commits after it are "
+        f"The feed of commits cannot continue from the cursor {brief(cursor)}: the commits after it are "
         "older than `commit_retention` and were removed, or the cursor is one of another catalog, or "
         "of this one before it was restored from a backup. Nothing was returned. Start over: take "
-        "cursor = await UOW.commit_cursor(), then read all files, then go on with "
+        "cursor = await UOW.commit_cursor(), then read all files, then continue with "
         "UOW.commits(after=cursor)."
     )
     return CursorException(message)
@@ -505,7 +507,7 @@ def dump_steps(steps: Sequence[Step]) -> str:
 
 
 def dump_commit(commit: Commit) -> str:
-    """Return what a pivot writes as JSON, for a backend that stores it as text."""
+    """Return the contents of a pivot as JSON, for a backend that stores it as text."""
     return json.dumps(
         {
             "records": [_dump_record(each) for each in commit.records],
@@ -523,7 +525,7 @@ def dump_commit(commit: Commit) -> str:
 
 
 def load_commit(text: str) -> Commit:
-    """Return what `dump_commit` wrote; runs nothing that the text could name."""
+    """Parse the output of `dump_commit`; the text can name no code to run."""
     stored = json.loads(text)
     return Commit(
         records=[_load_record(each) for each in stored["records"]],
@@ -569,7 +571,7 @@ def _values(item: Any) -> dict[str, Any]:
 
 
 def load_steps(text: str) -> list[Step]:
-    """Return the steps that `dump_steps` wrote; runs nothing that the text could name."""
+    """Parse the output of `dump_steps`; the text can name no code to run."""
     steps: list[Step] = []
     for each in json.loads(text):
         for name in ("source", "location"):
@@ -583,16 +585,16 @@ def load_steps(text: str) -> list[Step]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JournaledTransaction:
-    """What the journal holds of a transaction.
+    """A transaction in the journal.
 
     Args:
         token: its id, and the fence of its owner.
-        outcome: how it was decided; None if it was not.
+        outcome: how it was decided; None if it is undecided.
         age: seconds since its first intents.
         lease_left: seconds until its lease runs out; negative if it has.
-        intents: what it was about to write or delete.
-        held: what its pivot is to write, if it is held for another process to decide.
-        held_left: seconds until that is not waited for any more.
+        intents: its intents to write or delete.
+        held: what its pivot will write, if it is held for another process to decide.
+        held_left: seconds until recovery aborts it if it is not decided before.
     """
 
     token: TransactionToken

@@ -6,9 +6,9 @@ Install it with `pip install 'fennflow[cli]>=1.0'`. Exit codes, for scripts:
 | --- | --- |
 | 0 | done |
 | 1 | failed; the reason is on standard error |
-| 2 | used wrongly |
+| 2 | usage error |
 | 3 | done, and something needs attention: a plugin is broken, a transaction could not be finished, catalog and bucket differ, a promise does not hold |
-| 130 | interrupted; what was under way is undone |
+| 130 | interrupted; uncommitted work is undone |
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from functools import cache
 
 
 def main() -> None:
-    """Run the program; what `pip` installs as `fennflow`."""
+    """Run the program that `pip` installs as `fennflow`."""
     try:
         from fennflow.cli import app
     except ModuleNotFoundError as error:

@@ -27,11 +27,11 @@ app = typer.Typer(
     help="Transactions over object storage: what is installed, what it guarantees, and its files.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    rich_markup_mode="markdown",  # it breaks lines where they are full, not where the source does
+    rich_markup_mode="markdown",  # it wraps lines at the terminal's width, not where the source does
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 UsageError = cast("type[Exception]", typer.BadParameter.__base__)
-"""Of click, which typer brings along under a name that changes."""
+"""The error class of click; typer bundles click under a name that varies."""
 
 Json = Annotated[bool, typer.Option("--json", help="Print only JSON.")]
 
@@ -59,14 +59,14 @@ def main() -> int:
     """Run the program as the command line says, and return its exit code."""
     terminal.guard()
     try:
-        # Typer would print what is wrong with an argument as it is.
+        # Typer would print the error in an argument without escaping it.
         result = app(standalone_mode=False)
     except UsageError as error:
         message = str(getattr(error, "format_message", error.__str__)())
         context = getattr(error, "ctx", None)
         if message and context is not None:
             stderr.message(f"{context.get_usage()}\nTry '{context.command_path} --help' for help.")
-        if message:  # none where the help was printed, as no command was given
+        if message:  # empty if no command was given: the help was printed
             stderr.message(message, title="Error")
         return USED_WRONGLY
     except (typer.Abort, KeyboardInterrupt):
@@ -91,7 +91,7 @@ def run(work: Coroutine[Any, Any, T]) -> T:
 
 
 def _faster_loop() -> Callable[[], asyncio.AbstractEventLoop] | None:
-    """Return what makes a loop of uvloop, where that is installed."""
+    """Return the function that creates a uvloop loop, if uvloop is installed."""
     try:
         import uvloop
     except ImportError:
@@ -112,7 +112,7 @@ def show_json(value: object) -> None:
 
 
 def plain(value: object) -> Any:
-    """Return what JSON can hold of a value: dataclasses become objects, times ISO 8601."""
+    """Return a value in a form that JSON can hold: dataclasses become objects, times ISO 8601."""
     if is_dataclass(value) and not isinstance(value, type):
         return {field.name: plain(getattr(value, field.name)) for field in fields(value)}
     if isinstance(value, Mapping):

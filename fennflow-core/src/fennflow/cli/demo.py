@@ -30,7 +30,7 @@ NAMES = ("anna.txt", "bert.txt", "carl.txt")
 LEASE_TTL = 1.0
 WAITED_FOR = 30.0
 KILL = 9
-"""SIGKILL; for Windows any number is as final."""
+"""SIGKILL. On Windows any number ends the process just as abruptly."""
 NOTES = ".fennflow/catalogs/"
 """Where each catalog that uses a bucket leaves a note, which stays."""
 XMLNS = "{http://s3.amazonaws.com/doc/2006-03-01/}"
@@ -51,7 +51,7 @@ def demo(*, as_json: Json = False) -> None:
     try:
         from fennflow.testing import strict_s3_server
 
-        unit_of_work("http://127.0.0.1", Path())  # whether connector and backend are installed
+        unit_of_work("http://127.0.0.1", Path())  # fails if a package is missing
     except ImportError as error:
         stderr.message(f"{error}\nThe demo needs: pip install 'fennflow[demo]>=1.0'")
         raise typer.Exit(FAILED) from error
@@ -85,14 +85,14 @@ def unit_of_work(url: str, directory: Path) -> type[Any]:
             ),
             backend=SqlalchemyBackendConfig(url=f"sqlite:///{directory}/catalog.db"),
             lease_ttl=LEASE_TTL,
-            recovery_interval=3600.0,  # no background work takes the surprise away
+            recovery_interval=3600.0,  # no background recovery before the demo shows it
         )
 
     return UOW
 
 
 async def write(uow_class: type[Any], text: str) -> None:
-    """Write every letter, in one transaction: what the process does that is killed."""
+    """Write every letter, in one transaction: the work of the process that is killed."""
     async with uow_class() as uow:
         await uow.letters.put(*(TextContent.from_content(text, filename=name) for name in NAMES))
 
@@ -103,7 +103,7 @@ class _Demo:
     Args:
         server: where the bucket is.
         directory: where the catalog is.
-        quiet: whether only the facts are wanted.
+        quiet: whether to print nothing and only return the facts.
     """
 
     def __init__(self, server: S3Server, directory: Path, *, quiet: bool) -> None:
@@ -132,7 +132,7 @@ class _Demo:
 
             self._say(
                 "An exception inside the block",
-                "Another one overwrites all three, then something raises: no reader sees a change.",
+                "The next one overwrites all three, then it raises: no reader sees a change.",
             )
             try:
                 async with self._uow() as uow:
@@ -146,7 +146,7 @@ class _Demo:
                 "A process is killed before it commits",
                 "It overwrites all three, and dies (SIGKILL) while it sends the second one.",
             )
-            await self._killed("PUT", 2, "never to be seen")
+            await self._killed("PUT", 2, "never visible")
             story["killed_before_commit"] = self._show("the bucket", await self._raw())
             report = await self._recovered()
             self._say(
@@ -249,7 +249,7 @@ class _Demo:
 
 
 def _shortened(key: str) -> str:
-    """Leave of a key under the reserved prefix what a reader can take in."""
+    """Shorten a key under the reserved prefix to a readable length."""
     first, *others = key.split("/")
     return f"{first}/…/{others[-1]}" if others else key
 

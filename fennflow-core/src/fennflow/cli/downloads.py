@@ -1,4 +1,4 @@
-"""Files of the store on their way to local places: all of them get there, or none does."""
+"""Copies files of the store to local paths: all of them, or none."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def check_local_name(name: str, *, windows: bool = WINDOWS) -> None:
         windows: whether the rules of Windows apply as well.
 
     Raises:
-        PathException: it leads outside, or names something else than a file.
+        PathException: it leads outside, or names something other than a file.
     """
     for segment in name.split("/"):
         outside = segment in {"", ".", ".."} or "\0" in segment
@@ -51,12 +51,12 @@ def check_local_name(name: str, *, windows: bool = WINDOWS) -> None:
 
 
 class PendingDownloads:
-    """Local files in the making.
+    """Local files that are being written.
 
     Bytes are written to a new directory inside the destination, under the names that the files will
-    have. So whatever the file system takes for the same name (case, Unicode forms) collides there,
-    before anything is replaced. When all files are whole they are renamed, and what they replace
-    is kept until the transaction has ended.
+    have. So names that the file system considers equal (case, Unicode forms) collide there, before
+    anything is replaced. When all files are complete they are renamed, and what they replace is
+    kept until the transaction has ended.
 
     Args:
         base: the directory below which files may be written; it is made if it does not exist.
@@ -79,17 +79,17 @@ class PendingDownloads:
         if not self._keep:
             shutil.rmtree(self._directory, ignore_errors=True)
         for directory in reversed(self._made):
-            with suppress(OSError):  # it is not empty: it has been put to use
+            with suppress(OSError):  # it is not empty: another program uses it by now
                 directory.rmdir()
 
     def check(self, names: Sequence[str]) -> None:
-        """Check that all files can get their places, and write nothing.
+        """Check that all files can be placed, without writing anything.
 
         Args:
             names: paths below the destination, with `/` between segments.
 
         Raises:
-            PathException: a path leads outside, through a link too.
+            PathException: a path leads outside, also through a link.
             FilepathsCollisionError: a directory is in the way.
             FileException: the file system refuses.
         """
@@ -110,7 +110,7 @@ class PendingDownloads:
                     raise FilepathsCollisionError(message)
 
     def reserve(self, names: Sequence[str]) -> None:
-        """Take the names of all files.
+        """Reserve the names of all files.
 
         Args:
             names: paths below the destination, which were checked.
@@ -143,11 +143,11 @@ class PendingDownloads:
             raise FilepathsCollisionError(message) from None
 
     def _check_directory(self, root: str, name: str) -> None:
-        """Refuse a directory that is somewhere else, or is a file."""
+        """Refuse a directory that resolves to another place, or is a file."""
         *parents, _ = name.split("/")
         directory = Path(root, *parents)
         real = os.path.realpath(directory)
-        # A link to itself is resolved to itself.
+        # A link to itself resolves to itself.
         links = (
             Path(root, *parents[:number]).is_symlink() for number in range(1, len(parents) + 1)
         )
@@ -168,7 +168,7 @@ class PendingDownloads:
     async def receive(
         self, stream: ObjectStream, name: str, on_progress: Callable[[int, int | None], object]
     ) -> None:
-        """Write a file; its place is left alone."""
+        """Write a file to the new directory; the file at its final path is left alone."""
         path = self._incoming(name)
         with _reported(path), await asyncio.to_thread(path.open, "wb") as file:
             sent = 0
@@ -181,7 +181,7 @@ class PendingDownloads:
                 await asyncio.to_thread(os.fsync, file.fileno())
 
     async def place(self) -> None:
-        """Let all files take their places; if one cannot, all is as before.
+        """Rename all files to their final paths; if one cannot be renamed, restore everything.
 
         Raises:
             FileException: the file system refuses.
@@ -201,7 +201,7 @@ class PendingDownloads:
             raise
 
     def _set_aside(self, target: Path, old: Path) -> None:
-        """Keep what is at a place, and note how to bring it back."""
+        """Move an existing file aside, and note how to restore it."""
         try:
             try:
                 os.link(target, old, follow_symlinks=False)
@@ -215,7 +215,7 @@ class PendingDownloads:
             self._undo.append(lambda: old.replace(target))
 
     async def restore(self) -> None:
-        """Bring back what was replaced, since the command failed."""
+        """Restore the files that were replaced, since the command failed."""
         while self._undo:
             try:
                 self._undo[-1]()
@@ -233,7 +233,7 @@ class PendingDownloads:
         return self._directory / "new" / name
 
     def _make(self, directory: Path) -> None:
-        """Make a directory and those above it, and note which ones are new."""
+        """Create a directory and its parents, and note which ones are new."""
         missing: list[Path] = []
         for each in (directory, *directory.parents):
             if each.is_dir():
@@ -265,6 +265,6 @@ def _reported(path: Path) -> Generator[None]:
     except OSError as error:
         message = (
             f"{path} cannot be written: {error.strerror or error}. No local file was replaced, and "
-            "the store is as it was."
+            "the store is unchanged."
         )
         raise FileException(message) from error

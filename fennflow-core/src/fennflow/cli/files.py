@@ -1,7 +1,7 @@
-"""Commands about files: what a unit of work keeps, and ways in and out.
+"""Commands for files: listing, reading and deleting what a unit of work stores.
 
 A place is `FIELD:PATH`: a repository field of the unit of work, and a path in it, from the root of
-its bucket. What has no name before its first colon is a local path.
+its bucket. Text without a name before its first colon is a local path.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Files(
     StreamRepository,
     GeneratePresignedUrlRepository,
 ):
-    """What the commands need, whatever the user's own repositories can do."""
+    """A repository with all that the commands need, whatever the user's own repositories can do."""
 
 
 @dataclass(frozen=True)
@@ -114,12 +114,12 @@ class UowTarget:
         """Return the places that texts name.
 
         Raises:
-            typer.BadParameter: one is none.
+            typer.BadParameter: one of them is not a place.
         """
         return [self.place(text) or self.refuse(text) for text in texts]
 
     def refuse(self, text: str) -> NoReturn:
-        """Say what a place looks like."""
+        """Raise an error that says what a place looks like."""
         message = (
             f"{text!r} is not a place in the store: write FIELD:PATH, where FIELD is one of "
             f"{', '.join(self.fields)}. A local path with a colon begins with ./"
@@ -200,7 +200,8 @@ class Found:
 async def find(opened: Any, places: Sequence[Place], *, recursive: bool) -> list[Found]:
     """Return the files that places stand for, each once.
 
-    A place that names a file is that file, whatever characters it has; else it may be a pattern.
+    A place that names an existing file means that file, whatever characters it has; otherwise it
+    may be a pattern.
 
     Raises:
         NoSuchKeyException: a pattern or a directory has no file.
@@ -244,7 +245,7 @@ async def _matching(files: Files, place: Place, *, recursive: bool) -> list[Plac
 
 
 def is_pattern(path: str) -> bool:
-    """Return whether a path has characters that stand for others."""
+    """Return whether a path has wildcard characters."""
     return any(character in path for character in "*?[")
 
 
@@ -258,7 +259,7 @@ def _matches(names: Sequence[str], pattern: Sequence[str]) -> bool:
 
 
 async def stated(files: Files, paths: Sequence[StoragePath]) -> list[ObjectInfo]:
-    """Return what the catalog says of files, a thousand at a time."""
+    """Return the catalog's information about files, a thousand at a time."""
     infos: list[ObjectInfo] = []
     for start in range(0, len(paths), AT_ONCE):
         found: Any = await files.stat(*paths[start : start + AT_ONCE])
@@ -360,7 +361,7 @@ def rm(
                 files: Files = getattr(opened, field_name)
                 paths = [StoragePath(each.path) for each in found if each.field == field_name]
                 for start in range(0, len(paths), AT_ONCE):
-                    # Of a directory, another program may have deleted some meanwhile.
+                    # Another program may have deleted some files of a directory in the meantime.
                     some = paths[start : start + AT_ONCE]
                     deleted = await files.delete(*some, missing_ok=recursive)
                     gone += [Place(field_name, str(path)) for path in deleted]
@@ -426,7 +427,7 @@ async def _found(uow: UowTarget, wanted: Sequence[Place], *, recursive: bool) ->
 
 
 def _confirm(count: int, wanted: Sequence[Place]) -> None:
-    """Ask whether to delete; the program ends where the answer is not yes."""
+    """Ask whether to delete; end the program unless the answer is yes."""
     where = ", ".join(map(str, wanted))
     stderr.line(f"Delete {count:,} {'file' if count == 1 else 'files'} of {where}? [y/N]")
     if sys.stdin.readline().strip().lower() not in {"y", "yes"}:
@@ -442,7 +443,7 @@ def _done(places: Sequence[Place]) -> Summary:
 
 
 def directory_of(path: str) -> str:
-    """Return a path as the prefix of what is in it."""
+    """Return the prefix of everything in a directory."""
     return f"{path.rstrip('/')}/" if path.strip("/") else ""
 
 

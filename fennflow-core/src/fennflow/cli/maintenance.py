@@ -33,7 +33,7 @@ def register(app: typer.Typer) -> None:
 
 
 def plugins(*, as_json: Json = False) -> None:
-    """List the plugins that are installed, what brings them, and what is wrong with them."""
+    """List the installed plugins, the distributions that provide them, and their errors."""
     found = sorted(installed_plugins.installed(), key=lambda plugin: plugin.name)
     broken = [plugin for plugin in found if plugin.error is not None]
     if as_json:
@@ -87,7 +87,7 @@ def doctor(
         str | None,
         typer.Option(
             metavar="URL",
-            help="Measure a bucket, without a unit of work: s3://bucket, gs://bucket, "
+            help="Measure a bucket without a unit of work: s3://bucket, gs://bucket, "
             "file:///srv/files/bucket. Credentials come from the environment.",
         ),
     ] = None,
@@ -96,7 +96,7 @@ def doctor(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Connect to the database and the buckets, try what they enforce, and report the guarantees.
+    """Connect to the database and the buckets, test what they enforce, and report the guarantees.
 
     It writes a few small objects under the reserved prefix, and removes them.
     """
@@ -174,7 +174,7 @@ def _promises(guarantees: Guarantees) -> list[tuple[str, str]]:
     where = SHARED[guarantees.shared]
     return [
         ("atomic, isolated, never silent", where),
-        ("a crash is recovered from", "yes" if guarantees.durable else "no"),
+        ("crashes are recovered from", "yes" if guarantees.durable else "no"),
     ]
 
 
@@ -183,11 +183,11 @@ def _enforced(capabilities: Capabilities) -> dict[str, str]:
         return "yes" if value else "no"
 
     return {
-        "create only what is not there": yes(capabilities.conditional_create),
-        "delete only what is known": {"batch": "yes", "single": "one by one", "none": "no"}[
+        "conditional creation": yes(capabilities.conditional_create),
+        "conditional deletion": {"batch": "yes", "single": "one by one", "none": "no"}[
             capabilities.conditional_delete
         ],
-        "copy only over what is known": yes(capabilities.conditional_copy),
+        "conditional copies": yes(capabilities.conditional_copy),
         "keeps versions": yes(capabilities.versioned),
     }
 
@@ -210,7 +210,7 @@ def transactions(
 ) -> None:
     """List the transactions that are open, held, or wait to be finished, oldest first.
 
-    `show` lists what a held one would change; `commit` and `abort` decide it.
+    `show` lists what a held transaction would change; `commit` and `abort` decide it.
     """
     action = words.pop(0) if words[0] in {"show", "commit", "abort"} else "list"
     ids = [each for each in words if ":" not in each]
@@ -318,7 +318,7 @@ def commits(
 async def _show_commits(
     uow_class: type[UnitOfWork], after: str | None, poll: float | None, *, as_json: bool
 ) -> int:
-    """Print commits as they come, and return how many there were."""
+    """Print commits as they arrive, and return how many there were."""
     shown = 0
     async for commit in uow_class.commits(after=after, poll=poll):
         shown += 1
@@ -366,7 +366,7 @@ def recover(target: Target, *, as_json: Json = False) -> None:
         ]
         if leased:
             stdout.message(
-                f"Transactions whose process is alive, or was lately: {len(leased)}. If it is gone, "
+                f"Transactions whose process is alive, or was alive recently: {len(leased)}. If it is gone, "
                 f"recover again when its lease has ended, the first one in {min(leased):.0f} s."
             )
     if report.needs_attention:
@@ -381,7 +381,7 @@ def adopt(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Record in the catalog what the buckets hold; resume if it was interrupted.
+    """Record in the catalog what the buckets hold; resume an interrupted run.
 
     This also happens when a lifespan begins, or at the first use of a bucket. Exit code 3
     says that some objects could not be recorded.

@@ -1,4 +1,4 @@
-"""Stores that a URL names: one that is measured, or one that holds its own catalog."""
+"""Stores given by a URL: a bucket to measure, or a bucket that holds its own catalog."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def config_for(url: str, endpoint: str | None) -> tuple[ConnectorConfig, str]:
     """
     above, _, namespace = url.rstrip("/").rpartition("/")
     scheme, separator, _ = url.partition("://")
-    # Below a bucket of S3 there is no place for another one.
+    # The URL of an S3 bucket has no further path.
     names_bucket = scheme != "s3" or above == "s3:/"
     if not (separator and scheme and names_bucket and namespace) or ":" in namespace:
         shown = without_credentials(url)
@@ -46,7 +46,7 @@ def config_for(url: str, endpoint: str | None) -> tuple[ConnectorConfig, str]:
         message = "--endpoint is only for s3://."
         raise typer.BadParameter(message)
     config = connectors.ObstoreConnectorConfig(url=f"{above}/")
-    # The connector would make it, and a name that is mistyped should leave nothing.
+    # The connector would create it, but a mistyped name should leave nothing behind.
     if scheme == "file" and not (Path(unquote(urlsplit(config.url).path)) / namespace).is_dir():
         message = f"There is no directory {without_credentials(url)}."
         raise typer.BadParameter(message)
@@ -74,8 +74,8 @@ async def kept_in(url: str) -> type[UnitOfWork]:
     url, _, name = url.partition("#")
     connector, namespace = config_for(url, None)
     backend = backends.BucketBackendConfig(namespace=namespace, name=name or DEFAULT_CATALOG)
-    # Nothing is recorded unless it is asked for: which objects are the application's is not known here.
-    # Nor is anything finished: the writer of the log is not known either, and it may name other buckets.
+    # Nothing is recorded automatically: it is not known here which objects are the application's.
+    # Nothing is finished, either: the log may be from a stranger, and may name other buckets.
     settings = ConfigDict(
         connector=connector,
         backend=backend,
@@ -102,7 +102,7 @@ async def _opened(settings: ConfigDict) -> AsyncGenerator[Connector]:
 async def _check_catalog(
     connector: Connector, settings: ConfigDict, url: str, namespace: str, name: str
 ) -> None:
-    """Raise unless there is a catalog: opening the backend would make one."""
+    """Raise unless there is a catalog: opening the backend would create one."""
     above = f"{settings.reserved_prefix}/catalog/"
     if await _first(connector, namespace, f"{above}{name}/") is not None:
         return
@@ -124,5 +124,5 @@ async def _first(connector: Connector, namespace: str, prefix: str) -> str | Non
     try:
         stored = await anext(connector.list(namespace, prefix), None)
     except IncompleteListingException:
-        return None  # what cannot be listed cannot be the catalog's
+        return None  # a prefix that cannot be listed cannot hold a catalog
     return None if stored is None else stored.location.key

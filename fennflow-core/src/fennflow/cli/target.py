@@ -30,7 +30,7 @@ OptionalTarget = Annotated[str | None, _NAMED]
 
 
 def load(target: str) -> type[UnitOfWork]:
-    """Import a unit of work by its name, or make one for a bucket that holds its own catalog.
+    """Import a unit of work by name, or create one for a bucket that holds its own catalog.
 
     Raises:
         typer.BadParameter: there is none of that name.
@@ -49,7 +49,7 @@ def load(target: str) -> type[UnitOfWork]:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
-            raise  # the module is there, and something that it imports is not
+            raise  # the module exists; something that it imports does not
         message = f"There is no module {module_name!r}, neither in this directory nor installed."
         raise typer.BadParameter(message) from None
     except FennFlowException as error:
@@ -67,11 +67,11 @@ def load(target: str) -> type[UnitOfWork]:
 
 
 class _WorkingDirectory(MetaPathFinder):
-    """Finds the user's modules in the working directory, and for the user's modules alone.
+    """Finds modules in the working directory, but only for the user's own modules.
 
-    The directory is not on `sys.path`: it may hold files that others have named, and libraries
-    try to import what is not installed. The module that the command names is looked for here
-    first. What the user's modules import is looked for here last.
+    The directory is not on `sys.path`: it may hold files that other people named, and libraries try
+    to import optional modules that are not installed. The module that the command names is looked
+    for here first. What the user's modules import is looked for here last.
 
     Args:
         directory: the working directory.
@@ -101,7 +101,7 @@ class _WorkingDirectory(MetaPathFinder):
         return found
 
     def _asked_by_user(self, frame: FrameType | None) -> bool:
-        """Return whether a module of the user's imports, or calls what imports by name."""
+        """Return whether the import comes from a module of the user's, directly or by name."""
         by_name = False
         while frame is not None:
             module = str(frame.f_globals.get("__name__", "")).partition(".")[0]

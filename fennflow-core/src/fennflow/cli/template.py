@@ -1,4 +1,4 @@
-"""`fennflow new-plugin`: a package with a connector that works, to be replaced by one's own."""
+"""`fennflow new-plugin`: writes a package with a working connector, as a start for a plugin."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def new_plugin(
     *,
     as_json: Json = False,
 ) -> None:
-    """Write a plugin package: a connector that works, its tests, and what pip needs."""
+    """Write a plugin package: a working connector, its tests, and its package metadata."""
     if not NAME.fullmatch(distribution):
         message = f"{distribution!r} is not a valid package name, such as fennflow-acme."
         raise typer.BadParameter(message)

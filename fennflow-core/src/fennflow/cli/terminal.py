@@ -1,8 +1,8 @@
-"""The one way to the terminal: whatever a text holds is shown, and takes no effect.
+"""All output to the terminal: untrusted text is shown, and has no effect.
 
-Keys, metadata, names of files and messages of servers are chosen by others. They never pass for
-markup, and what is invisible or what a terminal would act on is escaped. No other module of the
-command line prints.
+Other people choose keys, metadata, file names and server messages. They are never interpreted as
+markup, and characters that are invisible or that a terminal would act on are escaped. No other
+module of the command line prints.
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ class Terminal:
         Args:
             text: the line; a line break in it is escaped.
             style: such as `bold`, for terminals.
-            wrap: whether it is wrapped between words.
+            wrap: whether to wrap it between words.
         """
         self._console.print(Text(printable(text), style), soft_wrap=not wrap)
 
     def message(self, text: str, *, title: str = "") -> None:
-        """Print a message of several lines; all but the first are indented.
+        """Print a message of several lines; all except the first are indented.
 
         So no line of it looks like one that the program itself prints.
 
@@ -78,7 +78,7 @@ class Terminal:
         self._console.print(table, soft_wrap=False)
 
     def progress(self, *columns: ProgressColumn, quiet: bool) -> Progress:
-        """Return a display of progress, which is cleared in the end."""
+        """Return a progress display, which is cleared at the end."""
         return Progress(*columns, console=self._console, transient=True, disable=quiet)
 
 
@@ -87,17 +87,17 @@ stderr = Terminal(stderr=True)
 
 
 def show_json(value: object) -> None:
-    """Print what JSON can hold as one line, in which no terminal finds anything to act on."""
+    """Print a JSON value as one line without characters that a terminal would act on."""
     document = json.dumps(value, ensure_ascii=False)
-    # What is not printable, or has no code, can only be inside strings, where JSON has escapes for it.
+    # Unprintable characters can only be inside strings, where JSON can escape them.
     if not _is_shown(document):
         document = "".join(each if _is_shown(each) else json.dumps(each)[1:-1] for each in document)
-    # At once: the reader of a pipe waits for the line.
+    # Flush, since the reader of a pipe waits for the line.
     print(document, flush=True)  # noqa: T201 - rich would wrap it
 
 
 def _is_shown(text: str) -> bool:
-    """Return whether standard output takes a text as it is, and no terminal acts on it."""
+    """Return whether a text can be printed as it is: encodable, and without effect on a terminal."""
     try:
         text.encode(sys.stdout.encoding or "ascii")
     except UnicodeEncodeError:
@@ -111,7 +111,7 @@ def write_bytes(data: bytes) -> None:
 
 
 def guard() -> None:
-    """Escape what others print as well: log records, warnings, and characters without a code."""
+    """Escape what other code prints, too: log records, warnings, characters that cannot be encoded."""
     for stream in (sys.stdout, sys.stderr):
         reconfigure = getattr(stream, "reconfigure", None)
         if reconfigure is not None:
@@ -120,7 +120,7 @@ def guard() -> None:
 
     def record(*args: object, **kwargs: object) -> logging.LogRecord:
         made = make(*args, **kwargs)
-        with suppress(Exception):  # its arguments do not fit: the handler says so
+        with suppress(Exception):  # the arguments do not fit the message: the handler reports it
             made.msg, made.args = printable(made.getMessage()), None
         if made.exc_info:
             made.exc_text = _escaped_lines(logging.Formatter().formatException(made.exc_info))

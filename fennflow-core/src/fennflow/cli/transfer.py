@@ -1,4 +1,4 @@
-"""Commands that take files in, out, or from place to place: `cp` and `mv`."""
+"""`cp` and `mv`: copy and move files into, out of and inside the store."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def cp(
     dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
-    """Copy files in, out, or inside the store: all of them, or none.
+    """Copy files into, out of or inside the store: all of them, or none.
 
     A destination that ends in / is a directory, and so is one for several sources. A directory
     is copied into an existing directory; otherwise the copy gets the name of the destination. The source - is standard input,
@@ -106,9 +106,9 @@ def mv(
     dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
-    """Move files in, out, or inside the store: all of them, or none.
+    """Move files into, out of or inside the store: all of them, or none.
 
-    Local sources are deleted after the commit, files of the store by the commit.
+    Local sources are deleted after the commit, sources in the store by the commit.
     """
     if STANDARD in {*sources, destination}:
         message = (
@@ -141,7 +141,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Source:
-    """A file that a command takes, with `directory` and `name` as in `Found`."""
+    """A source file of a command, with `directory` and `name` as in `Found`."""
 
     path: Place | Path
     directory: str | None
@@ -175,7 +175,7 @@ class _Transfer:
         self._places = [each for each in sources_found if isinstance(each, Place)]
         into = destination.endswith(("/", ":")) or len(sources) > 1
         into = into or any(is_pattern(each.path) for each in self._places)
-        # Of a name that is too long, `Path.is_dir` raises; what writes there says it better.
+        # `Path.is_dir` raises if a name is too long; writing gives a better error.
         self._into = into or (isinstance(target, Path) and os.path.isdir(target))  # noqa: PTH112
         self._local = [
             each
@@ -213,7 +213,7 @@ class _Transfer:
             return await self._plan(opened, downloads)
 
     async def _plan(self, opened: Any, downloads: PendingDownloads) -> dict[str, Task]:
-        """Return what is to be done, by the path below the destination; it can be done, as far as is known."""
+        """Return the tasks by their path below the destination, after checking what can be checked."""
         sources = self._local + await _remote(opened, self._places, recursive=self._recursive)
         await self._look_at_destination(opened)
         names = [self._name(each) for each in sources]
@@ -239,19 +239,19 @@ class _Transfer:
                 done.add(task.destination, task.size)
                 shown.file()
             if isinstance(self._destination, Path):
-                # Before the commit: what a move deletes must be here by then.
+                # Before the commit: the files that a move deletes must be stored here by then.
                 await opened.step(downloads.place, downloads.restore)
         return done
 
     async def _look_at_destination(self, opened: Any) -> None:
-        """Find out whether a directory of that name is there already, for directories to go into."""
+        """Find out whether the destination is an existing directory, into which directories go."""
         target = self._destination
         if self._recursive and not self._into and isinstance(target, Place):
             files: Files = getattr(opened, target.field)
             self._into = bool(await files.list(directory_of(target.path), limit=1))
 
     def _check_not_inside(self, sources: Sequence[Source]) -> None:
-        """Refuse to take a directory of the store into itself, as `cp` and `mv` do."""
+        """Refuse to copy or move a directory of the store into itself, like the shell's `cp` and `mv`."""
         target = self._destination
         for each in sources:
             if each.directory is None or not isinstance(each.path, Place):
@@ -266,7 +266,7 @@ class _Transfer:
                 raise FilepathsCollisionError(message)
 
     def _name(self, source: Source) -> str:
-        """Return the path of a file below the directory that the command writes to, as `cp` does."""
+        """Return the path of a file below the destination directory, as the shell's `cp` builds it."""
         if self._into:
             return f"{source.directory}/{source.name}" if source.directory else source.name
         target = self._destination
@@ -304,7 +304,7 @@ class _Transfer:
                 await files.delete(source.path, missing_ok=False)
 
     def delete_sources(self) -> list[str]:
-        """Delete the local files that are in the store now; return what was kept, and why."""
+        """Delete the local files that are now in the store; return those that were kept, and why."""
         kept: list[str] = []
         for path, before in self._before.items():
             try:
@@ -313,20 +313,20 @@ class _Transfer:
                 else:
                     path.unlink()
             except FileNotFoundError:
-                pass  # it was named twice, or was deleted meanwhile
+                pass  # it was named twice, or deleted in the meantime
             except OSError as error:
                 kept.append(f"{path} is in the store, and could not be deleted here: {error}")
         return kept
 
 
 def _state(path: Path) -> Mapping[str, int]:
-    """Return what changes when a file is written."""
+    """Return the attributes of a file that change when it is written."""
     found = path.stat()
     return {"inode": found.st_ino, "size": found.st_size, "time": found.st_mtime_ns}
 
 
 def _local(text: str, *, recursive: bool, follow_links: bool) -> list[Source]:
-    """Return the files that a local path stands for."""
+    """Return the files that a local path names."""
     source = Path(text)
     try:
         if recursive and source.is_dir():
@@ -355,7 +355,7 @@ def _local(text: str, *, recursive: bool, follow_links: bool) -> list[Source]:
 
 
 def _walked(source: Path, *, follow_links: bool) -> Generator[Path]:
-    """Iterate over the files of a directory; what is neither file nor directory is an error."""
+    """Iterate over the files of a directory; anything that is neither file nor directory is an error."""
 
     def stop(error: OSError) -> None:
         raise error
@@ -381,7 +381,7 @@ def _not_copied(path: Path, what: str, hint: str) -> FileException:
 
 
 async def _remote(opened: Any, places: Sequence[Place], *, recursive: bool) -> list[Source]:
-    """Return the files that places stand for."""
+    """Return the files that places name."""
     found = await find(opened, places, recursive=recursive)
     sizes: dict[Place, int] = {}
     for name in dict.fromkeys(each.place.field for each in found):
@@ -392,7 +392,7 @@ async def _remote(opened: Any, places: Sequence[Place], *, recursive: bool) -> l
 
 
 def _check(tasks: Sequence[Task]) -> None:
-    """Refuse what would replace one file of the command by another one of it: a move loses one."""
+    """Refuse a command in which one file would replace another one: a move would lose a file."""
     sources = {task.source for task in tasks}
     taken: set[Place | Path] = set()
     for task in tasks:
@@ -431,7 +431,7 @@ def _standard(
 
 
 async def _from_input(uow: UowTarget, place: Place) -> Summary:
-    """Write what is read from standard input to a file, in one transaction."""
+    """Store standard input as a file, in one transaction."""
     done = Summary()
 
     async def chunks() -> AsyncGenerator[bytes]:
@@ -468,7 +468,7 @@ async def _read_input() -> bytes:
             chunk = os.read(sys.stdin.fileno(), CHUNK)
         except OSError as raised:
             error = raised
-        with suppress(RuntimeError):  # the loop was closed meanwhile
+        with suppress(RuntimeError):  # the loop was closed in the meantime
             loop.call_soon_threadsafe(settle, chunk, error)
 
     threading.Thread(target=read, daemon=True).start()
@@ -484,7 +484,7 @@ def _media_type(path: str) -> str:
 
 
 class ProgressView:
-    """How far it is, on a terminal."""
+    """The progress of a command, on a terminal."""
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress

@@ -1,20 +1,20 @@
-"""The contract of a connector, and by name the connector configs that plugins bring.
+"""The contract of a connector, and the connector configs that plugins provide, by name.
 
 A connector does object I/O and knows nothing of transactions. The engine calls it; it never calls
-back, but for `on_upload`. Who calls what, and when:
+back, except for `on_upload`. The methods and when they are called:
 
 | method | called | must hold on return |
 | --- | --- | --- |
 | `open`, `aclose` | once each, first and last, on one event loop | |
 | `validate` | before any I/O of a call | |
-| `probe` | before the first write to a namespace | nothing is left of what it tried |
+| `probe` | before the first write to a namespace | its test objects are removed |
 | `put`, `upload`, `copy` | in a transaction before the pivot; `copy` after it | the object is complete and durable |
 | `get`, `stream`, `head`, `list`, `versions`, `recent_versions` | at any time | reads see every write that returned before |
-| `delete`, `abort_upload` | after the pivot, or to undo | what was named is gone |
+| `delete`, `abort_upload` | after the pivot, or to undo | the named objects or uploads are gone |
 | `uploads` | by the sweep (P27) | |
 
 What an exception means: the `ambiguous` of a `BaseConnectorException` says whether the request may
-have taken effect, or still may; any other exception leaves that open, too (protocol P19).
+have taken effect, or still may; with any other exception that is unknown, too (protocol P19).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The contract of a connector; `fennflow.connectors` says who calls what, and when."""
+"""The contract of a connector; `fennflow.connectors` lists which method is called when."""
 
 from __future__ import annotations
 
@@ -43,19 +43,19 @@ UploadMethod = Literal["PUT", "POST", "MULTIPART"]
 
 
 class ProbeMemory(Protocol):
-    """Where what was probed is kept for other processes: a backend."""
+    """Stores the results of probes for other processes: a backend."""
 
     async def recall(self, name: str) -> str | None:
-        """Return what was kept under a name, unless it is too old."""
+        """Return the text that was stored under a name, unless it is too old."""
         ...
 
     async def remember(self, name: str, value: str) -> None:
-        """Keep it."""
+        """Store a text under a name."""
         ...
 
 
 def check_etag(namespace: str, stored: StoredObject, etag: str) -> None:
-    """Refuse what a store answered that ignores `If-Match`.
+    """Refuse the answer of a store that ignores `If-Match`.
 
     Raises:
         PreconditionFailedException: it has another ETag.
@@ -69,25 +69,26 @@ class Connector(ABC):
     """Object I/O on one store.
 
     Args:
-        capabilities: what the user's config claims the store to enforce, in place of a probe.
+        capabilities: what the store enforces according to the user's config, in place of a probe.
     """
 
     max_deletions: int = 1000
     """How many objects one request of `delete` can take; the engine sends batches of this size."""
     at_the_key_only: frozenset[str] = frozenset()
-    """Options that bytes must not have on their way, since they could not be copied or deleted then;
+    """Options that staged bytes must not have, since they could not be copied or deleted then;
     the copy to their key names them again (S3: archive classes, Object Lock)."""
     copies_through_client: bool = False
-    """Whether a copy is a GET and a PUT of this process. Deleting the source does not stop a PUT that
-    arrives late, so the key stays locked after an ambiguous one (protocol P20 c)."""
+    """Whether a copy is a GET and a PUT by this process. Deleting the source does not stop a PUT
+    that arrives late, so the key stays locked after an ambiguous one (protocol P20 c)."""
     signs_headers: bool = True
-    """Whether presigned URLs bind headers, those of an upload and those of the answer to a download.
-    Without that there are none for uploads, and for downloads only of files that no browser runs."""
+    """Whether presigned URLs cover headers: those of an upload, and those of the response to a download.
+    If not, there are no URLs for uploads, and URLs for downloads only of files that no browser
+    runs."""
     incoming: frozenset[str] = frozenset()
-    """Directories below the reserved prefix in which bytes wait that have not arrived at their key.
-    The sweep deletes what is old there (P27)."""
+    """Directories below the reserved prefix for bytes that have not reached their key yet.
+    The sweep deletes old objects there (P27)."""
     stream_threshold: int = 8 << 20
-    """Bytes from which on the body of a stream goes to `upload`; a shorter one goes whole to `put`."""
+    """The size in bytes from which on a stream goes to `upload`; a shorter one goes whole to `put`."""
     uploads_conditionally: bool = True
     """Whether `upload` has the condition `if_none_match` without collecting the bytes in memory. If not, a
     stream for a new key goes to a staging key, and is copied at the commit."""
@@ -100,26 +101,26 @@ class Connector(ABC):
         self._options_taken = set[tuple[str, frozenset[tuple[str, Any]]]]()
         self._trying = asyncio.Lock()
         self.buffers = Buffers()
-        """What parts of files on their way may take of the memory, all of an engine together."""
+        """The memory for parts of files in transfer, for a whole engine."""
 
     @property
     def store_id(self) -> str:
-        """What distinguishes this store from others of its kind, for instance its URL without secrets.
+        """Identifies this store among others of its kind, for instance by its URL without secrets.
 
-        What was probed is kept under it; not abstract: the name of the class, where there is one.
+        Results of probes are stored under it. Not abstract: by default the name of the class.
         """
         return type(self).__qualname__
 
     def remember_in(self, memory: ProbeMemory) -> None:
-        """Share what is probed with other processes (P15); the engine says where."""
+        """Share results of probes with other processes (P15); called by the engine."""
         self._memory = memory
 
     async def capabilities(self, namespace: str, *, refresh: bool = False) -> Capabilities:
-        """Return what the namespace enforces: claimed, else probed, by others maybe (P15).
+        """Return what the namespace enforces: configured, or probed by any process (P15).
 
         Args:
             namespace: which one.
-            refresh: probe although it is known already.
+            refresh: probe even if it is known.
         """
         if self._claimed is not None:
             return self._claimed
@@ -138,17 +139,17 @@ class Connector(ABC):
                 known: dict[str, Any] = dict(json.loads(kept))
                 if known.keys() == {each.name for each in fields(Capabilities)}:
                     return Capabilities(**known)
-            # Another version of FennFlow kept it, which looked for other things, or something else.
+            # Another version of FennFlow, or another program, stored it in another form.
         found = await self.probe(namespace)
         if self._memory is not None:
             await self._memory.remember(name, json.dumps(asdict(found)))
         return found
 
     async def try_options(self, namespace: str, key: str, extra: Mapping[str, Any]) -> None:
-        """Learn whether the store takes options that staged bytes do not have (P2).
+        """Find out whether the store accepts options that staged bytes do not have (P2).
 
         If it refused them at the copy to the key, the commit could never be applied. So an empty
-        object is written with them, once, and deleted.
+        object is written with them once, and deleted.
 
         Args:
             namespace: bucket, container or directory.
@@ -168,7 +169,7 @@ class Connector(ABC):
                 stored = await self.put(PutRequest(namespace, key, attributes), b"")
             except BaseConnectorException as error:
                 error.add_note(
-                    f"It was a trial of {', '.join(sorted(final))}, which the file is given at its "
+                    f"It was a trial of {', '.join(sorted(final))}, which the file gets at its "
                     "key after the commit. The call was rolled back."
                 )
                 raise
@@ -177,23 +178,23 @@ class Connector(ABC):
 
     @abstractmethod
     async def open(self) -> None:
-        """Acquire what requests need, such as a client pool, on the running event loop.
+        """Acquire resources for requests, such as a client pool, on the running event loop.
 
-        Keep no asynchronous generator open (`asynccontextmanager` is one): at its end the loop
-        closes all of them at once, in no order.
+        Keep no asynchronous generator open (`asynccontextmanager` is one): the loop closes them all
+        at its end, in no particular order.
         """
 
     @abstractmethod
     async def aclose(self) -> None:
-        """Release it; nothing is called afterwards."""
+        """Release the resources; nothing is called afterwards."""
 
     @abstractmethod
     async def probe(self, namespace: str) -> Capabilities:
-        """Try what the namespace enforces, on keys under the reserved prefix, and clean up."""
+        """Test what the namespace enforces, on keys under the reserved prefix, and clean up."""
 
     @abstractmethod
     def validate(self, namespace: str, key: str, attributes: ObjectAttributes) -> None:
-        """Raise for what this store cannot hold. Does no I/O.
+        """Raise if this store cannot hold an object. Does no I/O.
 
         Raises:
             MetadataException: metadata over the store's limit.
@@ -207,18 +208,18 @@ class Connector(ABC):
 
         Raises:
             PreconditionFailedException: `if_none_match`, and the key has an object.
-            BaseConnectorException: see the page of `fennflow.connectors`.
+            BaseConnectorException: see the docstring of `fennflow.connectors`.
         """
 
     async def upload(self, request: PutRequest, chunks: AsyncIterator[bytes]) -> StoredObject:
         """Write an object whose bytes arrive in chunks; it appears whole or not at all.
 
-        Not abstract: what collects the bytes and calls `put` does, at the price of the memory.
+        Not abstract: this implementation collects the bytes in memory and calls `put`.
 
         Args:
             request: what to write.
-            chunks: the bytes, to be read to the end, even past the stated size. What they raise
-                is raised as it is, and nothing appears then.
+            chunks: the bytes; read them to the end, even beyond the stated size. Their exceptions
+                propagate unchanged, and no object appears then.
 
         Raises:
             Exception: like `put`.
@@ -229,7 +230,7 @@ class Connector(ABC):
     async def get(
         self, namespace: str, location: Location, *, if_match: str | None = None
     ) -> tuple[StoredObject, bytes]:
-        """Read an object whole.
+        """Read a whole object.
 
         Raises:
             NoSuchKeyException: there is no such object.
@@ -245,14 +246,14 @@ class Connector(ABC):
         start: int = 0,
         end: int | None = None,
     ) -> AsyncGenerator[bytes]:
-        """Read an object in chunks; the engine goes on where a connection breaks.
+        """Read an object in chunks; the engine resumes after a broken connection.
 
-        Not abstract: what calls `get` does, at the price of the memory.
+        Not abstract: this implementation calls `get`, which takes memory.
 
         Args:
             namespace: of the object.
             location: its key and version id.
-            if_match: its ETag, which is to be compared even where the store does not.
+            if_match: its ETag, which must be compared even if the store does not compare it.
             start: the first byte to read, counted from 0.
             end: the byte before which to stop; None for the end of the object.
 
@@ -266,18 +267,18 @@ class Connector(ABC):
 
     @abstractmethod
     async def head(self, namespace: str, location: Location) -> StoredObject | None:
-        """Return what the store says of an object; None if there is no such object."""
+        """Return the store's description of an object; None if there is no such object."""
 
     @abstractmethod
     async def copy(self, request: CopyRequest) -> StoredObject:
         """Copy an object inside the store, with its metadata and headers.
 
         Returns:
-            location, ETag and `retried` of the target; the rest need not be filled.
+            location, ETag and `retried` of the target; other fields may be empty.
 
         Raises:
             NoSuchKeyException: the source is gone.
-            PreconditionFailedException: a condition does not hold, of the source or the target.
+            PreconditionFailedException: a condition on the source or the target does not hold.
         """
 
     @abstractmethod
@@ -285,9 +286,9 @@ class Connector(ABC):
         """Delete at most `max_deletions` objects in as few requests as possible.
 
         The engine repeats deletions (P7). So a deletion has succeeded if there is no object any
-        more, or never was one, whatever its `if_match` and whatever the store answers to that. A
-        refusal that may mean either that or another ETag must be resolved, for instance by a
-        `head`: only an object with another ETag is a `PreconditionFailedException`.
+        more, or never was one, whatever its `if_match` is and whatever the store answers. If a
+        refusal may mean either a missing object or another ETag, the connector must find out, for
+        instance by a `head`: only an object with another ETag is a `PreconditionFailedException`.
 
         Returns:
             for each deletion, None or what prevented it.
@@ -300,23 +301,23 @@ class Connector(ABC):
     def list(
         self, namespace: str, prefix: str = "", *, start_after: str = ""
     ) -> AsyncIterator[StoredObject]:
-        """Iterate over all objects under a prefix, each of them once.
+        """Iterate over all objects under a prefix, each once.
 
         The order is the store's own: of UTF-8 bytes in S3, by directory in SeaweedFS (`a/1` before
-        `a-`). Nothing may depend on a certain one. An object that is written or deleted during the
-        listing may be in it or not; no other is left out. Metadata and media type need not be
-        filled: listings seldom hold them.
+        `a-`). Nothing may depend on a particular order. An object that is written or deleted during
+        the listing may be in it or not; every other object is in it. Metadata and media type may be
+        empty: listings rarely contain them.
 
         Args:
             namespace: bucket, container or directory.
             prefix: of the keys; it need not end with a segment.
-            start_after: leave out this key, and those before it in the order of the store. It
-                saves requests; as the order is the store's own, nothing that has to be complete
-                may depend on it.
+            start_after: leave out this key, and those before it in the store's order. It saves
+                requests. Since the order is the store's own, nothing that has to be complete may
+                depend on it.
 
         Raises:
-            IncompleteListingException: a key that others chose keeps the client from listing what
-                is next to it. All that can be listed was listed before, and some of it may have come
+            IncompleteListingException: a key that others chose keeps the client from listing its
+                neighbours. Everything that can be listed was yielded before, some of it perhaps
                 twice.
         """
 
@@ -324,7 +325,7 @@ class Connector(ABC):
     async def versions(self, namespace: str, key: str) -> Sequence[StoredObject]:
         """Return the versions of one key, newest first, without delete markers.
 
-        Called only where `Capabilities.versioned`. Metadata need not be filled.
+        Called only if `Capabilities.versioned` is true. Metadata may be empty.
         """
 
     async def recent_versions(
@@ -345,7 +346,7 @@ class Connector(ABC):
     async def uploads(self, namespace: str, prefix: str) -> AsyncIterator[PendingUpload]:
         """Iterate over unfinished multipart uploads under a prefix.
 
-        Not abstract: most stores have no such thing, and then there are none.
+        Not abstract: most stores have none; by default nothing is yielded.
         """
         del namespace, prefix
         nothing: tuple[PendingUpload, ...] = ()
@@ -353,12 +354,12 @@ class Connector(ABC):
             yield upload
 
     async def rules_on(self, namespace: str, prefix: str) -> LifecycleRules | None:
-        """Return what the lifecycle rules of the bucket do under a prefix; `doctor` asks.
+        """Return what the lifecycle rules of the bucket do under a prefix; used by `doctor`.
 
-        Not abstract: most connectors do not see such rules, and return None.
+        Not abstract: most connectors cannot read such rules, and return None.
 
         Raises:
-            BaseConnectorException: the store has them, and does not show them.
+            BaseConnectorException: the store has such rules, but they cannot be read.
         """
         del namespace, prefix
         return None
@@ -373,22 +374,22 @@ class Connector(ABC):
         terms: UploadTerms | None = None,
         response_headers: Mapping[str, str] | None = None,
     ) -> PresignedRequest:
-        """Return a request by which its holder reads or writes one object for a limited time.
+        """Return a request with which its holder can read or write one object for a limited time.
 
-        Not abstract: most stores have no such thing.
+        Not abstract: most stores do not support this.
 
         Args:
             namespace: of the object.
-            location: its key, and for reading maybe a version id, which the URL then names.
-            method: `GET` or `PUT`; `POST` for a form, which alone binds `max_size`, and cannot bind
-                `if_none_match`.
+            location: its key and, for reading, an optional version id, which the URL then names.
+            method: `GET` or `PUT`; or `POST` for a form, the only one that can enforce `max_size`,
+                but not `if_none_match`.
             expires_in: seconds from now.
-            terms: of an upload; the signature covers them. Given only where `signs_headers`.
-            response_headers: of a `GET`: `Content-Type` and `Content-Disposition` of the answer,
-                whatever was stored. Given only where `signs_headers`.
+            terms: of an upload; the signature covers them. Given only if `signs_headers` is true.
+            response_headers: for a `GET`: `Content-Type` and `Content-Disposition` of the response,
+                in place of the stored ones. Given only if `signs_headers` is true.
 
         Raises:
-            ConnectorCapabilityException: the store has no such URLs, or not for so long.
+            ConnectorCapabilityException: the store has no such URLs, or not for that long.
         """
         del method, expires_in, terms, response_headers
         message = (
@@ -400,9 +401,9 @@ class Connector(ABC):
     async def begin_upload(
         self, namespace: str, key: str, attributes: ObjectAttributes, *, expires_in: float
     ) -> str:
-        """Begin a multipart upload whose parts others send, by presigned requests; return its id.
+        """Begin a multipart upload whose parts others send by presigned requests; return its id.
 
-        Not abstract: only what has presigned requests has them for parts.
+        Not abstract: only connectors with presigned requests can support this.
 
         Args:
             namespace: of the object.
@@ -411,7 +412,7 @@ class Connector(ABC):
             expires_in: seconds for which requests will be signed; checked before anything is sent.
 
         Raises:
-            ConnectorCapabilityException: the store has no such thing, or not for so long.
+            ConnectorCapabilityException: the store does not support this, or not for that long.
         """
         del attributes, expires_in
         raise self._without_parts(namespace, key)
@@ -419,7 +420,7 @@ class Connector(ABC):
     async def presign_part(
         self, namespace: str, key: str, upload_id: str, number: int, *, size: int, expires_in: float
     ) -> PresignedRequest:
-        """Return a request by which its holder sends one part of an upload, of exactly this size.
+        """Return a request with which its holder can send one part of an upload, of exactly this size.
 
         Args:
             namespace: of the object.
@@ -435,7 +436,7 @@ class Connector(ABC):
     async def finish_upload(
         self, namespace: str, key: str, upload_id: str, sizes: Sequence[int]
     ) -> None:
-        """Make the object of the parts that have arrived, which must have exactly these sizes.
+        """Create the object from the parts that have arrived, which must have exactly these sizes.
 
         Raises:
             NoSuchKeyException: there is no such upload: it was finished or aborted before.

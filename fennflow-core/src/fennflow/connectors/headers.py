@@ -1,4 +1,4 @@
-"""HTTP headers of objects: what a store says of them, and whether browsers show or save a file."""
+"""HTTP headers of objects: those that stores keep, and those that make browsers show or save a file."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _HEADERS = {
 }
 _HEADER_VALUE = re.compile(r"[\x21-\x7e](?:[\x20-\x7e]*[\x21-\x7e])?")
 
-# Browsers ignore a type of disposition with any other character in it, and show the file.
+# Browsers ignore a disposition type with any other character, and show the file.
 _SAVED = re.compile(r"attachment *(?:;.*)?", re.IGNORECASE)
 _PASSIVE = frozenset(
     {"application/json", "application/pdf", "text/csv", "text/markdown", "text/plain"}
@@ -36,7 +36,7 @@ _PASSIVE_FAMILIES = frozenset({"audio", "font", "image", "video"})
 
 
 def headers_of(options: Mapping[str, Any]) -> dict[str, str]:
-    """Return the HTTP headers among options of a store, or among what a store says of an object.
+    """Return the HTTP headers among the options of a write, or in a store's description of an object.
 
     Args:
         options: by the names of S3's interface (`ContentEncoding`) or of HTTP (`Content-Encoding`).
@@ -49,7 +49,7 @@ def headers_of(options: Mapping[str, Any]) -> dict[str, str]:
         and isinstance(value, str)
         and _HEADER_VALUE.fullmatch(value)
     }
-    # Some servers store how a body was sent in chunks, as if it were how it is encoded.
+    # Some servers store the chunked transfer encoding as if it were a content encoding.
     codings = [each.strip() for each in headers.pop("Content-Encoding", "").split(",")]
     codings = [each for each in codings if each and each.lower() != "aws-chunked"]
     return {**headers, "Content-Encoding": ", ".join(codings)} if codings else headers
@@ -61,10 +61,10 @@ def media_type_of(stored: str) -> str:
 
 
 def check_media_type(media_type: object) -> None:
-    """Reject what is not a media type; called before any I/O.
+    """Reject a text that is not a media type; called before any I/O.
 
     Raises:
-        FileException: it is not one.
+        FileException: it is not a media type.
     """
     if not isinstance(media_type, str) or not _MEDIA_TYPE.fullmatch(media_type):
         message = f"{media_type!a} is not a media type such as text/plain. Nothing was sent."
@@ -74,13 +74,13 @@ def check_media_type(media_type: object) -> None:
 def disposition(
     name: str, media_type: str, stored: str | None, *, download_as: str | None, inline: bool
 ) -> str | None:
-    """Return the Content-Disposition of an answer; None if it needs none.
+    """Return the Content-Disposition of a response; None if it needs none.
 
     Args:
         name: of the file.
         media_type: with which it is sent.
         stored: the Content-Disposition that was stored with it.
-        download_as: a file name, to have browsers save the file and not show it.
+        download_as: a file name; browsers then save the file and do not show it.
         inline: show files of any type.
     """
     saved = _SAVED.fullmatch(stored or "")
@@ -90,9 +90,9 @@ def disposition(
 
 
 def is_passive(media_type: str) -> bool:
-    """Return whether browsers show a media type without running or rendering what is in it."""
+    """Return whether browsers show a media type without running or rendering its content."""
     if "," in media_type:
-        return False  # browsers take what follows a comma for another type, and the last one counts
+        return False  # browsers parse a comma as the start of another type, and use the last one
     essence = media_type.partition(";")[0].strip().lower()
     if essence in _PASSIVE:
         return True
@@ -101,5 +101,5 @@ def is_passive(media_type: str) -> bool:
 
 
 def _attachment(name: str) -> str:
-    # Half a character, which UTF-8 cannot hold, becomes a question mark.
+    # A lone surrogate, which UTF-8 cannot encode, becomes a question mark.
     return f"attachment; filename*=UTF-8''{quote(name.encode(errors='replace'), safe='')}"

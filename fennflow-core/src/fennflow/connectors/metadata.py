@@ -1,6 +1,6 @@
-"""Any Unicode in the metadata of stores that keep it in HTTP headers; for connectors of such stores.
+"""Encodes any Unicode for stores that keep metadata in HTTP headers; for connectors of such stores.
 
-All of them encode it in this one way, so that each reads what another wrote.
+They all use this encoding, so that each can read what another wrote.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ MAX_BYTES = 2048
 """Names and values together; S3 user guide, "Working with object metadata". Others hold more."""
 
 ENCODED = "fennflow_encoded"
-"""Holds, as base64 of JSON, what cannot stand in headers of its own."""
+"""The header that holds, as base64 of JSON, metadata that are not valid as headers."""
 
 # Servers fold names to lower case; values lose outer spaces, and "=?" starts an RFC 2047 word.
 _PLAIN_NAME = re.compile(r"[a-z0-9_.-]+")
@@ -27,11 +27,11 @@ _PLAIN_VALUE = re.compile(r"(?!=\?)[!-~]+( [!-~]+)*")
 def encode(
     metadata: Mapping[str, str], *, plain_name: re.Pattern[str] = _PLAIN_NAME
 ) -> dict[str, str]:
-    """Return metadata as headers hold it.
+    """Return metadata encoded for headers.
 
     Args:
         metadata: any Unicode.
-        plain_name: names that the store takes as they are.
+        plain_name: matches names that the store accepts unchanged.
 
     Raises:
         MetadataException: it is over 2 KB in that form.
@@ -55,20 +55,20 @@ def encode(
 
 
 def decode(stored: Mapping[str, str]) -> dict[str, str]:
-    """Return metadata as it was before `encode`; what others wrote is returned as it is."""
+    """Return metadata as it was before `encode`; metadata of other programs are returned unchanged."""
     metadata = {name.lower(): value for name, value in stored.items()}
     text = metadata.pop(ENCODED, None)
-    # FennFlow encodes no name that stands in a header of its own, and headers may be signed.
+    # FennFlow never encodes a name that also has its own header, and headers may be signed.
     return metadata if text is None else _other(text) | metadata
 
 
 def _other(text: str) -> dict[str, str]:
-    """Return the content of `ENCODED`: nothing if FennFlow did not write it; any writer may set it."""
+    """Return the content of `ENCODED`; empty if FennFlow did not write it: anyone may set it."""
     try:
         found: object = json.loads(base64.urlsafe_b64decode(text))
         pairs = cast("dict[object, object]", found) if isinstance(found, dict) else {}
         other = {str(name): str(value) for name, value in pairs.items()}
-        # JSON can name half a character, which no backend and no header holds.
+        # JSON can contain a lone surrogate, which no backend and no header can hold.
         "".join([*other, *other.values()]).encode()
     except (ValueError, RecursionError):
         return {}

@@ -1,4 +1,4 @@
-"""What connectors speak of: places, conditions, and what a store says of an object."""
+"""The values of the connector contract: locations, requests, and descriptions of objects."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ SIZES = 1 << 63
 
 
 def check_terms(terms: UploadTerms) -> None:
-    """Reject what no upload can be bound to; called before any I/O.
+    """Reject terms that no upload can have; called before any I/O.
 
     Raises:
-        FileException: the media type, the size or the checksum is not one.
+        FileException: the media type, the size or the checksum is not valid.
     """
     if terms.media_type is not None:
         check_media_type(terms.media_type)
@@ -53,13 +53,13 @@ def _is_size(value: object) -> TypeGuard[int]:
 
 
 def check_max_size(max_size: object, size: int | None) -> None:
-    """Reject what is not a limit on a size; called before any I/O.
+    """Reject an invalid size limit; called before any I/O.
 
     Raises:
-        FileException: it is not one, or the size is over it.
+        FileException: it is not valid, or the size exceeds it.
     """
     if not _is_size(max_size) or max_size == 0:
-        message = f"max_size={brief(max_size)} is not a number of bytes from 1 on."
+        message = f"max_size={brief(max_size)} is not a number of bytes of at least 1."
         raise FileException(message)
     if size is not None and size > max_size:
         message = f"size={size} is over max_size={max_size}."
@@ -70,7 +70,7 @@ def check_attributes(attributes: ObjectAttributes) -> None:
     """Reject attributes that no store can hold; called before any I/O.
 
     Raises:
-        FileException: the media type is not one.
+        FileException: the media type is not valid.
         MetadataException: metadata that are not text.
         ConnectorCapabilityException: an option that is not a JSON value, or has a line break, another
             control character or a lone surrogate.
@@ -87,8 +87,8 @@ def check_attributes(attributes: ObjectAttributes) -> None:
             fits = False
         if not fits:
             message = (
-                f"connector_extra {name!a} is not an option that a store can take: a value is text "
-                "without line breaks and control characters, a number or a truth value. "
+                f"connector_extra {name!a} is not an option that a store accepts: a value is text "
+                "without line breaks and control characters, a number or a boolean. "
                 "Nothing was sent."
             )
             raise ConnectorCapabilityException(message)
@@ -104,7 +104,7 @@ def _is_text(value: object) -> bool:
 
 def _is_option(value: object) -> bool:
     if isinstance(value, str):
-        return value.isprintable()  # neither control characters nor surrogates are
+        return value.isprintable()  # excludes control characters and surrogates
     if isinstance(value, Mapping):
         pairs = cast("Mapping[object, object]", value).items()
         return all(
@@ -117,19 +117,20 @@ def _is_option(value: object) -> bool:
 
 
 def utc(moment: datetime) -> datetime:
-    """Return a moment in Python's own UTC; one without a time zone is taken for UTC."""
+    """Return a time with Python's own UTC; a time without a zone is treated as UTC."""
     return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Capabilities:
-    """What a namespace was seen, or is documented, to enforce.
+    """What a namespace enforces, as measured or documented.
 
     Args:
-        conditional_create: a PUT with `if_none_match` fails if the key has an object. A probe does not
-            say so of a store that drops metadata: what was written could not be recognised.
-        conditional_delete: a deletion with `if_match` spares an object with another ETag, in a
-            batch (which implies a single one), in a single request, or not at all.
+        conditional_create: a PUT with `if_none_match` fails if the key has an object. A probe does
+            not report it for a store that drops metadata, since written objects could not be
+            recognised.
+        conditional_delete: whether a deletion with `if_match` spares an object with another ETag:
+            in a batch (and in a single request), only in a single request, or not at all.
         conditional_copy: a copy with `if_match` or `if_none_match` honours the condition on the target.
         versioned: every write makes a version with an id of its own (S3: versioning `Enabled`).
         keeps_directories: a batch of deletions leaves empty directories behind, which are listed
@@ -140,7 +141,8 @@ class Capabilities:
             hierarchical.
         suspended: the namespace had versions once (S3: versioning `Suspended`), so that a deletion
             by key alone leaves a delete marker.
-        checksums: a PUT takes the SHA-256 of its body in a header, and the store compares it (S3).
+        checksums: a PUT can have the SHA-256 of its body in a header, and the store compares it
+            (S3).
     """
 
     conditional_create: bool = False
@@ -154,10 +156,10 @@ class Capabilities:
     checksums: bool = False
 
     def __post_init__(self) -> None:
-        """Refuse what is not a truth value, or not one of the words.
+        """Refuse a value that is not a boolean, or not one of the allowed words.
 
         Raises:
-            ConfigException: one of them.
+            ConfigException: a value is not allowed.
         """
         for name in self.__dataclass_fields__:
             value = getattr(self, name)
@@ -177,14 +179,14 @@ class Location:
 
 @dataclass(frozen=True, slots=True)
 class CopySource:
-    """What to copy.
+    """The source of a copy.
 
     Args:
-        namespace: it may be another one than the target's.
+        namespace: it may differ from the target's.
         location: its key and version id.
-        if_match: copy only if it has this ETag. A store that cannot check that copies all the
-            same; the engine looks afterwards whether the catalog's record was still the same.
-        size: in bytes, where it is known: stores copy large objects in parts.
+        if_match: copy only if it has this ETag. A store that cannot check that copies anyway; the
+            engine checks afterwards that the catalog's record is unchanged.
+        size: in bytes, if it is known: stores copy large objects in parts.
     """
 
     namespace: str
@@ -195,13 +197,13 @@ class CopySource:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ObjectAttributes:
-    """What is stored with the bytes.
+    """The attributes that are stored with the bytes.
 
     Args:
         media_type: for instance `text/plain`.
-        metadata: any Unicode; the connector encodes it, and decodes it on the way back.
-        sha256: hexadecimal, of the body; a connector may have the store verify it.
-        extra: what the user passed as `connector_extra`, in the store's own terms.
+        metadata: any Unicode; the connector encodes it, and decodes it when it is read.
+        sha256: hexadecimal, of the body; a connector may let the store verify it.
+        extra: the user's `connector_extra`, in the store's own terms.
     """
 
     media_type: str
@@ -212,17 +214,18 @@ class ObjectAttributes:
 
 @dataclass(frozen=True, slots=True)
 class PutRequest:
-    """What `put` and `upload` are to write, apart from the bytes.
+    """A request to write an object, without the bytes.
 
     Args:
         namespace: bucket, container or directory.
-        key: where.
-        attributes: stored with the bytes; for `upload` without a `sha256`, which is not known yet.
-        size: of an upload, in bytes, where it is known.
-        if_none_match: only if the key has no object.
+        key: the key to write to.
+        attributes: stored with the bytes; for `upload` they have no `sha256`, which is not known
+            yet.
+        size: of an upload, in bytes, if it is known.
+        if_none_match: write only if the key has no object.
         on_upload: awaited with the id of a multipart upload before its first part is sent, so that
-            it can be journaled (P13), and before each further request of it, as what it raises
-            ends the upload (P23). A failed upload is left to `abort_upload`.
+            it can be journaled (P13), and before each further request of the upload; an exception
+            of it ends the upload (P23). A failed upload is left to `abort_upload`.
     """
 
     namespace: str
@@ -240,20 +243,20 @@ class PutRequest:
 
 @dataclass(frozen=True, slots=True)
 class CopyRequest:
-    """What `copy` is to do inside a store.
+    """A request to copy an object inside a store.
 
     Args:
         namespace: of the target.
         key: the target.
-        source: what to copy.
+        source: the object to copy.
         attributes: media type and metadata of the target in place of the source's, and options
             that take precedence over the source's; its `sha256` is that of the source.
-        extra: what the source was put with, for what a copy does not keep by itself; not together
-            with `attributes`.
-        if_match: only if the object at the target has this ETag.
-        if_none_match: only if the target has no object. Both are given only where
-            `Capabilities.conditional_copy` says so.
-        on_upload: like that of `PutRequest`, for what is copied in parts. A failed copy is aborted.
+        extra: the options of the source, for those that a copy does not keep by itself; not
+            together with `attributes`.
+        if_match: copy only if the object at the target has this ETag.
+        if_none_match: copy only if the target has no object. Both are given only if
+            `Capabilities.conditional_copy` is true.
+        on_upload: like that of `PutRequest`, for copies in parts. A failed copy is aborted.
     """
 
     namespace: str
@@ -274,14 +277,14 @@ class CopyRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredObject:
-    """What the store says of an object.
+    """A store's description of an object.
 
     Args:
         location: its key and version id.
-        etag: an opaque word that changes with the bytes; without quotes.
+        etag: an opaque text that changes with the bytes; without quotes.
         size: in bytes.
         media_type: as stored.
-        metadata: decoded; as `put` got it.
+        metadata: decoded, as it was given to `put`.
         headers: HTTP headers that are stored with it, such as Content-Encoding; see `headers_of`.
         modified_at: by the store's clock, if it reports it.
         retried: whether the answer to an earlier attempt of the request that returned this was
@@ -305,7 +308,7 @@ class PendingUpload:
 
     Args:
         key: of the object that it is to become.
-        upload_id: what `abort_upload` takes.
+        upload_id: the id for `abort_upload`.
         modified_at: when it began, by the store's clock, if it reports it.
     """
 
@@ -319,8 +322,8 @@ class LifecycleRules:
     """What the lifecycle rules of a bucket do.
 
     Args:
-        removing: names of those that delete or archive objects under the prefix that was asked for.
-        abort_uploads: whether one aborts unfinished multipart uploads, of the whole bucket.
+        removing: names of the rules that delete or archive objects under the requested prefix.
+        abort_uploads: whether a rule aborts unfinished multipart uploads in the whole bucket.
     """
 
     removing: Sequence[str] = ()
@@ -329,15 +332,17 @@ class LifecycleRules:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UploadTerms:
-    """What the signature of an upload binds. What it does not bind is the uploader's choice.
+    """The terms that the signature of an upload covers. Everything else is the uploader's choice.
 
     Args:
-        media_type: the only one that the upload may have; None for any.
-        metadata: what the upload has to have.
+        media_type: the only media type that the upload may have; None for any.
+        metadata: the metadata that the upload must have.
         size: in bytes; None for any.
-        max_size: in bytes, at most; of a form alone. None for any.
-        sha256: hexadecimal, of the bytes; None for any. Given only where `Capabilities.checksums`.
-        if_none_match: only where no object is. Given only where `Capabilities.conditional_create`.
+        max_size: the largest size in bytes; only for forms. None for any.
+        sha256: hexadecimal, of the bytes; None for any. Given only if `Capabilities.checksums` is
+            true.
+        if_none_match: upload only if there is no object. Given only if
+            `Capabilities.conditional_create` is true.
     """
 
     media_type: str | None = None
@@ -350,12 +355,12 @@ class UploadTerms:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PresignedRequest:
-    """A request that anyone who has it may send for a limited time; not shown by `repr`.
+    """A request that anyone who has it can send for a limited time; `repr` does not show it.
 
     Args:
-        url: where to; its signature covers the headers.
+        url: the target; its signature covers the headers.
         headers: to send with it, exactly. `Content-Length` is not named: clients send it anyway.
-        fields: of a form (`POST`), before the field `file` with the bytes.
+        fields: of a form (`POST`); the field `file` with the bytes follows them.
     """
 
     url: str = field(repr=False)
@@ -368,9 +373,9 @@ class Deletion:
     """One object to delete.
 
     Args:
-        location: its key; with a version id that version alone, for good.
-        if_match: delete only if the object has this ETag. Given only where `Capabilities` says
-            that the store enforces it.
+        location: its key; with a version id, only that version is deleted, permanently.
+        if_match: delete only if the object has this ETag. Given only if the store enforces it,
+            according to `Capabilities`.
     """
 
     location: Location
@@ -379,11 +384,11 @@ class Deletion:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeletionReport:
-    """How a batch of deletions went.
+    """The result of a batch of deletions.
 
     Args:
-        errors: for each deletion, in order, None if the object is gone (or never was), else what
-            prevented that: a PreconditionFailedException where `if_match` did not hold.
+        errors: for each deletion, in order, None if the object is gone (or never existed),
+            otherwise the error: a PreconditionFailedException if `if_match` did not hold.
         retried: whether the answer to an earlier attempt of a request was lost, so that it may
             still take effect (protocol P20).
     """

@@ -45,14 +45,14 @@ if TYPE_CHECKING:
 LOGGED_EVERY = 10.0
 """Seconds."""
 ROUNDED = timedelta(seconds=2)
-"""By which the times of a store may be rounded."""
+"""Seconds by which a store may round times."""
 TRANSACTIONS_AT_ONCE = 1000
 NEWEST = 8
-"""Objects that are asked whose they are: a catalog that has only just begun has no note yet."""
+"""How many of the newest objects get a HEAD: a very new catalog has no note yet."""
 
 
 async def unfinished(context: EngineContext, area: Area) -> list[Fill]:
-    """Return the fills that have not ended of an area, or of one that overlaps it."""
+    """Return the unfinished fills of an area and of areas that overlap it."""
     return [fill for fill in await context.backend.fills() if fill.area.overlaps(area)]
 
 
@@ -64,9 +64,9 @@ class Adoption:
         context: of the engine.
         registry: of this catalog's notes in buckets.
         settings: of reconciliation.
-        fill: which may have begun in another process.
-        begun: whether it has.
-        tally: of what is found.
+        fill: the fill, which may have begun in another process.
+        begun: whether it has begun.
+        tally: counts the findings.
     """
 
     context: EngineContext
@@ -86,16 +86,17 @@ class Adoption:
     _logged: float = field(default_factory=lambda: asyncio.get_running_loop().time())
 
     async def run(self) -> bool:
-        """Record all objects, and show them.
+        """Record all objects, and make the records visible.
 
         Returns:
-            whether it has. If not, another process has ended the fill, or has begun another one.
+            whether this process completed the fill. If not, another process has ended it, or has
+            begun another one.
         """
         area = self.fill.area
         if self.begun:
             log_event(
                 logging.INFO,
-                "The first reading of %s was interrupted, and goes on",
+                "The first reading of %s was interrupted, and is resumed",
                 str(area),
                 rule="reconcile",
             )
@@ -106,7 +107,7 @@ class Adoption:
                 return False
             if not (self.begun or self._others):
                 break
-            # What was listed may be of a catalog that began to write meanwhile.
+            # Listed objects may belong to a catalog that began to write in the meantime.
             before = {each.catalog_id for each in self._others or ()}
             self._others = await self._look_for_others()
             complete = before.issuperset(each.catalog_id for each in self._others)
@@ -119,7 +120,7 @@ class Adoption:
         return True
 
     async def _look_for_others(self) -> list[CatalogInfo]:
-        """Return the other catalogs, by their notes and, if new, by the newest objects."""
+        """Return the other catalogs, from their notes and, for new catalogs, from the newest objects."""
         namespace = self.fill.area.namespace
         known = {each.catalog_id: each for each in self._others or ()}
         known |= {each.catalog_id: each for each in await catalogs_in(self.context, namespace)}
@@ -133,7 +134,7 @@ class Adoption:
         return others(self.context, self.fill.area, list(known.values()))
 
     async def _record_all(self) -> None:
-        """Bring the hidden records in line with what the store lists."""
+        """Make the hidden records match the store's listing."""
         (namespace, prefix), size = self.fill.area, self.settings.batch_size
         self.tally.begin()
         self._newest.clear()
@@ -212,7 +213,7 @@ class Adoption:
     async def _look_at_unlisted(
         self, batch: dict[str, tuple[StoredObject, bool]], keys: Sequence[str]
     ) -> list[str]:
-        """Return those of the keys that have no object; add to the batch those that have one."""
+        """Return the keys that have no object; add those that have one to the batch."""
         look = partial(describe, self.context, self.fill.area.namespace)
         found = await run_all(self.context.config.max_concurrency, look, map(Location, keys))
         there = dict(zip(keys, found, strict=True))
@@ -247,7 +248,7 @@ class Adoption:
         return records
 
     async def _written(self, keys: Sequence[ObjectKey]) -> set[str]:
-        """Return those of the keys that transactions of this catalog are writing."""
+        """Return the keys that transactions of this catalog are writing."""
         wanted, found = set(keys), set[str]()
         last = ""
         while True:
@@ -265,7 +266,7 @@ class Adoption:
     async def _ask(
         self, batch: Sequence[tuple[StoredObject, bool]], late: set[str]
     ) -> dict[str, HeadResult]:
-        """Return what the store says of the objects that the listing is not enough for."""
+        """Return the store's description of the objects for which the listing is not enough."""
         keys = [
             stored.location.key
             for stored, recorded in batch
@@ -292,7 +293,7 @@ class Adoption:
         return (None, None) if verdict is None else (verdict.record, verdict.finding)
 
     def _listed(self, stored: StoredObject) -> Record:
-        """Return the record of an object of which only the listing was read."""
+        """Return the record of an object that is known only from the listing."""
         namespace, key = self.fill.area.namespace, stored.location.key
         modified_at = utc(stored.modified_at or datetime.now(UTC))
         self.tally.add(

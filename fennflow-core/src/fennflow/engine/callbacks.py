@@ -1,4 +1,4 @@
-"""Undo functions of saga steps, and callbacks for the outcome, that only this process can call.
+"""Undo functions of saga steps and callbacks for the outcome that only this process can call.
 
 `Session.step` calls a step; `jobs.py` calls the undo functions and hooks that are registered by name.
 """
@@ -33,7 +33,7 @@ UNDO_ATTEMPTS = 3
 
 
 class UndoPendingError(Exception):
-    """A compensation failed, or is another process's to call; it is in the journal, and called again."""
+    """A compensation failed, or another process calls it; it stays in the journal and is called again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,14 +54,14 @@ class Callbacks:
     """Callbacks of one transaction, in the order in which they were registered.
 
     Args:
-        undos: of steps, for the case that the transaction does not commit.
-        overdue: those of the undos that are called however it ends: of savepoints that were undone,
-            and could not call them in time.
+        undos: the undos of steps, called if the transaction does not commit.
+        overdue: the undos that are called however the transaction ends: they belong to savepoints
+            that were undone without enough time to call them.
         on_commit: called after a commit.
         on_rollback: called after a rollback.
         hooks: journaled by a commit, and called after it by any process.
-        begun: whether the transaction is decided and they are being called, or were: what is
-            registered now is too late for that.
+        begun: whether the transaction is decided and its callbacks are being called or were called:
+            later registrations come too late.
     """
 
     undos: list[Undo] = field(default_factory=list[Undo])
@@ -72,11 +72,11 @@ class Callbacks:
     begun: bool = False
 
     def __bool__(self) -> bool:
-        """Whether there is any that this process has to call."""
+        """Whether this process has anything to call."""
         return bool(self.undos or self.on_commit or self.on_rollback)
 
     def forget(self, others: Callbacks) -> list[Undo]:
-        """Remove others, as far as they are here, and return the undos that were."""
+        """Remove the callbacks of another list from this one, and return the undos that were found."""
         _remove(self.on_commit, others.on_commit)
         _remove(self.on_rollback, others.on_rollback)
         _remove(self.overdue, others.overdue)
@@ -85,7 +85,7 @@ class Callbacks:
 
 
 def _remove(callbacks: list[T], others: list[T]) -> list[T]:
-    """Remove each of the others once, the last of equal ones first; return those that were found."""
+    """Remove each item of another list once, starting from the end; return those that were found."""
     wanted = Counter(map(id, others))
     kept: list[T] = []
     removed: list[T] = []
@@ -100,12 +100,12 @@ def _remove(callbacks: list[T], others: list[T]) -> list[T]:
 async def run_undos(undos: list[Undo], transaction: str) -> list[str]:
     """Undo saga steps in reverse order, each up to three times, and empty the list.
 
-    A step leaves the list when it was undone, or could not be. So one whose undo is cut off is still
-    the last of the list, and the next call undoes it.
+    A step leaves the list when its undo succeeded or failed for good. If an undo is cut off, its
+    step is still the last of the list, and the next call undoes it.
 
     Args:
-        undos: of the steps, in the order in which they were done.
-        transaction: whose steps they are.
+        undos: the undos of the steps, in the order of the steps.
+        transaction: the transaction of the steps.
 
     Returns:
         what could not be undone.
@@ -140,7 +140,7 @@ async def run_undos(undos: list[Undo], transaction: str) -> list[str]:
 async def run_callbacks(callbacks: list[Callback], transaction: str) -> None:
     """Run callbacks in order, each once, and empty the list.
 
-    The outcome stands: what they raise is logged, not raised (I8).
+    The outcome stands: exceptions are logged, not raised (I8).
     """
     while callbacks:
         callback = callbacks.pop(0)
@@ -167,18 +167,18 @@ async def result_of(do: Callable[[], Any]) -> Any:
 
 
 async def notify(function: Callable[P, object], *args: P.args, **kwargs: P.kwargs) -> None:
-    """Call a function of the user's, plain or async."""
+    """Call a user function, plain or async."""
     result = function(*args, **kwargs)
     if inspect.isawaitable(result):
         await result
 
 
 async def call_user(function: Callback) -> None:
-    """Call a function of the user's, in a task of its own: what it does to that does not end others.
+    """Call a user function in a separate task, so that nothing it does to its task affects others.
 
     Raises:
-        TransactionException: it was cancelled, but not by its caller; or it ended with what is
-            not an Exception.
+        TransactionException: it was cancelled, but not by its caller; or it raised something that
+            is not an Exception.
     """
 
     async def call() -> None:
@@ -202,7 +202,7 @@ async def call_user(function: Callback) -> None:
 
 
 def names_of(functions: Iterable[Callback]) -> str:
-    """Return the names of functions of the user's, to be logged."""
+    """Return the names of user functions, for the log."""
     return ", ".join(map(_name_of, functions))
 
 
@@ -211,20 +211,20 @@ def _name_of(function: Callback) -> str:
 
 
 class Aftermath:
-    """Undos and callbacks of one transaction that has ended, in a task of their own.
+    """Calls the undos and callbacks of a transaction that has ended, in a separate task.
 
-    The objects of the transaction are finished apart from this: however long it takes, or if it is
-    cut off, nothing is sent to the store again.
+    The objects of the transaction are finished separately. However long the calls take, and even if
+    they are cut off, nothing is sent to the store again.
 
     Args:
-        callbacks: of the transaction; each leaves its list when it was called.
+        callbacks: the callbacks of the transaction; each leaves its list when it was called.
         outcome: of the transaction.
         transaction: its id.
         context: in which to call; None for the context of the caller of `start`.
 
     Attributes:
-        task: what calls them.
-        notes: what could not be undone.
+        task: the task that calls them.
+        notes: the undos that failed.
     """
 
     def __init__(
@@ -245,11 +245,11 @@ class Aftermath:
         self.task = asyncio.get_running_loop().create_task(self._run(), context=context)
 
     async def wait(self) -> None:
-        """Wait for the end; if that is cancelled, the calls go on."""
+        """Wait for the end; if the wait is cancelled, the calls continue."""
         await asyncio.wait({self.task})
 
     def leave(self) -> list[str]:
-        """Wait no longer: callbacks go on, and the undo under way is cut off and called again.
+        """Stop waiting: callbacks continue; the current undo is cut off and called again.
 
         Returns:
             what to report about it.
@@ -261,13 +261,13 @@ class Aftermath:
             self._begin_again()
         note = (
             f"Transaction {self._transaction} is not undone completely: not all steps were undone in time. "
-            f"While this process runs they are undone in the background: {names}"
+            f"They are undone in the background while this process runs: {names}"
         )
         log_event(logging.WARNING, "%s", note, rule="P9", transaction=self._transaction)
         return [*self.notes, note]
 
     def skip(self) -> None:
-        """Give up what is being called, and go on with the rest."""
+        """Abandon the current call, and continue with the rest."""
         if self._undoing:
             name = _name_of(self._callbacks.undos.pop())
             message = "The undo of a step did not end in time and was abandoned: %s"
@@ -275,7 +275,7 @@ class Aftermath:
         self._begin_again()
 
     def cancel(self) -> None:
-        """Give up all that is left."""
+        """Abandon all remaining calls."""
         self.task.cancel()
 
     def _begin_again(self) -> None:
@@ -299,7 +299,7 @@ class Aftermath:
                 self._cut = self._undoing = False
 
     def _tell_lost(self) -> None:
-        """Log what is not called any more, since the process ends."""
+        """Log the functions that will not be called, since the process ends."""
         due = self._callbacks.on_rollback if self._aborted else self._callbacks.on_commit
         left: list[Callback] = [*reversed(self._callbacks.undos), *due]
         names = names_of(left) or "nothing else"
@@ -308,7 +308,7 @@ class Aftermath:
 
 
 class Aftermaths:
-    """Those that are under way in an engine."""
+    """The aftermaths in progress in an engine."""
 
     def __init__(self) -> None:
         self._under_way: set[Aftermath] = set()
@@ -320,14 +320,14 @@ class Aftermaths:
         transaction: str,
         context: Context | None = None,
     ) -> Aftermath:
-        """Call what is due for an outcome."""
+        """Call the functions that are due for an outcome."""
         aftermath = Aftermath(callbacks, outcome, transaction, context)
         self._under_way.add(aftermath)
         aftermath.task.add_done_callback(lambda _: self._under_way.discard(aftermath))
         return aftermath
 
     async def aclose(self, grace: float) -> None:
-        """Let them end; what takes longer is given up, so that others are still called.
+        """Let the calls end; abandon those that take longer, so that others are still called.
 
         Args:
             grace: seconds to wait, twice at most.

@@ -43,9 +43,9 @@ MOST_BYTES = 1 << 20
 LONGEST = 200
 UNKNOWN = datetime(1970, 1, 1, tzinfo=UTC)
 YOUNG = 60.0
-"""Seconds after which a catalog leaves notes: a program that is tried once leaves none behind."""
+"""Age in seconds from which a catalog leaves notes: a program that is only tried out leaves none."""
 CLOCKS_DIFFER = timedelta(hours=1)
-"""The most by which the clock of a process is expected to be wrong."""
+"""The largest expected error of a process's clock."""
 
 
 async def catalogs_in(context: EngineContext, namespace: str) -> list[CatalogInfo]:
@@ -58,11 +58,11 @@ async def catalogs_in(context: EngineContext, namespace: str) -> list[CatalogInf
         async for each in listing:
             name = each.location.key.removeprefix(folder)
             if is_catalog_id(name) and each.size > MOST_BYTES:
-                unseen.append(without_note(name))  # no catalog has written it
+                unseen.append(without_note(name))  # not written by a catalog
             elif is_catalog_id(name):
                 known.append(name)
     except IncompleteListingException:
-        unseen.append(without_note("?"))  # any object may be of a catalog whose note is not listed
+        unseen.append(without_note("?"))  # a catalog whose note is not listed
     read = partial(_read, context, namespace)
     found = await run_all(context.config.max_concurrency, read, known[:MOST_NOTES])
     notes = [*unseen, *(each[0] for each in found if each is not None)]
@@ -70,7 +70,7 @@ async def catalogs_in(context: EngineContext, namespace: str) -> list[CatalogInf
 
 
 def others(context: EngineContext, area: Area, found: Sequence[CatalogInfo]) -> list[CatalogInfo]:
-    """Return the catalogs whose objects are not this one's, and may be in an area."""
+    """Return the other catalogs whose objects may be in an area."""
     ours = {context.backend.stamped_id, *context.config.reconcile.adopt_catalogs}
     return [
         each
@@ -81,7 +81,7 @@ def others(context: EngineContext, area: Area, found: Sequence[CatalogInfo]) -> 
 
 
 def without_note(catalog_id: str) -> CatalogInfo:
-    """Return what is known of a catalog whose objects were seen, and no note of it."""
+    """Return what is known about a catalog whose objects were found, but not its note."""
     created = began(catalog_id)
     since = UNKNOWN if created is None else created - CLOCKS_DIFFER
     return CatalogInfo(catalog_id=catalog_id, since=since, last_used=datetime.now(UTC))
@@ -100,7 +100,7 @@ class Registry:
         self._warned_of: set[tuple[Area, str]] = set()
 
     def warn_of(self, area: Area, found: Sequence[CatalogInfo]) -> None:
-        """Log, once for each, that other catalogs write where this one does."""
+        """Log once for each other catalog that it writes in the same place as this one."""
         for each in found:
             if (area, each.catalog_id) not in self._warned_of:
                 self._warned_of.add((area, each.catalog_id))
@@ -109,12 +109,12 @@ class Registry:
     async def register(self, namespace: str, areas: Sequence[Area]) -> None:
         """Leave a note before anything is written, once a day; warn if others write there.
 
-        A catalog that ends with its process leaves none: the next one has to take its objects over.
-        One that has only just been created leaves it later.
+        A catalog that ends with its process leaves none, since the next one has to take over its
+        objects. A new catalog leaves its note later.
 
         Args:
             namespace: the bucket.
-            areas: of it, in which the caller may write.
+            areas: the areas of it in which the caller may write.
         """
         catalog_id = self._parts.backend.stamped_id
         if catalog_id is None or self._done.issuperset(areas):
@@ -139,7 +139,7 @@ class Registry:
         described = await describe(context, namespace, Location(key))
         before: tuple[CatalogInfo, Location] | None = None
         if isinstance(described, StoredObject) and described.size > MOST_BYTES:
-            before = without_note(catalog_id), described.location  # others have replaced it
+            before = without_note(catalog_id), described.location  # someone has replaced the note
         elif described is not None:
             before = await _read(context, namespace, catalog_id)
         values: dict[str, Any] = {
@@ -150,7 +150,7 @@ class Registry:
         if before is not None:
             values["since"] = before[0].since.isoformat()
         elif await context.backend.scan(namespace, prefix="", start="", limit=1):
-            # It has written before there were notes, or the note was deleted.
+            # It has written before notes existed, or its note was deleted.
             values["since"] = UNKNOWN.isoformat()
         attributes = ObjectAttributes(media_type="application/json")
         body = json.dumps(values).encode()
@@ -195,7 +195,7 @@ async def _read(
     found = await ask(context, namespace, get)
     if found is None:
         return None
-    if isinstance(found, BaseConnectorException):  # no client can read what others have put there
+    if isinstance(found, BaseConnectorException):  # no client can read it
         own = catalog_id == context.backend.catalog_id
         return replace(without_note(catalog_id), own=own), place
     stored, body = found
@@ -210,7 +210,7 @@ async def _read(
 
 
 def _filled_in(info: CatalogInfo, body: bytes) -> CatalogInfo:
-    """Return what a note says; anyone with write access to the bucket may have written it."""
+    """Return the content of a note; anyone with write access to the bucket may have written it."""
     try:
         found = cast("object", json.loads(body))
         assert isinstance(found, dict)  # noqa: S101 - caught below

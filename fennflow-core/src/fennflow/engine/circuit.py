@@ -12,7 +12,7 @@ from fennflow.exceptions import BaseConnectorException, ConnectorUnavailableExce
 from fennflow.telemetry import log_event
 
 MISSES = 2
-"""Requests in a row that a bucket does not answer until it counts as away."""
+"""How many requests in a row without a response make a bucket count as unreachable."""
 FIRST_REST, LONGEST_REST = 0.5, 10.0
 """Seconds for which work that can wait sends nothing to a bucket that does not respond."""
 
@@ -28,15 +28,15 @@ class _Bucket:
 
 @dataclass(slots=True)
 class Circuit:
-    """Which buckets do not answer, so that apply and undo do not ask them again and again.
+    """Tracks buckets that do not respond, so that apply and undo do not send to them again and again.
 
-    A connector repeats a request itself before it fails. What the user calls is always sent.
+    A connector retries a request itself before it fails. Requests of user calls are always sent.
     """
 
     _buckets: dict[str, _Bucket] = field(default_factory=dict[str, _Bucket])
 
     def last_wait(self, longest: float) -> float:
-        """Return the seconds for which closing may wait, and let it ask all buckets once more.
+        """Return how many seconds closing may wait, and allow one more request to every bucket.
 
         Args:
             longest: while the buckets answer.
@@ -46,7 +46,7 @@ class Circuit:
         return min(longest, CLOSING_WITHIN) if away else longest
 
     def is_open(self, namespace: str) -> bool:
-        """Return whether a bucket is not to be asked now."""
+        """Return whether requests to a bucket have to wait now."""
         bucket = self._buckets.get(namespace)
         return bucket is not None and asyncio.get_running_loop().time() < bucket.rest_until
 
@@ -54,7 +54,7 @@ class Circuit:
         """Refuse to send to a bucket that does not respond.
 
         Raises:
-            ConnectorUnavailableException: it is; nothing was sent.
+            ConnectorUnavailableException: it does not respond; nothing was sent.
         """
         if self.is_open(namespace):
             message = f"{namespace} does not respond; requests are sent again in a few seconds."
@@ -76,7 +76,7 @@ class Circuit:
     def _missed(self, namespace: str, error: ConnectorUnavailableException) -> None:
         bucket = self._buckets.setdefault(namespace, _Bucket())
         if self.is_open(namespace):
-            return  # it was sent before the bucket counted as away
+            return  # it was sent before the bucket counted as unreachable
         bucket.misses += 1
         if bucket.misses < MISSES:
             return
@@ -86,5 +86,5 @@ class Circuit:
         log_event(logging.WARNING, message, namespace, rest, error, rule="P9")
 
     def reset(self) -> None:
-        """Ask all buckets again at once."""
+        """Allow requests to all buckets again, immediately."""
         self._buckets.clear()

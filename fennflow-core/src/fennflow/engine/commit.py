@@ -46,11 +46,11 @@ class Next(Enum):
     END = "nothing is to be written: check what was read, and end the joined transaction"
     PIVOT = "write the pivot"
     APPLY = "it is committed: perform the steps that the pivot has stored"
-    WAIT = "the user's transaction holds the pivot, and recovery goes on when that has ended"
-    ASK = "the pivot may have been written: have it decided `aborted`, unless it is committed"
+    WAIT = "the user's transaction holds the pivot, and recovery continues when that has ended"
+    ASK = "the pivot may have been written: decide `aborted`, unless it is committed"
     ROLL_BACK = "the pivot was not written: decide `aborted`, and undo"
     UNDO = "it is decided `aborted`: undo"
-    LEAVE = "it is another owner's, and so are its objects"
+    LEAVE = "another owner has taken over the transaction and its objects"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,12 +62,12 @@ class Case:
         hooks: whether it has calls to journal.
         callbacks: whether it has callbacks, or undos of steps.
         reads: whether it has reads to validate.
-        joined: the user's transaction that it commits in: none, one that ends with the unit of
-            work, or one that surrounds it.
-        ended: whether that one has ended.
+        joined: the kind of user transaction in which it commits: none, one that ends with the unit
+            of work, or one that surrounds it.
+        ended: whether that transaction has ended.
         sent: whether the pivot was sent.
-        error: what it failed with, if it did.
-        outcome: what the backend has answered since, if it was asked.
+        error: the exception of the pivot, if it failed.
+        outcome: the outcome that the backend has returned since, if it was asked.
     """
 
     journaled: bool = False
@@ -84,7 +84,7 @@ class Case:
 def next_step(case: Case) -> Next:
     """Return what a commit does next (P4, P5): pure, so that a test has the table of all cases."""
     if not case.sent:
-        # A joined transaction decides for callbacks too, and for reads, which it may not see afresh.
+        # A joined transaction also decides about callbacks and reads; it may not see new values.
         surrounds = case.joined == "surrounding"
         decides = (case.joined != "none" and case.reads) or (surrounds and case.callbacks)
         return Next.PIVOT if case.journaled or case.hooks or decides else Next.END
@@ -192,7 +192,7 @@ class Ending:
         await pivot.commit(tx.lease.token, commit)
 
     async def _ask(self, error: Exception) -> Decision:
-        """Find out the outcome of a pivot that failed, by deciding `aborted` (P5)."""
+        """Find out the outcome of a failed pivot, by deciding `aborted` (P5)."""
         try:
             decision = await self.tx.backend.abort(self.tx.lease.token)
         except Exception as second:  # noqa: BLE001 - part of the exception's message
@@ -205,7 +205,7 @@ class Ending:
         return decision
 
     async def _go_on(self, step: Next, decision: Decision, error: Exception | None) -> None:
-        """Do what follows the pivot."""
+        """Do what comes after the pivot."""
         tx = self.tx
         if step is Next.APPLY:
             tx.outcome = Outcome.COMMITTED
@@ -217,7 +217,7 @@ class Ending:
             self._wait_for_joined()
         elif step is Next.LEAVE:
             self.engine.leases.release(tx.lease)
-            tx.outcome = Outcome.ABORTED  # P25: its objects are recovery's
+            tx.outcome = Outcome.ABORTED  # P25: its objects belong to recovery
         elif step is Next.ROLL_BACK:
             tx.failure = error
             await self._decide_and_undo(error)
@@ -247,7 +247,7 @@ class Ending:
                 tx.failure = error
                 await self._decide_and_undo(error)
                 raise
-            # Nothing more is sent for it from here.
+            # From here on nothing more is sent for it.
             self.engine.leases.release(tx.lease)
             message = (
                 "Transaction %s is held: its paths stay locked until it is committed or undone, for "
@@ -261,19 +261,19 @@ class Ending:
             self.engine.recovery.jobs.wake()
 
     async def roll_back(self, cause: BaseException | None, calls: Calls) -> None:
-        """Undo all of it; what cannot be undone now is reported, and undone later.
+        """Undo all changes; report those that cannot be undone now, which are undone later.
 
         Args:
-            cause: what ended the block; gets what went wrong as notes.
-            calls: of the session; those of the transaction are broken off.
+            cause: the exception that ended the block; errors are added to it as notes.
+            calls: the calls of the session; those of the transaction are interrupted.
 
         Raises:
-            Exception: there is no cause, and the joined transaction could not be rolled back.
+            Exception: there is no cause, and rolling back the joined transaction failed.
         """
         with telemetry.operation("rollback", self.tx.transaction_id):
             await calls.break_off(self.tx)
             if self.joined is not None:
-                # First, since on SQLite it may hold the lock that the decision needs.
+                # This comes first, since on SQLite it may hold the lock that the decision needs.
                 try:
                     await self.joined.rollback()
                 except Exception as error:
@@ -290,7 +290,8 @@ class Ending:
         if not tx.journaled:
             tx.outcome = Outcome.ABORTED
             return
-        # The caller that waits for this may itself hold the decision, or on SQLite the file.
+        # The caller that waits for this may itself hold the decision or, on SQLite, the file's
+        # lock.
         surrounded = joined is not None and joined.managed_by_caller
         lock_wait = LOCK_WAIT if surrounded or isinstance(cause, RecordLockedException) else None
         try:
@@ -318,7 +319,7 @@ class Ending:
         await finisher.finish_decided(decision, left.undo, left.late_writes)
 
     def cut_off(self, cancellation: BaseException | None) -> Exception | None:
-        """Leave to recovery what a commit could not end in time, and return what to raise."""
+        """Leave a commit that did not end in time to recovery, and return the exception to raise."""
         limit = f"compensation_timeout={self.tx.config.compensation_timeout} s"
         late = f"{limit} were not enough after a cancellation."
         if self.tx.outcome is Outcome.COMMITTED:
@@ -336,7 +337,7 @@ class Ending:
         return uncertain
 
     def report_pending(self, cause: BaseException | None, error: Exception) -> None:
-        """Leave to recovery what could not be undone: a note on the cause, else a warning."""
+        """Leave to recovery what could not be undone: a note on the cause or a warning says so."""
         note = self._leave_over(
             f"is not undone completely: {type(error).__name__}: {with_notes(error)} No reader of "
             "FennFlow sees any of it, and the rest will be removed later."
@@ -354,7 +355,7 @@ class Ending:
         return message
 
     def _wait_for_joined(self) -> None:
-        """Leave to recovery what is to be done once the user's own block has ended the transaction."""
+        """Leave the work after the end of the user's transaction to recovery."""
         self.engine.recovery.add(replace(self._unsettled(), joined=self.joined))
 
     def _unsettled(self) -> Unsettled:
@@ -364,7 +365,7 @@ class Ending:
             lease=tx.lease,
             undo=plan_compensation(tx.transaction_id, writes, tx.capabilities),
             late_writes=late_writes(tx.transaction_id, writes),
-            # Once the outcome is known here they are called from here.
+            # Once this process knows the outcome, it calls them itself.
             callbacks=tx.callbacks if tx.outcome is None else Callbacks(),
             progress=tx.progress,
         )

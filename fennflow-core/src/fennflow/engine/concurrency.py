@@ -34,15 +34,15 @@ async def run_all(
 ) -> list[R]:
     """Call the function for every item, at most `limit` at a time, and return the results.
 
-    If one call fails no further one is made; the first failure is raised, and others are added as
-    notes on it.
+    After a failure no further call is started; the first failure is raised, and others are added to
+    it as notes.
 
     Args:
-        limit: calls under way at once.
+        limit: how many calls run concurrently.
         function: what to call.
-        items: with what.
-        finish: whether the calls under way end by themselves after a failure. A write that is cut
-            off may have taken effect (protocol P19). If not, they are cancelled.
+        items: the arguments.
+        finish: whether running calls may end by themselves after a failure, since a write that is
+            cut off may have taken effect (protocol P19). If not, they are cancelled.
     """
     todo = list(items)
     if len(todo) <= 1:
@@ -78,8 +78,8 @@ async def _group(worker: Callable[[], Coroutine[Any, Any, None]], count: int) ->
             for _ in range(count):
                 group.create_task(worker())
 
-    # In a task of its own: before 3.13 a group that fails leaves a cancellation behind with the task
-    # that waits for it, which `asyncio.timeout` then takes for someone else's.
+    # In a separate task: before Python 3.13, a group that fails leaves a cancellation behind on the
+    # task that waits for it, which `asyncio.timeout` then mistakes for an external one.
     group, cancellation = await shielded(work(), grace=lambda: 0.0)
     failures = None if group.cancelled() else group.exception()
     if failures is None:
@@ -89,7 +89,7 @@ async def _group(worker: Callable[[], Coroutine[Any, Any, None]], count: int) ->
         return
     caller = asyncio.current_task()
     if cancellation is not None and caller is not None:
-        # The failure hides a cancellation that came with it: it is due at the next await.
+        # The failure hides a cancellation that arrived with it: deliver it at the next await.
         caller.uncancel()
         caller.cancel(*cancellation.args)
     raise _first(_leaves(failures)) from None
@@ -112,11 +112,12 @@ def _leaves(error: BaseException) -> list[BaseException]:
 async def shielded(
     work: Coroutine[Any, Any, R], *, grace: Callable[[], float], grace_started: bool = False
 ) -> tuple[asyncio.Task[R], asyncio.CancelledError | None]:
-    """Run work to its end although the caller is cancelled meanwhile (protocol P21).
+    """Run work to its end even if the caller is cancelled meanwhile (protocol P21).
 
     Args:
-        work: what must not be cut off.
-        grace: asked at the cancellation; seconds that it may still take. Then it is cancelled.
+        work: the work that must not be cut off.
+        grace: called at the cancellation; returns how many seconds the work may still take before
+            it is cancelled.
         grace_started: whether the caller was cancelled before, so that the grace begins now.
 
     Returns:
@@ -148,9 +149,9 @@ async def shielded(
 def cancel_again(cancellation: asyncio.CancelledError) -> None:
     """Deliver a cancellation to the running task again, at its next await (P21, I8).
 
-    It arrived while something was decided that stands, so that no exception must say otherwise, and
-    it must not be lost. If its requester has withdrawn it meanwhile (`asyncio.timeout`), it is not
-    delivered.
+    The cancellation arrived while the outcome was decided. An exception must not contradict that
+    outcome, but the cancellation must not be lost, either. It is not delivered if its requester
+    (such as `asyncio.timeout`) has withdrawn it in the meantime.
     """
     task = asyncio.current_task()
     requests = 0 if task is None else task.cancelling()
@@ -158,17 +159,17 @@ def cancel_again(cancellation: asyncio.CancelledError) -> None:
     def cancel() -> None:
         if task is not None and requests and not task.done() and task.cancelling() >= requests:
             task.uncancel()
-            task.cancel(*cancellation.args)  # by which a scope of anyio's knows it again
+            task.cancel(*cancellation.args)  # anyio's scopes recognise these
 
     asyncio.get_running_loop().call_soon(cancel)
 
 
 def _cancelled_once() -> AbstractContextManager[object]:
-    """Return a block in which a scope of anyio's that is cancelled does not cancel the task again.
+    """Return a block in which a cancelled scope of anyio does not cancel the task again.
 
-    Such a scope cancels the tasks in it at every turn of the event loop until they have left it.
-    What goes on waiting after the first time would keep a CPU busy. When the block is left, the
-    scope goes on.
+    Such a scope cancels its tasks in every iteration of the event loop until they have left it.
+    Code that keeps waiting after the first cancellation would keep a CPU busy. The scope continues
+    when the block is left.
     """
     scope: Callable[..., AbstractContextManager[object]] | None = getattr(
         sys.modules.get("anyio"), "CancelScope", None
@@ -186,11 +187,11 @@ class _Call:
 
 
 _calls: ContextVar[tuple[_Call, ...]] = ContextVar("fennflow_calls", default=())
-"""Those inside which the caller runs, or was started."""
+"""The calls inside which the caller runs, or was started."""
 
 
 class Calls:
-    """Calls that tasks have under way: they can be waited for, and broken off."""
+    """The running calls of all tasks, which can be waited for and interrupted."""
 
     def __init__(self) -> None:
         self._under_way: set[_Call] = set()
@@ -199,11 +200,11 @@ class Calls:
     def call(
         self, owners: Collection[object], broken_off: Callable[[], Exception]
     ) -> Generator[None]:
-        """Let the block be a call that is under way.
+        """Register the block as a running call.
 
         Args:
-            owners: by any of which it can be found.
-            broken_off: what is raised if it is broken off.
+            owners: the owners by which it can be found.
+            broken_off: makes the exception that is raised if the call is interrupted.
         """
         task = asyncio.current_task()
         assert task is not None  # noqa: S101 - calls are made by tasks
@@ -214,7 +215,7 @@ class Calls:
         try:
             yield
         except asyncio.CancelledError as error:
-            # Like asyncio.timeout: a cancellation that others asked for goes on.
+            # As in asyncio.timeout, an external cancellation propagates.
             if call.broken_off and task.uncancel() <= call.cancelling:
                 raise broken_off() from error
             raise
@@ -231,20 +232,20 @@ class Calls:
             call.ended.set()
 
     def inside(self) -> bool:
-        """Return whether the caller runs inside a call, which may wait for it and cannot be waited for.
+        """Return whether the caller runs inside a call, which it must not wait for.
 
-        It does in a task, too, that was started inside one.
+        This is also true in a task that was started inside a call.
         """
         task, around = asyncio.current_task(), _calls.get()
         return any(call.task is task or call in around for call in self._under_way)
 
     async def wait(self) -> None:
-        """Wait until no call is under way."""
+        """Wait until no call is running."""
         while self._under_way:
             await next(iter(self._under_way)).ended.wait()
 
     async def break_off(self, owner: object) -> None:
-        """Break off the calls of an owner, and wait until they have ended."""
+        """Interrupt the calls of an owner, and wait until they have ended."""
         calls = [call for call in self._under_way if owner in call.owners]
         for call in calls:
             call.broken_off = True
@@ -254,34 +255,34 @@ class Calls:
 
 
 class Periodic:
-    """Work done again and again while an engine lives, never twice at a time.
+    """Work that is repeated while an engine is open, never twice at a time.
 
-    A timer makes the task when work is due. So a loop that ends without closing the engine finds
-    no task between two turns, and drops the timer without a warning.
+    A timer creates the task when work is due. So a loop that ends without closing the engine finds
+    no task between two runs, and drops the timer without a warning.
 
-    Turns run in an empty context: they outlive the request that starts them, and must not carry
-    its context variables.
+    Runs use an empty context: they outlive the request that starts them, and must not keep its
+    context variables.
 
     Args:
-        interval: seconds between the end of one turn and the next.
-        work: one turn; returns whether there is to be a next one.
+        interval: seconds between the end of one run and the next.
+        work: one run; returns whether there should be a next one.
     """
 
     def __init__(self, interval: float, work: Callable[[], Coroutine[Any, Any, bool]]) -> None:
         self._interval = interval
         self._work = work
         self._timer: asyncio.TimerHandle | None = None
-        self._due = 0.0  # not asked of the timer: uvloop's has no `when` if it is due at once
+        self._due = 0.0  # timers of uvloop have no `when` if they are due now
         self._task: asyncio.Task[None] | None = None
         self._next: float | None = None
         self._closed = False
         self.late = 0.0
-        """Seconds by which the last turn began late, since the loop was blocked."""
+        """Seconds by which the last run was late, because the loop was blocked."""
 
     def start(self, delay: float | None = None) -> None:
-        """Make a turn begin within the interval, or the delay.
+        """Schedule a run within the interval, or the delay.
 
-        If a turn is under way that means another one, after it.
+        If a run is in progress, another one follows it.
         """
         if self._closed:
             return
@@ -298,7 +299,7 @@ class Periodic:
         self._timer = loop.call_at(due, self._turn, loop, context=Context())
 
     async def aclose(self) -> None:
-        """Cancel a turn under way, and have no other."""
+        """Cancel a run in progress, and start no other."""
         self._closed = True
         if self._timer is not None:
             self._timer.cancel()
@@ -312,7 +313,7 @@ class Periodic:
         self._task = loop.create_task(self._run())
 
     async def _run(self) -> None:
-        again = True  # though this turn is cut off, or fails
+        again = True  # even if this run is cut off or fails
         try:
             again = await self._work()
         finally:

@@ -23,9 +23,9 @@ class EngineContext:
     Args:
         config: the user's configuration.
         connector: where the objects are stored.
-        backend: where they are recorded, and transactions are journaled.
-        leases: held by this process.
-        circuit: which buckets do not answer.
+        backend: where objects are recorded and transactions are journaled.
+        leases: the leases that this process holds.
+        circuit: tracks buckets that do not respond.
     """
 
     config: ConfigDict
@@ -40,11 +40,11 @@ class Progress:
     """The progress of earlier attempts to finish a transaction.
 
     Args:
-        keys_in_flight: the keys which copies and deletions may still reach; they stay locked for a while
-            when they are released (P20 b, c).
-        uploads: of copies in parts that were begun, by the sequence of the write. Each is aborted
+        keys_in_flight: keys that copies and deletions may still reach; after their release they
+            stay locked for a while (P20 b, c).
+        uploads: the multipart copies that were begun, by the sequence of the write. Each is aborted
             before another is begun, so none is left (P13).
-        failures: how often steps of a key have failed; others come first.
+        failures: how often steps of a key have failed; keys with fewer failures come first.
     """
 
     keys_in_flight: set[ObjectKey] = field(default_factory=set[ObjectKey])

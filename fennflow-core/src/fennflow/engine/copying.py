@@ -1,4 +1,4 @@
-"""Copying and moving inside a transaction: the store moves the bytes, the catalog the names."""
+"""Copies and moves inside a transaction: the store copies the bytes, the catalog changes."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ COPY_ATTEMPTS = 3
 async def copy(
     tx: Transaction, source: ObjectKey, target: ObjectKey, extra: Mapping[str, Any], *, move: bool
 ) -> Record:
-    """Copy what the transaction sees under a key inside the store, and replace the target.
+    """Copy the object that the transaction sees under a key inside the store, and replace the target.
 
     Args:
         tx: the transaction.
-        source: what to copy.
-        target: where to; it may be in another namespace.
+        source: the key to copy.
+        target: the key to copy to; it may be in another namespace.
         extra: the user's `connector_extra` for the target.
         move: delete the source at the commit, too.
 
@@ -50,8 +50,8 @@ async def copy(
     check_beside(tx, target.namespace, _draft(target, None, extra))
     moved: BaseConnectorException | None = None
     for _ in range(COPY_ATTEMPTS):
-        # Of a move the lock keeps the source as it is. A copy leaves it to others, and looks
-        # afterwards whether what it copied was the same record all the time (P29).
+        # A move locks its source. A copy does not, so it checks afterwards that the source had the
+        # same record all the time (P29).
         with tx.scope() as attempt:
             seqs, record = await _stage_copy(tx, source, target, move=move)
             try:
@@ -73,7 +73,7 @@ async def copy(
 
 
 async def _is_same(tx: Transaction, source: ObjectKey, record: Record) -> bool:
-    """Return whether the source is still what was copied."""
+    """Return whether the source is unchanged since it was copied."""
     [now] = await tx.read_records(source.namespace, [source.key], missing_ok=True)
     return now is not None and (now.write, now.etag) == (record.write, record.etag)
 
@@ -113,7 +113,7 @@ async def _stage_copy(
 
 
 def _draft(target: ObjectKey, record: Record | None, extra: Mapping[str, Any]) -> Upload:
-    """Return the upload that copies a record; of none, what can be checked before any I/O."""
+    """Return the upload that copies a record; without one, what can be checked before any I/O."""
     return Upload(
         key=target.key,
         body=b"" if record is None else record,

@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
 AHEAD = 4
-"""How many of an engine's waits look often whether their lock is free."""
+"""How many waits of an engine check their lock often."""
 
 
 @dataclass(slots=True, eq=False)
@@ -19,8 +19,8 @@ class Wait:
     Args:
         waiting: the id of its transaction.
         holder: the id of the transaction that holds the lock, once it is known.
-        ahead: set once it is one of those that have waited longest.
-        pause: seconds until it looks again whether the lock is free.
+        ahead: set once it is among the longest waits.
+        pause: seconds until it checks the lock again.
     """
 
     waiting: str
@@ -37,7 +37,7 @@ class Waits:
 
     @contextmanager
     def wait(self, transaction_id: str) -> Generator[Wait]:
-        """Let the block be a call that may wait."""
+        """Register the block as a call that may wait."""
         wait = Wait(transaction_id)
         self._waits.append(wait)
         self._note_ahead()
@@ -52,14 +52,14 @@ class Waits:
             each.ahead.set()
 
     async def pause(self, wait: Wait, longest: float) -> None:
-        """Sleep until a wait should look again whether its lock is free.
+        """Sleep until a wait should check its lock again.
 
         Each check is a database transaction. If all waits checked often, they would slow down the holder of the
         lock. So only those that have waited longest check often.
 
         Args:
-            wait: whose lock it is.
-            longest: seconds after which it has to look.
+            wait: the wait for the lock.
+            longest: the largest number of seconds to sleep.
         """
         if wait.ahead.is_set():
             pause, wait.pause = wait.pause, min(2 * wait.pause, 0.05)
@@ -71,9 +71,9 @@ class Waits:
                 await wait.ahead.wait()
 
     def is_victim(self, wait: Wait) -> bool:
-        """Return whether a wait has to end: it is in a circle, and of its youngest transaction.
+        """Return whether a wait has to end: it is in a deadlock, and its transaction is the youngest.
 
-        Ids grow with time, so of all in the circle only one gives up.
+        Ids grow with time, so exactly one transaction of the cycle gives up.
         """
         ahead = set[str]() if wait.holder is None else self._ahead_of(wait.holder)
         if wait.waiting not in ahead:
@@ -82,7 +82,7 @@ class Waits:
         return wait.waiting == max(circle)
 
     def _ahead_of(self, transaction_id: str) -> set[str]:
-        """Return a transaction, and all that it waits for, directly or not."""
+        """Return a transaction and all transactions that it waits for, directly or indirectly."""
         met: set[str] = set()
         following = [transaction_id]
         while following:

@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 
 
 async def with_details(tx: Transaction, records: Sequence[Record]) -> list[Record]:
-    """Return records with all that the store says of their objects, in their order.
+    """Return records completed with the store's description of their objects, in the same order.
 
     Raises:
-        ObjectChangedException: an object was changed or deleted without FennFlow.
+        ObjectChangedException: an object was changed or deleted outside FennFlow.
     """
     listed = [record for record in records if record.only_listed]
     if not listed:
@@ -42,15 +42,15 @@ async def _ask(tx: Transaction, record: Record) -> Record:
         stored = await tx.connector.head(record.namespace, record.location)
     if stored is None or stored.etag != record.etag:
         message = (
-            f"{record.namespace}/{record.key} does not hold what the catalog says. It was changed or "
-            "deleted without FennFlow. Put it again, or reconcile the catalog with the bucket."
+            f"{record.namespace}/{record.key} is not what the catalog has recorded. It was changed or "
+            "deleted outside FennFlow. Put it again, or reconcile the catalog with the bucket."
         )
         raise ObjectChangedException(message)
     return detailed(tx, record, stored)
 
 
 def detailed(tx: Transaction, record: Record, stored: StoredObject) -> Record:
-    """Return a record with what the store has just said of its object.
+    """Return a record completed with the store's current description of its object.
 
     Raises:
         ObjectChangedException: the object belongs to another catalog.
@@ -68,10 +68,10 @@ def detailed(tx: Transaction, record: Record, stored: StoredObject) -> Record:
 
 
 async def check_listed(tx: Transaction, records: Sequence[Record | None]) -> None:
-    """Refuse to change what belongs to another catalog, where only a listing was read so far.
+    """Refuse to change objects of another catalog, if only their listing was read so far.
 
     Raises:
-        RecordAlreadyExistsException: an object does.
+        RecordAlreadyExistsException: an object belongs to another catalog.
     """
 
     async def check(record: Record) -> None:
@@ -90,7 +90,7 @@ def check_catalog(tx: Transaction, key: ObjectKey, there: StoredObject) -> None:
     """Refuse to replace or delete an object of another catalog.
 
     Raises:
-        RecordAlreadyExistsException: it is one.
+        RecordAlreadyExistsException: the object belongs to another catalog.
     """
     other = _other_catalog(tx, there)
     if other is not None:

@@ -1,4 +1,4 @@
-"""Diagnosis: what a configuration guarantees, found out by trying it."""
+"""Diagnosis: tests what a configuration guarantees."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ MUCH_SKEW = 60.0
 """Seconds: S3 refuses requests that are 15 minutes off, and the sweep compares clocks."""
 PROBES_AT_ONCE = 4
 WRITES_WITHIN = 5.0
-"""Seconds in which the backend has to take a small change."""
+"""Seconds within which the backend has to accept a small change."""
 
 
 async def diagnose(context: EngineContext, areas: Sequence[Area], jobs: Jobs) -> Diagnosis:
@@ -75,7 +75,7 @@ async def _unfilled(context: EngineContext) -> list[str]:
     return [
         (
             f"The first reading of {fill.area} has not ended, so none of the files that it found can be "
-            "seen yet. It goes on when a unit of work or a lifespan is opened, or by fennflow adopt "
+            "seen yet. It continues when a unit of work or a lifespan is opened, or by fennflow adopt "
             "MODULE:UOW; what was recorded stays."
         )
         for fill in await context.backend.fills()
@@ -103,7 +103,7 @@ async def _hidden(context: EngineContext, areas: Sequence[Area]) -> list[str]:
 def _shared(
     context: EngineContext, areas: Sequence[Area], seen: Mapping[str, NamespaceDiagnosis]
 ) -> list[str]:
-    """Return what to do about other catalogs that write where this one does."""
+    """Return what to do about other catalogs that write in the same place as this one."""
     return [
         shares(area, other)
         for area in areas
@@ -112,7 +112,7 @@ def _shared(
 
 
 async def reach(context: EngineContext, namespaces: Sequence[str]) -> None:
-    """List the beginning of each namespace, and ask the backend for its oldest transaction.
+    """Read the beginning of each namespace's listing, and the backend's oldest transaction.
 
     Raises:
         BaseConnectorException: a namespace is missing, or cannot be listed.
@@ -134,7 +134,7 @@ async def reach(context: EngineContext, namespaces: Sequence[str]) -> None:
 
 
 async def _refuses_writes(context: EngineContext) -> list[str]:
-    """Journal a transaction that does nothing, and say if the backend does not take that."""
+    """Journal an empty transaction; if the backend does not accept it, return what to do."""
     token = TransactionToken(str(uuid_utils.uuid7()))
     key = ObjectKey("", f"{context.config.reserved_prefix}/probe/{token.transaction_id}")
     try:
@@ -146,7 +146,7 @@ async def _refuses_writes(context: EngineContext) -> list[str]:
         reason = str(error) or f"it did not within {WRITES_WITHIN} s"
         return [
             (
-                f"The backend can be read, and takes no changes: {reason}. Nothing can be written, "
+                f"The backend can be read, but accepts no changes: {reason}. Nothing can be written, "
                 "committed or recovered until it does. Look for a process that is stopped, or a "
                 "transaction that does not end, and holds a lock of the database; and for its disk "
                 "and the rights of its user."
@@ -180,7 +180,7 @@ async def _look(context: EngineContext, namespace: str) -> NamespaceDiagnosis:
     try:
         catalogs = await catalogs_in(context, namespace)
     except FennFlowException:
-        catalogs = []  # what refuses this listing is named below
+        catalogs = []  # the error of this listing is reported below
     diagnosis = NamespaceDiagnosis(
         capabilities=capabilities,
         keeps_stamps=kept,
@@ -208,11 +208,11 @@ async def _look(context: EngineContext, namespace: str) -> NamespaceDiagnosis:
 
 
 async def _first(listing: AsyncIterator[object]) -> None:
-    """Ask for a listing, and for no more than its beginning."""
+    """Read only the beginning of a listing."""
     try:
         await anext(listing, None)
     except IncompleteListingException:
-        pass  # it can be listed; an odd key says nothing of the store
+        pass  # it can be listed; an odd key is not an error of the store
     finally:
         if isinstance(listing, AsyncGenerator):
             await listing.aclose()
@@ -227,7 +227,7 @@ def _problems(context: EngineContext, seen: Mapping[str, NamespaceDiagnosis]) ->
         if not found.keeps_stamps:
             problems.append(
                 f"{namespace} drops metadata, or those whose names contain underscores, so FennFlow "
-                "cannot recognise its own objects, and another catalog takes them for foreign ones. "
+                "cannot recognise its own objects, and another catalog treats them as foreign. "
                 "Allow such headers in your proxy (nginx: underscores_in_headers on)."
             )
         if found.rules:
@@ -255,8 +255,8 @@ def _advice(context: EngineContext, diagnosis: Diagnosis) -> list[str]:
     guarantees = diagnosis.guarantees
     if guarantees is not None and not guarantees.durable:
         advice.append(
-            "The backend is in memory: what a crash cuts off stays half done. Use "
-            "SqlalchemyBackendConfig (fennflow[sqlite] or fennflow[postgresql]) where that matters."
+            "The backend is in memory: work that a crash interrupts stays half done. Use "
+            "SqlalchemyBackendConfig (fennflow[sqlite] or fennflow[postgresql]) if that matters."
         )
     elif guarantees is not None and guarantees.shared == "machine":
         advice.append("The backend serves one machine. Use PostgreSQL if several use the buckets.")
@@ -284,11 +284,11 @@ def _advice(context: EngineContext, diagnosis: Diagnosis) -> list[str]:
         if not capabilities.conditional_create:
             advice.append(
                 f"{namespace} ignores If-None-Match: new files are staged and copied, two "
-                "requests each, and objects of others may be overwritten in a race."
+                "requests each, and objects of other writers may be overwritten in a race."
             )
         if capabilities.conditional_delete == "none" and not context.config.hide_pending:
             advice.append(
-                f"{namespace} ignores If-Match on deletes: undoing a new file looks first, and "
-                "deletes then. hide_pending=True closes that gap, for one more request per file."
+                f"{namespace} ignores If-Match on deletes: undoing a new file checks first, and then "
+                "deletes. hide_pending=True closes that gap, for one more request per file."
             )
     return advice

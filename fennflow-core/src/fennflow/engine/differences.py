@@ -1,4 +1,4 @@
-"""What to do about an object and a record that differ: pure decisions on frozen values."""
+"""Decides what to do about an object and a record that differ: pure functions on frozen values."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Policy:
     Args:
         settings: the user's.
         filling: whether the catalog had no record of the namespace at the start. Then all objects
-            are taken: only the record distinguishes what FennFlow wrote from an orphan.
+            are adopted, since only records distinguish committed objects from orphans.
         dead_before: seconds since the epoch; no transaction that began earlier can commit (P27).
         catalog_id: of the catalog.
     """
@@ -41,7 +41,7 @@ class Policy:
     catalog_id: str
 
     def concerns(self, stamp: Stamp) -> bool:
-        """Return whether an object may be this catalog's, as its stamp says."""
+        """Return whether an object may be this catalog's, according to its stamp."""
         ours = {None, self.catalog_id, *self.settings.adopt_catalogs}
         return stamp.catalog_id in ours
 
@@ -53,12 +53,12 @@ class Policy:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What is wrong under a key, and what is to be done about it.
+    """What is wrong with a key, and what to do about it.
 
     Args:
-        finding: for the report.
-        record: to write.
-        deletion: of the object.
+        finding: the entry for the report.
+        record: the record to write.
+        deletion: the deletion of the object.
         too_young: the settings name something to do, but the transaction that wrote the object may
             still commit.
     """
@@ -70,9 +70,9 @@ class Verdict:
 
 
 def agree(stored: StoredObject | None, record: Record | None) -> bool:
-    """Return whether there is nothing to say of an object and a record."""
+    """Return whether an object and a record agree."""
     if record is not None and record.location.key != record.key:
-        return True  # committed, and still on its way to the key
+        return True  # committed, but not yet copied to the key
     if stored is None or record is None:
         return stored is None and record is None
     return stored.etag == record.etag
@@ -87,17 +87,17 @@ def judge(
     write: WriteId,
     late_writes: Collection[LateWrite] = (),
 ) -> Verdict | None:
-    """Decide about one key; None if nothing is wrong.
+    """Return the verdict on one key; None if nothing is wrong.
 
-    What a late write left, and what another catalog wrote, is never adopted.
+    Objects of late writes and of other catalogs are never adopted.
 
     Args:
         key: which one.
-        stored: what the store says of it, its metadata included.
-        record: what the catalog says.
+        stored: the store's description of it, including its metadata.
+        record: its record in the catalog.
         policy: how to decide.
-        write: the one that makes the record of an object that is adopted.
-        late_writes: of the key; what they name is garbage that arrived late (P20 a).
+        write: the write under which an adopted object is recorded.
+        late_writes: the late writes of the key; objects that they name are garbage (P20 a).
     """
     if agree(stored, record):
         return None
@@ -129,8 +129,8 @@ def _judge_changed(
     updated = replace(adopted, created_at=record.created_at)
     replaces = policy.settings.strategy == "replace" and not late
     if stamp is not None and stamp.write == record.write:
-        # What the record names, under another ETag: a store gives one when an object is moved.
-        # A reader compares the bytes with the checksum of the catalog.
+        # It is the recorded object with another ETag, which a store may assign when an object is
+        # moved. A reader compares the bytes with the checksum in the catalog.
         same = replace(record, location=stored.location, etag=stored.etag)
         updated = same if stored.size == record.size else updated
     elif replaces and stamp is not None and not policy.is_dead(stamp):
@@ -160,7 +160,7 @@ def _judge_orphan(
         return Verdict(_finding(key, Difference.ORPHAN))
     if not dead:
         return Verdict(_finding(key, Difference.ORPHAN, reason=_TOO_YOUNG), too_young=True)
-    # A version is named by its id; any other object goes only if it still carries the stamp.
+    # A version is deleted by its id, any other object only if it still carries the stamp.
     named = stored.location.version_id is not None
     deletion = Delete(
         namespace=key.namespace,
@@ -199,8 +199,7 @@ def unreadable(key: ObjectKey, error: BaseConnectorException) -> Verdict:
 def _adopted(key: ObjectKey, stored: StoredObject, write: WriteId) -> Record:
     """Return a record for an object as it is stored now.
 
-    What its stamp claims is not believed: it is read as the class of its media type, and has no
-    checksum.
+    Its stamp is not trusted: it is read as the class of its media type, and has no checksum.
     """
     modified_at = utc(stored.modified_at or datetime.now(UTC))
     return Record(
@@ -217,7 +216,7 @@ def _adopted(key: ObjectKey, stored: StoredObject, write: WriteId) -> Record:
 
 
 def details_of(stored: StoredObject) -> dict[str, Any]:
-    """Return what a record says of an object beyond what a listing says."""
+    """Return the details in a record that a listing does not contain."""
     return {
         "media_type": media_type_of(stored.media_type),
         "metadata": _storable(unstamped(stored.metadata)),
@@ -226,7 +225,7 @@ def details_of(stored: StoredObject) -> dict[str, Any]:
 
 
 def _storable(texts: Mapping[str, str]) -> dict[str, str]:
-    """Return texts of a foreign object as every database can store them: no NUL, no half characters."""
+    """Return texts of a foreign object as every database can store them: no NUL, no lone surrogates."""
 
     def clean(text: str) -> str:
         return text.replace("\0", "\ufffd").encode("utf-8", "replace").decode()

@@ -1,4 +1,4 @@
-"""Objects that were uploaded without FennFlow, and that a transaction records.
+"""Records objects that were uploaded without FennFlow, in a transaction.
 
 An upload by a ticket goes to a staging key that no other upload has. A unit of work that accepts it
 copies exactly the bytes that it has checked to a key that no URL names. An upload that arrives late, or
@@ -49,10 +49,10 @@ from fennflow.exceptions import (
 from fennflow.paths import check_key
 
 PART_SIZE = 16 << 20
-"""Bytes of a part, at least: S3 takes none of less than 5 MiB but the last."""
+"""The smallest part in bytes; S3 accepts no smaller part except the last."""
 MAX_SECONDS = 2**31
 MAX_PARTS = 1000
-"""URLs of one ticket."""
+"""The most URLs of one ticket."""
 
 _NOT_CHOSEN = frozenset({"Content-Disposition", "Content-Encoding"})
 
@@ -60,13 +60,13 @@ _NOT_CHOSEN = frozenset({"Content-Disposition", "Content-Encoding"})
 async def adopt(tx: Transaction, namespace: str, keys: Sequence[str]) -> Sequence[Record]:
     """Record the objects of keys that have no record, all or none (P8).
 
-    Nothing is sent to the store but questions, so nothing is undone there.
+    Only reading requests are sent to the store, so there is nothing to undo.
 
     Raises:
-        NoSuchKeyException: some keys have no object; names them all.
+        NoSuchKeyException: some keys have no object; the message names them all.
         RecordAlreadyExistsException: a key has a record, or its object belongs to another catalog.
         RecordLockedException: another transaction is writing one of the keys.
-        ObjectChangedException: a transaction that did not commit has written an object.
+        ObjectChangedException: an object was written by a transaction that did not commit.
     """
     for key in keys:
         check_key(key, reserved_prefix=tx.config.reserved_prefix)
@@ -124,7 +124,7 @@ async def _judged(tx: Transaction, seq: int) -> Record | None:
     if verdict is None or verdict.record is None:
         message = (
             f"{key} has the stamp of a transaction that did not commit, so it is "
-            "not an upload of others. The call was rolled back. Upload it under another name."
+            "not an upload by someone else. The call was rolled back. Upload it under another name."
         )
         raise ObjectChangedException(message)
     return verdict.record
@@ -139,19 +139,19 @@ async def issue(
     method: UploadMethod,
     expires_in: float,
 ) -> tuple[str, Sequence[PresignedRequest], Ticket]:
-    """Allow one upload: return the signed ticket, and the requests by which a client sends the bytes.
+    """Allow one upload: return the signed ticket, and the requests with which a client sends the bytes.
 
     Args:
         tx: the transaction; the ticket is not part of it.
         namespace: of the file.
         key: under which it will be accepted.
-        terms: checked; with `max_size`.
+        terms: the limits, which were checked; they include `max_size`.
         method: how the client sends the bytes.
-        expires_in: seconds for which the requests are good.
+        expires_in: seconds for which the requests are valid.
 
     Raises:
         RecordAlreadyExistsException: the key is taken.
-        ConnectorCapabilityException: the store has no such requests, or not for so long.
+        ConnectorCapabilityException: the store has no such requests, or not for that long.
     """
     check_key(key, reserved_prefix=tx.config.reserved_prefix)
     check_seconds(expires_in)
@@ -163,8 +163,8 @@ async def issue(
         raise already_exists(ObjectKey(namespace, key))
     capabilities = await tx.capabilities_for(namespace)
     ticket_id = str(uuid_utils.uuid7())
-    # What began in time may take as long as a late write, and may be accepted then.
-    seconds = expires_in if 0 < expires_in < MAX_SECONDS else 0  # the store refuses these
+    # An upload that began in time may take as long as a late write, and can still be accepted.
+    seconds = expires_in if 0 < expires_in < MAX_SECONDS else 0  # the store refuses other values
     deadline = int(time.time() + seconds + tx.config.late_write_period)
     staging = ticket_key(tx.config.reserved_prefix, tx.backend.catalog_id, ticket_id, deadline)
     ticket = Ticket(
@@ -219,7 +219,7 @@ async def _parts(
 
 
 async def read_ticket(tx: Transaction, token: object) -> Ticket:
-    """Return the ticket that a text is.
+    """Parse a ticket.
 
     Raises:
         UploadTicketException: this catalog did not make it, or it has expired.
@@ -227,7 +227,7 @@ async def read_ticket(tx: Transaction, token: object) -> Ticket:
     ticket = opened(token, await tx.backend.ticket_key())
     if time.time() > ticket.deadline:
         message = (
-            f"The ticket for {ticket.namespace}/{ticket.key} has expired. What was uploaded is "
+            f"The ticket for {ticket.namespace}/{ticket.key} has expired. The upload is "
             "deleted; nothing was accepted. Ask for another ticket."
         )
         raise UploadTicketException(message)
@@ -235,12 +235,12 @@ async def read_ticket(tx: Transaction, token: object) -> Ticket:
 
 
 async def accept(tx: Transaction, ticket: Ticket) -> Record:
-    """Make what was uploaded the file of the ticket's key.
+    """Turn the upload into the file of the ticket's key.
 
     Raises:
         NoSuchKeyException: nothing was uploaded, or it was accepted before.
         UploadTicketException: the upload is not what the ticket allows.
-        ChecksumMismatchException: its bytes are not.
+        ChecksumMismatchException: its bytes do not have the ticket's checksum.
         RecordAlreadyExistsException: the key is taken.
         RecordLockedException: another transaction is writing the key.
         ObjectChangedException: the upload was replaced while it was accepted.
@@ -283,7 +283,7 @@ async def accept(tx: Transaction, ticket: Ticket) -> Record:
 
 
 async def _uploaded(tx: Transaction, ticket: Ticket) -> StoredObject:
-    """Return what was uploaded; an upload in parts is finished now."""
+    """Return the uploaded object; a multipart upload is completed now."""
     place = ObjectKey(ticket.namespace, ticket.staging_key)
     found = await head(tx, place)
     if found is None and ticket.upload_id is not None:
@@ -316,13 +316,14 @@ def _check(ticket: Ticket, source: StoredObject) -> None:
         wrong.append(f"it has {source.size} bytes, not {ticket.size}")
     if ticket.media_type not in {None, source.media_type}:
         wrong.append(f"it is {source.media_type}, not {ticket.media_type}")
-    # No signature binds that a header is left out, and these change what browsers do with the bytes.
+    # A signature cannot exclude additional headers, and these change what browsers do with the
+    # bytes.
     chosen = sorted(_NOT_CHOSEN & headers_of(source.headers).keys())
     if chosen:
         wrong.append(f"it was sent with {' and '.join(chosen)}")
     if wrong:
         message = (
-            f"What was uploaded for {ticket.namespace}/{ticket.key} is not what the ticket allows: "
+            f"The upload for {ticket.namespace}/{ticket.key} is not what the ticket allows: "
             f"{'; '.join(wrong)}. Nothing was accepted. Ask for another ticket."
         )
         raise UploadTicketException(message)
@@ -331,12 +332,12 @@ def _check(ticket: Ticket, source: StoredObject) -> None:
 async def _check_again(
     tx: Transaction, ticket: Ticket, source: StoredObject, record: Record
 ) -> None:
-    """Look whether what was copied is what was looked at, and has the checksum of the ticket.
+    """Check that the copied bytes are those that were checked, and have the checksum of the ticket.
 
-    The copy is read, not the upload: no URL leads to it.
+    The copy is read, not the upload: no URL can change it.
     """
     if source.location.version_id is None:
-        # Some stores copy whatever the condition on the source.
+        # Some stores ignore the condition on the source.
         now = await head(tx, ObjectKey(ticket.namespace, ticket.staging_key))
         if now is None or now.etag != source.etag:
             raise _replaced(ticket)
@@ -353,7 +354,7 @@ async def _check_again(
     found = await digest.hexdigest()
     if found != ticket.sha256:
         message = (
-            f"What was uploaded for {ticket.namespace}/{ticket.key} has the SHA-256 {found}, not "
+            f"The upload for {ticket.namespace}/{ticket.key} has the SHA-256 {found}, not "
             f"{ticket.sha256}. Nothing was accepted. Ask for another ticket, and send it again."
         )
         raise ChecksumMismatchException(message)
@@ -361,7 +362,7 @@ async def _check_again(
 
 def _replaced(ticket: Ticket) -> ObjectChangedException:
     message = (
-        f"What was uploaded for {ticket.namespace}/{ticket.key} was replaced while it was accepted. "
+        f"The upload for {ticket.namespace}/{ticket.key} was replaced while it was accepted. "
         "Nothing was accepted. Accept it again."
     )
     return ObjectChangedException(message)

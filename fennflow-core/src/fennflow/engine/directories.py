@@ -27,7 +27,7 @@ SEGMENT_BYTES = 255
 
 
 async def check_directories(tx: Transaction, namespace: str, keys: Sequence[str]) -> None:
-    """Refuse keys that a file system cannot hold next to others, before anything is journaled.
+    """Refuse keys that a file system cannot hold together with others, before anything is journaled.
 
     Raises:
         KeyException: a segment is too long, or a key is below or above another one.
@@ -47,10 +47,10 @@ async def check_directories(tx: Transaction, namespace: str, keys: Sequence[str]
 
 
 async def check_directories_again(tx: Transaction) -> None:
-    """Refuse to commit next to what others have committed since the keys were journaled.
+    """Refuse to commit keys that conflict with keys committed since they were journaled.
 
     Raises:
-        KeyException: like `check_directories`.
+        KeyException: as for `check_directories`.
     """
     if not any(each.hierarchical for each in tx.capabilities.values()):
         return
@@ -119,7 +119,7 @@ async def _check_catalog(tx: Transaction, namespace: str, keys: Sequence[str]) -
 
 
 async def _check_store(tx: Transaction, namespace: str, keys: Sequence[str]) -> None:
-    """Look for what the catalog does not know."""
+    """Look for objects that the catalog does not know."""
     parents = {key.rpartition("/")[0] for key in keys} - {""}
     exist = partial(_is_directory, tx, namespace)
     checked = zip(parents, await run_all(tx.config.max_concurrency, exist, parents), strict=True)
@@ -132,7 +132,7 @@ async def _check_store(tx: Transaction, namespace: str, keys: Sequence[str]) -> 
         if there is not None:
             raise _excluded(namespace, f"{above[directory]}/…", directory)
 
-    # The outermost first: below a file nothing can be asked for.
+    # The outermost first: a request below a file fails.
     for directory in sorted(above, key=lambda each: each.count("/")):
         await file(directory)
 
@@ -149,7 +149,7 @@ async def _check_store(tx: Transaction, namespace: str, keys: Sequence[str]) -> 
 
 
 async def _is_directory(tx: Transaction, namespace: str, path: str) -> bool:
-    """Return whether an object of the catalog is in a directory, and in its place."""
+    """Return whether a directory has an object of the catalog at its final key."""
     prefix = f"{path}/"
     found = await tx.backend.scan(namespace, prefix=prefix, start=prefix, limit=1)
     return any(record.location.key == record.key for record in found)

@@ -60,16 +60,16 @@ S = TypeVar("S", Copy, Delete, AbortUpload)
 T = TypeVar("T")
 
 ATTEMPTS = 4
-"""Of a request that the store does not answer."""
+"""Attempts at a request that the store does not answer."""
 KEYS_AT_ONCE = 1000
-"""Keys that are finished, and released, together."""
+"""How many keys are finished and released together."""
 OUTAGE = 8
 """Consecutive steps without a response until the store counts as unreachable; and single deletions
 that are refused until the rest is not tried one by one."""
 UNDER_WAY = 5.0
-"""Most seconds that a copy may continue if it is cancelled while its upload begins."""
+"""Seconds for which a copy may continue if it is cancelled while its upload begins."""
 NAMED = 5
-"""Most keys that an error names."""
+"""The most keys that an error names."""
 
 _DeletionBatch = tuple[str, Sequence[tuple[Delete, Deletion]]]
 
@@ -79,16 +79,16 @@ CLOCK_SKEW = 960.0
 
 @dataclass(slots=True)
 class Finisher:
-    """One attempt to perform steps of one transaction. A step that fails blocks its own key alone (P9).
+    """One attempt to perform steps of one transaction. A step that fails blocks only its own key (P9).
 
     Args:
         context: of the engine.
-        lease: whose steps, and the right to perform them.
+        lease: the transaction, and the right to act for it.
         claimed: whether it was taken over from an owner that had begun to finish it.
         progress: of earlier attempts.
-        failed: the keys of which a step has failed, and why.
-        retained: what was not committed, of which the store refuses to delete the version, as by Object
-            Lock. It holds no key: its deletion is tried again like that of a late write.
+        failed: the keys with a failed step, and the error.
+        retained: uncommitted versions that the store refuses to delete, for instance because of
+            Object Lock. They lock no key; their deletion is retried like that of a late write.
     """
 
     context: EngineContext
@@ -105,15 +105,16 @@ class Finisher:
     async def finish_decided(
         self, decision: Decision, undo: Iterable[Step], late_writes: Collection[LateWrite]
     ) -> None:
-        """Do the rest of a transaction, whichever way it was decided (P6).
+        """Finish a decided transaction, committed or aborted (P6).
 
         Args:
-            decision: how it stands in the journal.
-            undo: the steps of its compensation, for the case that it was aborted.
-            late_writes: to leave in that case; the pivot of a commit has written its own.
+            decision: the state of the transaction in the journal.
+            undo: the steps of its compensation, used if it was aborted.
+            late_writes: the late writes to record in that case; the pivot of a commit has written
+                its own.
 
         Raises:
-            FennFlowException: like `finish`.
+            FennFlowException: as for `finish`.
         """
         if decision.finished:
             self.context.leases.release(self.lease)
@@ -136,9 +137,9 @@ class Finisher:
 
         Args:
             steps: of apply or compensation.
-            late_writes: to leave.
-            keys: others that the transaction holds, for which nothing is to be done.
-            late_writes_checked: late writes to remove.
+            late_writes: the late writes to record.
+            keys: other keys that the transaction holds, for which there is nothing to do.
+            late_writes_checked: the late writes to remove.
 
         Raises:
             FennFlowException: steps of some keys failed. These keys stay in the journal, all others
@@ -183,7 +184,7 @@ class Finisher:
         self.context.leases.release(self.lease)
 
     async def perform(self, steps: Sequence[Step]) -> None:
-        """Perform all steps in the order of P28; the journal knows nothing of them.
+        """Perform all steps in the order of P28, without the journal.
 
         Raises:
             FennFlowException: some failed; all others are done.
@@ -192,7 +193,7 @@ class Finisher:
         self._raise_failures()
 
     def _raise_failures(self) -> None:
-        """Raise the first failure, if there was any, with the keys of all as a note."""
+        """Raise the first failure, if there was one, with the keys of all failures as a note."""
         if not self.failed:
             return
         error = next(iter(self.failed.values()))
@@ -204,14 +205,14 @@ class Finisher:
         raise error
 
     async def _attempt(self, steps: Sequence[Step]) -> None:
-        """Perform steps in the order of P28; `failed` has those of keys that failed."""
+        """Perform steps in the order of P28; `failed` gets the keys that failed."""
         await self._copy_all([step for step in steps if isinstance(step, Copy)])
         uploads = [step for step in steps if isinstance(step, AbortUpload)]
         await self._each(self._abort_upload, uploads)
         await self._delete_all([step for step in steps if isinstance(step, Delete)])
 
     async def _each(self, do: Callable[[S], Awaitable[R]], steps: Sequence[S]) -> list[tuple[S, R]]:
-        """Perform steps, many at a time; return those that are done, with their results."""
+        """Perform steps concurrently; return those that are done, with their results."""
 
         async def one(step: S) -> tuple[S, R] | None:
             if step.object_key in self.failed or self._is_away([step.object_key]):
@@ -232,15 +233,15 @@ class Finisher:
     async def _retry(
         self, key: ObjectKey, request: Callable[[], Awaitable[R]], *, lost: bool = False
     ) -> tuple[R, bool]:
-        """Send an idempotent request until it is answered, a few times, while the lease is held.
+        """Send an idempotent request until it is answered, with a few retries, while the lease is held.
 
         Args:
-            key: of the object that it is about.
-            request: sends it.
+            key: the key of the object.
+            request: sends the request.
             lost: whether the answer to an earlier attempt was lost.
 
         Returns:
-            its result, and whether the answer to an attempt was lost. What it raises says so, too.
+            its result, and whether the answer to an attempt was lost. Its exceptions say so, too.
         """
         circuit, namespace = self.context.circuit, key.namespace
 
@@ -271,7 +272,7 @@ class Finisher:
         self._missed = self._missed + 1 if isinstance(error, ConnectorUnavailableException) else 0
 
     def _is_away(self, keys: Iterable[ObjectKey]) -> bool:
-        """Whether the store does not respond: then nothing more is sent, and the keys stay as they are."""
+        """Whether the store does not respond: then nothing more is sent, and the keys stay locked."""
         if self._missed < OUTAGE:
             return False
         last = next(reversed(self.failed.values()))
@@ -282,7 +283,7 @@ class Finisher:
     async def _copy_all(self, copies: Sequence[Copy]) -> None:
         if not copies:
             return
-        if self.claimed:  # what the owner has sent is not known, even of what it has moved
+        if self.claimed:  # the owner may have sent copies, even of moved records
             late = {copy.object_key for copy in copies if self._may_be_late(copy)}
             self.progress.keys_in_flight |= late
         records = await self.context.backend.records([copy.object_key for copy in copies])
@@ -321,7 +322,7 @@ class Finisher:
         return step.ambiguous or self.context.connector.copies_through_client
 
     async def _copied(self, step: Copy, size: int) -> tuple[StoredObject, bool]:
-        """Copy; return what is there now, and whether the answer to an attempt was lost."""
+        """Copy; return the object at the target, and whether the answer to an attempt was lost."""
         key = step.object_key
         copy = partial(self._copy_once, step, size)
         capabilities = await self.context.connector.capabilities(step.namespace)
@@ -340,7 +341,7 @@ class Finisher:
                 return there, True
             if isinstance(error, NoSuchKeyException) and (there is not None or not conditional):
                 raise  # the source is gone
-            # Of a condition on a target that is gone, some stores answer that too with 404.
+            # Some stores also answer 404 if the target of a conditional copy is gone.
             stamp = None if there is None else stamp_of(there)
             # It may be from an earlier write of this transaction whose response was lost.
             if stamp is None or stamp.write.transaction_id != self.lease.token.transaction_id:
@@ -370,7 +371,7 @@ class Finisher:
             await self.context.backend.note_upload(self.lease.token, step.seq, upload_id)
 
         async def copy() -> StoredObject:
-            self.lease.check()  # here, since others may have run after the task was made
+            self.lease.check()  # checked here, since time may have passed after the task was created
             return await self.context.connector.copy(
                 CopyRequest(
                     step.namespace,
@@ -419,7 +420,7 @@ class Finisher:
         await run_all(self.context.config.max_concurrency, self._delete_batch, batches)
 
     async def _resolve(self, step: Delete) -> Sequence[Deletion]:
-        """Return what to delete: after a look at the object where its name proves nothing."""
+        """Return what to delete, after checking the object if its name does not identify the write."""
         capabilities = await self.context.connector.capabilities(step.namespace)
         conditions = capabilities.conditional_delete
         if self.claimed and (step.owner is None or not capabilities.versioned):
@@ -433,7 +434,7 @@ class Finisher:
         if step.etag is not None and conditions != "none":
             return [Deletion(location=step.location, if_match=step.etag)]
         reserved = step.location.key.startswith(f"{self.context.config.reserved_prefix}/")
-        # Where versions are suspended, those of a staging key are from before.
+        # If versioning is suspended, versions of a staging key are older.
         if capabilities.versioned or (capabilities.suspended and reserved):
             return await self._own_versions(step, step.owner)
         head = partial(self.context.connector.head, step.namespace, step.location)
@@ -457,7 +458,7 @@ class Finisher:
         return own
 
     async def _delete_batch(self, batch: _DeletionBatch) -> None:
-        """Delete, and note what fails; what may pass is tried again without what is done."""
+        """Delete, and note failures; retry those that may succeed."""
         namespace, left = batch[0], list(batch[1])
         if self._is_away(step.object_key for step, _ in left):
             return
@@ -481,7 +482,7 @@ class Finisher:
                 for step, deletion in left:
                     self._fail_deletion(step, deletion, error)
                 return
-            # Refused as a whole, and one of them may be why.
+            # The batch was refused as a whole, perhaps because of one key.
             half = len(left) // 2
             for part in (left[:half], left[half:]):
                 await self._delete_batch((namespace, part))
@@ -493,7 +494,7 @@ class Finisher:
     async def _delete_once(
         self, namespace: str, left: list[tuple[Delete, Deletion]]
     ) -> DeletionReport:
-        """Delete, and leave in the list what may be deleted by another attempt."""
+        """Delete, and leave in the list what another attempt may delete."""
         report = await self.context.connector.delete(namespace, [each for _, each in left])
         failed = [(each, error) for each, error in zip(left, report.errors, strict=True) if error]
         for (step, deletion), error in failed:
@@ -506,7 +507,7 @@ class Finisher:
         return report
 
     def _fail_deletion(self, step: Delete, deletion: Deletion, error: Exception) -> None:
-        """Note a deletion that failed; a version that the store does not give up holds no key."""
+        """Note a failed deletion; a version that the store refuses to delete locks no key."""
         location = deletion.location
         if (
             location.version_id is None
@@ -533,7 +534,7 @@ class Finisher:
             self.retained[kept] = error
 
     def _refused(self, step: Delete, deletion: Deletion, error: BaseConnectorException) -> None:
-        """Note that one deletion of a batch was refused; for another writer's object that is right."""
+        """Note that one deletion of a batch was refused, which is correct for another writer's object."""
         if not isinstance(error, PreconditionFailedException):
             self._fail_deletion(step, deletion, error)
             return
@@ -548,7 +549,7 @@ class Finisher:
         )
 
     def _users(self, namespace: str, locations: Iterable[Location]) -> set[ObjectKey]:
-        """Return the keys at which a late deletion could hurt what others put there (P20 b)."""
+        """Return the keys at which a late deletion could delete a later object (P20 b)."""
         return {
             ObjectKey(namespace, location.key)
             for location in locations
@@ -560,9 +561,9 @@ class Finisher:
 async def versions_since(
     context: EngineContext, namespace: str, key: str, transaction_id: str
 ) -> Sequence[StoredObject]:
-    """Return the versions of a key that a transaction may have written: none is older than it.
+    """Return the versions of a key that are not older than a transaction: it may have written them.
 
-    Its id bears the time of its process, a version that of the store.
+    The id of the transaction has the time of its process, a version has the time of the store.
     """
     started = began(transaction_id)
     if started is None:
@@ -578,7 +579,7 @@ def may_pass(error: Exception) -> bool:
 
 
 def _may_be_about_one(error: Exception) -> bool:
-    """Whether a batch may have been refused because of one of its keys."""
+    """Return whether a batch may have been refused because of one of its keys."""
     about_all = (ConnectorUnavailableException, NoSuchNamespaceException)
     return isinstance(error, BaseConnectorException) and not isinstance(error, about_all)
 

@@ -1,4 +1,4 @@
-"""Garbage: late writes, and objects below the reserved prefix that no journal knows (P20 a, P27)."""
+"""Garbage: late writes, and objects under the reserved prefix without a transaction (P20 a, P27)."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ R = TypeVar("R")
 CHECKED_AT_ONCE = 500
 SWEPT_AT_ONCE = 1000
 PROBES = "probe"
-"""The directory below the reserved prefix of what only tries a store."""
+"""The directory below the reserved prefix for probe objects."""
 
 
 async def lock_free(
@@ -61,11 +61,11 @@ async def lock_free(
 
 
 HeadResult = StoredObject | None | BaseConnectorException
-"""What the store says of an object, which may be that it cannot describe this one."""
+"""The store's description of an object, or the error if it cannot describe this one."""
 
 
 async def describe(context: EngineContext, namespace: str, location: Location) -> HeadResult:
-    """Return what the store says of an object.
+    """Return the store's description of an object.
 
     Raises:
         BaseConnectorException: the store does not describe any object.
@@ -103,18 +103,18 @@ async def ask(
 
 
 async def _check_answers(context: EngineContext, namespace: str) -> None:
-    """Raise unless the store answers a question about a key under which nothing is."""
-    # A name that is new each time, so that a stranger cannot have put an object there.
+    """Raise unless the store answers a request for a key without an object."""
+    # The name is new each time, so no stranger can have put an object there.
     absent = Location(f"{context.config.reserved_prefix}/{PROBES}/{uuid_utils.uuid7()}")
     await context.connector.head(namespace, absent)
 
 
 async def check_late_writes(context: EngineContext, problems: list[str]) -> int:
-    """Delete what late requests left, now that no more can arrive, and return how many (P20 a).
+    """Delete the objects of late requests, once no more can arrive, and return how many (P20 a).
 
     Args:
         context: of the engine.
-        problems: gets a line for what could not be cleaned up; the rest does not depend on it.
+        problems: gets a line for each failure; the rest is cleaned up anyway.
     """
     late_writes_checked = 0
     last: LateWrite | None = None
@@ -132,7 +132,7 @@ async def check_late_writes(context: EngineContext, problems: list[str]) -> int:
 async def _check_group(
     context: EngineContext, due: Sequence[LateWrite], problems: list[str]
 ) -> int:
-    """Check late writes under the locks of their keys; those of keys in use have to wait."""
+    """Check late writes under the locks of their keys; late writes of keys in use have to wait."""
     lease = Lease(TransactionToken(str(uuid_utils.uuid7())))
     busy: list[ObjectKey] = []
     keys = sorted({ObjectKey(each.namespace, each.key) for each in due})
@@ -186,7 +186,7 @@ async def _check_group(
 async def _garbage(
     context: EngineContext, lease: Lease, records: Mapping[ObjectKey, Record], late_write: LateWrite
 ) -> Sequence[Delete]:
-    """Return the deletions of objects that a late write has made and no record names."""
+    """Return the deletions of objects that a late write has made and that no record names."""
     namespace, key = late_write.namespace, late_write.key
     record = records.get(ObjectKey(namespace, key))
     versioned = (await context.connector.capabilities(namespace)).versioned
@@ -214,15 +214,15 @@ async def _garbage(
 
 
 async def sweep(context: EngineContext, namespace: str, problems: list[str]) -> tuple[int, int]:
-    """Delete what this catalog has left under the reserved prefix and no transaction knows (P27).
+    """Delete objects of this catalog under the reserved prefix that belong to no transaction (P27).
 
-    What another catalog has put there stays: a committed transaction whose process died before
-    apply has its only bytes there, for as long as its application is down.
+    Objects of another catalog stay: they may be the only bytes of a transaction that was committed
+    just before its application went down.
 
     Args:
         context: of the engine.
         namespace: which bucket.
-        problems: gets a line for what was refused; the rest does not depend on it.
+        problems: gets a line for each refusal; the rest is swept anyway.
 
     Returns:
         how many objects were deleted and how many uploads aborted.
@@ -241,7 +241,7 @@ async def _sweep(
     listing: AsyncIterator[StoredObject | PendingUpload],
     problems: list[str],
 ) -> int:
-    """Sweep what a listing names, as far as it comes, and return how many steps were performed."""
+    """Sweep the objects of a listing, as far as it goes, and return how many steps were performed."""
     swept = 0
     batch: list[StoredObject | PendingUpload] = []
     try:
@@ -280,7 +280,7 @@ async def _delete(
 async def _swept(
     context: EngineContext, namespace: str, found: Sequence[StoredObject | PendingUpload]
 ) -> list[Step]:
-    """Return what of a batch is garbage: it is old enough, and its transaction is gone."""
+    """Return the garbage of a batch: objects that are old enough and whose transaction is gone."""
     config = context.config
     now = time.time()
     capabilities = await context.connector.capabilities(namespace)
@@ -317,9 +317,9 @@ async def _swept(
 
 
 def _write_of(names: Sequence[str]) -> tuple[WriteId | None, int]:
-    """Return the write that a staging key names, if it is one (P10).
+    """Return the write that a staging key names; None if the key is not a staging key (P10).
 
-    That of an upload by a ticket names the ticket, and the moment after which it is not accepted.
+    The staging key of an upload by a ticket names the ticket and its deadline.
     """
     match names:
         case [transaction_id, seq]:

@@ -17,14 +17,14 @@ if TYPE_CHECKING:
     from fennflow.engine.context import EngineContext
 
 HIDING = (Difference.UNLISTED, Difference.REFUSED, Difference.UNREADABLE)
-"""What keeps objects out of the catalog, whatever the settings."""
+"""The differences that keep objects out of the catalog, whatever the settings."""
 _HIDDEN = TypeAdapter(dict[Difference, NonNegativeInt])
 
 
 async def note_hidden(
     context: EngineContext, area: Area, differences: Mapping[Difference, int]
 ) -> None:
-    """Keep how many objects of an area a comparison could not record."""
+    """Store how many objects of an area a comparison could not record."""
     found = {kind: differences[kind] for kind in HIDING if differences.get(kind)}
     text = json.dumps(found)
     if text != (await context.backend.note(_name(context, area)) or "{}"):
@@ -35,14 +35,14 @@ async def hidden_in(context: EngineContext, area: Area) -> Mapping[Difference, i
     """Return how many objects of an area the last comparison could not record.
 
     Raises:
-        CatalogDivergedException: something else than FennFlow wrote that.
+        CatalogDivergedException: something other than FennFlow wrote the number.
     """
     kept = await context.backend.note(_name(context, area))
     try:
         return _HIDDEN.validate_json(kept or "{}")
     except ValidationError:
         message = (
-            f"What the last comparison with {area} has noted was changed by something other than "
+            f"The result of the last comparison with {area} was changed by something other than "
             "FennFlow. Nothing was changed. Reconcile the catalog, which notes it again."
         )
         raise CatalogDivergedException(message) from None

@@ -28,16 +28,16 @@ if TYPE_CHECKING:
     from fennflow.jobs import JobFunction
 
 HOOK_WAIT = 2.0
-"""Seconds that a commit waits for its hooks; then they go on in the background."""
+"""Seconds that a commit waits for its hooks; after that they continue in the background."""
 FIRST_PAUSE = 1.0
-"""Seconds after the first attempt that failed; twice as long after each further one."""
+"""Seconds until the next attempt after the first failure; doubled after each further one."""
 LONGEST_PAUSE = 600.0
 END_ATTEMPTS = 4
 CANCEL_WAIT = 1.0
-"""Seconds that a function which is cancelled may take to end."""
+"""Seconds that a cancelled function may take to end."""
 REPORTED = 1000
 LONGEST_SAID = 1000
-"""Characters that are kept of what a call failed with."""
+"""How many characters of the error of a call are kept."""
 
 _Call = asyncio.Task[Exception | None]
 _Identity = tuple[str, int]
@@ -45,7 +45,7 @@ _Identity = tuple[str, int]
 
 @dataclass(slots=True)
 class Jobs:
-    """Calls the functions of jobs that are due, as far as they are registered here.
+    """Calls the functions of due jobs that are registered in this process.
 
     Args:
         context: of the engine.
@@ -72,12 +72,12 @@ class Jobs:
         self._turns = Periodic(self.context.config.recovery_interval or LONGEST_PAUSE, self._turn)
 
     def wake(self, delay: float = 0.0) -> None:
-        """Look soon for jobs that are due."""
+        """Check for due jobs soon."""
         if self._functions and not self._closing:
             self._turns.start(delay=delay)
 
     async def aclose(self, grace: float) -> None:
-        """Let the calls under way end; what takes longer is left to other processes."""
+        """Let running calls end; leave those that take longer to other processes."""
         self._closing = True
         await self._turns.aclose()
         if self._unjournaled:
@@ -94,19 +94,19 @@ class Jobs:
     # --- of a unit of work -----------------------------------------------------------------------
 
     def begin(self, transaction_id: str) -> asyncio.Task[None]:
-        """Begin to call what is due of a transaction."""
+        """Start calling the due jobs of a transaction."""
         return self._work(self._call_all(transaction_id=transaction_id, hurry=False))
 
     def own(self, job: Job) -> DurableUndo:
-        """Return what calls a compensation in its turn, among the undos of a unit of work.
+        """Return the undo that calls a compensation in its turn among the undos of a unit of work.
 
-        Until it is called, or forgotten, nothing else of this process calls it.
+        Until it is called or forgotten, nothing else in this process calls the compensation.
         """
         self._own.add(_identity(job))
         return DurableUndo(self, job)
 
     def disown(self, undos: Collection[Undo]) -> None:
-        """Leave the compensations among undos to whichever process finds them due."""
+        """Leave the compensations among undos to any process that finds them due."""
         self._own.difference_update(
             _identity(each.job) for each in undos if isinstance(each, DurableUndo)
         )
@@ -131,7 +131,7 @@ class Jobs:
             log_event(logging.INFO, message, error, rule="P34")
 
     async def undo(self, job: Job) -> None:
-        """Call a compensation; if this call is cut off, the compensation goes on.
+        """Call a compensation; if the wait for it is cut off, the compensation continues.
 
         Raises:
             UndoPendingError: it failed, or another process calls it; it stays in the journal.
@@ -145,7 +145,7 @@ class Jobs:
             raise UndoPendingError(message)
 
     async def _undo(self, job: Job) -> str | None:
-        """Call a compensation, after those of later steps; return why that is not done."""
+        """Call a compensation after those of later steps; if it is not done, return why."""
         try:
             while _identity(job) not in self._calls:
                 if others := self._calls_of(job.transaction_id):
@@ -166,13 +166,11 @@ class Jobs:
             return _said(error)
         for each in left:
             if each.number == job.number:
-                return (
-                    each.error or "it waits for that of a later step, or another process calls it"
-                )
+                return each.error or "a later compensation comes first, or another process calls it"
         return None
 
     def _undone(self, job: Job) -> None:
-        """Leave a compensation to all; if it was journaled again and claimed meanwhile, call it."""
+        """Let any process call a compensation; call it if it was journaled again and claimed meanwhile."""
         self._own.discard(_identity(job))
         if parked := self._parked.pop(_identity(job), None):
             self._work(self._begin_parked(parked))
@@ -182,15 +180,16 @@ class Jobs:
             self._begin(job)
 
     async def journal_again(self, job: Job) -> None:
-        """Let a compensation be called once more, though another process may have called it.
+        """Have a compensation called once more, even if another process has called it.
 
-        The step ended after the lease had run out, so what was undone may have been done after that.
+        The step ended after the lease had run out, so it may have taken effect after its
+        compensation.
         """
         self._unjournaled.append(replace(job, after=None))
         await asyncio.wait({self._work(self._journal())})
 
     async def _journal(self) -> None:
-        """Journal what is to be called once more; what fails is tried again."""
+        """Journal the compensations to call once more; retry those that fail."""
         try:
             async with self._taking:
                 while self._unjournaled:
@@ -201,7 +200,7 @@ class Jobs:
         except Exception as error:  # noqa: BLE001 - logged, and tried again
             names = ", ".join(f"{each.name} {each.arguments}" for each in self._unjournaled)
             message = (
-                "Steps ended after their lease, and cannot be journaled to be undone yet: %s: %r"
+                "Steps ended after their lease; their undo cannot be journaled again yet: %s: %r"
             )
             log_event(logging.ERROR, message, names, error, rule="P33")
             self.wake(FIRST_PAUSE)
@@ -211,9 +210,10 @@ class Jobs:
     # --- in the background -----------------------------------------------------------------------
 
     async def run(self) -> int:
-        """Call all that is due, and what failed before; return how many calls succeeded."""
+        """Call all due jobs, including those that failed before; return how many calls succeeded."""
         done = await self._call_all(transaction_id=None, hurry=True)
-        # Compensations of this process's own transactions are called in their turn among other undos.
+        # Compensations of this process's own transactions are called in their turn, among other
+        # undos.
         under_way: set[asyncio.Task[Any]] = {*self._calls.values(), *self._works}
         if under_way:
             await asyncio.wait(under_way)
@@ -221,7 +221,7 @@ class Jobs:
         return done
 
     async def left(self) -> tuple[int, list[str]]:
-        """Return how many jobs are due, and describe those that failed, or that no function is here for."""
+        """Return how many jobs are due, and describe those that failed or have no function here."""
         jobs = await self.context.backend.jobs(limit=REPORTED)
         count_recovered({"jobs_pending": len(jobs)})
         unknown: dict[str, int] = {}
@@ -236,8 +236,8 @@ class Jobs:
                 )
         for name, number in unknown.items():
             text = (
-                f"{number} calls of {name} are due, and this process has no function of that name. Start "
-                "one that registers it with UOW.compensation or UOW.after_commit (rule P35)."
+                f"{number} calls of {name} are due, but this process has no function of that name. Start "
+                "a process that registers it with UOW.compensation or UOW.after_commit (rule P35)."
             )
             problems.insert(0, text)
             if name not in self._named:
@@ -260,7 +260,7 @@ class Jobs:
         return False
 
     async def _call_all(self, *, transaction_id: str | None, hurry: bool) -> int:
-        """Call what is due, and what is due then; jobs that fail wait for the background."""
+        """Call due jobs, and those that become due by that; jobs that fail wait for the background."""
         done = 0
         try:
             while calls := await self._take(
@@ -283,7 +283,7 @@ class Jobs:
         return done
 
     def _calls_of(self, transaction_id: str | None) -> list[_Call]:
-        """Return the calls under way of a transaction; the background may have begun them."""
+        """Return the running calls of a transaction; the background may have started them."""
         return [call for (each, _), call in self._calls.items() if each == transaction_id]
 
     @property
@@ -293,7 +293,7 @@ class Jobs:
     async def _take(
         self, *, limit: int, transaction_id: str | None = None, hurry: bool = False
     ) -> list[_Call]:
-        """Claim jobs, and begin to call them."""
+        """Claim jobs, and start calling them."""
         if not (self._functions and limit) or self._closing:
             return []
         async with self._taking:
@@ -316,10 +316,10 @@ class Jobs:
         if self._calls.get(identity) is call:
             del self._calls[identity]
         if not call.cancelled() and call.exception() is None and call.result() is None:
-            self.wake()  # others may have waited for it
+            self.wake()  # other jobs may have waited for it
 
     async def _call(self, job: Job) -> Exception | None:
-        """Call a function for a job, and note in the journal what came of it."""
+        """Call a function for a job, and journal the result."""
         backend = self.context.backend
         try:
             if job.idempotency_key not in self._called:
@@ -364,9 +364,9 @@ class Jobs:
             )
 
     async def _attempt(self, job: Job) -> None:
-        """Call the function once, and hold the job meanwhile.
+        """Call the function once, and renew the job's lease meanwhile.
 
-        If an earlier call does not end though it was cancelled, this is a wait for that one.
+        If an earlier call was cancelled but has not ended, wait for it instead.
 
         Raises:
             TimeoutError: it took longer than its limit, and was cancelled.
@@ -421,7 +421,7 @@ def _identity(job: Job) -> _Identity:
 
 
 def _said(error: Exception) -> str:
-    """Return what an error of the user's says, as every backend can keep it and all may see it."""
+    """Return the text of a user's error in a form that is safe to store and to show."""
     name = type(error).__name__
     try:
         text = f"{name}: {with_notes(error)}"
@@ -435,8 +435,8 @@ class DurableUndo:
     """The undo of a step whose compensation is journaled.
 
     Args:
-        jobs: what calls it.
-        job: in the journal.
+        jobs: calls it.
+        job: the journaled job.
         failed: whether the step raised, so that it may or may not have been done.
     """
 
@@ -449,7 +449,7 @@ class DurableUndo:
         return self.job.name
 
     async def __call__(self) -> None:
-        """Call the compensation; if that is cut off, it goes on in the background."""
+        """Call the compensation; if the wait is cut off, it continues in the background."""
         await self.jobs.undo(self.job)
 
     @property
@@ -458,11 +458,11 @@ class DurableUndo:
         return self.job.after is not Outcome.ABORTED
 
     def release(self) -> Job:
-        """Let it be due however the transaction ends; the caller journals that."""
+        """Make it due however the transaction ends; the caller journals that."""
         self.job = replace(self.job, after=None)
         return self.job
 
     @property
     def call(self) -> tuple[str, str]:
-        """Which function it calls, and its arguments."""
+        """The function that it calls, and the arguments."""
         return self.job.name, self.job.arguments

@@ -20,25 +20,25 @@ if TYPE_CHECKING:
     from fennflow.backends import Backend
 
 LEASE_MARGIN = 1 / 6
-"""Of the lease's length: what a request may take from the check to the wire."""
+"""The share of a lease that is reserved for the time from the check to the sending of a request."""
 _COUNTS_SUSPENSION: int | None = getattr(time, "CLOCK_BOOTTIME", None)
 if sys.platform == "darwin":
-    _COUNTS_SUSPENSION = time.CLOCK_MONOTONIC  # not what `time.monotonic` reads there
+    _COUNTS_SUSPENSION = time.CLOCK_MONOTONIC  # `time.monotonic` reads another clock there
 
 
 def clock() -> float:
     """Return the running loop's time, which includes the time for which the machine was suspended.
 
-    A laptop that wakes up, or a virtual machine that is resumed, may have lost its leases meanwhile;
-    the loop's own clock stood still on Linux and macOS.
+    A laptop that wakes up, or a virtual machine that is resumed, may have lost its leases in the
+    meantime; on Linux and macOS the loop's own clock stands still during that time.
     """
     return asyncio.get_running_loop().time() + suspended()
 
 
 def suspended() -> float:
-    """Return the seconds for which the machine was suspended, from some fixed point on."""
+    """Return for how many seconds the machine was suspended, since some fixed point in time."""
     if _COUNTS_SUSPENSION is None:
-        return 0.0  # the clock of Windows counts them
+        return 0.0  # the clock on Windows includes them
     return round(time.clock_gettime(_COUNTS_SUSPENSION) - time.monotonic(), 3)
 
 
@@ -78,13 +78,13 @@ class Lease:
 
 @dataclass(slots=True)
 class Leases:
-    """The leases that an engine holds, renewed while it holds them.
+    """The leases that an engine holds; renews them.
 
     Args:
         backend: where the transactions are journaled.
-        ttl: seconds that a lease runs.
-        waits: of their transactions for locks.
-        long: seconds after which it is logged that a transaction is still open.
+        ttl: seconds that a lease lasts.
+        waits: the waits of their transactions for locks.
+        long: seconds after which a transaction that is still open is logged.
     """
 
     backend: Backend
@@ -116,7 +116,7 @@ class Leases:
 
         Args:
             lease: of a transaction in the journal.
-            started: when the call that gave or renewed it began, by `clock`.
+            started: when the call that created or renewed it began, by `clock`.
         """
         lease.until = started + self.ttl * (1 - LEASE_MARGIN)
         if lease.token.transaction_id not in self._held:
@@ -127,11 +127,11 @@ class Leases:
     def release(self, lease: Lease) -> None:
         """End a lease: its transaction is finished, or another owner's. Nothing more is sent for it."""
         lease.until = float("-inf")
-        if self._held.get(lease.token.transaction_id) is lease:  # not one that took it over
+        if self._held.get(lease.token.transaction_id) is lease:  # not another lease that took over
             del self._held[lease.token.transaction_id]
 
     async def aclose(self) -> None:
-        """Renew nothing any more."""
+        """Stop renewing leases."""
         await self._heart.aclose()
 
     async def _beat(self) -> bool:
@@ -156,16 +156,16 @@ class Leases:
             return True
         for lease in held:
             if self._held.get(lease.token.transaction_id) is not lease:
-                continue  # released meanwhile, and ended by that
+                continue  # it was released in the meantime
             if lease.token in kept:
                 lease.until = started + self.ttl * (1 - LEASE_MARGIN)
                 self._log_long_open(lease, started)
             elif lease.until <= started:
-                self.release(lease)  # P25: finished, or another process's, or not renewed in time
+                self.release(lease)  # P25: finished, taken over, or not renewed in time
         return bool(self._held)
 
     def _log_long_open(self, lease: Lease, now: float) -> None:
-        """Log once that a transaction holds its paths for long."""
+        """Log once that a transaction has locked its paths for a long time."""
         if lease.since is None or now - lease.since < self.long:
             return
         message = "Transaction %s has been open for %.0f s; its files stay locked until it ends"

@@ -1,4 +1,4 @@
-"""What a bucket enforces and keeps, measured by trying it: `fennflow doctor --store URL`.
+"""Measures what a bucket enforces and keeps: `fennflow doctor --store URL`.
 
 The probe of an engine tries only what the protocol depends on. This module tries everything in which
 stores differ, and takes some hundred requests.
@@ -47,11 +47,11 @@ METADATA = {"under_score": "1", "wörter": "äöü €", "long": "x" * 500}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Check:
-    """One thing that was tried.
+    """The result of one check.
 
     Args:
-        name: what the store does, if it does.
-        result: `unclear` if the store could not be asked.
+        name: what the store should do.
+        result: `unclear` if the store did not answer properly.
         detail: what it answered instead.
     """
 
@@ -61,7 +61,7 @@ class Check:
 
 
 async def measure(connector: Connector, namespace: str, prefix: str) -> Sequence[Check]:
-    """Try what a bucket enforces and keeps, on keys of its own, and remove them.
+    """Test what a bucket enforces and keeps, on separate keys, and remove them.
 
     Args:
         connector: an open one.
@@ -89,7 +89,7 @@ async def _tried(name: str, check: Callable[[], Awaitable[bool]]) -> Check:
 
 
 async def _refused(request: Awaitable[object]) -> bool:
-    """Return whether a request whose condition does not hold is refused for that."""
+    """Return whether a request is refused because its condition does not hold."""
     try:
         await request
     except PreconditionFailedException:
@@ -102,7 +102,7 @@ class _StopError(Exception):
 
 
 class _Measurement:
-    """The checks, each on keys of its own below one directory."""
+    """The checks, each on separate keys below one directory."""
 
     def __init__(self, connector: Connector, namespace: str, directory: str) -> None:
         self._connector = connector
@@ -111,38 +111,38 @@ class _Measurement:
 
     def checks(self) -> Sequence[tuple[str, Callable[[], Awaitable[bool]]]]:
         return (
-            ("a create where an object is, is refused", self._creates),
-            ("of ten creates at the same time one succeeds", self._one_create_of_ten),
-            ("an upload in parts where an object is, is refused", self._creates_in_parts),
-            ("a copy to where an object is, is refused", self._copies_to_free_key),
-            ("a copy over another ETag is refused", self._copies_over_etag),
-            ("a copy of another ETag is refused", self._copies_etag),
-            ("a deletion of another ETag is refused", self._deletes_etag),
-            ("deletions of other ETags in a batch are refused", self._deletes_etags),
-            ("a batch deletes several objects", self._deletes_batch),
-            ("a deletion of what is not there succeeds", self._deletes_nothing),
-            ("the last deletion leaves no directory", self._leaves_no_directory),
-            ("what was written is read and listed at once", self._lists_new),
-            ("what was overwritten is read at once", self._reads_new),
-            ("what was deleted is not listed any more", self._lists_no_deleted),
-            ("lists in the order of bytes", self._lists_in_order),
-            ("lists what follows a key", self._lists_after),
+            ("refuses to create an object that exists", self._creates),
+            ("lets one of ten simultaneous creates succeed", self._one_create_of_ten),
+            ("refuses an upload in parts to a key that exists", self._creates_in_parts),
+            ("refuses a copy to a key that exists", self._copies_to_free_key),
+            ("refuses a copy if the target has another ETag", self._copies_over_etag),
+            ("refuses a copy if the source has another ETag", self._copies_etag),
+            ("refuses to delete another ETag", self._deletes_etag),
+            ("refuses to delete other ETags in a batch", self._deletes_etags),
+            ("deletes several objects in a batch", self._deletes_batch),
+            ("accepts the deletion of a missing object", self._deletes_nothing),
+            ("leaves no directory after the last deletion", self._leaves_no_directory),
+            ("reads and lists new objects immediately", self._lists_new),
+            ("reads overwritten objects immediately", self._reads_new),
+            ("stops listing deleted objects immediately", self._lists_no_deleted),
+            ("lists in the order of the bytes of keys", self._lists_in_order),
+            ("lists the keys after a given key", self._lists_after),
             ("keeps metadata with any characters", self._keeps_metadata),
             ("keeps media types", self._keeps_media_type),
             ("keeps headers such as Cache-Control", self._keeps_headers),
             ("the ETag is the MD5 of the bytes", self._etag_is_md5),
-            ("bytes with another SHA-256 are refused", self._checks_checksum),
+            ("refuses bytes with another SHA-256", self._checks_checksum),
             ("reads ranges", self._reads_range),
             ("keeps versions", self._keeps_versions),
             ("lists unfinished uploads", self._lists_uploads),
             ("aborts unfinished uploads", self._aborts_uploads),
             ("signs URLs", self._signs),
-            ("takes empty objects", self._takes_nothing),
-            ("takes keys of 1,024 bytes", self._takes_long_key),
-            ("takes names of 300 bytes", self._takes_long_name),
-            ("takes names with spaces, + % & < # ? and emoji", self._takes_unusual),
-            ("takes an object below another one (a and a/b)", self._takes_below),
-            ("its clock is within a minute of this one", self._clock),
+            ("accepts empty objects", self._takes_nothing),
+            ("accepts keys of 1,024 bytes", self._takes_long_key),
+            ("accepts names of 300 bytes", self._takes_long_name),
+            ("accepts names with spaces, + % & < # ? and emoji", self._takes_unusual),
+            ("accepts an object below another one (a and a/b)", self._takes_below),
+            ("has a clock within a minute of this machine's", self._clock),
         )
 
     def _key(self, name: str) -> str:
@@ -337,7 +337,7 @@ class _Measurement:
         return (await self._connector.get(self._namespace, before.location))[1] == b"1"
 
     async def _begin_upload(self, name: str) -> str:
-        """Leave an upload unfinished; return its id, or an empty text if it cannot be left."""
+        """Leave an upload unfinished; return its id, or an empty text if that is not possible."""
         begun: list[str] = []
 
         async def stop(upload_id: str) -> None:
@@ -400,7 +400,7 @@ class _Measurement:
         return at is not None and abs((datetime.now(UTC) - at).total_seconds()) < MUCH_SKEW
 
     async def clean_up(self) -> None:
-        """Remove all that was written, one by one, with versions where there are some."""
+        """Remove all objects that were written, one by one, including their versions."""
         connector, namespace = self._connector, self._namespace
         versioned = (await connector.capabilities(namespace)).versioned
         keys = {

@@ -32,17 +32,17 @@ from fennflow.reports import Change
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Write:
-    """One write or deletion of one key, as far as the transaction got with it.
+    """The state of one write or deletion of one key in a transaction.
 
     Args:
-        intent: what the journal holds of it.
+        intent: its intent in the journal.
         before: the committed record of the key; the lock keeps it unchanged.
         sent: whether a request may have changed the bucket.
         ambiguous: whether an attempt's answer was lost (P19, P20).
-        record: what the pivot is to commit; None until the store has confirmed the bytes.
+        record: the record that the pivot will commit; None until the store has confirmed the bytes.
         retracted: whether the call that made it failed (P8).
-        extra: the `connector_extra` it is written with.
-        discards: what the commit of this write deletes: where its bytes were uploaded.
+        extra: the `connector_extra` with which it is written.
+        discards: the upload from which its bytes were copied; the commit deletes it.
     """
 
     intent: Intent
@@ -73,7 +73,7 @@ def choose_placement(
         before: the committed record of the key.
         written: whether this transaction or another writer may have put an object at the key.
         capabilities: of the namespace.
-        hide_pending: the user's switch.
+        hide_pending: the user's setting.
     """
     if capabilities.versioned and (before is None or before.location.version_id is not None):
         return Placement.VERSIONED
@@ -85,7 +85,7 @@ def choose_placement(
 
 
 def live(chain: Sequence[Write]) -> Write | None:
-    """Return the write of a key that counts, if any: one under way does not count yet."""
+    """Return the live write of a key, if any; an unfinished write does not count yet."""
     for write in reversed(chain):
         done = write.record is not None or write.intent.placement is Placement.DELETE
         if done and not write.retracted:
@@ -94,13 +94,13 @@ def live(chain: Sequence[Write]) -> Write | None:
 
 
 def visible(chain: Sequence[Write], committed: Record | None) -> Record | None:
-    """Return what the transaction sees under a key: its own change, else what is committed (P12)."""
+    """Return what the transaction sees under a key: its own change or else the committed record (P12)."""
     write = live(chain)
     return committed if write is None else write.record
 
 
 def changes_of(chains: Iterable[Sequence[Write]]) -> list[Change]:
-    """Return what the writes of each key, oldest first, change in the end."""
+    """Return the resulting change of each key, given its writes, oldest first."""
     changes: list[Change] = []
     for chain in chains:
         write = live(chain)
@@ -110,7 +110,7 @@ def changes_of(chains: Iterable[Sequence[Write]]) -> list[Change]:
 
 
 def held_changes(commit: Commit, before: Mapping[ObjectKey, Record]) -> list[Change]:
-    """Return what a pivot would change, given the records of its keys, which are locked."""
+    """Return the changes of a pivot, given the records of its locked keys."""
     changes = [
         change_of(each.object_key, before.get(each.object_key), each) for each in commit.records
     ]
@@ -123,7 +123,7 @@ def in_order(changes: Iterable[Change]) -> list[Change]:
 
 
 def change_of(key: ObjectKey, before: Record | None, after: Record | None) -> Change:
-    """Return what becomes of a key whose record is replaced by another one, or by none."""
+    """Return the change of a key whose record is replaced or removed."""
     kind: Literal["create", "overwrite", "delete"] = "overwrite"
     if before is None or after is None:
         kind = "create" if after is not None else "delete"
@@ -162,8 +162,8 @@ def plan_compensation(
         if intent.placement is Placement.DELETE or not write.sent:
             continue
         location = Location(intent.target) if record is None else record.location
-        # A version id or a staging key names this transaction's object alone; but of a staging key
-        # in a versioned bucket the version has to be found first.
+        # A version id or a staging key names only this transaction's object. For a staging key in a
+        # versioned bucket, the version has to be found first.
         version = location.version_id is not None
         staged = intent.placement is Placement.STAGED
         unique = staged and not version and not capabilities[intent.namespace].versioned
@@ -180,11 +180,11 @@ def plan_compensation(
 
 
 def outstanding(decision: Decision, compensation: Iterable[Step]) -> list[Step]:
-    """Return what is left to do for a transaction: the steps of the keys that it still holds (P7).
+    """Return the remaining steps of a transaction: those of the keys that it still holds (P7).
 
     Args:
-        decision: how the transaction stands in the journal.
-        compensation: the steps that undo all of it, for the case that it was aborted.
+        decision: the state of the transaction in the journal.
+        compensation: the steps that undo all of it, used if it was aborted.
     """
     committed = decision.outcome is Outcome.COMMITTED
     held = frozenset(decision.keys)
@@ -193,7 +193,7 @@ def outstanding(decision: Decision, compensation: Iterable[Step]) -> list[Step]:
 
 
 def late_writes(transaction_id: str, writes: Iterable[Write]) -> list[LateWrite]:
-    """Return the places where a late request may still put an object of the transaction (P20 a)."""
+    """Return the keys at which a late request may still create an object of the transaction (P20 a)."""
     return [
         LateWrite(
             namespace=write.intent.namespace,
@@ -213,14 +213,14 @@ def plan_commit(
     *,
     keep_versions: bool = True,
 ) -> Commit:
-    """Return what the pivot writes, and the steps of apply that it stores (P4, P28).
+    """Return the contents of the pivot, including the steps of apply (P4, P28).
 
     Args:
         transaction_id: of the transaction.
         chains: its writes of each key, oldest first.
         capabilities: of the namespaces.
-        reads: what the pivot is to check.
-        keep_versions: whether versions that it replaces or deletes stay.
+        reads: the reads that the pivot has to check.
+        keep_versions: whether to keep versions that it replaces or deletes.
     """
     records: list[Record] = []
     removed: list[ObjectKey] = []
@@ -233,7 +233,8 @@ def plan_commit(
                 removed.append(key)
             gone = alive.before or _adopted(chain)
             if gone is not None:
-                # A delete marker destroys nothing, and own versions may be newer than the record's.
+                # A delete marker destroys nothing, and the transaction's own versions may be newer
+                # than the record's.
                 versioned = capabilities[key.namespace].versioned
                 etag = None if versioned else gone.etag
                 steps.append(Delete(namespace=key.namespace, location=Location(key.key), etag=etag))
@@ -260,7 +261,7 @@ def plan_commit(
 
 
 def _adopted(chain: Iterable[Write]) -> Record | None:
-    """Return the record of an object that others have put, and the transaction has adopted."""
+    """Return the record of a foreign object that the transaction has adopted."""
     adopted = (each.record for each in chain if not (each.sent or each.retracted))
     return next((record for record in adopted if record is not None), None)
 
@@ -272,7 +273,7 @@ def _move(
     replaced: Sequence[Write],
     capabilities: Capabilities,
 ) -> list[Step]:
-    """Return the steps that bring staged bytes to their key, over what the transaction put there."""
+    """Return the steps that copy staged bytes to their key, over earlier writes of the transaction."""
     known = [w.record.etag for w in replaced if w.record is not None]
     if write.before is not None:
         known.append(write.before.etag)

@@ -42,22 +42,23 @@ async def presign_downloads(
     download_as: str | None = None,
     inline: bool = False,
 ) -> list[PresignedRequest]:
-    """Return a request for every key that reads what is committed there.
+    """Return a request for each key that reads the committed object.
 
     Args:
         tx: the transaction.
         namespace: of the keys.
         keys: which objects.
         expires_in: seconds.
-        media_type: of the answers; None for that of the catalog.
-        download_as: a file name under which browsers save the answers.
+        media_type: of the responses; None for the catalog's.
+        download_as: a file name under which browsers save the responses.
         inline: let browsers show files of any type.
 
     Raises:
-        NoSuchKeyException: some keys have nothing; names them all.
-        RecordLockedException: an object was still on its way to its key after `lock_timeout`.
+        NoSuchKeyException: some keys have no record; the message names them all.
+        RecordLockedException: an object was not yet copied to its key after `lock_timeout`.
         TransactionException: the transaction itself has uncommitted changes of a key.
-        ConnectorCapabilityException: the store has no such URLs, or cannot bind the answer.
+        ConnectorCapabilityException: the store has no such URLs, or cannot fix the headers of the
+            response.
     """
     _check(tx, namespace, keys, expires_in)
     if media_type is not None:
@@ -74,7 +75,7 @@ async def presign_downloads(
         value = disposition(name, kind, stored, download_as=download_as, inline=inline)
         headers: dict[str, str] | None = None
         if tx.connector.signs_headers:
-            # The type, too: the URL may outlive the object, and the next one may be active.
+            # Fix the type, too: the URL may outlive the object, and browsers may run the next one.
             headers = {"Content-Type": kind}
             if value is not None:
                 headers["Content-Disposition"] = value
@@ -102,22 +103,22 @@ async def presign_uploads(
     *,
     expires_in: float,
 ) -> list[PresignedRequest]:
-    """Return a request for every key that uploads to it.
+    """Return a request for each key that uploads to it.
 
-    Its signature binds the metadata that would make a stamp, and where the store enforces it, that
-    no object is replaced.
+    Its signature fixes the metadata, so that the upload cannot have a stamp. If the store enforces
+    it, the upload replaces no object.
 
     Raises:
         RecordAlreadyExistsException: a key is taken.
         TransactionException: the transaction itself has uncommitted changes of a key.
-        ConnectorCapabilityException: the store has no such URLs, or cannot bind the upload.
+        ConnectorCapabilityException: the store has no such URLs, or cannot enforce the terms.
     """
     _check(tx, namespace, keys, expires_in)
     check_signs_headers(tx, namespace)
     view = await tx.read_records(namespace, keys, missing_ok=True)
     taken = [record.key for record in view if record is not None]
     if taken:
-        # An upload over it would replace committed bytes behind the catalog (I1).
+        # An upload would replace committed bytes without changing the catalog (I1).
         message = (
             f"Already taken: {', '.join(f'{namespace}/{key}' for key in taken)}. "
             "Upload URLs are made only for free paths; choose another path."
@@ -130,7 +131,8 @@ async def presign_uploads(
     bound = replace(
         terms,
         metadata={**terms.metadata, **unstampable()},
-        # Else an upload could replace what is committed there before the URL expires (I1).
+        # Otherwise an upload could replace an object that is committed there before the URL expires
+        # (I1).
         if_none_match=capabilities.conditional_create,
     )
     return [
@@ -142,7 +144,7 @@ async def presign_uploads(
 
 
 def check_seconds(expires_in: object) -> None:
-    """Refuse what is not a number of seconds; the range is the store's to say.
+    """Refuse a value that is not a number of seconds; the store checks the range.
 
     Raises:
         ConnectorCapabilityException: it is not one.
@@ -153,7 +155,7 @@ def check_seconds(expires_in: object) -> None:
 
 
 def check_signs_headers(tx: Transaction, namespace: str) -> None:
-    """Refuse to give out uploads that cannot be bound.
+    """Refuse upload URLs if the connector cannot sign headers.
 
     Raises:
         ConnectorCapabilityException: the connector signs no headers.
@@ -161,7 +163,7 @@ def check_signs_headers(tx: Transaction, namespace: str) -> None:
     if not tx.connector.signs_headers:
         message = (
             f"{type(tx.connector).__name__} signs no headers, so the holder of an upload URL for "
-            f"{namespace} could choose FennFlow's own metadata, and replace what is committed there "
+            f"{namespace} could choose FennFlow's own metadata, and replace committed objects "
             "later. No URL was made. Use fennflow-s3 for uploads by others."
         )
         raise ConnectorCapabilityException(message)
@@ -173,7 +175,7 @@ def _check(tx: Transaction, namespace: str, keys: Sequence[str], expires_in: obj
         check_key(key, reserved_prefix=tx.config.reserved_prefix)
         if live(tx.chain(ObjectKey(namespace, key))) is not None:
             message = (
-                f"{namespace}/{key} was changed by this unit of work, and a URL names what is "
+                f"{namespace}/{key} was changed by this unit of work, but a URL names what is "
                 "committed. Commit first."
             )
             raise TransactionException(message)
@@ -182,11 +184,11 @@ def _check(tx: Transaction, namespace: str, keys: Sequence[str], expires_in: obj
 async def _may_run(tx: Transaction, record: Record) -> bool:
     """Return whether a browser may run a file of a type that is not passive.
 
-    Of the types for applications browsers run these alone, and save all others.
+    Of the application types, browsers run only these, and save all others.
     """
     media_type = record.media_type
     if media_type == UNKNOWN_MEDIA_TYPE and record.sha256 is None:
-        # Others wrote it, maybe with what is not a type: the store sends that, and browsers read it.
+        # A foreign object may have an invalid type, which the store sends and browsers interpret.
         stored = await head(tx, record.object_key)
         media_type = UNKNOWN_MEDIA_TYPE if stored is None else stored.media_type
         if media_type_of(media_type) != media_type:
@@ -206,12 +208,12 @@ def _cannot_bind(tx: Transaction, record: Record) -> ConnectorCapabilityExceptio
 
 
 async def _settled(tx: Transaction, namespace: str, keys: Sequence[str]) -> Sequence[Record]:
-    """Return the records of committed objects, once none of them is at a staging key any more."""
+    """Return the records of committed objects, once all of them have been copied to their keys."""
     loop = asyncio.get_running_loop()
     deadline = loop.time() + tx.config.lock_timeout
     while True:
         view = await tx.read_records(namespace, keys, missing_ok=False)
-        # Of an object in a versioned bucket the URL names the version.
+        # In a versioned bucket the URL names the version.
         records = await with_details(tx, [record for record in view if record is not None])
         moving = [record for record in records if record.location.key != record.key]
         if not moving:
@@ -224,5 +226,5 @@ async def _settled(tx: Transaction, namespace: str, keys: Sequence[str]) -> Sequ
 
 def _on_its_way(moving: Sequence[Record]) -> RecordLockedException:
     names = ", ".join(f"{record.namespace}/{record.key}" for record in moving)
-    message = f"Committed, but still on the way to its key: {names}. Try again in a moment."
+    message = f"Committed, but not yet copied to its key: {names}. Try again in a moment."
     return RecordLockedException(message)

@@ -33,7 +33,7 @@ class Page:
     Args:
         records: what the transaction sees, in key order.
         prefixes: rolled up by the delimiter, in order.
-        start: where the next page starts; None on the last.
+        start: where the next page starts; None on the last page.
     """
 
     records: Sequence[Record]
@@ -47,16 +47,17 @@ class Page:
 
 
 class _MovedError(Exception):
-    """A record's location holds nothing, or something else."""
+    """A record's location has no object, or another one."""
 
 
 async def read(
     tx: Transaction, namespace: str, keys: Sequence[str], *, missing_ok: bool
 ) -> Sequence[tuple[Record, bytes]]:
-    """Return the files of keys, all from one moment, in the order asked (P29, I9).
+    """Return the files of keys, all from one moment, in the order of the keys (P29, I9).
 
     Raises:
-        NoSuchKeyException: not `missing_ok`, and some keys have nothing; names them all.
+        NoSuchKeyException: some keys have no record, and `missing_ok` is False; the message names
+            them all.
         ObjectChangedException: an object was changed outside FennFlow.
         ChecksumMismatchException: the bytes are not those that were committed.
     """
@@ -125,7 +126,7 @@ async def page(
             following = after_name(next(reversed(chunk.values())).key, prefix, delimiter)
             cursor = None if following is None else max(cursor, following)
         one_by_one = hidden or (one_by_one and not chunk)
-        # Where some are deleted, more may be.
+        # If some are deleted, more may be.
         size = FEW if hidden else min(2 * size, max(limit + 1, MANY))
     found = list(names.items())
     return Page(
@@ -137,7 +138,7 @@ async def page(
 
 @dataclass(frozen=True, slots=True)
 class _Listing:
-    """A listing of names: of keys, and of what the delimiter rolls up."""
+    """A listing of names: keys, and prefixes that the delimiter rolls up."""
 
     tx: Transaction
     namespace: str
@@ -147,16 +148,16 @@ class _Listing:
     async def chunk(
         self, start: str, limit: int, *, one_by_one: bool
     ) -> tuple[dict[str, Record], str | None, bool]:
-        """Return the names that the transaction sees in a stretch of keys, each with a record of it.
+        """Return the names that the transaction sees in a range of keys, each with one of its records.
 
         Args:
-            start: of the stretch.
-            limit: of records to read.
-            one_by_one: whether to read each record that is rolled up, and not only the first.
+            start: of the range.
+            limit: how many records to read at most.
+            one_by_one: whether to read every record under a rolled-up prefix, not only the first.
 
         Returns:
-            also where the next stretch starts, and whether it has to be read one by one: since what
-            would stand for the others there is deleted.
+            also where the next range starts, and whether it has to be read one by one, because the
+            record that represents a prefix is deleted here.
         """
         tx, prefix, backend = self.tx, self.prefix, self.tx.backend
         delimiter = None if one_by_one else self.delimiter
@@ -189,12 +190,12 @@ class _Listing:
         return rolled_up(key, self.prefix, self.delimiter) or key
 
     def _hides_others(self, record: Record) -> bool:
-        """Return whether a record that stands for others is deleted here."""
+        """Return whether the record that represents a rolled-up prefix is deleted here."""
         is_rolled_up = self._name(record.key) != record.key
         return is_rolled_up and visible(self.tx.chain(record.object_key), record) is None
 
     def _own(self, start: str, end: str | None, limit: int) -> tuple[Sequence[Record], str | None]:
-        """Return the transaction's own names in a stretch, and where it ends if they are too many."""
+        """Return the transaction's own names in a range, and where it ends if there are too many."""
         keys = self.tx.own_keys(self.namespace)
         stop = end or after_prefix(self.prefix)
         last = len(keys) if stop is None else bisect_left(keys, stop)

@@ -52,12 +52,12 @@ def only_reports(settings: ReconcileConfig) -> bool:
 
 @dataclass(slots=True)
 class Reconciler:
-    """Reconciles the areas of an engine, by itself as `ReconcileConfig.frequency` says.
+    """Reconciles the areas of an engine, automatically according to `ReconcileConfig.frequency`.
 
     Args:
         context: of the engine.
-        recovery: takes over what could not be finished.
-        registry: of this catalog's notes in buckets.
+        recovery: takes over work that could not be finished.
+        registry: the notes of this catalog in buckets.
         done: areas that were reconciled for this engine.
         turns: held while an area is reconciled before its first use.
     """
@@ -75,7 +75,7 @@ class Reconciler:
 
         Raises:
             ReconcileFailedException: its first reading was interrupted, and the configuration does
-                not allow to go on with it here.
+                not allow resuming it here.
         """
         settings = self.context.config.reconcile
         begun = await unfinished(self.context, area)
@@ -83,7 +83,7 @@ class Reconciler:
             if begun:
                 message = (
                     f"The first reading of {begun[0].area} was interrupted, so not all files of "
-                    f"{area} are in the catalog yet. Run fennflow adopt MODULE:UOW to go on with it."
+                    f"{area} are in the catalog yet. Run fennflow adopt MODULE:UOW to resume it."
                 )
                 raise ReconcileFailedException(message)
             return
@@ -125,7 +125,7 @@ class Reconciler:
         on_finding: OnFinding | None = None,
         on_progress: OnProgress | None = None,
     ) -> ReconcileReport:
-        """Compare a bucket with the catalog, and do about the differences what the settings say.
+        """Compare a bucket with the catalog, and treat the differences according to the settings.
 
         If the catalog has no record of the area, all its objects are recorded.
 
@@ -142,7 +142,7 @@ class Reconciler:
             adoption = Adoption(self.context, self.registry, settings, fill, bool(begun), tally)
             if await adoption.run():
                 return tally.report()
-            # Another process has ended it, or begun it.
+            # Another process has finished or started it.
         tally.begin()
         run = _Run(self, area.namespace, settings, tally)
         differing: list[str] = []
@@ -174,7 +174,7 @@ class Reconciler:
         if run.too_young:
             log_event(
                 logging.WARNING,
-                "%d objects in %s are not what the catalog says and were only reported: their transactions "
+                "%d objects in %s differ from the catalog and were only reported: their transactions "
                 "began less than max_transaction_age (%s s) ago, so they might still commit. Reconcile "
                 "again when they are older. After a restore, when nothing else runs, reconcile with a "
                 "smaller max_transaction_age.",
@@ -189,7 +189,7 @@ class Reconciler:
 
 @dataclass(slots=True)
 class UsedAreas:
-    """What the repositories of one unit of work can see: each area is reconciled before its first use.
+    """The areas that a unit of work can see; each is reconciled before its first use.
 
     Args:
         reconciler: of the engine.
@@ -201,14 +201,14 @@ class UsedAreas:
     _done: set[Area] = field(default_factory=set[Area])
 
     def of(self, namespace: str) -> list[Area]:
-        """Return those of one bucket."""
+        """Return the areas of one bucket."""
         return [area for area in self.areas if area.namespace == namespace]
 
     async def ensure_reconciled(self, areas: Iterable[Area]) -> None:
         """Reconcile areas before their first use by the engine, or by this unit of work.
 
         Raises:
-            ReconcileFailedException: like `Reconciler.prepare`.
+            ReconcileFailedException: as for `Reconciler.prepare`.
         """
         reconciler = self.reconciler
         always = reconciler.context.config.reconcile.frequency == "on_session_start"
@@ -226,14 +226,14 @@ class UsedAreas:
                             f"This happened while the catalog was reconciled with {area} before "
                             "its first use, as ConfigDict(reconcile=ReconcileConfig(...)) says. Hold "
                             "UOW.lifespan() from the start of the program, or run fennflow adopt "
-                            "MODULE:UOW: then it happens there. What was recorded by then stays: the "
-                            "next attempt goes on with it, and no reader sees a part of it."
+                            "MODULE:UOW: then it happens there. The records made so far are kept: the "
+                            "next attempt continues, and no reader sees a part of them."
                         )
                         raise
                     done.add(area)
 
     async def prepare_all(self) -> None:
-        """Reconcile all areas before they are used; a store that fails is asked again at its first use.
+        """Reconcile all areas before they are used; if a store fails, retry at its first use.
 
         Raises:
             BaseConnectorException: the first reading of an area has begun, and failed.
@@ -244,7 +244,7 @@ class UsedAreas:
             except BaseConnectorException:
                 if await unfinished(self.reconciler.context, area):
                     raise
-                # The first use raises what it meets.
+                # The first use raises the error.
 
 
 @dataclass(slots=True)
@@ -252,10 +252,10 @@ class _Run:
     """One comparison of one area.
 
     Args:
-        reconciler: with connector and backend.
+        reconciler: has connector and backend.
         namespace: of the area.
         settings: what to do about differences.
-        tally: of what is found.
+        tally: counts the findings.
         too_young: objects that were left alone, since their transactions may still commit.
     """
 
@@ -266,7 +266,7 @@ class _Run:
     too_young: int = 0
 
     async def examine(self, keys: Sequence[str]) -> None:
-        """Look at keys once more, and do what is to be done about them."""
+        """Examine keys again, and correct them as configured."""
         wanted = [ObjectKey(self.namespace, key) for key in keys]
         if not wanted:
             return
@@ -286,7 +286,7 @@ class _Run:
             self.tally.add(finding)
 
     async def _change(self, keys: Sequence[ObjectKey]) -> list[Finding]:
-        """Change the catalog under the keys' locks, in a transaction like those of users."""
+        """Change the catalog under the keys' locks, in a transaction like a user's."""
         context = self.reconciler.context
         lease = Lease(TransactionToken(str(uuid_utils.uuid7())))
         busy: list[ObjectKey] = []

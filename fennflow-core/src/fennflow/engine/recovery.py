@@ -51,15 +51,15 @@ SETTLED_AT_ONCE = 8
 LOCK_WAIT = 0.5
 """Seconds to wait for an open transaction that holds a decision (P5)."""
 JOIN_POLL_INTERVAL = 0.05
-"""Seconds between two looks whether a user's transaction that holds a decision has ended."""
+"""Seconds between checks whether a user's transaction that holds a decision has ended."""
 DEAD_HOLDER_CHECK_INTERVAL = 1.0
 """Seconds between checks, while transactions wait for locks, whether a lock's holder has died."""
 FIRST_PAUSE = 1.0
-"""Seconds after the first attempt that failed; twice as long after each further one."""
+"""Seconds until the next attempt after the first failure; doubled after each further one."""
 LONGEST_PAUSE = 8
 """Times `recovery_interval`."""
 DEFAULT_INTERVAL = 60.0
-"""Seconds; for retries of what this process has left, if it looks for nothing of others."""
+"""Seconds; for retries of this process's own transactions, if it does not recover those of others."""
 
 _Attempt = asyncio.Task[Outcome | None]
 
@@ -69,17 +69,18 @@ class Unsettled:
     """A transaction that could not be finished.
 
     Args:
-        lease: which one, and the right to act for it.
-        undo: the steps of its compensation, for the case that it is not decided `committed`.
+        lease: the transaction, and the right to act for it.
+        undo: the steps of its compensation, used unless it is decided `committed`.
         late_writes: requests of the compensation that may still arrive.
-        callbacks: the user's own saga steps and callbacks, as far as they wait for the outcome.
+        callbacks: the user's undos and callbacks that still wait for the outcome.
         joined: the user's transaction that holds the decision until it ends, if there is one.
-        claimed: whether its owner was another process, which had begun to finish it.
+        claimed: whether it was claimed from another process, which had begun to finish it.
         progress: of earlier attempts.
-        unreachable: buckets of which it is not known how to undo something in them, and why.
+        unreachable: buckets whose capabilities are unknown, so that nothing can be undone in them
+            yet, and why.
         failures: how many attempts of recovery have failed.
-        due: when the next one may begin, by the loop's clock.
-        context: in which to call back: that of the block, not of what runs in the background.
+        due: when the next attempt may begin, by the loop's clock.
+        context: for the callbacks: the context of the block, not of the background task.
     """
 
     lease: Lease
@@ -104,12 +105,12 @@ class Unsettled:
 
 @dataclass(slots=True)
 class Recovery:
-    """Finishes transactions that are left, when an engine is first used, at intervals and on demand (P26).
+    """Finishes remaining transactions when an engine is first used, at intervals and on demand (P26).
 
     Args:
         context: of the engine.
-        namespaces: whose reserved prefix the sweep looks through (P27).
-        aftermaths: of transactions that have ended.
+        namespaces: the namespaces whose reserved prefix is swept (P27).
+        aftermaths: calls the undos and callbacks of transactions that have ended.
 
     Attributes:
         jobs: calls compensations and hooks.
@@ -141,7 +142,7 @@ class Recovery:
         self._retries = Periodic(JOIN_POLL_INTERVAL, self._retry)
 
     def start(self) -> None:
-        """Run at once in the background, and from then on at intervals, unless the config forbids it."""
+        """Run immediately in the background, and then at intervals, unless the config disables that."""
         if self.context.config.recovery_interval is None:
             return
         # Short-lived processes must not pay for a sweep, so the first one is delayed.
@@ -174,12 +175,12 @@ class Recovery:
         await self.jobs.aclose(grace)
 
     def add(self, unsettled: Unsettled) -> None:
-        """Take over a transaction of this process; the next attempt begins at once."""
+        """Take over a transaction of this process; the next attempt begins immediately."""
         self._own[unsettled.lease.token.transaction_id] = unsettled
         self._retries.start(delay=JOIN_POLL_INTERVAL if unsettled.waits else 0.0)
 
     def free_locks(self) -> None:
-        """Look soon for transactions whose owner is gone: another transaction waits for a lock.
+        """Look for transactions of dead owners soon, because a transaction waits for a lock.
 
         The waiting transaction does not do it, so that its own time limit holds. What could not be finished
         is not retried earlier because of it.
@@ -196,14 +197,15 @@ class Recovery:
             namespaces: to sweep, in addition to those that the engine has used.
         """
         self.namespaces.update(namespaces)
-        self.context.circuit.reset()  # what did not respond may do so now
-        # What the background finishes from now on, a turn that is claiming included, is reported, too.
+        self.context.circuit.reset()  # stores that did not respond may respond now
+        # Transactions that the background finishes from now on are reported, too, including those
+        # that it is claiming.
         attempts = {*self._attempts.values(), *self._taken}
         self._reported.append(attempts)
         try:
-            # A backend that asks for nothing in the background may not know yet what others have left.
+            # A backend without background reads may not know yet what others have left.
             await self.context.backend.transactions(after="", limit=1)
-            # What is under way may still fail because of a cause that has since been removed.
+            # Running attempts may still fail because of a cause that was removed in the meantime.
             if attempts:
                 await asyncio.wait(set(attempts))
             self._begin_own(now=True)
@@ -215,11 +217,12 @@ class Recovery:
         waiting = {*self._own, *_unfinished(attempts)}
         called = await self.jobs.run()
         report = await self._clean(attempts, sweeping=True)
-        # Others may hold the lease of what fails, so that no attempt of this one says so.
+        # Another process may hold the lease of a failing transaction, so this one has no attempt
+        # that reports it.
         left = await unfinished(self.context.backend)
         period = self.context.config.late_write_period
         others = await undecided(self.context.backend, period, waiting)
-        # What was finished meanwhile is not pending any more.
+        # Transactions that were finished meanwhile are no longer pending.
         pending = len(left) + len(others.keys() & waiting)
         problems = (*report.problems, *left, *others.values())
         return replace(report, pending=pending, problems=problems, jobs_called=called)
@@ -237,7 +240,7 @@ class Recovery:
         return True
 
     async def _look(self) -> bool:
-        """Claim what dead processes left; a caller waits for it."""
+        """Claim transactions of dead processes; a caller waits for it."""
         try:
             await self._claim()
         except Exception as error:  # noqa: BLE001 - logged, and tried again
@@ -245,7 +248,7 @@ class Recovery:
         return False
 
     async def _retry(self) -> bool:
-        """Begin the attempts that are due; go on while transactions wait for a joined transaction."""
+        """Begin the attempts that are due; continue while transactions wait for a joined transaction."""
         self._begin_own()
         now = asyncio.get_running_loop().time()
         pauses = [
@@ -292,10 +295,10 @@ class Recovery:
         """Begin to finish this process's own transactions, each by itself.
 
         Args:
-            now: whether to begin also what is not due, since an attempt failed a moment ago.
+            now: whether to begin attempts that are not due yet, too.
 
         Returns:
-            the attempts under way.
+            the running attempts.
         """
         moment = asyncio.get_running_loop().time()
         for transaction_id, each in self._own.items():
@@ -310,7 +313,7 @@ class Recovery:
         return list(self._attempts.values())
 
     def _begin(self, work: Coroutine[Any, Any, Outcome | None], transaction_id: str) -> _Attempt:
-        """Begin an attempt in a task of its own, without the context of a request."""
+        """Begin an attempt in a separate task, without the context of a request."""
         attempt = asyncio.get_running_loop().create_task(
             work, name=transaction_id, context=Context()
         )
@@ -328,7 +331,7 @@ class Recovery:
             async with self._slots:
                 outcome = await self._settle(unsettled)
         except TransactionLostException as error:
-            # P25: it is another owner's now.
+            # P25: another owner has it now.
             self.context.leases.release(unsettled.lease)
             if unsettled.callbacks and not await self._call_back_as_decided(unsettled):
                 self._postpone(unsettled, error)
@@ -342,7 +345,7 @@ class Recovery:
         return outcome
 
     async def _call_back_as_decided(self, unsettled: Unsettled) -> bool:
-        """Call back for what another owner has decided; it may be long until that one has finished.
+        """Call back as another owner has decided, since it may take long to finish the transaction.
 
         Returns:
             whether the outcome is known.
@@ -353,8 +356,8 @@ class Recovery:
         return outcome is not None
 
     async def _outcome_of(self, transaction_id: str) -> Outcome | None:
-        """Return how a transaction that is not finished was decided, as far as that can be found out."""
-        before = transaction_id[:-1]  # sorts before it, and after all that sort before it
+        """Return the outcome of an unfinished transaction, if it can be found out."""
+        before = transaction_id[:-1]  # sorts directly before it
         try:
             found = await self.context.backend.transactions(after=before, limit=1)
         except Exception as error:  # noqa: BLE001 - logged, and tried again
@@ -377,8 +380,8 @@ class Recovery:
             )
 
     def _postpone(self, unsettled: Unsettled, error: Exception) -> None:
-        """Try again later, and later each time: what fails may need a person."""
-        # What another transaction keeps from a decision is looked at again soon.
+        """Try again later, with growing pauses: a person may have to fix the cause."""
+        # A decision that waits for another transaction is tried again soon.
         held = unsettled.joined is not None and isinstance(error, CommitUncertainException)
         longest = self._interval * LONGEST_PAUSE
         pause = min(FIRST_PAUSE * 2 ** min(unsettled.failures, 30), longest)
@@ -388,7 +391,7 @@ class Recovery:
         _log_pending(unsettled, error)
 
     async def _claim(self) -> list[_Attempt]:
-        """Claim transactions whose owner is gone, and begin to finish them, each by itself (P24).
+        """Claim transactions whose owner is gone, and begin to finish each of them (P24).
 
         Returns:
             the attempts; one ends with None if its transaction has to wait.
@@ -421,7 +424,7 @@ class Recovery:
         Raises:
             TransactionException: it is not held, or not any more.
             ConflictException: a record that it read has changed; it is undone.
-            CommitUncertainException: the outcome is unknown; recovery finds it out.
+            CommitUncertainException: the outcome is unknown; recovery determines it.
         """
         work, cancellation = await self._decide_held(self._commit_held(transaction_id))
         if work.cancelled():
@@ -494,13 +497,13 @@ class Recovery:
             raise _not_held(transaction_id)
         if await self._take_over(lease, found) is None:
             message = (
-                f"Transaction {transaction_id} is undone, but not completely yet. Recovery goes on with it; "
+                f"Transaction {transaction_id} is undone, but not completely yet. Recovery continues; "
                 "the log says what the store refuses."
             )
             warnings.warn(CompensationPendingWarning(message), stacklevel=2)
 
     async def _finish_if_decided(self, lease: Lease, found: JournaledTransaction) -> None:
-        """Finish what another caller has decided while this one took it: its token is too old for that."""
+        """Finish a transaction that another caller decided while this one claimed it."""
         try:
             outcome = await self._outcome_of(found.token.transaction_id)
             if outcome is not None:
@@ -511,7 +514,7 @@ class Recovery:
     async def _decide_held(
         self, work: Coroutine[Any, Any, None]
     ) -> tuple[asyncio.Task[None], asyncio.CancelledError | None]:
-        """Do work to its end, and deliver a cancellation that arrived meanwhile at the next await."""
+        """Run work to its end, and deliver a cancellation that arrived meanwhile at the next await."""
         grace = self.context.config.compensation_timeout
         done, cancellation = await shielded(work, grace=lambda: grace)
         if cancellation is not None and not done.cancelled():
@@ -530,7 +533,7 @@ class Recovery:
     async def _take_claimed(self, lease: Lease, found: JournaledTransaction) -> Outcome | None:
         """Finish a transaction that was claimed; None if it has to wait, or waits for a decision."""
         if found.is_held and found.held is not None:
-            # The process that was about to decide it is gone; it keeps waiting for another one.
+            # The process that was about to decide it is gone; it waits for another decision.
             message = "Transaction %s is still held: its commit or abort was interrupted before the decision"
             transaction_id = found.token.transaction_id
             log_event(
@@ -545,13 +548,13 @@ class Recovery:
         return await self._take_over(lease, found)
 
     async def _take_over(self, lease: Lease, found: JournaledTransaction) -> Outcome | None:
-        """Finish a transaction, undone unless it is decided `committed`; None if it has to wait.
+        """Finish a transaction, undoing it unless it is decided `committed`; None if it has to wait.
 
         Args:
-            lease: the right to.
-            found: what the journal has of it.
+            lease: the right to act for it.
+            found: its content in the journal.
         """
-        # An owner that had decided nothing has sent nothing to undo its work, nor to apply it.
+        # An owner that had not decided has sent no requests of apply or compensation.
         claimed = found.outcome is not None
         unsettled = Unsettled(lease=lease, undo=(), late_writes=(), claimed=claimed)
         # It is not known how far the owner got: every write counts as done and as ambiguous.
@@ -560,7 +563,7 @@ class Recovery:
             for intent in found.intents
             if intent.placement is not Placement.DELETE
         ]
-        # If this was the upload of the bytes themselves, a copy has nothing to abort.
+        # If this upload sent the bytes themselves, there is no copy to abort.
         unsettled.progress.uploads = {
             intent.seq: intent.upload_id for intent in found.intents if intent.upload_id is not None
         }
@@ -584,7 +587,7 @@ class Recovery:
     async def _reach(
         self, namespaces: Collection[str]
     ) -> tuple[dict[str, Capabilities], dict[str, BaseConnectorException]]:
-        """Return what buckets enforce, and why others do not say so: none holds up another (P26)."""
+        """Return the capabilities of buckets, and errors of unreachable ones: each by itself (P26)."""
         capabilities: dict[str, Capabilities] = {}
         unreachable: dict[str, BaseConnectorException] = {}
         for namespace in namespaces:
@@ -595,7 +598,7 @@ class Recovery:
         return capabilities, unreachable
 
     async def _settle(self, unsettled: Unsettled) -> Outcome:
-        """Finish what the journal says is left, and call back once the outcome is known."""
+        """Perform the remaining steps of the journal, and call back once the outcome is known."""
         lease = unsettled.lease
         decision = await self.context.backend.abort(lease.token, lock_wait=LOCK_WAIT)
         try:
@@ -618,8 +621,8 @@ class Recovery:
 
 def _not_held(transaction_id: str) -> TransactionException:
     message = (
-        f"Transaction {transaction_id} is not held: it was committed or undone, or another call does "
-        "that now; its time has run out; or it has another id. UOW.transactions() has those that are."
+        f"Transaction {transaction_id} is not held: it was committed or undone, or another call is doing "
+        "so now; its time has run out; or the id is wrong. UOW.transactions() lists held transactions."
     )
     return TransactionException(message)
 

@@ -25,12 +25,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Engine(EngineContext):
-    """What transactions of one configuration share on one event loop.
+    """The state that transactions of one configuration share on one event loop.
 
     Args:
         plugins: that are installed.
         recovery: finishes transactions that are left.
-        reconciler: brings catalog and buckets together.
+        reconciler: compares and corrects catalog and buckets.
     """
 
     plugins: PluginRegistry
@@ -40,15 +40,15 @@ class Engine(EngineContext):
 
 @dataclass(slots=True)
 class _Slot:
-    """The place of one engine on one loop.
+    """The slot for one engine on one loop.
 
     Attributes:
         turn: held while the engine opens or closes.
-        engine: while it is open.
+        engine: the engine, while it is open.
         lifetime: opens it, and closes it at its end.
-        users: units of work and others that use the engine.
-        lifespans: those of them that keep it open.
-        due: whether the last lifespan has ended, so that the last user closes the engine.
+        users: the number of units of work and other users of the engine.
+        lifespans: the number of users that keep it open.
+        due: whether the last lifespan has ended, so that the last user has to close the engine.
     """
 
     turn: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -77,9 +77,10 @@ async def engine_for(
 ) -> AsyncGenerator[Engine]:
     """Use the engine of a configuration on the running loop, opening it at first use.
 
-    It is closed after the last lifespan, when it is not used any more; a caller that wants it then waits, and
-    opens another one. Else it is closed with the loop: it lives in an asynchronous generator, and
-    `asyncio.run`, like every runner that ends a loop in order, closes those that are still open.
+    It is closed after the last lifespan, when it is no longer used; a caller that needs it
+    meanwhile waits, and opens another one. Without a lifespan it is closed with the loop: it lives
+    in an asynchronous generator, and `asyncio.run`, like every runner that shuts a loop down
+    properly, closes open generators.
 
     Args:
         config: the configuration.
@@ -87,7 +88,7 @@ async def engine_for(
         lifespan: whether the block keeps it open for others.
 
     Raises:
-        PluginException: no plugin brings the connector or the backend.
+        PluginException: no plugin provides the connector or the backend.
         FennFlowException: the connector or the backend cannot be opened.
     """
     loop = asyncio.get_running_loop()
@@ -97,7 +98,7 @@ async def engine_for(
         slot = _slots.setdefault(loop, {}).setdefault((config, id(plugins)), _Slot())
     async with slot.turn:
         if slot.engine is None:
-            # In an empty context: connections and their tasks outlive the request that opens them.
+            # Use an empty context: connections and their tasks outlive the request that opens them.
             await loop.create_task(_open(slot, config, plugins), context=Context())
         engine = slot.engine
         assert engine is not None  # noqa: S101 - it was opened, or that has raised
@@ -121,13 +122,13 @@ async def engine_for(
 
 async def _close(slot: _Slot) -> None:
     async with slot.turn:
-        # Another task may have used it again, or closed it, before this turn.
+        # Meanwhile another task may have used it again, or closed it.
         if slot.due and not slot.users and slot.lifetime is not None:
             await slot.lifetime.aclose()
 
 
 async def _open(slot: _Slot, config: ConfigDict, plugins: PluginRegistry) -> None:
-    """Open an engine; if the caller is cancelled when it is open, the next caller finds it."""
+    """Open an engine; if the caller is cancelled after that, the next caller finds it open."""
     slot.lifetime = _lifetime(config, plugins, slot)
     slot.engine = await anext(slot.lifetime)
 
@@ -135,7 +136,7 @@ async def _open(slot: _Slot, config: ConfigDict, plugins: PluginRegistry) -> Non
 async def _lifetime(
     config: ConfigDict, plugins: PluginRegistry, slot: _Slot
 ) -> AsyncGenerator[Engine]:
-    # What declares a unit of work imports this module, and may never open an engine.
+    # A program that only declares a unit of work imports this module, and may never open an engine.
     from fennflow.engine.catalogs import Registry
     from fennflow.engine.reconcile import Reconciler
     from fennflow.engine.recovery import Recovery
@@ -144,7 +145,7 @@ async def _lifetime(
         async with AsyncExitStack() as stack:
             new_connector = plugins.connector_for(config.connector).factory
             new_backend = plugins.backend_for(config.backend).factory
-            # In threads, since a factory may import a driver, which takes most of a second.
+            # Use threads, since a factory may import a driver, which takes almost a second.
             connector = await asyncio.to_thread(new_connector, config.connector, config)
             connector.buffers.limit = config.max_buffered_bytes
             stack.push_async_callback(connector.aclose)

@@ -43,10 +43,10 @@ if TYPE_CHECKING:
 
 
 class Deadline:
-    """Until when a unit of work may work; to be made on the running event loop.
+    """The deadline of a unit of work; create it on the running event loop.
 
     Args:
-        timeout: seconds from now; None for ever.
+        timeout: seconds from now; None for no limit.
     """
 
     def __init__(self, timeout: float | None) -> None:
@@ -54,7 +54,7 @@ class Deadline:
         self._at = None if timeout is None else asyncio.get_running_loop().time() + timeout
 
     def check(self) -> None:
-        """Refuse to begin anything when it is over.
+        """Refuse to begin anything after the deadline.
 
         Raises:
             TransactionTimeoutException: it is over.
@@ -64,7 +64,7 @@ class Deadline:
 
     @asynccontextmanager
     async def limit(self) -> AsyncGenerator[None]:
-        """Cut the block off when the deadline is over.
+        """Cut the block off at the deadline.
 
         Raises:
             TransactionTimeoutException: it is over.
@@ -84,17 +84,17 @@ class Deadline:
 
     def _over(self) -> TransactionTimeoutException:
         message = (
-            f"The unit of work did not end within timeout={self._timeout} s. Nothing of it is "
-            "committed; what it has written is undone. Run it again, or give it more time."
+            f"The unit of work did not end within timeout={self._timeout} s. None of it is "
+            "committed; its changes are undone. Run it again, or give it more time."
         )
         return TransactionTimeoutException(message)
 
 
 class _Wait:
-    """How long the caller of a commit or a rollback still waits once it was cancelled.
+    """How long the caller of a commit or a rollback keeps waiting after a cancellation.
 
     Args:
-        seconds: in all.
+        seconds: the total.
         begun: whether it was cancelled before.
     """
 
@@ -110,7 +110,7 @@ class _Wait:
         return self._deadline is not None
 
     def left(self) -> float:
-        """Return the seconds that are left; they run from the first call."""
+        """Return the remaining seconds; the time starts with the first call."""
         now = asyncio.get_running_loop().time()
         if self._deadline is None:
             self._deadline = now + self._seconds
@@ -118,13 +118,13 @@ class _Wait:
 
 
 class Session:
-    """What one `async with` block does; `commit`, `rollback` and `hold` begin a new transaction.
+    """The work of one `async with` block; `commit`, `rollback` and `hold` begin a new transaction.
 
     Args:
         engine: connector, backend and configuration.
         areas: that the repositories of the unit of work can see.
         joined: the user's transaction in which it commits, if it joined one.
-        deadline: until when it may work.
+        deadline: the deadline of the unit of work.
     """
 
     def __init__(
@@ -150,10 +150,10 @@ class Session:
 
     @asynccontextmanager
     async def call(self, operation: str, namespace: str) -> AsyncGenerator[Transaction]:
-        """Guard a call: the session is open, and does not end before the call has.
+        """Guard a call: the session must be open, and does not end before the call.
 
         Args:
-            operation: what it does, for those who watch.
+            operation: the name of the operation, for traces and metrics.
             namespace: the bucket.
 
         Raises:
@@ -167,10 +167,10 @@ class Session:
             yield tx
 
     def _open(self) -> Transaction:
-        """Return the transaction that is open.
+        """Return the open transaction.
 
         Raises:
-            TransactionException: the session has ended, or is ending, or is another loop's.
+            TransactionException: the session has ended or is ending, or belongs to another loop.
         """
         self.check_usable()
         if not self._free.is_set():
@@ -183,7 +183,7 @@ class Session:
 
     @contextmanager
     def writes(self, name: str) -> Generator[None]:
-        """Let the block be a call whose bytes the caller hands on: a commit would wait for it, and for ever."""
+        """Register a call that gets its bytes from the caller: a commit would wait for it forever."""
         self._being_written.append(name)
         try:
             yield
@@ -212,7 +212,7 @@ class Session:
             raise TransactionException(message)
 
     def register(self) -> list[Callbacks]:
-        """Return where a callback of the caller's belongs.
+        """Return the list to which a callback of the caller belongs.
 
         Raises:
             TransactionException: the session has ended, or is ending.
@@ -220,7 +220,7 @@ class Session:
         return self._open().register()
 
     def add_hook(self, hook: Hook) -> None:
-        """Remember what is called after the commit, by this process or another one (P36).
+        """Register a hook, which this process or another one calls after the commit (P36).
 
         Raises:
             ConfigException: the backend cannot journal it, it is a compensation, or it was registered
@@ -232,7 +232,7 @@ class Session:
             each.hooks.append(hook)
 
     async def step(self, do: Callable[[], Any], undo: Undo | JobCall) -> Any:
-        """Do a saga step of the user's own, and remember how it is undone."""
+        """Perform a saga step of the user, and register its undo."""
         tx = self._open()
         places = tx.register()
         with self._calls.call([tx, *tx.scopes()], rolled_back):
@@ -249,7 +249,7 @@ class Session:
             return result
 
     def _note_step(self, tx: Transaction, places: Sequence[Callbacks], undo: Undo) -> None:
-        """Remember how a step is undone; one that ended after the rollback is undone at once."""
+        """Register the undo of a step; if the step ended after the rollback, undo it immediately."""
         if tx.callbacks.begun:
             aftermaths = self._engine.recovery.aftermaths
             aftermaths.start(Callbacks(undos=[undo]), Outcome.ABORTED, tx.transaction_id)
@@ -264,7 +264,7 @@ class Session:
         do: Callable[[], Any],
         call: JobCall,
     ) -> Any:
-        """Do a step whose undo is in the journal before it begins (P33)."""
+        """Perform a step whose undo is journaled before it begins (P33)."""
         jobs = self._engine.recovery.jobs
         undo = jobs.own(await tx.journal_compensation(call))
         for each in places:
@@ -275,13 +275,13 @@ class Session:
             tx.check()
         except StepNotDoneException:
             for each in places:
-                if undo in each.undos:  # not if it was called meanwhile
+                if undo in each.undos:  # unless it was called meanwhile
                     each.undos.remove(undo)
             await jobs.remove(undo)
             raise
         except BaseException:
-            # Whatever it raises, it may have taken effect before; and after its compensation, if the
-            # transaction ended meanwhile.
+            # Whatever it raises, it may have taken effect before that. If the transaction ended
+            # meanwhile, it may have taken effect after its compensation.
             undo.failed = True
             if tx.callbacks.begun or not tx.lease.held:
                 await jobs.journal_again(undo.job)
@@ -290,7 +290,7 @@ class Session:
 
     @asynccontextmanager
     async def savepoint(self) -> AsyncGenerator[None]:
-        """Undo what the block did, and nothing else, if an exception leaves it.
+        """Undo the work of the block, and nothing else, if an exception leaves it.
 
         Raises:
             TransactionException: the session has ended, or is ending.
@@ -312,11 +312,11 @@ class Session:
     async def _undo_scope(
         self, tx: Transaction, scope: Scope, around: Sequence[Callbacks], cause: BaseException
     ) -> asyncio.CancelledError | None:
-        """Take back what a savepoint did, and return the cancellation that arrived meanwhile."""
+        """Undo the work of a savepoint, and return a cancellation that arrived meanwhile."""
         scope.undone = True
         _, cancellation = await shielded(self._calls.break_off(scope), grace=lambda: self._grace)
         if tx.ended:
-            return cancellation  # all of it is taken back
+            return cancellation  # all of it is undone
         undos = tx.rewind(scope)
         tx.release(undos)
         work, again = await shielded(
@@ -340,7 +340,7 @@ class Session:
         try:
             await tx.journal_released()
         except Exception as error:  # noqa: BLE001 - tried again before the pivot
-            notes = [f"It is not in the journal yet that steps are undone: {error}"]
+            notes = [f"The undo of steps is not journaled yet: {error}"]
         else:
             notes = []
         return notes + await run_undos(undos, tx.transaction_id)
@@ -354,14 +354,14 @@ class Session:
         """Make all changes visible in one instant, or undo them and raise.
 
         Args:
-            last: whether the block ends with it, so that it waits for other tasks that commit or
-                roll back.
+            last: whether the block ends with it, so that it waits while other tasks commit or roll
+                back.
 
         Raises:
             ConflictException: `validate_reads`, and a record that was read has changed.
             TransactionLostException: the lease ran out; recovery undoes the transaction.
             CommitUncertainException: the outcome is unknown; recovery will commit or roll back.
-            TransactionTimeoutException: its time is over.
+            TransactionTimeoutException: its timeout has passed.
             TransactionException: a file is still open for writing.
             Exception: what the backend raised; the transaction is undone.
         """
@@ -393,7 +393,7 @@ class Session:
 
         Raises:
             ConfigException: it would be held for longer than `max_transaction_age`.
-            TransactionException: it has nothing to hold, or what no other process can do.
+            TransactionException: it has nothing to hold, or work that no other process can do.
             Exception: what the backend raised; the transaction is undone.
         """
         tx = self._open()
@@ -403,7 +403,7 @@ class Session:
             raise ConfigException(message)
         wait = _Wait(self._grace)
         async with self._deciding():
-            self._check_can_be_held()  # now that no step can register an undo any more
+            self._check_can_be_held()  # checked when no step can register an undo any more
             ending = Ending(self._engine, tx, self._joined)
             work, cancellation = await shielded(ending.hold(expires_in), grace=wait.left)
             error = None if work.cancelled() else work.exception()
@@ -438,14 +438,14 @@ class Session:
                 "directories are free is known only at the commit."
             )
         elif not (tx.journaled or tx.callbacks.hooks):
-            message = "There is nothing to hold: this unit of work has changed nothing."
+            message = "There is nothing to hold: this unit of work has made no changes."
         if message is not None:
             raise TransactionException(message)
 
     async def rollback(self, cause: BaseException | None = None, *, last: bool = False) -> None:
         """Undo all changes, even if the caller is cancelled meanwhile (P21).
 
-        Calls that other tasks have under way are broken off.
+        Running calls of other tasks are interrupted.
 
         Args:
             cause: the exception that ended the block; what goes wrong is added to it as a note,
@@ -457,7 +457,7 @@ class Session:
         if last and not self._free.is_set():
             free, _ = await shielded(self._free.wait(), grace=wait.left, grace_started=wait.begun)
             if free.cancelled():
-                return  # what is under way ends the transaction
+                return  # another call is ending the transaction
         with self._exclusive(last=last):
             self._tx.ended = True
             ending = Ending(self._engine, self._tx, self._joined)
@@ -480,10 +480,10 @@ class Session:
             raise cancellation
 
     def check_ends_here(self) -> None:
-        """Refuse to decide what the user's surrounding transaction decides, or what has ended.
+        """Refuse to end a transaction that the user's surrounding transaction decides, or that has ended.
 
         Raises:
-            TransactionException: it does, or the session has ended.
+            TransactionException: a surrounding transaction decides, or the session has ended.
         """
         self.check_usable()
         if self._joined is not None and self._joined.managed_by_caller:
@@ -499,7 +499,7 @@ class Session:
 
     @asynccontextmanager
     async def _deciding(self) -> AsyncGenerator[None]:
-        """Let the block commit or hold the transaction, now that all of its calls have ended."""
+        """Let the block commit or hold the transaction after all of its calls have ended."""
         self._deadline.check()
         if self._being_written:
             message = (
@@ -545,20 +545,20 @@ class Session:
         *,
         raises: bool = False,
     ) -> asyncio.CancelledError | None:
-        """Undo the user's own steps, and call back; what takes longer than the wait goes on alone.
+        """Undo the user's steps and call back; calls that outlast the wait continue in the background.
 
         Args:
-            cause: what is to be raised; gets what went wrong as notes.
-            wait: how long the caller still waits once it was cancelled.
-            cancellation: that arrived before.
-            raises: whether the caller raises the last cancellation, which then gets the notes.
+            cause: the exception to raise; errors are added to it as notes.
+            wait: how long the caller keeps waiting after a cancellation.
+            cancellation: a cancellation that arrived earlier.
+            raises: whether the caller raises the last cancellation; the notes are then added to it.
 
         Returns:
             the last cancellation.
         """
         tx = self._tx
         if tx.outcome is None:
-            return cancellation  # recovery calls back when it knows the outcome
+            return cancellation  # recovery calls back once it knows the outcome
         tx.callbacks.begun = True
         if not tx.callbacks:
             return cancellation
@@ -580,7 +580,7 @@ class Session:
     async def _call_hooks(
         self, wait: _Wait, cancellation: asyncio.CancelledError | None
     ) -> asyncio.CancelledError | None:
-        """Call the hooks of a commit (P36); what takes longer than a moment goes on alone.
+        """Call the hooks of a commit (P36); those that take longer continue in the background.
 
         Returns:
             the last cancellation.

@@ -13,20 +13,20 @@ from fennflow.connectors import StoredObject
 
 PREFIX = "fennflow_"
 MAX_SEQ = 2**63 - 1
-"""What a database holds as an integer."""
+"""The integers that a database can hold."""
 
 _ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _CATALOG = re.compile(r"[!-.0-~]{1,128}")
 _SEQ = re.compile(r"[1-9][0-9]{0,18}")
 _TIME_ORDERED = 7
-"""The version of UUIDs that begin with the time at which they were made."""
+"""The version of UUIDs that begin with the time of their creation."""
 
 
 class Stamp(NamedTuple):
-    """Which write made an object, and what it holds.
+    """Identifies the write that made an object.
 
     Attributes:
-        write: which one.
+        write: the id of the write.
         content_type: the tag of its class. For people who look at the bucket: it is never read.
         sha256: of its bytes; also only for people.
         catalog_id: of the catalog that the transaction belongs to, if that outlives its process.
@@ -51,20 +51,21 @@ def stamped(metadata: Mapping[str, str], stamp: Stamp) -> dict[str, str]:
 
 
 def unstampable() -> dict[str, str]:
-    """Return metadata that, bound by the signature of an upload, keep it from having a stamp."""
+    """Return metadata that, if the signature of an upload covers them, keep it from having a stamp."""
     return {PREFIX + "transaction": "none"}
 
 
 def unstamped(metadata: Mapping[str, str]) -> dict[str, str]:
-    """Return the user's metadata alone."""
+    """Return only the user's metadata."""
     return {name: value for name, value in metadata.items() if not name.startswith(PREFIX)}
 
 
 def stamp_of(stored: StoredObject) -> Stamp | None:
     """Return the stamp of an object; None if FennFlow did not write it.
 
-    Any writer of the bucket can set such metadata, so what is not exactly as FennFlow
-    writes it is not a stamp, and what is one proves nothing: class and checksum are not read.
+    Anyone who can write to the bucket can set such metadata. So metadata that are not exactly as
+    FennFlow writes them are not a stamp, and a stamp proves nothing: class and checksum are not
+    read.
     """
     catalog_id = stored.metadata.get(PREFIX + "catalog")
     if catalog_id is not None and not is_catalog_id(catalog_id):
@@ -81,14 +82,14 @@ def is_catalog_id(text: str) -> bool:
 
 
 def checked_write(transaction_id: str, seq: str) -> WriteId | None:
-    """Return the id of a write; None if texts cannot be the parts of one."""
+    """Return the id of a write; None if the texts are not valid parts of one."""
     if not _ID.fullmatch(transaction_id) or not _SEQ.fullmatch(seq) or int(seq) > MAX_SEQ:
         return None
     return WriteId(transaction_id, int(seq))
 
 
 def began(transaction_id: str) -> datetime | None:
-    """Return when a transaction began, by the clock of its process; None if its id does not say."""
+    """Return when a transaction began, by the clock of its process; None if its id has no time."""
     try:
         found = UUID(transaction_id)
     except ValueError:
@@ -98,7 +99,7 @@ def began(transaction_id: str) -> datetime | None:
     try:
         return datetime.fromtimestamp((found.int >> 80) / 1000, UTC)
     except (OverflowError, ValueError):
-        return None  # a year that no calendar has
+        return None  # the year is out of range
 
 
 def made_by(stored: StoredObject | None, write: WriteId) -> bool:

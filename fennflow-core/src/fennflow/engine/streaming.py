@@ -28,13 +28,13 @@ READ_ATTEMPTS = 4
 """Of a connection that brings nothing, before a reader gives up."""
 FIRST_PAUSE = 0.1
 _END = object()
-"""What a source has after its last chunk: one that yields None has not ended."""
+"""Marks the end of a source; a source that yields None has not ended."""
 HASH_AT_ONCE = 1 << 20
-"""Bytes for which it pays to go to a thread."""
+"""From how many bytes on hashing in a thread is faster."""
 
 
 class SourceError(Exception):
-    """What the user's source of bytes raised, on its way through a connector."""
+    """Carries an exception of the user's source through a connector."""
 
     def __init__(self, error: Exception) -> None:
         super().__init__(str(error))
@@ -43,17 +43,18 @@ class SourceError(Exception):
 
 @dataclass(slots=True)
 class Source:
-    """A body whose bytes come from the user while they are sent.
+    """A body that is read from the user's source while it is sent.
 
     Args:
-        name: for errors.
-        chunks: opens it.
-        size: in bytes, if the user says it.
+        name: the name for errors.
+        chunks: opens the source.
+        size: in bytes, if the user gave it.
         repeatable: whether it can be opened again, to be sent again.
-        on_bytes: called with how many bytes more were read.
+        on_bytes: called with the number of additional bytes that were read.
 
     Attributes:
-        held: for what was read before a connector reads it, which then has a share of its own.
+        held: the memory for bytes that were read before a connector reads the source, which then
+            has its own share.
         count: bytes read since it was opened last.
         sha256: of all of them, hexadecimal, once they are read.
     """
@@ -71,15 +72,15 @@ class Source:
     _begun: list[bytes] = field(default_factory=list[bytes])
 
     async def whole(self, limit: int, idle: float) -> bytes | None:
-        """Return the body if it is shorter than the limit; else keep what was read of it.
+        """Return the body if it is shorter than the limit; otherwise keep the bytes that were read.
 
         Args:
             limit: in bytes.
             idle: seconds for which the source may give nothing.
 
         Raises:
-            UploadIdleException: it gave nothing for longer.
-            Exception: what the source raises.
+            UploadIdleException: it gave nothing for longer than that.
+            Exception: any exception of the source.
         """
         if self.size is not None and self.size >= limit:
             return None
@@ -101,11 +102,11 @@ class Source:
         """Iterate over all of it, from its beginning.
 
         Args:
-            check: called before each chunk is handed on, and at the end.
+            check: called before each chunk is passed on, and at the end.
             idle: seconds for which the source may give nothing.
 
         Raises:
-            SourceError: the source failed, or has another size than it should.
+            SourceError: the source failed, or does not have the declared size.
         """
         begun, self._begun = self._begun, []
         opened, self._opened = self._opened or self.chunks(), None
@@ -142,10 +143,10 @@ class Source:
                         return None
                     if checked := self._checked(chunk):
                         return checked
-                    await asyncio.sleep(0)  # else a source of empty chunks would stop the loop
+                    await asyncio.sleep(0)  # empty chunks must not block the loop
         except TimeoutError:
             if not limit.expired():
-                raise  # the source's own
+                raise  # raised by the source itself
             message = (
                 f"{self.name} produced no bytes for {idle:g} seconds (upload_idle_timeout). The call "
                 "was rolled back; send the file again."
@@ -153,7 +154,7 @@ class Source:
             raise UploadIdleException(message) from None
 
     def check_size(self, size: int) -> None:
-        """Refuse a body that is not as long as was said."""
+        """Refuse a body that does not have the declared size."""
         if self.size is not None and self.size != size:
             message = (
                 f"{self.name} has {size} bytes, but size={self.size} was given. The call was rolled "
@@ -162,7 +163,7 @@ class Source:
             raise FileException(message)
 
     async def aclose(self) -> None:
-        """Close what was opened and not read to its end."""
+        """Close a source that was not read to its end."""
         if self._opened is not None:
             await self._opened.aclose()
 
@@ -186,7 +187,7 @@ class Source:
 
 
 async def sha256_of(body: bytes) -> str:
-    """Return the SHA-256 of bytes, hexadecimal; of large ones in a thread."""
+    """Return the hexadecimal SHA-256 of bytes; for large ones it is computed in a thread."""
     if len(body) < HASH_AT_ONCE:
         return hashlib.sha256(body).hexdigest()
     digest = await asyncio.to_thread(hashlib.sha256, body)
@@ -194,7 +195,7 @@ async def sha256_of(body: bytes) -> str:
 
 
 class Digest:
-    """A SHA-256 that is computed in a thread while the next bytes are on their way."""
+    """A SHA-256 that is computed in a thread while the next bytes are transferred."""
 
     def __init__(self) -> None:
         self._hash = hashlib.sha256()
@@ -203,7 +204,7 @@ class Digest:
         self._busy: asyncio.Future[None] | None = None
 
     async def update(self, chunk: bytes) -> None:
-        """Add bytes, which may wait for those before."""
+        """Add bytes; this may wait for earlier ones."""
         self._chunks.append(chunk)
         self._size += len(chunk)
         if self._size >= HASH_AT_ONCE:
@@ -214,7 +215,7 @@ class Digest:
             self._busy = loop.run_in_executor(None, self._take, chunks)
 
     async def hexdigest(self) -> str:
-        """Return it, of all bytes."""
+        """Return the digest of all bytes."""
         if self._busy is not None:
             await self._busy
         self._take(self._chunks)
@@ -227,17 +228,17 @@ class Digest:
 
 @dataclass(slots=True)
 class Download:
-    """The bytes of a record on their way to the user, from one version to the end (P29).
+    """A download of the bytes of one record, of one version from beginning to end (P29).
 
     Args:
         connector: where they are stored.
-        call: begins a call of the session, by which it looks at the catalog.
+        call: begins a call of the session, in which it reads the catalog.
         key: of the object.
-        start: the first byte wanted.
+        start: the first byte to read.
         end: the byte before which to stop; None for all.
 
     Attributes:
-        record: whose bytes they are; known once the download is open.
+        record: the record of the bytes; known once the download is open.
         position: of the next byte.
     """
 
@@ -250,7 +251,7 @@ class Download:
     position: int = 0
 
     async def open(self) -> AsyncGenerator[bytes]:
-        """Connect, so that what is missing is missed now, and return what iterates over the bytes.
+        """Connect, so that a missing file raises now, and return an iterator over the bytes.
 
         Raises:
             NoSuchKeyException: there is no such file.
@@ -317,7 +318,9 @@ class Download:
 
     def _check_complete(self) -> None:
         if self.position < self._end():
-            message = f"{self.key.namespace}/{self.key.key} broke off at byte {self.position}."
+            message = (
+                f"{self.key.namespace}/{self.key.key}: connection lost at byte {self.position}."
+            )
             raise ConnectorUnavailableException(message)
 
     async def _follow(self, error: Exception, begin: int, *, last: bool) -> None:
@@ -328,7 +331,7 @@ class Download:
         if last or unmoved or not (same or self.position == begin):
             what = "was changed while it was read"
             then = "Read it again."
-            if unmoved:  # the catalog expects there what is not there
+            if unmoved:  # the object is not the one that the catalog has recorded
                 what = "was changed or deleted outside FennFlow"
                 then = "Put it again, or reconcile the catalog with the bucket."
             message = f"{self.key.namespace}/{self.key.key} {what}, noticed at byte {self.position}. {then}"

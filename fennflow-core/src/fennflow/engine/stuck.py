@@ -1,4 +1,4 @@
-"""What an operator must know: transactions that keep paths locked or wait to be cleaned up (P6, P9, P20)."""
+"""Describes transactions that keep paths locked or wait for clean-up, for operators (P6, P9, P20)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from fennflow.backends import Backend
 
 A_MOMENT = 1.0
-"""Seconds between two looks: a transaction that is in both did not just happen to be finishing."""
+"""Seconds between two checks: a transaction that is in both was not just about to finish."""
 PAGE = 1000
 NAMED = 3
 SAME_BUT_LAST = 16
@@ -20,7 +20,7 @@ SAME_BUT_LAST = 16
 
 
 async def unfinished(backend: Backend) -> list[str]:
-    """Describe the transactions that are decided, and were not finished within a moment."""
+    """Describe the decided transactions that were not finished within a moment."""
     before = await _decided(backend)
     if not before:
         return []
@@ -33,12 +33,12 @@ async def unfinished(backend: Backend) -> list[str]:
 async def undecided(
     backend: Backend, period: float, waiting: Collection[str] = ()
 ) -> dict[str, str]:
-    """Describe the transactions that have been undecided for long, or whose decision was cut off.
+    """Describe the transactions that have been undecided for a long time, or whose decision was cut off.
 
     Args:
-        backend: that keeps them.
-        period: seconds that are long.
-        waiting: ids of others to describe, if they are undecided still.
+        backend: the backend that has them.
+        period: how many seconds count as a long time.
+        waiting: ids of other transactions to describe if they are still undecided.
 
     Returns:
         the descriptions by id.
@@ -56,7 +56,7 @@ async def undecided(
 
 
 async def overdue(backend: Backend) -> list[str]:
-    """Describe the late writes that are to be looked for, and were not within a moment."""
+    """Describe the late writes that are due and were not checked within a moment."""
     before = set(await backend.due_late_writes(after=None, limit=PAGE))
     if not before:
         return []
@@ -79,7 +79,7 @@ async def holder(backend: Backend, transaction_id: str) -> str | None:
     [held] = found
     if held.lease_left > 0:
         lease = (
-            f"Its process is alive, or was lately: its lease ends in {held.lease_left:.0f} s. If it was "
+            f"Its process is alive, or was alive recently: its lease ends in {held.lease_left:.0f} s. If it was "
             "killed, try again after that: the next writer undoes the transaction. With a lock_timeout "
             "above lease_ttl a call waits for that by itself"
         )
@@ -112,7 +112,7 @@ def _described(transaction: JournaledTransaction) -> str:
     if transaction.outcome is None:
         return (
             f"{name} has been open for {transaction.age:.0f} s: {named}. Until its block ends, and the "
-            "transaction of the database that it joined, if it did, these paths stay locked. If its "
+            "database transaction that it joined, if any, these paths stay locked. If its "
             "process hangs or is stopped, end that process; if it is gone, recovery undoes the transaction."
         )
     is_what = (

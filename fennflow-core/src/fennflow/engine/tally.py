@@ -1,4 +1,4 @@
-"""What a reconciliation has found so far."""
+"""Counts the findings of a reconciliation."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ OnProgress = Callable[[ReconcileReport], object]
 
 @dataclass(slots=True)
 class Tally:
-    """Counts what is found, and passes it on.
+    """Counts findings and passes them on.
 
     Args:
         on_finding: called with each difference, after what was done about it is durable.
-        on_progress: called now and then.
+        on_progress: called from time to time.
     """
 
     on_finding: OnFinding | None
@@ -46,7 +46,7 @@ class Tally:
     _new: list[Finding] = field(default_factory=list[Finding])
 
     def begin(self) -> None:
-        """Forget what an earlier pass has counted of what each pass finds again."""
+        """Reset the counts of findings that each pass finds again."""
         self.objects = self.records = 0
         for kind in HIDING:
             self.differences.pop(kind, None)
@@ -55,11 +55,11 @@ class Tally:
         )
 
     def add(self, finding: Finding) -> None:
-        """Take a finding; it counts from the next `pass_on`."""
+        """Add a finding; it counts from the next `pass_on` on."""
         self._new.append(finding)
 
     def add_unlisted(self, area: Area, incomplete: Sequence[IncompleteListingException]) -> None:
-        """Take what of an area could not be listed, and log it."""
+        """Add what could not be listed in an area, and log it."""
         for error in incomplete:
             log_event(
                 logging.WARNING,
@@ -73,7 +73,7 @@ class Tally:
                 self.add(Finding(area.namespace, path, Difference.UNLISTED, reason=str(error)))
 
     async def pass_on(self) -> None:
-        """Count what is new, and call back: it is durable by now."""
+        """Count new findings, which are durable by now, and call back."""
         for finding in self._new:
             self.differences[finding.difference] += 1
             if finding.action is not None:
@@ -86,12 +86,12 @@ class Tally:
         self._new.clear()
 
     async def progress(self) -> None:
-        """Call back with how far it is."""
+        """Report the progress."""
         if self.on_progress is not None:
             await notify(self.on_progress, self.report())
 
     def report(self) -> ReconcileReport:
-        """Return how far it is."""
+        """Return the report so far."""
         return ReconcileReport(
             objects=self.objects,
             records=self.records,
@@ -102,14 +102,14 @@ class Tally:
 
 
 def _rank(finding: Finding) -> int:
-    """Order findings: what still needs attention, what is another catalog's, what was dealt with."""
+    """Order findings: those that need attention, those of other catalogs, those that were handled."""
     if finding.action is not None:
         return 2
     return int(finding.difference is Difference.OTHER_CATALOG)
 
 
 def warn_of_unreadable(key: ObjectKey, error: BaseConnectorException) -> None:
-    """Log that an object was passed over."""
+    """Log that an object was skipped."""
     log_event(
         logging.WARNING,
         "%r in %s cannot be read and was skipped: %s",

@@ -1,4 +1,4 @@
-"""Tickets: what a client may upload and to which key, signed by the catalog.
+"""Tickets: what a client may upload to which key, signed by the catalog.
 
 A client keeps the ticket, so it is checked when it comes back. It contains a code that can be computed
 only with the catalog's key.
@@ -23,20 +23,20 @@ _MAX_CHARACTERS = 16_384
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ticket:
-    """One upload that was allowed.
+    """The permission for one upload.
 
     Args:
-        ticket_id: with the sequence 1 the stamp of what is uploaded.
-        staging_key: where the bytes go.
+        ticket_id: the id; with sequence 1 it identifies the upload like a write.
+        staging_key: the key to which the bytes are uploaded.
         namespace: of the file.
         key: of the file.
         deadline: seconds since the epoch after which it is not accepted.
-        max_size: in bytes.
+        max_size: the largest size in bytes.
         size: in bytes; None for any up to `max_size`.
-        media_type: None for any.
+        media_type: the media type; None for any.
         sha256: hexadecimal; None for any bytes.
         upload_id: of a multipart upload.
-        part_size: in bytes, of all its parts but the last.
+        part_size: the size of all its parts except the last, in bytes.
     """
 
     ticket_id: str
@@ -59,7 +59,7 @@ class Ticket:
 
 
 def ticket_key(reserved_prefix: str, catalog_id: str, ticket_id: str, deadline: int) -> str:
-    """Return where the bytes of an upload go; the sweep reads the deadline there (P32)."""
+    """Return the staging key of an upload; the sweep reads the deadline from it (P32)."""
     return f"{reserved_prefix}/{catalog_id}/{DIRECTORY}/{deadline}/{ticket_id}"
 
 
@@ -71,7 +71,7 @@ def signed(ticket: Ticket, key: bytes) -> str:
 
 
 def opened(token: object, key: bytes) -> Ticket:
-    """Return the ticket that a text is.
+    """Parse a ticket.
 
     Raises:
         UploadTicketException: this catalog did not make it.
@@ -80,9 +80,9 @@ def opened(token: object, key: bytes) -> Ticket:
     right = len(payload) < _MAX_CHARACTERS and payload.isascii() and code.isascii()
     if not (right and hmac.compare_digest(_code(payload, key), code)):
         message = (
-            "This is not a ticket for uploads that this catalog has made. Nothing was accepted. Pass "
+            "This is not an upload ticket of this catalog. Nothing was accepted. Pass "
             "the ticket, or its token, as upload_ticket() returned it. (A catalog in memory knows "
-            "the tickets of its own process alone.)"
+            "only the tickets of its own process.)"
         )
         raise UploadTicketException(message)
     return Ticket(**json.loads(base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4))))

@@ -50,24 +50,24 @@ if TYPE_CHECKING:
 
 STREAMS_AT_ONCE = 4
 FEW = 32
-"""Keys that are sooner put in their places one by one than sorted with many others."""
+"""Up to this number, inserting keys one by one is faster than sorting."""
 
 Place = Callable[[ObjectKey, Record | None, Sequence[Write]], Placement | None]
 
 
 @dataclass(slots=True, eq=False)
 class Scope:
-    """What can be taken back alone: what a savepoint did, or a call of several steps.
+    """A part of a transaction that can be undone separately: a savepoint, or a call with several steps.
 
-    What is done in its context belongs to it, by the tasks that were started there too; what runs
-    in parallel does not.
+    Work in its context belongs to it, including work of tasks that were started there; parallel
+    work does not.
 
     Args:
         tx: the transaction.
         outer: the scope in which it was opened, which may be of another transaction.
-        seqs: of its writes.
-        callbacks: that were registered in it.
-        undone: whether it was taken back, so that nothing more can be done in it.
+        seqs: the sequences of its writes.
+        callbacks: the callbacks that were registered in it.
+        undone: whether it was undone, so that nothing more can be done in it.
     """
 
     tx: Transaction
@@ -81,7 +81,7 @@ _scope: ContextVar[Scope | None] = ContextVar("fennflow_scope", default=None)
 
 
 class Transaction:
-    """What a transaction did since it began: its token, its writes, what it read.
+    """The state of a transaction: its token, its writes, its reads.
 
     Args:
         engine: connector, backend and configuration.
@@ -92,17 +92,17 @@ class Transaction:
         journaled: whether the journal has, or may have, rows of it (P1).
         rows_confirmed: whether the journal is known to have rows of it.
         began: when it was first journaled, by `clock`.
-        progress: what earlier attempts to finish it have done.
-        outcome: how it was decided, as far as this process knows.
+        progress: the progress of earlier attempts to finish it.
+        outcome: its outcome, if this process knows it.
         failure: why it could not commit.
-        writes: by sequence; `chains` has the sequences of each key.
-        capabilities: of the namespaces that it writes to.
-        directories: those of the keys that it writes to, on stores that are file systems.
-        reads: the records that it read, where `validate_reads` asks for them.
+        writes: its writes by sequence; `chains` has the sequences of each key.
+        capabilities: the capabilities of the namespaces that it writes to.
+        directories: the directories of its keys, on stores that are file systems.
+        reads: the records that it read, if `validate_reads` is set.
         slots: bounds the object requests in flight.
-        streams: bounds the streams on their way to the store, a part of each of which is in memory.
+        streams: bounds the concurrent streams, since a part of each is in memory.
         callbacks: those that the user registered.
-        ended: whether it is being rolled back, or was, so that calls send nothing more for it.
+        ended: whether its rollback has begun, so that calls send nothing more for it.
     """
 
     def __init__(self, engine: Engine, areas: UsedAreas) -> None:
@@ -124,7 +124,7 @@ class Transaction:
         self.failure: Exception | None = None
         self.writes: dict[int, Write] = {}
         self.chains: dict[ObjectKey, list[int]] = {}
-        # The keys of `chains` by namespace, and those that are not there yet.
+        # The keys of `chains` by namespace, and new keys that are not sorted in yet.
         self._ordered: dict[str, list[str]] = {}
         self._unordered: dict[str, list[str]] = {}
         self.capabilities: dict[str, Capabilities] = {}
@@ -139,7 +139,7 @@ class Transaction:
         self._unreleased: list[Job] = []
 
     def check_age(self) -> None:
-        """Refuse to commit a transaction that reconciliation may take for dead, and its objects for orphans.
+        """Refuse to commit a transaction whose age lets reconciliation treat its objects as orphans.
 
         Raises:
             TransactionException: it is older than `max_transaction_age`.
@@ -148,7 +148,7 @@ class Transaction:
         if self.journaled and age >= self.config.max_transaction_age:
             message = (
                 f"Transaction {self.transaction_id} is older than max_transaction_age="
-                f"{self.config.max_transaction_age} s; nothing of it was committed. Use shorter units "
+                f"{self.config.max_transaction_age} s; none of it was committed. Use shorter units "
                 "of work, or raise max_transaction_age."
             )
             raise TransactionException(message)
@@ -170,17 +170,17 @@ class Transaction:
         return keys
 
     def update(self, seq: int, **changes: Any) -> None:
-        """Note what became of a write."""
+        """Store the new state of a write."""
         self.writes[seq] = replace(self.writes[seq], **changes)
 
     def retract(self, seqs: Sequence[int]) -> None:
-        """Take writes back: what they replaced counts again (P8)."""
+        """Retract writes: the writes that they replaced count again (P8)."""
         for seq in seqs:
             self.update(seq, retracted=True)
 
     @contextmanager
     def scope(self) -> Generator[Scope]:
-        """Let what is done in the block belong to a scope of its own."""
+        """Run the block in a new scope."""
         outer = _scope.get()
         scope = Scope(self, outer)
         _scope.set(scope)
@@ -193,7 +193,7 @@ class Transaction:
         """Return the scopes of the transaction in which the caller runs.
 
         Raises:
-            TransactionException: one of them was taken back.
+            TransactionException: one of them was undone.
         """
         found: list[Scope] = []
         scope = _scope.get()
@@ -210,18 +210,18 @@ class Transaction:
         return found
 
     def register(self) -> list[Callbacks]:
-        """Return where a callback of the caller's belongs: to the transaction, and to its scopes."""
+        """Return the callback lists of the caller: those of the transaction and of its scopes."""
         return [*(scope.callbacks for scope in self.scopes()), self.callbacks]
 
     def rewind(self, scope: Scope) -> list[Undo]:
-        """Take back all that a scope did, and return the undos registered in it."""
+        """Undo the writes of a scope, and return the undos that were registered in it."""
         scope.undone = True
         self.retract(scope.seqs)
         return self.callbacks.forget(scope.callbacks)
 
     @contextmanager
     def whole(self) -> Generator[None]:
-        """Take back what the block did if it fails: a call of several steps is one call (P8)."""
+        """Undo the work of the block if it fails: a call with several steps is atomic (P8)."""
         with self.scope() as scope:
             try:
                 yield
@@ -230,7 +230,7 @@ class Transaction:
                 raise
 
     def check(self) -> None:
-        """Refuse to send anything for a transaction that is not this process's to go on with.
+        """Refuse to send anything for a transaction that this process may no longer continue.
 
         Raises:
             TransactionException: it is being rolled back.
@@ -241,7 +241,7 @@ class Transaction:
         self.lease.check()
 
     async def prepare_read(self, namespace: str) -> None:
-        """Prepare to look at the catalog, and own changes over it.
+        """Prepare for reading the catalog together with the transaction's own changes.
 
         Raises:
             TransactionLostException: its own changes may be undone by now (P23).
@@ -262,10 +262,11 @@ class Transaction:
     async def read_records(
         self, namespace: str, keys: Sequence[str], *, missing_ok: bool
     ) -> list[Record | None]:
-        """Return what the transaction sees under keys: own changes, else one moment's records.
+        """Return what the transaction sees under keys: its own changes or else the records of one moment.
 
         Raises:
-            NoSuchKeyException: not `missing_ok`, and some keys have nothing; names them all.
+            NoSuchKeyException: some keys have no record, and `missing_ok` is False; the message
+                names them all.
             TransactionLostException: its own changes may be undone by now (P23).
         """
         await self.prepare_read(namespace)
@@ -288,7 +289,7 @@ class Transaction:
         """Check that what was read is still committed.
 
         Raises:
-            ConflictException: something was changed.
+            ConflictException: a record was changed.
         """
         if self.reads:
             now = await self.backend.records(set(self.reads))
@@ -303,8 +304,8 @@ class Transaction:
             after: the outcome after which it is to be called.
 
         Raises:
-            ConfigException: the backend keeps none; or its function follows the other outcome, or was
-                registered for units of work with another configuration.
+            ConfigException: the backend cannot journal jobs; or the function is for the other
+                outcome, or was registered for units of work with another configuration.
         """
         if not self.backend.keeps_jobs:
             raise without_jobs(self.backend)
@@ -325,11 +326,11 @@ class Transaction:
             raise ConfigException(message)
 
     async def journal_compensation(self, call: JobCall) -> Job:
-        """Journal how a step is undone, before it is done (P33).
+        """Journal the compensation of a step, before the step is done (P33).
 
         Raises:
             ConfigException: the backend cannot.
-            TransactionLostException: the transaction is recovery's.
+            TransactionLostException: recovery has taken over the transaction.
             TransactionException: it is being rolled back.
         """
         self.check_can_be_journaled(call, Outcome.ABORTED)
@@ -346,7 +347,7 @@ class Transaction:
         self.check()
 
     def hooks(self) -> list[Job]:
-        """Return what is to be called after the commit."""
+        """Return the hooks to call after the commit."""
         return [self._job(each.call, Outcome.COMMITTED, each.key) for each in self.callbacks.hooks]
 
     def _job(self, call: JobCall, after: Outcome, key: str | None = None) -> Job:
@@ -362,13 +363,14 @@ class Transaction:
         )
 
     def release(self, undos: Sequence[Undo]) -> None:
-        """Let compensations be called however the transaction ends: their savepoint was undone."""
+        """Make compensations due however the transaction ends, since their savepoint was undone."""
         self._unreleased += [each.release() for each in undos if isinstance(each, DurableUndo)]
 
     def release_failed(self) -> None:
-        """Let the compensations of steps that raised be called though the transaction commits.
+        """Make the compensations of steps that raised due, even if the transaction commits.
 
-        Not if the step was repeated: another one with the same compensation has succeeded.
+        If another step with the same compensation has succeeded, the step was only repeated, and is
+        left out.
         """
         durable = [each for each in self.callbacks.undos if isinstance(each, DurableUndo)]
         done = {each.call for each in durable if not each.failed}
@@ -380,7 +382,7 @@ class Transaction:
             self.callbacks.overdue += failed
 
     async def journal_released(self) -> None:
-        """Journal that; the transaction cannot commit before."""
+        """Journal the released compensations; the transaction cannot commit before that."""
         if self._unreleased:
             await self.backend.add_jobs(self._unreleased)
             self._unreleased.clear()
@@ -395,17 +397,18 @@ class Transaction:
 
         Args:
             keys: each once.
-            place: pure; decides from a key's record and the transaction's own writes of it where a
-                write goes, or that there is none.
-            check: pure; may refuse, seeing the records of all keys.
+            place: a pure function; returns the placement of a write, or None for no write, given
+                the record of the key and the transaction's own writes of it.
+            check: a pure function; may refuse, given the records of all keys.
 
         Returns:
             the sequences of the writes, in the order of the keys.
 
         Raises:
             RecordLockedException: another transaction holds one of the keys for `lock_timeout`.
-            TransactionLostException: the transaction is recovery's.
-            TransactionException: it is being rolled back, or the savepoint of the caller was.
+            TransactionLostException: recovery has taken over the transaction.
+            TransactionException: it is being rolled back, or the savepoint of the caller was
+                undone.
         """
         scopes = self.scopes()
         first = self._next_seq
@@ -476,8 +479,8 @@ class Transaction:
                         raise _deadlock(error) from error
                     ends = deadline
                     if self.writes and error.holder is not None:
-                        # Two processes that wait for each other do not see it. The younger
-                        # transaction ends first, so that the other one can go on.
+                        # Processes cannot detect that they wait for each other. The younger
+                        # transaction gives up first, so that the other one can continue.
                         younger = error.holder < self.transaction_id
                         ends -= self.config.lock_timeout / 4 if younger else 0
                     left = ends - loop.time()
@@ -500,7 +503,7 @@ class Transaction:
     ) -> RecordLockedException:
         why = None
         if error.holder is not None:
-            with suppress(FennFlowException):  # that the key is locked is what matters
+            with suppress(FennFlowException):  # the important error is that the key is locked
                 why = await holder(self.backend, error.holder)
         limit = f"lock_timeout={self.config.lock_timeout} s"
         waited = f"{seconds:.3g} s ({limit}); nothing of this call was sent."
@@ -517,26 +520,26 @@ class Transaction:
         return RecordLockedException(message, free_in=error.free_in, holder=error.holder)
 
     def free_locks(self) -> None:
-        """Let recovery look for transactions whose owner is gone: this one waits for a lock."""
+        """Have recovery look for transactions of dead owners, because this one waits for a lock."""
         self._recovery.free_locks()
 
 
 def _deadlock(error: RecordLockedException) -> RecordLockedException:
     message = (
         f"{error} Transaction {error.holder}, which holds it, waits for a path of this one in turn: a "
-        "deadlock. Nothing of this call was sent, and the other one goes on. Run this unit of work "
+        "deadlock. Nothing of this call was sent, and the other transaction continues. Run this one "
         "again, and write paths in the same order everywhere."
     )
     return RecordLockedException(message, holder=error.holder)
 
 
 def rolled_back() -> TransactionException:
-    """Return the error of a call whose unit of work is rolled back meanwhile."""
+    """Return the error of a call whose unit of work was rolled back in the meantime."""
     message = "The unit of work was rolled back during this call, so the call was undone."
     return TransactionException(message)
 
 
 def no_such_key(namespace: str, keys: Sequence[str]) -> NoSuchKeyException:
-    """Return the error for keys that have nothing."""
+    """Return the error for keys without a file."""
     message = f"No such file: {', '.join(f'{namespace}/{key}' for key in keys)}"
     return NoSuchKeyException(message)

@@ -35,21 +35,22 @@ async def pairs(
     records_of: str | None = None,
     incomplete: list[IncompleteListingException],
 ) -> AsyncGenerator[Pair]:
-    """Yield every key of a bucket and of its catalog once, with its object and its record.
+    """Yield each key of a bucket and its catalog once, with its object and its record.
 
-    The catalog is read in key order, as far as the store has listed. Records that the store has not
-    listed by then are noted, and looked up again when it lists their keys after all. So a store that
-    lists in key order costs one pass over both, and any other one is compared as well. What is
-    noted is in a temporary file, so that memory stays constant.
+    The catalog is read in key order, as far as the store has listed. Records whose keys the store
+    has not listed by then are noted, and looked up again when the store lists their keys later. So
+    a store that lists in key order costs one pass over both, and any other order works, too. The
+    notes are in a temporary file, so that memory stays constant.
 
     Args:
         context: of the engine.
         namespace: the bucket.
         prefix: of the keys.
-        batch_size: objects and records that are read at a time.
-        records_of: the namespace of the records, if that is another one.
-        incomplete: gets why not all objects could be listed. Such an object is missing from what is
-            yielded, and its record comes without it: so a record alone proves nothing.
+        batch_size: how many objects and records are read at a time.
+        records_of: the namespace of the records, if it differs.
+        incomplete: gets the reasons why not all objects could be listed. An object that could not
+            be listed is not yielded, and its record is yielded without it. So a record without an
+            object does not prove that the object is missing.
 
     Raises:
         ReconcileFailedException: the temporary file cannot be written.
@@ -92,7 +93,7 @@ async def objects(
     prefix: str,
     incomplete: list[IncompleteListingException],
 ) -> AsyncGenerator[StoredObject]:
-    """List what users may have put: not what is FennFlow's own, nor mere directories."""
+    """List the objects of users, without FennFlow's own objects and directory markers."""
     listing = context.connector.list(namespace, prefix)
     try:
         async for stored in listing:
@@ -127,13 +128,13 @@ class _Catalog:
     """The records of a namespace, read once in key order.
 
     Args:
-        backend: that has them.
+        backend: the backend that has them.
         namespace: which one.
         prefix: of the keys.
-        batch_size: records that are read at a time.
+        batch_size: how many records are read at a time.
 
     Attributes:
-        passed: no record up to this key is left.
+        passed: all records up to this key have been read.
     """
 
     backend: Backend
@@ -147,10 +148,10 @@ class _Catalog:
     async def up_to(
         self, last: str | None, stored: dict[str, StoredObject], noted: _NotedKeys
     ) -> AsyncGenerator[Record]:
-        """Yield the records up to a key that are among the objects, and note the others.
+        """Yield the records up to a key that have an object, and note the others.
 
         Args:
-            last: the key; None for all that are left, which are yielded then.
+            last: the key; None for all remaining records, which are then yielded.
             stored: the objects.
             noted: gets the keys of the others.
         """
@@ -192,14 +193,14 @@ class _NotedKeys:
             await self._run(lambda it: it.executemany("INSERT INTO noted VALUES (?)", _rows(keys)))
 
     async def discard(self, keys: Sequence[str]) -> None:
-        """Remove those of the keys that are in it."""
+        """Remove keys, as far as they are in it."""
         if self._database is not None:
             await self._run(
                 lambda it: it.executemany("DELETE FROM noted WHERE key = ?", _rows(keys))
             )
 
     async def batches(self, size: int) -> AsyncGenerator[list[str]]:
-        """Yield all keys in their order, so many at a time."""
+        """Yield all keys in order, in batches."""
         last = ""
         while self._database is not None and (keys := await self._run(partial(_page, last, size))):
             last = keys[-1]
@@ -211,7 +212,7 @@ class _NotedKeys:
             self._database.close()
 
     async def _run(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        """Do something in a thread, and wait for it although the caller is cancelled meanwhile."""
+        """Run a function in a thread, and wait for it even if the caller is cancelled meanwhile."""
         done, cancellation = await shielded(
             asyncio.to_thread(self._do, work), grace=lambda: SPILL_TIMEOUT
         )
@@ -228,14 +229,14 @@ class _NotedKeys:
         except sqlite3.Error as error:
             message = (
                 "The records that the store has not listed yet are noted in a temporary file, which "
-                f"cannot be written: {error}. What was reported before stands, and the rest was not "
+                f"cannot be written: {error}. The findings reported so far are valid; the rest was not "
                 "compared. Give the process room for temporary files (SQLITE_TMPDIR), and try again."
             )
             raise ReconcileFailedException(message) from error
 
 
 def _temporary_database() -> sqlite3.Connection:
-    # Without a name it is in memory as long as it is small, and its file has no name either.
+    # A database without a name is in memory while it is small, and its file has no name, either.
     database = sqlite3.connect("", check_same_thread=False)
     database.execute("PRAGMA journal_mode = OFF")
     database.execute("PRAGMA synchronous = OFF")

@@ -45,18 +45,18 @@ CREATE_ATTEMPTS = 3
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Upload:
-    """A file on its way to a key.
+    """A file that is to be written to a key.
 
     Args:
         key: the full key.
-        body: the bytes, or what they are read from while they are sent, or the record whose bytes
-            the store is to copy.
+        body: the bytes, or the source from which they are read while they are sent, or the record
+            whose bytes the store copies.
         sha256: hexadecimal, of the bytes; None if that is not known, or not yet.
         media_type: for instance `text/plain`.
         content_type: tag of the content type.
         metadata: the user's.
         extra: the user's `connector_extra`.
-        on_bytes: called with the size of a body that went whole, once it is written.
+        on_bytes: called with the size of a body that was sent in one request, once it is written.
     """
 
     key: str
@@ -70,14 +70,14 @@ class Upload:
 
     @property
     def size(self) -> int:
-        """In bytes; of a stream, once it is sent."""
+        """The size in bytes; of a stream, once it is sent."""
         if isinstance(self.body, Source):
             return self.body.count
         return self.body.size if isinstance(self.body, Record) else len(self.body)
 
     @property
     def whole(self) -> bool:
-        """Whether all of the body was read, so that size and checksum are its own."""
+        """Whether the whole body was read, so that size and checksum are known."""
         return not isinstance(self.body, Source) or self.body.sha256 is not None
 
     @property
@@ -127,7 +127,7 @@ async def delete(
     """Delete the files of keys at the commit, and return those that existed.
 
     Raises:
-        NoSuchKeyException: not `missing_ok`, and some keys have nothing.
+        NoSuchKeyException: some keys have no record, and `missing_ok` is False.
         RecordLockedException: another transaction is writing one of the keys.
         RecordAlreadyExistsException: an object belongs to another catalog.
     """
@@ -154,11 +154,11 @@ async def delete(
 
 @dataclass(slots=True)
 class Sending:
-    """One file on its way to its placement, even if an object is there already (P14, P16).
+    """Sends one file to its placement, even if an object is already there (P14, P16).
 
     Args:
         tx: the transaction.
-        seq: of the write; a fallback takes another one.
+        seq: the sequence of the write; a fallback uses another one.
         upload: the file.
         create: whether an existing object is an error.
     """
@@ -170,7 +170,7 @@ class Sending:
 
     @property
     def write(self) -> Write:
-        """How far the transaction got with it."""
+        """The current state of the write."""
         return self.tx.writes[self.seq]
 
     async def send(self) -> Record:
@@ -207,9 +207,9 @@ class Sending:
             return await self._send_over()
 
     async def _look_first(self) -> None:
-        """Look for an object at the key of a large file, and stage it if it cannot go there.
+        """Look for an object at the key of a large file; if there is one, stage the file.
 
-        Otherwise a long upload could end with the answer that the key is taken.
+        Otherwise a long upload could fail at its end because the key is taken.
         """
         placement = self.write.intent.placement
         direct = placement is Placement.DIRECT
@@ -220,7 +220,7 @@ class Sending:
                 await self._stage_instead()
 
     async def _send_over(self) -> Record:
-        """Send the bytes under the condition that their placement and the catalog ask for."""
+        """Send the bytes under the condition that their placement and the catalog require."""
         tx, write = self.tx, self.write
         key, placement = write.intent.object_key, write.intent.placement
         if placement is Placement.DIRECT:
@@ -229,7 +229,8 @@ class Sending:
                 return record
             await self._stage_instead()
         elif write.before is None:
-            # The catalog has no record; the object may be another writer's, or our garbage.
+            # The catalog has no record; the object may be another writer's, or garbage of this
+            # catalog.
             earlier = [
                 each for each in tx.chain(key) if each.sent and each.intent.target == key.key
             ]
@@ -246,16 +247,16 @@ class Sending:
         return await self._put()
 
     async def _stage_instead(self) -> None:
-        """Take the write back, and journal one that replaces the object at the commit."""
+        """Retract the write, and journal one that replaces the object at the commit."""
         self.tx.retract([self.seq])
         key = self.write.intent.object_key
         [self.seq] = await self.tx.begin_writes([key], _staged)
 
     async def _check_replaceable(self, there: StoredObject | None) -> None:
-        """Refuse to replace what `create` must not, and objects of another catalog.
+        """Refuse to replace an object with `create`, or an object of another catalog.
 
         Raises:
-            RecordAlreadyExistsException: it is one.
+            RecordAlreadyExistsException: the object must not be replaced.
         """
         key = self.write.intent.object_key
         if there is not None and self.create and not await self._is_garbage(there):
@@ -264,7 +265,7 @@ class Sending:
             check_catalog(self.tx, key, there)
 
     async def _is_garbage(self, there: StoredObject) -> bool:
-        """Whether this transaction put this here, or a late request of one that is done (P14)."""
+        """Return whether this transaction made the object, or a late request of a finished one (P14)."""
         stamp, key = stamp_of(there), self.write.intent.object_key
         if stamp is None or stamp.write.transaction_id == self.tx.transaction_id:
             return stamp is not None
@@ -300,7 +301,7 @@ class Sending:
         return None
 
     async def _put(self, *, if_none_match: bool = False) -> Record:
-        """Send the bytes once, and note all that may have come of it."""
+        """Send the bytes once, and note all effects that this may have had."""
         tx, seq, intent = self.tx, self.seq, self.write.intent
 
         async def on_upload(upload_id: str) -> None:
@@ -311,8 +312,8 @@ class Sending:
             await tx.backend.note_upload(tx.lease.token, seq, upload_id)
 
         def grace() -> float:
-            # A PUT that is cut off may take effect after all was undone (P20): let it end.
-            # An upload in parts has no effect before its end, and can be aborted.
+            # A PUT that is cut off may take effect after everything was undone (P20), so let it
+            # end. An upload in parts has no effect before its end, and can be aborted.
             in_parts = self.write.intent.upload_id is not None
             return 0 if in_parts else tx.config.compensation_timeout
 
@@ -353,9 +354,9 @@ class Sending:
         return record
 
     async def _try_options(self) -> None:
-        """Learn now what the store would refuse at the copy to the key, when it is committed."""
+        """Find out now which options the store would refuse at the copy to the key, after the commit."""
         tx, intent = self.tx, self.write.intent
-        # In a versioned bucket the trial could leave a version behind that is locked.
+        # In a versioned bucket the trial could leave a locked version behind.
         versioned = tx.capabilities[intent.namespace].versioned
         if intent.placement is Placement.STAGED and not versioned:
             probe = f"{tx.config.reserved_prefix}/probe/{tx.transaction_id}"
@@ -363,7 +364,7 @@ class Sending:
 
     async def _transfer(self, request: PutRequest) -> StoredObject:
         tx, body = self.tx, self.upload.body
-        tx.check()  # here, since others may have run after the task was made
+        tx.check()  # checked here, since time may have passed after the task was created
         if isinstance(body, Record):
             return await tx.connector.copy(
                 CopyRequest(
@@ -384,8 +385,8 @@ class Sending:
     async def _landed(self, error: Exception, *, if_none_match: bool) -> StoredObject | None:
         """Return the object of a write that took effect although it was answered with an error (P14).
 
-        An upload in parts whose completion is sent twice is unknown the second time. The caller that set a
-        condition finds out what its failure means.
+        If the completion of a multipart upload is sent twice, the second answer is that the upload
+        does not exist. If the caller set a condition, it examines the failure itself.
         """
         ambiguous = isinstance(error, BaseConnectorException) and error.ambiguous
         if not ambiguous or isinstance(error, PreconditionFailedException):
@@ -393,17 +394,17 @@ class Sending:
         if not self.upload.whole:
             return None
         if isinstance(error, ConnectorUnavailableException) and not if_none_match:
-            return None  # no more requests to a store that does not respond: the write is undone by its name
+            return None  # the store does not respond: the write is undone by its key
         intent = self.write.intent
         try:
             there = await head(self.tx, ObjectKey(intent.namespace, intent.target))
         except BaseConnectorException as unknown:
-            error.add_note(f"Whether it was written is not known: {unknown}")
+            error.add_note(f"It is not known whether the object was written: {unknown}")
             return None
         return there if self._made(there) else None
 
     def _made(self, there: StoredObject | None) -> bool:
-        """Whether an object is this write, as a whole: some servers keep what arrived of a body."""
+        """Return whether an object is this complete write: some servers keep a part of a body."""
         whole = there is not None and there.size == self.upload.size
         return whole and made_by(there, WriteId(self.tx.transaction_id, self.seq))
 
@@ -421,7 +422,7 @@ class Sending:
                 key=f"{write.intent.namespace}/{write.intent.key}",
             )
         now = datetime.now(UTC)
-        # What a copy is not given it takes over from its source.
+        # A copy takes over from its source what it is not given.
         taken_over: Mapping[str, str] = {}
         if isinstance(upload.body, Record):
             taken_over = upload.body.headers
@@ -449,7 +450,7 @@ def _staged(_key: ObjectKey, _record: Record | None, _writes: Sequence[Write]) -
 
 
 async def head(tx: Transaction, key: ObjectKey) -> StoredObject | None:
-    """Return what the store says of the object at a key."""
+    """Return the store's description of the object at a key."""
     async with tx.slots:
         tx.check()
         with tx.circuit.request(key.namespace):
@@ -457,12 +458,12 @@ async def head(tx: Transaction, key: ObjectKey) -> StoredObject | None:
 
 
 def _check_uploads(tx: Transaction, namespace: str, uploads: Sequence[Upload]) -> None:
-    """Refuse what cannot be written, before any I/O.
+    """Refuse files that cannot be written, before any I/O.
 
     Raises:
-        KeyException, MetadataException: what the key rules or the store do not allow.
-        FilepathsCollisionError: two files have one key.
-        FileException, ConnectorCapabilityException: a media type or an option that is not one.
+        KeyException, MetadataException: the key rules or the store do not allow it.
+        FilepathsCollisionError: two files have one key. FileException,
+        ConnectorCapabilityException: a media type or an option is not valid.
     """
     by_key = {upload.key: upload for upload in uploads}
     for upload in uploads:
@@ -478,7 +479,7 @@ def _check_uploads(tx: Transaction, namespace: str, uploads: Sequence[Upload]) -
 
 def check_beside(tx: Transaction, namespace: str, upload: Upload) -> None:
     """Reject attributes that cannot be stored, before any I/O."""
-    # The sequence is not known yet; no transaction gets to one with more digits.
+    # The sequence is not known yet; no transaction reaches one with more digits.
     attributes = _attributes_of(tx, upload, seq=10**9)
     check_attributes(attributes)
     tx.connector.validate(namespace, upload.key, attributes)
@@ -493,7 +494,8 @@ def _attributes_of(
         tx: the transaction.
         upload: the file.
         seq: of the write.
-        staged: whether the bytes are on their way, without what only the object at its key may have.
+        staged: whether the bytes go to a staging key, without options that are only for the final
+            object.
     """
     write = WriteId(tx.transaction_id, seq)
     stamp = Stamp(write, upload.content_type, upload.sha256, tx.backend.stamped_id)
@@ -515,7 +517,7 @@ def _cannot_repeat(key: ObjectKey) -> ObjectChangedException:
 
 
 def already_exists(key: ObjectKey) -> RecordAlreadyExistsException:
-    """Return the exception for a key that `create` finds taken."""
+    """Return the exception for a key that is taken."""
     message = (
         f"{key} already exists. The call was rolled back. "
         "Use put() to overwrite it, or choose another name."

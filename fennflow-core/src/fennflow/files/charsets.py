@@ -9,8 +9,8 @@ from fennflow.exceptions import FileException
 
 _ALIASES: Mapping[str, str] = aliases
 
-# What browsers know, in the names of Python: stateless tables, and fast. What is not here is not even
-# looked up, since a look-up imports a module by that name, and some codecs take quadratic time.
+# The charsets that browsers know, by Python's names: stateless and fast. Others are not even looked
+# up, since a look-up imports a module by that name, and some codecs take quadratic time.
 _CODECS = frozenset(
     {
         *(

@@ -31,20 +31,20 @@ from fennflow.paths import StoragePath
 from fennflow.printable import printable
 
 MAX_METADATA_BYTES = 2048
-"""What S3 takes, names and values together, in UTF-8."""
+"""The limit of S3, names and values together, in UTF-8."""
 
 _URL = TypeAdapter(AnyUrl, config=PydanticConfigDict(defer_build=True))
 
 
 class FileBase(BaseModel):
-    """What files in memory and streams have in common: they are checked when they are made.
+    """Base class of files in memory and streams, which are validated when they are made.
 
     Raises:
         MetadataException: more metadata than stores hold.
         FileException: a field of the wrong type.
     """
 
-    # Built at first use: a program that starts needs few of the classes, or none.
+    # Built at first use: a starting program needs few of the classes, or none.
     model_config = PydanticConfigDict(frozen=True, extra="forbid", strict=True, defer_build=True)
 
     media_type_families: ClassVar[tuple[str, ...]] = ()
@@ -112,17 +112,17 @@ class BaseContent(FileBase):
         data: the bytes as stored.
         filename: path relative to the scope of the `put`; without one, the file is named by the
             SHA-256 of its bytes and the extension of its media type.
-        media_type: by default that of the name's extension or of the first bytes, else
+        media_type: by default detected from the name's extension or the first bytes; otherwise
             `application/octet-stream` if it has a name.
         metadata: the user's own, any Unicode; S3 takes about 1,800 bytes of ASCII, and a third as many other
             characters. Names that start with `fennflow_`
             are FennFlow's.
         path: of a file that was read.
-        info: on what was read, what the catalog says of it.
+        info: of a file that was read, the catalog's information about it.
 
     Raises:
-        MediaTypeCannotBeGuessedException: no media type was given, and name and bytes show none: of
-            a file without a name, or of an image, a sound or a film.
+        MediaTypeCannotBeGuessedException: no media type was given, and none can be detected from
+            name and bytes: for a file without a name, an image, audio or video.
         MetadataException: more metadata than stores hold.
         FileException: a field of the wrong type.
     """
@@ -160,7 +160,7 @@ class BaseContent(FileBase):
 
     @property
     def content(self) -> Any:
-        """The decoded value: `str` of text, the value of JSON, else the bytes."""
+        """The decoded value: a `str` for text, the value for JSON, otherwise the bytes."""
         return self.data
 
     @property
@@ -168,7 +168,7 @@ class BaseContent(FileBase):
         return self.path or self.filename or "The file"
 
     def _unreadable(self, error: Exception, kind: str) -> FileException:
-        """Return the error for bytes that are not of a kind."""
+        """Return the error for bytes that cannot be decoded as a kind of content."""
         coding = None if self.info is None else self.info.headers.get("Content-Encoding")
         hint = f" It is stored with Content-Encoding {coding}: decode `data`." if coding else ""
         return FileException(f"{self._name} cannot be read as {kind}: {error}.{hint}")
@@ -201,10 +201,10 @@ class BaseContent(FileBase):
 
     @classmethod
     def variant(cls) -> str | None:
-        """Return what distinguishes this class from others that extend the one with its tag.
+        """Return what distinguishes this class from other subclasses with its tag.
 
-        It is stored with the tag, for `from_variant` to find the class again; None, the default,
-        makes what was put as a subclass come back as the class that is registered.
+        It is stored with the tag, so that `from_variant` finds the class again. With None, the
+        default, a file that was put as a subclass is read back as the registered class.
         """
         return None
 
@@ -213,14 +213,14 @@ class BaseContent(FileBase):
         """Return the class with a variant; None if this process does not know it.
 
         Args:
-            variant: as stored, so of any origin: look it up, and import nothing by it.
+            variant: as stored, so it is not trusted: look it up, and import nothing by it.
         """
         del variant
         return None
 
     @classmethod
     def from_stored(cls, data: bytes, *, filename: str, info: ObjectInfo) -> Self:
-        """Build the content from what was read, without judging what once was written."""
+        """Build the content from stored bytes, without validating them again."""
         return cls.model_construct(  # type: ignore[return-value]  # its stub says BaseModel
             data=data,
             filename=filename,
@@ -254,8 +254,8 @@ def check_metadata(metadata: Mapping[str, str]) -> None:
 class TextContent(BaseContent):
     """Text, stored as UTF-8 unless its media type names another charset.
 
-    Charsets are those that browsers know (UTF-8, UTF-16, ISO 8859, Windows code pages, and the
-    usual ones of Chinese, Japanese, Korean and Cyrillic); text of any other is read as `data`.
+    The charsets that browsers know are supported (UTF-8, UTF-16, ISO 8859, Windows code pages, and
+    the usual ones of Chinese, Japanese, Korean and Cyrillic); for any other, read `data`.
 
     Example:
         ```python
@@ -372,7 +372,7 @@ def _json_of(value: object) -> bytes:
 
 
 class UrlContent(BaseContent):
-    """A URL, stored as text; what it leads to is not fetched.
+    """A URL, stored as text; it is not fetched.
 
     Only `http` and `https` are accepted, when it is made and when it is read: a `javascript:` URL
     in a stored URL would run in the page that shows it as a link. A subclass may name
@@ -420,7 +420,7 @@ class UrlContent(BaseContent):
             url = self.data.decode()
         except UnicodeDecodeError as error:
             raise self._unreadable(error, "a URL") from error
-        # A list of URLs ends its lines so; one line of it is a URL.
+        # Lines of a URL list end with CRLF; a file with one line is a URL.
         return self._checked(url.removesuffix("\n").removesuffix("\r"), self._name)
 
     @classmethod
@@ -431,7 +431,7 @@ class UrlContent(BaseContent):
                 scheme = _URL.validate_python(url).scheme
             except ValueError:
                 scheme = ""
-            # Without the slashes, browsers take what follows for a path on the site that they show.
+            # Without the slashes, browsers treat the rest as a path on the current site.
             whole = scheme not in {"http", "https"} or url.lower().startswith(f"{scheme}://")
             if scheme in cls.schemes and whole:
                 return url
@@ -469,13 +469,13 @@ class ImageContent(BinaryContent):
 
 
 class AudioContent(BinaryContent):
-    """A sound."""
+    """Audio."""
 
     media_type_families = ("audio/",)
 
 
 class VideoContent(BinaryContent):
-    """A film."""
+    """A video."""
 
     media_type_families = ("video/",)
 

@@ -1,4 +1,4 @@
-"""Building content of the class that a media type asks for."""
+"""Builds content of the class that is registered for a media type."""
 
 from __future__ import annotations
 
@@ -35,15 +35,16 @@ class ContentFactory:
         """Build content from bytes.
 
         Args:
-            media_type: for instance `text/css`; empty for that of the name's extension or of the first
-                bytes, else `application/octet-stream` if there is a name.
+            media_type: for instance `text/css`; if empty, it is detected from the name's extension
+                or the first bytes; otherwise it is `application/octet-stream` if there is a name.
             data: the bytes.
             filename: path relative to the scope of the `put`.
             metadata: the user's own.
 
         Raises:
-            MediaTypeCannotBeGuessedException: there is no name, and the bytes show no media type.
-            FileException: the content is not what its class holds.
+            MediaTypeCannotBeGuessedException: there is no name, and no media type can be detected
+                from the bytes.
+            FileException: the content is not valid for its class.
         """
         guess = media_type or (media_types.from_name(filename) if filename else None)
         guess = guess or media_types.from_bytes(data) or (media_types.ANY if filename else None)
@@ -61,7 +62,7 @@ class ContentFactory:
         filename: str | None = None,
         metadata: Mapping[str, str] | None = None,
     ) -> BaseContent:
-        """Build content from a local file, which is read whole, and blocks while it is.
+        """Build content from a local file; this reads the whole file, and blocks meanwhile.
 
         Args:
             path: of the file.

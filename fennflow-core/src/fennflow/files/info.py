@@ -1,4 +1,4 @@
-"""What the catalog says of an object."""
+"""The catalog's information about an object."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from fennflow.paths import StoragePath
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ObjectInfo:
-    """What the catalog says of an object; no object request is made for it.
+    """The catalog's information about an object; it costs no object request.
 
     Args:
         path: its full path.
         size: in bytes.
-        media_type: for instance `text/plain`. In `ListResponse.infos` it is empty, and metadata are missing,
-            where a file was adopted and not used yet: `stat` asks the store.
+        media_type: for instance `text/plain`. For a file that was adopted and not used yet,
+            `ListResponse.infos` has no media type and no metadata; `stat` asks the store.
         etag: of the object at its current location; changes with the bytes, but is not a checksum.
         sha256: hexadecimal; None if FennFlow did not write the object.
         created_at: when the path was first written, UTC.
         modified_at: when this content was written, UTC.
         metadata: the user's.
         version_id: of a versioned bucket.
-        headers: HTTP headers that are stored with the object: what `connector_extra` named, such as
+        headers: HTTP headers that are stored with the object, from `connector_extra`, such as
             Content-Encoding.
     """
 

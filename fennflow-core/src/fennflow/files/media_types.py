@@ -6,9 +6,9 @@ import mimetypes
 from typing import Any
 
 ANY = "application/octet-stream"
-"""Of bytes of which nothing is known."""
-# The tables of the standard library alone, without those of the machine: the name of a file made
-# from its media type must not depend on where the program runs.
+"""The media type of unknown bytes."""
+# Only the tables of the standard library, not those of the machine: a file name that is derived
+# from a media type must not depend on where the program runs.
 _TYPES = mimetypes.MimeTypes(filenames=())
 _OFFICE = "application/vnd.openxmlformats-officedocument."
 _OPEN = "application/vnd.oasis.opendocument."
@@ -48,19 +48,19 @@ _COMPRESSED = {
     "gzip": "application/gzip",
     "xz": "application/x-xz",
 }
-"""By what Python calls the encoding: FennFlow stores the compressed bytes as they are."""
+"""Media types by Python's name of the encoding: FennFlow stores compressed bytes as they are."""
 
 
 def from_name(name: str) -> str | None:
     """Return the media type that a file name's extension names, if any."""
-    # After a slash, it cannot be taken for a URL, which may bring a type of its own (`data:`).
+    # With a leading slash it is not parsed as a URL, which may have a type of its own (`data:`).
     media_type, encoding = _TYPES.guess_type(f"/{name.rpartition('/')[2]}")
     return media_type if encoding is None else _COMPRESSED.get(encoding, ANY)
 
 
 def from_bytes(data: bytes) -> str | None:
     """Return the media type that the first bytes identify, if any."""
-    import filetype  # of seventy modules, for those alone who put bytes without a name
+    import filetype  # it imports seventy modules, and is needed only for bytes without a name
 
     kind: Any = filetype.guess(data[:8192])  # pyright: ignore[reportUnknownMemberType]
     return None if kind is None else str(kind.mime)

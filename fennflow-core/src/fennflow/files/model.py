@@ -15,8 +15,8 @@ from fennflow.files.round_trips import first_difference, first_fault
 
 M = TypeVar("M", bound=BaseModel)
 
-# The classes that this process has made, by model. What is read names a model, and may come from
-# anywhere: it is looked up here, and nothing is imported by its name.
+# The classes that this process has made, by model. A stored object names its model, and is not
+# trusted: the name is only looked up here, and nothing is imported by it.
 _classes: dict[str, type[ModelContent[Any]]] = {}
 
 _ADVICE = (
@@ -27,8 +27,8 @@ _ADVICE = (
 class ModelContent(BaseContent, Generic[M]):
     """A pydantic model, stored as JSON and read back as the model.
 
-    Write `ModelContent[Invoice]` somewhere in a program before it reads invoices: a model that it
-    does not know comes back as `JsonContent`.
+    Write `ModelContent[Invoice]` somewhere in a program before it reads invoices: an unknown model
+    is read back as `JsonContent`.
 
     Example:
         ```python
@@ -77,18 +77,18 @@ class ModelContent(BaseContent, Generic[M]):
     ) -> Self:
         """Build it from an instance of the model, by its aliases.
 
-        What is stored is read back and compared first: secrets become asterisks in JSON, NaN
-        becomes null, and fields may be left out or have a JSON form of their own.
+        The JSON is read back and compared first: secrets become asterisks in JSON, NaN becomes
+        null, and fields may be excluded or have a different JSON form.
 
         Raises:
-            FileException: it is of another class, has no JSON form, or would be read back as
-                something else; names the field.
+            FileException: it is of another class, has no JSON form, or would be read back
+                differently; the message names the field.
         """
         if cls.model is not None and not isinstance(model, cls.model):
             message = f"{cls.__name__} holds {cls.model.__name__}, not {type(model).__name__}."
             raise FileException(message)
         wheres: list[str] = []
-        for round_trip in (False, True):  # pydantic's own form for that leaves out computed fields
+        for round_trip in (False, True):  # pydantic's round-trip form leaves out computed fields
             try:
                 data = model.model_dump_json(by_alias=True, round_trip=round_trip).encode()
             except (PydanticSerializationError, ValueError, TypeError, RecursionError) as error:
@@ -124,7 +124,7 @@ class ModelContent(BaseContent, Generic[M]):
         """The model.
 
         Raises:
-            FileException: the bytes are not such a model.
+            FileException: the bytes are not valid for the model.
         """
         assert self.model is not None, "__init__ and from_variant ensure it"  # noqa: S101
         try:

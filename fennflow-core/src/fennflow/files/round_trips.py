@@ -1,4 +1,4 @@
-"""Comparing values with what their stored form was read back as."""
+"""Compares values with the values that are read back from their stored form."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from typing import cast
 from pydantic import BaseModel
 
 DEEPEST = 20
-"""Levels of a value to which a fault is followed."""
+"""How deep a fault is searched for in a value."""
 
 
 def first_difference(given: object, back: object, *, json: bool = False) -> str | None:
     """Return where a value differs from what was read back; None where it does not.
 
-    Unlike `==`, it takes one NaN for another, passes over private attributes of models, which are
-    not stored, and says where.
+    Unlike `==`, it treats NaN as equal to NaN, ignores private attributes of models, which are not
+    stored, and returns the place.
 
     Args:
         given: the value.
@@ -44,12 +44,13 @@ def first_difference(given: object, back: object, *, json: bool = False) -> str 
 
 
 def first_fault(value: object, dump: Callable[[object], object], *, json: bool = False) -> str:
-    """Return where in a value that cannot be dumped the part is that cannot.
+    """Return the path of the part that keeps a value from being dumped.
 
     Args:
-        value: it.
+        value: the value.
         dump: raises for what cannot be dumped.
-        json: whether models and dataclasses have no parts, as JSON does not know them.
+        json: whether models and dataclasses count as having no parts, since JSON does not know
+            them.
 
     Returns:
         a path such as `lines.0.price`; empty for the value itself.
@@ -73,7 +74,7 @@ def first_fault(value: object, dump: Callable[[object], object], *, json: bool =
 
 
 def _parts(value: object) -> Mapping[object, object] | None:
-    """Return what a value is made of, by name or number; None if it is one thing."""
+    """Return the parts of a value, by name or number; None if it has none."""
     if isinstance(value, BaseModel):
         fields = {name: value.__dict__.get(name) for name in type(value).model_fields}
         return cast("Mapping[object, object]", {**fields, **(value.__pydantic_extra__ or {})})
@@ -96,8 +97,9 @@ def _equal(given: object, back: object) -> bool:
 
 
 def _one_instant(given: object, back: object) -> bool:
-    # In the hour that is repeated when a zone puts its clocks back, `==` finds a time unequal to the
-    # same instant in every other zone. JSON has the offset, and so comes back in another zone.
+    # In the hour that repeats when a zone puts its clocks back, `==` treats a time as unequal to
+    # the same instant in any other zone. JSON stores the offset, so the time is read back in
+    # another zone.
     if not isinstance(given, datetime) or not isinstance(back, datetime):
         return False
     if given.utcoffset() is None or back.utcoffset() is None:

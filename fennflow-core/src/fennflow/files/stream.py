@@ -1,4 +1,4 @@
-"""Files whose bytes are never in memory as a whole."""
+"""Files that are never held in memory as a whole."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from fennflow.files import media_types
 from fennflow.files.content import FileBase
 
 CHUNK = 1 << 20
-"""Bytes that are read at a time."""
+"""How many bytes are read at a time."""
 CHUNKS_AT_ONCE = 64
 """A synchronous iterable is read in a thread, where it may block."""
 TAKEN_FOR = 0.1
-"""Seconds after which what was taken of a slow one is handed on."""
+"""Seconds after which the bytes collected from a slow iterable are passed on."""
 
 
 @runtime_checkable
 class Readable(Protocol):
-    """What has `read(size)`, plain or async: an open file, or the upload of a web framework."""
+    """An object with `read(size)`, plain or async: an open file, or the upload of a web framework."""
 
     def read(self, size: int, /) -> Any:
         """Return the next bytes, or none at the end."""
@@ -42,15 +42,16 @@ Opener = Callable[[], AsyncGenerator[bytes]]
 
 
 class StreamContent(FileBase):
-    """A file to put whose bytes arrive while they are sent, of any size, in constant memory.
+    """A file for `put` whose bytes are read while they are sent: any size, in constant memory.
 
-    `get` returns what was put with it as the class of its media type; `open` streams it back.
+    `get` returns the file as the class of its media type; `open` streams it.
 
     Args:
         filename: path relative to the scope of the `put`.
-        media_type: by default that of the name's extension, else `application/octet-stream`.
+        media_type: by default detected from the name's extension, otherwise
+            `application/octet-stream`.
         metadata: the user's own, like that of `BaseContent`.
-        size: in bytes, where it is known; a body of another size is refused.
+        size: in bytes, if it is known; a body of another size is refused.
 
     Example:
         ```python
@@ -103,7 +104,8 @@ class StreamContent(FileBase):
         """Iterate over the bytes, from the first one.
 
         Raises:
-            FileException: they were read before, and come once only; or they cannot be read.
+            FileException: they were read before, and the source can be read only once; or they
+                cannot be read.
         """
         return self._open()
 
@@ -117,11 +119,12 @@ class StreamContent(FileBase):
         size: int | None = None,
         metadata: Mapping[str, str] | None = None,
     ) -> StreamContent:
-        """Build it from what gives bytes, once.
+        """Build it from a source that produces its bytes once.
 
         Args:
-            chunks: an iterable of bytes, async or not, or what has `read`, such as an open file
-                or the `UploadFile` of FastAPI. What is not async is called in a thread.
+            chunks: an iterable of bytes, async or not, or an object with `read`, such as an open
+                file or the `UploadFile` of FastAPI. A source that is not async is called in a
+                thread.
             filename: path relative to the scope of the `put`; by default that of an upload, or the
                 last part of an open file's name.
             media_type: by default the `content_type` of an upload, or detected from the name.
@@ -157,7 +160,7 @@ class StreamContent(FileBase):
 
 
 class FileContent(StreamContent):
-    """A local file to put, which is read while it is sent."""
+    """A local file for `put`, which is read while it is sent."""
 
     @classmethod
     def from_local_path(
@@ -241,7 +244,7 @@ async def _read_local(path: Path) -> AsyncGenerator[bytes]:
 
 
 def _once(name: str, chunks: AsyncIterable[bytes] | Iterable[bytes] | Readable) -> Opener:
-    """Return what opens a source for the first time, and refuses to do so again."""
+    """Return a function that opens a source once, and raises at the second call."""
     opened = False
 
     def open_() -> AsyncGenerator[bytes]:
@@ -275,7 +278,7 @@ async def _read(file: Readable) -> AsyncGenerator[bytes]:
         )
         if inspect.isawaitable(chunk):
             chunk = await chunk
-        if chunk is None:  # that is not the end: no bytes are ready
+        if chunk is None:  # this is not the end: no bytes are ready yet
             message = "The file is in non-blocking mode: it produced None instead of bytes."
             raise FileException(message)
         if not chunk:

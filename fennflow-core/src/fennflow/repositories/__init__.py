@@ -1,6 +1,6 @@
 """Repositories: mixins with a method or two each, and the fields that bind them to a bucket.
 
-A repository can do what its class names, and nothing else. Paths are relative to the scope that
+A repository has only the operations that its class inherits. Paths are relative to the scope that
 `at()` set; a `StoragePath`, which every method returns, is absolute.
 """
 

@@ -1,4 +1,4 @@
-"""What all repositories have: a bucket, seen from a scope, inside a session."""
+"""The base class of repositories: a bucket, seen from a scope, inside a session."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from fennflow.engine.transaction import Transaction
 
 PAGE = 1000
-"""Keys on a page of a listing, and in a batch of what works on prefixes; S3's own number."""
+"""Keys on a page of a listing, and in a batch of prefix operations; the same as S3's limit."""
 
 
 _OTHER_NAMES = {
@@ -36,11 +36,11 @@ _OTHER_NAMES = {
     "read": "read_bytes",
     "rename": "move",
 }
-"""What other libraries call a method, and what it is called here."""
+"""Names of methods in other libraries, and their names here."""
 
 
 class _InAnyOrder(type):
-    """Lets users name mixins in any order, although `CrudRepository` has several of them in one.
+    """Lets users list mixins in any order, although `CrudRepository` combines several of them.
 
     Python refuses bases whose orders contradict each other. For mixins the order has no effect:
     each defines its own methods.
@@ -52,7 +52,7 @@ class _InAnyOrder(type):
             return super().mro()
         except TypeError:
             bases = [each for base in cls.__bases__ for each in base.__mro__]
-            # Of each class the last occurrence: it is behind all of its subclasses.
+            # Keep the last occurrence of each class: it comes after all of its subclasses.
             return [cls, *reversed(dict.fromkeys(reversed(bases)))]
 
 
@@ -60,11 +60,11 @@ class Repository(metaclass=_InAnyOrder):
     """Base of all repositories: a bucket, seen from a scope.
 
     Args:
-        session: what the methods act in.
+        session: the session in which the methods act.
         namespace: the bucket.
         scope: prefix of all relative paths, without a trailing `/`; empty at the root.
-        root: what all keys of the field begin with, without a trailing `/`; empty for the whole
-            bucket. Paths do not name it.
+        root: the prefix of all keys of the field, without a trailing `/`; empty for the whole
+            bucket. Paths do not include it.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class Repository(metaclass=_InAnyOrder):
     if not TYPE_CHECKING:
 
         def __getattr__(self, name: str) -> object:
-            """Name the mixin that brings a method which this repository does not have."""
+            """Raise an error that names the mixin with a method that this repository does not have."""
             own = type(self).__name__
             message = f"{own!r} object has no attribute {name!r}."
             method = _OTHER_NAMES.get(name, name)
@@ -97,7 +97,7 @@ class Repository(metaclass=_InAnyOrder):
         """Return the same repository in a narrower scope; scopes nest.
 
         Args:
-            path: relative to the scope so far; a trailing `/` may be written or not.
+            path: relative to the current scope; a trailing `/` is optional.
 
         Raises:
             KeyException: the path breaks the key rules, for instance has a `..` segment.
@@ -124,11 +124,11 @@ class Repository(metaclass=_InAnyOrder):
         return check_key(join_key(self._root, str(path_from_root)))
 
     def _path(self, key: str) -> StoragePath:
-        """Return the path by which users know a key, or what keys have in common."""
+        """Return the path that users see for a key or a common prefix."""
         return StoragePath(key.removeprefix(f"{self._root}/") if self._root else key)
 
     def _object_key(self, path: AnyPath, repository: Repository | None = None) -> ObjectKey:
-        """Return what a path names here, or in another repository of the same session."""
+        """Return the key of a path here, or in another repository of the same session."""
         other = repository or self
         if other._session is not self._session:  # noqa: SLF001 - of this class
             message = "The two repositories do not belong to the same unit of work."
@@ -143,7 +143,7 @@ class Repository(metaclass=_InAnyOrder):
         return check_prefix(join_key(self._root, str(prefix_from_root)))
 
     async def _pages(self, tx: Transaction, prefix: str) -> AsyncGenerator[Sequence[str]]:
-        """Iterate over the keys with a prefix, up to a thousand at a time, inside one call."""
+        """Iterate over the keys with a prefix, up to a thousand at a time, within one call."""
         start: str | None = ""
         while start is not None:
             page = await self._page(tx, prefix, start)
@@ -162,7 +162,7 @@ class Repository(metaclass=_InAnyOrder):
 
 
 def mixin_with(name: str) -> type[Repository] | None:
-    """Return the mixin of FennFlow's that brings a method."""
+    """Return FennFlow's mixin that has a method."""
     mixins = Repository.__subclasses__()
     for mixin in mixins:
         if mixin.__module__.startswith("fennflow."):

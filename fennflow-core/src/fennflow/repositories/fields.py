@@ -31,8 +31,8 @@ class RepoField(Generic[R_co]):
             it, and nothing else is listed, reconciled or adopted.
 
     Raises:
-        ConfigException: the namespace is empty, or has what no store and no database takes; or no
-            key can begin with the prefix.
+        ConfigException: the namespace is empty, or has characters that no store or database
+            accepts; or no key can begin with the prefix.
 
     Example:
         ```python
@@ -60,7 +60,7 @@ class RepoField(Generic[R_co]):
         try:
             root = check_key(prefix.removesuffix("/")) if root != "" else ""
         except (KeyException, AttributeError, TypeError) as error:
-            message = f"prefix={brief(prefix)} is not what keys can begin with: {error}"
+            message = f"prefix={brief(prefix)} cannot be the beginning of a key: {error}"
             raise ConfigException(message) from None
         self._repository = repository
         self._root = root
@@ -69,7 +69,7 @@ class RepoField(Generic[R_co]):
 
     @property
     def area(self) -> Area:
-        """What the repository can see."""
+        """The part of the bucket that the repository can see."""
         return Area(self.namespace, self.prefix)
 
     def bind(self, session: Session) -> R_co:
@@ -77,7 +77,7 @@ class RepoField(Generic[R_co]):
         return self._repository(session, self.namespace, root=self._root)
 
     def using(self, repository: type[R]) -> RepoField[R]:
-        """Return a field with another repository in the same place."""
+        """Return a field with another repository class on the same area."""
         return RepoField(repository, namespace=self.namespace, prefix=self.prefix)
 
     @overload
@@ -101,11 +101,11 @@ class RepoField(Generic[R_co]):
     if not TYPE_CHECKING:
 
         def __getattr__(self, name: str) -> object:
-            """Say where the methods of the repository are."""
+            """Raise an error that says where the methods of the repository are."""
             message = f"{type(self).__name__!r} object has no attribute {name!r}."
             if mixin_with(name) is not None:
                 message += (
-                    " The field is that of the class. Its repository is in an open unit of work: "
+                    " This is the field of the class. Its repository belongs to an open unit of work: "
                     f"async with UOW() as uow: await uow.files.{name}(...)."
                 )
             raise AttributeError(message, name=name, obj=self)
@@ -125,7 +125,7 @@ class S3RepoField(RepoField[R_co]):
 
 
 def without_attribute(uow: object, name: str) -> AttributeError:
-    """Return the error for what a unit of work does not have."""
+    """Return the error for an attribute that a unit of work does not have."""
     cls = type(uow)
     message = f"{cls.__name__!r} object has no attribute {name!r}."
     names = list(fields_of(cls))
@@ -144,14 +144,14 @@ def without_attribute(uow: object, name: str) -> AttributeError:
 
 
 def check_fields(cls: type) -> None:
-    """Refuse a repository that is not in a field: nothing would open it.
+    """Refuse a repository class that is not wrapped in a field: nothing would open it.
 
     Raises:
         ConfigException: there is one.
     """
     for name, value in vars(cls).items():
         is_class = isinstance(value, type) and issubclass(value, Repository)
-        # A class that is written inside of the unit of work has the name by which it is found.
+        # A repository class that is defined inside the unit of work is found under its own name.
         if is_class and value.__name__ != name:
             message = (
                 f"{cls.__name__}.{name} is a class of repositories, not a field. Write {name} = "
@@ -171,7 +171,7 @@ def fields_of(cls: type) -> dict[str, RepoField[Repository]]:
 
 
 def areas_of(cls: type) -> list[Area]:
-    """Return what the repositories of a unit of work can see, each area once."""
+    """Return the areas that the repositories of a unit of work can see, each once."""
     return sorted({field.area for field in fields_of(cls).values()})
 
 

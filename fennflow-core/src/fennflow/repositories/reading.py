@@ -1,4 +1,4 @@
-"""Repositories that read files, list them, and ask the catalog about them."""
+"""Repositories that read files, list them, and return the catalog's information about them."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ class GetRepository(Repository):
     """Read files."""
 
     async def get(self, *paths: AnyPath, missing_ok: bool = False) -> MediaResponse:
-        """Read files whole, all as they were at one moment.
+        """Read whole files, all as of one moment.
 
         Args:
-            paths: what to read; the answer is in their order.
-            missing_ok: leave out what does not exist.
+            paths: what to read; the files are returned in this order.
+            missing_ok: skip paths that do not exist.
 
         Raises:
-            NoSuchKeyException: names every path that does not exist.
-            ObjectChangedException: an object was changed without FennFlow.
+            NoSuchKeyException: some paths do not exist; the message names them all.
+            ObjectChangedException: an object was changed outside FennFlow.
             ChecksumMismatchException: the bytes are not those that were committed.
         """
         keys = [self._key(path) for path in paths]
@@ -79,14 +79,14 @@ class GetPrefixRepository(Repository):
     async def get_prefix(self, prefix: str = "") -> MediaResponse:
         """Read all files with a prefix, in key order, a thousand at a time.
 
-        Each thousand is as it was at one moment; what is deleted meanwhile is left out.
+        Each thousand is as of one moment; files that are deleted meanwhile are left out.
 
         Args:
             prefix: relative to the scope; it need not end at a `/`.
 
         Raises:
             KeyException: no key can begin with the prefix.
-            ObjectChangedException: an object was changed without FennFlow.
+            ObjectChangedException: an object was changed outside FennFlow.
         """
         files: list[BaseContent] = []
         async with self._call("get") as tx:
@@ -114,7 +114,7 @@ class ListRepository(Repository):
             limit: paths and rolled-up prefixes on the page, 1 to 1,000,000. Without it all of
                 them are returned, read a thousand at a time.
             continuation_token: of the page before.
-            delimiter: roll up what has it beyond the prefix, for instance `/`.
+            delimiter: roll up the paths that have it after the prefix, for instance `/`.
 
         Raises:
             ContinuationTokenException: the token is not one of `list`.
@@ -165,18 +165,18 @@ class ListRepository(Repository):
 
 
 class StatRepository(Repository):
-    """Ask the catalog about files. A file that was adopted costs a HEAD request the first time."""
+    """Return information about files; an adopted file costs one HEAD request at its first use."""
 
     @overload
     async def stat(self, path: AnyPath, /) -> ObjectInfo: ...
     @overload
     async def stat(self, *paths: AnyPath) -> tuple[ObjectInfo, ...]: ...
     async def stat(self, *paths: AnyPath) -> ObjectInfo | tuple[ObjectInfo, ...]:
-        """Return what the catalog says of a file, or of several at one moment.
+        """Return the catalog's information about a file, or about several as of one moment.
 
         Raises:
-            NoSuchKeyException: names every path that does not exist.
-            ObjectChangedException: an adopted file was changed without FennFlow before its first use.
+            NoSuchKeyException: some paths do not exist; the message names them all.
+            ObjectChangedException: an adopted file was changed outside FennFlow before its first use.
         """
         keys = [self._key(path) for path in paths]
         async with self._call("stat") as tx:
@@ -193,7 +193,7 @@ class StatRepository(Repository):
 
 
 class GeneratePresignedUrlRepository(Repository):
-    """Give out URLs by which others read or upload files without credentials of their own."""
+    """Create URLs with which others read or upload files without credentials of their own."""
 
     async def generate_presigned_url(
         self,
@@ -208,23 +208,25 @@ class GeneratePresignedUrlRepository(Repository):
     ) -> PresignedUrlResponse:
         """Return a URL for every path.
 
-        A URL for `GET` leads to what is committed now: in a versioned bucket to that version for
-        good, else to the object under the path when it is used. As in `answer_for`, browsers save
-        what they could run (HTML, SVG, and whatever is not known to be passive) and do not show it.
+        A URL for `GET` leads to the file that is committed now: in a versioned bucket always to
+        that version, otherwise to the object under the path when the URL is used. As in
+        `answer_for`, browsers save files that they could run (HTML, SVG, and any type not known to
+        be passive) and do not show them.
 
-        What is uploaded by a URL for `PUT` is not part of the transaction: `adopt` adds it to the
-        catalog, or reconciliation. The URL binds that nothing is replaced, where the store enforces
-        it, and that the upload has no stamp of FennFlow.
+        An upload by a URL for `PUT` is not part of the transaction: `adopt` or reconciliation adds
+        it to the catalog. The URL replaces nothing, if the store enforces the condition, and the
+        upload cannot have a stamp of FennFlow.
 
         Args:
-            paths: what the URLs lead to.
+            paths: the files that the URLs lead to.
             expires_in: seconds until they expire; on S3 up to 7 days, and no longer than
                 the credentials that sign them.
             method: `GET`, or `PUT` for an upload to a path that is free.
-            media_type: `PUT`: the only one that an upload may have; `GET`: the one to answer with.
-            download_as: `GET`: a file name, to have browsers save the file and not show it.
-            inline: `GET`: show files of any type: only where no stranger chooses their bytes or
-                their type.
+            media_type: `PUT`: the only media type that an upload may have; `GET`: the media type of
+                the response.
+            download_as: `GET`: a file name; browsers then save the file and do not show it.
+            inline: `GET`: show files of any type; safe only if no stranger chooses their bytes or
+                type.
             size: `PUT`: the only number of bytes that an upload may have.
             checksum: `PUT`: the SHA-256, hexadecimal, of the only bytes that an upload may have.
 
@@ -232,12 +234,12 @@ class GeneratePresignedUrlRepository(Repository):
             the URLs, in the order of the paths. Its `headers` have to be sent with the request.
 
         Raises:
-            NoSuchKeyException: `GET`, and some paths do not exist; names them all.
+            NoSuchKeyException: `GET`, and some paths do not exist; the message names them all.
             RecordAlreadyExistsException: `PUT`, and a path is taken.
             TransactionException: this unit of work has uncommitted changes of a path.
-            FileException: `media_type`, `size` or `checksum` is not one.
-            ConnectorCapabilityException: the store has no such URLs, not for so long, or cannot bind
-                what is asked; or an option is of the other method.
+            FileException: `media_type`, `size` or `checksum` is not valid.
+            ConnectorCapabilityException: the store has no such URLs, or not for that long, or
+                cannot enforce an option; or an option belongs to the other method.
         """
         keys = [self._key(path) for path in paths]
         own = {"GET": (size, checksum), "PUT": (download_as, inline or None)}
@@ -246,7 +248,7 @@ class GeneratePresignedUrlRepository(Repository):
             raise ConnectorCapabilityException(message)
         if any(value is not None for value in own[method]):
             names = "size and checksum" if method == "GET" else "download_as and inline"
-            message = f"A URL for {method} takes no {names.replace(' and ', ' and no ')}."
+            message = f"A URL for {method} does not accept {names.replace(' and ', ' or ')}."
             raise ConnectorCapabilityException(message)
         terms = UploadTerms(media_type=media_type, size=size, sha256=checksum)
         check_terms(terms)
@@ -273,12 +275,12 @@ class GeneratePresignedUrlRepository(Repository):
 
 
 class GeneratePresignedUrlPrefixRepository(Repository):
-    """Give out URLs of all files with a prefix."""
+    """Create URLs for all files with a prefix."""
 
     async def generate_presigned_url_prefix(
         self, prefix: str = "", *, expires_in: float = EXPIRES_IN, inline: bool = False
     ) -> PresignedUrlResponse:
-        """Return a URL for `GET` of every file with a prefix; `paths` says which is whose.
+        """Return a URL for `GET` of every file with a prefix; `paths` has their paths, in the same order.
 
         Args:
             prefix: relative to the scope; it need not end at a `/`.
@@ -288,7 +290,7 @@ class GeneratePresignedUrlPrefixRepository(Repository):
         Raises:
             KeyException: no key can begin with the prefix.
             TransactionException: this unit of work has uncommitted changes under the prefix.
-            ConnectorCapabilityException: the store has no such URLs, or not for so long.
+            ConnectorCapabilityException: the store has no such URLs, or not for that long.
         """
         urls: list[str] = []
         paths: list[StoragePath] = []

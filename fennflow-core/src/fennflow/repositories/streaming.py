@@ -33,7 +33,7 @@ class ObjectStream:
     """The bytes of a file, one chunk after the other; iterate over it once.
 
     Attributes:
-        info: what the catalog says of the file.
+        info: the catalog's information about the file.
     """
 
     info: ObjectInfo
@@ -49,7 +49,8 @@ class ObjectStream:
                 is still under way in another task.
             ConnectorUnavailableException: the store could not be reached again.
             ObjectChangedException: the file was changed while it was read.
-            ChecksumMismatchException: at the end: these are not the bytes that were committed.
+            ChecksumMismatchException: raised at the end: the bytes are not those that were
+                committed.
         """
         self._check_open()
         return self
@@ -61,9 +62,9 @@ class ObjectStream:
             rest, self._rest = self._rest, _NOTHING
             return bytes(rest)
         if self._under_way:
-            # What was cut off would look like the end of the file from now on.
+            # A read that was cut off would otherwise look like the end of the file.
             message = (
-                f"{self.info.path} cannot be read on: an earlier read of it failed or was cancelled, "
+                f"{self.info.path} cannot be read further: an earlier read of it failed or was cancelled, "
                 "or is under way in another task. Open it again."
             )
             raise TransactionException(message)
@@ -114,7 +115,7 @@ class ObjectStream:
 
         Raises:
             OSError: the file cannot be written; an existing one is unchanged.
-            BaseConnectorException: what iterating raises; an existing file is unchanged.
+            BaseConnectorException: as for iteration; an existing file is unchanged.
         """
         target = Path(path)
         part = target.with_name(f".{uuid4().hex}.part")
@@ -127,7 +128,7 @@ class ObjectStream:
             await asyncio.to_thread(part.unlink, missing_ok=True)
 
     def close(self) -> None:
-        """Refuse to be read any more."""
+        """Refuse further reads."""
         self._chunks = None
 
 
@@ -138,20 +139,21 @@ class StreamRepository(Repository):
     async def open(
         self, path: AnyPath, *, start: int | None = None, end: int | None = None
     ) -> AsyncGenerator[ObjectStream]:
-        """Open a file for reading, of any size; the memory that it takes is constant.
+        """Open a file of any size for reading, in constant memory.
 
-        A broken connection is reopened at the byte that was reached, of the same version of
-        the file (S3: `If-Match`). Read to its end, a whole file is compared with its SHA-256.
+        After a broken connection, reading resumes at the byte that was reached, in the same version
+        of the file (S3: `If-Match`). A whole file that is read to its end is compared with its
+        SHA-256.
 
         Args:
             path: of the file.
-            start: the first byte wanted, counted from 0; the first of all by default.
+            start: the first byte to read, counted from 0; by default the first byte of the file.
             end: the byte before which to stop; the end of the file by default.
 
         Raises:
             PathException: start and end are not in order.
             NoSuchKeyException: there is no such object.
-            ObjectChangedException: the object was changed without FennFlow.
+            ObjectChangedException: the object was changed outside FennFlow.
 
         Example:
             ```python

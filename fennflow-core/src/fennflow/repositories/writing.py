@@ -42,12 +42,12 @@ if TYPE_CHECKING:
 
 
 File = BaseContent | StreamContent | PurePath | Readable
-"""What can be put: a file, the path of a local file, or an open one."""
+"""The types that can be put: a file, the path of a local file, or an open file."""
 OnProgress = Callable[[int, int | None], object]
 
 
 def _options(extra: object) -> dict[str, Any]:
-    """Return a copy of `connector_extra`: what users change later must not change a write."""
+    """Return a copy of `connector_extra`: later changes by the user must not affect the write."""
     if extra is None:
         return {}
     if not isinstance(extra, Mapping):
@@ -57,10 +57,10 @@ def _options(extra: object) -> dict[str, Any]:
 
 
 async def _file_of(file: object) -> BaseContent | StreamContent:
-    """Return what is to be put as a file.
+    """Return the argument of a `put` as a file.
 
     Raises:
-        FileException: it is none; names the class that holds such a thing.
+        FileException: it cannot be put; the message names a class that can hold it.
     """
     if isinstance(file, (BaseContent, StreamContent)):
         return file
@@ -175,16 +175,16 @@ class PutRepository(_WritingRepository):
         connector_extra: Mapping[str, Any] | None = None,
         on_progress: OnProgress | None = None,
     ) -> PutResponse:
-        """Write files, replacing existing ones; all or none of the call.
+        """Write files, replacing existing ones: all files of the call, or none.
 
         Args:
-            files: what to write: content, a `pathlib.Path` of a local file, or a file that is open
-                for reading bytes.
+            files: each is a content object, the `pathlib.Path` of a local file, or a file that is
+                open for reading bytes.
             connector_extra: options of the store for all of them, on S3 for instance
                 `{"CacheControl": "max-age=3600", "StorageClass": "STANDARD_IA"}`.
-            on_progress: plain or async, called with the bytes done, of all files of the call, and
-                with their sum, or None if a stream's size is unknown. What it raises
-                fails the call.
+            on_progress: plain or async, called with the bytes sent so far, for all files of the
+                call together, and the total, or None if a stream's size is unknown. If it raises,
+                the call fails.
 
         Returns:
             their paths, in the order of the files.
@@ -202,7 +202,7 @@ class PutRepository(_WritingRepository):
 
 
 class CreateRepository(_WritingRepository):
-    """Write files where none are."""
+    """Write files only under free paths."""
 
     async def create(
         self,
@@ -210,7 +210,7 @@ class CreateRepository(_WritingRepository):
         connector_extra: Mapping[str, Any] | None = None,
         on_progress: OnProgress | None = None,
     ) -> PutResponse:
-        """Write files under paths that are free; all or none of the call.
+        """Write files under free paths: all files of the call, or none.
 
         Raises:
             RecordAlreadyExistsException: a path is taken, in the catalog or by an object that
@@ -221,29 +221,29 @@ class CreateRepository(_WritingRepository):
 
 
 class AdoptRepository(Repository):
-    """Add files to the catalog that others have uploaded, for instance by a presigned URL."""
+    """Add files that others have uploaded to the catalog, for instance by a presigned URL."""
 
     @overload
     async def adopt(self, path: AnyPath, /) -> ObjectInfo: ...
     @overload
     async def adopt(self, *paths: AnyPath) -> tuple[ObjectInfo, ...]: ...
     async def adopt(self, *paths: AnyPath) -> ObjectInfo | tuple[ObjectInfo, ...]:
-        """Add objects under free paths to the catalog, in this transaction; all or none of the call.
+        """Add objects under free paths to the catalog, in this transaction: all of the call, or none.
 
         It costs a HEAD request for each. A rollback leaves the objects as they are, without a record.
-        What their metadata claim is not believed: a file is read as the class of its media type,
-        and has no checksum. Look at the answer before you commit: the uploader chose size and type,
-        unless the URL had bound them.
+        The metadata of the objects are not trusted: a file is read as the class of its media type,
+        and has no checksum. Check the returned values before you commit: the uploader chose size
+        and type, unless the URL fixed them.
 
         Returns:
-            what the store says of the file, or of several.
+            the store's information about the file, or about several.
 
         Raises:
-            NoSuchKeyException: names every path under which no object is.
+            NoSuchKeyException: some paths have no object; the message names them all.
             RecordAlreadyExistsException: a path is in the catalog already, or the object belongs to
                 another application's catalog.
             RecordLockedException: another transaction is writing one of the paths.
-            ObjectChangedException: a transaction that did not commit has written an object.
+            ObjectChangedException: an object was written by a transaction that did not commit.
         """
         keys = [self._key(path) for path in paths]
         async with self._call("adopt") as tx:
@@ -266,28 +266,28 @@ class UploadTicketRepository(Repository):
         expires_in: float = EXPIRES_IN,
         method: UploadMethod = "PUT",
     ) -> UploadTicket:
-        """Allow one upload, which `accept` makes a file under a path that is free.
+        """Allow one upload; `accept` turns it into a file under a free path.
 
         The bytes go to a key under the reserved prefix, and no reader sees them before they are
-        accepted. The store enforces what it can; `accept` checks all of it. What is not accepted is
-        deleted some time after `expires_in`. The ticket is not part of the transaction: a rollback
-        does not take it back.
+        accepted. The store enforces what it can; `accept` checks everything. An upload that is not
+        accepted is deleted some time after `expires_in`. The ticket is not part of the transaction:
+        a rollback does not revoke it.
 
         Args:
             path: of the file.
-            max_size: in bytes, at most. Only the form (`POST`) has the store enforce it.
-            size: in bytes, exactly, if the client has said it: the store refuses any other.
-            media_type: the only one; None for any.
-            checksum: the SHA-256, hexadecimal, of the only bytes; None for any. `accept` then reads
-                the file once.
-            expires_in: seconds for which the client may begin to upload; on S3 up to 7 days.
+            max_size: the largest size in bytes. The store enforces it only for a form (`POST`).
+            size: the exact size in bytes, if the client knows it: the store refuses any other.
+            media_type: the only media type that is allowed; None for any.
+            checksum: the SHA-256, hexadecimal, that the bytes must have; None for any. If it is
+                given, `accept` reads the file once.
+            expires_in: seconds within which the client may begin to upload; on S3 up to 7 days.
             method: `PUT`, for files of up to 5 GB; `POST`, a form; `MULTIPART`, in parts, for large
                 files of a known `size`.
 
         Raises:
             RecordAlreadyExistsException: the path is taken.
-            FileException: a limit, a media type or a checksum is not one.
-            ConnectorCapabilityException: the store has no such uploads, or not for so long.
+            FileException: a limit, the media type or the checksum is not valid.
+            ConnectorCapabilityException: the store has no such uploads, or not for that long.
         """
         key = self._key(path)
         terms = UploadTerms(media_type=media_type, size=size, max_size=max_size, sha256=checksum)
@@ -319,16 +319,16 @@ class UploadTicketRepository(Repository):
         )
 
     async def accept(self, ticket: UploadTicket | str) -> ObjectInfo:
-        """Make what a client has uploaded by a ticket a file, in this transaction.
+        """Turn the upload of a ticket into a file, in this transaction.
 
-        The store copies the bytes, exactly those that were checked, to where no URL leads. A
-        rollback leaves the upload, and the ticket can be accepted again until it expires.
+        The store copies exactly the bytes that were checked to a key that no URL names. A rollback
+        leaves the upload, and the ticket can be accepted again until it expires.
 
         Args:
-            ticket: from `upload_ticket` of any process of the catalog, or its `token`.
+            ticket: from `upload_ticket` in any process that uses the catalog, or its `token`.
 
         Returns:
-            what the catalog says of the file.
+            the catalog's information about the file.
 
         Raises:
             UploadTicketException: the ticket is forged, has expired, is for a path outside of this
@@ -353,7 +353,7 @@ class UploadTicketRepository(Repository):
 
 
 class CopyRepository(Repository):
-    """Copy and move files inside the store: the bytes do not pass through the program."""
+    """Copy and move files inside the store; the bytes do not pass through the program."""
 
     async def copy(
         self,
@@ -365,11 +365,11 @@ class CopyRepository(Repository):
     ) -> StoragePath:
         """Copy a file, replacing the target.
 
-        Content type, media type, metadata and, on S3, headers and tags go along. Storage class
-        and encryption are the bucket's defaults unless `connector_extra` names them.
+        Content type, media type, metadata and, on S3, headers and tags are copied, too. Storage
+        class and encryption are the bucket's defaults unless `connector_extra` names them.
 
         Args:
-            source: of this repository.
+            source: a path in this repository.
             target: relative to the scope of `to`.
             to: a repository of the same unit of work, for instance on another bucket; this one
                 by default.
@@ -382,7 +382,7 @@ class CopyRepository(Repository):
             NoSuchKeyException: the source does not exist.
             FilepathsCollisionError: source and target are one path.
             RecordLockedException: another transaction is writing the target.
-            ObjectChangedException: the source was changed without FennFlow.
+            ObjectChangedException: the source was changed outside FennFlow.
         """
         return await self._copy(source, target, to, connector_extra, move=False)
 
@@ -394,7 +394,7 @@ class CopyRepository(Repository):
         to: Repository | None = None,
         connector_extra: Mapping[str, Any] | None = None,
     ) -> StoragePath:
-        """Copy a file and delete the source; readers see both at once, or neither.
+        """Copy a file and delete the source; readers see both changes at one instant.
 
         Arguments, result and exceptions are those of `copy`; the source is locked, too.
         """
@@ -420,13 +420,14 @@ class DeleteRepository(Repository):
     """Delete files."""
 
     async def delete(self, *paths: AnyPath, missing_ok: bool = True) -> DeleteResponse:
-        """Delete files; the objects go after the commit, a thousand a request.
+        """Delete files; the objects are deleted after the commit, a thousand per request.
 
         Returns:
             the paths that existed.
 
         Raises:
-            NoSuchKeyException: not `missing_ok`, and some paths do not exist; names them all.
+            NoSuchKeyException: some paths do not exist, and `missing_ok` is False; the message
+                names them all.
             RecordLockedException: another transaction is writing one of the paths.
         """
         keys = [self._key(path) for path in paths]
@@ -439,7 +440,7 @@ class DeletePrefixRepository(Repository):
     """Delete all files with a prefix."""
 
     async def delete_prefix(self, prefix: str = "") -> DeleteResponse:
-        """Delete all files with a prefix, however many; all or none of the call.
+        """Delete all files with a prefix, however many: all of them, or none.
 
         Args:
             prefix: relative to the scope; it need not end at a `/`: `a` deletes `ab` too.

@@ -22,7 +22,7 @@ __all__ = ["SyncRepository", "SyncStream", "SyncUnitOfWork", "SyncWriter"]
 
 
 class AnyUnitOfWork(SyncUnitOfWork):
-    """What `UOW.sync()` returns: it has the repositories of UOW, which type checkers do not know."""
+    """The type of `UOW.sync()`: it has the repositories of UOW, which type checkers do not know."""
 
     if TYPE_CHECKING:
 
@@ -30,7 +30,7 @@ class AnyUnitOfWork(SyncUnitOfWork):
 
 
 def sync_of(cls: type[UnitOfWork]) -> type[AnyUnitOfWork]:
-    """Return the class of units of work without `async` that have the repositories of another."""
+    """Return the class without `async` that has the repositories of a unit of work."""
     members = {**fields_of(cls), "config": cls.config}
     made = new_class(cls.__name__, (AnyUnitOfWork,), {"of": cls}, lambda body: body.update(members))
     return cast("type[AnyUnitOfWork]", made)

@@ -1,4 +1,4 @@
-"""What the generated interface is made of: calls, iterations and blocks on the portal's loop."""
+"""The building blocks of the generated interface: calls, iterations and blocks on the portal's loop."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Leave = Callable[
 ]
 
 AT_ONCE = 1000
-"""Items that an iteration takes in one visit to the loop."""
+"""How many items an iteration fetches per round trip to the loop."""
 
 
 def wait(
@@ -38,7 +38,7 @@ def wait(
 
 
 class OnPortal:
-    """What acts on a portal's loop."""
+    """Base class of objects that act on a portal's loop."""
 
     def _portal_in_use(self) -> Portal:
         raise NotImplementedError
@@ -56,7 +56,7 @@ class OnPortal:
         return self._portal_in_use().call(work)
 
     def _iterate(self, items: AsyncIterator[T]) -> Generator[T]:
-        """Iterate over what is iterated over on the loop."""
+        """Iterate over an asynchronous iterator that runs on the loop."""
 
         async def some() -> list[T]:
             taken: list[T] = []
@@ -70,11 +70,11 @@ class OnPortal:
             yield from taken
 
     def _leave(self, leave: Leave[T], error: BaseException | None) -> T:
-        """Leave an asynchronous block, though a signal handler raises at any moment.
+        """Leave an asynchronous block, even if a signal handler raises at any moment.
 
         Args:
             leave: `__aexit__` of the block.
-            error: that leaves it.
+            error: the exception that leaves it.
         """
         began = False
         interruption: BaseException | None = None
@@ -90,7 +90,7 @@ class OnPortal:
             except BaseException as raised:
                 if began or isinstance(raised, TransactionException):
                     raise
-                # Interrupted before it began, the block is left by the interruption.
+                # It was interrupted before it began, so the interruption leaves the block.
                 interruption = error = raised
             else:
                 if interruption is not None:
@@ -98,16 +98,16 @@ class OnPortal:
                 return result
 
     def _block(self, block: Callable[[], AbstractAsyncContextManager[T]]) -> Block[T]:
-        """Return a block that is entered and left on the loop."""
+        """Return a context manager whose block is entered and left on the loop."""
         return Block(self._portal_in_use, block)
 
 
 class Block(OnPortal, AbstractContextManager[T], Generic[T]):
-    """An asynchronous block, to be used with `with`.
+    """An asynchronous context manager that is used with `with`.
 
     Args:
-        portal: on whose loop.
-        block: makes it.
+        portal: the portal on whose loop it runs.
+        block: creates the asynchronous context manager.
     """
 
     def __init__(
@@ -132,7 +132,7 @@ class Block(OnPortal, AbstractContextManager[T], Generic[T]):
         try:
             return self._await(enter)
         except BaseException as error:
-            # Interrupted as it was entered, it has to be left.
+            # It was interrupted while it was entered, so it has to be left.
             if self._entered is not None:
                 self.__exit__(type(error), error, error.__traceback__)
             raise
@@ -157,7 +157,7 @@ def here(function: Callable[P, T] | None) -> Callable[P, Coroutine[Any, Any, T]]
 def here(
     function: Callable[P, T] | JobCall | None,
 ) -> Callable[P, Coroutine[Any, Any, T]] | JobCall | None:
-    """Return a callback that is called in the thread of the caller; a journaled call stays as it is."""
+    """Return a callback that runs in the thread of the caller; a journaled call is returned unchanged."""
     if function is None or isinstance(function, JobCall):
         return function
     if not callable(cast("object", function)):

@@ -89,14 +89,15 @@ class SyncUnitOfWork(Opened):
         *,
         key: str | None = None,
     ) -> None:
-        """Call back after the open transaction has committed.
+        """Register a function to call after the open transaction has committed.
 
         Args:
             callback: a function without arguments. It is called once. If it raises,
-                that is logged and the commit stands. It goes on in the background if the block is
-                cancelled in the meantime. Or a call of a function that was registered with
-                `UOW.after_commit`: the commit journals it, and it is called at least once, if
-                necessary later and by another process. The block waits up to 2 seconds for it.
+                the exception is logged and the commit stands. It continues in the background if the
+                block is cancelled in the meantime. It may also be a call of a function that was
+                registered with `UOW.after_commit`: the commit journals it, and it is called at
+                least once, if necessary later and by another process. The block waits up to 2
+                seconds for it.
             key: registered functions with the same key are called one after the other, in the order
                 of their commits. It is text of at most 1,024 bytes.
 
@@ -114,7 +115,7 @@ class SyncUnitOfWork(Opened):
         self,
         callback: Callable[[], object],
     ) -> None:
-        """Call back after the open transaction was undone; the callback is like that of `on_commit`."""
+        """Register a function to call after the open transaction was undone, as with `on_commit`."""
         self._call(
             self._uow.on_rollback,
             here(callback),
@@ -137,25 +138,25 @@ class SyncUnitOfWork(Opened):
         do: Callable[[], Any],
         undo: Callable[[], object] | JobCall,
     ) -> Any:
-        """Do a saga step of your own, which is undone if the transaction fails.
+        """Perform a saga step of your own, which is undone if the transaction fails.
 
         Args:
             do: called now. If it raises, the step counts
                 as not done; if it is cancelled, as done. (With a registered undo: see below.)
-            undo: a function that is called if the transaction is undone, that of the last step
-                first, up to three times. If it keeps failing, a note on the exception that ended
-                the block says so. If `compensation_timeout` cuts it off, it is called again in the
-                background. Or a call of a function that was registered with `UOW.compensation`: it
-                is journaled before `do` is called, and survives a crash. It is also called if `do`
-                raises, since an exception does not prove that the step was not done;
-                `StepNotDoneException` does.
+            undo: a function that is called if the transaction is undone, up to three times; the
+                undo of the last step is called first. If it keeps failing, a note on the exception
+                that ended the block says so. If `compensation_timeout` cuts it off, it is called
+                again in the background. It may also be a call of a function that was registered
+                with `UOW.compensation`: it is journaled before `do` is called, and survives a
+                crash. It is also called if `do` raises, since an exception does not prove that the
+                step was not done; `StepNotDoneException` does.
 
         Returns:
             what `do` returned.
 
         Raises:
-            ConfigException: the backend cannot journal the undo, or one of both is not a function;
-                `do` was not called.
+            ConfigException: the backend cannot journal the undo, or `do` or `undo` is not a
+                function; `do` was not called.
             TransactionLostException: the lease ran out meanwhile; the undo is called.
         """
         return self._await(
@@ -175,15 +176,15 @@ class SyncUnitOfWork(Opened):
         *,
         expires_in: float | None = None,
     ) -> str:
-        """Leave it to any process to commit or undo later what was done so far.
+        """Leave the changes so far for any process to commit or undo later.
 
-        `UOW.commit_held(id)` or `UOW.abort_held(id)` decides, or `fennflow transactions commit` and
-        `abort`. Until then its paths stay locked, and no reader sees any of it. More work may follow
-        in the block, in a transaction of its own.
+        `UOW.commit_held(id)` or `UOW.abort_held(id)` decides, as does `fennflow transactions
+        commit` or `abort`. Until then the paths stay locked, and no reader sees the changes. More
+        work may follow in the block, in a transaction of its own.
 
         Args:
-            expires_in: seconds after which recovery undoes it; by default as long as it may still
-                commit: until it is `max_transaction_age` old.
+            expires_in: seconds after which recovery undoes it; by default when it is
+                `max_transaction_age` old and can no longer commit.
 
         Returns:
             the id of the transaction.
@@ -203,7 +204,7 @@ class SyncUnitOfWork(Opened):
     def savepoint(
         self,
     ) -> AbstractContextManager[None]:
-        """Return a block that alone is undone if an exception leaves it; blocks nest.
+        """Return a block that undoes only its own changes if an exception leaves it; blocks nest.
 
         Its files, steps and callbacks are undone, an earlier write of this unit of work to the same
         path counts again, and the exception propagates to where you catch it. Work of tasks that
@@ -220,9 +221,9 @@ class SyncUnitOfWork(Opened):
     ) -> AbstractContextManager[None]:
         """Open the engine now, and close it at the end of the block instead of the loop's end.
 
-        Units of work inside need no time to connect, nor to reconcile buckets before their first
-        use, if `ReconcileConfig.frequency` is `on_start_app`. Equal configurations share an engine.
-        The last of their lifespans closes it, once the units of work that use it have ended.
+        Units of work inside do not have to connect, nor to reconcile buckets before their first use
+        if `ReconcileConfig.frequency` is `on_start_app`. Equal configurations share an engine. The
+        last of their lifespans closes it, once the units of work that use it have ended.
 
         If the catalog has no record of a bucket, or the first reading of it was interrupted, all
         its objects are recorded here, before the block begins.
@@ -254,8 +255,8 @@ class SyncUnitOfWork(Opened):
     ) -> Mapping[str, ReconcileReport]:
         """Compare the catalog with the buckets of all repositories, and correct differences.
 
-        A bucket of which the catalog has no record is recorded as a whole. If that is interrupted,
-        the next attempt goes on with it, in this process or another one.
+        If the catalog has no record of a bucket, the whole bucket is recorded. If that is
+        interrupted, the next attempt continues it, in this process or another one.
 
         Args:
             strategy: like that of `ReconcileConfig`; by default the one in `config.reconcile`.
@@ -263,7 +264,7 @@ class SyncUnitOfWork(Opened):
             adopt_catalogs: the same.
             batch_size: the same.
             on_finding: a function, called for every difference, after what was done about it is durable.
-            on_progress: a function, called now and then with the progress in a bucket.
+            on_progress: a function, called from time to time with the progress in a bucket.
 
         Returns:
             for each bucket, or bucket and prefix, how it differed and what was done.
@@ -289,15 +290,15 @@ class SyncUnitOfWork(Opened):
     ) -> RecoveryReport:
         """Finish or roll back the transactions of crashed processes, and clean up their leftovers.
 
-        This also happens automatically: when units of work of a configuration are first used, and every
-        `recovery_interval`. Call it where nothing else runs, or where you cannot wait. A transaction
-        is taken over when its lease has run out, `lease_ttl` after the last heartbeat.
+        This also happens automatically: when units of work of a configuration are first used, and
+        every `recovery_interval`. Call it if nothing else runs, or if you cannot wait. A
+        transaction is taken over when its lease has run out, `lease_ttl` after the last heartbeat.
 
         Returns:
-            what was done. What is `pending`, and what is named under `problems` because the store
-            refused it or could not be reached, is tried again by the next recovery. So are
-            compensations and hooks that failed; what this process has no function for is named, and
-            left to one that has.
+            what was done. The next recovery tries again what is `pending`, and the `problems` that
+            the store refused or that it could not reach. It also calls compensations and hooks that
+            failed. Calls whose function this process has not registered are named, and left to a
+            process that has.
 
         Raises:
             BaseBackendException: the catalog cannot be reached.
@@ -321,24 +322,23 @@ class SyncUnitOfWork(Opened):
         """Iterate over what was committed, by any process: each commit once, in order.
 
         Of two commits that changed the same path, the later one comes later. What was rolled back
-        does not appear. Keep the cursor of a commit when you have processed it, and pass it later.
-        The feed is that of the whole catalog, whatever repositories this class has.
+        does not appear. Store the cursor of a commit when you have processed it, and pass it later.
+        The feed covers the whole catalog, not only the repositories of this class.
 
         Args:
-            after: the cursor of a commit, or of `commit_cursor()`, behind which to begin; by default with
-                the first commit that is kept.
-            poll: seconds after which to look again for new commits, without end; by default
-                the iteration ends with the last commit.
+            after: the cursor of a commit, or from `commit_cursor()`, after which to begin; by
+                default the iteration begins with the first commit that is kept.
+            poll: seconds between checks for new commits, without end; by default the iteration ends
+                with the last commit.
 
         Returns:
             an iterator, which sends the first request when it is used.
 
         Raises:
-            CursorException: not all commits behind the cursor are kept any more
-                (`commit_retention`), or it is one of another catalog; or it is not a cursor at all,
-                which is raised by the call.
+            CursorException: some commits after the cursor were removed (`commit_retention`), or it
+                is from another catalog; or it is not a cursor at all, which the call itself raises.
             ConfigException: the backend keeps no commits, or `poll` is not a positive number.
-            BaseBackendException: the catalog cannot be reached. Go on with the last cursor.
+            BaseBackendException: the catalog cannot be reached. Continue with the last cursor.
         """
         return cls._iterate_now(cls._asynchronous.commits(after=after, poll=poll))
 
@@ -346,7 +346,7 @@ class SyncUnitOfWork(Opened):
     def commit_cursor(
         cls,
     ) -> str:
-        """Return the cursor of the end of `commits()`: what is committed from now on comes after it.
+        """Return the cursor of the end of `commits()`: commits from now on come after it.
 
         Raises:
             ConfigException: the backend keeps no commits.
@@ -367,7 +367,7 @@ class SyncUnitOfWork(Opened):
         Raises:
             TransactionException: it is not held, or not any more.
             ConflictException: `validate_reads`, and a record that it read has changed. It is undone.
-            CommitUncertainException: the outcome is unknown; `transactions()` says it later.
+            CommitUncertainException: the outcome is unknown; `transactions()` shows it later.
         """
         cls._await_now(
             cls._asynchronous.commit_held,
@@ -396,7 +396,7 @@ class SyncUnitOfWork(Opened):
     def diagnose(
         cls,
     ) -> Diagnosis:
-        """Connect to the backend and every bucket, try what they enforce, and report the result.
+        """Connect to the backend and every bucket, test what they enforce, and report the result.
 
         Writes a few small objects under the reserved prefix, and removes them.
         """

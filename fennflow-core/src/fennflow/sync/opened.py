@@ -1,4 +1,4 @@
-"""What a unit of work without `async` is, apart from its methods."""
+"""The base of units of work without `async`; their methods are generated."""
 
 from __future__ import annotations
 
@@ -71,12 +71,12 @@ class Opened(OnPortal, Registering):
     def _await_now(
         cls, function: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs
     ) -> T:
-        """Call an asynchronous function on the loop of the moment, in no unit of work."""
+        """Call an asynchronous function on the current loop, outside of any unit of work."""
         return wait(portal.current(), function, *args, **kwargs)
 
     @classmethod
     def _iterate_now(cls, items: AsyncIterator[T]) -> Generator[T]:
-        """Iterate on the loop of the moment; each item is handed on as it comes."""
+        """Iterate on the current loop; each item is passed on as it arrives."""
         current = portal.current()
 
         async def following() -> list[T]:
@@ -109,7 +109,7 @@ class Opened(OnPortal, Registering):
                 repository = getattr(self._uow, name)
                 self.__dict__[name] = SyncRepository(self._portal_in_use, repository)
         except BaseException as error:
-            # Interrupted as it was opened, it has to be left.
+            # It was interrupted while it was opened, so it has to be left.
             if self._open:
                 self.__exit__(type(error), error, error.__traceback__)
             self._portal.blocks.pop(self, None)

@@ -1,8 +1,8 @@
-"""The one event loop of a process on which units of work run that are opened without `async`.
+"""The event loop of a process on which units of work without `async` run; there is one.
 
-It runs in a thread of its own, which begins with the first call and ends with the program. A call
-waits until what it asked for has ended on the loop, and meanwhile runs those of the user's functions
-that the engine calls: they see their own thread.
+The loop runs in a separate thread, which starts with the first call and ends with the program. A
+call waits until its work has ended on the loop. Meanwhile it runs the user functions that the
+engine calls, so that they run in the caller's thread.
 """
 
 from __future__ import annotations
@@ -29,22 +29,22 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 LOOK_EVERY = 0.5
-"""Seconds after which a caller that was not woken looks for itself: a signal may take the wake-up."""
+"""Seconds between checks of a waiting caller: a signal may swallow its wake-up."""
 PAUSE = 0.02
 CARRIED = "fennflow_"
-"""Context variables with this prefix outlive a call: a savepoint is one, too."""
+"""Context variables with this prefix outlive a call; a savepoint uses one."""
 
 
 class InterruptedCallError(Exception):
-    """A function of the user's was left by an exception that is not its own to raise."""
+    """A user function was interrupted by an exception that a signal handler raised."""
 
 
 class _Task:
-    """A function of the user's, to be called by the thread that waits.
+    """A user function, to be called by the waiting thread.
 
     Args:
         function: to call, in the context of its caller.
-        loop: on which they wait.
+        loop: on which its caller waits.
     """
 
     def __init__(self, function: Callable[[], object], loop: asyncio.AbstractEventLoop) -> None:
@@ -55,15 +55,15 @@ class _Task:
         self.result: asyncio.Future[Any] = loop.create_future()
 
     def run(self) -> None:
-        if self._started:  # and was left by what a signal handler raised
+        if self._started:  # and was interrupted by an exception of a signal handler
             self._answer(None, InterruptedCallError("It was interrupted."))
             return
         self._started = True
         try:
             result = self._context.run(self._function)
-        except StopIteration as error:  # which no future takes
+        except StopIteration as error:  # no future accepts it
             self._answer(None, uncommon(error))
-        except Exception as error:  # noqa: BLE001 - raised where the function was asked for
+        except Exception as error:  # noqa: BLE001 - raised in the task that asked for the call
             self._answer(None, error)
         else:
             self._answer(result, None)
@@ -81,11 +81,11 @@ class _Task:
 
 
 class Call(Generic[T]):
-    """What a thread waits for.
+    """The work that a thread waits for.
 
     Args:
         portal: on whose loop it runs.
-        work: makes the coroutine, on the loop.
+        work: creates the coroutine, on the loop.
     """
 
     def __init__(self, portal: Portal, work: Callable[[], Coroutine[Any, Any, T]]) -> None:
@@ -105,8 +105,8 @@ class Call(Generic[T]):
     def wait(self) -> T:
         """Run it, and return its result.
 
-        What a signal handler raises meanwhile, such as KeyboardInterrupt, cancels it, and is raised
-        after it has ended.
+        An exception of a signal handler meanwhile, such as KeyboardInterrupt, cancels it, and is
+        raised after it has ended.
         """
         interruption: BaseException | None = None
         begun = False
@@ -151,9 +151,10 @@ class Call(Generic[T]):
     # --- on the loop -----------------------------------------------------------------------------
 
     async def run(self, function: Callable[[], object]) -> Any:
-        """Call a function of the user's in the thread that waits.
+        """Call a user function in the waiting thread.
 
-        Where it waits no longer, since it was interrupted or has gone on, in another thread.
+        If that thread no longer waits, because it was interrupted or has continued, call it in
+        another thread.
         """
         if self._ended:
             return await asyncio.to_thread(contained, function)
@@ -163,7 +164,7 @@ class Call(Generic[T]):
         return await task.result
 
     def end(self, error: BaseException | None) -> None:
-        """Let the caller go on."""
+        """Let the caller continue."""
         if not self._ended:
             self._error = error
             self._ended = True
@@ -199,11 +200,11 @@ class Call(Generic[T]):
 
     def _done(self, _task: asyncio.Task[None]) -> None:
         self._portal.calls.discard(self)
-        self.end(asyncio.CancelledError())  # before it had begun, if it has not ended by now
+        self.end(asyncio.CancelledError())  # for a call that never began
 
 
 _call: ContextVar[Call[Any] | None] = ContextVar("sync_call", default=None)
-"""Inside which the engine runs, or was started."""
+"""The call inside which the engine runs, or was started."""
 
 
 def called_by_thread() -> bool:
@@ -212,9 +213,9 @@ def called_by_thread() -> bool:
 
 
 async def in_caller(function: Callable[[], T]) -> T:
-    """Call a plain function in the thread that waits for what the engine does.
+    """Call a plain function in the thread that waits for the engine.
 
-    Where none waits any more, it is called in another thread.
+    If no thread waits any more, it is called in another thread.
     """
     waiting = _call.get()
     if waiting is None:
@@ -224,22 +225,22 @@ async def in_caller(function: Callable[[], T]) -> T:
 
 
 def _noted(interruption: BaseException, failure: BaseException | None) -> BaseException | None:
-    """Say with an interruption how the call ended, and return what caused its failure."""
+    """Note on an interruption how the call ended, and return the exception if it failed."""
     if failure is None:
-        interruption.add_note("What was interrupted had ended successfully by then.")
+        interruption.add_note("The interrupted call had already ended successfully.")
         return None
     if isinstance(failure, asyncio.CancelledError):
         return failure.__cause__
-    interruption.add_note(f"What was interrupted failed: {type(failure).__name__}: {failure}")
+    interruption.add_note(f"The interrupted call failed: {type(failure).__name__}: {failure}")
     return failure
 
 
 def on_caller(function: Callable[P, T]) -> Callable[P, Coroutine[Any, Any, T]]:
-    """Return what calls a function of the user's, plain or async, plain ones in the caller's thread."""
+    """Return a wrapper that calls a user function; a plain one runs in the caller's thread."""
 
     @wraps(function)
     async def call(*args: P.args, **kwargs: P.kwargs) -> Any:
-        # Recovery calls back when it knows how a surrounding transaction ended: outside any call.
+        # Recovery calls back outside any call, when it knows how a surrounding transaction ended.
         result: Any = await in_caller(partial(function, *args, **kwargs))
         return await result if inspect.isawaitable(result) else result
 
@@ -266,18 +267,18 @@ class Portal:
         ready.wait()
 
     def _run(self, ready: threading.Event) -> None:
-        from fennflow.threads import Threads  # which cannot be done after the main thread has ended
+        from fennflow.threads import Threads  # at exit it is too late to import it
 
         try:
             with asyncio.Runner() as runner:
                 self.loop = runner.get_loop()
                 threads = Threads(thread_name_prefix="fennflow-work")
-                threads.submit(int)  # one that there is also when no other can be started
+                threads.submit(int)  # start a thread while that is possible
                 self.loop.set_default_executor(threads)
                 self.loop.call_soon(ready.set)
                 runner.run(self._stop_requested())
         except RuntimeError:
-            # To wait for the threads of the loop, which is closed by now, asyncio starts a thread.
+            # asyncio starts a thread to wait for the threads of the loop, which is closed by now.
             # Python 3.12 starts none at exit, and waits for those threads itself.
             if not (_ending and sys.version_info[:2] == (3, 12) and self.loop.is_closed()):
                 raise
@@ -293,8 +294,8 @@ class Portal:
         """Run work on the loop, and wait for it.
 
         Raises:
-            TransactionException: the thread runs an event loop of its own; or this is another process
-                than the one that opened what is used; or the program ends.
+            TransactionException: the thread runs an event loop of its own; or another process
+                opened the object that is used; or the program is ending.
         """
         _check_thread()
         if self._pid != os.getpid():
@@ -308,25 +309,26 @@ class Portal:
         return Call(self, work).wait()
 
     def check_alive(self, call: Call[Any]) -> None:
-        """End a call that nothing will end, since the loop has ended."""
+        """End a call that can no longer end by itself, since the loop has ended."""
         if not self._thread.is_alive():
             call.end(closed())
 
     def close(self) -> None:
-        """End the loop: close engines, cancel what is under way."""
+        """End the loop: close engines, cancel work in progress."""
         if not self.loop.is_closed():
             self.loop.call_soon_threadsafe(self._stop.set)
         self._thread.join()
 
     def abandon(self) -> None:
-        """Keep what belongs to the parent process from ever being closed by a child."""
-        # Not even when it ends: closing the selector of the loop, which both have, would stop the
-        # parent's. The frame of the thread, which the child does not have, refers to it for good.
+        """Keep a child process from ever closing what belongs to its parent."""
+        # Not even when the child ends: closing the loop's selector, which both share, would stop
+        # the parent's loop. The child keeps a reference to it forever, in the frame of the parent's
+        # thread.
         self._kept.append(runtime.forget(self.loop))
 
 
 def closed() -> TransactionException:
-    """Return the error for what is asked of a loop that has ended."""
+    """Return the error for a call on a loop that has ended."""
     return TransactionException(
         "The event loop of this unit of work has ended, since the program is ending, so nothing "
         "more can be done in it. Recovery undoes what was not committed. End your threads before "
@@ -354,7 +356,7 @@ _ending = _registered = False
 
 
 def current() -> Portal:
-    """Return the portal of this process, which begins with the first call.
+    """Return the portal of this process, which starts with the first call.
 
     Raises:
         TransactionException: the thread runs an event loop; or the program ends.
@@ -366,8 +368,8 @@ def current() -> Portal:
             if _ending:
                 raise closed()
             if not _registered:
-                # Last registered is first called: before the executors of threads end, which engines
-                # need to be closed. `atexit` would be too late.
+                # The last function registered is called first: engines need thread executors to
+                # close, so this has to run before the executors end. `atexit` would be too late.
                 try:
                     import_module("concurrent.futures.thread")
                     _REGISTER(_at_exit)
@@ -379,7 +381,7 @@ def current() -> Portal:
 
 
 def close() -> None:
-    """End the event loop, if there is one; the next call begins another."""
+    """End the event loop, if there is one; the next call starts another."""
     global _portal
     with _lock:
         portal, _portal = _portal, None
@@ -388,7 +390,7 @@ def close() -> None:
 
 
 def _at_exit() -> None:
-    """Let other threads leave their blocks, which Python waits for, and end the loop."""
+    """Let other threads, which Python waits for, leave their blocks, and end the loop."""
     global _ending  # noqa: PLW0603 - one for each process
     _ending = True
     portal = _portal

@@ -55,7 +55,7 @@ class SyncRepository(OnRepository[R_co], Generic[R_co]):
         """Return the same repository in a narrower scope; scopes nest.
 
         Args:
-            path: relative to the scope so far; a trailing `/` may be written or not.
+            path: relative to the current scope; a trailing `/` is optional.
 
         Raises:
             KeyException: the path breaks the key rules, for instance has a `..` segment.
@@ -73,16 +73,16 @@ class SyncRepository(OnRepository[R_co], Generic[R_co]):
         connector_extra: Mapping[str, Any] | None = None,
         on_progress: Callable[[int, int | None], object] | None = None,
     ) -> PutResponse:
-        """Write files, replacing existing ones; all or none of the call.
+        """Write files, replacing existing ones: all files of the call, or none.
 
         Args:
-            files: what to write: content, a `pathlib.Path` of a local file, or a file that is open
-                for reading bytes.
+            files: each is a content object, the `pathlib.Path` of a local file, or a file that is
+                open for reading bytes.
             connector_extra: options of the store for all of them, on S3 for instance
                 `{"CacheControl": "max-age=3600", "StorageClass": "STANDARD_IA"}`.
-            on_progress: a function, called with the bytes done, of all files of the call, and
-                with their sum, or None if a stream's size is unknown. What it raises
-                fails the call.
+            on_progress: a function, called with the bytes sent so far, for all files of the
+                call together, and the total, or None if a stream's size is unknown. If it raises,
+                the call fails.
 
         Returns:
             their paths, in the order of the files.
@@ -109,7 +109,7 @@ class SyncRepository(OnRepository[R_co], Generic[R_co]):
         connector_extra: Mapping[str, Any] | None = None,
         on_progress: Callable[[int, int | None], object] | None = None,
     ) -> PutResponse:
-        """Write files under paths that are free; all or none of the call.
+        """Write files under free paths: all files of the call, or none.
 
         Raises:
             RecordAlreadyExistsException: a path is taken, in the catalog or by an object that
@@ -138,22 +138,22 @@ class SyncRepository(OnRepository[R_co], Generic[R_co]):
         self: SyncRepository[AdoptRepository],
         *paths: AnyPath,
     ) -> ObjectInfo | tuple[ObjectInfo, ...]:
-        """Add objects under free paths to the catalog, in this transaction; all or none of the call.
+        """Add objects under free paths to the catalog, in this transaction: all of the call, or none.
 
         It costs a HEAD request for each. A rollback leaves the objects as they are, without a record.
-        What their metadata claim is not believed: a file is read as the class of its media type,
-        and has no checksum. Look at the answer before you commit: the uploader chose size and type,
-        unless the URL had bound them.
+        The metadata of the objects are not trusted: a file is read as the class of its media type,
+        and has no checksum. Check the returned values before you commit: the uploader chose size
+        and type, unless the URL fixed them.
 
         Returns:
-            what the store says of the file, or of several.
+            the store's information about the file, or about several.
 
         Raises:
-            NoSuchKeyException: names every path under which no object is.
+            NoSuchKeyException: some paths have no object; the message names them all.
             RecordAlreadyExistsException: a path is in the catalog already, or the object belongs to
                 another application's catalog.
             RecordLockedException: another transaction is writing one of the paths.
-            ObjectChangedException: a transaction that did not commit has written an object.
+            ObjectChangedException: an object was written by a transaction that did not commit.
         """
         return self._await(
             self._repository.adopt,
@@ -171,28 +171,28 @@ class SyncRepository(OnRepository[R_co], Generic[R_co]):
         expires_in: float = EXPIRES_IN,
         method: UploadMethod = "PUT",
     ) -> UploadTicket:
-        """Allow one upload, which `accept` makes a file under a path that is free.
+        """Allow one upload; `accept` turns it into a file under a free path.
 
         The bytes go to a key under the reserved prefix, and no reader sees them before they are
-        accepted. The store enforces what it can; `accept` checks all of it. What is not accepted is
-        deleted some time after `expires_in`. The ticket is not part of the transaction: a rollback
-        does not take it back.
+        accepted. The store enforces what it can; `accept` checks everything. An upload that is not
+        accepted is deleted some time after `expires_in`. The ticket is not part of the transaction:
+        a rollback does not revoke it.
 
         Args:
             path: of the file.
-            max_size: in bytes, at most. Only the form (`POST`) has the store enforce it.
-            size: in bytes, exactly, if the client has said it: the store refuses any other.
-            media_type: the only one; None for any.
-            checksum: the SHA-256, hexadecimal, of the only bytes; None for any. `accept` then reads
-                the file once.
-            expires_in: seconds for which the client may begin to upload; on S3 up to 7 days.
+            max_size: the largest size in bytes. The store enforces it only for a form (`POST`).
+            size: the exact size in bytes, if the client knows it: the store refuses any other.
+            media_type: the only media type that is allowed; None for any.
+            checksum: the SHA-256, hexadecimal, that the bytes must have; None for any. If it is
+                given, `accept` reads the file once.
+            expires_in: seconds within which the client may begin to upload; on S3 up to 7 days.
             method: `PUT`, for files of up to 5 GB; `POST`, a form; `MULTIPART`, in parts, for large
                 files of a known `size`.
 
         Raises:
             RecordAlreadyExistsException: the path is taken.
-            FileException: a limit, a media type or a checksum is not one.
-            ConnectorCapabilityException: the store has no such uploads, or not for so long.
+            FileException: a limit, the media type or the checksum is not valid.
+            ConnectorCapabilityException: the store has no such uploads, or not for that long.
         """
         return self._await(
             self._repository.upload_ticket,
@@ -209,16 +209,16 @@ class SyncRepository(OnRepository[R_co], Generic[R_co]):
         self: SyncRepository[UploadTicketRepository],
         ticket: UploadTicket | str,
     ) -> ObjectInfo:
-        """Make what a client has uploaded by a ticket a file, in this transaction.
+        """Turn the upload of a ticket into a file, in this transaction.
 
-        The store copies the bytes, exactly those that were checked, to where no URL leads. A
-        rollback leaves the upload, and the ticket can be accepted again until it expires.
+        The store copies exactly the bytes that were checked to a key that no URL names. A rollback
+        leaves the upload, and the ticket can be accepted again until it expires.
 
         Args:
-            ticket: from `upload_ticket` of any process of the catalog, or its `token`.
+            ticket: from `upload_ticket` in any process that uses the catalog, or its `token`.
 
         Returns:
-            what the catalog says of the file.
+            the catalog's information about the file.
 
         Raises:
             UploadTicketException: the ticket is forged, has expired, is for a path outside of this
@@ -244,11 +244,11 @@ class SyncRepository(OnRepository[R_co], Generic[R_co]):
     ) -> StoragePath:
         """Copy a file, replacing the target.
 
-        Content type, media type, metadata and, on S3, headers and tags go along. Storage class
-        and encryption are the bucket's defaults unless `connector_extra` names them.
+        Content type, media type, metadata and, on S3, headers and tags are copied, too. Storage
+        class and encryption are the bucket's defaults unless `connector_extra` names them.
 
         Args:
-            source: of this repository.
+            source: a path in this repository.
             target: relative to the scope of `to`.
             to: a repository of the same unit of work, for instance on another bucket; this one
                 by default.
@@ -261,7 +261,7 @@ class SyncRepository(OnRepository[R_co], Generic[R_co]):
             NoSuchKeyException: the source does not exist.
             FilepathsCollisionError: source and target are one path.
             RecordLockedException: another transaction is writing the target.
-            ObjectChangedException: the source was changed without FennFlow.
+            ObjectChangedException: the source was changed outside FennFlow.
         """
         return self._await(
             self._repository.copy,
@@ -279,7 +279,7 @@ class SyncRepository(OnRepository[R_co], Generic[R_co]):
         to: SyncRepository[Any] | None = None,
         connector_extra: Mapping[str, Any] | None = None,
     ) -> StoragePath:
-        """Copy a file and delete the source; readers see both at once, or neither.
+        """Copy a file and delete the source; readers see both changes at one instant.
 
         Arguments, result and exceptions are those of `copy`; the source is locked, too.
         """
@@ -296,13 +296,14 @@ class SyncRepository(OnRepository[R_co], Generic[R_co]):
         *paths: AnyPath,
         missing_ok: bool = True,
     ) -> DeleteResponse:
-        """Delete files; the objects go after the commit, a thousand a request.
+        """Delete files; the objects are deleted after the commit, a thousand per request.
 
         Returns:
             the paths that existed.
 
         Raises:
-            NoSuchKeyException: not `missing_ok`, and some paths do not exist; names them all.
+            NoSuchKeyException: some paths do not exist, and `missing_ok` is False; the message
+                names them all.
             RecordLockedException: another transaction is writing one of the paths.
         """
         return self._await(
@@ -315,7 +316,7 @@ class SyncRepository(OnRepository[R_co], Generic[R_co]):
         self: SyncRepository[DeletePrefixRepository],
         prefix: str = "",
     ) -> DeleteResponse:
-        """Delete all files with a prefix, however many; all or none of the call.
+        """Delete all files with a prefix, however many: all of them, or none.
 
         Args:
             prefix: relative to the scope; it need not end at a `/`: `a` deletes `ab` too.
@@ -337,15 +338,15 @@ class SyncRepository(OnRepository[R_co], Generic[R_co]):
         *paths: AnyPath,
         missing_ok: bool = False,
     ) -> MediaResponse:
-        """Read files whole, all as they were at one moment.
+        """Read whole files, all as of one moment.
 
         Args:
-            paths: what to read; the answer is in their order.
-            missing_ok: leave out what does not exist.
+            paths: what to read; the files are returned in this order.
+            missing_ok: skip paths that do not exist.
 
         Raises:
-            NoSuchKeyException: names every path that does not exist.
-            ObjectChangedException: an object was changed without FennFlow.
+            NoSuchKeyException: some paths do not exist; the message names them all.
+            ObjectChangedException: an object was changed outside FennFlow.
             ChecksumMismatchException: the bytes are not those that were committed.
         """
         return self._await(
@@ -400,14 +401,14 @@ class SyncRepository(OnRepository[R_co], Generic[R_co]):
     ) -> MediaResponse:
         """Read all files with a prefix, in key order, a thousand at a time.
 
-        Each thousand is as it was at one moment; what is deleted meanwhile is left out.
+        Each thousand is as of one moment; files that are deleted meanwhile are left out.
 
         Args:
             prefix: relative to the scope; it need not end at a `/`.
 
         Raises:
             KeyException: no key can begin with the prefix.
-            ObjectChangedException: an object was changed without FennFlow.
+            ObjectChangedException: an object was changed outside FennFlow.
         """
         return self._await(
             self._repository.get_prefix,
@@ -429,7 +430,7 @@ class SyncRepository(OnRepository[R_co], Generic[R_co]):
             limit: paths and rolled-up prefixes on the page, 1 to 1,000,000. Without it all of
                 them are returned, read a thousand at a time.
             continuation_token: of the page before.
-            delimiter: roll up what has it beyond the prefix, for instance `/`.
+            delimiter: roll up the paths that have it after the prefix, for instance `/`.
 
         Raises:
             ContinuationTokenException: the token is not one of `list`.
@@ -470,11 +471,11 @@ class SyncRepository(OnRepository[R_co], Generic[R_co]):
         self: SyncRepository[StatRepository],
         *paths: AnyPath,
     ) -> ObjectInfo | tuple[ObjectInfo, ...]:
-        """Return what the catalog says of a file, or of several at one moment.
+        """Return the catalog's information about a file, or about several as of one moment.
 
         Raises:
-            NoSuchKeyException: names every path that does not exist.
-            ObjectChangedException: an adopted file was changed without FennFlow before its first use.
+            NoSuchKeyException: some paths do not exist; the message names them all.
+            ObjectChangedException: an adopted file was changed outside FennFlow before its first use.
         """
         return self._await(
             self._repository.stat,
@@ -504,23 +505,25 @@ class SyncRepository(OnRepository[R_co], Generic[R_co]):
     ) -> PresignedUrlResponse:
         """Return a URL for every path.
 
-        A URL for `GET` leads to what is committed now: in a versioned bucket to that version for
-        good, else to the object under the path when it is used. As in `answer_for`, browsers save
-        what they could run (HTML, SVG, and whatever is not known to be passive) and do not show it.
+        A URL for `GET` leads to the file that is committed now: in a versioned bucket always to
+        that version, otherwise to the object under the path when the URL is used. As in
+        `answer_for`, browsers save files that they could run (HTML, SVG, and any type not known to
+        be passive) and do not show them.
 
-        What is uploaded by a URL for `PUT` is not part of the transaction: `adopt` adds it to the
-        catalog, or reconciliation. The URL binds that nothing is replaced, where the store enforces
-        it, and that the upload has no stamp of FennFlow.
+        An upload by a URL for `PUT` is not part of the transaction: `adopt` or reconciliation adds
+        it to the catalog. The URL replaces nothing, if the store enforces the condition, and the
+        upload cannot have a stamp of FennFlow.
 
         Args:
-            paths: what the URLs lead to.
+            paths: the files that the URLs lead to.
             expires_in: seconds until they expire; on S3 up to 7 days, and no longer than
                 the credentials that sign them.
             method: `GET`, or `PUT` for an upload to a path that is free.
-            media_type: `PUT`: the only one that an upload may have; `GET`: the one to answer with.
-            download_as: `GET`: a file name, to have browsers save the file and not show it.
-            inline: `GET`: show files of any type: only where no stranger chooses their bytes or
-                their type.
+            media_type: `PUT`: the only media type that an upload may have; `GET`: the media type of
+                the response.
+            download_as: `GET`: a file name; browsers then save the file and do not show it.
+            inline: `GET`: show files of any type; safe only if no stranger chooses their bytes or
+                type.
             size: `PUT`: the only number of bytes that an upload may have.
             checksum: `PUT`: the SHA-256, hexadecimal, of the only bytes that an upload may have.
 
@@ -528,12 +531,12 @@ class SyncRepository(OnRepository[R_co], Generic[R_co]):
             the URLs, in the order of the paths. Its `headers` have to be sent with the request.
 
         Raises:
-            NoSuchKeyException: `GET`, and some paths do not exist; names them all.
+            NoSuchKeyException: `GET`, and some paths do not exist; the message names them all.
             RecordAlreadyExistsException: `PUT`, and a path is taken.
             TransactionException: this unit of work has uncommitted changes of a path.
-            FileException: `media_type`, `size` or `checksum` is not one.
-            ConnectorCapabilityException: the store has no such URLs, not for so long, or cannot bind
-                what is asked; or an option is of the other method.
+            FileException: `media_type`, `size` or `checksum` is not valid.
+            ConnectorCapabilityException: the store has no such URLs, or not for that long, or
+                cannot enforce an option; or an option belongs to the other method.
         """
         return self._await(
             self._repository.generate_presigned_url,
@@ -554,7 +557,7 @@ class SyncRepository(OnRepository[R_co], Generic[R_co]):
         expires_in: float = EXPIRES_IN,
         inline: bool = False,
     ) -> PresignedUrlResponse:
-        """Return a URL for `GET` of every file with a prefix; `paths` says which is whose.
+        """Return a URL for `GET` of every file with a prefix; `paths` has their paths, in the same order.
 
         Args:
             prefix: relative to the scope; it need not end at a `/`.
@@ -564,7 +567,7 @@ class SyncRepository(OnRepository[R_co], Generic[R_co]):
         Raises:
             KeyException: no key can begin with the prefix.
             TransactionException: this unit of work has uncommitted changes under the prefix.
-            ConnectorCapabilityException: the store has no such URLs, or not for so long.
+            ConnectorCapabilityException: the store has no such URLs, or not for that long.
         """
         return self._await(
             self._repository.generate_presigned_url_prefix,
@@ -603,10 +606,11 @@ class SyncRepository(OnRepository[R_co], Generic[R_co]):
         metadata: Mapping[str, str] | None = None,
         connector_extra: Mapping[str, Any] | None = None,
     ) -> SyncStream | SyncWriter:
-        """Open a file for reading, of any size; the memory that it takes is constant.
+        """Open a file of any size for reading, in constant memory.
 
-        A broken connection is reopened at the byte that was reached, of the same version of
-        the file (S3: `If-Match`). Read to its end, a whole file is compared with its SHA-256.
+        After a broken connection, reading resumes at the byte that was reached, in the same version
+        of the file (S3: `If-Match`). A whole file that is read to its end is compared with its
+        SHA-256.
 
         With `wb` the file is open for writing: its bytes are sent while you write them, and it is put
         when it is closed. If an exception leaves its block, nothing of it stays.
@@ -614,7 +618,7 @@ class SyncRepository(OnRepository[R_co], Generic[R_co]):
         Args:
             path: of the file.
             mode: `rb` or `wb`.
-            start: the first byte wanted, counted from 0; the first of all by default.
+            start: the first byte to read, counted from 0; by default the first byte of the file.
             end: the byte before which to stop; the end of the file by default.
             media_type: of what is written; by default detected from the name.
             metadata: your own, of what is written.
@@ -624,7 +628,7 @@ class SyncRepository(OnRepository[R_co], Generic[R_co]):
             Exception: for `wb`, like `put`.
             PathException: start and end are not in order.
             NoSuchKeyException: there is no such object.
-            ObjectChangedException: the object was changed without FennFlow.
+            ObjectChangedException: the object was changed outside FennFlow.
         """
         if mode == "wb":
             return self._written(path, media_type, metadata, connector_extra)

@@ -1,4 +1,4 @@
-"""What a repository without `async` is, apart from its methods."""
+"""The base of repositories without `async`; their methods are generated."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ class _Open(Protocol):
 
 
 class OnRepository(OnPortal, Generic[R_co]):
-    """Acts with an asynchronous repository on the portal's loop.
+    """Wraps an asynchronous repository on the portal's loop.
 
     Args:
-        portal: on whose loop.
+        portal: the portal on whose loop it acts.
         repository: an asynchronous one.
     """
 
@@ -56,7 +56,7 @@ class OnRepository(OnPortal, Generic[R_co]):
 
     @staticmethod
     def _asynchronous_of(other: OnRepository[Any] | None) -> Any:
-        # What is of another kind is refused like a repository of another unit of work.
+        # An object of another kind is refused like a repository of another unit of work.
         return getattr(other, "_repository", other)
 
     def _read(

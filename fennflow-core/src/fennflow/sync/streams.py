@@ -1,4 +1,4 @@
-"""Files that are read like any other file object."""
+"""File objects for reading."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ class _Raw(io.RawIOBase, OnPortal):
     """The bytes of a file; a seek begins another request, of the same version.
 
     Args:
-        portal: on whose loop it is read.
+        portal: the portal on whose loop it is read.
         open_: opens it at a byte, counted from 0.
-        start: the first byte of interest.
+        start: the first byte to read.
         end: the byte before which to stop.
     """
 
@@ -100,7 +100,7 @@ class _Raw(io.RawIOBase, OnPortal):
         return await anext(self._chunks, None)
 
     def _reopen(self) -> bool:
-        """Go on where a seek has led to, unless that is behind the end."""
+        """Continue at the position of a seek, unless it is beyond the end."""
         if self._position >= self._size:
             return False
         self._release()
@@ -123,14 +123,14 @@ class _Raw(io.RawIOBase, OnPortal):
 
     @override
     def __del__(self) -> None:
-        """Do nothing: the event loop closes what was dropped."""
+        """Do nothing: the event loop closes a stream that was dropped."""
 
 
 class SyncStream(io.BufferedReader):
-    """A file that is open for reading: what `open` of a repository returns without `async`.
+    """A file that is open for reading; returned by `open` of a repository without `async`.
 
-    It has what every binary file object has: `read`, `readinto`, `seek`, iteration over lines. Read
-    from its beginning to its end, a whole file is compared with its SHA-256.
+    It has the methods of every binary file object: `read`, `readinto`, `seek`, iteration over
+    lines. A whole file that is read from beginning to end is compared with its SHA-256.
     """
 
     def __init__(
@@ -142,9 +142,9 @@ class SyncStream(io.BufferedReader):
 
     @property
     def info(self) -> ObjectInfo:
-        """What the catalog says of the file."""
+        """The catalog's information about the file."""
         return self._info
 
     @override
     def __del__(self) -> None:
-        """Do nothing: the event loop closes what was dropped."""
+        """Do nothing: the event loop closes a stream that was dropped."""

@@ -1,4 +1,4 @@
-"""Files that are written like any other file object, while they are sent."""
+"""File objects for writing, whose bytes are sent while they are written."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 BUFFER = 1 << 18
 AHEAD = 2
-"""Buffers that are written before one of them is sent."""
+"""How many buffers may be written ahead of sending."""
 
 Put = Callable[[AsyncIterator[bytes]], Coroutine[Any, Any, "PutResponse"]]
 
@@ -30,7 +30,7 @@ class _AbortedError(Exception):
 
 
 class _Raw(io.RawIOBase, OnPortal):
-    """Hands bytes to a put that is under way."""
+    """Passes bytes to a put that is in progress."""
 
     def __init__(self, portal: Callable[[], Portal], put: Put) -> None:
         super().__init__()
@@ -54,7 +54,7 @@ class _Raw(io.RawIOBase, OnPortal):
             yield item
 
     async def _hand_on(self, item: bytes | Exception | None) -> None:
-        """Give it to the put, unless that has ended; then raise why."""
+        """Pass bytes to the put; if it has ended, raise its exception."""
         handing = asyncio.create_task(self._queue.put(item))
         await asyncio.wait({handing, self._task}, return_when=asyncio.FIRST_COMPLETED)
         if not handing.done():
@@ -72,7 +72,7 @@ class _Raw(io.RawIOBase, OnPortal):
         self._queue.put_nowait(_AbortedError("An exception left the block of the file."))
         await asyncio.wait({self._task})
         if not self._task.cancelled():
-            self._task.exception()  # else the loop would log it
+            self._task.exception()  # otherwise the loop would log it
 
     @override
     def writable(self) -> bool:
@@ -92,11 +92,11 @@ class _Raw(io.RawIOBase, OnPortal):
         return len(chunk)
 
     def check_whole(self) -> None:
-        """Refuse to go on after an interrupted write: its buffer would be written once more."""
+        """Refuse to continue after an interrupted write: its buffer would be written twice."""
         if self._interrupted and not self._aborted:
             self.abort()
             message = (
-                "A write to this file was interrupted, so some bytes may be missing or doubled. "
+                "A write to this file was interrupted, so some bytes may be missing or duplicated. "
                 "The file was not stored; open it again."
             )
             raise FileException(message)
@@ -116,11 +116,11 @@ class _Raw(io.RawIOBase, OnPortal):
 
     @override
     def __del__(self) -> None:
-        """Do nothing: what was not closed is not put."""
+        """Do nothing: a file that was not closed is not put."""
 
 
 class Discardable:
-    """A file that is open for writing, of which nothing is stored unless it is closed.
+    """A file that is open for writing, and stored only if it is closed.
 
     If an exception leaves its block, it is closed, and nothing is stored either.
     """
@@ -128,7 +128,7 @@ class Discardable:
     if TYPE_CHECKING:
 
         def close(self) -> None:
-            """Store what was written."""
+            """Store the file."""
 
     def discard(self) -> None:
         """Store nothing: `close()` does nothing then."""
@@ -146,14 +146,14 @@ class Discardable:
         self.close()
 
     def __del__(self) -> None:
-        """Do nothing: what was not closed is not stored."""
+        """Do nothing: a file that was not closed is not stored."""
 
 
 class SyncWriter(Discardable, io.BufferedWriter):
-    """A file that is open for writing: what `open(path, "wb")` of a repository returns.
+    """A file that is open for writing; returned by `open(path, "wb")` of a repository.
 
     It is put when it is closed. Close it before the unit of work ends. If an exception leaves its
-    block, or it is never closed, nothing of it stays.
+    block, or it is never closed, nothing is stored.
     """
 
     def __init__(self, portal: Callable[[], Portal], put: Put) -> None:

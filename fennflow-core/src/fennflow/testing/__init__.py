@@ -1,4 +1,4 @@
-"""What plugin authors and users test with: conformance suites, and S3 servers that start at once.
+"""Tools for tests of plugins and programs: conformance suites, and S3 servers that start quickly.
 
 Install it with `pip install 'fennflow[testing]>=1.0'`.
 """
@@ -33,7 +33,7 @@ else:
     }
 
     def __getattr__(name: str) -> object:
-        # The suites need pytest. Programs that only start a server do without it.
+        # The suites need pytest; programs that only start a server do not.
         if name in _SUITES:
             return getattr(import_module(f"{__name__}.{_SUITES[name]}"), name)
         message = f"module {__name__!r} has no attribute {name!r}"

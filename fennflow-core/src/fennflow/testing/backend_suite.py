@@ -61,7 +61,7 @@ class BackendSuite(RecoverySuite, JobSuite, FeedSuite):
 
     @pytest.fixture
     def config(self) -> BackendConfig:
-        """Return what is tested, with an empty catalog; override it."""
+        """Return the config of the backend to test, with an empty catalog; override it."""
         pytest.fail("Override the fixture `config` in your subclass of BackendSuite.")
 
     def test_a_record_comes_back_as_it_was_committed(self, config: BackendConfig) -> None:
@@ -275,7 +275,7 @@ class BackendSuite(RecoverySuite, JobSuite, FeedSuite):
             assert await scan(start="ab\0") == ordered[ordered.index("ab") + 1 :]
             assert await scan("a/") == ["a/10", "a/2"]
             assert await scan("a/", "a/10\0") == ["a/2"]
-            # Wildcards of databases are letters like any other.
+            # The wildcards of databases are ordinary characters.
             assert await scan("a%") == ["a%"]
             assert await scan("a_") == ["a_"]
 
@@ -327,7 +327,7 @@ class BackendSuite(RecoverySuite, JobSuite, FeedSuite):
         run(config, scenario)
 
     def test_a_fill_is_hidden_until_it_ends(self, config: BackendConfig) -> None:
-        """Readers see all of it, or none; any process can go on with it."""
+        """Readers see all of it, or none; any process can continue it."""
 
         async def scenario(backend: Backend) -> None:
             fill = Fill(Area("bucket"), new_transaction().transaction_id)
@@ -378,7 +378,7 @@ class BackendSuite(RecoverySuite, JobSuite, FeedSuite):
         run(config, scenario)
 
     def test_details_are_kept_of_what_was_only_listed(self, config: BackendConfig) -> None:
-        """And of no later write; a transaction that has read the record before sees no conflict."""
+        """Later writes are unaffected, and transactions that have read the record see no conflict."""
 
         async def scenario(backend: Backend) -> None:
             fill = Fill(Area("bucket"), new_transaction().transaction_id)

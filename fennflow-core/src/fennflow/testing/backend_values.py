@@ -32,8 +32,8 @@ async def opened(config: BackendConfig, **changes: Any) -> AsyncGenerator[Backen
     """Open a backend as an engine does, through its plugin.
 
     Args:
-        config: which one.
-        changes: of the whole configuration, for instance its `lease_ttl`.
+        config: of the backend.
+        changes: to the whole configuration, for instance its `lease_ttl`.
     """
     settings = ConfigDict(backend=config, **changes)
     backend = plugins.registry().backend_for(config).factory(config, settings)
@@ -45,7 +45,7 @@ async def opened(config: BackendConfig, **changes: Any) -> AsyncGenerator[Backen
 
 
 def new_transaction() -> TransactionToken:
-    """Return a transaction that no journal knows."""
+    """Return a transaction that is not in any journal."""
     return TransactionToken(str(uuid4()))
 
 

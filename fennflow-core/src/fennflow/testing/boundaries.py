@@ -1,4 +1,4 @@
-"""Boundaries: the moments before and after each request and each commit, to be killed at."""
+"""Boundaries: the moments around each request and commit at which tests kill a process."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Boundary(NamedTuple):
     """A moment at which the process may be killed.
 
     Args:
-        when: before a request is sent or a commit asked for, or after it was answered.
+        when: before a request or a commit is sent, or after it was answered.
         what: the method of the connector, or `commit` of the database.
     """
 
@@ -45,7 +45,7 @@ class Boundary(NamedTuple):
 def boundaries(reached: Callable[[Boundary], None]) -> Generator[None]:
     """Call back before and after each object request and each commit of SQLAlchemy.
 
-    It concerns the connectors whose classes are imported, in this process, while the block runs.
+    It applies to connectors whose classes are imported in this process while the block runs.
 
     Args:
         reached: called at each boundary; may kill the process, or raise.
@@ -77,10 +77,10 @@ def boundaries(reached: Callable[[Boundary], None]) -> Generator[None]:
 
 
 def killing(*, at: int) -> Callable[[Boundary], None]:
-    """Return what kills this process with SIGKILL at a boundary.
+    """Return a function that kills this process with SIGKILL at a boundary.
 
     Args:
-        at: which one, counted from 0.
+        at: the number of the boundary, counted from 0.
     """
     left = at
 

@@ -1,4 +1,4 @@
-"""Requests and answers of HTTP, as servers for tests take and give them."""
+"""HTTP requests and responses of test servers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fennflow.testing.s3_objects import S3Error
 
 
 class Answer(NamedTuple):
-    """An answer of HTTP."""
+    """An HTTP response."""
 
     status: int = HTTPStatus.OK
     headers: Mapping[str, str] = {}
@@ -20,7 +20,7 @@ class Answer(NamedTuple):
 
 
 def refusal(error: S3Error) -> Answer:
-    """Return an error as it is sent."""
+    """Return an error response."""
     return Answer(error.status, {"Content-Type": "application/xml"}, error_body(error.code))
 
 
@@ -31,7 +31,7 @@ def error_body(code: str) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """A request, taken apart.
+    """A parsed request.
 
     Args:
         method: of HTTP.
@@ -47,7 +47,7 @@ class Call:
 
     @property
     def bucket(self) -> str:
-        """Empty for requests that name none."""
+        """Empty for requests without a bucket."""
         return self._path.partition("/")[0]
 
     @property
@@ -57,7 +57,7 @@ class Call:
 
     @property
     def query(self) -> dict[str, str]:
-        """What follows the `?`."""
+        """The part after the `?`."""
         return dict(parse_qsl(self.target.partition("?")[2], keep_blank_values=True))
 
     @property

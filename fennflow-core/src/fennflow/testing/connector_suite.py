@@ -9,8 +9,8 @@ class TestMyStore(ConnectorSuite):
         return Target(MyStoreConnectorConfig(path=tmp_path), namespace="bucket")
 ```
 
-The tests are plain functions that run an event loop of their own, so they need no plugin of
-pytest and go along with any.
+The tests are plain functions that run their own event loop, so they need no pytest plugin and work
+with any.
 """
 
 from __future__ import annotations
@@ -276,7 +276,7 @@ class ConnectorSuite(StreamSuite):
         asyncio.run(scenario())
 
     def test_a_conditional_deletion_of_nothing_has_succeeded(self, target: Target) -> None:
-        """As it must where the engine repeats one (P7)."""
+        """The engine may repeat a deletion (P7)."""
 
         async def scenario() -> None:
             async with opened(target) as connector:

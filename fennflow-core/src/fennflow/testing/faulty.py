@@ -1,4 +1,4 @@
-"""A connector that hands every operation to a `Faults`, which decides about it."""
+"""A connector that passes every operation to a `Faults`, which decides about it."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ Effect = Callable[[], Awaitable[R]]
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """What is about to happen.
+    """An operation that is about to happen.
 
     Args:
         name: the method of the connector or the backend.
-        keys: what it is about, of a connector's.
+        keys: the keys of an operation of a connector.
         part: `connector` or `backend`.
-        transaction: the id of the transaction that the backend is to change, if it is one.
+        transaction: the id of the transaction that a backend's operation changes, if any.
     """
 
     name: str
@@ -59,32 +59,32 @@ class Faults(ABC):
 
     @abstractmethod
     async def around(self, operation: Operation, effect: Effect[R]) -> R:
-        """Let an operation take effect, or not, or later; return its answer, or raise.
+        """Let an operation take effect now, later or never; return its result, or raise.
 
         Args:
-            operation: what is asked for.
-            effect: call it to make it happen; twice, as if a client had sent it again.
+            operation: the operation.
+            effect: performs the operation; call it twice to simulate a repeated request.
         """
 
     def cut(self, operation: Operation) -> int | None:
-        """Return after how many bytes the stream of an `upload` or a `stream` breaks off, if so."""
+        """Return after how many bytes an `upload` or a `stream` breaks off; None if it does not."""
         del operation
         return None
 
     def spare(
         self, operation: Operation, deletions: Sequence[Deletion]
     ) -> Mapping[int, BaseConnectorException]:
-        """Return the errors by which a batch of deletions leaves out some of them, by index."""
+        """Return errors for some deletions of a batch, by index."""
         del operation, deletions
         return {}
 
 
 class FaultyConnector(Connector):
-    """A connector that asks before it acts.
+    """A connector that asks a `Faults` about every operation.
 
     Args:
-        inner: what does the work.
-        faults: what decides.
+        inner: the connector that does the work.
+        faults: decides about each operation.
     """
 
     def __init__(self, inner: Connector, faults: Faults) -> None:
@@ -126,7 +126,7 @@ class FaultyConnector(Connector):
     @override
     async def upload(self, request: PutRequest, chunks: AsyncIterator[bytes]) -> StoredObject:
         operation = Operation("upload", (request.key,))
-        # Collected, so that it can take effect later, or twice.
+        # The body is collected, so that the operation can take effect later, or twice.
         body = [chunk async for chunk in chunks]
         return await self.faults.around(
             operation,
@@ -234,7 +234,7 @@ async def _iterate(chunks: Sequence[bytes]) -> AsyncGenerator[bytes]:
 
 
 async def _cut_off(chunks: AsyncIterator[bytes], after: int | None) -> AsyncGenerator[bytes]:
-    """Pass on as many bytes, and break off then."""
+    """Pass on a number of bytes, and then break off."""
     left = after
     async for chunk in chunks:
         if left is None:

@@ -1,4 +1,4 @@
-"""A backend that hands every operation to a `Faults`, which decides about it."""
+"""A backend that passes every operation to a `Faults`, which decides about it."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ R = TypeVar("R")
 
 
 class FaultyBackend(Backend):
-    """A backend that asks before it acts; like `FaultyConnector`."""
+    """A backend that asks a `Faults` about every operation; like `FaultyConnector`."""
 
     def __init__(self, inner: Backend, faults: Faults) -> None:
         self.inner = inner

@@ -1,4 +1,4 @@
-"""The part of `BackendSuite` that is about the feed of commits; skipped for backends without one."""
+"""The tests of the feed of commits in `BackendSuite`; skipped for backends without one."""
 
 from __future__ import annotations
 
@@ -49,12 +49,12 @@ async def follow(
 
 
 def ids(found: list[CommittedTransaction]) -> list[str]:
-    """Return which transactions were committed."""
+    """Return the ids of the committed transactions."""
     return [each.transaction_id for each in found]
 
 
 class FeedSuite:
-    """Tests of what the contract says of the feed of commits (P38)."""
+    """Tests of the contract of the feed of commits (P38)."""
 
     def test_each_commit_is_in_the_feed_once_in_order_with_what_it_wrote(
         self, config: BackendConfig

@@ -1,4 +1,4 @@
-"""Fixtures for those who test programs that use FennFlow; a plugin of pytest.
+"""A pytest plugin with fixtures for tests of programs that use FennFlow.
 
 Switch it on in your `conftest.py`: `pytest_plugins = ["fennflow.testing.fixtures"]`.
 """
@@ -35,10 +35,10 @@ _numbers = itertools.count(1)
 
 @pytest.fixture
 def fennflow_memory(monkeypatch: pytest.MonkeyPatch) -> Callable[[type[U]], type[U]]:
-    """Return what lets a unit of work keep its files in memory, empty, until the test ends.
+    """Return a function that makes a unit of work keep its files in memory until the test ends.
 
-    The class itself is changed, so that the program under test uses it, too. All else of its
-    config stays as it is.
+    The class itself is changed, so that the program under test uses it, too. The rest of its config
+    is unchanged.
     """
 
     def in_memory(uow_class: type[U]) -> type[U]:
@@ -50,12 +50,12 @@ def fennflow_memory(monkeypatch: pytest.MonkeyPatch) -> Callable[[type[U]], type
 
 @pytest.fixture
 def fennflow_joined(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., str]:
-    """Return what gives a unit of work a database to join until the test ends, and its files in memory.
+    """Return a function that gives a unit of work a database to join, and files in memory.
 
-    Call it with the class, and have the program make its own engine of SQLAlchemy's with the URL that
-    is returned: of a SQLite file of this test, or that of `url=`, such as
-    `fennflow_postgresql.new_database()`. The class itself is changed, so that the program under test
-    uses it, in whatever thread or event loop its test client runs it.
+    Call it with the class, and let the program create its SQLAlchemy engine with the URL that it
+    returns: that of a SQLite file for this test, or the one passed as `url=`, such as
+    `fennflow_postgresql.new_database()`. The class itself is changed, so that the program under
+    test uses it, in whatever thread or event loop its test client runs it.
     """
 
     def joined(uow_class: type[UnitOfWork], *, url: str | None = None) -> str:
@@ -98,7 +98,7 @@ def fennflow_postgresql() -> Generator[PostgresqlServer]:
 def failing(
     operation: str, *, at: int = 1, when: Literal["before", "after"] = "before"
 ) -> Generator[None]:
-    """Let one request to the store fail in this process, as if it could not be reached.
+    """Make one request to the store fail in this process, as if the store were unreachable.
 
     Args:
         operation: a method of the connector: `put`, `upload` (long streams), `get`, `stream`,
@@ -129,13 +129,13 @@ def failing(
 
 
 async def leftovers(uow_class: type[UnitOfWork]) -> list[str]:
-    """Describe what is left over: nothing, if every unit of work has ended and was finished.
+    """Describe leftovers: none, if every unit of work has ended and is finished.
 
     Transactions that are not finished, objects without a record, and files of the catalog
     that are no longer there.
 
     Args:
-        uow_class: whose buckets to look at, all of each of them.
+        uow_class: the unit of work whose buckets are checked as a whole.
     """
     found = [
         f"transaction {each.transaction_id} is {each.state}"

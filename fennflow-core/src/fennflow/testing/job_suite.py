@@ -1,4 +1,4 @@
-"""The part of `BackendSuite` that is about compensations and hooks; skipped for backends without them."""
+"""The tests of compensations and hooks in `BackendSuite`; skipped for backends without them."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ async def stepped(backend: Backend, *numbers: int) -> TransactionToken:
 
 
 async def take(backend: Backend, names: Collection[str] = NAMES) -> Sequence[tuple[str, int]]:
-    """Claim what is due."""
+    """Claim the jobs that are due."""
     found = await backend.claim_jobs(names, limit=100)
     return [(each.transaction_id, each.number) for each in found]
 
@@ -110,7 +110,7 @@ class JobSuite:
         with_jobs(config, scenario)
 
     def test_a_compensation_of_a_commit_is_never_due(self, config: BackendConfig) -> None:
-        """P34: neither at once, nor when all else of the transaction is forgotten."""
+        """P34: neither immediately, nor when all other rows of the transaction are removed."""
 
         async def scenario(backend: Backend) -> None:
             transaction = await stepped(backend, 1)
@@ -226,7 +226,7 @@ class JobSuite:
         with_jobs(config, scenario)
 
     def test_a_job_without_a_function_here_is_left_alone(self, config: BackendConfig) -> None:
-        """P35: and those that wait for it are, too."""
+        """P35: so are jobs that wait for it."""
 
         async def scenario(backend: Backend) -> None:
             transaction = await stepped(backend, 1)
@@ -253,7 +253,7 @@ class JobSuite:
     def test_a_job_whose_process_died_is_taken_when_its_lease_has_run_out(
         self, config: BackendConfig
     ) -> None:
-        """P35: the one that had it can neither hold nor end it."""
+        """P35: its former process can neither keep nor end it."""
 
         async def scenario(backend: Backend) -> None:
             transaction = await stepped(backend, 1)

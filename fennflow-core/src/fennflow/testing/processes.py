@@ -1,4 +1,4 @@
-"""Servers that run as processes of their own, and never longer than the tests that use them."""
+"""Servers that run in separate processes, and end at the latest with the tests that use them."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ sys.exit(code)
 
 
 def find_program(name: str, package: str) -> str:
-    """Return the path of a program of this environment.
+    """Return the path of a program in this environment.
 
     Raises:
         FileNotFoundError: its package is not installed.
@@ -49,12 +49,12 @@ def find_program(name: str, package: str) -> str:
 
 
 def free_ports(count: int) -> list[int]:
-    """Return ports that nothing listens on now, and that no connection is given before it is used."""
+    """Return free ports that the system does not assign to outgoing connections."""
     with ExitStack() as stack:
         found: list[int] = []
         while len(found) < count:
-            # Below the ports that Linux and others give to connections. Tests may have seeded
-            # `random` alike in several processes.
+            # They are below the ports that Linux and others assign to connections. Tests in several
+            # processes may have seeded `random` with the same value.
             port = random.SystemRandom().randrange(15_000, 32_000)
             candidate = stack.enter_context(socket.socket())
             with suppress(OSError):
@@ -71,7 +71,7 @@ def running(
     env: Mapping[str, str] | None = None,
     garbage: Sequence[Path] = (),
 ) -> Generator[None]:
-    """Run a server until the block or this process ends, whichever is first and in whatever way.
+    """Run a server until the block or this process ends, in whatever way.
 
     Args:
         command: the program and its arguments.
@@ -90,7 +90,7 @@ def running(
             stdin=subprocess.PIPE,
             stdout=output,
             stderr=subprocess.STDOUT,
-            # An interrupt at the terminal is for the tests, which still need the server to clean up.
+            # Ctrl-C must reach only the tests, which still need the server to clean up.
             start_new_session=True,
         )
         assert process.stdin is not None

@@ -1,4 +1,4 @@
-"""The part of `BackendSuite` that is about recovery."""
+"""The tests of recovery in `BackendSuite`."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ from fennflow.testing.backend_values import (
 
 
 class RecoverySuite:
-    """Tests of leases, claims, late writes, and what outlives a transaction."""
+    """Tests of leases, claims, late writes, and rows that outlive a transaction."""
 
     def test_a_transaction_that_is_held_is_taken_once_and_stays_locked(
         self, config: BackendConfig
     ) -> None:
-        """P37: what its pivot is to write comes back; a decision ends it."""
+        """P37: the contents of its pivot are returned; a decision ends it."""
 
         async def scenario(backend: Backend) -> None:
             before = await put(backend, B)
@@ -141,7 +141,7 @@ class RecoverySuite:
         run(config, scenario)
 
     def test_a_transaction_whose_lease_ran_out_is_claimed_once(self, config: BackendConfig) -> None:
-        """P24, P25: of many recoverers one gets it, and the owner is refused."""
+        """P24, P25: only one recovering process gets it, and the owner is refused."""
 
         async def scenario(backend: Backend) -> None:
             transaction = new_transaction()
@@ -230,7 +230,7 @@ class RecoverySuite:
         run(config, scenario)
 
     def test_keys_are_released_one_after_the_other(self, config: BackendConfig) -> None:
-        """P9, P28: one that cannot be finished holds no other."""
+        """P9, P28: a key that cannot be finished does not block others."""
 
         async def scenario(backend: Backend) -> None:
             transaction, other = new_transaction(), new_transaction()
@@ -260,7 +260,7 @@ class RecoverySuite:
         run(config, scenario)
 
     def test_only_the_records_of_a_transaction_are_relocated(self, config: BackendConfig) -> None:
-        """P28: what others committed since stays where it is."""
+        """P28: records that others committed since are unchanged."""
 
         async def scenario(backend: Backend) -> None:
             late = new_transaction()
@@ -297,7 +297,7 @@ class RecoverySuite:
     def test_a_locked_key_says_whether_its_transaction_lives_and_else_until_when(
         self, config: BackendConfig
     ) -> None:
-        """P20: it may be kept after its transaction has ended."""
+        """P20: a key may stay locked after its transaction has ended."""
 
         async def scenario(backend: Backend) -> None:
             transaction = new_transaction()
@@ -315,7 +315,7 @@ class RecoverySuite:
         run(config, scenario, late_write_period=100.0)
 
     def test_late_writes_are_due_when_the_doubt_is_over(self, config: BackendConfig) -> None:
-        """P20 a: and their transaction is finished; they go when they have been checked; each counts once."""
+        """P20 a: their transaction is finished; they are removed once checked, and each counts once."""
 
         async def scenario(backend: Backend) -> None:
             transaction, cleaner = new_transaction(), new_transaction()
@@ -344,7 +344,7 @@ class RecoverySuite:
         run(config, scenario, late_write_period=0.5)
 
     def test_an_outcome_outlives_its_transaction(self, config: BackendConfig) -> None:
-        """P5: a slow recoverer cannot decide again what is done."""
+        """P5: a slow recovering process cannot decide a finished transaction again."""
 
         async def scenario(backend: Backend) -> None:
             committed = await put(backend, A)
@@ -356,7 +356,7 @@ class RecoverySuite:
     def test_a_transaction_that_was_settled_long_ago_is_not_begun_again(
         self, config: BackendConfig
     ) -> None:
-        """P5, P25: its owner slept for so long that its outcome is forgotten."""
+        """P5, P25: its owner was suspended for so long that its outcome was removed."""
 
         async def scenario(backend: Backend) -> None:
             transaction = new_transaction()
@@ -376,7 +376,7 @@ class RecoverySuite:
         run(config, scenario, late_write_period=0.05)
 
     def test_all_processes_sign_tickets_with_one_key(self, config: BackendConfig) -> None:
-        """P32: what one of them has allowed, another one accepts."""
+        """P32: a ticket of one process is accepted by another."""
 
         async def scenario(backend: Backend) -> None:
             key = await backend.ticket_key()
@@ -387,7 +387,7 @@ class RecoverySuite:
         run(config, scenario)
 
     def test_notes_are_kept_with_the_catalog(self, config: BackendConfig) -> None:
-        """They are not forgotten after a day, like what was remembered of a store."""
+        """They do not expire after a day, unlike the results of probes."""
 
         async def scenario(backend: Backend) -> None:
             assert await backend.note("hidden:1") is None
@@ -400,7 +400,7 @@ class RecoverySuite:
         run(config, scenario)
 
     def test_what_was_remembered_is_known_to_others(self, config: BackendConfig) -> None:
-        """P15: or found out again, where nothing outlives the process."""
+        """P15: without a durable catalog, each process probes again."""
 
         async def scenario(backend: Backend) -> None:
             assert await backend.recall("probe:1") is None

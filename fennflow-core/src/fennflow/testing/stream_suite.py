@@ -1,4 +1,4 @@
-"""The part of the connectors' suite that is about bodies in chunks, and what all of it works with."""
+"""The tests of streams in `ConnectorSuite`, and the helpers of the suite."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ TEXT = ObjectAttributes(media_type="text/plain")
 
 @dataclass(frozen=True)
 class Target:
-    """What is tested.
+    """The store to test.
 
     Args:
         config: of the connector.
-        namespace: an empty one, which exists.
+        namespace: an existing, empty namespace.
     """
 
     config: ConnectorConfig
@@ -52,23 +52,23 @@ async def keys(
 
 
 def require(claimed: bool, capability: str) -> None:  # noqa: FBT001 - read as a sentence
-    """Skip a test of what a store need not have."""
+    """Skip a test of a capability that the store does not claim."""
     if not claimed:
         pytest.skip(f"The store does not claim the capability {capability}.")
 
 
 async def chunks_of(body: bytes) -> AsyncGenerator[bytes]:
-    """Hand out a body in pieces of odd sizes."""
+    """Yield a body in pieces of odd sizes."""
     for start in range(0, len(body), 999_983):
         yield body[start : start + 999_983]
 
 
 class StreamSuite:
-    """Tests of the contract in `fennflow.connectors`, as far as it is about streams and uploads."""
+    """Tests of streams and uploads in the contract of `fennflow.connectors`."""
 
     @pytest.fixture
     def target(self) -> Target:
-        """Return what is tested; override it."""
+        """Return the store to test; override it."""
         pytest.fail("Override the fixture `target` in your subclass of ConnectorSuite.")
 
     @pytest.mark.parametrize("size", [0, 1, 40 << 20])
@@ -139,7 +139,7 @@ class StreamSuite:
     def test_aborting_an_upload_that_is_gone_does_nothing(self, target: Target) -> None:
         async def scenario() -> None:
             async with opened(target) as connector:
-                # Some servers take any word for an id, others a UUID alone.
+                # Some servers accept any word as an id, others only a UUID.
                 upload_id = "01a20a88-0a32-74f7-87bd-f8db861a72e0"
                 await connector.abort_upload(target.namespace, "a", upload_id)
 

@@ -1,8 +1,8 @@
-"""An S3 in memory that enforces what servers for tests ignore, spoken to over HTTP.
+"""An S3 server in memory that enforces what other test servers ignore.
 
 moto's server ignores the conditions of CopyObject and the ETags in DeleteObjects, and never answers
-409; this one does what the S3 API reference says of them. It knows the requests that a storage
-library needs, and no access control: any credentials will do.
+409; this one follows the S3 API reference. It supports the requests that a storage library needs,
+but no access control: any credentials are accepted.
 """
 
 from __future__ import annotations
@@ -41,13 +41,13 @@ STORED_HEADERS = (
     "x-amz-tagging",
     "x-amz-website-redirect-location",
 )
-# What CopyObject takes from its own request whatever the directive.
+# Headers that CopyObject takes from its own request, whatever the directive.
 NOT_COPIED = ("x-amz-server-side-encryption", "x-amz-storage-class")
 ARCHIVED = ("GLACIER", "DEEP_ARCHIVE")
 
 
 DeletionOfNothing = Literal["NoSuchKey", "PreconditionFailed", "success"]
-"""What a server answers to a deletion by ETag where there is no object."""
+"""The answer to a deletion by ETag if there is no object."""
 
 
 Lacking = Literal[
@@ -59,14 +59,14 @@ allows it; AbortMultipartUpload and ListMultipartUploads."""
 
 
 class StrictS3:
-    """The buckets; every request is answered as a whole, one at a time.
+    """The buckets; requests are handled one at a time.
 
     Args:
-        delete_of_nothing: what a DELETE with `If-Match` is answered where there is no object:
-            404 NoSuchKey as by AWS, 412 PreconditionFailed as by SeaweedFS, or success.
-        batch_delete_of_nothing: what DeleteObjects says of a key with an ETag where there is no
+        delete_of_nothing: the answer to a DELETE with `If-Match` if there is no object: 404
+            NoSuchKey like AWS, 412 PreconditionFailed like SeaweedFS, or success.
+        batch_delete_of_nothing: the answer of DeleteObjects for a key with an ETag if there is no
             object: one of these codes under Errors, or success.
-        without: what it lacks.
+        without: the features that it lacks.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class StrictS3:
         self._numbers = itertools.count(1)
 
     def answer(self, call: Call) -> Answer:
-        """Do what a request asks for."""
+        """Handle a request."""
         with self._lock:
             try:
                 call = self._as_known(call)
@@ -95,7 +95,7 @@ class StrictS3:
                 return answer._replace(body=b"") if call.method == "HEAD" else answer
 
     def _as_known(self, call: Call) -> Call:
-        """Return the request as a server takes it that lacks something."""
+        """Return the request as a server without some features understands it."""
         batch = call.method == "POST" and "delete" in call.query
         clean_up = (call.method == "GET" and "uploads" in call.query) or (
             call.method == "DELETE" and "uploadId" in call.query
@@ -231,7 +231,7 @@ class StrictS3:
         return answer._replace(headers={**answer.headers, **_version_header(bucket, version)})
 
     def _source(self, call: Call) -> tuple[str, str, Version]:
-        """Return bucket, key and version of what is to be copied."""
+        """Return bucket, key and version of the source of a copy."""
         path, _, query = call.headers["x-amz-copy-source"].partition("?")
         name, _, key = unquote(path).removeprefix("/").partition("/")
         source = self._bucket(name).found(key, dict(parse_qsl(query)).get("versionId"))

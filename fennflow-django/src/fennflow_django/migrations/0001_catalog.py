@@ -16,10 +16,10 @@ def create(apps: StateApps, schema_editor: BaseDatabaseSchemaEditor) -> None:
 
 
 class Migration(migrations.Migration):
-    """Creates tables; they have no models, so that no later migration concerns them."""
+    """Creates the tables; they have no models, so no later migration affects them."""
 
     initial = True
     atomic = False
     dependencies: ClassVar = []
-    # Backwards nothing is done: the catalog alone knows the files of the bucket.
+    # The reverse migration does nothing: only the catalog knows the files of the bucket.
     operations: ClassVar = [migrations.RunPython(create, migrations.RunPython.noop)]

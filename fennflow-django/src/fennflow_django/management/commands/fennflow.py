@@ -15,16 +15,16 @@ from fennflow_django.storage import StorageUnitOfWork
 from fennflow_django.upkeep import fennflow_storages
 
 NEEDS_ATTENTION = 3
-"""The exit code of commands that say that something is wrong, as with the program `fennflow`."""
+"""The exit code if something is wrong, as for the program `fennflow`."""
 
 
 class Command(BaseCommand):
-    """Does with every storage of FennFlow's what its name says."""
+    """Runs recover, reconcile or doctor on every FennFlow storage."""
 
     help = (
-        "recover: finish or roll back what crashed processes left. reconcile: compare catalog and "
-        "bucket, and record all objects of a bucket that the catalog does not know. doctor: say what "
-        "database and store can promise. Exit code 3 says that something is wrong, or was left for later."
+        "recover: finish or roll back transactions of crashed processes. reconcile: compare catalog and "
+        "bucket, and record all objects of a bucket that the catalog does not know. doctor: report what "
+        "database and store guarantee. Exit code 3 means that something is wrong, or was left for later."
     )
 
     @override
@@ -37,7 +37,7 @@ class Command(BaseCommand):
         found = fennflow_storages()
         name: str | None = options["storage"]
         if name is not None and name not in found:
-            message = f"{name} is not a storage of FennFlow's. There are: {', '.join(found)}"
+            message = f"{name} is not a FennFlow storage. FennFlow storages: {', '.join(found)}"
             raise CommandError(message)
         wrong: list[str] = []
         for each in [name] if name else found:
@@ -51,14 +51,14 @@ class Command(BaseCommand):
             if any(report.needs_attention for report in reports):
                 wrong.append(each)
         if wrong:
-            message = f"Look at what is reported of {', '.join(wrong)}."
+            message = f"See the reports on {', '.join(wrong)}."
             raise CommandError(message, returncode=NEEDS_ATTENTION)
 
 
 def _reports(
     uow: type[StorageUnitOfWork], action: str
 ) -> Sequence[Diagnosis | ReconcileReport | RecoveryReport]:
-    """Do something with a storage, and return what is to be reported of it."""
+    """Run a command on a storage, and return its reports."""
     if action == "recover":
         return [uow.recover()]
     if action == "reconcile":
