@@ -15,8 +15,8 @@ pytestmark = [pytest.mark.crashes, pytest.mark.timeout(3600)]
 
 WORKERS = 8
 SESSIONS = 200 if FULL else 30
-FEW = 20
-"""Of processes whose commits all contend for one log."""
+FEW, MORE = 20, 60
+"""Of processes whose commits all contend for one log, in the gate and in full."""
 KEYS = 60
 KILL_EVERY = (0.25, 2.0)
 KILL_SLOW = (2.0, 6.0)
@@ -61,8 +61,8 @@ def drain(pipe: Connection) -> list[Event]:
         ("juicefs", "sqlite", SESSIONS),
         ("juicefs", "postgresql", SESSIONS),
         ("seaweedfs", "bucket", FEW),
-        pytest.param("seaweedfs", "bucket", SESSIONS, marks=pytest.mark.thorough),
-        pytest.param("moto", "bucket", SESSIONS, marks=pytest.mark.thorough),
+        pytest.param("seaweedfs", "bucket", MORE, marks=pytest.mark.thorough),
+        pytest.param("moto", "bucket", MORE, marks=pytest.mark.thorough),
     ],
 )
 async def test_no_committed_write_is_lost_and_nothing_else_stays(
