@@ -50,6 +50,17 @@ def declare(**members: Any) -> object:
         (lambda: TextContent.from_content(cast("Any", b"")), FileException, "BinaryContent"),
         (lambda: cast("Any", FileContent)("a"), FileException, r"FileContent\.from_local_path"),
         (lambda: BinaryContent(data=b"", media_type="text"), FileException, "such as text/plain"),
+        (
+            lambda: cast("Any", BinaryContent).from_content(b""),
+            FileException,
+            r"BinaryContent\(data=",
+        ),
+        (
+            lambda: cast("Any", CrudRepository)(namespace="notes"),
+            ConfigException,
+            r"files = RepoField\(CrudRepository",
+        ),
+        (lambda: cast("Any", CrudRepository)("notes"), ConfigException, "files = RepoField"),
         (lambda: cast("Any", fennflow).TextContent, ImportError, "from fennflow.files import"),
     ],
 )

@@ -459,7 +459,17 @@ def _from_local_path(*_: object, **__: object) -> None:
     raise FileException(renamed("fennflow.files.BinaryContent.from_local_path"))
 
 
+def _from_content(*_: object, **__: object) -> None:
+    """Say what to write for a class whose content is bytes."""
+    message = (
+        "This class has no from_content, since its content is bytes. Give them to the class itself: "
+        'BinaryContent(data=b"...", filename="...").'
+    )
+    raise FileException(message)
+
+
 setattr(BaseContent, "from_local_path", _from_local_path)  # noqa: B010 - not of the interface
+setattr(BaseContent, "from_content", _from_content)  # noqa: B010 - not of the interface
 
 
 class ImageContent(BinaryContent):

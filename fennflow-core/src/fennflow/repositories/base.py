@@ -8,7 +8,7 @@ from typing_extensions import override
 
 from fennflow.backends import ObjectKey
 from fennflow.engine import reading
-from fennflow.exceptions import TransactionException
+from fennflow.exceptions import ConfigException, TransactionException
 from fennflow.paths import AnyPath, StoragePath, check_key, check_prefix, join_key, render_path
 
 if TYPE_CHECKING:
@@ -54,6 +54,18 @@ class _InAnyOrder(type):
             bases = [each for base in cls.__bases__ for each in base.__mro__]
             # Keep the last occurrence of each class: it comes after all of its subclasses.
             return [cls, *reversed(dict.fromkeys(reversed(bases)))]
+
+    if not TYPE_CHECKING:
+
+        def __call__(cls, *arguments: object, **named: object) -> object:
+            """Say how to declare a repository to those who construct it, without a session."""
+            if not arguments or isinstance(arguments[0], str):
+                message = (
+                    "A unit of work makes its repositories itself. Declare this one in its class: "
+                    f'files = RepoField({cls.__name__}, namespace="my-bucket").'
+                )
+                raise ConfigException(message)
+            return super().__call__(*arguments, **named)
 
 
 class Repository(metaclass=_InAnyOrder):
