@@ -133,7 +133,7 @@ def test_a_look_finishes_nothing_that_a_log_names(program: Program) -> None:
     step = Delete(namespace="other", location=Location("victim"))
     names = {"id": str(uuid_utils.uuid7()), "token": 0}
     keys = [["bucket", "a"], ["other", "victim"]]
-    begin = {"begins": True, "keys": keys, "intents": []}
+    begin = {"begins": True, "keys": keys, "intents": [], "by": "web-1:1"}
     commit = {"records": [], "removed": [], "steps": dump_steps([step]), "late": [], "jobs": []}
     commands = [("begin_writes", names | begin), ("commit", names | commit)]
     entry = LogEntry(

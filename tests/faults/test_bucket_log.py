@@ -188,6 +188,7 @@ class Place:
 def stage(transaction: str, *keys: str) -> Command:
     rows = [["bucket", key] for key in sorted(keys)]
     arguments = {"id": transaction, "token": 0, "keys": rows, "intents": [], "begins": True}
+    arguments["by"] = "web-1:1"
     return Command("begin_writes", arguments)
 
 
@@ -396,7 +397,7 @@ async def test_what_is_refused_or_changes_nothing_is_not_appended(tmp_path: Path
         before = await place.names("log")
         with pytest.raises(RecordLockedException):
             await other.run(stage("t2", "a"))
-        await other.run(Command("claim", {"limit": 10}))
+        await other.run(Command("claim", {"limit": 10, "by": "web-1:1"}))
         await other.run(settle("t3"))
         assert await place.names("log") == before
 
@@ -535,10 +536,13 @@ async def test_what_a_heartbeat_renewed_cannot_be_claimed(tmp_path: Path) -> Non
         for _ in range(3):
             other._clock.sample(owner.position.time / SECOND + 900)
             owner._clock.sample(owner.position.time / SECOND + 900)
-            assert await other.run(Command("claim", {"limit": 9})) == []
+            assert await other.run(Command("claim", {"limit": 9, "by": "web-1:1"})) == []
             await owner.run(Command("heartbeat", {"tokens": [["a", 0], ["b", 0]]}))
         other._clock.sample(owner.position.time / SECOND + 1100)
-        assert sorted(await other.run(Command("claim", {"limit": 9}))) == ["a", "b"]
+        assert sorted(await other.run(Command("claim", {"limit": 9, "by": "web-1:1"}))) == [
+            "a",
+            "b",
+        ]
 
 
 async def test_without_renewing_all_leases_a_living_transaction_would_be_claimed(
@@ -670,7 +674,7 @@ async def test_a_machine_whose_clock_is_ahead_deletes_nothing_early(
     with monkeypatch.context() as patch:
         patch.setattr(time, "time", lambda now=time.time: now() + 3600)
         async with place.replica() as ahead:
-            await ahead.run(Command("claim", {"limit": 9}))
+            await ahead.run(Command("claim", {"limit": 9, "by": "web-1:1"}))
             await tidied(ahead)
     assert max(await place.names("snapshot")) == 7
     assert await place.names("boundary") == []
@@ -690,12 +694,12 @@ async def test_who_may_not_write_finds_that_there_is_nothing_to_take_over(tmp_pa
     place = Place(tmp_path)
     async with place.replica() as writer, place.replica(ReadOnly()) as reader:
         await writer.run(stage("t", "a"))
-        assert await reader.run(Command("claim", {"limit": 9})) == []
+        assert await reader.run(Command("claim", {"limit": 9, "by": "web-1:1"})) == []
         await reader.learn_time()
         writer._lease = -1
         await writer.run(Command("heartbeat", {"tokens": [["t", 0]]}))
         with pytest.raises(AccessDeniedException):
-            await reader.run(Command("claim", {"limit": 9}))
+            await reader.run(Command("claim", {"limit": 9, "by": "web-1:1"}))
 
 
 async def test_a_command_that_changes_nothing_learns_no_time_from_an_old_entry(
@@ -803,7 +807,7 @@ async def test_an_entry_of_a_newer_version_is_refused_and_both_versions_are_name
         with monkeypatch.context() as patch:
             patch.setattr("fennflow_bucket.log.FORMAT", 2)
             await writer.run(note("a"))
-    with pytest.raises(ConfigException, match=r"version 2 .* knows version 1"):
+    with pytest.raises(ConfigException, match=r"version 2 .* supports version 1"):
         async with place.replica():
             pass
 
@@ -1198,7 +1202,7 @@ async def test_a_commit_that_fennflow_did_not_write_is_an_error_of_ours(
 ) -> None:
     place = Place(tmp_path)
     arguments = COMMIT | forged
-    begin = {"id": arguments["id"], "begins": True, "token": 0, "keys": [], "intents": []}
+    begin = {"id": arguments["id"], "begins": True, "token": 0, "keys": [], "intents": [], "by": ""}
     entry = ENTRY | {"commands": [["begin_writes", begin], ["commit", arguments]]}
     await place.log().create("log", 0, zlib.compress(lines(entry)))
     async with place.replica() as replica:

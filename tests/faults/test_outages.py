@@ -14,6 +14,7 @@ from typing_extensions import override
 
 from controlled_loop import controlled
 from fennflow import plugins
+from fennflow.backends import process_name
 from fennflow.connectors import ObjectAttributes, PutRequest
 from fennflow.engine.circuit import CLOSING_WITHIN
 from fennflow.exceptions import (
@@ -173,7 +174,13 @@ async def test_a_locked_path_says_who_holds_it_and_until_when(memory: Store) -> 
             async with memory.uow(lock_timeout=0)() as other:
                 await other.files.put(text("a.txt"))
     assert caught.value.holder == held.transaction_id
-    for part in (held.transaction_id, "has been open for", "alive", "lease ends in"):
+    assert held.process == process_name()
+    for part in (
+        f"Transaction {held.transaction_id} of process {held.process} has been open for",
+        f"write {memory.namespace}/a.txt",
+        "alive",
+        "lease ends in",
+    ):
         assert part in str(caught.value)
 
 

@@ -70,7 +70,7 @@ ARGUMENTS: dict[str, object] = {
     "records": [["n", "k", SESSION, 1, "[]"]], "removed": [["n", "k"]], "late": [], "steps": "[]",
     "hidden": "h", "keys": [["n", "k"]], "keep": [], "checked": [], "tokens": [[SESSION, 1]],
     "limit": 1, "intents": [], "jobs": [], "commit": None, "key": "k", "seconds": 1, "seq": 1,
-    "upload": "u",
+    "upload": "u", "by": "web-1:1",
 }  # fmt: skip
 ODD_VALUES: list[object] = [
     *(

@@ -116,7 +116,7 @@ async def test_an_idle_process_sends_no_requests(request: pytest.FixtureRequest)
     async with uow_class.lifespan():
         async with uow_class() as uow:
             await uow.files.put(text("x", "a"))
-        # Recovery looks once more after the process was used, in addition to its earlier turns.
+        # Recovery looks once more after the process was used; an earlier look may still be under way.
         for _ in range(5):
             with store.server.watched() as seen:
                 for _ in range(20):

@@ -34,6 +34,7 @@ from fennflow.backends import (
     dump_commit,
     dump_steps,
     load_commit,
+    process_name,
 )
 from fennflow.backends.values import ATTEMPTS_IN_ORDER
 from fennflow_bucket import feed
@@ -62,7 +63,7 @@ if TYPE_CHECKING:
 DAY = 86400 * SECOND
 MIN_RETENTION = 1800.0
 MAX_TRUST = 300.0
-_ROW = "transaction_id, token, began_at, lease_until, outcome, held, held_until"
+_ROW = "transaction_id, token, began_at, lease_until, outcome, held, held_until, process"
 
 
 def new_backend(config: BucketBackendConfig, settings: ConfigDict) -> Backend:
@@ -115,6 +116,7 @@ class BucketBackend(Backend):
         )
         self._stack = AsyncExitStack()
         self._root = root
+        self._process = process_name()
         self._catalog_id = ""
         # Whether the catalog was used since the last recovery.
         self._used = True
@@ -275,6 +277,7 @@ class BucketBackend(Backend):
             "token": token.fence,
             "keys": key_rows(keys),
             "begins": begins,
+            "by": self._process,
         }
         records: Mapping[ObjectKey, Record] = await self._replica.run(
             Command("begin_writes", arguments, plan)
@@ -399,7 +402,9 @@ class BucketBackend(Backend):
             await self._replica.current_position()
             if not await self._replica.read(_has_transactions, current=False):
                 return []  # with no transaction, the store's time is not needed either
-        claimed: list[str] = await self._replica.run(Command("claim", {"limit": limit}))
+        claimed: list[str] = await self._replica.run(
+            Command("claim", {"limit": limit, "by": self._process})
+        )
         if not claimed:
             return []
         self._used = True
@@ -442,7 +447,9 @@ class BucketBackend(Backend):
     @override
     async def take_held(self, transaction_id: str) -> JournaledTransaction | None:
         self._used = True
-        token = await self._replica.run(Command("take_held", {"id": transaction_id}))
+        token = await self._replica.run(
+            Command("take_held", {"id": transaction_id, "by": self._process})
+        )
         if token is None:
             return None
         now = self._replica.now()
@@ -545,7 +552,7 @@ def _has_transactions(db: Connection) -> bool:
 
 
 def _journaled(db: Connection, row: Sequence[object], now: int) -> JournaledTransaction:
-    transaction_id, fence, began_at, lease_until, outcome, held, held_until = row
+    transaction_id, fence, began_at, lease_until, outcome, held, held_until, process = row
     assert isinstance(began_at, int)  # noqa: S101 - the table says so
     assert isinstance(lease_until, int)  # noqa: S101 - as above
     assert isinstance(fence, int)  # noqa: S101 - as above
@@ -563,4 +570,5 @@ def _journaled(db: Connection, row: Sequence[object], now: int) -> JournaledTran
         intents=[intent_of(each) for each in intents],
         held=None if held is None else load_commit(str(held)),
         held_left=held_left,
+        process=str(process),
     )

@@ -233,9 +233,9 @@ def _stage(entry: Entry, arguments: dict[str, Any], plan: Any) -> Mapping[Object
         arguments["intents"] = [intent_row(each) for each in planned]
     lease_until = entry.now + entry.lease
     db.execute(
-        "INSERT INTO transactions VALUES (?, 0, ?, ?, NULL, '[]', NULL, NULL) ON CONFLICT DO UPDATE "
+        "INSERT INTO transactions VALUES (?, 0, ?, ?, NULL, '[]', NULL, NULL, ?) ON CONFLICT DO UPDATE "
         "SET lease_until = excluded.lease_until",
-        (transaction_id, entry.now, lease_until),
+        (transaction_id, entry.now, lease_until, arguments["by"]),
     )
     db.executemany(
         "INSERT INTO locks VALUES (?, ?, ?, NULL) ON CONFLICT DO UPDATE "
@@ -443,8 +443,9 @@ def _claim(entry: Entry, arguments: Arguments, _: Any) -> list[str]:
         (entry.now, arguments["limit"]),
     ).fetchall()
     entry.db.executemany(
-        "UPDATE transactions SET token = token + 1, lease_until = ? WHERE transaction_id = ?",
-        [(entry.now + entry.lease, *each) for each in expired],
+        "UPDATE transactions SET token = token + 1, lease_until = ?, process = ? "
+        "WHERE transaction_id = ?",
+        [(entry.now + entry.lease, arguments["by"], *each) for each in expired],
     )
     return [str(each[0]) for each in expired]
 
@@ -462,9 +463,9 @@ def _hold(entry: Entry, arguments: Arguments, _: Any) -> None:
 def _take_held(entry: Entry, arguments: Arguments, _: Any) -> int | None:
     """Return the new token of a transaction that is held; None if it is not."""
     taken = entry.db.execute(
-        "UPDATE transactions SET token = token + 1, lease_until = ? "
+        "UPDATE transactions SET token = token + 1, lease_until = ?, process = ? "
         "WHERE transaction_id = ? AND outcome IS NULL AND held_until > ? RETURNING token",
-        (entry.now + entry.lease, arguments["id"], entry.now),
+        (entry.now + entry.lease, arguments["by"], arguments["id"], entry.now),
     ).fetchall()
     return next((int(row[0]) for row in taken), None)
 

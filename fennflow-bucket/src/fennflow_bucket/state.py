@@ -19,7 +19,7 @@ from typing import Any
 
 from fennflow_bucket.rows import Row, dumps
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 """The version of the local file, which is created again from the bucket if it has another one."""
 
 TABLES: dict[str, tuple[str, ...]] = {
@@ -36,6 +36,7 @@ TABLES: dict[str, tuple[str, ...]] = {
         "steps",
         "held",
         "held_until",
+        "process",
     ),
     "outcomes": ("transaction_id", "outcome", "forget_at"),
     "intents": (

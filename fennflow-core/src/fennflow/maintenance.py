@@ -369,4 +369,5 @@ async def _info_of(backend: Backend, found: JournaledTransaction) -> Transaction
         lease_left=found.lease_left,
         paths=[f"{intent.namespace}/{intent.key}" for intent in found.intents],
         changes=changes,
+        process=found.process,
     )

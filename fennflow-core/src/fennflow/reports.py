@@ -248,6 +248,7 @@ class TransactionInfo:
         lease_left: seconds until other processes may take it over; negative if they may now.
         paths: what it writes or deletes, as `bucket/path`.
         changes: what it would change, if it is held.
+        process: that began it or took it over last, as `host:pid`; None if the backend does not keep it.
     """
 
     transaction_id: str
@@ -256,6 +257,7 @@ class TransactionInfo:
     lease_left: float
     paths: Sequence[str]
     changes: Sequence[Change] = ()
+    process: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -45,6 +45,7 @@ from fennflow.backends import (
     changed_reads,
     conflict,
     locked,
+    process_name,
 )
 from fennflow.exceptions import TransactionLostException
 from fennflow.paths import next_name
@@ -633,6 +634,7 @@ def _journaled(transaction_id: str, row: _Transaction, now: float) -> JournaledT
         intents=list(row.intents.values()),
         held=row.held,
         held_left=row.held_until - now,
+        process=process_name(),
     )
 
 

@@ -210,7 +210,7 @@ class SqlalchemyBackend(JournalBackend):
         *,
         begins: bool = True,
     ) -> Mapping[ObjectKey, Record]:
-        locking = {"rows": key_rows(keys), **transaction_params(token)}
+        locking = {"rows": key_rows(keys), "by": self._process, **transaction_params(token)}
 
         def work(connection: Connection) -> Mapping[ObjectKey, Record]:
             opened, taken = self._open_and_lock(connection, locking, begins=begins)

@@ -26,6 +26,7 @@ from fennflow.backends import (
     TransactionToken,
     dump_commit,
     load_commit,
+    process_name,
 )
 from fennflow_sqlalchemy.database import LockWaitTimeoutError
 from fennflow_sqlalchemy.engines import open_databases
@@ -85,6 +86,7 @@ class JournalBackend(Backend):
         lock_timeout: float,
     ) -> None:
         self._config = config
+        self._process = process_name()
         self._tables = make_tables(config.table_prefix, config.schema_name)[1]
         self._catalog, self._journal = open_databases(
             config, lease_ttl=lease_ttl, lock_timeout=lock_timeout
@@ -174,7 +176,8 @@ class JournalBackend(Backend):
         await self._purge.run()
 
         def work(connection: Connection) -> list[JournaledTransaction]:
-            rows = connection.execute(self._transaction_sql.claim, {"limit": limit}).all()
+            parameters = {"limit": limit, "by": self._process}
+            rows = connection.execute(self._transaction_sql.claim, parameters).all()
             return self._journaled(connection, rows)
 
         return await self._with_outcomes(await self._journal.run(work))
@@ -203,6 +206,7 @@ class JournalBackend(Backend):
                 intents=intents[row.transaction_id],
                 held=None if row.held_commit is None else load_commit(row.held_commit),
                 held_left=row.held_left or 0.0,
+                process=row.process,
             )
             for row in rows
         ]
@@ -252,7 +256,7 @@ class JournalBackend(Backend):
 
     @override
     async def take_held(self, transaction_id: str) -> JournaledTransaction | None:
-        parameters = {"transaction": transaction_id}
+        parameters = {"transaction": transaction_id, "by": self._process}
 
         def work(connection: Connection) -> list[JournaledTransaction]:
             if self._is_decided(connection, transaction_id):

@@ -172,15 +172,15 @@ class TransactionStatements:
         outcomes, transactions = tables.outcomes, tables.transactions
         intents, locks = tables.intents, tables.locks
         transaction_id = bindparam("transaction", type_=Text())
-        fence = bindparam("held", type_=Integer())
+        fence, process = bindparam("held", type_=Integer()), bindparam("by", type_=Text())
         # If they are in another file, the backend reads the outcomes itself.
         decided = exists().where(outcomes.c.transaction_id == transaction_id)
         undecided = ~decided if single_database else true()
-        begun = select(transaction_id, literal(0), now, now + lease_ttl).where(
+        begun = select(transaction_id, literal(0), process, now, now + lease_ttl).where(
             fence == 0, undecided
         )
         opened = journal.insert(transactions).from_select(
-            ["transaction_id", "fence", "began_at", "lease_until"], begun
+            ["transaction_id", "fence", "process", "began_at", "lease_until"], begun
         )
         self.open_transaction = opened.on_conflict_do_update(
             index_elements=["transaction_id"],
@@ -284,6 +284,7 @@ class TransactionStatements:
             (transactions.c.lease_until - now).label("lease_left"),
             transactions.c.held_commit,
             (transactions.c.held_until - now).label("held_left"),
+            transactions.c.process,
         )
         own = and_(
             transactions.c.transaction_id == transaction_id,
@@ -306,7 +307,7 @@ class TransactionStatements:
                 transactions.c.held_until > now,
                 undecided,
             )
-            .values(fence=transactions.c.fence + 1, lease_until=now + lease_ttl)
+            .values(fence=transactions.c.fence + 1, process=process, lease_until=now + lease_ttl)
             .returning(*columns)
         )
         self.beat = _beat(journal, transactions, now + lease_ttl, single_database=single_database)
@@ -322,7 +323,7 @@ class TransactionStatements:
         self.claim = (
             update(transactions)
             .where(transactions.c.transaction_id.in_(select(chosen.c.transaction_id)))
-            .values(fence=transactions.c.fence + 1, lease_until=now + lease_ttl)
+            .values(fence=transactions.c.fence + 1, process=process, lease_until=now + lease_ttl)
             .returning(*columns)
         )
         self.transactions = (

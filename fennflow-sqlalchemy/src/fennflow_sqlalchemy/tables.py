@@ -172,6 +172,7 @@ def make_tables(prefix: str, schema: str | None) -> tuple[MetaData, Tables]:
         "transactions",
         transaction(primary=True),
         Column("fence", Integer, nullable=False),
+        Column("process", Text, nullable=False),
         time("began_at"),
         time("lease_until"),
         Column("held_commit", Text),  # JSON

@@ -61,6 +61,7 @@ from fennflow.backends.values import (
     load_commit,
     load_steps,
     locked,
+    process_name,
 )
 from fennflow.plugins import config_class
 
@@ -116,4 +117,5 @@ __all__ = [
     "load_commit",
     "load_steps",
     "locked",
+    "process_name",
 ]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import socket
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -430,6 +432,11 @@ def changed_reads(
     return [key for key, record in reads.items() if write_of(now.get(key)) != write_of(record)]
 
 
+def process_name() -> str:
+    """Return the name of this process for operators: `host:pid`."""
+    return f"{socket.gethostname()}:{os.getpid()}"
+
+
 def conflict(keys: Collection[ObjectKey]) -> ConflictException:
     """Return the error for records that changed after a transaction had read them."""
     names = ", ".join(map(str, sorted(keys)))
@@ -595,6 +602,8 @@ class JournaledTransaction:
         intents: its intents to write or delete.
         held: what its pivot will write, if it is held for another process to decide.
         held_left: seconds until recovery aborts it if it is not decided before.
+        process: the process that began it or took it over last, as `process_name()` names it; None if the
+            backend does not keep it.
     """
 
     token: TransactionToken
@@ -604,6 +613,7 @@ class JournaledTransaction:
     intents: Sequence[Intent]
     held: Commit | None = None
     held_left: float = 0.0
+    process: str | None = None
 
     @property
     def is_held(self) -> bool:

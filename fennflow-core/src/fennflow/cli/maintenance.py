@@ -245,7 +245,8 @@ def _show_transaction(
         show_json(shown[0])
         return
     [info] = shown
-    stdout.line(f"{info.state}, {info.age:.0f} s old; {info.lease_left:.0f} s left")
+    process = "" if info.process is None else f"; process {info.process}"
+    stdout.line(f"{info.state}, {info.age:.0f} s old; {info.lease_left:.0f} s left{process}")
     rows = [
         (
             each.kind,
@@ -277,11 +278,12 @@ def _list_transactions(found: Sequence[TransactionInfo], *, as_json: bool) -> No
             each.state,
             f"{each.age:.0f} s",
             f"{each.lease_left:.0f} s",
+            each.process or "",
             ", ".join(each.paths[:3]) + (" …" if len(each.paths) > 3 else ""),  # noqa: PLR2004
         )
         for each in found
     ]
-    stdout.table(("transaction", "state", "age", "lease left", "paths"), rows)
+    stdout.table(("transaction", "state", "age", "lease left", "process", "paths"), rows)
 
 
 def commits(

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
-from fennflow.backends import JournaledTransaction, Outcome
+from fennflow.backends import Intent, JournaledTransaction, Outcome, Placement
 
 if TYPE_CHECKING:
     from fennflow.backends import Backend
@@ -102,16 +102,19 @@ async def _journaled(backend: Backend) -> Sequence[JournaledTransaction]:
 
 
 def _described(transaction: JournaledTransaction) -> str:
-    named = _named([f"{each.namespace}/{each.key}" for each in transaction.intents])
+    named = _named([str(each.object_key) for each in transaction.intents])
     name = f"Transaction {transaction.token.transaction_id}"
     if transaction.is_held:
         return (
             f"{name} is held: {named}. These paths stay locked until it is committed or undone, or for "
             f"{transaction.held_left:.0f} s more. Decide it with fennflow transactions commit or abort."
         )
+    if transaction.process is not None:
+        name = f"{name} of process {transaction.process}"
     if transaction.outcome is None:
+        calls = _named([_call(each) for each in transaction.intents])
         return (
-            f"{name} has been open for {transaction.age:.0f} s: {named}. Until its block ends, and the "
+            f"{name} has been open for {transaction.age:.0f} s: {calls}. Until its block ends, and the "
             "database transaction that it joined, if any, these paths stay locked. If its "
             "process hangs or is stopped, end that process; if it is gone, recovery undoes the transaction."
         )
@@ -124,6 +127,11 @@ def _described(transaction: JournaledTransaction) -> str:
         f"{name} is {is_what} yet: {named}. Until the store accepts its requests these paths stay "
         "locked. If that takes long, the log says what the store refuses (rule P9)."
     )
+
+
+def _call(intent: Intent) -> str:
+    verb = "delete" if intent.placement is Placement.DELETE else "write"
+    return f"{verb} {intent.object_key}"
 
 
 def _named(paths: Sequence[str]) -> str:

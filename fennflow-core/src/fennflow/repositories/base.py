@@ -55,18 +55,6 @@ class _InAnyOrder(type):
             # Keep the last occurrence of each class: it comes after all of its subclasses.
             return [cls, *reversed(dict.fromkeys(reversed(bases)))]
 
-    if not TYPE_CHECKING:
-
-        def __call__(cls, *arguments: object, **named: object) -> object:
-            """Say how to declare a repository to those who construct it, without a session."""
-            if not arguments or isinstance(arguments[0], str):
-                message = (
-                    "A unit of work makes its repositories itself. Declare this one in its class: "
-                    f'files = RepoField({cls.__name__}, namespace="my-bucket").'
-                )
-                raise ConfigException(message)
-            return super().__call__(*arguments, **named)
-
 
 class Repository(metaclass=_InAnyOrder):
     """Base of all repositories: a bucket, seen from a scope.
@@ -80,8 +68,19 @@ class Repository(metaclass=_InAnyOrder):
     """
 
     def __init__(
-        self, session: Session, namespace: str, scope: str = "", *, root: str = ""
+        self,
+        session: Session | None = None,
+        namespace: str = "",
+        scope: str = "",
+        *,
+        root: str = "",
     ) -> None:
+        if session is None or isinstance(session, str):
+            message = (
+                "A unit of work makes its repositories itself. Declare this one in its class: "
+                f'files = RepoField({type(self).__name__}, namespace="my-bucket").'
+            )
+            raise ConfigException(message)
         self._session = session
         self._namespace = namespace
         self._scope = scope

@@ -18,6 +18,7 @@ from fennflow.backends import (
     Settlement,
     Step,
     WriteId,
+    process_name,
 )
 from fennflow.config import BackendConfig
 from fennflow.connectors import Location
@@ -129,6 +130,7 @@ class RecoverySuite:
             [found] = await backend.transactions(after="", limit=10)
             assert (found.token, found.outcome) == (transaction, None)
             assert [intent.object_key for intent in found.intents] == [A]
+            assert found.process in {process_name(), None}
             assert 0 <= found.age <= 60
             assert 0 < found.lease_left <= 60
             assert (
