@@ -451,6 +451,7 @@ async def test_catalogs_that_write_in_one_place_are_listed_and_warned_of(
         b"\xff",
         b"[" * 5000,
         b'{"since": "9999-01-01", "prefixes": [1], "program": "\\u001b[0m", "host": null}',
+        b'{"since": "0001-01-01", "prefixes": [""], "program": "p", "host": "h"}',
     ],
 )
 async def test_a_note_that_others_wrote_stops_nothing(note: bytes) -> None:

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from fennflow.engine.context import EngineContext
 
 MOST_NOTES = 1000
-MOST_BYTES = 1 << 20
+MOST_BYTES = 1 << 14
 """Of a note."""
 LONGEST = 200
 UNKNOWN = datetime(1970, 1, 1, tzinfo=UTC)
@@ -221,7 +221,7 @@ def _filled_in(info: CatalogInfo, body: bytes) -> CatalogInfo:
         prefixes = cast("list[object]", values["prefixes"])
         return replace(
             info,
-            since=min(since, info.since),
+            since=max(UNKNOWN, min(since, info.since)),  # what is earlier cannot be calculated with
             program=_shown(values["program"]),
             host=_shown(values["host"]),
             prefixes=[str(each) for each in prefixes],
