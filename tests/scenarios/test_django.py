@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 import unittest
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -655,12 +655,51 @@ def test_urls_have_a_base_or_are_presigned(site: Site) -> None:
 def test_a_name_that_no_file_can_have_leads_nowhere(sqlite_site: Site, name: str) -> None:
     storage = sqlite_site.storage
     storage._base_url = "/media/"
-    for act in (storage.url, storage.size, storage.delete, storage.exists, storage.open):
-        with pytest.raises(KeyException):
+    acts: list[Callable[[str], object]] = [
+        storage.url,
+        storage.size,
+        storage.delete,
+        storage.exists,
+        storage.open,
+        lambda name: storage.open(name, "wb"),
+    ]
+    for act in acts:
+        with pytest.raises(SuspiciousFileOperation) as caught:  # Django answers with 400
             act(name)
-    with pytest.raises((KeyException, SuspiciousFileOperation)):
-        storage.save(name, ContentFile(b"1"))
+        assert isinstance(caught.value, KeyException)
+    for overwrite in (False, True):
+        storage._allow_overwrite = overwrite
+        with pytest.raises(SuspiciousFileOperation):
+            storage.save(name, ContentFile(b"1"))
     assert sqlite_site.objects() == {}
+
+
+def test_directories_outside_and_what_is_reserved_are_refused(sqlite_site: Site) -> None:
+    storage = sqlite_site.storage
+    with pytest.raises(SuspiciousFileOperation):
+        storage.listdir("../x")
+    with pytest.raises(SuspiciousFileOperation):
+        storage.save(".fennflow/x", ContentFile(b"1"))
+
+
+def test_a_file_has_the_name_that_is_returned(sqlite_site: Site) -> None:
+    """Rows that name one file by two names would not protect it from each other."""
+    storage = sqlite_site.storage
+    for overwrite in (False, True):
+        storage._allow_overwrite = overwrite
+        assert storage.save("a\\b.txt", ContentFile(b"1")).startswith("a/b")
+
+
+@pytest.mark.parametrize("name", ["../x", "/srv/x.txt", "a//b", ".fennflow/x", "x" * 1025])
+def test_a_row_whose_text_names_no_file_can_be_changed_and_deleted(
+    sqlite_site: Site, name: str
+) -> None:
+    del sqlite_site
+    first, second = (Letter.objects.create(title=each, scan=name) for each in "ab")
+    first.scan = "b.txt"
+    first.save()
+    second.delete()
+    assert [str(each.scan) for each in Letter.objects.all()] == ["b.txt"]
 
 
 def test_a_view_serves_files(site: Site) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import urljoin
 
 from django.apps import apps
+from django.core.exceptions import SuspiciousFileOperation
 from django.core.files.base import File
 from django.core.files.storage import Storage
 from django.utils import timezone
@@ -20,6 +21,7 @@ from typing_extensions import override
 from fennflow.config import BackendConfig, ConfigDict, ConnectorConfig
 from fennflow.exceptions import (
     ConfigException,
+    KeyException,
     NoSuchKeyException,
     RecordAlreadyExistsException,
     RecordLockedException,
@@ -41,6 +43,10 @@ from fennflow_django.transactions import acting
 
 if TYPE_CHECKING:
     from fennflow.responses import ObjectInfo
+
+
+class SuspiciousNameException(KeyException, SuspiciousFileOperation):
+    """A name that no file can have: Django answers the request with 400."""
 
 
 class StorageRepository(
@@ -147,21 +153,22 @@ class FennFlowStorage(Storage):
 
     @contextmanager
     def _acting(self, *, writes: bool = False) -> Generator[StorageUnitOfWork]:
-        with acting(self.unit_of_work, self.using, writes=writes) as uow:
+        with _translated(), acting(self.unit_of_work, self.using, writes=writes) as uow:
             yield uow
 
     def _info(self, name: str) -> ObjectInfo:
-        with _missing(), self._acting() as uow:
+        with self._acting() as uow:
             return uow.files.stat(_key(name))
 
     # --- what Django calls -------------------------------------------------------------------------
 
     def _open(self, name: str, mode: str = "rb") -> File[Any]:
+        _key(name)  # before anything is written, which is stored at the end
         return StorageFile(name, mode, read=self._read, look=self._info, put=self._put)
 
     def _read(self, name: str, start: int, end: int | None) -> tuple[bytes, ObjectInfo]:
         key, begin = _key(name), None if end is None else start
-        with _missing(), self._acting() as uow, uow.files.open(key, start=begin, end=end) as stream:
+        with self._acting() as uow, uow.files.open(key, start=begin, end=end) as stream:
             return stream.read(), stream.info
 
     def _save(self, name: str, content: File[Any]) -> str:
@@ -176,11 +183,12 @@ class FennFlowStorage(Storage):
                 name = self.get_available_name(self.get_alternative_name(*_split(name)))
 
     def _put(self, name: str, content: File[Any], *, overwrite: bool | None = None) -> str:
-        file = StreamContent.from_iterable(_chunks(content), filename=_key(name))
+        key = _key(name)
+        file = StreamContent.from_iterable(_chunks(content), filename=key)
         overwrite = self._allow_overwrite if overwrite is None else overwrite
         with self._acting(writes=True) as uow:
             (uow.files.put if overwrite else uow.files.create)(file)
-        return name
+        return key
 
     @override
     def get_available_name(self, name: str, max_length: int | None = None) -> str:
@@ -203,7 +211,7 @@ class FennFlowStorage(Storage):
 
     @override
     def listdir(self, path: str) -> tuple[list[str], list[str]]:
-        prefix = _key(path).strip("/")
+        prefix = _with_slashes(path).strip("/")
         prefix = f"{prefix}/" if prefix else ""
         with self._acting() as uow:
             page = uow.files.list(prefix, delimiter="/")
@@ -229,13 +237,23 @@ class FennFlowStorage(Storage):
             message = "A file without a name has no URL."
             raise ValueError(message)
         if self._base_url is not None:
-            return urljoin(self._base_url, filepath_to_uri(check_key(_key(name))))
-        with _missing(), self._acting() as uow:
+            return urljoin(self._base_url, filepath_to_uri(_key(name)))
+        with self._acting() as uow:
             [url] = uow.files.generate_presigned_url(_key(name))
         return url
 
 
 def _key(name: str) -> str:
+    """Return the key of a file.
+
+    Raises:
+        SuspiciousNameException: no file can have the name.
+    """
+    with _translated():
+        return check_key(_with_slashes(name))
+
+
+def _with_slashes(name: str) -> str:
     return str(name).replace("\\", "/")
 
 
@@ -256,8 +274,13 @@ def _chunks(content: File[Any]) -> Generator[bytes]:
 
 
 @contextmanager
-def _missing() -> Generator[None]:
+def _translated() -> Generator[None]:
+    """Raise what Django expects of a storage."""
     try:
         yield
     except NoSuchKeyException as error:
         raise FileNotFoundError(str(error)) from error
+    except SuspiciousNameException:
+        raise
+    except KeyException as error:
+        raise SuspiciousNameException(str(error), reason=error.reason) from error

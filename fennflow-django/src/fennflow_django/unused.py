@@ -7,12 +7,14 @@ has changed: a crash in between leaves a file that no row names, but never a row
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
+from contextlib import suppress
 from typing import Any, cast
 
 from django.apps import apps
 from django.db import connections, router
 from django.db.models import FileField, Model, QuerySet
 
+from fennflow.exceptions import KeyException
 from fennflow_django.storage import FennFlowStorage
 
 _ROWS: Any = QuerySet  # without a type of rows
@@ -109,7 +111,9 @@ def _delete(field: FileField, name: str, using: str) -> None:
                     rows: Any = _ROWS(model, using=alias)
                     if rows.filter(**{other.attname: name}).exists():
                         return
-    storage.delete(name)
+    # A row may hold any text: one that cannot be the name of a file names none.
+    with suppress(KeyException):
+        storage.delete(name)
 
 
 def _databases(model: type[Model], using: str) -> Iterator[str]:
