@@ -6,7 +6,7 @@ import asyncio
 import gc
 import pickle
 import threading
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from typing import Any
 
 import fsspec
@@ -18,7 +18,6 @@ from fennflow import ConfigDict, UnitOfWork
 from fennflow.connectors import InMemoryConnectorConfig
 from fennflow.exceptions import (
     ConfigException,
-    FileException,
     FilepathsCollisionError,
     KeyException,
     TransactionException,
@@ -333,6 +332,9 @@ def test_what_is_missing_or_wrong_is_said(fs: Any) -> None:
         fs.ls("nowhere")
     with pytest.raises(IsADirectoryError):
         fs.pipe("files", b"")
+    for ask in (fs.created, fs.modified, fs.ukey):
+        with pytest.raises(IsADirectoryError):
+            ask("files")
     assert not fs.exists("files/none")
     assert fs.isdir("files")
     wrongs: list[Any] = ["nothing", "test_fsspec:None", int]
@@ -349,13 +351,19 @@ def test_what_is_missing_or_wrong_is_said(fs: Any) -> None:
 def test_no_path_leaves_its_repository(fs: Any, path: str) -> None:
     fs.pipe("other/a", b"1")
     path = f"files/{path}"
-    for act in (fs.cat_file, fs.info, fs.ls, fs.rm_file, fs.created):
-        with pytest.raises((KeyException, FileNotFoundError)):
+    for act in (fs.cat_file, fs.info, fs.ls, fs.rm_file, fs.created, fs.ukey, fs.sign):
+        with pytest.raises(FileNotFoundError) as caught:
             act(path)
-    with pytest.raises((KeyException, FileException)):
-        fs.pipe_file(path, b"2")
-    with pytest.raises(KeyException):
-        fs.cp_file("other/a", path)
+        assert isinstance(caught.value, KeyException)
+    assert [ask(path) for ask in (fs.exists, fs.isdir, fs.isfile, fs.find)] == [False] * 3 + [[]]
+    writes: list[Callable[[], object]] = [
+        lambda: fs.pipe_file(path, b"2"),
+        lambda: fs.cp_file("other/a", path),
+        lambda: fs.open(path, "wb"),  # not only when it is closed
+    ]
+    for write in writes:
+        with pytest.raises(KeyException):
+            write()
     assert fs.find("") == ["other/a"]
 
 
@@ -366,11 +374,13 @@ def test_no_path_leads_to_what_is_not_a_repository(fs: Any, first: str) -> None:
             act(f"{first}/a")
 
 
-def test_what_an_error_says_of_a_path_is_escaped(fs: Any) -> None:
+def test_what_is_said_of_a_path_is_escaped(fs: Any, caplog: pytest.LogCaptureFixture) -> None:
     for path in ("x\x1b[2J\n", "files/\u202e"):
         with pytest.raises(FileNotFoundError) as caught:
             fs.info(path)
         assert str(caught.value).isprintable()
+    fs.open("files/\u202e", "wb").__del__()
+    assert "files/\\u202e was written, but never closed" in caplog.text
 
 
 def test_it_is_found_by_its_url_and_travels_to_other_processes(fs: Any) -> None:

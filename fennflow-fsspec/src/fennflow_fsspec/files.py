@@ -12,6 +12,7 @@ from fsspec.spec import AbstractBufferedFile
 from typing_extensions import Buffer, override
 
 from fennflow.exceptions import ObjectChangedException, TransactionException
+from fennflow.printable import printable
 from fennflow.sync.writers import Discardable
 
 if TYPE_CHECKING:
@@ -108,7 +109,9 @@ class FennFlowFile(Discardable, _Base):  # type: ignore[misc]
     @override
     def __del__(self) -> None:
         if self.writable() and not self._discarded:
-            logger.warning("%s was written, but never closed, so it was not stored.", self.path)
+            logger.warning(
+                "%s was written, but never closed, so it was not stored.", printable(self.path)
+            )
         self.discard()
 
 

@@ -18,10 +18,12 @@ from fsspec.transaction import Transaction
 from fennflow.exceptions import (
     ConfigException,
     FilepathsCollisionError,
+    KeyException,
     NoSuchKeyException,
     RecordAlreadyExistsException,
 )
 from fennflow.files import StreamContent
+from fennflow.paths import check_key
 from fennflow.printable import printable
 from fennflow.repositories.fields import fields_of
 from fennflow.sync import SyncUnitOfWork
@@ -82,6 +84,10 @@ class UnitOfWorkTransaction(_Transaction):  # type: ignore[misc]
         else:
             error = _DiscardedError("The transaction was discarded.")
             self.fs.transactions.end(type(error), error, None)
+
+
+class _NoSuchPathError(KeyException, FileNotFoundError):
+    """No file can have a path, so there is none."""
 
 
 class _DiscardedError(Exception):
@@ -173,7 +179,8 @@ class FennFlowFileSystem(_Base, metaclass=_CachedByClass):  # type: ignore[misc]
             message = f"uow={uow!a} is not a unit of work class or the module:NAME of one."
             raise ConfigException(message)
         self.uow = found
-        self._fields = sorted(fields_of(found))
+        self._fields = dict(sorted(fields_of(found).items()))
+        self._reserved = found.config.reserved_prefix
         make: Callable[[], Any] = found.sync if issubclass(found, UnitOfWork) else found
         self.transactions = Transactions(make)
 
@@ -229,15 +236,15 @@ class FennFlowFileSystem(_Base, metaclass=_CachedByClass):  # type: ignore[misc]
 
     def created(self, path: str) -> datetime:
         """Return when a file was created."""
-        return cast("datetime", self.info(path)["created"])
+        return cast("datetime", self._file_info(path)["created"])
 
     def modified(self, path: str) -> datetime:
         """Return when a file was written."""
-        return cast("datetime", self.info(path)["LastModified"])
+        return cast("datetime", self._file_info(path)["LastModified"])
 
     def ukey(self, path: str) -> str:
         """Return a text that changes with the content of a file."""
-        return self.content_of(self.info(path))
+        return self.content_of(self._file_info(path))
 
     def sign(self, path: str, expiration: float = 100, **_: Any) -> str:
         """Return a presigned URL."""
@@ -405,7 +412,11 @@ class FennFlowFileSystem(_Base, metaclass=_CachedByClass):  # type: ignore[misc]
     # --- of this class -----------------------------------------------------------------------------
 
     def _place(self, path: str, wanted: str = "") -> tuple[str, str]:
-        """Return the field of a path, and the path in its repository."""
+        """Return the field of a path, and the path in its repository.
+
+        Raises:
+            FileNotFoundError: there is no such field, or no file can have the path.
+        """
         field, _, key = path.rstrip("/").partition("/")
         if field not in self._fields:
             message = (
@@ -416,7 +427,26 @@ class FennFlowFileSystem(_Base, metaclass=_CachedByClass):  # type: ignore[misc]
         if wanted and not key:
             message = f"{printable(path)} is the root of a repository, not a file."
             raise IsADirectoryError(message)
+        if key:
+            try:
+                check_key(f"{self._fields[field].prefix}{key}", reserved_prefix=self._reserved)
+            except KeyException as error:
+                raise _NoSuchPathError(str(error), reason=error.reason) from error
         return field, key
+
+    def _file_info(self, path: str) -> dict[str, Any]:
+        """Return what the catalog says of a file.
+
+        Raises:
+            IsADirectoryError: the path names a directory.
+        """
+        info = self.info(path)
+        if info["type"] == "directory":
+            message = (
+                f"{printable(info['name'])} is a directory, which has no times and no content."
+            )
+            raise IsADirectoryError(message)
+        return info
 
     @contextmanager
     def _acting(self, field: str) -> Generator[Any]:
