@@ -46,29 +46,11 @@ async def listed(
     Raises:
         IncompleteListingException: at the end, if some could not be listed.
     """
-    walk = _Walk(store, prefix)
-    # obstore takes whole segments for a prefix: the rest is compared here.
-    async for meta in walk.run(prefix.rpartition("/")[0], start_after):
-        path = meta["path"]
-        if not path.startswith(prefix) or path.encode() <= start_after.encode():
-            continue
-        # SeaweedFS sends it in the place of what XML cannot hold, as obstore does not ask for encoded keys.
-        if REPLACEMENT in path and await _is_missing(store, path):
-            walk.incomplete.append(_below(path.rpartition("/")[0]))
-        else:
-            yield path, meta
+    walk = _Walk(store, prefix, start_after)
+    async for meta in walk.run():
+        yield meta["path"], meta
     if walk.incomplete:
         raise _incomplete(list(dict.fromkeys(walk.incomplete)))
-
-
-async def _is_missing(store: ObjectStore, path: str) -> bool:
-    try:
-        await obstore.head_async(store, path)
-    except FileNotFoundError:
-        return True
-    except (BaseError, OSError):
-        return False  # a listing needs fewer rights, and says that it is there
-    return False
 
 
 def _incomplete(directories: Sequence[str]) -> IncompleteListingException:
@@ -103,20 +85,22 @@ class _Walk:
     Args:
         store: of obstore.
         prefix: what is listed.
+        start_after: a key; what comes before it is left out.
 
     Attributes:
         incomplete: prefixes below which not all could be listed.
     """
 
-    def __init__(self, store: ObjectStore, prefix: str) -> None:
+    def __init__(self, store: ObjectStore, prefix: str, start_after: str) -> None:
         self._store = store
         self._prefix = prefix
+        self._start_after = start_after
         self.incomplete: list[str] = []
         self._failures: list[_Failure] = []
 
-    async def run(self, top: str, start_after: str) -> AsyncGenerator[ObjectMeta]:
-        """Iterate over what is below a directory and follows a key; some may come twice."""
-        async for meta in self._paged(top, start_after):
+    async def run(self) -> AsyncGenerator[ObjectMeta]:
+        """Iterate over what is listed; some may come twice."""
+        async for meta in self._paged(self._prefix.rpartition("/")[0], self._start_after):
             yield meta
         while self._failures:
             failure = self._failures.pop()
@@ -131,9 +115,10 @@ class _Walk:
                 async for meta in self._around(failure):
                     yield meta
                 continue
-            for meta in found["objects"]:
-                if _is_in(directory, meta["path"]):  # it takes `a/`, and `/a`, for `a`
-                    yield meta
+            # It takes `a/`, and `/a`, for `a`.
+            objects = [meta for meta in found["objects"] if _is_in(directory, meta["path"])]
+            async for meta in self._there(objects):
+                yield meta
             below = [path for path in found["common_prefixes"] if _is_in(directory, path)]
             for path in below:
                 async for meta in self._tree(path, failure):
@@ -159,9 +144,10 @@ class _Walk:
         """Iterate over what is below a directory until a page fails, and note that."""
         last = ""
         try:
-            async for meta in _pages(self._store, directory, start_after):
-                last = meta["path"]
-                yield meta
+            async for page in _pages(self._store, directory, start_after):
+                last = page[-1]["path"]
+                async for meta in self._there(page):
+                    yield meta
         except InvalidPathError as error:
             self._failures.append(_Failure(directory, _odd_key(error), last))
 
@@ -180,13 +166,42 @@ class _Walk:
                 return
             passed, last = next_one, ""
             try:
-                async for meta in _pages(self._store, directory, passed, by_offset=True):
-                    last = meta["path"]
-                    yield meta
+                async for page in _pages(self._store, directory, passed, by_offset=True):
+                    last = page[-1]["path"]
+                    async for meta in self._there(page):
+                        yield meta
             except InvalidPathError as error:
                 failure = _Failure(directory, _odd_key(error), last)
             else:
                 return
+
+    async def _there(self, page: Sequence[ObjectMeta]) -> AsyncGenerator[ObjectMeta]:
+        """Iterate over the objects of a page that are listed, each once.
+
+        obstore takes a slash off the mark of a directory, `a/`, which S3's console creates, and off
+        `/a`. Marks are empty: each empty object is asked for, and each that comes twice. So is each
+        with U+FFFD in its name: SeaweedFS sends that in the place of what XML cannot hold, as obstore
+        does not ask for encoded keys.
+        """
+        # obstore takes whole segments for a prefix: the rest is compared here.
+        listed = [meta for meta in page if self._is_listed(meta["path"])]
+        by_path = {meta["path"]: meta for meta in listed}
+        times = Counter(meta["path"] for meta in listed)
+        asked = [
+            meta
+            for path, meta in by_path.items()
+            if times[path] > 1 or not meta["size"] or REPLACEMENT in path
+        ]
+        answers = await _asked_for(self._store, asked)
+        for path, meta in by_path.items():
+            found = answers.get(path, meta)
+            if found is not None:
+                yield found
+            elif REPLACEMENT in path and meta["size"]:
+                self.incomplete.append(_below(path.rpartition("/")[0]))
+
+    def _is_listed(self, path: str) -> bool:
+        return path.startswith(self._prefix) and path.encode() > self._start_after.encode()
 
 
 def _children(directory: str, *keys: str | None) -> list[str]:
@@ -229,8 +244,8 @@ def _is_in(directory: str, path: str) -> bool:
 
 async def _pages(
     store: ObjectStore, directory: str, start_after: str, *, by_offset: bool = False
-) -> AsyncGenerator[ObjectMeta]:
-    """Iterate over what is below a directory, a thousand in a request.
+) -> AsyncGenerator[Sequence[ObjectMeta]]:
+    """Iterate over the pages of what is below a directory, a thousand objects in a request.
 
     Args:
         store: of obstore.
@@ -257,24 +272,20 @@ async def _pages(
                 found += [each for each in page if each["path"].encode() > after]
         except InvalidPathError as error:
             failure = error
-        for meta in await _objects(store, sorted(found, key=lambda each: each["path"].encode())):
-            yield meta
+        if found:
+            yield sorted(found, key=lambda each: each["path"].encode())
         if failure is not None:
             raise failure
         return
     async for page in pages:
-        for meta in await _objects(store, page):
-            yield meta
+        if page:
+            yield page
 
 
-async def _objects(store: ObjectStore, found: Sequence[ObjectMeta]) -> list[ObjectMeta]:
-    """Return the objects of a page, each once.
-
-    obstore takes a slash off the mark of a directory, `a/`, which S3's console creates, and off
-    `/a`. Marks are empty: each empty object is asked for, and each that comes twice.
-    """
-    if isinstance(store, MemoryStore):
-        return list(found)
+async def _asked_for(
+    store: ObjectStore, listed: Sequence[ObjectMeta]
+) -> dict[str, ObjectMeta | None]:
+    """Return what the store says of objects, by path; None of those that are not there."""
     limit = asyncio.Semaphore(ASKED_AT_ONCE)
 
     async def look(meta: ObjectMeta) -> ObjectMeta | None:
@@ -286,10 +297,12 @@ async def _objects(store: ObjectStore, found: Sequence[ObjectMeta]) -> list[Obje
             except (BaseError, OSError):
                 return meta  # a listing needs fewer rights, and says that it is there
 
-    by_path = {meta["path"]: meta for meta in found if meta["path"]}
-    times = Counter(meta["path"] for meta in found)
-    asked = [meta for path, meta in by_path.items() if times[path] > 1 or not meta["size"]]
-    async with asyncio.TaskGroup() as group:
-        tasks = {meta["path"]: group.create_task(look(meta)) for meta in asked}
-    seen = [tasks[path].result() if path in tasks else meta for path, meta in by_path.items()]
-    return [meta for meta in seen if meta is not None]
+    answers: dict[str, ObjectMeta | None] = {}
+    if isinstance(store, MemoryStore):
+        return answers  # it lists what it holds
+    for start in range(0, len(listed), LISTED_AT_ONCE):
+        some = listed[start : start + LISTED_AT_ONCE]
+        async with asyncio.TaskGroup() as group:
+            tasks = {meta["path"]: group.create_task(look(meta)) for meta in some}
+        answers |= {path: task.result() for path, task in tasks.items()}
+    return answers
