@@ -46,6 +46,7 @@ from fennflow.connectors import (
 from fennflow.exceptions import (
     AccessDeniedException,
     BackendUnavailableException,
+    BaseBackendException,
     BaseConnectorException,
     CatalogDivergedException,
     ConfigException,
@@ -440,6 +441,20 @@ async def test_reads_that_come_together_share_a_request_and_see_what_was_acknowl
         requests.clear()
         await rows(reader, "notes")
         assert len(requests) == 1
+
+
+async def test_a_text_that_no_state_can_hold_is_refused_and_stops_nothing(tmp_path: Path) -> None:
+    place = Place(tmp_path)
+    async with place.replica() as replica, place.replica() as other:
+        await replica.run(note("a"))
+        before = await place.names("log")
+        asked = replica.read(lambda db: db.execute("SELECT ?", ("\ud800",)).fetchall())
+        for act in (replica.run(note("\ud800")), asked):
+            with pytest.raises(BaseBackendException, match="lone surrogate"):
+                await act
+        assert await place.names("log") == before
+        await replica.run(note("b"))
+        assert len(await rows(other, "notes")) == 2
 
 
 async def test_a_changed_log_stops_the_replica(tmp_path: Path) -> None:

@@ -150,6 +150,15 @@ async def test_a_held_transaction_is_undone_by_its_id(uow_class: type[FilesUOW])
         await uow_class.commit_held(held)
 
 
+@pytest.mark.parametrize("given", ["", "\0", "\ud800", "'", "x" * 5000])
+async def test_what_cannot_be_an_id_is_not_held(uow_class: type[FilesUOW], given: str) -> None:
+    """A client may have sent it. The catalog goes on."""
+    for decide in (uow_class.commit_held, uow_class.abort_held):
+        with pytest.raises(TransactionException, match="is not held"):
+            await decide(given)
+    assert await contents(uow_class) == OLD
+
+
 async def test_of_two_decisions_at_once_one_is_made(uow_class: type[FilesUOW]) -> None:
     """P37, P5: by two processes; a second one after it is refused, too."""
 

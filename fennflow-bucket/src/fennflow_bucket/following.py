@@ -18,10 +18,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from fennflow.exceptions import (
     BackendUnavailableException,
+    BaseBackendException,
     CatalogDivergedException,
     ConnectorUnavailableException,
     FennFlowException,
 )
+from fennflow.printable import brief
 from fennflow.threads import Threads
 from fennflow_bucket.cache import remove
 from fennflow_bucket.clocks import SECOND, Moment, StoreClock
@@ -38,6 +40,14 @@ R = TypeVar("R")
 READ_AT_ONCE = 32
 CLOSING = 30.0
 """Seconds for which closing waits for an unfinished snapshot."""
+
+
+def not_storable(error: UnicodeEncodeError) -> BaseBackendException:
+    """Return the error for a text of a caller that no state can hold: the state itself is intact."""
+    message = (
+        f"{brief(error.object)} has a lone surrogate, which no catalog holds. Nothing was changed."
+    )
+    return BaseBackendException(message)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,6 +155,7 @@ class Follower(ABC):
 
         Raises:
             BackendUnavailableException: the store cannot be reached.
+            BaseBackendException: a text that is asked for cannot be in a catalog.
             CatalogDivergedException: there is a row that FennFlow did not write.
         """
         self._check()
@@ -153,6 +164,8 @@ class Follower(ABC):
         state = self._opened()
         try:
             return await self._thread(lambda: work(state.reading))
+        except UnicodeEncodeError as error:
+            raise not_storable(error) from error
         except DAMAGE as error:
             raise self.unreadable(error) from error
 

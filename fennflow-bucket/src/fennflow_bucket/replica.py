@@ -23,7 +23,7 @@ from fennflow.exceptions import (
 )
 from fennflow_bucket.clocks import SECOND, Moment, boot_time
 from fennflow_bucket.commands import Command, Entry, PlanError, forget, note_writer
-from fennflow_bucket.following import Limits, position_after, start
+from fennflow_bucket.following import Limits, not_storable, position_after, start
 from fennflow_bucket.loading import Loader
 from fennflow_bucket.log import DAMAGE, LOG, Log, LogEntry
 from fennflow_bucket.state import Position, State
@@ -404,6 +404,9 @@ class Replica(Loader):
                     raise
                 except PlanError as error:
                     answers.append((pending, None, error.raised))
+                    continue
+                except UnicodeEncodeError as error:
+                    answers.append((pending, None, not_storable(error)))
                     continue
                 except DAMAGE as error:
                     raise self.unreadable(error) from error

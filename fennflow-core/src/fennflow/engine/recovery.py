@@ -34,6 +34,7 @@ from fennflow.engine.garbage import check_late_writes, sweep
 from fennflow.engine.jobs import HOOK_WAIT, Jobs
 from fennflow.engine.leases import Lease, clock
 from fennflow.engine.plan import Write, late_writes, plan_compensation
+from fennflow.engine.stamps import is_transaction_id
 from fennflow.engine.stuck import undecided, unfinished
 from fennflow.exceptions import (
     BaseConnectorException,
@@ -43,6 +44,7 @@ from fennflow.exceptions import (
     TransactionException,
     TransactionLostException,
 )
+from fennflow.printable import brief
 from fennflow.reports import RecoveryReport
 from fennflow.telemetry import count_recovered, log_event, with_notes
 
@@ -522,6 +524,9 @@ class Recovery:
         return done, cancellation
 
     async def _take_held(self, transaction_id: str) -> tuple[Lease, JournaledTransaction]:
+        if not is_transaction_id(transaction_id):
+            # A client may have sent it: not every text can be looked up in every backend.
+            raise _not_held(brief(transaction_id))
         started = clock()
         found = await self.context.backend.take_held(transaction_id)
         if found is None:

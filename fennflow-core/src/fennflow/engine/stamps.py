@@ -81,9 +81,14 @@ def is_catalog_id(text: str) -> bool:
     return _CATALOG.fullmatch(text) is not None
 
 
+def is_transaction_id(text: str) -> bool:
+    """Return whether a text can be the id of a transaction."""
+    return _ID.fullmatch(text) is not None
+
+
 def checked_write(transaction_id: str, seq: str) -> WriteId | None:
     """Return the id of a write; None if the texts are not valid parts of one."""
-    if not _ID.fullmatch(transaction_id) or not _SEQ.fullmatch(seq) or int(seq) > MAX_SEQ:
+    if not is_transaction_id(transaction_id) or not _SEQ.fullmatch(seq) or int(seq) > MAX_SEQ:
         return None
     return WriteId(transaction_id, int(seq))
 
