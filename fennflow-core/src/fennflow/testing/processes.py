@@ -49,7 +49,11 @@ def find_program(name: str, package: str) -> str:
 
 
 def free_ports(count: int) -> list[int]:
-    """Return free ports that the system does not assign to outgoing connections."""
+    """Return free ports that the system does not assign to outgoing connections.
+
+    No other process gets them from this function while this one lives, even before a server listens on
+    them.
+    """
     with ExitStack() as stack:
         found: list[int] = []
         while len(found) < count:
@@ -57,8 +61,10 @@ def free_ports(count: int) -> list[int]:
             # processes may have seeded `random` with the same value.
             port = random.SystemRandom().randrange(15_000, 32_000)
             candidate = stack.enter_context(socket.socket())
-            with suppress(OSError):
+            with suppress(OSError), socket.socket(type=socket.SOCK_DGRAM) as taken:
+                taken.bind(("127.0.0.1", port))
                 candidate.bind(("127.0.0.1", port))
+                taken.detach()  # the servers use TCP, so the UDP port with this number can stay bound
                 found.append(port)
         return found
 

@@ -325,6 +325,9 @@ def serving(server: S3Server, respond: Callable[[Call], Answer]) -> Generator[No
         do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = do_OPTIONS = _serve  # noqa: N815 - names of http.server
 
     class Http(ThreadingHTTPServer):
+        # A client whose connection finds no place tries again after a second.
+        request_queue_size = 128
+
         @override
         def handle_error(self, request: Any, client_address: Any) -> None:
             # Tests kill clients, which breaks their connections.
