@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 
+from controlled_loop import controlled
 from fennflow import plugins
 from fennflow.backends import InMemoryBackendConfig, SqlalchemyBackendConfig
 from fennflow.config import BackendConfig
@@ -88,7 +89,7 @@ class Scene:
         return self._faulty.uow(**{**self._settings, **settings})
 
     def second(self) -> type[FullUOW]:
-        return self.store.uow(backend=self.backend, lock_timeout=5.0)
+        return self.store.uow(backend=self.backend, lock_timeout=30.0)
 
 
 @pytest.fixture(params=["memory", "sqlite"])
@@ -385,6 +386,7 @@ async def test_a_store_that_is_away_is_not_asked_for_every_key(volatile: Scene, 
     assert await volatile.store.objects() == dict.fromkeys(names, b"new")
 
 
+@controlled
 async def test_what_failed_is_not_tried_again_by_each_who_waits_for_a_lock(scene: Scene) -> None:
     """P9: attempts have pauses between them, and waiting callers do not shorten these."""
     first = scene.first()
@@ -468,6 +470,7 @@ async def test_a_callback_that_is_cancelled_leaves_commit_and_callbacks_alone(
     assert ran == ["second"]
 
 
+@controlled
 async def test_callbacks_outlive_the_callers_wait_and_run_once(scene: Scene) -> None:
     """P21, I8: nothing is sent for the transaction meanwhile."""
     first, second = scene.first(**BRIEF), scene.second()
@@ -501,6 +504,7 @@ async def test_callbacks_outlive_the_callers_wait_and_run_once(scene: Scene) -> 
     assert await scene.store.objects() == {"a": b"same"}
 
 
+@controlled
 async def test_an_undo_that_is_cut_off_is_called_again(scene: Scene) -> None:
     """P21: a note says so; and those before it are called, too."""
     first, second = scene.first(**BRIEF), scene.second()
@@ -545,6 +549,7 @@ async def test_an_undo_that_is_cut_off_is_called_again(scene: Scene) -> None:
     assert (await scene.store.objects())["a"] == b"same"
 
 
+@controlled
 async def test_what_hangs_is_given_up_when_the_engine_closes_and_the_rest_is_called(
     volatile: Scene, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -645,6 +650,7 @@ async def test_user_code_that_ends_in_an_odd_way_does_not_keep_the_rest_from_bei
 
 
 @pytest.mark.parametrize("commits", [True, False])
+@controlled
 async def test_an_undo_of_a_savepoint_that_is_cut_off_is_called_again_however_the_block_ends(
     volatile: Scene, *, commits: bool
 ) -> None:
@@ -764,6 +770,6 @@ async def test_a_database_that_can_only_be_read_is_reported(
 
 
 async def _until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(30):
         while not condition():  # noqa: ASYNC110 - of callbacks that a test cannot wait for
             await asyncio.sleep(0.01)

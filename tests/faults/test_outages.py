@@ -96,6 +96,7 @@ async def test_what_the_client_of_s3_sends_again_is_logged_too(
     assert record.getMessage().endswith("s: SlowDown (HTTP 503)")
 
 
+@controlled
 async def test_a_unit_of_work_that_takes_too_long_is_undone(memory: Store) -> None:
     undone: list[str] = []
 
@@ -113,6 +114,7 @@ async def test_a_unit_of_work_that_takes_too_long_is_undone(memory: Store) -> No
         await uow.files.put(text("a.txt"))
 
 
+@controlled
 async def test_a_unit_of_work_whose_time_is_over_does_not_commit(memory: Store) -> None:
     uow_class = memory.uow()
     async with uow_class.lifespan():
