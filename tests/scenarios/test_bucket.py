@@ -67,9 +67,7 @@ async def test_what_one_process_commits_another_one_reads(
             raise ZeroDivisionError
     async with second() as uow:
         assert await uow.files.list() == ["a"]
-    assert set(await store.objects()) - {
-        key for key in await store.objects() if key.startswith(".fennflow/")
-    } == {"a"}
+    assert {key for key in await store.objects() if not key.startswith(".fennflow/")} == {"a"}
 
 
 @pytest.mark.parametrize("kind", ["moto", "strict"])
@@ -82,6 +80,7 @@ async def test_creating_n_files_takes_n_and_two_requests_and_reading_them_n_and_
     async with uow_class() as uow:
         await uow.files.put(text("old", "warm"))
         await uow.files.get("warm")
+    await uow_class.recover()  # what recovery does at first use is over
     with store.server.watched() as seen:
         async with uow_class() as uow:
             await uow.files.put(*(text("x", f"many/{number}") for number in range(20)))
@@ -102,6 +101,7 @@ async def test_transactions_that_run_at_once_share_entries(request: pytest.Fixtu
             await uow.files.put(text("x", f"{number}"))
 
     await put(0)
+    await uow_class.recover()  # what recovery does at first use is over
     with store.server.watched() as seen:
         async with asyncio.TaskGroup() as group:
             for number in range(1, 41):
