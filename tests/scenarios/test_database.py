@@ -11,6 +11,7 @@ import time
 import traceback
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import asynccontextmanager, closing, nullcontext
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -164,7 +165,7 @@ async def test_whoever_is_impatient_does_not_queue_behind_one_who_waits(tmp_path
 
     def hold(connection: Connection) -> None:
         entered.set()
-        done.wait(10)
+        done.wait(100)
 
     def never(connection: Connection) -> None:
         pytest.fail("it is another's turn")
@@ -194,7 +195,7 @@ async def waiting_writers(
 
     def hold(_connection: Connection) -> None:
         entered.set()
-        done.wait(30)
+        done.wait(100)
 
     try:
         async with asyncio.TaskGroup() as group:
@@ -324,7 +325,7 @@ async def test_a_writer_that_is_cancelled_while_others_write_it_is_ended_first(
 
     def slow(_connection: Connection) -> None:
         entered.set()
-        done.wait(30)
+        done.wait(100)
 
     async with waiting_writers(tmp_path, slow, made("b")) as (database, tasks, go_on):
         go_on()
@@ -367,7 +368,7 @@ async def test_one_with_less_time_does_not_cut_short_who_waits_together_with_it(
 
 async def test_who_is_cancelled_waits_no_longer_for_another_process(tmp_path: Path) -> None:
     config = SqlalchemyBackendConfig(url=f"sqlite:///{tmp_path}/held.db")
-    database, _ = open_databases(config, lease_ttl=60)
+    database, _ = open_databases(config, lease_ttl=60, lock_timeout=60)
     done: list[int] = []
     with closing(sqlite3.connect(tmp_path / "held.db", isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
@@ -391,7 +392,7 @@ async def test_what_is_under_way_when_it_is_cancelled_is_ended_first(tmp_path: P
 
     def work(connection: Connection) -> None:
         entered.set()
-        done.wait(10)
+        done.wait(100)
         connection.execute(sqlalchemy.text("CREATE TABLE made (value TEXT)"))
 
     task = asyncio.create_task(database.run(work))
@@ -419,13 +420,13 @@ async def test_writers_of_both_files_do_not_wait_for_each_others_connections(
 
     async def write(first: Database, second: Database) -> None:
         def work(connection: Connection) -> None:
-            both.wait(10)
+            both.wait(60)
             with second.peek(connection) as peeked:
                 assert peeked.scalar(one) == 1
 
         await first.run(work)
 
-    async with asyncio.timeout(10), asyncio.TaskGroup() as group:
+    async with asyncio.timeout(60), asyncio.TaskGroup() as group:
         group.create_task(write(*databases))
         group.create_task(write(*reversed(databases)))
     for each in databases:
@@ -712,20 +713,27 @@ async def test_the_time_of_a_statement_grows_with_its_rows_and_not_with_their_sq
 ) -> None:
     """The planner must not compare all rows of a table with all rows of a parameter."""
     config = SqlalchemyBackendConfig(url=url_of(database, request))
-    keys = [ObjectKey("bucket", f"{number:06}") for number in range(6000)]
+    slow: list[tuple[float, float, float]] = []
     async with opened(config) as backend:
-        transaction = new_transaction()
-        begun = time.monotonic()
-        await backend.begin_writes(transaction, keys, plan_for(*keys))
-        # It takes a tenth of the time to release the keys; it took seven times as long.
-        as_long = time.monotonic() - begun
-        async with asyncio.timeout(2 * as_long):
+        while len(slow) < 5:
+            keys = [ObjectKey("bucket", f"{len(slow)}/{number:06}") for number in range(6000)]
+            transaction = new_transaction()
+            times = [time.monotonic()]
+            await backend.begin_writes(transaction, keys, plan_for(*keys))
+            times.append(time.monotonic())
             await backend.settle(transaction, Settlement(keys=keys[:1000]))
-        async with asyncio.timeout(5 * as_long):
+            times.append(time.monotonic())
             await backend.settle(transaction, Settlement(keep_locked=keys[1000:]))
-        with pytest.raises(RecordLockedException):
-            await backend.begin_writes(new_transaction(), keys[-1:], lambda _: ())
-        await backend.begin_writes(new_transaction(), keys[:1], lambda _: ())
+            times.append(time.monotonic())
+            with pytest.raises(RecordLockedException):
+                await backend.begin_writes(new_transaction(), keys[-1:], lambda _: ())
+            await backend.begin_writes(new_transaction(), keys[:1], lambda _: ())
+            # It takes a tenth of the time to release the keys; it took seven times as long, each time.
+            begun, released, kept = (after - before for before, after in pairwise(times))
+            if released < 2 * begun and kept < 5 * begun:
+                return
+            slow.append((begun, released, kept))
+    pytest.fail(f"Seconds to lock keys, and to release them in two parts: {slow}")
 
 
 @asynccontextmanager
@@ -748,7 +756,7 @@ async def test_a_heartbeat_does_not_wait_for_a_row_that_another_transaction_hold
         for transaction, key in ((blocked, A), (free, B)):
             await backend.begin_writes(transaction, [key], plan_for(key))
         lock = f"SELECT * FROM fennflow_transactions WHERE transaction_id = '{blocked.transaction_id}' FOR UPDATE"
-        async with held(config, lock), asyncio.timeout(3):
+        async with held(config, lock), asyncio.timeout(60):
             assert await backend.heartbeat([blocked, free]) == [free]
         assert set(await backend.heartbeat([blocked, free])) == {blocked, free}
 
@@ -771,7 +779,7 @@ async def test_of_two_that_read_what_the_other_writes_at_most_one_commits(
                 await backend.begin_writes(transaction, [mine], plan_for(mine))
                 commit = Commit(records=[record(mine, transaction)], reads={other: reads[other]})
                 commits.append(backend.commit(transaction, commit))
-            async with asyncio.timeout(3):
+            async with asyncio.timeout(60):
                 results = await asyncio.gather(*commits, return_exceptions=True)
             assert [type(each) for each in results if each is not None][:1] == [ConflictException]
 
@@ -784,7 +792,7 @@ async def test_a_commit_that_reads_waits_for_no_transaction_that_writes(
         await put(backend, A, B)
         read = dict(await backend.records([A, B]))
         change = "UPDATE fennflow_records SET etag = 'other' WHERE key = 'a'"
-        async with held(config, change), asyncio.timeout(3):
+        async with held(config, change), asyncio.timeout(60):
             for key, refused in ((B, False), (A, True)):
                 transaction = new_transaction()
                 mine = ObjectKey("bucket", f"reads {key.key}")
@@ -804,7 +812,7 @@ async def test_a_wait_for_a_users_transaction_ends_with_an_error_that_nothing_wa
         transaction = new_transaction()
         await backend.begin_writes(transaction, [A], plan_for(A))
         change = "UPDATE fennflow_records SET etag = 'other' WHERE key = 'a'"
-        async with held(config, change), asyncio.timeout(5):
+        async with held(config, change), asyncio.timeout(60):
             with pytest.raises(RecordLockedException, match="nothing was changed"):
                 await backend.commit(transaction, Commit(records=[record(A, transaction)]))
             assert await backend.heartbeat([transaction]) == [transaction]

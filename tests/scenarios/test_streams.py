@@ -859,12 +859,12 @@ async def test_only_the_time_of_the_source_counts_and_its_own_errors_stay_its_ow
     request: pytest.FixtureRequest,
 ) -> None:
     store = await make_store("memory", request)
-    uow_class = store.uow(upload_idle_timeout=2.0)
+    uow_class = store.uow(upload_idle_timeout=2.2)
     mine = TimeoutError("mine")
 
     def slow() -> Iterator[bytes]:
-        for _ in range(4):
-            time.sleep(0.6)  # in its thread; the sum is longer than the limit
+        for _ in range(8):
+            time.sleep(0.3)  # in its thread; the sum is longer than the limit
             yield b"x"
 
     async def fails() -> AsyncGenerator[bytes]:
@@ -875,4 +875,4 @@ async def test_only_the_time_of_the_source_counts_and_its_own_errors_stay_its_ow
         await uow.files.put(StreamContent.from_iterable(slow(), filename="a.txt"))
         with pytest.raises(TimeoutError, match="mine"):
             await uow.files.put(StreamContent.from_iterable(fails(), filename="b.txt"))
-    assert await store.objects() == {"a.txt": b"xxxx"}
+    assert await store.objects() == {"a.txt": b"x" * 8}
