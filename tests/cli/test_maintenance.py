@@ -47,7 +47,7 @@ async def test_the_doctor_tells_what_is_guaranteed(shell: Shell) -> None:
     assert diagnosis["problems"] == []
     [found] = diagnosis["namespaces"].values()
     assert found["keeps_stamps"] is True
-    assert abs(found["clock_skew"]) < 5
+    assert abs(found["clock_skew"]) < 60
 
 
 async def test_the_doctor_finds_what_is_wrong(shell: Shell) -> None:

@@ -32,7 +32,7 @@ def test_files_in_the_working_directory_are_not_run(tmp_path: Path, command: lis
         [*command, "transactions", "app:UOW"],
         cwd=tmp_path,
         capture_output=True,
-        timeout=60,
+        timeout=100,
         check=False,
     )
     assert (done.returncode, done.stderr) == (0, b"")

@@ -85,8 +85,8 @@ async def test_no_committed_write_is_lost_and_nothing_else_stays(
     by_value = {event.value: event for event in events}
     committed = [event for event in events if event.outcome == "committed"]
     killed = [event for event in events if event.outcome == "unknown"]
-    # Where each commit waits for those of the others, a kill hits most transactions on a slow machine.
-    assert len(committed) > WORKERS * sessions / (8 if database == "bucket" else 2)
+    # On a slow machine a kill hits many transactions, most of them where each commit waits for the others.
+    assert len(committed) > WORKERS * sessions / (8 if database == "bucket" else 4)
     assert killed
     await asyncio.sleep(1.0)
     await site.recover()

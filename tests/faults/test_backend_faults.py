@@ -221,7 +221,7 @@ async def test_whoever_waits_for_a_lock_gets_it_when_what_holds_it_is_settled(
     """P9: what was left over is tried again in the background."""
     store = await make_store("memory", request)
     with plugins.override(faults):
-        uow_class = await seeded(store, script, lock_timeout=5.0)
+        uow_class = await seeded(store, script, lock_timeout=60.0)
         async with uow_class() as uow:
             script.fails = lambda phase, each: (phase, each) == ("before", "settle")
             async with uow_class() as other:

@@ -328,7 +328,8 @@ async def test_a_cancellation_at_any_time_over_real_sockets_leaves_all_or_nothin
         assert await store.objects(f"{folder}/") == expected, f"cancelled after {delay:.2f} s"
         assert await store.objects(".fennflow/") == {}
         assert await seen_by_fennflow(uow_class, folder) == expected
-        delay += 0.02
+        # Not more often where all takes longer, on a busy machine.
+        delay += max(0.02, delay / 8)
 
 
 @pytest.mark.parametrize(

@@ -230,7 +230,7 @@ async def test_a_call_that_fails_is_undone_and_the_transaction_goes_on(
 
 
 async def test_of_two_transactions_racing_for_one_key_the_second_waits(store: Store) -> None:
-    uow_class = store.uow()
+    uow_class = store.uow(lock_timeout=60.0)
     order: list[str] = []
     wrote = asyncio.Event()
 

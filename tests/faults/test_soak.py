@@ -39,7 +39,7 @@ async def test_many_transactions_at_a_failing_server(
             connector,
             await new_bucket(server),
             backend_on(database, request),
-            {"late_write_period": 2.0, "recovery_interval": 2.0, "lock_timeout": 10.0},
+            {"late_write_period": 2.0, "recovery_interval": 2.0, "lock_timeout": 60.0},
         )
         uow_class = site.uow_class
 

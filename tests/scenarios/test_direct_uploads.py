@@ -587,6 +587,7 @@ async def test_of_two_processes_that_accept_a_ticket_one_does(
     request: pytest.FixtureRequest,
 ) -> None:
     site = await make_site("moto", "sqlite", request)
+    site.settings["lock_timeout"] = 60.0
     other = replace(site, settings={**site.settings, "lease_ttl": 59.0})
     async with site.uow_class() as uow:
         ticket = await uow.files.upload_ticket("a", max_size=9)

@@ -181,12 +181,20 @@ async def test_the_web_examples_store_letters_with_their_files(
 
 
 class DjangoExample:
-    """The example of Django, on a database and a bucket of its own."""
+    """The example of Django, on a database and a bucket of its own.
 
-    def __init__(self, server: S3Server, bucket: str, folder: Path) -> None:
-        # A test does not wait for a minute until a lease has run out.
-        short = 'STORAGES["default"]["OPTIONS"]["lease_ttl"] = 5.0\n'
-        # Nor does a busy machine make one worker wait for another in vain.
+    Args:
+        server: that has the bucket.
+        bucket: for its files.
+        folder: for its settings and its database.
+        lease_ttl: seconds that pass before what a killed worker has left is recovered.
+    """
+
+    def __init__(
+        self, server: S3Server, bucket: str, folder: Path, lease_ttl: float = 60.0
+    ) -> None:
+        short = f'STORAGES["default"]["OPTIONS"]["lease_ttl"] = {lease_ttl}\n'
+        # A busy machine does not make one worker wait for another in vain.
         patient = 'DATABASES["default"]["OPTIONS"]["timeout"] = 100\n'
         (folder / "short.py").write_text(f"from django_postbox.settings import *\n{short}{patient}")
         self.folder = folder
@@ -276,7 +284,7 @@ async def test_the_django_example_splits_nothing_though_workers_are_killed(
     moto: S3Server, tmp_path: Path
 ) -> None:
     bucket = await new_bucket(moto)
-    example = DjangoExample(moto, bucket, tmp_path)
+    example = DjangoExample(moto, bucket, tmp_path, lease_ttl=5.0)
     await asyncio.to_thread(example.run, "-m", "django", "migrate")
     titles = [f"letter{number}" for number in range(24)]
     with example.served() as (url, parent), ThreadPoolExecutor(6) as threads:

@@ -198,7 +198,7 @@ with running(server, lambda: None, garbage=[Path({str(files)!r})]):
         assert files.exists()
         process.kill()
     # The guard removes the files when the server has ended.
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 60
     while files.exists():
         assert time.monotonic() < deadline
         time.sleep(0.01)

@@ -213,6 +213,6 @@ def test_without_opentelemetry_there_is_the_log_alone() -> None:
         "telemetry.log_event(30, 'still %s', 'logged', rule='P9')\n"
     )
     ran = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=100, check=True
     )
     assert ran.stderr == "still logged\n"

@@ -344,7 +344,7 @@ async def test_an_expired_url_is_good_for_nothing(juicefs_store: Store) -> None:
     uow_class = await seeded(juicefs_store)
     async with uow_class() as uow:
         [url] = await uow.files.generate_presigned_url("b", expires_in=1)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while True:
             try:
                 await fetch(url)
@@ -401,7 +401,7 @@ async def test_a_url_does_not_lead_to_where_bytes_are_for_a_moment(
             settings={"backend": InMemoryBackendConfig(name=f"p{next(numbers)}")},
         )
         uow_class = await seeded(store)
-        hasty = store.uow(lock_timeout=0.05)
+        hasty, patient = store.uow(lock_timeout=0.05), store.uow(lock_timeout=60.0)
 
         async def overwrite() -> None:
             async with uow_class() as uow:
@@ -413,7 +413,7 @@ async def test_a_url_does_not_lead_to_where_bytes_are_for_a_moment(
             async with hasty() as uow:
                 with pytest.raises(RecordLockedException, match="on the way"):
                     await uow.files.generate_presigned_url("b")
-            async with uow_class() as uow:
+            async with patient() as uow:
                 asking = group.create_task(uow.files.generate_presigned_url("b"))
                 await asyncio.sleep(0.05)
                 go_on.set()

@@ -460,7 +460,7 @@ async def test_slow_downloads_leave_connections_to_other_requests(
             reader = await stack.enter_async_context(uow_class())
             stream = await stack.enter_async_context(reader.files.open("large"))
             await anext(aiter(stream))
-        async with asyncio.timeout(20), uow_class() as uow:
+        async with asyncio.timeout(30), uow_class() as uow:
             await uow.files.put(BinaryContent(data=b"1", media_type="a/b", filename="small"))
         with pytest.raises(ConnectorUnavailableException, match="2 downloads are open"):
             async with uow_class() as uow, uow.files.open("large") as stream:

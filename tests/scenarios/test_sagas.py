@@ -483,7 +483,7 @@ async def test_a_hook_that_is_committed_late_waits_for_one_with_its_key(
         shop.hang = hang = asyncio.Event()
         async with shop.uow() as uow:
             uow.on_commit(shop.send(order=2), key="k")
-        assert len(shop.keys) == 1
+        await until(lambda: len(shop.keys) == 1)
         await session.commit()
         shop.hang = None
         assert await opened_claims(shop) == []

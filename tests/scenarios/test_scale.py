@@ -188,7 +188,7 @@ async def test_more_units_of_work_than_connections_take_turns(
             await uow.files.put(text("new", f"{number}"))
 
     with moto.delayed(0.1):
-        async with asyncio.timeout(20), asyncio.TaskGroup() as group:
+        async with asyncio.timeout(100), asyncio.TaskGroup() as group:
             for number in range(40):
                 group.create_task(put(number))
     async with uow_class() as uow:

@@ -302,7 +302,7 @@ async def test_the_end_of_a_block_that_fails_breaks_off_the_calls_of_other_tasks
 
     tasks: list[asyncio.Task[object]] = []
     with pytest.raises(ZeroDivisionError):
-        async with asyncio.timeout(5), memory.uow()() as uow:
+        async with asyncio.timeout(60), memory.uow()() as uow:
             stream = StreamContent.from_iterable(chunks(), filename="a.bin")
             tasks.append(asyncio.create_task(uow.files.put(stream)))
             tasks.append(asyncio.create_task(uow.step(do, lambda: service.undo("1"))))
@@ -405,7 +405,7 @@ async def test_there_is_no_commit_inside_a_step(memory: Store) -> None:
 @pytest.mark.parametrize("end", ["commit", "rollback"])
 async def test_there_is_no_commit_in_a_task_that_a_call_waits_for(memory: Store, end: str) -> None:
     """The one would wait for the other, without end: in a step, and where files have a source."""
-    async with memory.uow()() as uow, asyncio.timeout(10):
+    async with memory.uow()() as uow, asyncio.timeout(60):
 
         async def chunks() -> AsyncGenerator[bytes]:
             yield b"1"
