@@ -120,7 +120,7 @@ async def eventually(condition: Callable[[], Awaitable[bool]]) -> None:
 
 @pytest.fixture
 def frequent_heartbeats(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let engines renew leases twice a second, which run for as long as ever."""
+    """Let engines renew leases every half second; the leases stay as long as before."""
 
     def often(interval: float, work: Callable[[], Coroutine[Any, Any, bool]]) -> Periodic:
         return Periodic(interval / 40, work)
