@@ -110,7 +110,7 @@ def test_no_secret_is_shown_and_equal_configs_are_one() -> None:
 @pytest.mark.parametrize("name", ["endpoint", "aws_endpoint_url"])
 @pytest.mark.parametrize("password", ["secret", "se/cret", "a@secret"])
 def test_an_endpoint_with_credentials_is_refused(name: str, password: str) -> None:
-    with pytest.raises(ConfigException, match=f"{name} must not hold credentials") as caught:
+    with pytest.raises(ConfigException, match=f"{name} must not contain credentials") as caught:
         ObstoreConnectorConfig(url="s3://", options={name: f"http://ann:{password}@127.0.0.1:9"})
     assert "cret" not in "".join(traceback.format_exception(caught.value))
     # A key of a service account holds URLs and addresses, and is not a URL.
@@ -169,7 +169,7 @@ async def test_a_namespace_that_no_directory_can_be_called_is_an_error_of_ours(
 @pytest.mark.parametrize("namespace", ["", ".", "..", "a/b"])
 def test_a_namespace_stays_below_the_url(namespace: str, tmp_path: Path) -> None:
     stores = Stores(ObstoreConnectorConfig(url=f"file://{tmp_path}"))
-    with pytest.raises(ConfigException, match="one segment"):
+    with pytest.raises(ConfigException, match="one path segment"):
         stores.of(namespace, "reading")
 
 
@@ -248,7 +248,7 @@ class RustPanic(BaseException):
 
 def test_a_panic_of_rust_is_an_exception_of_ours() -> None:
     """It would pass every `except Exception`, and leave open what became of the write."""
-    with pytest.raises(ConnectorUnavailableException, match="failed inside") as caught:
+    with pytest.raises(ConnectorUnavailableException, match="failed internally") as caught:
         with translated("put", "bucket/a", writes=True):
             raise RustPanic
     assert caught.value.ambiguous
@@ -728,7 +728,7 @@ async def test_a_file_where_fennflow_keeps_its_own_is_named(
     path = tmp_path / files.namespace / name
     path.parent.mkdir(parents=True)
     path.write_text("of another writer")
-    with pytest.raises(BaseConnectorException, match="file or a link is in its way"):
+    with pytest.raises(BaseConnectorException, match="file or a link has its name"):
         async with files.uow()() as uow:
             await uow.files.put(text("1", "a"))
     assert path.read_text() == "of another writer"
@@ -736,7 +736,7 @@ async def test_a_file_where_fennflow_keeps_its_own_is_named(
 
 async def test_a_file_in_place_of_a_namespace_is_named(files: Store, tmp_path: Path) -> None:
     (tmp_path / files.namespace).write_text("of another writer")
-    with pytest.raises(ConfigException, match="is a file, and a namespace is a directory"):
+    with pytest.raises(ConfigException, match="is a file, but a namespace is a directory"):
         async with files.uow()() as uow:
             await uow.files.put(text("1", "a"))
 
@@ -835,9 +835,9 @@ async def test_a_file_of_a_time_that_no_calendar_has_stops_no_other(
         assert ([each.location.key for each in found], left_out) == (["a"], ("odd",))
     async with files.uow()() as uow:
         assert (await uow.files.get("a")).one().data == b"1"
-        with pytest.raises(BaseConnectorException, match="no calendar has"):
+        with pytest.raises(BaseConnectorException, match="out of range"):
             await uow.files.get("odd")
-        with pytest.raises(BaseConnectorException, match="no calendar has"):
+        with pytest.raises(BaseConnectorException, match="out of range"):
             async with uow.files.open("odd") as stream:
                 assert [chunk async for chunk in stream]
     incoming = tmp_path / files.namespace / ".fennflow" / "incoming"

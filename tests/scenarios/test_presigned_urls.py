@@ -411,7 +411,7 @@ async def test_a_url_does_not_lead_to_where_bytes_are_for_a_moment(
             group.create_task(overwrite())
             await applying.wait()
             async with hasty() as uow:
-                with pytest.raises(RecordLockedException, match="on the way"):
+                with pytest.raises(RecordLockedException, match="not yet copied"):
                     await uow.files.generate_presigned_url("b")
             async with patient() as uow:
                 asking = group.create_task(uow.files.generate_presigned_url("b"))

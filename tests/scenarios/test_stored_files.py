@@ -276,7 +276,7 @@ def test_it_works_with_async(site: Site) -> None:
                 await session.delete(await session.get_one(Letter, "b"))
         with Session(site.engine) as plain:
             wrong: Any = stored_files(plain, None)
-            with pytest.raises(TransactionException, match="there is `with"):
+            with pytest.raises(TransactionException, match="use `with"):
                 await wrong.__aenter__()
         await engine.dispose()
 

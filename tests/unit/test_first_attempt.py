@@ -452,7 +452,7 @@ async def test_what_no_client_can_read_is_asked_for_once(
     answers = [HTTPClientError(error=unreadable())]
     async with opened(plain=plain, answers=answers) as (client, pool):
         with (
-            pytest.raises(BaseConnectorException, match="a header of the answer") as caught,
+            pytest.raises(BaseConnectorException, match="has stored a header") as caught,
             translated("read", "it"),
         ):
             await getattr(client, operation)(Bucket="bucket", Key="key")

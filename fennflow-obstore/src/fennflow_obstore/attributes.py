@@ -20,9 +20,10 @@ EXTRA = frozenset(
         "Storage-Class",
     }
 )
-"""What a user may pass as `connector_extra`."""
+"""The options that a user may pass as `connector_extra`."""
 
-# Azure takes names of C#; with a hyphen obstore would take them for headers, too.
+# Azure accepts names like those of C# identifiers; with a hyphen obstore would treat them as
+# headers.
 _PLAIN_NAME = re.compile(r"[a-z_][a-z0-9_]*")
 
 
@@ -30,7 +31,7 @@ def attributes_of(attributes: ObjectAttributes) -> Attributes:
     """Return the attributes to store.
 
     Raises:
-        MetadataException: it is too much.
+        MetadataException: the metadata are too large.
     """
     return {
         "Content-Type": attributes.media_type,
@@ -42,7 +43,7 @@ def attributes_of(attributes: ObjectAttributes) -> Attributes:
 def taken_along(
     found: Attributes, attributes: ObjectAttributes | None, extra: Mapping[str, Any]
 ) -> Attributes:
-    """Return the attributes of a copy: headers of its source are kept, as S3 does."""
+    """Return the attributes of a copy, which keeps the headers of its source, as on S3."""
     if attributes is None:
         return {**found, **extra}
     return {**headers_of(found), **attributes_of(attributes)}
@@ -51,7 +52,7 @@ def taken_along(
 def written_object(
     key: str, etag: str | None, size: int, attributes: Attributes, *, retried: bool
 ) -> StoredObject:
-    """Return what is known of an object from the answer to its PUT."""
+    """Return the description of an object from the answer to its PUT."""
     media_type, kept = _split(attributes)
     return StoredObject(
         location=Location(key),
@@ -64,7 +65,7 @@ def written_object(
 
 
 def stored_object(key: str, meta: ObjectMeta, attributes: Attributes) -> StoredObject:
-    """Return what the store says of an object."""
+    """Return the store's description of an object."""
     media_type, kept = _split(attributes)
     return StoredObject(
         location=Location(key),
@@ -85,7 +86,7 @@ def _split(attributes: Attributes) -> tuple[str, dict[str, str]]:
 
 
 class Counted:
-    """Chunks of a stream for obstore, which neither counts them nor reports what they raise.
+    """Chunks of a stream for obstore, which neither counts their bytes nor reports their exceptions.
 
     Args:
         chunks: the bytes.
@@ -97,7 +98,7 @@ class Counted:
         self.failure: Exception | None = None
 
     async def chunks(self) -> AsyncGenerator[bytes]:
-        """Hand them on."""
+        """Pass the chunks on."""
         try:
             async for chunk in self._chunks:
                 self.size += len(chunk)

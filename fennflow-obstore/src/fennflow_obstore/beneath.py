@@ -1,7 +1,8 @@
-"""Local files below a root: no symbolic link on the way to one is followed.
+"""Access to local files below a root without following symbolic links.
 
-A link below the root may lead anywhere, or make one file of two keys. Where something is written
-or deleted, each directory is opened in the one above it, so that it cannot become a link meanwhile.
+A link below the root may lead anywhere, or make two keys name the same file. For writes and
+deletions, each directory is opened relative to its parent, so that it cannot be replaced by a link
+meanwhile.
 """
 
 from __future__ import annotations
@@ -21,9 +22,9 @@ DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
 
 
 def obstacle(root: Path, key: str) -> str:
-    """Return what keeps a path from being that of an object: a link, a pipe; else an empty text.
+    """Return why a path cannot be that of an object, such as a link or a pipe; else an empty text.
 
-    The key need not be one of the user's: a step in the journal names it, too.
+    The key may also come from a step in the journal, not only from the user.
     """
     path, segments = root, key.split("/")
     for segment in segments:
@@ -45,9 +46,10 @@ def obstacle(root: Path, key: str) -> str:
 
 
 def written_at(path: Path) -> datetime | None:
-    """Return when a file was written; None for a time that no calendar has.
+    """Return when a file was written; None if the time is out of range.
 
-    Any writer of a file can set its time to one of a hundred million years. obstore fails at it.
+    Any writer can set the time of a file to a hundred million years from now, at which obstore
+    fails.
     """
     try:
         return datetime.fromtimestamp(path.lstat().st_mtime, UTC)
@@ -57,12 +59,12 @@ def written_at(path: Path) -> datetime | None:
 
 @contextmanager
 def opened(root: Path, segments: Sequence[str], *, mode: int | None = None) -> Generator[list[int]]:
-    """Open directories, each in the one before, from the root on.
+    """Open directories, each relative to the one before, starting at the root.
 
     Args:
         root: the first one.
         segments: the names of the others.
-        mode: of those that are made; without it none is made.
+        mode: the mode of directories that are created; without it none is created.
 
     Raises:
         OSError: one does not exist, or is a file or a link.
@@ -83,23 +85,23 @@ def opened(root: Path, segments: Sequence[str], *, mode: int | None = None) -> G
                     made = True
             found.append(enter(segment, found[-1]))
             if made:
-                os.fchmod(found[-1], mode or 0)  # whatever the umask
+                os.fchmod(found[-1], mode or 0)  # independent of the umask
         yield found
 
 
 def place(root: Path, incoming: str, key: str, *, replace: bool, mode: int) -> None:
-    """Let a file take its place, durably.
+    """Move a file to its final path, durably.
 
     Args:
-        root: above both.
+        root: the directory above both paths.
         incoming: the path of the file, below the root.
-        key: the path that it gets.
+        key: the final path.
         replace: whether it may replace a file.
-        mode: of directories that are made.
+        mode: the mode of directories that are created.
 
     Raises:
         FileExistsError: there is a file, and it must not be replaced.
-        OSError: a directory on the way is a file or a link, or what the file system says.
+        OSError: a directory on the path is a file or a link, or another error of the file system.
     """
     *above, name = incoming.split("/")
     *parents, target = key.split("/")
@@ -121,15 +123,15 @@ def place(root: Path, incoming: str, key: str, *, replace: bool, mode: int) -> N
                         os.fsync(each)
                     return
             except FileNotFoundError:
-                # A directory became empty, and the task that deleted its last file removed it.
+                # A directory became empty, and the task that deleted its last file has removed it.
                 if attempt == ATTEMPTS_TO_MAKE:
                     raise
 
 
 def remove(root: Path, key: str) -> None:
-    """Delete a file, and directories that are empty then, durably; nothing there is as good."""
+    """Delete a file and the directories that become empty, durably; a missing file is not an error."""
     *parents, name = key.split("/")
-    # A file in the place of a directory, or a directory in that of the file: there is no object.
+    # A file in place of a directory, or a directory in place of the file: there is no object.
     with (
         suppress(FileNotFoundError, NotADirectoryError, IsADirectoryError),
         opened(root, parents) as found,
@@ -151,10 +153,10 @@ def walk(
     """Iterate over the paths of regular files in a directory, below the root, in no order.
 
     Args:
-        root: of all.
-        directory: where to begin: a path below the root, or empty.
+        root: the root directory.
+        directory: where to begin, as a path below the root; or empty.
         skip: a directory that is left out.
-        report: called with the path of what is left out, and why.
+        report: called with each path that is left out, and the reason.
     """
     blocked = obstacle(root, directory) if directory else ""
     if blocked:
@@ -179,7 +181,7 @@ def walk(
 def _entries(
     root: Path, directory: str, report: Callable[[str, str], None], *, first: bool
 ) -> Sequence[os.DirEntry[str]]:
-    """Return what is in a directory; nothing of one that is gone or left out."""
+    """Return the entries of a directory; none if it is gone or left out."""
     if len(os.fsencode(directory)) >= MAX_KEY_BYTES:
         report(f"{directory[:SHOWN]}...", "is longer than a key can be")
         return ()

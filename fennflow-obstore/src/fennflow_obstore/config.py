@@ -1,4 +1,4 @@
-"""What a user configures of the connector on obstore."""
+"""The configuration of the connector on obstore."""
 
 from __future__ import annotations
 
@@ -23,27 +23,29 @@ SCHEMES = frozenset({"s3", "s3a", "gs", "az", "adl", "azure", "abfs", "abfss", "
 
 
 class ObstoreConnectorConfig(ConnectorConfig):
-    """A store that obstore knows, by URL.
+    """A store that obstore supports, by URL.
 
-    A namespace is what the URL is followed by: with `s3://` a bucket, with `s3://bucket/team` a
-    prefix under `team/` in that bucket, with `file:///srv/files` a directory in that one.
+    A namespace is appended to the URL: with `s3://` it is a bucket, with `s3://bucket/team` a
+    prefix under `team/` in that bucket, with `file:///srv/files` a directory in that directory.
 
     Args:
         url: `s3://`, `gs://`, `az://`, `file:///directory` or `memory:///name`, without
-            credentials. What is in memory is shared by all that name it in the process.
-        options: of the store, as obstore names them (`S3Config`, `GCSConfig`, `AzureConfig`),
-            for instance `region` and `endpoint`; shown nowhere. What is missing comes from the
-            environment (`AWS_ACCESS_KEY_ID`, `GOOGLE_SERVICE_ACCOUNT`, `AZURE_STORAGE_ACCOUNT_NAME` …).
-        client_options: of the HTTP client, as obstore names them (`ClientConfig`). `allow_http`
-            is set where `endpoint` begins with `http://`.
-        max_attempts: how often a request is sent in all.
-        part_size: bytes of a part of a stream, 5 MiB to 5 GiB.
-        max_collected: bytes up to which a stream is collected in memory and sent at once. A longer one
-            is sent in parts, for a new key to a staging key: obstore has conditions only on what is
-            sent at once.
-        file_mode: of local files that are written, for instance `0o644` if other users may read
-            them. By default they are private, as they hold metadata.
-        directory_mode: of local directories that are created.
+            credentials. A store in memory is shared by all configs in the process that use its
+            name.
+        options: the options of the store, by obstore's names (`S3Config`, `GCSConfig`,
+            `AzureConfig`), for instance `region` and `endpoint`; never shown. Missing options come
+            from the environment (`AWS_ACCESS_KEY_ID`, `GOOGLE_SERVICE_ACCOUNT`,
+            `AZURE_STORAGE_ACCOUNT_NAME` …).
+        client_options: the options of the HTTP client, by obstore's names (`ClientConfig`).
+            `allow_http` is set if `endpoint` begins with `http://`.
+        max_attempts: the total number of attempts of a request.
+        part_size: the size of a part of a stream in bytes, 5 MiB to 5 GiB.
+        max_collected: the size in bytes up to which a stream is collected in memory and sent in one
+            request. A longer stream is sent in parts, for a new key to a staging key: obstore
+            supports conditions only for single requests.
+        file_mode: the mode of local files that are written, for instance `0o644` if other users may
+            read them. By default they are private, since they contain metadata.
+        directory_mode: the mode of local directories that are created.
         capabilities: what the namespaces enforce, in place of the probe.
 
     Raises:
@@ -70,7 +72,8 @@ class ObstoreConnectorConfig(ConnectorConfig):
     directory_mode: Annotated[int, Field(ge=0o700, le=0o777)] = 0o700
 
     if TYPE_CHECKING:
-        # Checkers take the types of the fields for those of the arguments, and a secret may be a str.
+        # Type checkers use the types of the fields for the arguments, but a secret may be given as
+        # a str.
         def __init__(
             self,
             *,
@@ -94,12 +97,12 @@ class ObstoreConnectorConfig(ConnectorConfig):
                 f"must begin with one of {', '.join(f'{each}://' for each in sorted(SCHEMES))}"
             )
             raise ValueError(message)
-        # The container of abfs:// stands before an "@"; no bucket has a ":".
+        # In abfs:// the container comes before an "@"; no bucket has a ":".
         named = parts.scheme in {"abfs", "abfss"} and parts.password is None
         local = parts.scheme in {"file", "memory"}
         secret = not local and ("@" in url or ":" in parts.netloc) and not named
         if parts.password is not None or secret or parts.query or parts.fragment:
-            message = "must hold neither credentials nor a query; use options"
+            message = "must have neither credentials nor a query; use options"
             raise ValueError(message)
         if parts.scheme == "file" and (
             parts.netloc or not parts.path.startswith("/") or "\0" in unquote(parts.path)
@@ -114,9 +117,9 @@ class ObstoreConnectorConfig(ConnectorConfig):
         for name, secret in options.items():
             value = secret.get_secret_value()
             if _URL.match(value) and "@" in value:
-                message = f"{name} must not hold credentials; use options such as access_key_id"
+                message = f"{name} must not contain credentials; use options such as access_key_id"
                 raise ValueError(message)
-            # obstore takes these, and panics at the first request.
+            # obstore accepts these, but panics at the first request.
             if _ENDPOINT.search(name.lower()):
                 try:
                     check_http_url(value)
@@ -125,22 +128,22 @@ class ObstoreConnectorConfig(ConnectorConfig):
                     raise ValueError(message) from None
             if _CONTROL.search(value) and not value.lstrip().startswith("{"):
                 message = (
-                    f"{name} must not hold control characters, such as a line break at its end"
+                    f"{name} must not contain control characters, such as a line break at its end"
                 )
                 raise ValueError(message)
         return options
 
     @override
     def __hash__(self) -> int:
-        """Return the same for equal configs, although dictionaries have no hash."""
+        """Return equal hashes for equal configs, although dictionaries have no hash."""
         return hash(self.url)
 
     @property
     def scheme(self) -> str:
-        """What the URL begins with."""
+        """The scheme of the URL."""
         return urlsplit(self.url).scheme
 
     @property
     def speaks_s3(self) -> bool:
-        """Whether the store is S3, or a server that is like it."""
+        """Whether the store is S3 or compatible with it."""
         return self.scheme in {"s3", "s3a"}

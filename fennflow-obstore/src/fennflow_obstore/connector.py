@@ -1,4 +1,4 @@
-"""Object I/O on what obstore knows."""
+"""Object I/O on the stores that obstore supports."""
 
 from __future__ import annotations
 
@@ -58,31 +58,31 @@ if TYPE_CHECKING:
 R = TypeVar("R")
 
 CHUNK = 1 << 18
-"""Bytes that a reader gets at a time, at least."""
+"""The least number of bytes that a reader gets at a time."""
 DELETED_AT_ONCE = 10
-"""Requests of a batch, on stores that delete one by one."""
+"""Concurrent requests of a batch, on stores that delete one by one."""
 READ_WHOLE = 8 << 20
-"""Bytes up to which a copy passes through here, which makes it exact."""
+"""The size in bytes up to which a copy passes through this process, which makes it exact."""
 MAX_PARTS = 10_000
 PARTS_AT_ONCE = 4
 MOST_COPIED_INSIDE = 5 << 30
-"""Bytes of an object that S3 copies at once."""
+"""The largest size in bytes that S3 copies in one request."""
 
 
 class ObstoreConnector(Connector):
-    """Object I/O on one store of obstore's.
+    """Object I/O on one obstore store.
 
     Args:
-        config: which one.
-        reserved_prefix: where the probe may write.
+        config: the config of the store.
+        reserved_prefix: the prefix under which the probe may write.
     """
 
     at_the_key_only = frozenset({"Storage-Class"})
-    copies_through_client = True  # a copy inside has no conditions, and not all options
+    copies_through_client = True  # the store's own copy has no conditions, and not all options
     uploads_conditionally = False
     signs_headers = False
     copies_inside = True
-    """Whether the store copies large objects by itself."""
+    """Whether the store itself copies large objects."""
 
     def __init__(self, config: ObstoreConnectorConfig, *, reserved_prefix: str) -> None:
         super().__init__(config.capabilities)
@@ -90,7 +90,7 @@ class ObstoreConnector(Connector):
         self._reserved_prefix = reserved_prefix
         self._stores = Stores(config)
         self.stream_threshold = config.max_collected
-        # Azure deletes as many in a batch, S3 more.
+        # The limit of a batch on Azure; S3 allows more.
         self.max_deletions = 256 if not config.speaks_s3 else 1000
 
     @property
@@ -102,7 +102,7 @@ class ObstoreConnector(Connector):
 
     @override
     async def open(self) -> None:
-        """Try whether the options make a store; those of namespaces open when they are first used.
+        """Check that the options are valid; the stores of namespaces are opened at first use.
 
         Raises:
             ConnectorCapabilityException: the process was forked from one that had used obstore.
@@ -124,7 +124,7 @@ class ObstoreConnector(Connector):
         writes: bool = False,
         attempts: int | None = None,
     ) -> tuple[R, bool]:
-        """Send a request as often as the config says; see `sent`."""
+        """Send a request with the configured number of attempts; see `sent`."""
         if attempts is None:
             attempts = 1 if self._config.scheme in {"file", "memory"} else self._config.max_attempts
         return await sent(verb, name, request, writes=writes, attempts=attempts)
@@ -144,7 +144,7 @@ class ObstoreConnector(Connector):
         if wrong:
             message = (
                 f"connector_extra {', '.join(sorted(wrong))} cannot be used for "
-                f"{namespace}/{key}. obstore takes printable ASCII for {', '.join(sorted(EXTRA))}."
+                f"{namespace}/{key}. obstore accepts printable ASCII for {', '.join(sorted(EXTRA))}."
             )
             raise ConnectorCapabilityException(message)
 
@@ -218,7 +218,7 @@ class ObstoreConnector(Connector):
         source = Counted(chunks)
         part_size = max(self._config.part_size, -(-(size or 0) // MAX_PARTS))
         try:
-            # What was read cannot be read again, so this is sent once.
+            # The source cannot be read again, so this is sent only once.
             with Share(self.buffers) as share, translated("put", f"{namespace}/{key}", writes=True):
                 await share.take(part_size)
                 while share.held < PARTS_AT_ONCE * part_size and share.try_take(part_size):
@@ -256,13 +256,13 @@ class ObstoreConnector(Connector):
         try:
             return (await self._sent("get", f"{namespace}/{key}", read))[0]
         except PreconditionFailedException:
-            await self._look(namespace, key)  # Azure says of what is missing that it changed
+            await self._look(namespace, key)  # Azure reports a missing object as changed
             raise
 
     async def _described(
         self, namespace: str, key: str, options: GetOptions
     ) -> tuple[GetResult, Attributes]:
-        """Begin to read an object, together with the attributes of exactly these bytes."""
+        """Start reading an object, together with the attributes of exactly these bytes."""
         result = await obstore.get_async(
             self._stores.of(namespace, "reading"), key, options=options
         )
@@ -288,7 +288,7 @@ class ObstoreConnector(Connector):
             try:
                 result = await obstore.get_async(store, key, options=options)
             except PreconditionError:
-                await self._look(namespace, key)  # Azure says of what is missing that it changed
+                await self._look(namespace, key)  # Azure reports a missing object as changed
                 raise
             except GenericError as error:
                 if "range" not in options or "non-partial" not in str(error):
@@ -325,7 +325,7 @@ class ObstoreConnector(Connector):
         namespace, key, source = request.namespace, request.key, request.source
         source_key = source.location.key
         if source.size is None or source.size <= READ_WHOLE:
-            # obstore's copy has no conditions, and does not return what it made.
+            # obstore's copy has no conditions, and does not describe the copy.
             _, body, found = await self._read(source.namespace, source_key, source.if_match)
             kept = taken_along(found, request.attributes, request.extra)
             return await self._put(namespace, key, body, kept, if_none_match=request.if_none_match)
@@ -358,7 +358,7 @@ class ObstoreConnector(Connector):
                 retried = await self.delete_batch(namespace, keys)
                 return DeletionReport(errors=[None] * len(keys), retried=retried)
             except BaseConnectorException as error:
-                lost = error.ambiguous  # it is not known which were deleted: each is asked alone
+                lost = error.ambiguous  # it is not known which were deleted: retry each by itself
         limit = asyncio.Semaphore(DELETED_AT_ONCE)
 
         async def attempt(key: str) -> tuple[BaseConnectorException | None, bool]:
@@ -379,7 +379,7 @@ class ObstoreConnector(Connector):
     async def delete_batch(
         self, namespace: str, keys: Sequence[str], *, attempts: int | None = None
     ) -> bool:
-        """Delete several in one request, where the store has that; return as `delete_one` does."""
+        """Delete several objects in one request, if the store supports it; see `delete_one`."""
         store = self._stores.of(namespace, "writing")
 
         async def delete() -> None:
@@ -393,7 +393,7 @@ class ObstoreConnector(Connector):
         store = self._stores.of(namespace, "deleting singly")
 
         async def delete() -> None:
-            # Some stores say that there was nothing, which is as good.
+            # Some stores answer that there was no object, which is fine.
             with suppress(FileNotFoundError):
                 await obstore.delete_async(store, key)
 

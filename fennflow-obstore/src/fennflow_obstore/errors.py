@@ -1,4 +1,4 @@
-"""What obstore raises, in FennFlow's words."""
+"""Conversion of obstore's errors to FennFlow's exceptions."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ R = TypeVar("R")
 _STATUS = re.compile(r"status code: (\d{3})")
 _NO_NAMESPACE = re.compile(r"NoSuchBucket|ContainerNotFound|bucket does not exist")
 
-# Of an answer with a header that is not UTF-8, or that has a control character.
+# The answer has a header that is not UTF-8 or has a control character.
 _UNREADABLE = re.compile(r"contained non UTF-8 characters|hyper::Error\(\s*Parse\(\s*Header\(")
 
-# Of a local path below a file, or of a directory: ENOTDIR and EISDIR.
+# A local path is below a file, or is a directory: ENOTDIR and EISDIR.
 _NO_FILE = re.compile(r"LocalFileSystem error: .*\(os error (20|21)\)", re.DOTALL)
 
 _LATER = frozenset({HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS})
@@ -42,7 +42,7 @@ _MEANINGS: tuple[
         (obstore.PermissionDeniedError, obstore.UnauthenticatedError, PermissionError),
         {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN},
         AccessDeniedException,
-        "Check the credentials and what they may do.",
+        "Check the credentials and their permissions.",
     ),
     (
         (obstore.InvalidPathError, obstore.NotSupportedError, NotImplementedError),
@@ -53,7 +53,7 @@ _MEANINGS: tuple[
 )
 
 
-# What Rust raises through Python when obstore has a bug, or an option that it cannot use.
+# The exception of a Rust panic, after a bug in obstore or an option that it cannot use.
 _PANICS = frozenset({"PanicException", "RustPanic"})
 
 
@@ -61,13 +61,13 @@ _PANICS = frozenset({"PanicException", "RustPanic"})
 def translated(
     verb: str, name: str, *, writes: bool = False, retried: bool = False
 ) -> Generator[None]:
-    """Turn what obstore raises into our exceptions.
+    """Convert exceptions of obstore to FennFlow's.
 
     Args:
-        verb: what was tried, for the message.
-        name: on what: namespace and key.
+        verb: the operation, for the message.
+        name: the object: namespace and key.
         writes: whether the request changes the store.
-        retried: whether the answer to an earlier attempt of it was lost.
+        retried: whether the answer to an earlier attempt was lost.
     """
     try:
         yield
@@ -78,8 +78,8 @@ def translated(
         if not is_panic(error):
             raise
         message = (
-            f"Could not {verb} {name}: obstore failed inside ({words_of(error)}). Look at its options: it "
-            "takes some of them, such as an endpoint that is not a URL, and fails at a request."
+            f"Could not {verb} {name}: obstore failed internally ({words_of(error)}). Check the options: it "
+            "accepts some invalid ones, such as an endpoint that is not a URL, and fails at a request."
         )
         raise ConnectorUnavailableException(
             message, ambiguous=writes, retried=retried
@@ -92,21 +92,21 @@ def is_panic(error: BaseException) -> bool:
 
 
 def words_of(error: BaseException) -> str:
-    """Return what an error of obstore says, which it says twice: then as a dump of its parts."""
+    """Return the message of an obstore error, without the debug dump that repeats it."""
     return without_credentials(str(error).partition("\n\nDebug source")[0])
 
 
 def exception_for(
     error: Exception, verb: str, name: str, *, writes: bool, retried: bool
 ) -> BaseConnectorException:
-    """Return our exception for one of obstore's."""
+    """Return FennFlow's exception for an obstore exception."""
     words = words_of(error)
     said = f"Could not {verb} {name}: {words}".rstrip(". \n") + "."
     found = _STATUS.search(words)
     status = int(found[1]) if found else 0
     conditions = (obstore.AlreadyExistsError, obstore.PreconditionError)
     if status == HTTPStatus.CONFLICT or isinstance(error, conditions):
-        # Azure answers 409 to a create where there is an object; elsewhere it means a race.
+        # Azure answers 409 to a create if there is an object; elsewhere it means a race.
         contended = status == HTTPStatus.CONFLICT and "<Code>BlobAlreadyExists</Code>" not in words
         return PreconditionFailedException(said, contended=contended, retried=retried)
     if _NO_NAMESPACE.search(words):
@@ -118,9 +118,9 @@ def exception_for(
         if isinstance(error, kinds) or status in statuses:
             return exception(f"{said} {advice}".rstrip(), retried=retried)
     if not writes and _UNREADABLE.search(str(error)):
-        # The store has answered, and answers so each time.
+        # The store has answered, and would give the same answer each time.
         said = (
-            f"{said} A header of the answer cannot be read, as a client has stored it with the object. "
+            f"{said} The object has a stored header that cannot be read. "
             "Upload the object again, or delete it."
         )
         return BaseConnectorException(said, retried=retried)
@@ -142,14 +142,15 @@ async def sent(
     """Send a request until it is answered.
 
     Args:
-        verb: what is tried, for the message.
-        name: on what: namespace and key.
-        request: sends it.
+        verb: the operation, for the message.
+        name: the object: namespace and key.
+        request: sends the request.
         writes: whether it changes the store.
-        attempts: how often it is sent in all.
+        attempts: the total number of attempts.
 
     Returns:
-        the answer, and whether that to an earlier attempt was lost, so that it may still take effect.
+        the answer, and whether the answer to an earlier attempt was lost, so that it may still take
+        effect.
     """
     lost = False
 

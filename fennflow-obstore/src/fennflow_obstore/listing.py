@@ -1,4 +1,4 @@
-"""Listings of the stores that obstore speaks to over HTTP, also where it fails at a key."""
+"""Listings of stores that obstore accesses over HTTP, even if obstore fails at a key."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ REPLACEMENT = "\ufffd"
 async def listed(
     store: ObjectStore, prefix: str, start_after: str
 ) -> AsyncGenerator[tuple[str, ObjectMeta]]:
-    """Iterate over the objects under a prefix that follow a key in the order of the store.
+    """Iterate over the objects under a prefix that come after a key in the store's order.
 
     obstore fails at a page that has a key with a control character, or an empty, `.` or `..`
-    segment: anyone who can upload such a key would stop every listing. Then the directories are
-    listed one by one, and all but those that have such a key themselves can be. Of these, what
-    comes before the page with the key, and what follows the key.
+    segment, so anyone who can upload such a key could stop every listing. Then the directories are
+    listed one by one. All except those that directly contain such a key are complete. Of these, the
+    keys before the page with the odd key and those after the odd key are listed.
 
     Raises:
         IncompleteListingException: at the end, if some could not be listed.
@@ -57,21 +57,21 @@ def _incomplete(directories: Sequence[str]) -> IncompleteListingException:
     names = ", ".join(brief(each) if each else "the top" for each in directories[:SHOWN])
     more = f" and {len(directories) - SHOWN} more" if len(directories) > SHOWN else ""
     message = (
-        f"Not all below {names}{more} could be listed: there is an object with an empty, '.' or "
+        f"Not all objects below {names}{more} could be listed: there is one with an empty, '.' or "
         "'..' segment, or a control character, U+FFFE or U+FFFF in its key, and obstore cannot list it, "
-        "or what is next to it. All other directories were listed. Delete such objects, or use fennflow-s3."
+        "or its neighbours. All other directories were listed. Delete such objects, or use fennflow-s3."
     )
     return IncompleteListingException(message, prefixes=directories)
 
 
 @dataclass(frozen=True, slots=True)
 class _Failure:
-    """A directory whose pages could not all be listed.
+    """A directory of which some pages could not be listed.
 
     Args:
         directory: empty for the bucket.
-        odd: the key at which obstore failed, if it names that.
-        last: the last key before the page that has it; empty if that is the first one.
+        odd: the key at which obstore failed, if the error names it.
+        last: the last key before the page that has it; empty if that is the first page.
     """
 
     directory: str
@@ -80,15 +80,15 @@ class _Failure:
 
 
 class _Walk:
-    """Lists a bucket by directories.
+    """Lists a bucket directory by directory.
 
     Args:
-        store: of obstore.
-        prefix: what is listed.
+        store: the obstore store.
+        prefix: the prefix that is listed.
         start_after: a key; what comes before it is left out.
 
     Attributes:
-        incomplete: prefixes below which not all could be listed.
+        incomplete: prefixes below which not all objects could be listed.
     """
 
     def __init__(self, store: ObjectStore, prefix: str, start_after: str) -> None:
@@ -99,7 +99,7 @@ class _Walk:
         self._failures: list[_Failure] = []
 
     async def run(self) -> AsyncGenerator[ObjectMeta]:
-        """Iterate over what is listed; some may come twice."""
+        """Iterate over the listed objects; some may come twice."""
         async for meta in self._paged(self._prefix.rpartition("/")[0], self._start_after):
             yield meta
         while self._failures:
@@ -115,7 +115,7 @@ class _Walk:
                 async for meta in self._around(failure):
                     yield meta
                 continue
-            # It takes `a/`, and `/a`, for `a`.
+            # It treats `a/` and `/a` as `a`.
             objects = [meta for meta in found["objects"] if _is_in(directory, meta["path"])]
             async for meta in self._there(objects):
                 yield meta
@@ -124,12 +124,12 @@ class _Walk:
                 async for meta in self._tree(path, failure):
                     yield meta
             if failure.odd and not any(failure.odd.startswith(_below(path)) for path in below):
-                # In a directory without a name, of which obstore says nothing.
+                # It is in a directory without a name, which obstore does not report.
                 name, slash, _ = failure.odd.removeprefix(_below(directory)).partition("/")
                 self.incomplete.append(f"{_below(directory)}{name}{slash}")
 
     async def _tree(self, directory: str, above: _Failure) -> AsyncGenerator[ObjectMeta]:
-        """Iterate over what is below a directory, of which one above has failed."""
+        """Iterate over the objects below a directory whose parent has failed."""
         below = _below(directory)
         if not (below.startswith(self._prefix) or self._prefix.startswith(below)):
             return
@@ -141,7 +141,7 @@ class _Walk:
             yield meta
 
     async def _paged(self, directory: str, start_after: str) -> AsyncGenerator[ObjectMeta]:
-        """Iterate over what is below a directory until a page fails, and note that."""
+        """Iterate over the objects below a directory until a page fails, and note the failure."""
         last = ""
         try:
             async for page in _pages(self._store, directory, start_after):
@@ -152,9 +152,10 @@ class _Walk:
             self._failures.append(_Failure(directory, _odd_key(error), last))
 
     async def _around(self, failure: _Failure) -> AsyncGenerator[ObjectMeta]:
-        """Iterate over what can be listed of a directory that has odd keys itself.
+        """Iterate over the objects that can be listed in a directory that directly contains odd keys.
 
-        That is what follows these keys, and the directories in it in which the pages before them end.
+        These are the objects after the odd keys, and the subdirectories in which the pages before
+        them end.
         """
         directory, passed = failure.directory, ""
         while True:
@@ -176,14 +177,15 @@ class _Walk:
                 return
 
     async def _there(self, page: Sequence[ObjectMeta]) -> AsyncGenerator[ObjectMeta]:
-        """Iterate over the objects of a page that are listed, each once.
+        """Iterate over the objects of a page that exist, each once.
 
-        obstore takes a slash off the mark of a directory, `a/`, which S3's console creates, and off
-        `/a`. Marks are empty: each empty object is asked for, and each that comes twice. So is each
+        obstore removes the slash of a directory marker `a/`, which S3's console creates, and of
+        `/a`. Markers are empty, so a request is sent for each empty object, and for each that comes
+        twice. So is each
         with U+FFFD in its name: SeaweedFS sends that in the place of what XML cannot hold, as obstore
         does not ask for encoded keys.
         """
-        # obstore takes whole segments for a prefix: the rest is compared here.
+        # obstore accepts only whole segments as a prefix; the rest is compared here.
         listed = [meta for meta in page if self._is_listed(meta["path"])]
         by_path = {meta["path"]: meta for meta in listed}
         times = Counter(meta["path"] for meta in listed)
@@ -205,7 +207,7 @@ class _Walk:
 
 
 def _children(directory: str, *keys: str | None) -> list[str]:
-    """Return the directories in a directory that have keys, and names that obstore takes."""
+    """Return the subdirectories that have keys, and whose names obstore accepts."""
     found: list[str] = []
     for key in keys:
         below = _below(directory)
@@ -217,7 +219,7 @@ def _children(directory: str, *keys: str | None) -> list[str]:
 
 
 def _offset_after(directory: str, odd: str | None) -> str:
-    """Return an offset that obstore takes, behind an odd key in a directory; empty if there is none."""
+    """Return an offset after an odd key in a directory that obstore accepts; empty if there is none."""
     below = _below(directory)
     if odd is None or not odd.startswith(below):
         return ""
@@ -229,7 +231,7 @@ def _offset_after(directory: str, odd: str | None) -> str:
 
 
 def _odd_key(error: InvalidPathError) -> str | None:
-    """Return the key that obstore names; a wrong one has no effect on what counts as listed."""
+    """Return the key that obstore names; a wrong one does not affect what counts as listed."""
     found = _ODD_KEY.search(str(error))
     return None if found is None else found["key"]
 
@@ -248,14 +250,14 @@ async def _pages(
     """Iterate over the pages of what is below a directory, a thousand objects in a request.
 
     Args:
-        store: of obstore.
+        store: the obstore store.
         directory: empty for the bucket.
         start_after: a key; what comes before it is left out.
-        by_offset: let Azure leave it out, too, although its order is its own: else it begins with what
-            cannot be listed.
+        by_offset: use an offset on Azure, too, although its order differs; otherwise it begins with
+            the keys that cannot be listed.
     """
     azure = isinstance(store, AzureStore)
-    # Its overloads name types of a package that is not installed.
+    # Its overloads use types of a package that is not installed.
     pages: ListStream[Sequence[ObjectMeta]] = obstore.list(  # pyright: ignore[reportUnknownMemberType]
         store,
         directory or None,
@@ -263,7 +265,7 @@ async def _pages(
         chunk_size=LISTED_AT_ONCE,
     )
     if azure:
-        # It has an order of its own, and its emulator ignores offsets.
+        # Azure has a different order, and its emulator ignores offsets.
         after = start_after.encode()
         found: list[ObjectMeta] = []
         failure: InvalidPathError | None = None
@@ -295,7 +297,7 @@ async def _asked_for(
             except FileNotFoundError:
                 return None
             except (BaseError, OSError):
-                return meta  # a listing needs fewer rights, and says that it is there
+                return meta  # a listing needs fewer permissions, and shows that it exists
 
     answers: dict[str, ObjectMeta | None] = {}
     if isinstance(store, MemoryStore):

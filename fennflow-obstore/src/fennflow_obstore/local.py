@@ -1,8 +1,8 @@
-"""Local files, with what obstore does not do for them: metadata, and bytes that outlast a power cut.
+"""Local files, with metadata and durable writes, which obstore does not support for them.
 
-Metadata and headers are kept in one extended attribute of the file. An object is written
-under a name of its own, gets its attribute and its mode, is synced, and takes its place by a rename,
-so that it is there whole or not at all. Symbolic links are not followed (see `beneath`).
+Metadata and headers are kept in one extended attribute of the file. An object is written under a
+temporary name, gets its attribute and its mode, is synced, and is renamed to its path, so that it
+appears whole or not at all. Symbolic links are not followed (see `beneath`).
 """
 
 from __future__ import annotations
@@ -51,21 +51,21 @@ if TYPE_CHECKING:
     from obstore.store import ObjectStore
 
 ATTRIBUTE = "user.fennflow"
-MAX_NAME_BYTES = 240  # of 255, since obstore makes names of its own by adding to them
+MAX_NAME_BYTES = 240  # not 255, since obstore appends to names
 ATTEMPTS_TO_DESCRIBE = 10
 SHOWN_LEFT_OUT = 5
-NO_TIME = "was written at a time that no calendar has"
+NO_TIME = "has a modification time that is out of range"
 
 _STAGED = re.compile(r"#\d+")
 
 _INCOMING = "incoming"
-"""The directory below the reserved prefix where files are written before they get their names."""
+"""The directory below the reserved prefix where files are written before they are renamed."""
 
 
 class LocalConnector(ObstoreConnector):
     """Object I/O on a directory."""
 
-    # Of a file obstore makes a second name, and no second file.
+    # obstore copies a file by a hard link, not as a second file.
     copies_inside = False
     uploads_conditionally = True
     incoming = frozenset({_INCOMING})
@@ -78,7 +78,7 @@ class LocalConnector(ObstoreConnector):
 
     @override
     async def capabilities(self, namespace: str, *, refresh: bool = False) -> Capabilities:
-        # Whatever the user claims.
+        # This does not depend on the user's config.
         return replace(await super().capabilities(namespace, refresh=refresh), hierarchical=True)
 
     @override
@@ -88,8 +88,8 @@ class LocalConnector(ObstoreConnector):
             if len(segment.encode()) > MAX_NAME_BYTES or _STAGED.search(segment):
                 message = (
                     f"The segment {segment[:80]!r} of {key[:80]!r} cannot be the name of a local "
-                    f"file: it has more than {MAX_NAME_BYTES} bytes, or '#' and a digit, as names "
-                    "have that obstore uses while it writes."
+                    f"file: it has more than {MAX_NAME_BYTES} bytes, or '#' and a digit, like the "
+                    "names that obstore uses while it writes."
                 )
                 raise KeyException(message)
         blocked = beneath.obstacle(self._stores.root(namespace), key)
@@ -101,7 +101,7 @@ class LocalConnector(ObstoreConnector):
         """Refuse to follow a link.
 
         Raises:
-            AccessDeniedException: there is one on the way to the file.
+            AccessDeniedException: there is a link on the path to the file.
         """
         with translated("examine", f"{namespace}/{key}"):
             blocked = await asyncio.to_thread(beneath.obstacle, self._stores.root(namespace), key)
@@ -110,13 +110,13 @@ class LocalConnector(ObstoreConnector):
             raise AccessDeniedException(message)
 
     async def _check_time(self, namespace: str, key: str) -> None:
-        """Refuse to read a file at whose time obstore would fail.
+        """Refuse to read a file with a time at which obstore would fail.
 
         Raises:
-            BaseConnectorException: no calendar has that time.
+            BaseConnectorException: the time is out of range.
         """
         path = self._stores.root(namespace) / key
-        with suppress(OSError):  # whatever it is, reading the file says it
+        with suppress(OSError):  # reading the file will raise the error
             if await asyncio.to_thread(beneath.written_at, path) is None:
                 message = f"{namespace}/{key} cannot be read: it {NO_TIME}. Set another (touch)."
                 raise BaseConnectorException(message)
@@ -132,7 +132,7 @@ class LocalConnector(ObstoreConnector):
         if_none_match: bool,
         attempts: int | None = None,
     ) -> StoredObject:
-        del attempts  # there is one
+        del attempts  # there is only one attempt
         return await self._place(namespace, key, body, attributes, if_none_match=if_none_match)
 
     @override
@@ -163,7 +163,7 @@ class LocalConnector(ObstoreConnector):
 
         def prepare() -> None:
             with beneath.opened(root, self._incoming.split("/"), mode=self._config.directory_mode):
-                pass  # made, and none of them is a link
+                pass  # they are created, and none of them is a link
 
         def finish() -> int:
             size = describe(root / incoming, attributes, mode=self._config.file_mode)
@@ -183,7 +183,7 @@ class LocalConnector(ObstoreConnector):
             except NotADirectoryError as error:
                 message = (
                     f"{namespace}/{key} was not written: {root / self._incoming} cannot be made, as a "
-                    "file or a link is in its way. FennFlow keeps its own files there: move that "
+                    "file or a link has its name. FennFlow keeps its own files there: move that "
                     "one, or choose another reserved_prefix."
                 )
                 raise BaseConnectorException(message) from error
@@ -215,7 +215,7 @@ class LocalConnector(ObstoreConnector):
         for _ in range(ATTEMPTS_TO_DESCRIBE):
             result = await obstore.get_async(store, key, options=options)
             attributes = await asyncio.to_thread(described, path)
-            # It may have been replaced in between: then there is a new one to read.
+            # It may have been replaced in between; then read the new one.
             after = await obstore.head_async(store, key)
             if after["e_tag"] == result.meta["e_tag"]:
                 return result, attributes
@@ -270,7 +270,8 @@ class LocalConnector(ObstoreConnector):
             metas = (meta_of(store, root, key, report) for _, key in sorted(keys))
             return [meta for meta in metas if meta is not None]
 
-        # A directory is read in no order: all of it comes before the first.
+        # A directory is read in arbitrary order, so all of it is read before the first entry is
+        # yielded.
         with translated("list", f"{namespace}/{prefix}"):
             metas = await asyncio.to_thread(listed)
         for meta in metas:
@@ -286,7 +287,7 @@ class LocalConnector(ObstoreConnector):
 
     @override
     async def uploads(self, namespace: str, prefix: str) -> AsyncIterator[PendingUpload]:
-        # What a process that died was writing; obstore does not list what it writes.
+        # Files of processes that died while writing; obstore does not list them.
         root = self._stores.root(namespace)
         if not self._incoming.startswith(prefix) or beneath.obstacle(root, self._incoming):
             return
@@ -320,7 +321,7 @@ def describe(path: Path, attributes: Mapping[str, str], *, mode: int) -> int:
     Args:
         path: of the file.
         attributes: its metadata and headers.
-        mode: that it gets.
+        mode: the mode of the file.
 
     Raises:
         ConnectorCapabilityException: the file system has no extended attributes.
@@ -334,7 +335,7 @@ def describe(path: Path, attributes: Mapping[str, str], *, mode: int) -> int:
                 raise
             message = (
                 f"{path} cannot have the extended attribute {ATTRIBUTE}, which holds media type and "
-                "metadata. Use a file system that has them, as ext4, XFS and Btrfs do."
+                "metadata. Use a file system that supports it, such as ext4, XFS or Btrfs."
             )
             raise ConnectorCapabilityException(message) from error
         os.fsync(file.fileno())
@@ -356,7 +357,7 @@ def described(path: Path) -> dict[str, str]:
 def meta_of(
     store: ObjectStore, root: Path, key: str, report: Callable[[str, str], None]
 ) -> ObjectMeta | None:
-    """Return what a listing says of a file; None if it is gone, or cannot be an object."""
+    """Return a file's entry in a listing; None if it is gone or cannot be an object."""
     if _STAGED.search(key):
         report(key, "has a name that obstore uses while it writes")
         return None
@@ -368,12 +369,12 @@ def meta_of(
     except FileNotFoundError:
         return None
     except ValueError:
-        report(key, "has a character that no key has")
+        report(key, "has a character that no key can have")
         return None
 
 
 def _contents(directory: Path) -> list[tuple[str, datetime | None]]:
-    """Return names of files, and when they were last written; what else is there is not ours."""
+    """Return the names of files, and when they were last written; ignore everything else."""
     found: list[tuple[str, datetime | None]] = []
     with suppress(FileNotFoundError, NotADirectoryError):
         for path in directory.iterdir():

@@ -1,4 +1,4 @@
-"""What a namespace enforces, found out by trying (P15); all is tried on one key."""
+"""Probes what a namespace enforces (P15), on one key."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ if TYPE_CHECKING:
 
 TEXT = ObjectAttributes(media_type="text/plain")
 STAMPED = ObjectAttributes(media_type="text/plain", metadata={"fennflow_seq": "1"})
-"""With metadata of the kind by which FennFlow recognises what it wrote (P11)."""
+"""Attributes with metadata like those by which FennFlow recognises its objects (P11)."""
 
 
 async def probe(connector: ObstoreConnector, namespace: str, reserved_prefix: str) -> Capabilities:
     """Find out what a namespace enforces."""
-    # In a directory of its own: what other processes try at the same time must not fill it.
+    # In a separate directory, so that objects of concurrent probes are not in it.
     key = f"{reserved_prefix}/probe/{uuid_utils.uuid7()}/object"
     await connector.put(PutRequest(namespace, key, STAMPED), b"1")
     try:
         there = await connector.head(namespace, Location(key))
-        # Without its stamp, what FennFlow wrote at a user's key could not be recognised.
+        # Without its stamp, an object that FennFlow wrote at a user's key could not be recognised.
         stamps = there is not None and STAMPED.metadata.items() <= there.metadata.items()
         hierarchical = await _refuses_key(connector, namespace, f"{key}/below")
         long = f"{key.rpartition('/')[0]}/{'x' * 256}"
@@ -45,12 +45,12 @@ async def probe(connector: ObstoreConnector, namespace: str, reserved_prefix: st
 
 
 async def _refuses_key(connector: ObstoreConnector, namespace: str, key: str) -> bool:
-    """Return whether nothing can be written under a key, as on a file system."""
+    """Return whether nothing can be written below a key, as on a file system."""
     for last in (False, True):
         try:
             await connector.put_once(namespace, key, b"1", TEXT)
         except BaseConnectorException as error:
-            # Gateways answer 400, 409 or 500, which no attempt changes.
+            # Gateways answer 400, 409 or 500, and would do so each time.
             if isinstance(error, ConnectorUnavailableException) and not error.ambiguous:
                 raise
             if last:
@@ -69,7 +69,7 @@ async def _refuses(connector: ObstoreConnector, namespace: str, key: str) -> boo
     except ConnectorUnavailableException:
         raise
     except BaseConnectorException:
-        return False  # the server does not know the condition
+        return False  # the server does not support the condition
     return False
 
 
@@ -80,11 +80,11 @@ async def _delete(connector: ObstoreConnector, namespace: str, key: str) -> bool
         await connector.delete_batch(namespace, [key], attempts=1)
         kept = [each async for each in connector.list(namespace, parent)] != []
     except BaseConnectorException:
-        # The server refuses such a request or its checksum, or obstore does not understand its answer.
-        # What is deleted one by one leaves no directories behind.
+        # The server refuses the request or its checksum, or obstore does not understand the answer.
+        # Single deletions leave no directories behind.
         kept = True
     if kept:
-        # What is deleted alone takes its directory along.
+        # A single deletion also removes the directory.
         await connector.put(PutRequest(namespace, key, TEXT), b"3")
         await connector.delete_one(namespace, key)
     return kept

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from fennflow_obstore.config import ObstoreConnectorConfig
 
 MAX_EXPIRES_IN = 7 * 24 * 3600
-"""Seconds for which a URL may be signed."""
+"""The longest time in seconds for which a URL may be signed."""
 
 Use = Literal["reading", "writing", "deleting singly"]
 """`reading` retries by itself; `writing` does not, since obstore would not report it (P20)."""
@@ -34,10 +34,10 @@ _memories: dict[tuple[str, str], MemoryStore] = {}
 
 
 def check_signable(expires_in: float) -> None:
-    """Refuse a time for which stores sign no URLs.
+    """Refuse a time for which stores do not sign URLs.
 
     Raises:
-        ConnectorCapabilityException: it is one.
+        ConnectorCapabilityException: the time is out of range.
     """
     if not 1 <= expires_in <= MAX_EXPIRES_IN:
         message = f"URLs are signed for 1 to {MAX_EXPIRES_IN} seconds, not for {brief(expires_in)}."
@@ -47,20 +47,20 @@ def check_signable(expires_in: float) -> None:
 SECONDS_AT_EXIT = 0.1
 """How long a process that used obstore waits at its exit for obstore's threads.
 
-They let go of the objects of a call after its result has arrived. A thread that does so while the
-interpreter ends aborts the process (obstore 0.12.1): 4 of 100 short programs on a busy machine,
-and none of 200 that had waited this long.
+They release the objects of a call after its result has arrived. A thread that does so while the
+interpreter shuts down aborts the process (obstore 0.12.1): 4 of 100 short programs on a busy
+machine, and none of 200 that had waited this long.
 """
 
 _process: list[int] = []
-"""The first process that opened a connector: obstore runs threads in it, which no child has."""
+"""The process that first opened a connector: it has obstore's threads, which a child does not have."""
 
 
 def check_process() -> None:
     """Refuse to work in a child of the process that used obstore first.
 
     Raises:
-        ConnectorCapabilityException: this is one.
+        ConnectorCapabilityException: this is such a child.
     """
     if not _process:
         _process.append(os.getpid())
@@ -75,10 +75,10 @@ def check_process() -> None:
 
 
 class Stores:
-    """What is opened when it is first asked for.
+    """Opens stores at first use.
 
     Args:
-        config: of the connector.
+        config: the config of the connector.
     """
 
     def __init__(self, config: ObstoreConnectorConfig) -> None:
@@ -89,7 +89,7 @@ class Stores:
         """Return the store of a namespace.
 
         Raises:
-            ConfigException: the config does not make a store, or the namespace is not one path segment.
+            ConfigException: the config is not valid, or the namespace is not one path segment.
         """
         if (namespace, use) not in self._stores:
             self._stores[namespace, use] = self._new(namespace, use)
@@ -101,7 +101,7 @@ class Stores:
         return Path(unquote(urlsplit(self._config.url).path)) / namespace
 
     def close(self) -> None:
-        """Let go of all of them; Rust closes their connections."""
+        """Release all stores; Rust closes their connections."""
         self._stores.clear()
 
     def _new(self, namespace: str, use: Use) -> ObjectStore:
@@ -110,7 +110,7 @@ class Stores:
         url = config.url if config.url.endswith("/") else f"{config.url}/"
         if config.scheme == "memory":
             return _memories.setdefault((url, namespace), MemoryStore())
-        # The overloads are by kind of store, which the URL decides here.
+        # The overloads depend on the kind of store, which the URL determines here.
         make: Callable[..., ObjectStore] = from_url
         try:
             if config.scheme == "file":
@@ -133,18 +133,18 @@ class Stores:
                 retry_config={"max_retries": config.max_attempts - 1 if use == "reading" else 0},
             )
         except BaseException as error:
-            # What Rust raises for an option that it did not expect is not an `Exception`.
+            # A Rust panic because of an unexpected option is not an `Exception`.
             if not (isinstance(error, (BaseError, ValueError, TypeError)) or is_panic(error)):
                 raise
             words = words_of(error)
             for value in _values(config):
                 words = words.replace(value, "***")
-            message = f"ObstoreConnectorConfig makes no store of {url}: {words}"
-            raise ConfigException(message) from None  # the cause has the values
+            message = f"ObstoreConnectorConfig cannot open {url}: {words}"
+            raise ConfigException(message) from None  # the cause contains the values
 
 
 def _values(config: ObstoreConnectorConfig) -> Sequence[str]:
-    """Return the texts among the values of options, the longest first; any may be a secret."""
+    """Return the option values that are texts, the longest first; any of them may be a secret."""
     options = (value.get_secret_value() for value in config.options.values())
     values = {*options, *(each for each in config.client_options.values() if isinstance(each, str))}
     return sorted(values - {""}, key=len, reverse=True)
@@ -152,26 +152,26 @@ def _values(config: ObstoreConnectorConfig) -> Sequence[str]:
 
 def _check_segment(url: str, namespace: str) -> None:
     if not namespace or "/" in namespace or "\0" in namespace or namespace in {".", ".."}:
-        message = f"The namespace {namespace!r} cannot follow {url}: it is one segment."
+        message = f"The namespace {namespace!r} cannot follow {url}: it has to be one path segment."
         raise ConfigException(message)
 
 
 def _make(directory: Path, mode: int) -> None:
-    """Make the directory of a namespace, unless it exists."""
+    """Create the directory of a namespace, unless it exists."""
     try:
         directory.parent.mkdir(parents=True, exist_ok=True)
         if directory.is_symlink():
             message = (
                 f"{directory} is a symbolic link, and links below {directory.parent} are not "
-                "followed. Let the url name the directory that it leads to."
+                "followed. Use the url of the directory to which it leads."
             )
             raise ConfigException(message)
         with suppress(FileExistsError):
             directory.mkdir()
-            directory.chmod(mode)  # whatever the umask
+            directory.chmod(mode)  # independent of the umask
         if not directory.is_dir():
-            message = f"{directory} is a file, and a namespace is a directory. Move the file."
+            message = f"{directory} is a file, but a namespace is a directory. Move the file."
             raise ConfigException(message)
     except OSError as error:
-        message = f"The directory {directory} cannot be made: {error}"
+        message = f"The directory {directory} cannot be created: {error}"
         raise ConfigException(message) from error

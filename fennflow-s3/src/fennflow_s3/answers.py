@@ -1,4 +1,4 @@
-"""What an answer of S3 says of an object."""
+"""Descriptions of objects from S3's responses."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fennflow.connectors import Location, ObjectAttributes, StoredObject, header
 
 
 def time_of(text: Any) -> datetime:
-    """Return a time of an answer, as botocore does; for a listing, that takes half of its time."""
+    """Parse a time in a response, like botocore, where this took half of the time of a listing."""
     with suppress(TypeError, ValueError):
         if str(text).endswith("Z"):
             return datetime.fromisoformat(text)
@@ -23,14 +23,14 @@ def time_of(text: Any) -> datetime:
 
 
 def is_recent(version: StoredObject, since: datetime) -> bool:
-    """Return whether a version is not older than a time; one without a time is not."""
+    """Return whether a version is not older than a time; a version without a time is recent."""
     return version.modified_at is None or version.modified_at >= since
 
 
 def stored_object(
     key: str, answer: Any, *, size: int, attributes: ObjectAttributes | None = None
 ) -> StoredObject:
-    """Return what an answer of S3 says of an object."""
+    """Return the description of an object from a response of S3."""
     version_id = answer.get("VersionId")
     if attributes is None:
         attributes = ObjectAttributes(
@@ -38,7 +38,7 @@ def stored_object(
             metadata=metadata.decode(answer.get("Metadata") or {}),
         )
     return StoredObject(
-        # The null version is what a bucket without versions, or with suspended ones, overwrites.
+        # A bucket without versioning, or with suspended versioning, overwrites the null version.
         location=Location(key, None if version_id == "null" else version_id),
         etag=str(answer["ETag"]).strip('"'),
         size=size,

@@ -1,4 +1,4 @@
-"""Bodies of requests that aiohttp sends piece by piece."""
+"""Request bodies that aiohttp sends piece by piece."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing_extensions import override
 
 
 class Body(io.BytesIO):
-    """Bytes as a file; its bytes are those that it was made of, and are never copied."""
+    """A file object on bytes, which are never copied."""
 
     @override
     def getbuffer(self) -> memoryview:
-        """Return a view of all bytes, of which aiohttp asks for the size: that of `BytesIO` copies them."""
+        """Return a view of all bytes, which aiohttp uses for the size; that of `BytesIO` copies them."""
         return memoryview(self.getvalue())

@@ -1,4 +1,4 @@
-"""The pooled client, and what its errors mean."""
+"""The pooled client, and the conversion of its errors."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ if TYPE_CHECKING:
 
     from fennflow_s3.config import S3ConnectorConfig
 
-# What a code of S3, or a status where there is no code, means; and what to do next.
+# The meaning of S3's error codes, or of the status if there is no code, and what to do next.
 _MEANINGS: Sequence[tuple[set[str], set[int], type[BaseConnectorException], str]] = (
     (
         {"NoSuchBucket"},
@@ -71,7 +71,7 @@ _MEANINGS: Sequence[tuple[set[str], set[int], type[BaseConnectorException], str]
         {"InvalidBucketName"},
         set(),
         NoSuchNamespaceException,
-        "Like AWS, it takes 3 to 63 lower-case letters, digits, dots and hyphens: no underscore.",
+        "Like AWS, it accepts 3 to 63 lower-case letters, digits, dots and hyphens: no underscore.",
     ),
     (
         {"NoSuchKey", "NoSuchVersion", "NoSuchUpload", "NotFound"},
@@ -89,13 +89,13 @@ _MEANINGS: Sequence[tuple[set[str], set[int], type[BaseConnectorException], str]
         },
         {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN},
         AccessDeniedException,
-        "Check the credentials, and their permissions on the bucket.",
+        "Check the credentials and their permissions on the bucket.",
     ),
     (
         {"NotImplemented"},
         {HTTPStatus.NOT_IMPLEMENTED, HTTPStatus.METHOD_NOT_ALLOWED},
         ConnectorCapabilityException,
-        "This server cannot do that.",
+        "This server does not support that.",
     ),
     (
         {"InternalError", "OperationAborted", "RequestTimeout", "ServiceUnavailable", "SlowDown"},
@@ -120,17 +120,17 @@ _REFUSALS = frozenset(
         "SlowDown",
     }
 )
-"""Codes of a key of DeleteObjects which say that it was certainly not deleted."""
+"""Error codes for a key of DeleteObjects that mean that it was definitely not deleted."""
 
 
 READ_AT_ONCE = 1 << 18
 _FAILED = "fennflow_failed"
-"""Of the context of a request: how its last attempt failed, and when."""
+"""The key in the context of a request for the failure of its last attempt and its time."""
 _CHECKSUMS = ("x-amz-checksum-", "x-amz-sdk-checksum-")
 
 
 class _Response(aiohttp.ClientResponse):
-    """Returns its connection to the pool at once if a header is not UTF-8.
+    """Returns its connection to the pool immediately if a header is not UTF-8.
 
     aiobotocore decodes the headers and does not close the response if that fails: its connection would be in
     use until the exception is collected.
@@ -140,7 +140,7 @@ class _Response(aiohttp.ClientResponse):
     async def start(self, connection: Any) -> aiohttp.ClientResponse:
         await super().start(connection)
         for _, value in self.raw_headers:
-            value.decode()  # what is raised here makes aiohttp close the response
+            value.decode()  # an exception here makes aiohttp close the response
         return self
 
 
@@ -153,7 +153,7 @@ class _Session(AIOHTTPSession):
     """
 
     def __init__(self, **options: Any) -> None:
-        # Requests have half of the connections, and open downloads the other half.
+        # Half of the connections are for requests, the other half for open downloads.
         super().__init__(**options)
         self._window = Window(options["max_pool_connections"] // 2)
 
@@ -173,7 +173,7 @@ class _Session(AIOHTTPSession):
         session: aiohttp.ClientSession = await base._get_session(proxy_url)  # noqa: SLF001
         session._retry_connection = False  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
         session._response_class = _Response  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
-        # One `recv` brings as much, after which aiohttp would stop reading for a moment each time.
+        # One `recv` returns this much; with a smaller limit aiohttp would pause reading each time.
         session._read_bufsize = READ_AT_ONCE  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
         return session
 
@@ -183,7 +183,7 @@ def client_context(config: S3ConnectorConfig) -> AbstractAsyncContextManager[S3C
 
     Raises:
         AccessDeniedException: the profile cannot be found.
-        BaseConnectorException: the configuration does not make a client.
+        BaseConnectorException: the configuration is not valid.
     """
     options = AioConfig(
         signature_version="s3v4",
@@ -191,9 +191,9 @@ def client_context(config: S3ConnectorConfig) -> AbstractAsyncContextManager[S3C
         retries={"mode": "standard", "total_max_attempts": config.max_attempts},
         max_pool_connections=config.max_pool_connections,
         s3={"addressing_style": config.addressing_style},
-        # What is sent is made here, and `validate` has looked at what users add to it.
+        # FennFlow builds the requests itself, and `validate` has checked the user's options.
         parameter_validation=False,
-        # FennFlow names a SHA-256 with every PUT and checks it on every read.
+        # FennFlow sends a SHA-256 with every PUT and checks it on every read.
         request_checksum_calculation=config.request_checksum_calculation,
         response_checksum_validation=config.response_checksum_validation,
     )
@@ -205,11 +205,11 @@ def client_context(config: S3ConnectorConfig) -> AbstractAsyncContextManager[S3C
     session = AioSession(
         profile=config.profile_name, event_hooks=copy(_hooks()), include_builtin_handlers=False
     )
-    # Parsing botocore's model of S3 takes most of the time that a new client takes.
+    # Parsing botocore's model of S3 takes most of the time of creating a client.
     session.register_component("data_loader", _loader(session.get_config_variable("data_path")))
     session.get_component("response_parser_factory").set_parser_defaults(timestamp_parser=time_of)
     with translated("open a client for", "S3"):
-        # Its overloads name the stubs of every service of AWS.
+        # Its overloads need the stubs of every AWS service.
         create = cast("Callable[..., Any]", session.create_client)  # pyright: ignore[reportUnknownMemberType]
         context: AbstractAsyncContextManager[S3Client] = create(
             "s3",
@@ -225,9 +225,9 @@ def client_context(config: S3ConnectorConfig) -> AbstractAsyncContextManager[S3C
 
 @cache
 def _hooks() -> AioHierarchicalEmitter:
-    """Return the event handlers of a client, to copy: registering them takes as long as all else."""
+    """Return the event handlers of a client, for copying: registering them is slow."""
     hooks = AioHierarchicalEmitter()
-    session = AioSession(event_hooks=hooks)  # registers those of botocore
+    session = AioSession(event_hooks=hooks)  # registers botocore's handlers
     session.register("before-sign.s3.DeleteObjects", _add_content_md5)
     session.register("before-parameter-build.s3.ListMultipartUploads", _ask_for_encoded_keys)
     session.register("after-call.s3.ListMultipartUploads", _decode_keys)
@@ -258,7 +258,7 @@ def connections_of(client: S3Client) -> int:
 
 
 def _add_content_md5(request: Any, **_kwargs: Any) -> None:
-    """Name the MD5, which every server takes, in place of newer checksums, which some refuse."""
+    """Send the MD5, which every server accepts, in place of newer checksums, which some refuse."""
     for name in [each for each in request.headers if each.lower().startswith(_CHECKSUMS)]:
         del request.headers[name]
     request.headers["Content-MD5"] = content_md5(request.body)
@@ -269,10 +269,10 @@ def _add_first_attempts(base_classes: list[type], **_kwargs: Any) -> None:
 
 
 def _ask_for_encoded_keys(params: Any, **_kwargs: Any) -> None:
-    """Ask for keys that XML can hold; botocore does so for objects and versions alone.
+    """Request URL-encoded keys; botocore does so only for objects and versions.
 
-    Any writer can begin an upload for a key with a control character. As it is, no client
-    could parse the list that has it.
+    Any writer can begin an upload for a key with a control character. Unencoded, no client could
+    parse the list that contains it.
     """
     params.setdefault("EncodingType", "url")
 
@@ -288,10 +288,10 @@ def _decode_keys(parsed: Any, **_kwargs: Any) -> None:
 
 @dataclass(slots=True)
 class Attempts:
-    """What became of the attempts of a request so far.
+    """The results of the attempts of a request so far.
 
     Args:
-        lost: whether the answer to one of them was lost, so that it may still take effect.
+        lost: whether the answer to an attempt was lost, so that it may still take effect.
     """
 
     lost: bool = False
@@ -303,7 +303,7 @@ _once: ContextVar[bool] = ContextVar("_once", default=False)
 
 @contextmanager
 def sent_once() -> Generator[None]:
-    """Send the PUTs of the block once, whatever they are answered."""
+    """Send the PUTs of the block only once, whatever the answer."""
     token = _once.set(True)
     try:
         yield
@@ -312,16 +312,16 @@ def sent_once() -> Generator[None]:
 
 
 def _no_retry(**_kwargs: Any) -> bool | None:
-    """Answer before botocore does, which takes the first answer that is not None."""
+    """Disable retries: botocore uses the first handler result that is not None."""
     return False if _once.get() else None
 
 
 def _no_retry_of_what_cannot_be_read(
     caught_exception: Exception | None = None, **_kwargs: Any
 ) -> bool | None:
-    """Keep botocore from repeating a request that is answered so each time.
+    """Keep botocore from repeating a request whose answer can never be read.
 
-    A few dozen of such objects would use up the quota of retries, which all requests share.
+    A few dozen such objects would use up the retry quota, which all requests share.
     """
     return False if _cannot_be_read(caught_exception) else None
 
@@ -332,9 +332,9 @@ def _note_attempt(
     exception: Exception | None = None,
     **_kwargs: Any,
 ) -> None:
-    """Note an attempt that failed, and whether its answer was lost.
+    """Note a failed attempt, and whether its answer was lost.
 
-    botocore's own count has the refused ones, too.
+    botocore's own count includes refused attempts, too.
     """
     if exception is not None:
         lost, failure = not _unsent(exception), f"{type(exception).__name__}: {exception}"
@@ -351,7 +351,7 @@ def _note_attempt(
 
 
 def _log_repetition(request: Any, operation_name: str, **_kwargs: Any) -> None:
-    """Log that a request is sent again, which botocore decides by itself."""
+    """Log a retry, which botocore decides."""
     failed = request.context.pop(_FAILED, None)
     if failed is None:
         return
@@ -370,16 +370,16 @@ def _log_repetition(request: Any, operation_name: str, **_kwargs: Any) -> None:
 
 @contextmanager
 def translated(verb: str, name: str, *, writes: bool = False) -> Generator[Attempts]:
-    """Turn what aiobotocore raises into our exceptions.
+    """Convert exceptions of aiobotocore to FennFlow's.
 
     Args:
-        verb: what was tried, for the message.
-        name: on what: bucket and key.
-        writes: whether the block sends a request that changes the bucket. Not to be used in a
+        verb: the operation, for the message.
+        name: the object: bucket and key.
+        writes: whether the block sends a request that changes the bucket. Do not use it in a
             generator, which runs in the context of its caller.
 
     Yields:
-        what is to be asked, once the request was answered, whether an attempt was lost.
+        the attempts: after the request they show whether an answer was lost.
     """
     attempts = Attempts()
     if not writes:
@@ -424,8 +424,8 @@ def _translated(verb: str, name: str, attempts: Attempts, *, writes: bool) -> Ge
     ) as error:
         if not writes and _cannot_be_read(error):
             message = (
-                f"Could not {verb} {name}: a header of the answer is not UTF-8 or has a NUL, as a client "
-                "has stored it with the object. Upload the object again, or delete it."
+                f"Could not {verb} {name}: a client has stored a header with the object that is not UTF-8 "
+                "or has a NUL. Upload the object again, or delete it."
             )
             raise BaseConnectorException(message, retried=attempts.lost) from error
         message = (
@@ -457,7 +457,7 @@ def _unsent(error: Exception) -> bool:
     """Return whether a request failed before any byte of it was sent."""
     if isinstance(error, ConnectTimeoutError):
         return True
-    # botocore's EndpointConnectionError stands for connections that broke later, too.
+    # botocore's EndpointConnectionError is also raised for connections that broke later.
     cause: object = error.kwargs.get("error") if isinstance(error, BotoCoreError) else error
     return isinstance(
         cause, (aiohttp.ClientConnectorError, aiohttp.ClientHttpProxyError, socket.gaierror)
@@ -465,13 +465,14 @@ def _unsent(error: Exception) -> bool:
 
 
 def is_refusal(code: str, status: int) -> bool:
-    """Return whether an error means that the server certainly did not do what it was asked.
+    """Return whether an error means that the server definitely did not perform the request.
 
-    Other answers may come from a proxy, which does not know what became of the request behind it.
+    Other errors may come from a proxy, which does not know whether the server performed the
+    request.
 
     Args:
-        code: of S3; of an answer without one, the status.
-        status: of HTTP; 0 for a key of DeleteObjects, which has a code alone.
+        code: the S3 error code; the status if there is none.
+        status: the HTTP status; 0 for a key of DeleteObjects, which has only a code.
     """
     if not status:
         return code in _REFUSALS
@@ -487,7 +488,7 @@ def _status(response: Any) -> int:
 def from_client_error(
     error: ClientError, verb: str, name: str, attempts: Attempts, *, writes: bool
 ) -> BaseConnectorException:
-    """Return our exception for an answer of the server that is an error."""
+    """Return FennFlow's exception for an error response."""
     code = str(error.response.get("Error", {}).get("Code", ""))
     status = _status(error.response)
     return from_code(
@@ -511,15 +512,15 @@ def from_code(
     ambiguous: bool = False,
     retried: bool = False,
 ) -> BaseConnectorException:
-    """Return our exception for an error code of S3.
+    """Return FennFlow's exception for an S3 error code.
 
     Args:
-        code: for instance `NoSuchKey`; of a HEAD, which has no body, the status.
-        text: the server's words.
-        status: of HTTP; 0 for a key of DeleteObjects.
-        verb: what was tried.
-        name: on what.
-        ambiguous: whether the request may have taken effect all the same.
+        code: for instance `NoSuchKey`; for a HEAD, which has no body, the status.
+        text: the server's message.
+        status: the HTTP status; 0 for a key of DeleteObjects.
+        verb: the operation.
+        name: the object.
+        ambiguous: whether the request may have taken effect anyway.
         retried: whether the answer to an earlier attempt was lost.
     """
     said = f"Could not {verb} {name}: {code} (HTTP {status}) {text}".rstrip(". ") + "."

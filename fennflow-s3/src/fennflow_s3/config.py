@@ -1,4 +1,4 @@
-"""What a user configures of the S3 connector."""
+"""The configuration of the S3 connector."""
 
 from __future__ import annotations
 
@@ -18,32 +18,33 @@ Checksums = Literal["when_required", "when_supported"]
 
 
 class S3ConnectorConfig(ConnectorConfig):
-    """A bucket store that speaks S3.
+    """A store with the S3 API.
 
-    What is not given comes from the AWS chain: environment (`AWS_ACCESS_KEY_ID`, `AWS_REGION`,
+    Missing values come from the AWS chain: environment (`AWS_ACCESS_KEY_ID`, `AWS_REGION`,
     `AWS_ENDPOINT_URL` …), shared files, roles.
 
     Args:
         aws_access_key_id: of the credentials.
-        aws_secret_access_key: of the credentials; shown nowhere.
-        aws_session_token: of temporary credentials; shown nowhere.
+        aws_secret_access_key: of the credentials; never shown.
+        aws_session_token: of temporary credentials; never shown.
         region_name: for instance `eu-central-1`.
-        endpoint_url: of an S3-compatible server; without credentials in it.
-        presign_endpoint_url: what presigned URLs name instead of `endpoint_url`, where others
-            reach the server by another name.
-        profile_name: in the shared files.
+        endpoint_url: of an S3-compatible server; without credentials.
+        presign_endpoint_url: the endpoint in presigned URLs, if clients reach the server under
+            another name than `endpoint_url`.
+        profile_name: the profile in the shared files.
         addressing_style: how the bucket is named: in the host name, or in the path.
-        max_pool_connections: open connections for requests; make it no less than
-            `max_concurrency`. Open downloads have as many of their own.
-        max_attempts: how often a request is sent in all, by botocore's `standard` retry mode.
-        multipart_threshold: bytes from which on a body is sent in parts.
-        multipart_part_size: bytes of a part, 5 MiB to 5 GiB.
-        multipart_copy_threshold: bytes above which an object is copied in parts; S3 copies at most
-            5 GiB at once.
-        request_checksum_calculation: of botocore: whether it adds a checksum of its own to each
-            request that can have one. FennFlow names a SHA-256 by itself where the store takes it.
-        response_checksum_validation: of botocore. FennFlow compares the SHA-256 by itself.
-        aiobotocore_config: an `aiobotocore.config.AioConfig`; wins over what stands here.
+        max_pool_connections: open connections for requests; at least `max_concurrency`. Open
+            downloads have as many in addition.
+        max_attempts: the total number of attempts of a request, in botocore's `standard` retry
+            mode.
+        multipart_threshold: the size in bytes from which on a body is sent in parts.
+        multipart_part_size: the size of a part in bytes, 5 MiB to 5 GiB.
+        multipart_copy_threshold: the size in bytes above which an object is copied in parts; S3
+            copies at most 5 GiB in one request.
+        request_checksum_calculation: botocore's setting: whether it adds its own checksum to each
+            request that can have one. FennFlow itself sends a SHA-256 if the store accepts it.
+        response_checksum_validation: botocore's setting. FennFlow itself compares the SHA-256.
+        aiobotocore_config: an `aiobotocore.config.AioConfig`, which overrides the other fields.
         capabilities: what the bucket enforces, in place of the probe.
 
     Raises:
@@ -75,7 +76,8 @@ class S3ConnectorConfig(ConnectorConfig):
     aiobotocore_config: Annotated[Any, Field(repr=False)] = None
 
     if TYPE_CHECKING:
-        # Checkers take the types of the fields for those of the arguments, and a secret may be a str.
+        # Type checkers use the types of the fields for the arguments, but a secret may be given as
+        # a str.
         def __init__(
             self,
             *,
@@ -104,7 +106,9 @@ class S3ConnectorConfig(ConnectorConfig):
         if url is None:
             return None
         if "@" in url:
-            message = "must not hold credentials; use aws_access_key_id and aws_secret_access_key"
+            message = (
+                "must not contain credentials; use aws_access_key_id and aws_secret_access_key"
+            )
             raise ValueError(message)
         return check_http_url(url)
 

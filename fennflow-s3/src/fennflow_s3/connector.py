@@ -65,19 +65,19 @@ if TYPE_CHECKING:
 _logger = logging.getLogger("fennflow")
 
 CHUNK = 1 << 18
-"""Bytes that a reader gets at a time, at most."""
+"""The most bytes that a reader gets at a time."""
 COPIED_AT_ONCE = 512 << 20
-"""Bytes of a part of a copy, which do not pass through here."""
+"""The size of a part of a copy in bytes; they do not pass through this process."""
 MAX_EXPIRES_IN = 7 * 24 * 3600
-"""Of a SigV4 URL; S3 API reference, "Authenticating requests: using query parameters"."""
+"""The longest life of a SigV4 URL; S3 API reference, "Authenticating requests: using query parameters"."""
 
 
 class S3Connector(Connector):
     """Object I/O on one S3 endpoint, through one pool of connections.
 
     Args:
-        config: how to reach it.
-        reserved_prefix: where the probe may write.
+        config: the config of the connector.
+        reserved_prefix: the prefix under which the probe may write.
     """
 
     at_the_key_only = options.AT_THE_KEY_ONLY
@@ -90,7 +90,7 @@ class S3Connector(Connector):
         self._opened: S3Client | None = None
         self._signer: S3Client
         self._downloads: Downloads
-        # What is kept of a stream until it is clear that it needs an upload in parts.
+        # How much of a stream is held until it is clear that it needs a multipart upload.
         self.stream_threshold = min(config.multipart_threshold, config.multipart_part_size)
 
     @property
@@ -109,7 +109,7 @@ class S3Connector(Connector):
         self._opened = self._signer = client
         self._downloads = Downloads(connections_of(client))
         if self._config.presign_endpoint_url is not None:
-            # It signs alone, and opens no connection.
+            # It only signs, and opens no connection.
             url = self._config.presign_endpoint_url
             self._signer = await self._enter(self._config.model_copy(update={"endpoint_url": url}))
 
@@ -123,12 +123,12 @@ class S3Connector(Connector):
             with translated("open a client for", "S3"):
                 client = await self._stack.enter_async_context(client_context(config))
         except (AttributeError, TypeError, ValueError) as error:
-            message = f"S3ConnectorConfig makes no client: {without_credentials(str(error))}"
+            message = f"S3ConnectorConfig cannot create a client: {without_credentials(str(error))}"
             raise ConfigException(message) from None
         if "@" in client.meta.endpoint_url:
             message = (
                 f"The endpoint {without_credentials(client.meta.endpoint_url)} of the environment "
-                "must not hold credentials. Use AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY."
+                "must not contain credentials. Use AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY."
             )
             raise ConfigException(message)
         return client
@@ -151,8 +151,8 @@ class S3Connector(Connector):
         if wrong:
             message = (
                 f"connector_extra {', '.join(sorted(wrong))} cannot be used for "
-                f"{namespace}/{key}. S3 takes printable ASCII, times for {', '.join(options.TIMES)}, "
-                f"and truth values for {', '.join(options.SWITCHES)}; it knows "
+                f"{namespace}/{key}. S3 accepts printable ASCII, times for {', '.join(options.TIMES)}, "
+                f"and booleans for {', '.join(options.SWITCHES)}; it knows "
                 f"{', '.join(sorted(options.FOR_PUT))}."
             )
             raise ConnectorCapabilityException(message)
@@ -190,7 +190,7 @@ class S3Connector(Connector):
             part_size = partial(size_of_part, self._config.multipart_part_size, request.size)
             with Share(self.buffers) as share:
                 await upload.send(split(chunks, part_size, share), share)
-        # Before this nothing can appear at the key.
+        # Before this no object can appear at the key.
         with translated("put", str(request), writes=True) as attempts:
             answer = await upload.complete(condition)
         stored = stored_object(request.key, answer, size=upload.size, attributes=request.attributes)
@@ -237,16 +237,16 @@ class S3Connector(Connector):
     async def _answer_to_get(
         self, namespace: str, location: Location, if_match: str, start: int, end: int | None
     ) -> AsyncGenerator[Answer]:
-        """Ask for an object, or a range of it."""
+        """Request an object, or a range of it."""
         params: dict[str, Any] = {"IfMatch": f'"{if_match}"'}
         if start or end is not None:
             params["Range"] = f"bytes={start}-{'' if end is None else end - 1}"
         with translated("get", f"{namespace}/{location.key}"):
             answer = await self._client.get_object(Bucket=namespace, **named_by(location), **params)
-            arriving: Any = answer["Body"].iter_chunks(CHUNK)  # a generator, whatever the stubs say
+            arriving: Any = answer["Body"].iter_chunks(CHUNK)  # a generator
             async with answer["Body"], aclosing(arriving):
                 check_etag(namespace, stored_object(location.key, answer, size=0), if_match)
-                # A server that ignores Range sends everything, and says so by saying nothing.
+                # A server that ignores Range sends everything, without a Content-Range.
                 is_range = bool(answer.get("ContentRange"))
                 skip = 0 if is_range else start
                 size = answer["ContentLength"] - skip if end is None else end - start
@@ -314,7 +314,7 @@ class S3Connector(Connector):
             return await delete_one(self._client, namespace, deletions[0])
         capabilities = await self.capabilities(namespace)
         if capabilities.suspended:
-            # What FennFlow keeps for a moment has no older version to hide, and needs no marker.
+            # FennFlow's temporary objects have no older version to hide, and need no delete marker.
             deletions = [
                 null_version(each)
                 if each.location.key.startswith(f"{self._reserved_prefix}/")
@@ -364,8 +364,8 @@ class S3Connector(Connector):
                 ]
                 recent = [each for each in own if since is None or is_recent(each, since)]
                 found += recent
-                # A version uploaded in parts bears the time at which its upload began, so only
-                # a page without any recent version shows that the rest is older.
+                # A version that was uploaded in parts has the time at which its upload began. So
+                # only a page without any recent version shows that the rest is older.
                 if (items and items[-1].get("Key", "") > key) or (own and not recent):
                     break
         return found
@@ -464,8 +464,8 @@ class S3Connector(Connector):
         ]
         if wrong or len(there) != len(sizes):
             message = (
-                f"Of the upload of {namespace}/{key} {len(wrong)} of {len(sizes)} parts are missing or "
-                f"have another size, and {len(there)} have arrived."
+                f"{len(wrong)} of {len(sizes)} parts of the upload of {namespace}/{key} are missing or "
+                f"have another size; {len(there)} have arrived."
             )
             raise PreconditionFailedException(message)
         parts: list[Any] = [
@@ -492,7 +492,7 @@ class S3Connector(Connector):
 
 
 async def _cut_out(chunks: AsyncIterator[bytes], skip: int, left: int) -> AsyncGenerator[bytes]:
-    """Leave out so many bytes, and iterate over so many after them."""
+    """Skip a number of bytes, and iterate over a number of bytes after them."""
     async for chunk in chunks:
         wanted = chunk[skip : skip + left]
         skip, left = max(0, skip - len(chunk)), left - len(wanted)
@@ -507,10 +507,10 @@ async def _once(body: bytes) -> AsyncGenerator[bytes]:
 
 
 def _check_seconds(expires_in: float) -> None:
-    """Refuse a time for which S3 signs nothing.
+    """Refuse a time for which S3 does not sign.
 
     Raises:
-        ConnectorCapabilityException: it is one.
+        ConnectorCapabilityException: the time is out of range.
     """
     if not 1 <= expires_in <= MAX_EXPIRES_IN:
         message = f"S3 signs URLs for 1 to {MAX_EXPIRES_IN} seconds, not for {brief(expires_in)}."

@@ -1,7 +1,7 @@
-"""What a copy takes along, and copies of what is too large for one CopyObject.
+"""The attributes that a copy keeps, and copies of objects that are too large for one CopyObject.
 
-CopyObject names no `AnnotationDirective`, of which the default is COPY: `copy` and `move` keep the
-annotations of a file, as S3 does, whether they go to its key at once or by way of staged bytes.
+CopyObject sends no `AnnotationDirective`, whose default is COPY. So `copy` and `move` keep the
+annotations of a file, whether they copy directly to its key or through staged bytes.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ async def named(
     attributes: ObjectAttributes | None,
     extra: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Return what a CopyObject has to name, since it does not take it over by itself."""
+    """Return the parameters that a CopyObject has to send, since it does not keep them by itself."""
     if attributes is None:
         return {name: extra[name] for name in options.NOT_COPIED & set(extra)}
-    # A copy that replaces the metadata replaces all headers: the source's are asked.
+    # A copy that replaces the metadata replaces all headers, so the source's headers are read.
     head: Any = await client.head_object(**copy_source, **matching)
     kept = _headers(head)
     tagging = {"TaggingDirective": "REPLACE"} if "Tagging" in attributes.extra else {}
@@ -60,7 +60,7 @@ async def taken_along(
 
 
 def _headers(head: Any) -> dict[str, Any]:
-    """Return the headers that a copy takes over from its source: no value that no record would name."""
+    """Return the headers that a copy keeps from its source, without invalid values."""
     found = {name: head[name] for name in options.HEADERS if head.get(name)}
     return {
         name: value
@@ -86,7 +86,7 @@ async def copy_parts(
         client: an open one.
         namespace: of the target.
         key: the target.
-        described: metadata and headers, as parameters.
+        described: metadata and headers, as request parameters.
         copy_source: the source and its condition, as parameters.
         size: of the source, in bytes.
         part_size: of most parts, in bytes.
@@ -100,11 +100,11 @@ async def copy_parts(
 
 
 async def complete_copy(upload: Upload, condition: dict[str, Any]) -> Any:
-    """Make the target of the copied parts.
+    """Create the target from the copied parts.
 
     Args:
-        upload: what `copy_parts` returned.
-        condition: on which the target is made, as parameters.
+        upload: the result of `copy_parts`.
+        condition: the condition on the target, as request parameters.
     """
     async with _aborted(upload):
         return await upload.complete(condition)
@@ -116,7 +116,7 @@ async def _aborted(upload: Upload) -> AsyncGenerator[None]:
     try:
         yield
     except Exception:
-        # Cut off, or if this fails too, the journal knows of it.
+        # If this is cut off or fails, too, the upload is in the journal.
         with suppress(ClientError, BotoCoreError, OSError):
             await upload.client.abort_multipart_upload(**upload.target, UploadId=upload.upload_id)
         raise

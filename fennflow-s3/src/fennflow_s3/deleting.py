@@ -1,4 +1,4 @@
-"""Deletions: in batches, and one by one where a server does not take a batch."""
+"""Deletions: in batches, or one by one if a server does not support batches."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from types_aiobotocore_s3 import S3Client
 
 AT_ONCE = 10
-"""Requests, where a server has no DeleteObjects."""
+"""Concurrent requests if a server has no DeleteObjects."""
 
 
 def named_by(location: Location) -> Any:
@@ -34,7 +34,7 @@ def named_by(location: Location) -> Any:
 
 
 def null_version(deletion: Deletion) -> Deletion:
-    """Return the deletion of the object itself, for good, where one by key leaves a delete marker."""
+    """Return a permanent deletion of the object, if a deletion by key would leave a delete marker."""
     if deletion.location.version_id is not None:
         return deletion
     return replace(deletion, location=Location(deletion.location.key, "null"))
@@ -43,9 +43,10 @@ def null_version(deletion: Deletion) -> Deletion:
 async def delete_batch(
     client: S3Client, namespace: str, deletions: Sequence[Deletion]
 ) -> DeletionReport:
-    """Delete in one request; one by one where the server has no such request.
+    """Delete in one request, or one by one if the server does not support it.
 
-    A key that it refuses there, for instance as XML cannot hold it, may be deleted by its own URL.
+    A key that the server refuses in a batch, for instance because XML cannot hold it, may be
+    deleted by its own URL.
     """
     try:
         return await _delete_objects(client, namespace, deletions)
@@ -67,9 +68,9 @@ async def delete_with_directories(
 ) -> DeletionReport:
     """Delete from a server whose batches leave empty directories behind.
 
-    A deletion by itself takes along the directories that it leaves empty. So the last key of each
-    directory is deleted so. To delete the directory by its name would delete a file that was put in
-    its place meanwhile.
+    A single deletion also removes the directories that become empty. So the last key of each
+    directory is deleted by itself. Deleting the directory by its name could delete a file that was
+    put in its place meanwhile.
     """
     last = {each.location.key.rpartition("/")[0]: index for index, each in enumerate(deletions)}
     alone = {index for parent, index in last.items() if parent}
@@ -145,12 +146,12 @@ async def _delete_objects(
         found = None if named is None else refused[named]
         errors.append(await _obstacle(client, namespace, each, found))
     if unclear:
-        raise refused[unclear.pop()]  # what was not deleted must not count as deleted
+        raise refused[unclear.pop()]  # an object that was not deleted must not count as deleted
     return DeletionReport(errors=errors, retried=attempts.lost)
 
 
 async def delete_one(client: S3Client, namespace: str, deletion: Deletion) -> DeletionReport:
-    """Delete one object; by ETag, as servers enforce it that do not in a batch."""
+    """Delete one object; some servers enforce the ETag only in single deletions."""
     condition: Any = {} if deletion.if_match is None else {"IfMatch": f'"{deletion.if_match}"'}
     try:
         name = f"{namespace}/{deletion.location.key}"
@@ -169,8 +170,8 @@ async def _obstacle(
 ) -> BaseConnectorException | None:
     """Return what prevented a deletion; None if there is no object, as after an earlier attempt.
 
-    Where there is no object, some servers answer NoSuchKey to a deletion by ETag, and others
-    PreconditionFailed, as for an object with another ETag: then a HEAD decides.
+    If there is no object, some servers answer a deletion by ETag with NoSuchKey. Others answer
+    PreconditionFailed, as for another ETag; then a HEAD decides.
     """
     if isinstance(error, NoSuchKeyException):
         return None

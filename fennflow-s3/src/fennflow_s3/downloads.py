@@ -1,4 +1,4 @@
-"""How many downloads are open at once: each holds a connection for as long as its reader takes."""
+"""Limits open downloads: each holds a connection for as long as its reader takes."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ _logger = logging.getLogger("fennflow")
 
 
 class Downloads:
-    """Lets downloads begin, up to a limit at once; they use separate connections.
+    """Limits the number of open downloads, which use separate connections.
 
     A server answers other requests as fast as it can, but a download takes as long as its reader does.
     On shared connections, slow readers would leave none for other requests.
 
     Args:
-        limit: downloads at once.
+        limit: the number of concurrent downloads.
     """
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._free = asyncio.Semaphore(limit)
         self.has_ranges = True
-        """Whether the server sends ranges, until it is seen to send everything."""
+        """Whether the server sends ranges; False once it has ignored a range."""
 
     @asynccontextmanager
     async def open(self, name: str) -> AsyncGenerator[None]:
@@ -39,7 +39,7 @@ class Downloads:
             name: of the object, for the message.
 
         Raises:
-            ConnectorUnavailableException: none of the others ended in time.
+            ConnectorUnavailableException: no other download ended in time.
         """
         if self._free.locked():
             _logger.warning(
@@ -63,7 +63,7 @@ class Downloads:
             self.end()
 
     async def begin_if_free(self) -> bool:
-        """Take a turn unless one would have to wait for it, and return whether it was taken."""
+        """Take a turn if there is a free one; return whether it was taken."""
         return not self._free.locked() and await self._free.acquire()
 
     def end(self) -> None:

@@ -1,16 +1,16 @@
-"""The first attempt of a request on an object, without most of what a client of botocore does.
+"""The first attempt of a request on an object, without most layers of a botocore client.
 
 For each request a client emits a dozen events, resolves the endpoint, and looks in the answer for
-each member that it may have. That is most of what a request costs, and the same each time. So the
-first attempt is made here of botocore's own parts: its serializer, signer and parser, the client's
-credentials and its pool of connections.
+every possible member. That is most of the cost of a request, and the same work each time. So this
+module makes the first attempt from botocore's own parts: its serializer, signer and parser, and the
+client's credentials and connection pool.
 
-What is not a plain success is given to the client, as the answer to its own first attempt. So
-retries, redirects and errors are botocore's alone, as if this module did not exist
+Any answer except a plain success is passed to the client, as the answer to its own first attempt.
+So botocore alone handles retries, redirects and errors, as if this module did not exist
 (`docs/design/008-requests-on-s3.md`).
 """
 
-# ruff: noqa: SLF001 - botocore has no public names for what a client is made of
+# ruff: noqa: SLF001 - botocore has no public names for the parts of a client
 
 from __future__ import annotations
 
@@ -51,8 +51,8 @@ if TYPE_CHECKING:
     from botocore.model import OperationModel
 
 EXPECT_FROM = 1 << 20
-"""Bytes of a body from which on the server is asked first whether it takes it: a round trip more,
-which saves sending a body that is refused."""
+"""The size in bytes from which on the server is asked first whether it accepts the body (`Expect:
+100-continue`): one more round trip, which saves sending a body that is refused."""
 MOST_ROUTES = 1000
 
 _OPERATIONS = frozenset(
@@ -75,7 +75,7 @@ _PARAMETERS = options.FOR_PUT | {
     "TaggingDirective",
     "VersionId",
 }
-"""Those that need no more than the serializer; for others the client has handlers."""
+"""Operations that need only the serializer; for others the client has handlers."""
 _SAYS_NOTHING_OF_THE_ENDPOINT = frozenset({HTTPStatus.NOT_FOUND, HTTPStatus.PRECONDITION_FAILED})
 """After other answers the client may have found that a bucket is in another region."""
 _WITHOUT_BODY = frozenset({"GET", "HEAD"})
@@ -84,12 +84,12 @@ _XML = {
     name: re.compile(rb"\s*(<\?xml[^>]*\?>\s*)?<%s\b" % root)
     for name, root in (("CopyObject", b"CopyObjectResult"), ("DeleteObjects", b"DeleteResult"))
 }
-"""How the body of an answer begins; S3 sends errors with status 200, too."""
+"""The beginning of a successful body, since S3 sends errors with status 200, too."""
 
 
 @dataclass(slots=True, repr=False)
 class _Request:
-    """What botocore's signer and the pool want to know of a request; its headers hold secrets."""
+    """A request as botocore's signer and the pool need it; its headers contain secrets."""
 
     method: str
     url: str
@@ -102,7 +102,7 @@ class _Request:
 
 
 class _SignedHeaders(dict[str, str]):
-    """Headers by their names in lower case; each has one value."""
+    """Headers by lower-case name; each has one value."""
 
     def get_all(self, name: str) -> list[str]:
         return [self[name]]
@@ -111,7 +111,7 @@ class _SignedHeaders(dict[str, str]):
 class _Signer(S3SigV4Auth):
     """Signs requests to one host, as botocore does.
 
-    It derives the key once a day, and collects the headers of a request once.
+    It derives the signing key once a day, and collects the headers of a request once.
 
     Args:
         service: that the signature names.
@@ -127,7 +127,7 @@ class _Signer(S3SigV4Auth):
         self._key = b""
 
     def sign(self, request: _Request, credentials: Any) -> None:
-        """Sign a request with credentials, which may be others each time."""
+        """Sign a request with credentials, which may differ each time."""
         self.credentials = credentials
         to_sign: Any = request
         self.add_auth(to_sign)
@@ -158,13 +158,13 @@ class _Signer(S3SigV4Auth):
 
 @dataclass(frozen=True, slots=True)
 class _Route:
-    """Where requests of one operation on one bucket go, and how they are signed.
+    """The URL for one operation on one bucket, and how its requests are signed.
 
     Args:
-        operation: of botocore's model, whose path has no bucket any more.
-        url: of the endpoint, with the bucket in it.
-        headers: that the endpoint wants.
-        context: what the signer is to know of the client.
+        operation: the operation in botocore's model, with the bucket removed from its path.
+        url: the URL of the endpoint, including the bucket.
+        headers: the headers that the endpoint requires.
+        context: the client's settings for the signer.
         signer: for this endpoint and its region.
     """
 
@@ -176,12 +176,12 @@ class _Route:
 
 
 def content_md5(body: bytes) -> str:
-    """Return a checksum of a batch of deletions, which S3 wants, and which every server takes."""
+    """Return the MD5 of a batch of deletions, which S3 requires and every server accepts."""
     return base64.b64encode(hashlib.md5(body, usedforsecurity=False).digest()).decode()
 
 
 def _parse_timestamp(value: Any) -> datetime:
-    """Return the time of a header or an element; botocore's own way takes twenty times as long."""
+    """Parse the time of a header or an element; botocore's own parser takes twenty times as long."""
     for parse in (parsedate_to_datetime, datetime.fromisoformat):
         try:
             when = parse(value)
@@ -196,10 +196,10 @@ _answered: ContextVar[list[Any] | None] = ContextVar("_answered", default=None)
 
 
 def answer_to_first_attempt(**_kwargs: Any) -> Any:
-    """Give the client the answer to its first attempt, in place of sending it.
+    """Return the answer to the client's first attempt, in place of sending it.
 
     Raises:
-        Exception: the one with which it ended without an answer.
+        Exception: the exception of an attempt without an answer.
     """
     answers = _answered.get()
     if not answers:
@@ -211,11 +211,11 @@ def answer_to_first_attempt(**_kwargs: Any) -> Any:
 
 
 class FirstAttempts(AioBaseClient):
-    """A client that makes the first attempt of a request on an object without its layers."""
+    """A client that makes the first attempt of requests on objects without its layers."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        # The stubs hide what a client is made of.
+        # The stubs hide the parts of a client.
         self._parts: Any = self
         parsers: Any = AioResponseParserFactory()
         parsers.set_parser_defaults(timestamp_parser=_parse_timestamp)
@@ -239,14 +239,14 @@ class FirstAttempts(AioBaseClient):
         try:
             return await client._make_api_call(operation_name, api_params)
         except Exception:
-            if answers:  # for instance, there were no credentials for a request to take its place
+            if answers:  # not consumed, for instance because there were no credentials
                 await self._report(operation_name, answer)
             raise
         finally:
             _answered.reset(token)
 
     async def _report(self, operation_name: str, answer: Any) -> None:
-        """Report an attempt to what counts attempts: the client did not get its answer."""
+        """Report an attempt to the counters, since the client did not get its answer."""
         status = getattr(answer, "status_code", 0)
         refused = status >= HTTPStatus.MULTIPLE_CHOICES
         parsed: dict[str, Any] = {"ResponseMetadata": {"HTTPStatusCode": status}}
@@ -269,7 +269,7 @@ class FirstAttempts(AioBaseClient):
         return self._routes[name]
 
     async def _find_route(self, operation_name: str, api_params: dict[str, Any]) -> _Route | None:
-        """Ask the client where it sends such a request; None if it does more than the usual."""
+        """Determine where the client sends such a request; None if it needs special treatment."""
         client, config = self._parts, self._parts.meta.config
         if (
             client._request_signer._credentials is None
@@ -312,8 +312,8 @@ class FirstAttempts(AioBaseClient):
         """Make the first attempt.
 
         Returns:
-            what the call returns, or None if it is not a plain success; and the answer, or the
-            exception in place of one.
+            the result of the call, or None if it is not a plain success; and the answer, or the
+            exception in place of it.
         """
         client = self._parts
         request = self._request(route, api_params)
@@ -330,7 +330,7 @@ class FirstAttempts(AioBaseClient):
         parsed = await self._parsed(route.operation, response)
         if parsed is None:
             return None, response
-        # As after each success: what retries have cost is given back to their quota.
+        # As after each success, the cost of retries is returned to the quota.
         await client.meta.events.emit("after-call.s3", http_response=response, context={})
         return parsed, response
 
@@ -357,11 +357,11 @@ class FirstAttempts(AioBaseClient):
         )
 
     async def _parsed(self, operation: OperationModel, response: Any) -> Any:
-        """Return what a call returns for an answer that is a plain success, else None."""
+        """Return the result of a call for a plain success, else None."""
         if response.status_code >= HTTPStatus.MULTIPLE_CHOICES:
             await (
                 response.content
-            )  # the client reads it, too, and would leave it if it were cancelled
+            )  # the client reads it, too, and would give it up if it were cancelled
             return None
         body: Any
         if operation.has_streaming_output:
@@ -370,7 +370,7 @@ class FirstAttempts(AioBaseClient):
             body = await response.content
             if not _XML.get(operation.name, _NOTHING).match(body):
                 return None
-        # Looked up faster than the headers of the response.
+        # A look-up here is faster than in the headers of the response.
         headers = CIMultiDict(
             {name.decode().lower(): value.decode() for name, value in response.raw.raw_headers}
         )

@@ -1,8 +1,8 @@
-"""Metadata and headers of objects, and what a user may pass as `connector_extra`.
+"""Metadata and headers of objects, and the options that a user may pass as `connector_extra`.
 
 The names are those of PutObject.
 
-Customer keys (SSE-C) are not among them: every read would need them, and the journal would keep
+Customer keys (SSE-C) are not supported: every read would need them, and the journal would store
 them.
 """
 
@@ -35,7 +35,7 @@ NOT_COPIED = frozenset(
         "WebsiteRedirectLocation",
     }
 )
-"""What CopyObject does not take over from its source, so that apply has to name it again."""
+"""Options that CopyObject does not keep from its source, so that apply has to send them again."""
 
 AT_THE_KEY_ONLY = frozenset(
     {
@@ -45,13 +45,13 @@ AT_THE_KEY_ONLY = frozenset(
         "StorageClass",
     }
 )
-"""What staged bytes must not have: an archived object cannot be copied, a locked one not deleted, and
-several classes are billed for a month at least."""
+"""Options that staged bytes must not have: an archived object cannot be copied, a locked one cannot
+be deleted, and several classes are billed for at least a month."""
 
 HEADERS = frozenset(
     {"CacheControl", "ContentDisposition", "ContentEncoding", "ContentLanguage", "Expires"}
 )
-"""What CopyObject takes over, unless it gives the target metadata of its own."""
+"""Options that CopyObject keeps, unless it replaces the metadata."""
 
 FOR_PUT = NOT_COPIED | HEADERS | {"Tagging"}
 
@@ -61,7 +61,7 @@ SWITCHES = frozenset({"BucketKeyEnabled"})
 
 
 def is_option(name: str, value: object) -> bool:
-    """Return whether S3 knows an option, and a header can hold its value."""
+    """Return whether S3 supports an option, and its value is valid in a header."""
     if name not in FOR_PUT:
         return False
     if name in SWITCHES:
@@ -76,7 +76,7 @@ def is_option(name: str, value: object) -> bool:
 
 
 def described(attributes: ObjectAttributes) -> dict[str, Any]:
-    """Return the parameters of an object's metadata and headers."""
+    """Return an object's metadata and headers as request parameters."""
     return {
         "ContentType": attributes.media_type,
         "Metadata": metadata.encode(attributes.metadata),
@@ -85,7 +85,7 @@ def described(attributes: ObjectAttributes) -> dict[str, Any]:
 
 
 def bound(terms: UploadTerms) -> tuple[dict[str, Any], dict[str, str]]:
-    """Return the parameters that bind an upload, and the headers that its client has to send."""
+    """Return the request parameters for the terms of an upload, and the headers that a client sends."""
     params: dict[str, Any] = {}
     headers: dict[str, str] = {}
     if terms.media_type is not None:

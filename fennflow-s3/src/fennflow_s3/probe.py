@@ -1,6 +1,6 @@
-"""What a bucket enforces, found out by trying: some servers answer 200 to conditions they ignore.
+"""Probes what a bucket enforces: some servers answer 200 to conditions that they ignore.
 
-The rule is P15 of the protocol. All is tried on one key under the reserved prefix.
+It implements P15 of the protocol, on one key under the reserved prefix.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ if TYPE_CHECKING:
 UNKNOWN = frozenset(
     {HTTPStatus.BAD_REQUEST, HTTPStatus.METHOD_NOT_ALLOWED, HTTPStatus.NOT_IMPLEMENTED}
 )
-"""What servers answer to a request, a header or a condition that they do not know."""
+"""The answers of servers to a request, a header or a condition that they do not support."""
 STAMP = {"fennflow_seq": "1"}
-"""Metadata of the kind by which FennFlow recognises what it wrote (P11)."""
+"""Metadata like those by which FennFlow recognises its objects (P11)."""
 OTHER_ETAG = '"00000000000000000000000000000000"'
-"""That no object has."""
+"""An ETag that no object has."""
 
 
 async def probe(client: S3Client, bucket: str, reserved_prefix: str) -> Capabilities:
     """Find out what a bucket enforces.
 
-    AWS's own endpoints are taken at their documentation: conditional writes, deletes (also in
+    AWS's own endpoints are not probed, but used as documented: conditional writes, deletes (also in
     DeleteObjects) and copies in general purpose buckets (S3 user guide, "Conditional requests").
     """
     versioning = await _versioning(client, bucket)
@@ -48,11 +48,11 @@ async def probe(client: S3Client, bucket: str, reserved_prefix: str) -> Capabili
             suspended=versioning == "Suspended",
             checksums=True,
         )
-    # In a directory of its own: what other processes try at the same time must not fill it.
+    # In a separate directory, so that objects of concurrent probes are not in it.
     key = f"{reserved_prefix}/probe/{uuid_utils.uuid7()}/object"
     try:
         checksums = await _put_checked(client, bucket, key)
-        # Without its stamp, what FennFlow wrote at a user's key could not be recognised.
+        # Without its stamp, an object that FennFlow wrote at a user's key could not be recognised.
         stamps = await _keeps_stamps(client, bucket, key)
         hierarchical = await _refuses_key(client, bucket, _below(key))
         short_names = await _refuses_key(client, bucket, _long(key))
@@ -97,7 +97,7 @@ async def _versioning(client: S3Client, bucket: str) -> str | None:
         answer = await client.get_bucket_versioning(Bucket=bucket)
     except ClientError as error:
         if _status(error) in UNKNOWN:
-            return None  # servers that do not know versions
+            return None  # servers without versioning
         raise
     return answer.get("Status")
 
@@ -118,13 +118,13 @@ async def _copy_conditions(client: S3Client, bucket: str, key: str) -> bool:
 
 
 async def _refuses_key(client: S3Client, bucket: str, key: str) -> bool:
-    """Return whether nothing can be written under a key, as on a file system."""
+    """Return whether nothing can be written below a key, as on a file system."""
     for last in (False, True):
         try:
             with sent_once():
                 await client.put_object(Bucket=bucket, Key=key, Body=b"1")
         except (ClientError, ConnectionClosedError) as error:
-            # Gateways answer 400, 409 or 500, or break the connection, which no attempt changes.
+            # Gateways answer 400, 409 or 500, or close the connection, and would do so each time.
             if isinstance(error, ClientError) and _status(error) in {
                 HTTPStatus.TOO_MANY_REQUESTS,
                 HTTPStatus.SERVICE_UNAVAILABLE,
@@ -138,7 +138,7 @@ async def _refuses_key(client: S3Client, bucket: str, key: str) -> bool:
 
 
 async def _put_checked(client: S3Client, bucket: str, key: str) -> bool:
-    """Write the object; return whether a PUT may name its SHA-256, and a wrong one is refused."""
+    """Write the object; return whether a PUT may have a SHA-256, and a wrong one is refused."""
     right, wrong = (b64encode(sha256(body).digest()).decode() for body in (b"1", b"2"))
     what: Any = {"Bucket": bucket, "Key": key, "Body": b"1", "Metadata": STAMP}
     try:
@@ -146,7 +146,7 @@ async def _put_checked(client: S3Client, bucket: str, key: str) -> bool:
     except ClientError as error:
         if _status(error) not in UNKNOWN:
             raise
-        await client.put_object(**what)  # older servers refuse a header that they do not know
+        await client.put_object(**what)  # older servers refuse an unknown header
         return False
     try:
         await client.put_object(**what, ChecksumSHA256=wrong)
@@ -172,28 +172,28 @@ async def _batch_conditions(client: S3Client, bucket: str, key: str) -> bool:
         answer = await client.delete_objects(Bucket=bucket, Delete={"Objects": objects})
     except ClientError as error:
         if _status(error) in UNKNOWN:
-            return False  # the server has no such request, or refuses its condition
+            return False  # the server does not support the request or its condition
         raise
     codes = {error.get("Code") for error in answer.get("Errors", [])}
     return "PreconditionFailed" in codes
 
 
 async def _keeps_directory(client: S3Client, bucket: str, key: str) -> bool:
-    # JuiceFS lists an empty directory under its name without the slash alone.
+    # JuiceFS lists an empty directory only under its name without the slash.
     parent = key.rpartition("/")[0]
     there = await client.list_objects_v2(Bucket=bucket, Prefix=parent)
     return f"{parent}/" in {item.get("Key") for item in there.get("Contents", [])}
 
 
 async def _refused(request: Awaitable[object]) -> bool:
-    """Return whether a request whose condition does not hold was refused for that."""
+    """Return whether a request was refused because its condition did not hold."""
     try:
         await request
     except ClientError as error:
         if _status(error) == HTTPStatus.PRECONDITION_FAILED:
             return True
         if _status(error) in {*UNKNOWN, HTTPStatus.CONFLICT}:
-            return False  # the server does not know the condition, or not on this request
+            return False  # the server does not support the condition on this request
         raise
     return False
 
@@ -205,7 +205,7 @@ def _status(error: ClientError) -> int:
 
 async def _clean_up(client: S3Client, bucket: str, key: str, *, versions: bool) -> None:
     if not versions:
-        # The batch may have been refused, with what it was to delete.
+        # The batch may have been refused as a whole.
         for each in (_below(key), _long(key), key):
             with suppress(ClientError):
                 await client.delete_object(Bucket=bucket, Key=each)

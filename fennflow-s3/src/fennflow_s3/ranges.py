@@ -13,21 +13,21 @@ from fennflow.buffers import Buffers, Share
 from fennflow_s3.downloads import Downloads
 
 RANGE = 8 << 20
-"""Bytes of a range."""
+"""The size of a range in bytes."""
 RANGES_AT_ONCE = 8
 ALONE = 2 * RANGE
-"""Bytes that one request brings before there are others."""
+"""How many bytes the first request delivers before others are sent."""
 WORTH_IT = 4 * RANGE
-"""Bytes that must be left, for others to begin."""
+"""How many bytes must be left for other requests to start."""
 PATIENCE = 1.0
-"""Seconds that a reader may take for a range. One that is slower is served by one request."""
+"""Seconds that a reader may take for a range; a slower reader is served by one request."""
 
 
 def reader_waits(kept: float, elapsed: float) -> bool:
     """Return whether a reader waits for its connection most of the time.
 
     Args:
-        kept: seconds for which it kept what it was given.
+        kept: seconds that the reader spent on the data it got.
         elapsed: seconds since the connection began.
     """
     return kept < elapsed / 2
@@ -38,8 +38,8 @@ class Answer:
     """The answer to a GET.
 
     Args:
-        size: in bytes, of what was asked for.
-        is_range: whether the server has sent a range alone.
+        size: the size of the requested bytes.
+        is_range: whether the server has sent only a range.
         chunks: the bytes.
     """
 
@@ -52,13 +52,13 @@ Request = Callable[[int, int | None], AbstractAsyncContextManager[Answer]]
 
 
 class Rest:
-    """The bytes of an object from a start on: brought by one request, or by more if that is faster.
+    """The bytes of an object from a start on, read with one request, or with several if that is faster.
 
     Args:
-        request: asks for a range, or all from a byte on.
+        request: requests a range, or everything from a byte on.
         start: the first byte.
-        buffers: has the memory for ranges.
-        downloads: has the turns for requests; one of them is the caller's already.
+        buffers: provides the memory for ranges.
+        downloads: provides the turns for requests; the caller already has one.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class Rest:
         self._downloads = downloads
 
     async def chunks(self) -> AsyncGenerator[bytes]:
-        """Iterate over them, in order."""
+        """Iterate over the bytes, in order."""
         for part in (self._first, self._ahead, self._last):
             async with aclosing(part()) as chunks:
                 async for chunk in chunks:
@@ -80,7 +80,7 @@ class Rest:
                 break
 
     async def _first(self) -> AsyncGenerator[bytes]:
-        """Ask for everything, and stop where ranges are worth it."""
+        """Request everything, and stop when ranges would be faster."""
         clock = asyncio.get_running_loop().time
         began, kept, enough = clock(), 0.0, self._position + ALONE
         async with self._request(self._position, None) as answer:
@@ -114,14 +114,14 @@ class Rest:
 
 @dataclass(slots=True, eq=False)
 class _Range:
-    """A range on its way.
+    """A range that is being read.
 
     Attributes:
-        left: bytes that have not arrived yet.
-        chunks: that have arrived, and were not read yet.
-        changed: set when one has arrived, or none is to come.
-        ended: whether none is to come.
-        failure: why, if it was not the end.
+        left: the number of bytes that have not arrived yet.
+        chunks: the chunks that have arrived and were not read yet.
+        changed: set when a chunk has arrived, or no more will come.
+        ended: whether no more chunks will come.
+        failure: the error, if the range failed.
     """
 
     left: int
@@ -132,14 +132,14 @@ class _Range:
 
 
 class Ahead:
-    """Reads an object in ranges: one more at once whenever its reader has to wait.
+    """Reads an object in concurrent ranges, adding one whenever its reader has to wait.
 
     Args:
         fetch: reads one range.
         start: the first byte.
         end: the byte before which to stop.
-        buffers: has the memory for the ranges.
-        downloads: has the turns for their requests; the first one uses that of the caller.
+        buffers: provides the memory for the ranges.
+        downloads: provides the turns for their requests; the first one uses the caller's.
     """
 
     def __init__(
@@ -166,7 +166,7 @@ class Ahead:
         It ends early if the reader is slow, or a server does not answer with the range.
 
         Raises:
-            BaseConnectorException: a range failed; the bytes before it were read.
+            BaseConnectorException: a range failed; the bytes before it were yielded.
         """
         loop = asyncio.get_running_loop()
         try:
@@ -197,7 +197,7 @@ class Ahead:
                 await asyncio.wait(self._tasks)
 
     async def _begin(self) -> bool:
-        """Begin as many ranges as there may be; return whether there is one to read."""
+        """Start as many ranges as allowed; return whether there is one to read."""
         while self._next < self._end and len(self._ranges) < self._at_once:
             turn = bool(self._ranges)
             if not turn:
@@ -216,7 +216,7 @@ class Ahead:
         return bool(self._ranges)
 
     async def _wait_for(self, first: _Range) -> None:
-        """Wait for bytes, and begin one range more."""
+        """Wait for bytes, and start one more range."""
         first.changed.clear()
         if self._at_once < RANGES_AT_ONCE:
             self._at_once += 1
@@ -230,7 +230,7 @@ class Ahead:
                     one.left -= len(chunk)
                     one.chunks.append(chunk)
                     one.changed.set()
-        except Exception as error:  # noqa: BLE001 - raised when the bytes before it are read
+        except Exception as error:  # noqa: BLE001 - raised after the bytes before it
             one.failure = error
 
     def _ended(self, one: _Range, turn: bool, task: asyncio.Task[None]) -> None:  # noqa: FBT001
@@ -241,7 +241,7 @@ class Ahead:
         one.changed.set()
 
     def _drop(self) -> None:
-        """Hold neither requests nor memory any more."""
+        """Release all requests and memory."""
         self._dropped = True
         for task in self._tasks:
             task.cancel()

@@ -13,13 +13,13 @@ if TYPE_CHECKING:
 
 
 async def rules_on(client: S3Client, bucket: str, prefix: str) -> LifecycleRules:
-    """Return what the rules of a bucket do under a prefix.
+    """Return the effects of a bucket's rules under a prefix.
 
-    A rule that asks for tags is left out: FennFlow gives staged bytes no tags but the user's. So is one
-    for versions that are not current, as staged bytes have one version.
+    Rules that depend on tags are left out, since staged bytes have only the user's tags. So are
+    rules for noncurrent versions, since staged bytes have one version.
 
     Raises:
-        AccessDeniedException: they are not shown to this user.
+        AccessDeniedException: this user may not read them.
         ConnectorCapabilityException: the server has no such rules, or does not show them.
     """
     try:
@@ -45,7 +45,7 @@ def _removes(rule: Any) -> bool:
     both: dict[str, Any] = filters.get("And") or {}
     if "Tag" in filters or both.get("Tags"):
         return False
-    # Expiration may be of delete markers alone.
+    # An expiration may be only for delete markers.
     removing = {"Days", "Date"} & set(rule.get("Expiration") or {})
     return bool(removing) or bool(rule.get("Transitions"))
 

@@ -1,4 +1,4 @@
-"""Uploads in parts: a body of any size, a few parts of which are in memory."""
+"""Multipart uploads of bodies of any size, with a few parts in memory."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ PARTS_IN_FLIGHT = 4
 MAX_PARTS = 10_000
 MAX_PART_SIZE = 5 << 30
 GROWS_EVERY = 900
-"""Parts of a body of unknown size, after which they double: so 5 TiB are fewer than 10,000."""
+"""After so many parts of a body of unknown size their size doubles: 5 TiB need fewer than 10,000."""
 
 
 def size_of_part(smallest: int, total: int | None, number: int) -> int:
-    """Return how many bytes a part is to have.
+    """Return the size of a part in bytes.
 
-    S3 takes at most 10,000 parts, and objects of up to 5 TiB (user guide, "Amazon S3 multipart
+    S3 allows at most 10,000 parts, and objects of up to 5 TiB (user guide, "Amazon S3 multipart
     upload limits").
 
     Args:
-        smallest: what the configuration says.
-        total: of the body, if that is known.
-        number: of the part, from 1.
+        smallest: the configured size.
+        total: the size of the body, if it is known.
+        number: the number of the part, from 1.
     """
     if total is not None:
         return max(smallest, -(-total // MAX_PARTS))
@@ -50,12 +50,13 @@ def size_of_part(smallest: int, total: int | None, number: int) -> int:
 async def split(
     chunks: AsyncIterator[bytes], size_of: Callable[[int], int], share: Share
 ) -> AsyncGenerator[bytes]:
-    """Cut a body into parts; of an empty one there is one empty part.
+    """Cut a body into parts; an empty body has one empty part.
 
     Args:
-        chunks: of the body.
+        chunks: the chunks of the body.
         size_of: returns the size of a part, by its number.
-        share: holds the bytes of each part from its first byte on; the taker of the part returns them.
+        share: accounts for the bytes of each part from its first byte on; the consumer of the part
+            returns them.
     """
     number, wanted = 1, size_of(1)
     pieces: list[memoryview] = []
@@ -80,13 +81,13 @@ async def split(
 
 @dataclass(slots=True)
 class Upload:
-    """One upload in parts, which S3 keeps until it is completed or aborted.
+    """One multipart upload, which S3 keeps until it is completed or aborted.
 
     Args:
         client: an open one.
-        target: bucket and key, as parameters.
-        upload_id: that S3 gave it.
-        checksums: whether S3 is to check the CRC32 of each part.
+        target: bucket and key, as request parameters.
+        upload_id: the id from S3.
+        checksums: whether S3 should check the CRC32 of each part.
         on_upload: awaited with the id before each further request.
     """
 
@@ -115,8 +116,8 @@ class Upload:
             client: an open one.
             namespace: the bucket.
             key: of the object.
-            described: metadata and headers, as parameters.
-            checksums: whether its parts are to have a CRC32, if the server takes that.
+            described: metadata and headers, as request parameters.
+            checksums: whether its parts should have a CRC32, if the server supports it.
             on_upload: awaited with its id before each further request.
         """
         target: dict[str, Any] = {"Bucket": namespace, "Key": key}
@@ -127,26 +128,26 @@ class Upload:
             status: object = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode")
             if not checked or status not in {HTTPStatus.BAD_REQUEST, HTTPStatus.NOT_IMPLEMENTED}:
                 raise
-            # Some servers refuse a header that they do not know.
+            # Some servers refuse an unknown header.
             created = await client.create_multipart_upload(**target, **described)
-        # A server that does not know of it says nothing of it, and is sent no checksums.
+        # A server without support does not mention it in its answer, and gets no checksums.
         known = "ChecksumAlgorithm" in created
         return cls(client, target, created["UploadId"], known, on_upload=on_upload)
 
     async def ask(self) -> None:
-        """Let the engine journal the id, or stop what it may not send any more."""
+        """Let the engine journal the id, or stop the upload if it may send nothing more."""
         if self.on_upload is not None:
             await self.on_upload(self.upload_id)
 
     async def send(self, parts: AsyncGenerator[bytes], share: Share) -> None:
-        """Send all parts, a few at a time; after a failure those under way come to their end.
+        """Send all parts, a few at a time; after a failure, wait for the running requests.
 
-        S3 may keep what it is receiving while the upload is aborted (API reference,
+        S3 may keep parts that it receives while the upload is aborted (API reference,
         AbortMultipartUpload).
 
         Args:
-            parts: of the body.
-            share: holds their bytes, which are given back part by part.
+            parts: the parts of the body.
+            share: accounts for their bytes, which are returned part by part.
         """
         failures: list[Exception] = []
         under_way: set[asyncio.Task[None]] = set()
@@ -164,7 +165,7 @@ class Upload:
                         number += 1
                         self.size += len(part)
                         under_way.add(group.create_task(send(number, part)))
-                        del part  # else it would be held while the next one is read
+                        del part  # otherwise it would stay in memory while the next one is read
 
         async def send(number: int, part: bytes) -> None:
             try:
@@ -173,7 +174,7 @@ class Upload:
             finally:
                 share.give(len(part))
             if failures:
-                # The next part may take long to arrive, and is no longer needed.
+                # The next part may take a long time to arrive, and is no longer needed.
                 reading.cancel()
 
         async with asyncio.TaskGroup() as group:
@@ -192,10 +193,10 @@ class Upload:
         self._parts[number] = {"PartNumber": number, "ETag": answer["ETag"], **checksum}  # type: ignore[typeddict-item]
 
     async def complete(self, condition: dict[str, Any]) -> Any:
-        """Make the object of the parts.
+        """Create the object from the parts.
 
         Args:
-            condition: on which it is made, as parameters.
+            condition: the condition on the key, as request parameters.
         """
         await self.ask()
         parts = [self._parts[number] for number in sorted(self._parts)]

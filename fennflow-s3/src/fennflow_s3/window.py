@@ -1,4 +1,4 @@
-"""How many requests are under way at once, and fewer of them while a server asks to slow down."""
+"""Limits concurrent requests, and reduces the limit while a server asks to slow down."""
 
 from __future__ import annotations
 
@@ -10,17 +10,18 @@ SLOW_DOWN = {HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE}
 
 
 class Window:
-    """Lets requests pass, at most so many at once as the server lately took.
+    """Limits concurrent requests to the number that the server recently accepted.
 
-    Half as many as were under way when one is refused, and one more after each round that went well: additive
-    increase and multiplicative decrease, as TCP avoids congestion (RFC 5681, section 3.1). S3
-    answers 503 `SlowDown` while it makes room for a new rate, and takes more within minutes
-    (Amazon S3 User Guide, "Best practices design patterns: optimizing Amazon S3 performance").
+    The limit is halved when a request is refused, and raised by one after each successful round:
+    additive increase and multiplicative decrease, as in TCP's congestion avoidance (RFC 5681,
+    section 3.1). S3 answers 503 `SlowDown` while it scales to a new rate, and accepts more within
+    minutes (Amazon S3 User Guide, "Best practices design patterns: optimizing Amazon S3
+    performance").
 
-    Unlike a limit of requests per second, it does not slow down a client that sends one now and then.
+    Unlike a limit of requests per second, it does not slow down a client that sends few requests.
 
     Args:
-        limit: requests at once, however well it goes.
+        limit: the largest number of concurrent requests.
     """
 
     def __init__(self, limit: int) -> None:
@@ -40,7 +41,7 @@ class Window:
         try:
             await turn
         except asyncio.CancelledError:
-            if not turn.cancelled():  # it came at the same moment
+            if not turn.cancelled():  # it was granted at the same moment
                 self._under_way -= 1
                 self._admit()
             raise
@@ -50,12 +51,13 @@ class Window:
         """Give a turn back.
 
         Args:
-            entered: what `enter` returned.
-            status: of the answer; None if there was none, which says nothing about the server.
+            entered: the return value of `enter`.
+            status: the status of the answer; None if there was none, which does not change the
+                limit.
         """
         self._under_way -= 1
         if status in SLOW_DOWN:
-            # Those that were under way with it are refused for the same reason: they count once.
+            # Concurrent requests are refused for the same reason, so they count only once.
             if entered == self._narrowed:
                 self._narrowed += 1
                 self._width = max(1.0, min(self._width, self._under_way + 1) / 2)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 else:
 
     def __getattr__(name: str) -> object:
-        # SQLAlchemy takes most of a second to import, and discovery imports this package.
+        # Importing SQLAlchemy takes almost a second, and discovery imports this package.
         if name in __all__:
             from fennflow_sqlalchemy import columns, tables
 

@@ -1,8 +1,8 @@
 """Catalog and journal in SQLite or PostgreSQL: the contract of `Backend`, on SQLAlchemy Core.
 
 Every method is one transaction on PostgreSQL. On SQLite, where journal and catalog are two files,
-those that touch both are one on each, in an order by which a crash between the two leaves what
-recovery completes: the insert of the outcome, in the catalog's, decides alone (P5).
+methods that change both use one transaction on each. Their order lets recovery complete the work
+after a crash between the two; only the insert of the outcome, in the catalog's file, decides (P5).
 """
 
 from __future__ import annotations
@@ -58,19 +58,19 @@ if TYPE_CHECKING:
 
 
 LOCK_WAIT = 5.0
-"""Seconds to wait for one's own pivot, of which only the answer was lost."""
+"""Seconds to wait for this process's own pivot, if only the answer was lost."""
 
 SMALLEST = "\x01"
-"""The first character that a database can hold: no key is between one and the same with this."""
+"""The smallest character that a database can store: a key with it appended is the next key."""
 
 
 class SqlalchemyBackend(JournalBackend):
     """Catalog and journal in a database.
 
     Args:
-        config: which one.
-        late_write_period: seconds for which late writes and kept locks stand.
-        lease_ttl: seconds that a lease runs.
+        config: the config of the database.
+        late_write_period: seconds for which late writes and retained locks are kept.
+        lease_ttl: seconds that a lease lasts.
         lock_timeout: seconds to wait for locks that users' transactions hold.
     """
 
@@ -96,7 +96,7 @@ class SqlalchemyBackend(JournalBackend):
         )
         if of_journal != self._catalog_id:
             message = (
-                f"The journal {self._journal.name} belongs to another catalog than "
+                f"The journal {self._journal.name} does not belong to the catalog "
                 f"{self._catalog.name}. Restore the two files together, or name the right one "
                 "with SqlalchemyBackendConfig(journal=...)."
             )
@@ -133,7 +133,7 @@ class SqlalchemyBackend(JournalBackend):
         self, namespace: str, *, prefix: str, start: str, limit: int, delimiter: str
     ) -> Sequence[Record]:
         successor = after_prefix(delimiter)
-        if successor is None:  # of the last character alone
+        if successor is None:  # the prefix consists only of the last character
             return await super().scan_names(
                 namespace, prefix=prefix, start=start, limit=limit, delimiter=delimiter
             )
@@ -162,7 +162,8 @@ class SqlalchemyBackend(JournalBackend):
         variant, area = _stretch(*fill.area, "", 1)
 
         def work(connection: Connection) -> bool:
-            # Held until the end of this, so that no other process ends the fill meanwhile.
+            # Held until the end of this transaction, so that no other process ends the fill
+            # meanwhile.
             found = connection.execute(self._fill_sql.hold, mark).scalar()
             begins = found is None and part.begins
             if begins and not _found(connection, self._catalog_sql.scan[variant], area):
@@ -186,7 +187,7 @@ class SqlalchemyBackend(JournalBackend):
         names = {"hidden": fill.hidden, "shown": fill.area.namespace}
 
         def work(connection: Connection) -> None:
-            # First, since it waits for those who are adding records.
+            # This comes first, since it waits for processes that are adding records.
             if connection.execute(self._fill_sql.end, mark).first() is not None:
                 connection.execute(self._fill_sql.show, names)
                 connection.execute(self._fill_sql.clear, {"hidden": fill.hidden})
@@ -196,7 +197,7 @@ class SqlalchemyBackend(JournalBackend):
     @override
     async def add_details(self, records: Collection[Record]) -> None:
         rows = {"rows": record_rows(records)}
-        with suppress(LockWaitTimeoutError):  # a transaction of the user's may hold what is needed
+        with suppress(LockWaitTimeoutError):  # a user's transaction may hold a lock that is needed
             await self._catalog.write(self._fill_sql.add_details, rows, lock_wait=0.0)
 
     # --- a transaction: locks and intents ----------------------------------------------------
@@ -229,7 +230,7 @@ class SqlalchemyBackend(JournalBackend):
             return records
 
         try:
-            # A lock in PostgreSQL's journal is held for a moment only; the engine tries again.
+            # Locks in PostgreSQL's journal are held only for a moment; the engine tries again.
             lock_wait = LOCK_SLICE if self._single_database else self._catalog.lock_wait
             return await self._journal.run(work, lock_wait=lock_wait)
         except LockWaitTimeoutError as error:
@@ -252,9 +253,9 @@ class SqlalchemyBackend(JournalBackend):
     def _see(
         self, connection: Connection, token: TransactionToken, keys: Collection[ObjectKey]
     ) -> Mapping[ObjectKey, Record]:
-        """Return the records of keys that were just locked, so that they do not change."""
+        """Return the records of keys that were just locked, so they cannot change."""
         with self._catalog.peek(connection) as catalog:
-            # In one database the statement that renewed the lease has looked for it.
+            # In a single database, the statement that renewed the lease has checked this.
             if not self._single_database:
                 decided = catalog.execute(self._catalog_sql.outcome, transaction_params(token))
                 if decided.first() is not None:
@@ -275,14 +276,14 @@ class SqlalchemyBackend(JournalBackend):
     @override
     async def commit(self, token: TransactionToken, commit: Commit) -> None:
         if commit.late_writes:
-            # They name what is garbage if the transaction aborts, and are spared if it commits.
+            # They name garbage if the transaction aborts, and are harmless if it commits.
             await self._record_late_writes(commit.late_writes)
         done = not commit.steps
 
         def pivot(connection: Connection) -> None:
             self._check_reads(connection, token, commit)
             self._pivot(connection, token, commit)
-            # Last, since on PostgreSQL it locks the row that heartbeats renew.
+            # This comes last, since on PostgreSQL it locks the row that heartbeats renew.
             if done and self._single_database:
                 if not self._drop(connection, token):
                     raise lost(token)
@@ -307,7 +308,7 @@ class SqlalchemyBackend(JournalBackend):
         if commit.late_writes:
             await self._record_late_writes(commit.late_writes)
 
-        # A block without files has no rows of the journal; one with files must have kept them.
+        # A block without files has no journal rows; a block with files must still have them.
         empty = not (commit.records or commit.removed or commit.steps or commit.jobs)
 
         def check(journal: Connection) -> None:
@@ -319,19 +320,19 @@ class SqlalchemyBackend(JournalBackend):
             self._check_reads(catalog, token, commit)
 
         if commit.reads:
-            # The user's transaction may have a snapshot from before what others committed since.
+            # The snapshot of the user's transaction may be older than later commits of others.
             await self._catalog.run(check_reads, write=False)
         await run(lambda connection: self._pivot(connection, token, commit))
 
     def _check_reads(self, connection: Connection, token: TransactionToken, commit: Commit) -> None:
-        """Check that records that were read are unchanged, and that no absent one is being written.
+        """Check that the records that were read are unchanged, and missing ones are not being written.
 
-        On PostgreSQL two pivots run at the same time. What both would create, or change, is locked
-        in the journal by then: of two transactions that each read what the other one writes, the later
-        one at least sees that here or in `_hold_reads`. None waits.
+        On PostgreSQL two pivots can run at the same time. The keys that they create or change are
+        already locked in the journal. If two transactions each read what the other one writes, at
+        least the later one sees that here or in `_hold_reads`. Neither waits.
 
         Raises:
-            ConflictException: something was changed, or is being written.
+            ConflictException: a record was changed, or is being written.
         """
         if self._single_database:
             missing = [key for key, record in commit.reads.items() if record is None]
@@ -350,7 +351,7 @@ class SqlalchemyBackend(JournalBackend):
         """Keep the records that were read from changing until this transaction ends.
 
         Raises:
-            ConflictException: one is being changed, or was.
+            ConflictException: a record is being changed, or was changed.
         """
         written = {record.object_key for record in commit.records} | set(commit.removed)
         read = {
@@ -366,7 +367,7 @@ class SqlalchemyBackend(JournalBackend):
             raise conflict(changed)
 
     def _pivot(self, connection: Connection, token: TransactionToken, commit: Commit) -> None:
-        """Decide `committed`, and write the records; inserts alone decide (P5)."""
+        """Decide `committed`, and write the records; only inserts decide (P5)."""
         decision = {
             "transaction": token.transaction_id,
             "decided": Outcome.COMMITTED.value,
@@ -382,7 +383,8 @@ class SqlalchemyBackend(JournalBackend):
             connection.execute(self._catalog_sql.remove_records, {"rows": rows})
         if commit.jobs:
             connection.execute(self._hook_sql.add, {"rows": job_rows(commit.jobs)})
-        # After the writes, so that two transactions that read each other's keys do not wait for each other.
+        # This follows the writes, so that two transactions that read each other's keys do not
+        # deadlock.
         self._hold_reads(connection, commit)
 
     # --- a transaction: the other outcome, and the end ---------------------------------------
@@ -403,7 +405,7 @@ class SqlalchemyBackend(JournalBackend):
                 "apply": "[]",
             }
             decided = connection.execute(self._catalog_sql.decide, decision).first()
-            # Last, since on PostgreSQL it locks the row that heartbeats renew.
+            # This comes last, since on PostgreSQL it locks the row that heartbeats renew.
             with self._journal.peek(connection) as journal:
                 found = left(journal)
             if decided is not None:
@@ -426,7 +428,8 @@ class SqlalchemyBackend(JournalBackend):
             raise CommitUncertainException(message) from error
         if self._single_database or decision.finished:
             return decision
-        # A process that claimed the transaction meanwhile did not see this decision, and must act on it.
+        # A process that claimed the transaction meanwhile has not seen this decision, but must act
+        # on it.
         found = await self._journal.run(left, write=False)
         return replace(found, outcome=decision.outcome, steps=decision.steps)
 
@@ -434,7 +437,7 @@ class SqlalchemyBackend(JournalBackend):
     async def relocate(self, token: TransactionToken, records: Sequence[Record]) -> None:
         def work(connection: Connection) -> None:
             connection.execute(self._catalog_sql.relocate, {"rows": record_rows(records)})
-            # Last, since on PostgreSQL it locks the row that heartbeats renew.
+            # This comes last, since on PostgreSQL it locks the row that heartbeats renew.
             with self._journal.peek(connection) as journal:
                 self._check_token(journal, token)
 
@@ -468,7 +471,7 @@ class SqlalchemyBackend(JournalBackend):
         await self._journal.run(work)
 
     def _drop(self, connection: Connection, token: TransactionToken) -> bool:
-        """Remove the rows of a transaction; return whether it was there, under its token."""
+        """Remove the rows of a transaction; return whether it existed with this token."""
         sql, parameters = self._transaction_sql, transaction_params(token)
         if self._single_database:
             return connection.execute(sql.drop, parameters).first() is not None
@@ -481,10 +484,11 @@ class SqlalchemyBackend(JournalBackend):
     def _check_token(
         self, connection: Connection, token: TransactionToken, *, missing_ok: bool = False
     ) -> bool:
-        """Return whether the journal has the transaction, and keep it from being claimed meanwhile.
+        """Return whether the journal has the transaction, and prevent it from being claimed meanwhile.
 
         Raises:
-            TransactionLostException: another process owns it, or it is gone and not `missing_ok`.
+            TransactionLostException: another process owns it, or it is gone and `missing_ok` is
+                False.
         """
         found = connection.execute(self._transaction_sql.hold_fence, transaction_params(token))
         fence = found.scalar()
@@ -519,8 +523,8 @@ def _found(
 def _stretch(
     namespace: str, prefix: str, start: str, limit: int
 ) -> tuple[tuple[bool, bool], dict[str, Any]]:
-    """Return which statement finds a stretch of keys, and its parameters."""
-    # No key holds a NUL, which PostgreSQL does not take either: "a\0" is what follows "a".
+    """Return the statement that finds a range of keys, and its parameters."""
+    # No key has a NUL, which PostgreSQL does not accept either: "a\0" is the successor of "a".
     start, nul, _ = max(start, prefix).partition("\0")
     stop = after_prefix(prefix)
     parameters: dict[str, Any] = {"namespace": namespace, "start": start, "limit": limit}

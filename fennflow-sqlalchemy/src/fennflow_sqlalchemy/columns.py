@@ -1,8 +1,8 @@
-"""A type of columns whose values are files: they are put and deleted with their rows.
+"""A column type whose values are files, which are put and deleted together with their rows.
 
-What is to be put and deleted is found out at the end of the block, from the rows themselves: a new
-file is put if a row names it by then, and an old one is deleted if no row names it any more. So
-savepoints that were rolled back need no attention.
+The files to put and delete are determined from the rows at the end of the block: a new file is put
+if a row names it then, and an old file is deleted if no row names it any more. So rolled-back
+savepoints need no special handling.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ if TYPE_CHECKING:
     from fennflow.files import BaseContent, StreamContent
 
 AT_ONCE = 500
-"""Paths that one statement asks for."""
+"""How many paths one statement looks up."""
 
 
 class StoredFile:
     """A file that a row names.
 
     Args:
-        content: of a new file, with a filename.
-        folder: in which it is put; by default one of its own, so that its path is free.
+        content: the content of a new file, with a filename.
+        folder: the folder for the file; by default a new one, so that the path is free.
 
     Attributes:
-        path: for the methods of the repository.
-        content: what it was made of; None if it was read from the database.
+        path: the path for the methods of the repository.
+        content: the content that was given; None if it was read from the database.
 
     Raises:
         FileException: the content has no filename.
@@ -58,7 +58,7 @@ class StoredFile:
 
     @classmethod
     def at(cls, path: str) -> Self:
-        """Return what names a file that is in the store already."""
+        """Return a value that names a file that is already in the store."""
         found = cls.__new__(cls)
         found.folder, _, _ = path.rpartition("/")
         found.path = path
@@ -94,11 +94,11 @@ class StoredFileType(TypeDecorator[StoredFile]):
 
 
 _BLOCK = "stored_files of FennFlow's"
-"""Key in the `info` of a session that has the changes of the open block."""
+"""The key in a session's `info` for the changes of the open block."""
 
 
 class _Changes:
-    """Which files the rows have named that were written since the block began, and will name."""
+    """The files that the rows written in the block named before, and name now."""
 
     def __init__(self) -> None:
         self._new: dict[str, StoredFile] = {}
@@ -112,17 +112,17 @@ class _Changes:
         old: Collection[StoredFile],
         new: Collection[StoredFile],
     ) -> None:
-        """Note which files a row has named, and will name."""
+        """Note the files that a row named before, and names now."""
         mappers = mapper.registry.mappers
         self._columns.update(column for each in mappers for _, column in _file_columns(each))
         self._old.update(file.path for file in old)
         unknown = {file.path: file for file in new if file.path not in self._new}
-        for path in self._named(session, unknown):  # it was put with another row
+        for path in self._named(session, unknown):  # the file was put with another row
             unknown.pop(path, None)
         self._new |= unknown
 
     def decide(self, session: Session) -> tuple[list[StoredFile], list[str]]:
-        """Return the files to put and the paths to delete, by what the rows name now."""
+        """Return the files to put and the paths to delete, according to the current rows."""
         session.flush()
         named = set(self._named(session, {*self._new, *self._old}))
         put = [file for path, file in self._new.items() if path in named]
@@ -140,12 +140,12 @@ class _Changes:
 class stored_files:  # noqa: N801 - it is called like a function
     """Put and delete files with the rows that name them, at the end of the block.
 
-    Open it inside the unit of work that has joined the session, with `with` or `async with`. What
-    statements of SQL change without objects (`session.execute(delete(...))`) is not seen: such
-    files stay. A file stays, too, that another row names, of any mapped class of the registry.
+    Open it inside the unit of work that has joined the session, with `with` or `async with`.
+    Changes by bulk statements (`session.execute(delete(...))`) are not noticed: their files are
+    kept. A file is also kept if another row of any mapped class of the registry names it.
 
     Args:
-        session: that the unit of work has joined.
+        session: the session that the unit of work has joined.
         repository: one of its repositories, with `CreateRepository` and `DeleteRepository`.
     """
 
@@ -157,7 +157,7 @@ class stored_files:  # noqa: N801 - it is called like a function
         | async_scoped_session[AsyncSession],
         repository: Any,
     ) -> None:
-        # That of the moment: the registry has one for each thread or task.
+        # The current session: the registry has one for each thread or task.
         self._session: Session | AsyncSession = (
             session() if isinstance(session, (scoped_session, async_scoped_session)) else session
         )
@@ -166,9 +166,9 @@ class stored_files:  # noqa: N801 - it is called like a function
         self._outer: object = None
 
     def __enter__(self) -> Self:
-        """Watch the session."""
+        """Start watching the session."""
         if isinstance(self._session, AsyncSession):
-            message = "For an AsyncSession there is `async with stored_files(...)`."
+            message = "For an AsyncSession use `async with stored_files(...)`."
             raise TransactionException(message)
         self._begin()
         return self
@@ -191,9 +191,9 @@ class stored_files:  # noqa: N801 - it is called like a function
             self._end()
 
     async def __aenter__(self) -> Self:
-        """Watch the session."""
+        """Start watching the session."""
         if not isinstance(self._session, AsyncSession):
-            message = "For a Session there is `with stored_files(...)`."
+            message = "For a Session use `with stored_files(...)`."
             raise TransactionException(message)
         self._begin()
         return self
@@ -226,7 +226,7 @@ class stored_files:  # noqa: N801 - it is called like a function
 
 @event.listens_for(Mapper, "mapper_configured")
 def _watch(mapper: Mapper[Any], kind: type[Any]) -> None:
-    """Look at all rows of a class that has files as they are written, orphans too."""
+    """Watch the rows of a class with files as they are written, including orphans."""
     if next(_file_columns(mapper), None) is not None:
         event.listen(kind, "before_insert", _look)
         event.listen(kind, "before_update", _look)
@@ -249,7 +249,7 @@ def _look(mapper: Mapper[Any], connection: Connection, row: object) -> None:
         elif new:
             message = (
                 f"Nothing would put {new[0].path}, which a row of {mapper.class_.__name__} names. Flush "
-                "it inside stored_files(session, repository), or name a file that is there by "
+                "it inside stored_files(session, repository), or name an existing file by "
                 "StoredFile.at(path)."
             )
             raise TransactionException(message)
@@ -264,7 +264,7 @@ def _look_at_deleted(mapper: Mapper[Any], connection: Connection, row: object) -
 
 
 def _old(mapper: Mapper[Any], connection: Connection, row: object, key: str) -> list[StoredFile]:
-    """Return what the row names, since the object may not have loaded the value that was replaced."""
+    """Return the stored value of the row: the object may not have loaded the replaced value."""
     identity = inspect(row).identity
     if identity is None:
         return []

@@ -1,4 +1,4 @@
-"""What a user configures of the backend on SQLite or PostgreSQL."""
+"""The configuration of the backend on SQLite or PostgreSQL."""
 
 from __future__ import annotations
 
@@ -13,44 +13,44 @@ from fennflow.exceptions import ConfigException
 from fennflow_sqlalchemy.urls import check_file, checked
 
 _SCHEME = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]+:/")
-"""With which a URL begins, as a path has it; one letter would be a drive."""
+"""Matches a URL scheme at the beginning of a path; a single letter would be a drive."""
 
 
 class SqlalchemyBackendConfig(BackendConfig):
-    """Catalog and journal in a database: what is committed outlives every process.
+    """Catalog and journal in a database, which outlive every process.
 
     On SQLite several processes of one machine share the file. The catalog is in the file that
     the URL names, and the journal in a file next to it, so that transactions continue while
     another process holds the write lock of the first. Back both up together.
 
-    Give every object store a database, a schema or a table prefix of its own: a catalog names
-    buckets, and cannot distinguish two stores that have buckets of one name.
+    Give every object store a separate database, schema or table prefix: a catalog names buckets,
+    and cannot distinguish two stores that have buckets with the same name.
 
     Args:
-        url: of SQLAlchemy: `sqlite:///fennflow.db` (relative to the working directory),
-            `sqlite:////var/lib/app.db`, `postgresql://user:password@host/database`; shown
-            nowhere. A driver need not be named: whichever it is, the backend uses sqlite3 or
-            asyncpg. PostgreSQL takes options such as `?sslmode=require&application_name=shop`;
-            others than the ones it knows are refused.
-        table_prefix: of all tables.
-        schema_name: of PostgreSQL, where the tables are; it must exist. None for the first of
-            the user's `search_path`.
-        create_tables: whether tables are created, and migrated to this version, at first use.
-            If not, that is Alembic's: give it `fennflow_sqlalchemy.metadata`.
-        journal: file of the journal, for SQLite only; by default next to the catalog, for
+        url: an SQLAlchemy URL: `sqlite:///fennflow.db` (relative to the working directory),
+            `sqlite:////var/lib/app.db`, `postgresql://user:password@host/database`; never shown.
+            The driver in the URL does not matter: the backend uses sqlite3 or asyncpg. For
+            PostgreSQL it may have options such as `?sslmode=require&application_name=shop`; unknown
+            options are refused.
+        table_prefix: the prefix of all tables.
+        schema_name: the PostgreSQL schema of the tables, which must exist. None for the first one
+            in the user's `search_path`.
+        create_tables: whether tables are created, and migrated to this version, at first use. If
+            not, Alembic has to do that: give it `fennflow_sqlalchemy.metadata`.
+        journal: the file of the journal, only for SQLite; by default next to the catalog, for
             instance `fennflow.journal.db`.
-        pool_size: database connections of one event loop.
-        busy_timeout: seconds to wait for another process to release a SQLite file; for that of the
-            catalog, to which your own transactions write, `lock_timeout` is the limit if it is
-            shorter (at least 5 seconds).
-        commit_retention: seconds for which `UOW.commits()` can go on behind a commit; by default three
-            days. All processes need the same.
-        file_mode: of SQLite files that are created, for instance `0o660` for a group. By default
-            they are private, as they hold keys and metadata.
+        pool_size: the number of database connections of one event loop.
+        busy_timeout: seconds to wait for another process to release a SQLite file. For the
+            catalog's file, to which your own transactions write, `lock_timeout` (but at least 5
+            seconds) is the limit if it is shorter.
+        commit_retention: seconds for which `UOW.commits()` can continue after a commit; by default
+            three days. All processes need the same value.
+        file_mode: the mode of SQLite files that are created, for instance `0o660` for a group. By
+            default they are private, since they contain keys and metadata.
 
     Raises:
-        ConfigException: another database, one in memory, a URL in which `@` is not escaped, an
-            option that is not known, or a prefix that is not an identifier.
+        ConfigException: another kind of database, one in memory, a URL with an unescaped `@`, an
+            unknown option, or a prefix that is not an identifier.
 
     Example:
         ```python
@@ -73,7 +73,8 @@ class SqlalchemyBackendConfig(BackendConfig):
     file_mode: Annotated[int, Field(ge=0o600, le=0o777)] = 0o600
 
     if TYPE_CHECKING:
-        # Checkers take the types of the fields for those of the arguments, and a secret may be a str.
+        # Type checkers use the types of the fields for the arguments, but a secret may be given as
+        # a str.
         def __init__(
             self,
             *,

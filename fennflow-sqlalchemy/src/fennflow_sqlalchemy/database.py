@@ -1,4 +1,4 @@
-"""A database: transactions that are tried again, and what dialects differ in."""
+"""A database: transactions with retries, and the differences between the dialects."""
 
 from __future__ import annotations
 
@@ -50,18 +50,18 @@ Work = Callable[[Connection], R]
 
 
 class LockWaitTimeoutError(Exception):
-    """Another transaction held a lock for longer than one was ready to wait; nothing happened."""
+    """Another transaction held a lock for longer than the wait; nothing happened."""
 
 
 class RetryableError(Exception):
-    """Nothing was committed, or it may be repeated: try once more."""
+    """Nothing was committed, or the work may be repeated: try again."""
 
 
 class Database(ABC):
     """One database: PostgreSQL, or one SQLite file.
 
     Args:
-        name: for errors, without credentials.
+        name: the name for errors, without credentials.
         lock_wait: seconds to wait for locks that other transactions hold.
     """
 
@@ -79,19 +79,19 @@ class Database(ABC):
         once: bool = False,
         lock_wait: float | None = None,
     ) -> R:
-        """Run work in a transaction, again if the connection or the race was lost.
+        """Run work in a transaction; retry if the connection was lost or another transaction won a race.
 
         Args:
             work: executes statements; called once or more, on SQLite in another thread.
             write: whether it writes.
-            once: whether a COMMIT whose answer was lost is not to be repeated: the pivot.
-            lock_wait: seconds to wait for another transaction; None for the database's.
+            once: whether a COMMIT whose answer was lost must not be repeated, as for the pivot.
+            lock_wait: seconds to wait for another transaction; None for the database's default.
 
         Raises:
             LockWaitTimeoutError: another transaction did not end within the `lock_wait` that was given.
-            RecordLockedException: it did not end within the database's.
+            RecordLockedException: it did not end within the database's default wait.
             BackendUnavailableException: the database cannot be reached, is locked or full.
-            Exception: what `work` raises.
+            Exception: any exception of `work`.
         """
         left = self.lock_wait if lock_wait is None else lock_wait
         deadline = monotonic() + left
@@ -114,7 +114,7 @@ class Database(ABC):
     async def read(
         self, statement: Executable, parameters: Mapping[str, Any] | None = None
     ) -> list[Any]:
-        """Return the rows of one statement that writes nothing; see `run`.
+        """Return the rows of one read-only statement; see `run`.
 
         Args:
             statement: what to execute.
@@ -129,7 +129,7 @@ class Database(ABC):
         *,
         lock_wait: float | None = None,
     ) -> list[Any]:
-        """Execute one statement that writes, and return the rows of its RETURNING; see `run`.
+        """Execute one writing statement, and return the rows of its RETURNING; see `run`.
 
         Args:
             statement: what to execute.
@@ -157,16 +157,16 @@ class Database(ABC):
         """Try it once.
 
         Raises:
-            RetryableError: nothing was committed, or it may be repeated.
+            RetryableError: nothing was committed, or the work may be repeated.
             LockWaitTimeoutError: another transaction held a lock, for `lock_wait` or a part of it.
         """
 
     @abstractmethod
     def peek(self, connection: Connection) -> AbstractContextManager[Connection]:
-        """Return what reads here, within work that a transaction of another database is doing.
+        """Return a connection for reads here, within the work of a transaction on another database.
 
         Args:
-            connection: that of the transaction, which may be of this database.
+            connection: the connection of the transaction, which may be on this database.
         """
 
     @abstractmethod
@@ -174,34 +174,34 @@ class Database(ABC):
         """Close all connections."""
 
     def unavailable(self, error: BaseException) -> BackendUnavailableException:
-        """Return the error for what a driver raised."""
-        # The driver's words, without the statement and its parameters.
+        """Return the error for an exception of a driver."""
+        # The driver's message, without the statement and its parameters.
         reason = getattr(error, "orig", None) or error
         then = "The current operation may or may not have been applied."
         if _sqlite_code(error) in {sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY}:
             then = (
                 "Its directory must exist, and this process must be able to write the file and in the "
-                "directory, also to read: SQLite writes files next to it."
+                "directory, even to read: SQLite writes files next to it."
             )
         message = f"Database {self.name} is unavailable: {type(reason).__name__}: {reason}. {then}"
         return BackendUnavailableException(message)
 
-    # --- what the dialects differ in -----------------------------------------------------------
+    # --- differences between the dialects ----------------------------------------------------
 
     def now(self) -> ColumnElement[float]:
-        """Return the database's clock, in seconds since the epoch (P22)."""
+        """Return the time of the database's clock, in seconds since the epoch (P22)."""
         if self.dialect == "sqlite":
             return (func.julianday("now") - 2440587.5) * 86400.0
         return cast(extract("epoch", func.clock_timestamp()), Double)
 
     def insert(self, table: Table) -> sqlite.Insert | postgresql.Insert:
-        """Return an insert that knows `ON CONFLICT`."""
+        """Return an insert with support for `ON CONFLICT`."""
         return sqlite.insert(table) if self.dialect == "sqlite" else postgresql.insert(table)
 
     def among(self, column: Column[str], values: Select[Any]) -> ColumnElement[bool]:
-        """Return whether a column has one of few values, each of which is looked up in its index.
+        """Return a condition that a column has one of a few values, each looked up in the index.
 
-        For a join both databases may go through the whole table.
+        With a join both databases may scan the whole table.
         """
         if self.dialect == "sqlite":
             return column.in_(values)
@@ -211,11 +211,11 @@ class Database(ABC):
         return column == any_(array)
 
     def rows(self, parameter: str, columns: Sequence[Column[Any]]) -> FromClause:
-        """Return a table of what one JSON parameter holds: a list of objects.
+        """Return a table of the contents of a JSON parameter, which is a list of objects.
 
         Args:
             parameter: its name.
-            columns: names and types of what the objects hold.
+            columns: the names and types of the objects' members.
         """
         if self.dialect == "sqlite":
             each = func.json_each(bindparam(parameter, type_=Text())).table_valued(
@@ -249,12 +249,12 @@ def _bare(kind: TypeEngine[Any]) -> TypeEngine[Any]:
 
 
 def locked_out(error: BaseException | None) -> bool:
-    """Return whether SQLite refused since another transaction holds the file's lock."""
+    """Return whether SQLite refused because another transaction holds the file's lock."""
     return _sqlite_code(error) == sqlite3.SQLITE_BUSY
 
 
 def _sqlite_code(error: BaseException | None) -> int:
-    """Return SQLite's code of an error, without the higher bits, which hold the reason; 0 if it has none."""
+    """Return SQLite's primary error code, without the bits of the extended code; 0 if there is none."""
     code: int = getattr(getattr(error, "orig", None), "sqlite_errorcode", 0)
     return code & 0xFF
 
@@ -265,9 +265,9 @@ async def create_tables(
     """Create or migrate tables under a lock, and return the id of the catalog they belong to.
 
     Args:
-        database: where.
-        tables: of one file, that of names and values first.
-        catalog_id: to give, if there is none yet.
+        database: the database.
+        tables: the tables of one file, first the one with names and values.
+        catalog_id: the id to store, if there is none yet.
         create: whether tables may be created and changed.
 
     Raises:
@@ -282,14 +282,14 @@ async def create_tables(
         return create_tables_on(connection, tables, catalog_id, create=create)
 
     try:
-        # If there is nothing to do, wait for no lock: a user's transaction may hold it.
+        # If there is nothing to do, do not wait for a lock, which a user's transaction may hold.
         found = await database.run(read, write=False)
         return await database.run(work) if found is None else found
     except (RecordLockedException, BackendUnavailableException) as error:
         if isinstance(error, RecordLockedException) or locked_out(error.__cause__):
             error.add_note(
                 f"This happened while {database.name} was opened. On SQLite your own transaction keeps "
-                "others from creating the tables. With Django, run manage.py migrate. Else hold "
+                "others from creating the tables. With Django, run manage.py migrate. Otherwise hold "
                 "UOW.lifespan() from the start of the program: then it happens there."
             )
         raise
@@ -298,10 +298,10 @@ async def create_tables(
 def create_tables_on(
     connection: Connection, tables: Sequence[Table], catalog_id: str, *, create: bool
 ) -> str:
-    """Do what `create_tables` does, in a transaction that may write.
+    """Implement `create_tables`, in a transaction that may write.
 
     Args:
-        connection: in that transaction.
+        connection: a connection in that transaction.
         tables: as for `create_tables`.
         catalog_id: as for `create_tables`.
         create: as for `create_tables`.
@@ -320,24 +320,24 @@ def create_tables_on(
 
 
 def has_catalog(connection: Connection, config: SqlalchemyBackendConfig) -> bool:
-    """Return whether the tables of a catalog are there in this version.
+    """Return whether the tables of a catalog exist in this version.
 
     Args:
         connection: to the database.
-        config: of the backend that will use it.
+        config: the config of the backend that will use it.
     """
     meta = make_tables(config.table_prefix, config.schema_name)[1].meta
     return catalog_id_of(connection, meta) is not None
 
 
 def create_catalog(connection: Connection, config: SqlalchemyBackendConfig) -> None:
-    """Create what is missing of a catalog, in a transaction of the user's, as a migration does.
+    """Create missing tables of a catalog, in a user's transaction such as a migration.
 
     On SQLite its journal is in another file: it is created when the catalog is first used.
 
     Args:
-        connection: in it.
-        config: of the backend that will use it.
+        connection: a connection in that transaction.
+        config: the config of the backend that will use it.
     """
     tables = make_tables(config.table_prefix, config.schema_name)[1]
     wanted = list(tables.catalog)

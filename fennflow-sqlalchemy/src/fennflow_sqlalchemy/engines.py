@@ -45,34 +45,33 @@ if TYPE_CHECKING:
 
 R = TypeVar("R")
 
-# Rolled back by the database for sure: serialization failure and deadlock.
+# The database has definitely rolled back: serialization failure and deadlock.
 ROLLED_BACK = {"40001", "40P01"}
-# The server is going away, starting, full, or was kept waiting: what was not committed did not
-# happen.
+# The server is shutting down, starting, full, or timed out: uncommitted work did not happen.
 _NOT_NOW = {"57P01", "57P02", "57P03", "53300", "25P03"}
 LOCK_NOT_AVAILABLE = "55P03"
 FAILED_BEFORE = "25P02"
 
 SHORTEST_LOCK_WAIT = 5.0
-"""Seconds that the short transactions of others may take together on a busy machine."""
+"""Seconds that short transactions of others may take together on a busy machine."""
 
 LOCK_SLICE = 0.5
-"""Seconds for which a transaction of PostgreSQL's waits for a lock. Then it is rolled back and tried
-again: it must not keep from others what it holds while it waits, such as the row that a heartbeat needs."""
+"""Seconds for which a PostgreSQL transaction waits for a lock. Then it is rolled back and tried
+again, since while it waits it must not block rows that others need, such as a heartbeat."""
 
 SLICE = 0.1
-"""Seconds for which a thread waits for SQLite's write lock without asking whether it still should."""
+"""Seconds for which a thread waits for SQLite's write lock before it checks whether it still should."""
 
 MOST_AT_ONCE = 64
-"""Writers that share a transaction of SQLite's."""
+"""How many writers share a SQLite transaction."""
 
 TURN_WAIT = 5.0
-"""Long for writers, each of which takes milliseconds; short compared to `busy_timeout`, for which
-one of them may be waiting for another process."""
+"""A wait that is long for writers, which take milliseconds each, but short compared with
+`busy_timeout`, for which one of them may wait for another process."""
 
 
 def sqlstate(error: BaseException) -> str | None:
-    """Return PostgreSQL's code of an error."""
+    """Return PostgreSQL's error code."""
     orig = getattr(error, "orig", None)
     return getattr(orig, "sqlstate", None) or getattr(
         orig, "pgcode", None
@@ -80,9 +79,9 @@ def sqlstate(error: BaseException) -> str | None:
 
 
 def shown(url: URL) -> str:
-    """Return host and database of a URL, to be shown: what may be a part of a password is left out.
+    """Return host and database of a URL, without possible parts of a password.
 
-    SQLAlchemy ends a password at its first `@`, so what is before the last one is not shown.
+    SQLAlchemy ends a password at its first `@`, so the text before the last `@` is not shown.
     """
     if url.get_backend_name() == "sqlite":
         return url.database or ""
@@ -90,19 +89,19 @@ def shown(url: URL) -> str:
 
 
 def _milliseconds(seconds: float) -> int:
-    """Return them as both databases take them: at most 2^31 - 1, about 25 days."""
+    """Return seconds in milliseconds as both databases accept them: at most 2^31 - 1, about 25 days."""
     return max(1, min(int(seconds * 1000), (1 << 31) - 1))
 
 
 class Postgresql(Database):
-    """A database of PostgreSQL's.
+    """A PostgreSQL database.
 
     Args:
         name: for errors, without credentials.
-        engine: its pool, of one event loop.
+        engine: its connection pool, of one event loop.
         lock_wait: seconds to wait for locks that other transactions hold.
-        pooled: whether a pooler in transaction mode may be between: it could prepare a statement on one
-            connection, and execute it on another one, if both are not in one transaction.
+        pooled: whether there may be a pooler in transaction mode. Outside of a transaction it could
+            prepare a statement on one connection and execute it on another.
     """
 
     dialect = "postgresql"
@@ -112,7 +111,8 @@ class Postgresql(Database):
     ) -> None:
         super().__init__(name, lock_wait)
         self.engine = engine
-        # BEGIN and COMMIT are round trips. Each statement sees what is committed in either case.
+        # Save the round trips of BEGIN and COMMIT. A single statement sees the committed state in
+        # either case.
         alone = engine.execution_options(isolation_level="AUTOCOMMIT")
         self._reads = engine if pooled else alone
 
@@ -152,8 +152,8 @@ class Postgresql(Database):
             async with connection:
                 yield connection
         finally:
-            # SQLAlchemy closes it in a task of its own, so that a cancellation does not cut that
-            # off. A loop that ends cancels this one, too, maybe before it has begun.
+            # SQLAlchemy closes it in a separate task, so that a cancellation does not cut that off.
+            # A loop that ends cancels this task, too, perhaps before it has begun.
             if connection.sync_connection is not None and not connection.closed:
                 await connection.close()
 
@@ -168,14 +168,15 @@ class Postgresql(Database):
 
 @dataclass(eq=False, slots=True)
 class _Write(Generic[R]):
-    """What is to be written, and what became of it.
+    """One write, and its outcome.
 
     Args:
         work: executes statements.
         lock_wait: seconds to wait for another process.
-        turn: set when its turn comes: whether it is to write itself, and not together with another one.
-        end: set when another one has written it.
-        cancelled: set if one of those who write together no longer wants to wait.
+        turn: set when its turn comes, to whether it has to write by itself and not together with
+            others.
+        end: set when another writer has written it.
+        cancelled: set if one of a group of writers no longer wants to wait.
     """
 
     work: Work[R]
@@ -187,7 +188,7 @@ class _Write(Generic[R]):
     error: BaseException | None = None
 
     def outcome(self) -> R:
-        """Return what the work returned, or raise its error."""
+        """Return the result of the work, or raise its error."""
         if self.error is not None:
             raise self.error
         result: R = self.result
@@ -195,7 +196,7 @@ class _Write(Generic[R]):
 
 
 async def _ended(done: asyncio.Future[Any], cancelled: Event) -> asyncio.CancelledError | None:
-    """Wait for the end of what a thread does; return a cancellation that came meanwhile."""
+    """Wait for the work of a thread; return a cancellation that arrived meanwhile."""
     cancellation: asyncio.CancelledError | None = None
     while not done.done():
         try:
@@ -207,15 +208,15 @@ async def _ended(done: asyncio.Future[Any], cancelled: Event) -> asyncio.Cancell
 
 
 class Sqlite(Database):
-    """One file of SQLite's. Each transaction is one visit to a thread.
+    """One SQLite file. Each transaction is one call in a thread.
 
-    There is one writer at a time. What waits for it is written together, in one transaction, so that the
-    disk is asked once to keep it (group commit).
+    There is one writer at a time. Waiting writes are executed together in one transaction, so that
+    they need only one sync of the disk (group commit).
 
     Args:
         name: its path.
-        engine: its pool, of one connection for each thread and one for `peek`.
-        threads: in which all is done.
+        engine: its connection pool, with one connection for each thread and one for `peek`.
+        threads: the threads that do all the work.
         busy_timeout: seconds to wait for another process to release the file.
         lock_wait: seconds to wait for its write lock.
     """
@@ -236,7 +237,7 @@ class Sqlite(Database):
         self.turn_wait = TURN_WAIT
         self._threads = threads
         self._busy_timeout = busy_timeout
-        # There is one writer at a time; the others wait here in order, and keep no thread.
+        # There is one writer at a time; the others wait here in order, without occupying a thread.
         self._writing = False
         self._waiting: deque[_Write[Any]] = deque()
 
@@ -265,7 +266,7 @@ class Sqlite(Database):
         return mine.outcome()
 
     async def _in_thread(self, work: Callable[[], R], cancelled: Event) -> R:
-        """Run it in a thread to its end; if the caller is cancelled, it is asked to stop waiting."""
+        """Run it in a thread to its end; if the caller is cancelled, it stops waiting for locks."""
         done = asyncio.get_running_loop().run_in_executor(self._threads, work)
         cancellation = await _ended(done, cancelled)
         if cancellation is not None:
@@ -273,13 +274,14 @@ class Sqlite(Database):
         return done.result()
 
     async def _turn(self, write: _Write[Any]) -> bool:
-        """Wait until it is one's turn to write, or until it was written together with others.
+        """Wait for the turn to write, or until another writer has written it.
 
         Returns:
-            whether it is one's turn.
+            whether it is this writer's turn.
 
         Raises:
-            LockWaitTimeoutError: the one who writes took too long, as for another process.
+            LockWaitTimeoutError: the current writer took too long, as when another process holds
+                the lock.
         """
         self._waiting.append(write)
         try:
@@ -322,7 +324,7 @@ class Sqlite(Database):
             yield connection
 
     def _write(self, group: Sequence[_Write[Any]], cancelled: Event) -> None:
-        """Write for all of a group, in one transaction; each keeps its own outcome."""
+        """Execute all writes of a group in one transaction; each has its own outcome."""
         try:
             with self._connection() as connection, connection.begin():
                 lock_wait = min(each.lock_wait for each in group)
@@ -332,12 +334,12 @@ class Sqlite(Database):
                     return
                 for each in group:
                     self._write_one(connection, each)
-        except BaseException as error:  # noqa: BLE001 - it is the outcome of each
+        except BaseException as error:  # noqa: BLE001 - it is the outcome of each write
             for each in group:
                 each.error = each.error or self._own(error)
 
     def _write_one(self, connection: Connection, write: _Write[Any]) -> None:
-        """Write for one of several; if that fails, its own statements alone are undone.
+        """Execute one write of a group; if it fails, only its own statements are undone.
 
         Raises:
             RetryableError: SQLite has undone the whole transaction, as when the disk is full.
@@ -354,7 +356,7 @@ class Sqlite(Database):
         driver.execute("RELEASE one")
 
     def _own(self, error: BaseException) -> BaseException:
-        """Return an error for one of several, to whom the same happened."""
+        """Return a separate error for one of several writers with the same failure."""
         own: BaseException = error
         if isinstance(error, (DBAPIError, PoolTimeoutError)):
             own = self.unavailable(error)
@@ -372,14 +374,15 @@ class Sqlite(Database):
                 connection = self.engine.connect()
             except DBAPIError as error:
                 if locked_out(error):
-                    # If two switch a new file to WAL, SQLite refuses one instead of letting it wait.
+                    # If two connections switch a new file to WAL, SQLite refuses one of them
+                    # instead of waiting.
                     raise RetryableError from error
                 raise
             with connection:
                 yield connection
 
     def _begin_to_write(self, connection: Connection, lock_wait: float, cancelled: Event) -> None:
-        """Wait for the one write lock; asked for later on, it could be refused."""
+        """Wait for the write lock at the start; later on, it could be refused."""
         deadline = monotonic() + lock_wait
         driver: Any = connection.connection.driver_connection
         driver.execute(f"PRAGMA busy_timeout = {_milliseconds(min(SLICE, lock_wait))}")
@@ -412,7 +415,7 @@ class Sqlite(Database):
 
     @override
     async def aclose(self) -> None:
-        # The last one who closes a file moves what is in its WAL.
+        # The last connection that closes a file moves the contents of its WAL.
         await self._in_thread(self.engine.dispose, Event())
         self._threads.shutdown(wait=False)
 
@@ -420,11 +423,11 @@ class Sqlite(Database):
 def open_databases(
     config: SqlalchemyBackendConfig, *, lease_ttl: float, lock_timeout: float = SHORTEST_LOCK_WAIT
 ) -> tuple[Database, Database]:
-    """Return the databases of catalog and journal; one and the same on PostgreSQL.
+    """Return the databases of catalog and journal; on PostgreSQL they are the same.
 
     Args:
-        config: which ones.
-        lease_ttl: seconds for which PostgreSQL keeps the locks of a client that fell silent.
+        config: the config of the backend.
+        lease_ttl: seconds for which PostgreSQL keeps the locks of an unresponsive client.
         lock_timeout: seconds to wait for locks that users' transactions hold.
     """
     lock_wait = max(lock_timeout, SHORTEST_LOCK_WAIT)
@@ -434,12 +437,13 @@ def open_databases(
         pooled = driver_options(url.query).get("prepared_statement_cache_size") == 0
         database = Postgresql(shown(url), engine, lock_wait, pooled=pooled)
         return database, database
-    # The pool opens files whenever it needs one more: in the directory of this moment.
+    # The pool opens files later: fix the path relative to the current directory now.
     path = Path(url.database or "").absolute()
     journal = config.journal or path.with_name(f"{path.stem}.journal{path.suffix}")
     # The driver that the URL names is for users' own transactions.
     url = url.set(drivername="sqlite")
-    # Users' transactions write to the first file; to the other one only short ones of FennFlow's.
+    # Users' transactions write to the first file; only FennFlow's short transactions write to the
+    # other one.
     shorter = min(lock_wait, config.busy_timeout)
     catalog = _sqlite(url.set(database=str(path)), config, shorter)
     return catalog, _sqlite(url.set(database=str(journal)), config, config.busy_timeout)
@@ -456,7 +460,7 @@ def _postgresql_engine(url: URL, config: SqlalchemyBackendConfig, lease_ttl: flo
     )
 
     def on_connect(connection: Any, _record: object) -> None:
-        # A process that is stopped in the middle of a transaction must not stop recovery, too.
+        # A process that is stopped in the middle of a transaction must not block recovery.
         cursor = connection.cursor()
         cursor.execute(f"SET idle_in_transaction_session_timeout = {_milliseconds(lease_ttl)}")
         cursor.execute(f"SET lock_timeout = {_milliseconds(LOCK_SLICE)}")
@@ -468,7 +472,7 @@ def _postgresql_engine(url: URL, config: SqlalchemyBackendConfig, lease_ttl: flo
 
 
 def _sqlite(url: URL, config: SqlalchemyBackendConfig, lock_wait: float) -> Sqlite:
-    # One more than there are threads: for the other file's writer, which reads here.
+    # One more than the number of threads, for the other file's writer, which reads here.
     engine = create_engine(url, pool_size=config.pool_size, max_overflow=1, hide_parameters=True)
 
     def on_connect(connection: sqlite3.Connection, _record: object) -> None:
@@ -480,7 +484,7 @@ def _sqlite(url: URL, config: SqlalchemyBackendConfig, lock_wait: float) -> Sqli
 
     def create(_dialect: object, _record: object, arguments: list[Any], _options: object) -> None:
         # SQLite gives its journal files the mode of this file.
-        with suppress(OSError):  # it exists, or the driver says what is wrong
+        with suppress(OSError):  # it exists, or the driver reports the error
             os.close(os.open(arguments[0], os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
             Path(arguments[0]).chmod(config.file_mode)
 

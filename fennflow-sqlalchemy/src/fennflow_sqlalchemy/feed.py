@@ -1,11 +1,11 @@
-"""The feed of commits: a row for each, written with its pivot, and numbered when it is seen (P38).
+"""The feed of commits: pivots write its rows, which get their positions when they are seen (P38).
 
-On PostgreSQL a transaction may commit long after another one that began its pivot later, so that no
-number that a pivot takes is a position in the feed: a reader would pass over what becomes visible
-behind it. So rows get their positions from those who read: each gives, one at a time, the next
-positions to all rows that it sees and that have none. Of two pivots that change one key, the later
-one begins when the earlier one is visible, since it needs its lock: they keep their order.
-SQLite has one writer at a time, so that the pivot gives the position.
+On PostgreSQL a transaction may commit long after another one that began its pivot later. So a
+number that the pivot assigns cannot be a position in the feed: a reader would skip rows that become
+visible later with a lower number. Therefore readers assign the positions: one reader at a time
+gives the next positions to all visible rows without one. Of two pivots that change the same key,
+the later one begins when the earlier one is visible, since it needs the key's lock, so they keep
+their order. SQLite has one writer at a time, so the pivot assigns the position.
 """
 
 from __future__ import annotations
@@ -42,16 +42,16 @@ if TYPE_CHECKING:
     from fennflow_sqlalchemy.tables import Tables
 
 DIGITS = 19
-"""Fewer than a number has that a column cannot hold."""
+"""The most digits of a position that a column can hold."""
 
 
 class Feed:
     """The feed of one catalog.
 
     Args:
-        tables: of the catalog.
+        tables: the tables of the catalog.
         catalog: their database.
-        statements: of the catalog.
+        statements: the statements of the catalog.
         retention: seconds for which a commit is kept.
     """
 
@@ -66,7 +66,7 @@ class Feed:
         last = select(func.coalesce(func.max(commits.c.position), 0)).scalar_subquery()
         self._decide = statements.decide
         if self._by_reader:
-            # One statement, and so one round trip, for the decision and its row.
+            # One statement, and so one round trip, for the outcome and its row.
             decided = statements.decide.cte("decided")
             row = select(decided.c.transaction_id, now, *changes)
         else:
@@ -102,9 +102,9 @@ class Feed:
             .where(commits.c.number == placed.c.number)
             .values(position=placed.c.position)
         )
-        # What follows a cursor is kept for the retention, so the row of the cursor is, too, though it
-        # may be older: the last one of an idle catalog is.
-        # One that was placed long after its pivot is old at once, and those before it may not be.
+        # Rows after a cursor are kept for the retention, and so is the row of the cursor, even if
+        # it is older, like the last row of an idle catalog. A row that got its position long after
+        # its pivot may be older than rows before it.
         kept = commits.alias("kept")
         first = (
             select(kept.c.position)
@@ -119,16 +119,16 @@ class Feed:
     def decide(
         self, connection: Connection, decision: dict[str, Any], commit: Commit, records: str
     ) -> bool:
-        """Decide a transaction, and publish what it writes, in its pivot.
+        """Decide a transaction and publish its changes, in its pivot.
 
         Args:
-            connection: in the transaction of the pivot.
+            connection: a connection in the transaction of the pivot.
             decision: parameters of `CatalogStatements.decide`.
-            commit: what the pivot writes.
+            commit: the contents of the pivot.
             records: the rows of its records.
 
         Returns:
-            whether it was not decided before.
+            whether it was undecided before.
         """
         if not commit.records and not commit.removed:
             return connection.execute(self._decide, decision).first() is not None
@@ -144,7 +144,7 @@ class Feed:
     async def commits(
         self, catalog_id: str, *, after: str | None, limit: int
     ) -> Sequence[CommittedTransaction]:
-        """Do what `Backend.commits` says."""
+        """Implement `Backend.commits`."""
         start, transaction_id = 0, catalog_id
         if after is not None:
             digits, _, transaction_id = after.partition(".")
@@ -164,7 +164,7 @@ class Feed:
         if after is None:
             return [_commit_of(row) for row in rows[:limit]]
         if start == 0:
-            # Before the first commit: that is where the feed begins, or would begin.
+            # Before the first commit, where the feed begins or will begin.
             if transaction_id != catalog_id or (rows and rows[0].position > 1):
                 raise bad_cursor(after)
             return [_commit_of(row) for row in rows[:limit]]
@@ -185,13 +185,13 @@ class Feed:
         return f"0.{catalog_id}" if last is None else _cursor_of(last)
 
     async def forget(self, lock_wait: float) -> None:
-        """Remove commits that were followed by others for longer than the retention.
+        """Remove commits whose successors are older than the retention.
 
         Args:
             lock_wait: seconds to wait for locks.
 
         Raises:
-            LockWaitTimeoutError: others held one.
+            LockWaitTimeoutError: another transaction held a lock.
         """
 
         def work(connection: Connection) -> None:
@@ -205,11 +205,11 @@ class Feed:
         return self._by_reader and connection.execute(self._new).first() is not None
 
     async def _place_new(self, lock_wait: float | None = None) -> None:
-        """Give positions to all commits that are visible now and have none."""
+        """Assign positions to all visible commits that have none."""
 
         def work(connection: Connection) -> None:
-            # Each statement has a snapshot of its own (READ COMMITTED): the second one sees what the
-            # earlier holders of the lock did.
+            # Each statement has its own snapshot (READ COMMITTED), so the second one sees the
+            # changes of earlier lock holders.
             connection.execute(self._turn).close()
             connection.execute(self._place)
 

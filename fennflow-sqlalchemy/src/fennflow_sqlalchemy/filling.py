@@ -14,14 +14,14 @@ if TYPE_CHECKING:
     from fennflow_sqlalchemy.tables import Tables
 
 FILL = "fill:"
-"""How the names of the values begin that mark areas as being filled."""
+"""The prefix of the names of values that mark areas as being filled."""
 
 
 class FillStatements:
-    """Of fills, and of details that a listing does not have of the objects that they recorded.
+    """The statements of fills, and of the details that a listing does not contain.
 
     Args:
-        tables: that they are about.
+        tables: the tables.
         catalog: their database.
     """
 

@@ -1,8 +1,8 @@
-"""Files of SQLite's are closed while the process is forked.
+"""Closes SQLite files while the process is forked.
 
-SQLite notes in memory which locks its process has on a file that is open. A child that has the note has
-none of the locks: another process could take the file for unused, and delete the write-ahead log into
-which the child writes. What the child commits then would be lost without an error.
+SQLite keeps the locks of its process on an open file in memory. A forked child inherits that memory
+but not the locks. Another process could then treat the file as unused, and delete the write-ahead
+log to which the child writes. Commits of the child would be lost without an error.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from weakref import WeakSet
 from sqlalchemy import Engine
 
 PATIENCE = 5.0
-"""Seconds for which a fork waits for transactions that are under way."""
+"""Seconds for which a fork waits for running transactions."""
 
 
 class _Files:
-    """The files of SQLite's that this process has open."""
+    """The SQLite files that this process has open."""
 
     def __init__(self) -> None:
         self.begin()
 
     def begin(self) -> None:
-        """Forget the parent, whose threads a child does not have."""
+        """Reset the state in a child, which does not have the parent's threads."""
         self.engines: WeakSet[Engine] = WeakSet()
         self._changed = Condition()
         self._thread = local()
@@ -35,7 +35,7 @@ class _Files:
 
     @contextmanager
     def using(self) -> Generator[None]:
-        """Keep other threads from forking, and wait while one does."""
+        """Keep other threads from forking, and wait while one forks."""
         depth: int = getattr(self._thread, "depth", 0)
         if not depth:
             with self._changed:
@@ -52,7 +52,7 @@ class _Files:
                     self._changed.notify_all()
 
     def close(self) -> None:
-        """Close all before a fork, and open none until it is over."""
+        """Close all files before a fork, and open none until it has ended."""
         own = 1 if getattr(self._thread, "depth", 0) else 0
         with self._changed:
             self._changed.wait_for(lambda: not self._forking)
@@ -62,7 +62,7 @@ class _Files:
             engine.dispose()
 
     def go_on(self) -> None:
-        """Let threads of the parent open files again."""
+        """Allow threads of the parent to open files again."""
         with self._changed:
             self._forking = False
             self._changed.notify_all()

@@ -1,8 +1,8 @@
-"""Files and rows in one transaction: the pivot is written in a transaction of the user's (P5).
+"""Files and rows in one transaction: the pivot is written in a user's transaction (P5).
 
-The transaction may see none of the journal's rows, if its snapshot is older (REPEATABLE READ), and
-on SQLite it holds the file's one write lock as soon as it has written. So it gets the decision, an
-insert, and the records; everything else happens on connections of the backend's own.
+If the snapshot of that transaction is older (REPEATABLE READ), it may see none of the journal's
+rows, and on SQLite it holds the file's write lock as soon as it has written. So only the outcome
+(an insert) and the records are written in it; everything else uses the backend's own connections.
 """
 
 from __future__ import annotations
@@ -43,10 +43,10 @@ R = TypeVar("R")
 
 
 class Run(Protocol):
-    """Does work on the connection of a user's transaction."""
+    """Runs work on the connection of a user's transaction."""
 
     async def __call__(self, work: Callable[[Connection], R], /) -> R:
-        """Do it where the transaction is used: in a greenlet, or in the thread of the user."""
+        """Run it where the transaction is used: in a greenlet, or in the user's thread."""
         ...
 
 
@@ -55,7 +55,7 @@ Pivot = Callable[[Run, TransactionToken, Commit], Awaitable[None]]
 Transaction = AsyncSession | AsyncConnection | Session | Connection
 
 _JOINED = "joined by a unit of work of FennFlow's"
-"""Key in the `info` of a session that an open unit of work has joined, and ends."""
+"""The key in the `info` of a session that an open unit of work has joined and will end."""
 
 _SAVEPOINT = re.compile(
     r"\s*(?P<verb>SAVEPOINT|RELEASE(\s+SAVEPOINT)?|ROLLBACK(\s+\w+)?\s+TO(\s+SAVEPOINT)?)\s+"
@@ -67,13 +67,13 @@ _END = re.compile(r"\s*(?P<verb>COMMIT|END|ROLLBACK|ABORT|PREPARE\s+TRANSACTION)
 
 
 class Watch:
-    """Watches how a transaction ends that a unit of work has joined.
+    """Observes the end of a transaction that a unit of work has joined.
 
-    It ends with the first commit or rollback, with the end of a savepoint that was open when the
-    watch began, and with its connection.
+    The transaction ends with the first commit or rollback, with the end of a savepoint that was
+    open when the watch began, or with its connection.
 
     Args:
-        connection: whose transaction it is.
+        connection: the connection of the transaction.
     """
 
     def __init__(self, connection: Connection) -> None:
@@ -102,7 +102,7 @@ class Watch:
         return "rolled back" if lost or root is None or not root.is_active else None
 
     def stop(self) -> None:
-        """Watch no longer."""
+        """Stop watching."""
         for name, listener in self._listeners:
             event.remove(self._connection, name, listener)
 
@@ -131,9 +131,9 @@ class Watch:
             (self._on_commit if verb.startswith("RELEASE") else self._on_rollback)()
 
     def _begin_on_sqlite(self, cursor: Any) -> None:
-        """Begin the transaction before its first savepoint, whose release would else commit it.
+        """Begin the transaction before its first savepoint, whose release would otherwise commit it.
 
-        The driver begins one only before a statement that changes rows.
+        The driver begins a transaction only before a statement that changes rows.
         """
         driver: Any = self._connection.connection.driver_connection
         if not driver.in_transaction:
@@ -141,13 +141,13 @@ class Watch:
 
 
 class UserTransaction(JoinedTransaction):
-    """The transaction of a session or connection of SQLAlchemy's.
+    """The transaction of an SQLAlchemy session or connection.
 
     Args:
-        transaction: what the user joined.
-        catalog: the database that it has to be on.
+        transaction: the session or connection that the user joined.
+        catalog: the database on which it has to be.
         meta: a table of the catalog.
-        pivot: what writes decision and records on a connection.
+        pivot: writes the outcome and the records on a connection.
     """
 
     def __init__(
@@ -177,8 +177,8 @@ class UserTransaction(JoinedTransaction):
         """Check that the transaction is on the catalog's database, and watch it from now on.
 
         Raises:
-            ConfigException: it is on another one.
-            TransactionException: it cannot be used: it has failed, or is closed.
+            ConfigException: it is on another database.
+            TransactionException: it has failed or is closed.
         """
         try:
             connection = await self._run(_itself)
@@ -190,7 +190,7 @@ class UserTransaction(JoinedTransaction):
             raise TransactionException(message) from error
         if found != catalog_id:
             message = (
-                f"The joined transaction is on {shown(connection.engine.url)}, and the catalog is "
+                f"The joined transaction is on {shown(connection.engine.url)}, but the catalog is "
                 f"in {self._catalog.name}: one transaction cannot commit in two databases. Give "
                 "SqlalchemyBackendConfig and your engine the same url (and schema)."
             )
@@ -205,7 +205,7 @@ class UserTransaction(JoinedTransaction):
         self._listen(connection, target)
 
     def _listen(self, connection: Connection, target: Session | Connection) -> None:
-        """Watch each transaction that follows: after `commit()` another one begins."""
+        """Watch each following transaction, since another one begins after `commit()`."""
         name, engine = "begin", connection.engine
         if isinstance(target, Session):
             name = "after_begin"
@@ -231,7 +231,7 @@ class UserTransaction(JoinedTransaction):
             target.info.pop(_JOINED, None)
 
     def _unwatch(self) -> str | None:
-        """Watch no longer, and return how the transaction has ended, if it has."""
+        """Stop watching, and return how the transaction has ended, if it has."""
         watch, self._watch = self._watch, None
         if watch is None:
             return None
@@ -245,7 +245,7 @@ class UserTransaction(JoinedTransaction):
             if self._managed_by_caller:
                 self._unwatch()
             else:
-                await self._abandon(error)  # what followed in the next one is the block's too
+                await self._abandon(error)  # work in the next transaction belongs to the block, too
             raise error
         if commit is not None:
             connection = await self._run(_itself)
@@ -281,10 +281,10 @@ class UserTransaction(JoinedTransaction):
             raise _ended(end)
 
     def _check_savepoints(self, connection: Connection) -> None:
-        """Refuse a savepoint that was begun inside the block and is open: it may be rolled back alone.
+        """Refuse an open savepoint that was begun inside the block: it could be rolled back separately.
 
         Raises:
-            TransactionException: there is one.
+            TransactionException: there is such a savepoint.
         """
         savepoint = connection.get_nested_transaction()
         if savepoint is not None and savepoint is not self._savepoint:
@@ -298,7 +298,7 @@ class UserTransaction(JoinedTransaction):
             raise TransactionException(message)
 
     async def _abandon(self, cause: BaseException) -> None:
-        """Roll back in any case: half a pivot must not be committed."""
+        """Roll back in any case: a partial pivot must not be committed."""
         self._unwatch()
         try:
             await self._do(lambda target: target.rollback())
@@ -306,7 +306,7 @@ class UserTransaction(JoinedTransaction):
             cause.add_note(f"The joined transaction could not be rolled back: {error!r}")
 
     async def _do(self, work: Callable[[Session | Connection], R]) -> R:
-        """Do work on what the user joined, where it is used."""
+        """Run work on the user's session or connection, where it is used."""
         if isinstance(self._transaction, AsyncSession):
             return await self._transaction.run_sync(work)
         if isinstance(self._transaction, AsyncConnection):
@@ -314,24 +314,25 @@ class UserTransaction(JoinedTransaction):
         return await in_caller(partial(work, self._transaction))
 
     async def _run(self, work: Callable[[Connection], R], /) -> R:
-        """Do work on its connection."""
+        """Run work on its connection."""
 
         def on_connection(target: Session | Connection) -> R:
             if isinstance(target, Session):
-                # It may have several databases; the tables of a statement choose one.
+                # A session may have several databases; the tables of a statement determine which
+                # one.
                 target = target.connection(bind_arguments={"clause": select(self._meta)})
             return work(target)
 
         return await self._do(on_connection)
 
     def _check_atomic(self, connection: Connection) -> str | None:
-        """Refuse a connection on which every statement commits by itself; bound its waits.
+        """Refuse a connection on which every statement commits by itself; limit its lock waits.
 
         Returns:
-            the user's own `lock_timeout` on PostgreSQL, to be set again.
+            the user's own `lock_timeout` on PostgreSQL, to be restored.
 
         Raises:
-            TransactionException: it is one.
+            TransactionException: it is in AUTOCOMMIT mode.
         """
         before: str | None = None
         if self._catalog.dialect == "postgresql":
@@ -342,7 +343,7 @@ class UserTransaction(JoinedTransaction):
             second, _ = connection.execute(select(xid, _set_lock_timeout(limit))).one()
             atomic = first == second
         else:
-            # It changes nothing, but the driver begins a transaction for it, if at all.
+            # It changes nothing, but makes the driver begin a transaction, if it ever does.
             nothing = update(self._meta).where(self._meta.c.name == "").values(value="")
             connection.execute(nothing)
             driver: Any = connection.connection.driver_connection
@@ -358,8 +359,8 @@ class UserTransaction(JoinedTransaction):
     def _translated(self, error: DBAPIError) -> Exception:
         if sqlstate(error) == LOCK_NOT_AVAILABLE or locked_out(error):
             message = (
-                f"Another transaction of the database {self._catalog.name} held a lock for too long that "
-                "the joined one needs. It was rolled back: nothing was committed. Run the unit of "
+                f"Another transaction of the database {self._catalog.name} held a lock that the joined one "
+                "needs for too long. It was rolled back: nothing was committed. Run the unit of "
                 "work again."
             )
             return RecordLockedException(message)
@@ -383,26 +384,26 @@ async def what_to_join(given: object) -> Transaction:
     """Return the session or connection that `join=` names, with or without `async`.
 
     Raises:
-        ConfigException: it is neither, or of the other kind.
+        ConfigException: it is neither, or it is of the other kind.
         TransactionException: it is not open yet.
     """
     by_thread, kind = called_by_thread(), type(given).__name__
     if isinstance(given, async_scoped_session) and not by_thread:
         given = cast("async_scoped_session[AsyncSession]", given)()
     if isinstance(given, scoped_session) and by_thread:
-        # It has a session for each thread.
+        # A scoped_session has a session for each thread.
         given = await in_caller(cast("scoped_session[Session]", given))
     if isinstance(given, AsyncConnection) and given.sync_connection is None:
-        message = "The AsyncConnection that is to be joined has not been started: await it first."
+        message = "The AsyncConnection to join has not been started: await it first."
         raise TransactionException(message)
     if isinstance(given, (Session, Connection) if by_thread else (AsyncSession, AsyncConnection)):
         return given
     takes, other = "an AsyncSession or an AsyncConnection", "with UOW.sync(join=...)"
     if by_thread:
         takes, other = "a Session or a Connection", "async with UOW(join=...)"
-    message = f"join= takes {takes} of SQLAlchemy here, and this is a {kind}."
+    message = f"join= takes {takes} of SQLAlchemy here, not a {kind}."
     if isinstance(given, (Session, Connection, AsyncSession, AsyncConnection)):
-        message += f" For this one there is {other}."
+        message += f" For this one use {other}."
     raise ConfigException(message)
 
 
@@ -416,7 +417,7 @@ def _has_begun(target: Session | Connection) -> bool:
 
 
 def _sync(transaction: Transaction) -> Session | Connection:
-    """Return the session or connection beneath that of `asyncio`."""
+    """Return the synchronous session or connection of an asynchronous one."""
     if isinstance(transaction, AsyncSession):
         return transaction.sync_session
     if isinstance(transaction, AsyncConnection):
@@ -429,7 +430,7 @@ def _itself(connection: Connection) -> Connection:
 
 
 def _set_lock_timeout(value: str) -> Any:
-    return func.set_config("lock_timeout", value, True)  # noqa: FBT003 - in this transaction alone
+    return func.set_config("lock_timeout", value, True)  # noqa: FBT003 - only in this transaction
 
 
 def _nothing() -> None:
@@ -438,8 +439,8 @@ def _nothing() -> None:
 
 def _ended(how: str) -> TransactionException:
     rows = (
-        "What was in it stands if that commit succeeded; no file of this unit of work was part of "
-        "it, and all are undone. Leave the commit to the end of the block, or call uow.commit()"
+        "Its rows are kept if that commit succeeded; no file of this unit of work was part of "
+        "it, and all files are undone. Leave the commit to the end of the block, or call uow.commit()"
         if how == "committed"
         else "Neither its rows nor the files of this unit of work are committed. Put what may fail "
         "into a savepoint (begin_nested()), or let the exception leave the block"

@@ -1,7 +1,7 @@
 """The journal: late writes, leases, claims, held transactions, compensations and hooks.
 
-Its rows are in the journal's database, but for hooks, which are in the catalog's, where pivots write
-them. A transaction's own way through the journal is in `backend.py`.
+Its rows are in the journal's database, except hooks, which are in the catalog's, where pivots write
+them. `backend.py` has the methods that owners of transactions use.
 """
 
 from __future__ import annotations
@@ -61,19 +61,19 @@ if TYPE_CHECKING:
     from fennflow_sqlalchemy.database import Database
 
 LOCK_WAIT = 5.0
-"""Seconds to wait for one's own pivot, of which only the answer was lost."""
+"""Seconds to wait for this process's own pivot, if only the answer was lost."""
 
 SMALLEST = "\x01"
-"""The first character that a database can hold: no key is between one and the same with this."""
+"""The smallest character that a database can store: a key with it appended is the next key."""
 
 
 class JournalBackend(Backend):
-    """What recovery, and the callers of compensations and hooks, ask of a database.
+    """The part of the backend for recovery, compensations and hooks.
 
     Args:
-        config: which one.
-        late_write_period: seconds for which late writes and kept locks stand.
-        lease_ttl: seconds that a lease runs.
+        config: the config of the database.
+        late_write_period: seconds for which late writes and retained locks are kept.
+        lease_ttl: seconds that a lease lasts.
         lock_timeout: seconds to wait for locks that users' transactions hold.
     """
 
@@ -214,7 +214,7 @@ class JournalBackend(Backend):
     async def _with_outcomes(
         self, transactions: Sequence[JournaledTransaction]
     ) -> Sequence[JournaledTransaction]:
-        """Add how transactions were decided, as it stands after they were claimed."""
+        """Add the outcomes of transactions, read after they were claimed."""
         if not transactions:
             return transactions
         ids = {"rows": id_rows(each.token.transaction_id for each in transactions)}
@@ -230,7 +230,7 @@ class JournalBackend(Backend):
             return []
         ids = {"rows": id_rows(transaction_ids)}
         journaled = await self._journal.read(self._transaction_sql.known, ids)
-        # If rows of the journal were lost, the bytes to which records still point are kept all the same.
+        # Even if rows of the journal were lost, bytes to which records point are kept.
         staged = await self._catalog.read(self._catalog_sql.staged_transactions, ids)
         return {row[0] for row in (*journaled, *staged)}
 
@@ -268,7 +268,7 @@ class JournalBackend(Backend):
         return taken[0] if taken else None
 
     def _is_decided(self, connection: Connection, transaction_id: str) -> bool:
-        """Return whether another file says so; in one database the statements look for it."""
+        """Return whether the other file has an outcome; in a single database the statements check it."""
         if self._single_database:
             return False
         with self._catalog.peek(connection) as catalog:
@@ -332,11 +332,11 @@ class JournalBackend(Backend):
         return [job_of(row) for row in sorted(taken, key=lambda row: row.position)]
 
     async def _due(self, rows: Sequence[Any]) -> list[Any]:
-        """Return those of jobs whose transactions are decided as they wait for.
+        """Return the jobs whose transactions have the outcome for which they wait.
 
-        A transaction that has neither an outcome nor a row has not committed: an outcome is kept
-        while there are compensations of it. The rows are read first: a commit writes its outcome
-        before they go.
+        A transaction with neither an outcome nor a row has not committed, since an outcome is kept
+        while it has compensations. The rows are read first: a commit writes its outcome before it
+        removes the rows.
         """
         ids = {row.transaction_id for row in rows if row.after == Outcome.ABORTED}
         if not ids:
@@ -401,7 +401,8 @@ class JournalBackend(Backend):
                 found += [job_of(row) for row in rows]
         return found[:limit]
 
-    # --- notes, and the key of tickets; here, since a user's transaction may lock the catalog's file ---
+    # --- notes and the ticket key, in the journal: a user's transaction may lock the catalog's file
+    # ---
 
     @override
     async def recall(self, name: str) -> str | None:
@@ -428,7 +429,7 @@ class JournalBackend(Backend):
         if not self._ticket_key:
             kept = await self._journal.read(self._note_sql.ticket_key)
             if not kept:
-                new = {"text": secrets.token_hex(32)}  # of several processes the first one decides
+                new = {"text": secrets.token_hex(32)}  # the first process wins
                 await self._journal.write(self._note_sql.keep_ticket_key, new)
                 kept = await self._journal.read(self._note_sql.ticket_key)
             self._ticket_key = bytes.fromhex(kept[0].value)

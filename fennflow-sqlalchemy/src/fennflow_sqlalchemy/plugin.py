@@ -1,4 +1,4 @@
-"""What this package brings to FennFlow; imports no driver, since discovery imports it."""
+"""The plugin of this package; imports no driver, since discovery imports it."""
 
 from __future__ import annotations
 

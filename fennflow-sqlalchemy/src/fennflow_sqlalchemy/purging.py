@@ -1,4 +1,4 @@
-"""Removes what has outlived its use: kept locks, void compensations, outcomes and old commits."""
+"""Removes expired rows: retained locks, void compensations, outcomes and old commits."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ PURGE_LOCK_WAIT = 0.05
 class Purge:
     """Purges a catalog and its journal, no more often than at an interval.
 
-    An outcome is marked when its transaction is seen to be gone, and is removed a late-write period
-    later (P5). It stays while there are compensations that depend on it.
+    An outcome is marked when its transaction is gone, and removed a late-write period later (P5).
+    It is kept while compensations depend on it.
 
     Args:
         catalog: the database of the catalog.
-        journal: that of the journal.
-        catalog_sql: statements of the catalog.
-        transaction_sql: statements of transactions.
-        compensation_sql: statements of compensations.
-        feed: the commits.
+        journal: the database of the journal.
+        catalog_sql: the statements of the catalog.
+        transaction_sql: the statements of transactions.
+        compensation_sql: the statements of compensations.
+        feed: the feed of commits.
         interval: seconds between two purges.
     """
 
@@ -54,7 +54,7 @@ class Purge:
     _due: float = field(default=0.0, init=False)
 
     async def run(self) -> None:
-        """Purge, if it is time to."""
+        """Purge, if it is due."""
         now = asyncio.get_running_loop().time()
         if now < self._due:
             return
@@ -71,10 +71,10 @@ class Purge:
             await self.catalog.write(self.catalog_sql.purge_outcomes, lock_wait=PURGE_LOCK_WAIT)
             await self.feed.forget(PURGE_LOCK_WAIT)
         except LockWaitTimeoutError:
-            return  # another transaction holds a lock: what is old can become older
+            return  # another transaction holds a lock: purge later
 
     async def _mark_outcomes(self, transaction_ids: Sequence[str]) -> None:
-        """Mark the outcomes of those transactions that are gone."""
+        """Mark the outcomes of transactions that are gone."""
         ids = {"rows": id_rows(transaction_ids)}
 
         def alive(connection: Connection) -> set[str]:
@@ -87,7 +87,7 @@ class Purge:
         await self.catalog.write(self.catalog_sql.settle_outcomes, gone, lock_wait=PURGE_LOCK_WAIT)
 
     async def _remove_void_compensations(self) -> None:
-        """Remove those of steps whose transactions have committed."""
+        """Remove the compensations of committed transactions."""
         after = 0
         while page := await self.journal.read(
             self.compensation_sql.jobs,

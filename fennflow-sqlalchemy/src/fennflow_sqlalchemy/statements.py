@@ -1,4 +1,4 @@
-"""The statements, built once per backend; each does its work for any number of rows."""
+"""The statements, built once per backend; each works on any number of rows."""
 
 from __future__ import annotations
 
@@ -45,19 +45,19 @@ if TYPE_CHECKING:
 
 DAY = 86400.0
 TIME_DIGITS = 10
-"""Of the seconds since the epoch, until the year 2286."""
+"""The number of digits of seconds since the epoch, until the year 2286."""
 
 
 IDENTITY = ("namespace", "key", "transaction_id", "seq")
 
 
 class CatalogStatements:
-    """Of records and outcomes.
+    """The statements of records and outcomes.
 
     Args:
-        tables: that they are about.
+        tables: the tables.
         catalog: their database.
-        late_write_period: seconds that an outcome outlives its transaction at least.
+        late_write_period: seconds for which an outcome at least outlives its transaction.
     """
 
     def __init__(self, tables: Tables, catalog: Database, *, late_write_period: float) -> None:
@@ -110,7 +110,7 @@ class CatalogStatements:
             outcomes.c.transaction_id == transaction_id
         )
         rows, same = _keys_in(catalog, records)
-        # A transaction that is about to change a record holds it: it is left out instead of waited for.
+        # A transaction that is about to change a record has locked it: skip it instead of waiting.
         self.hold_records = (
             select(records)
             .join(rows, same)
@@ -149,14 +149,14 @@ class CatalogStatements:
 
 
 class TransactionStatements:
-    """Of transactions, intents and locks.
+    """The statements of transactions, intents and locks.
 
     Args:
-        tables: that they are about.
+        tables: the tables.
         journal: their database.
-        single_database: whether it is the catalog's too.
-        lease_ttl: seconds that a lease runs.
-        late_write_period: seconds for which kept locks stand.
+        single_database: whether it is also the catalog's.
+        lease_ttl: seconds that a lease lasts.
+        late_write_period: seconds for which retained locks are kept.
     """
 
     def __init__(
@@ -216,7 +216,7 @@ class TransactionStatements:
                 locks.c.transaction_id != transaction_id,
                 or_(locks.c.kept_until.is_(None), locks.c.kept_until > now),
             )
-            # The one that is free last is what the caller waits for.
+            # The caller waits for the key that stays locked longest.
             .order_by(locks.c.kept_until.is_(None), locks.c.kept_until.desc())
             .limit(1)
         )
@@ -242,7 +242,8 @@ class TransactionStatements:
             .returning(transactions.c.transaction_id)
         )
         self.drop_intents = delete(intents).where(intents.c.transaction_id == transaction_id)
-        # An upsert finds each lock by its key. An update that joins the two may compare all with all.
+        # An upsert finds each lock by its key. An update with a join may compare all rows with all
+        # keys.
         rows = journal.rows("rows", [locks.c.namespace, locks.c.key])
         kept = journal.insert(locks).from_select(
             ["namespace", "key", "transaction_id", "kept_until"],
@@ -258,7 +259,7 @@ class TransactionStatements:
         self.drop_locks = delete(locks).where(
             locks.c.transaction_id == transaction_id, locks.c.kept_until.is_(None)
         )
-        # On PostgreSQL one statement drops all. The transaction's row is the first that it locks.
+        # On PostgreSQL one statement removes all rows. It locks the transaction's row first.
         dropped = self.drop_transaction.cte("dropped")
         is_dropped = exists(select(dropped.c.transaction_id))
         self.drop = select(dropped.c.transaction_id).add_cte(
@@ -345,10 +346,10 @@ class TransactionStatements:
 
 
 class LateWriteStatements:
-    """Of late writes.
+    """The statements of late writes.
 
     Args:
-        tables: that they are about.
+        tables: the tables.
         journal: their database.
         late_write_period: seconds after which they are due.
     """
@@ -385,7 +386,7 @@ class NoteStatements:
     """Notes that processes share: a time and a text in one value.
 
     Args:
-        tables: that they are about.
+        tables: the tables.
         journal: their database.
     """
 
@@ -408,14 +409,14 @@ class NoteStatements:
 
 
 class JobStatements:
-    """Of compensations, or of hooks.
+    """The statements of compensations, or of hooks.
 
     Args:
-        table: that they are about.
-        database: where it is.
-        lease_ttl: seconds for which a job that is called is no other process's.
-        in_order: whether jobs with the same key are called in their order; else those of a
-            transaction in reverse.
+        table: the table.
+        database: the database of the table.
+        lease_ttl: seconds for which a job belongs to the process that calls it.
+        in_order: whether jobs with the same key are called in order; otherwise the jobs of a
+            transaction are called in reverse order.
     """
 
     def __init__(
@@ -439,7 +440,7 @@ class JobStatements:
             index_elements=["transaction_id", "number"],
             set_={
                 "after": added.excluded.after,
-                # An attempt that is under way is fenced off.
+                # A running attempt is fenced off.
                 "attempts": table.c.attempts + case((table.c.lease_until > 0, 1), else_=0),
                 "due_at": added.excluded.due_at,
                 "lease_until": added.excluded.lease_until,
@@ -449,7 +450,7 @@ class JobStatements:
         due = or_(table.c.due_at <= now, bindparam("hurry", type_=Boolean()))
         other = table.alias("other")
         if in_order:
-            # A later one may have been committed first, and be under way.
+            # A later hook may have been committed first, and may be running.
             under_way = and_(other.c.position != table.c.position, other.c.lease_until > now)
             waits = and_(
                 other.c.order_key == table.c.order_key,
@@ -479,7 +480,7 @@ class JobStatements:
             .order_by(table.c.position)
             .limit(limit)
         )
-        # Not by position: SQLite gives that of a row which is gone to another one.
+        # Not by position: SQLite reuses the position of a removed row.
         which = [table.c[name] for name in ("transaction_id", "number", "attempts")]
         taken = database.rows("rows", which)
         self.take = (
@@ -537,9 +538,9 @@ def _keys_in(database: Database, table: Table) -> tuple[FromClause, ColumnElemen
 def _among_rows(database: Database, table: Table) -> ColumnElement[bool]:
     """Return a condition on few rows of a table: that a parameter has their keys.
 
-    `CASE` keeps PostgreSQL from joining the two: of a transaction that has just written its rows its
-    statistics know nothing, so that it would compare each row with each key. With `IS TRUE`
-    SQLite would compare them, to find out whether the condition is false or null.
+    `CASE` keeps PostgreSQL from joining the two: its statistics do not include rows that the
+    transaction has just written, so it would compare each row with each key. With `IS TRUE` SQLite
+    would compare them, to distinguish false from null.
     """
     key = table.c.namespace, table.c.key
     rows = database.rows("rows", key)
@@ -564,7 +565,7 @@ def _upsert(database: Database, table: Table, columns: Sequence[Column[Any]]) ->
 def _beat(
     database: Database, transactions: Table, until: ColumnElement[float], *, single_database: bool
 ) -> Update:
-    """Return what renews leases; rows that others have locked are passed over (P22)."""
+    """Return the statement that renews leases; it skips rows that others have locked (P22)."""
     rows = database.rows("rows", [transactions.c.transaction_id, transactions.c.fence])
     held = select(transactions.c.transaction_id).join(
         rows,
@@ -590,7 +591,7 @@ def _lock(
     transaction_id: ColumnElement[str],
     condition: ColumnElement[bool],
 ) -> ReturningInsert[Any]:
-    """Return what locks the keys of a parameter on a condition, and returns those that it could."""
+    """Return a statement that locks keys of a parameter on a condition, and returns them."""
     now = database.now()
     rows = database.rows("rows", [locks.c.namespace, locks.c.key])
     wanted = (
@@ -614,7 +615,7 @@ def _lock_after(
     transaction_id: ColumnElement[str],
     begun: ReturningInsert[Any] | ReturningUpdate[Any],
 ) -> Any:
-    """Return what begins a transaction and locks its keys, and counts both."""
+    """Return a statement that begins a transaction and locks its keys, and counts both."""
     opened = begun.cte("opened")
     locked = _lock(database, locks, transaction_id, exists(select(opened.c.transaction_id))).cte(
         "locked"
@@ -636,9 +637,9 @@ def _scan(records: Table, *, after: bool, bounded: bool) -> Select[Any]:
 
 
 def _scan_names(catalog: Database, records: Table, *, after: bool, bounded: bool) -> Select[Any]:
-    """Return the statement for a page of keys, of which one stands for all that are rolled up.
+    """Return the statement for a page of keys, of which one represents all that are rolled up.
 
-    It looks each of them up in the index, from where the one before it ends (a skip scan).
+    It looks each of them up in the index, starting at the end of the previous one (a skip scan).
     """
 
     def first(beyond: ColumnElement[bool]) -> Select[Any]:
@@ -671,7 +672,7 @@ def _scan_names(catalog: Database, records: Table, *, after: bool, bounded: bool
 def _keys(
     rows: Select[Any], records: Table, beyond: ColumnElement[bool], *, bounded: bool
 ) -> Select[Any]:
-    """Return a selection of records, narrowed to a stretch of the keys of a namespace, in order."""
+    """Return a selection of records in a range of keys of a namespace, in order."""
     conditions = [records.c.namespace == bindparam("namespace", type_=Text()), beyond]
     if bounded:
         conditions.append(records.c.key < bindparam("stop", type_=Text()))

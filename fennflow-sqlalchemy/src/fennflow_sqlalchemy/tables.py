@@ -1,7 +1,7 @@
-"""The tables: catalog and journal, their versions, and how they come to be.
+"""The tables of catalog and journal, their versions and their creation.
 
-All of a bulk statement's rows travel in one parameter, as JSON, so a call with a thousand files
-costs as many statements as a call with one, and no limit on parameters is met.
+All rows of a bulk statement are sent in one JSON parameter, so a call with a thousand files needs
+as many statements as a call with one, and never exceeds the limit on parameters.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ if TYPE_CHECKING:
     from sqlalchemy.types import TypeEngine
 
 VERSION = 1
-"""Of the schema. What an older version left is migrated by the functions in `_MIGRATIONS`."""
+"""The version of the schema. The functions in `_MIGRATIONS` migrate older versions."""
 
 
 def _bytewise() -> TypeEngine[str]:
-    """Return a text that compares by its UTF-8 bytes, as S3 lists."""
+    """Return a text type that sorts by UTF-8 bytes, like S3 listings."""
     return Text(collation="BINARY").with_variant(Text(collation="C"), "postgresql")
 
 
@@ -51,7 +51,7 @@ class Tables:
         outcomes: how transactions were decided, one insert each (protocol P5), with the apply steps.
         journal_meta: like `meta`, in the journal's database.
         transactions: the journal: transactions that are not finished, with lease and fence.
-        intents: what they are about to write or delete.
+        intents: the writes and deletions that they are about to make.
         locks: the keys that they hold, and those that stay locked for a while.
         late_writes: writes that may still arrive.
         compensations: journaled before durable steps, in the journal's database.
@@ -73,12 +73,12 @@ class Tables:
 
     @property
     def catalog(self) -> Sequence[Table]:
-        """The tables in the same database as the user's own, if they are joined."""
+        """The tables of the catalog, which are in the user's database if it is joined."""
         return self.meta, self.records, self.outcomes, self.hooks, self.commits
 
     @property
     def journal(self) -> Sequence[Table]:
-        """Those that have a file of their own on SQLite."""
+        """The tables of the journal, which are in a separate file on SQLite."""
         return (
             self.journal_meta,
             self.transactions,
@@ -97,7 +97,7 @@ def make_tables(prefix: str, schema: str | None) -> tuple[MetaData, Tables]:
         return Table(f"{prefix}{name}", metadata, *items, sqlite_with_rowid=False)
 
     def numbered(name: str) -> Column[int]:
-        # An identity, since a user's transaction may have no right to a sequence.
+        # An identity column, since the user's role may lack the right to use a sequence.
         kind = BigInteger().with_variant(Integer, "sqlite")
         return Column(name, kind, Identity(), primary_key=True)
 
@@ -239,7 +239,7 @@ def metadata_for(table_prefix: str = "fennflow_", schema_name: str | None = None
 
 
 metadata = metadata_for()
-"""Of the tables with the default prefix."""
+"""The metadata of the tables with the default prefix."""
 
 
 def include_object_for(
@@ -261,14 +261,14 @@ def include_object_for(
 
 
 include_object = include_object_for()
-"""For the tables with the default prefix."""
+"""Alembic's `include_object` for the default prefix."""
 
 _MIGRATIONS: dict[int, Callable[[Connection, Sequence[Table]], None]] = {}
-"""By version, what leads from it to the next; called with the tables of one file."""
+"""For each version the migration to the next one; called with the tables of one file."""
 
 
 def catalog_id_of(connection: Connection, meta: Table) -> str | None:
-    """Return the id of the catalog whose tables are there in this version; None if they are not."""
+    """Return the id of the catalog if its tables exist in this version; else None."""
     if not inspect(connection).has_table(meta.name, schema=meta.schema):
         return None
     rows = connection.execute(select(meta.c.name, meta.c.value))
@@ -277,16 +277,16 @@ def catalog_id_of(connection: Connection, meta: Table) -> str | None:
 
 
 def migrate(connection: Connection, tables: Sequence[Table], *, create: bool) -> None:
-    """Create tables or bring them to this version; the caller holds the lock for that.
+    """Create or migrate tables; the caller holds the lock for that.
 
     Args:
-        connection: inside a transaction.
-        tables: of one file, that of names and values first.
-        create: whether to; if not, tables and columns have to be there.
+        connection: a connection inside a transaction.
+        tables: the tables of one file, first the one with names and values.
+        create: whether tables may be created and changed; if not, they have to exist.
 
     Raises:
-        ConfigException: something is missing, and not to be created; or the tables are newer
-            than this version of FennFlow.
+        ConfigException: something is missing and must not be created; or the tables are newer than
+            this version of FennFlow.
     """
     meta = tables[0]
     inspector = inspect(connection)

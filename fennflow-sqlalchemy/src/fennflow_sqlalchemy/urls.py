@@ -1,4 +1,4 @@
-"""What the URL of a database may hold, and what the driver is given of it."""
+"""Checks the URL of a database, and converts its options for the driver."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ _SERVER = re.compile(
     r"(\[[^]/?@]+\]|[^]\[:/?@]*)(:(?P<port>[0-9]{1,5}))?"  # host and port
     r"(/[^?@]*)?(\?[^@]*)?"  # database and options
 )
-"""What follows `postgresql://`. With another `@`, a part of the password would pass for a host."""
+"""The part after `postgresql://`. With another `@`, a part of the password would become the host."""
 _UNUSABLE = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
 _DRIVERS = {"sqlite": "aiosqlite", "postgresql": "asyncpg"}
 _OTHER_DRIVERS = {
     "sqlite": {"pysqlite"},
     "postgresql": {"psycopg", "psycopg_async", "psycopg2"},
 }
-"""Of users' own engines: one URL serves for those and for the backend, which has its own driver."""
+"""Drivers of users' engines: the backend accepts the same URL, and uses its own driver."""
 _PLACES = frozenset({"host", "port", "user", "password", "database"})
-"""Options in whose place other parts of the URL may stand; SQLAlchemy reads them."""
+"""Options that replace parts of the URL; SQLAlchemy reads them."""
 _MAX_NUMBER = (1 << 31) - 1
 
 
@@ -63,7 +63,7 @@ def _count(text: str, most: int = _MAX_NUMBER) -> int:
 _SSL = _one_of("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
 _OPTIONS: Mapping[str, tuple[str | None, Callable[[str], object]]] = {
     "application_name": ("application_name", _text),
-    # asyncpg has none: what asks for it is refused.
+    # asyncpg does not support it, so requiring it is refused.
     "channel_binding": (None, _one_of("disable", "prefer")),
     "command_timeout": ("command_timeout", _seconds),
     "connect_timeout": ("timeout", _seconds),
@@ -82,10 +82,10 @@ _OPTIONS: Mapping[str, tuple[str | None, Callable[[str], object]]] = {
     ),
     "timeout": ("timeout", _seconds),
 }
-"""Options of a URL of PostgreSQL: how asyncpg and SQLAlchemy call them, and how they are read.
+"""Options of a PostgreSQL URL: their names in asyncpg and SQLAlchemy, and how they are parsed.
 
-`sslmode`, `connect_timeout` and `application_name` are the words of libpq. asyncpg takes the latter as a setting of the
-server, see `driver_options`."""
+`sslmode`, `connect_timeout` and `application_name` are libpq's names. asyncpg takes the last one as
+a server setting, see `driver_options`."""
 _SETTINGS = frozenset({"application_name"})
 
 
@@ -93,7 +93,7 @@ def checked(url: str) -> str:
     """Return the URL with its driver.
 
     Raises:
-        ValueError: it is one that no driver can use. The message does not show it.
+        ValueError: no driver can use it. The message does not show it.
     """
     found = _URL.fullmatch(url)
     if found is None:
@@ -106,7 +106,7 @@ def checked(url: str) -> str:
         message = f"names a driver that is not one of {', '.join(sorted(filter(None, known)))}"
         raise ValueError(message)
     if _UNUSABLE.search(found["rest"]):
-        message = "must not hold control characters or lone surrogates"
+        message = "must not contain control characters or lone surrogates"
         raise ValueError(message)
     if dialect == "sqlite":
         _check_sqlite(found["rest"])
@@ -121,23 +121,23 @@ def _check_sqlite(rest: str) -> None:
         raise ValueError(message)
     path, question, _ = rest.partition("?")
     if question:
-        message = "takes no options for SQLite; busy_timeout is an option of the config"
+        message = "must not have options for SQLite; busy_timeout is an option of the config"
         raise ValueError(message)
     path = path.removeprefix("/")
     if path in {"", ":memory:"} or path.startswith("file:"):
-        message = "names no path; for a catalog in memory use InMemoryBackendConfig"
+        message = "has no path; for a catalog in memory use InMemoryBackendConfig"
         raise ValueError(message)
     check_file(path)
 
 
 def check_file(path: str) -> None:
-    """Refuse a path at which no database file can be.
+    """Refuse a path that cannot be a database file.
 
     Raises:
-        ValueError: it names a directory, or has characters that no path has.
+        ValueError: it names a directory, or has characters that no path can have.
     """
     if _UNUSABLE.search(path):
-        message = "must not hold control characters or lone surrogates"
+        message = "must not contain control characters or lone surrogates"
         raise ValueError(message)
     if path.endswith("/") or PurePath(path).name in {"", "..", "."}:
         message = "must name a file, not a directory"
@@ -152,7 +152,7 @@ def _check_postgresql(rest: str) -> None:
             "and options write @ as %40, and in a user name / as %2F and : as %3A"
         )
         raise ValueError(message)
-    # Not sooner: discovery of plugins imports configs, but need not import SQLAlchemy.
+    # Imported here: discovery of plugins imports configs, but does not need SQLAlchemy.
     from sqlalchemy.engine import make_url
     from sqlalchemy.exc import ArgumentError
 
@@ -162,19 +162,19 @@ def _check_postgresql(rest: str) -> None:
         for port in _ports(options.get("port")):
             _count(str(port), MAX_PORT)
     except (ArgumentError, ValueError):
-        message = "names hosts or ports that do not belong together, or a port that is not a number"
+        message = "has hosts and ports that do not match, or a port that is not a number"
         raise ValueError(message) from None
     unknown = sorted(options.keys() - _PLACES)
     if unknown:
         message = (
-            f"has options that are not known: {', '.join(map(ascii, unknown))}; there are "
+            f"has unknown options: {', '.join(map(ascii, unknown))}; known are "
             f"{', '.join(sorted(_OPTIONS))}"
         )
         raise ValueError(message)
     for value in options.values():
-        # What was escaped in the URL is not any more.
+        # The values are no longer escaped.
         if _UNUSABLE.search(str(value)):
-            message = "must not hold control characters, also not escaped"
+            message = "must not contain control characters, not even escaped ones"
             raise ValueError(message)
     driver_options(url.query)
 
@@ -186,13 +186,13 @@ def _ports(given: object) -> Sequence[object]:
 
 
 def driver_options(query: Mapping[str, str | tuple[str, ...]]) -> dict[str, Any]:
-    """Return what the driver is given of the options of a URL of PostgreSQL.
+    """Return the driver's arguments for the options of a PostgreSQL URL.
 
     Args:
-        query: of the URL.
+        query: the query of the URL.
 
     Raises:
-        ValueError: a value of one of them cannot be used.
+        ValueError: the value of an option cannot be used.
     """
     options: dict[str, Any] = {}
     for name in _OPTIONS.keys() & query.keys():
@@ -214,5 +214,5 @@ def driver_options(query: Mapping[str, str | tuple[str, ...]]) -> dict[str, Any]
 
 
 def without_driver_options(url: URL) -> URL:
-    """Return a URL of SQLAlchemy without what `driver_options` returns."""
+    """Return an SQLAlchemy URL without the options that `driver_options` returns."""
     return url.difference_update_query(_OPTIONS)
