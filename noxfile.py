@@ -22,7 +22,7 @@ PACKAGES = [
     "fennflow-sqlalchemy",
 ]
 SOURCES = [f"{package}/src" for package in PACKAGES]
-# What is asked of every Python but the first, which runs everything.
+# The tests for every Python except the first, which runs everything.
 PORTABLE = "not (packaging or docs or crashes or thorough or once)"
 PORTABLE_STORES = (
     "not (juicefs or seaweedfs or strict or versioned or suspended or weak or obstore)"
@@ -70,7 +70,7 @@ def lint(session: nox.Session) -> None:
     session.run("ruff", "format", "--check", "--diff")
     session.run("lint-imports")
     session.run("python", "tests/meta/test_plain_english.py")
-    # Modules that are not named like what brings them.
+    # Modules that are not named like their distribution.
     modules = {
         "aiobotocore": "aiobotocore|aiohttp|botocore|multidict",
         "fennflow-core": "fennflow",
@@ -153,7 +153,7 @@ def fuzz(session: nox.Session) -> None:
 
 @nox.session(default=False)
 def stores(session: nox.Session) -> None:
-    """Measure what servers do that run here, and write it into docs/stores.md."""
+    """Measure the servers that run here, and write the results into docs/stores.md."""
     npm = shutil.which("npm")
     if npm is None:
         session.skip("npm, which installs Azurite, is not installed")
@@ -174,7 +174,7 @@ def site(session: nox.Session) -> None:
 
 @nox.session(default=False)
 def benchmarks(session: nox.Session) -> None:
-    """Measure FennFlow beside others, and draw it; `nox -s benchmarks -- --help` tells the options."""
+    """Measure FennFlow and alternatives, and draw the plots; `nox -s benchmarks -- --help` lists the options."""
     sync(session, "benchmarks")
     report = f"{session.create_tmp()}/report.json"
     session.run("python", "benchmarks/run.py", "--json", report, *session.posargs)
@@ -186,7 +186,7 @@ def benchmarks(session: nox.Session) -> None:
 
 @nox.session(default=False)
 def audit(session: nox.Session) -> None:
-    """Ask for known weaknesses of all that users install with us; needs the network."""
+    """Check for known vulnerabilities of everything that users install with us; needs the network."""
     sync(session, "examples")
     session.install("pip-audit>=2.9")
     session.run("pip-audit", "--local", "--skip-editable", *session.posargs)

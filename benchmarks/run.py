@@ -53,7 +53,7 @@ async def measure(
     """Return the seconds of each operation, by subject, and the requests that it was."""
     seconds: dict[str, dict[str, list[float]]] = {}
     requests: dict[str, dict[str, int]] = {}
-    # What is there already, moto's server among it, is not searched for garbage each time.
+    # Existing objects, such as moto's server, are excluded from garbage collection.
     gc.freeze()
     for size, turn in itertools.product(sizes, range(repeats)):
         keys = [f"{label}/{size}/{turn}/{number:05}" for number in range(size)]

@@ -66,7 +66,7 @@ class Store:
             self.bucket(bucket)[f"{number % 10}/{number:07}"] = stored
 
     def scatter(self) -> None:
-        """List what is there in no order from now on."""
+        """List objects in no order from now on."""
         keys = [key for objects in self.objects.values() for key in objects]
         self.scattered = sorted(keys, key=lambda key: crc32(key.encode()))
 
@@ -366,7 +366,7 @@ class Server:
         return int(self.pipe.recv())
 
     def scatter(self) -> None:
-        """Let the server list what is there in no order."""
+        """Let the server list objects in no order."""
         self.pipe.send(SCATTER)
         self.pipe.recv()
 

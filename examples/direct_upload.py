@@ -52,11 +52,11 @@ MEBIBYTE = 1 << 20
 
 
 class Base(DeclarativeBase):
-    """Of the application's own tables."""
+    """The base of the application's tables."""
 
 
 class Video(Base):
-    """What is known of a video; its file has its id for a name."""
+    """A video; its file is named after its id."""
 
     __tablename__ = "videos"
     id: Mapped[str] = mapped_column(String(36), primary_key=True)
@@ -65,7 +65,7 @@ class Video(Base):
 
 
 class Videos(UploadTicketRepository, GeneratePresignedUrlRepository):
-    """What the application does with files."""
+    """The repository of the files."""
 
 
 class UOW(UnitOfWork):
@@ -111,14 +111,14 @@ async def refuse(_: Request, error: Exception) -> JSONResponse:
 
 
 class Wanted(BaseModel):
-    """What a page wants to upload."""
+    """An upload that a page requests."""
 
     size: int = Field(ge=0, le=5000 * MEBIBYTE)
     media_type: str = "application/octet-stream"
 
 
 class Uploaded(BaseModel):
-    """What a page has uploaded."""
+    """An upload that a page has completed."""
 
     token: str
     title: str = Field(max_length=200)

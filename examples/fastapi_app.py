@@ -1,7 +1,7 @@
 """Letters with attachments: a row and its files commit together, in one database transaction.
 
-What is not the framework's is in `letters.py`. To try it, let `uv run examples/s3_server.py letters` run
-in one terminal, and in another one:
+The parts that do not depend on the framework are in `letters.py`. To try it, let `uv run
+examples/s3_server.py letters` run in one terminal, and in another one:
 
 ```bash
 export AWS_ENDPOINT_URL=http://127.0.0.1:9000 AWS_DEFAULT_REGION=us-east-1
@@ -30,7 +30,7 @@ from fennflow.web import answer_for, fastapi_dependency
 
 @asynccontextmanager
 async def lifespan(_: FastAPI) -> AsyncGenerator[None]:
-    """Hold what requests share."""
+    """Hold the resources that requests share."""
     async with running():
         yield
 
@@ -56,7 +56,7 @@ async def write(
     """Store a letter and its attachments: all of it, or nothing."""
     letter = Letter(title=title)
     session.add(letter)
-    await session.flush()  # it gives the letter its id
+    await session.flush()  # assigns the letter its id
     stored = await uow.attachments.at(f"letters/{letter.id}").put(*contents(files))
     return {"id": letter.id, "attachments": [path.name for path in stored]}
 
@@ -80,7 +80,7 @@ async def rewrite(
 
 @app.get("/letters/{letter_id}")
 async def read(letter_id: int, session: Database, uow: Files) -> dict[str, object]:
-    """Return what is known of a letter."""
+    """Return a letter."""
     letter = await session.get(Letter, letter_id)
     if letter is None:
         raise HTTPException(404, "There is no such letter.")
@@ -108,7 +108,7 @@ async def download(letter_id: int, name: str, uow: Files, request: Request) -> R
 async def upload_url(letter_id: int, name: str, session: Database, uow: Files) -> dict[str, Any]:
     """Return a URL by which a browser sends a large attachment straight to S3, with these headers.
 
-    What arrives there is no part of a transaction: `fennflow reconcile` records it.
+    Such an upload is not part of a transaction: `fennflow reconcile` records it.
     """
     if await session.get(Letter, letter_id) is None:
         raise HTTPException(404, "There is no such letter.")

@@ -1,4 +1,4 @@
-"""Letters with attachments, whatever the web framework: rows, files, and what both need.
+"""Letters with attachments, for any web framework: rows, files, and helpers for both.
 
 `fastapi_app.py` and `litestar_app.py` serve them. S3 comes from the environment, as for all programs
 on AWS, and so do `BUCKET` and `DATABASE_URL`.
@@ -49,11 +49,11 @@ BUCKET = os.environ.get("BUCKET", "letters")
 
 
 class Base(DeclarativeBase):
-    """Of the application's own tables."""
+    """The base of the application's tables."""
 
 
 class Letter(Base):
-    """What is known of a letter; its attachments are files under its id."""
+    """A letter; its attachments are files under its id."""
 
     __tablename__ = "letters"
     id: Mapped[int] = mapped_column(primary_key=True)
@@ -61,7 +61,7 @@ class Letter(Base):
 
 
 class Attachments(CrudRepository, StatRepository, StreamRepository, GeneratePresignedUrlRepository):
-    """What the application does with them."""
+    """The repository of the attachments."""
 
 
 class UOW(UnitOfWork):
@@ -103,7 +103,7 @@ STATUS: dict[type[FennFlowException], int] = {
 
 
 def refusal(error: FennFlowException) -> tuple[int, str]:
-    """Return status and text for an error; what is not the client's fault is logged, and not shown."""
+    """Return status and text for an error; errors that are not the client's fault are logged, not shown."""
     status = next((code for kind, code in STATUS.items() if isinstance(error, kind)), 500)
     if status < 500:  # noqa: PLR2004
         return status, str(error)
@@ -133,7 +133,7 @@ def contents(files: Sequence[Upload]) -> list[StreamContent]:
 
 
 async def body(info: ObjectInfo, answer: Answer) -> AsyncGenerator[bytes]:
-    """Read what was asked for, while it is sent.
+    """Read the requested bytes while they are sent.
 
     The unit of work is opened here, since a response that is never read never comes here.
     """

@@ -35,7 +35,7 @@ from fennflow.web import answer_for
 
 @asynccontextmanager
 async def lifespan(_: Litestar) -> AsyncGenerator[None]:
-    """Hold what requests share."""
+    """Hold the resources that requests share."""
     async with running():
         yield
 
@@ -63,7 +63,7 @@ async def write(session: Database, data: MultipartBody[Form]) -> dict[str, objec
     async with UOW(join=session) as uow:
         letter = Letter(title=data.title)
         session.add(letter)
-        await session.flush()  # it gives the letter its id
+        await session.flush()  # assigns the letter its id
         stored = await uow.attachments.at(f"letters/{letter.id}").put(*contents(data.files))
     return {"id": letter.id, "attachments": [path.name for path in stored]}
 
@@ -84,7 +84,7 @@ async def rewrite(
 
 @get("/letters/{letter_id:int}")
 async def read(letter_id: FromPath[int], session: Database) -> dict[str, object]:
-    """Return what is known of a letter."""
+    """Return a letter."""
     letter = await session.get(Letter, letter_id)
     if letter is None:
         raise NotFoundException("There is no such letter.")
@@ -120,7 +120,7 @@ async def upload_url(
 ) -> dict[str, Any]:
     """Return a URL by which a browser sends a large attachment straight to S3, with these headers.
 
-    What arrives there is no part of a transaction: `fennflow reconcile` records it.
+    Such an upload is not part of a transaction: `fennflow reconcile` records it.
     """
     if await session.get(Letter, letter_id) is None:
         raise NotFoundException("There is no such letter.")

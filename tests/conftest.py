@@ -26,7 +26,7 @@ from stores import ALL_STORES, Store, localbucket_server, make_store
 
 # Passed to the workers of xdist, too; it picks where processes are killed.
 os.environ.setdefault("FENNFLOW_SEED", str(random.SystemRandom().randrange(1 << 32)))
-# No server here has TLS, and reading the certificates of all authorities takes 30 ms for each client.
+# No server here uses TLS, and loading the CA certificates takes 30 ms for each client.
 os.environ["AWS_CA_BUNDLE"] = str(Path(__file__).parent / "support" / "authority.pem")
 
 share()
@@ -41,7 +41,7 @@ settings.load_profile("quick")
 
 
 def pytest_xdist_auto_num_workers() -> int:
-    """Return two workers for each core: half of the time a test waits for a server or a timer."""
+    """Return two workers for each core, since tests spend half of their time waiting for servers or timers."""
     return 2 * (os.cpu_count() or 1)
 
 

@@ -7,7 +7,7 @@ from typing_extensions import override
 
 
 class Letter(models.Model):
-    """What is known of a letter."""
+    """A letter."""
 
     title: models.CharField[str, str] = models.CharField(max_length=100, unique=True)
     scan = models.FileField(upload_to="scans", blank=True)

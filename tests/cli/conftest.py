@@ -20,8 +20,8 @@ async def shell(request: pytest.FixtureRequest, moto: S3Server, tmp_path: Path) 
 def program(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes]
 ) -> Program:
-    """Return the program, run in this process, in a directory with a module of the user's."""
+    """Return the program, run in this process, in a directory with a user's module."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "meta_path", list(sys.meta_path))
-    monkeypatch.setattr(terminal, "guard", lambda: None)  # it changes the process for good
+    monkeypatch.setattr(terminal, "guard", lambda: None)  # it changes the process permanently
     return Program(tmp_path, f"app_{uuid.uuid4().hex}", monkeypatch, capfdbinary)

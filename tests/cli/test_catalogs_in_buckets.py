@@ -1,4 +1,4 @@
-"""The program's commands on a bucket that holds its own catalog: no module of the user's is needed."""
+"""The program's commands on a bucket that holds its own catalog: no user module is needed."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from stores import make_store, numbers
 
 
 def put(connector: ConnectorConfig, backend: BucketBackendConfig, **files: str) -> None:
-    """Put files, as the application does whose catalog it is."""
+    """Put files, like the application that owns the catalog."""
     bucket = backend.namespace
 
     class UOW(UnitOfWork):
@@ -40,7 +40,7 @@ def put(connector: ConnectorConfig, backend: BucketBackendConfig, **files: str) 
 
 @pytest.fixture
 def bucket(program: Program) -> Path:
-    """Return the directory that is a bucket with a catalog, which the program works on."""
+    """Return a directory that is a bucket with a catalog."""
     directory = program.directory / "store" / "bucket"
     directory.mkdir(parents=True)
     connector = ObstoreConnectorConfig(url=f"file://{directory.parent}/")
@@ -56,7 +56,7 @@ def test_files_are_found_without_a_module(program: Program, bucket: Path) -> Non
     assert program("cat", ":letters/ann").out == "Dear Ann"
     [info] = program("stat", ":letters/ann", "--json").json
     assert info["size"] == len("Dear Ann")
-    # What is not in the catalog is not adopted because of a look.
+    # A read-only command does not adopt objects that are not in the catalog.
     assert (bucket / "strange.txt").exists()
     assert program("cat", ":strange.txt").code == 1
 
@@ -123,7 +123,7 @@ async def test_commits_are_printed_as_they_come(
 
 
 def test_a_look_finishes_nothing_that_a_log_names(program: Program) -> None:
-    """Who wrote the log is not known, and it may name any bucket that the credentials reach."""
+    """The writer of the log is unknown, and it may name any bucket that the credentials reach."""
     store = program.directory / "store"
     log = store / "bucket/.fennflow/catalog/default/log"
     victim = store / "other/victim"

@@ -1,4 +1,4 @@
-"""`fennflow demo`: what it reports is what happened."""
+"""`fennflow demo` reports what happened."""
 
 from __future__ import annotations
 

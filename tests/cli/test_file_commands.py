@@ -40,7 +40,7 @@ def test_files_are_listed(program: Program) -> None:
     assert (rows[1]["path"], rows[1]["size"]) == ("a.txt", 1)
 
 
-def test_files_are_told_about_and_written_out(program: Program) -> None:
+def test_files_are_described_and_written_out(program: Program) -> None:
     program.put({"a.txt": "Zoë", "b.txt": "!"})
     assert program("cat", "files:a.txt", ":/b.txt").out == "Zoë!"
     done = program("stat", "files:a.txt")
@@ -69,7 +69,7 @@ def test_a_directory_goes_in_and_comes_back_the_same(program: Program) -> None:
 
 
 def test_a_directory_keeps_its_name_where_one_is_there_already(program: Program) -> None:
-    """As `cp -r` does: `in/.` stands for what is in it."""
+    """Like `cp -r`; `in/.` stands for its contents."""
     (program.directory / "in" / "deep").mkdir(parents=True)
     (program.directory / "in" / "deep" / "a.txt").write_text("a")
     (program.directory / "out").mkdir()
@@ -193,7 +193,7 @@ def test_no_file_of_a_command_replaces_another_one_of_it(program: Program) -> No
     assert (program.directory / "two" / "x.txt").read_text() == "two"
 
 
-def test_what_is_no_place_is_used_wrongly(program: Program) -> None:
+def test_what_is_not_a_place_is_a_usage_error(program: Program) -> None:
     for arguments in (
         ("cat", "nothing:a"),
         ("cp", "a", "b"),

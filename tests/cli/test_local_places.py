@@ -1,4 +1,4 @@
-"""Files go to local places all or none, and nowhere else."""
+"""Files are copied to local paths all or none, and nowhere else."""
 
 from __future__ import annotations
 
@@ -244,7 +244,7 @@ def test_links_in_a_local_directory_are_refused_or_followed(program: Program, ve
 
 
 @pytest.mark.parametrize("way", ["loop", "broken", "pipe"])
-def test_what_is_no_file_is_refused(program: Program, way: str) -> None:
+def test_what_is_not_a_file_is_refused(program: Program, way: str) -> None:
     source = program.directory / "in"
     source.mkdir()
     (source / "a.txt").write_text("a")

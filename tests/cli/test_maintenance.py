@@ -34,7 +34,7 @@ async def test_plugins_are_listed(shell: Shell) -> None:
     }
 
 
-async def test_the_doctor_tells_what_is_guaranteed(shell: Shell) -> None:
+async def test_the_doctor_reports_what_is_guaranteed(shell: Shell) -> None:
     done = await shell("doctor", "app:UOW")
     assert (done.code, done.err) == (0, "")
     assert "crashes are recovered from" in done.out
@@ -131,7 +131,7 @@ async def test_a_held_transaction_is_shown_and_decided(shell: Shell) -> None:
     assert await shell.site.store.objects() == {"a": b"new"}
 
 
-async def test_differences_are_told_and_mended(shell: Shell) -> None:
+async def test_differences_are_reported_and_corrected(shell: Shell) -> None:
     async with shell.site.uow_class() as uow:
         await uow.files.put(text("mine", "a"))
     async with raw_client_of(shell) as client:
@@ -164,7 +164,7 @@ async def test_a_target_that_is_none_is_explained(shell: Shell, target: str, hin
     assert "Traceback" not in done.err
 
 
-async def test_an_error_is_told_without_a_traceback(shell: Shell) -> None:
+async def test_an_error_is_printed_without_a_traceback(shell: Shell) -> None:
     done = await shell("reconcile", "app:UOW", AWS_ENDPOINT_URL="http://127.0.0.1:9")
     assert (done.code, done.out) == (1, "")
     *repeated, last = done.err.strip().splitlines()

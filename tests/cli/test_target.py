@@ -1,4 +1,4 @@
-"""What is imported from the working directory: the user's modules, and for them alone."""
+"""Only the user's modules and their imports are found in the working directory."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_a_wrong_config_of_the_module_is_an_error_without_a_traceback(program: P
     assert "Traceback" not in done.err
 
 
-def test_what_is_installed_goes_before_what_lies_in_the_working_directory(
+def test_an_installed_package_wins_over_the_working_directory(
     program: Program,
 ) -> None:
     module = program.target.partition(":")[0]

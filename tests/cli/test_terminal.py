@@ -1,4 +1,4 @@
-"""What the program prints is what is there: nothing from outside takes effect on a terminal."""
+"""The program shows untrusted text as it is, without an effect on the terminal."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ def test_names_with_brackets_are_listed_whole(program: Program) -> None:
     assert "[bold]none\\u202e" in done.err
 
 
-def test_the_version_is_told(program: Program) -> None:
+def test_the_version_is_printed(program: Program) -> None:
     done = program("--version", target=False)
     assert (done.code, done.out) == (0, "fennflow 1.0.0\n")
     assert program("-h", target=False).code == 0

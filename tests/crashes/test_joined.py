@@ -1,4 +1,4 @@
-"""Processes are killed that commit rows and files in one transaction (P5)."""
+"""Processes that commit rows and files in one transaction are killed (P5)."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ KILLED_RECOVERIES = 1
 
 @dataclass(frozen=True)
 class Place:
-    """Where the shop is: what a child needs to know.
+    """The location of the shop, for a child process.
 
     Args:
         directory: of its databases.
@@ -106,7 +106,7 @@ def watched(function: Callable[..., Any], reached: Callable[[Boundary], None]) -
 def run_until_killed(
     place: Place, what: Callable[[Any, str], Awaitable[object]], at: int, pipe: Connection
 ) -> None:
-    """Do something in the shop, killed at a boundary; report how many there were if it was not."""
+    """Do something in the shop, killed at a boundary; if it was not killed, report the number of boundaries."""
     count = 0
     kill = killing(at=at)
 
@@ -166,7 +166,7 @@ def expire(place: Place, pipe: Connection) -> None:
 
 
 def recover(place: Place, pipe: Connection) -> None:
-    """Recover as another process does when enough time has passed."""
+    """Recover like another process after enough time has passed."""
     site, shop = place.site, place.shop()
 
     async def main() -> Any:
@@ -238,7 +238,7 @@ async def test_a_payment_and_its_file_go_together_wherever_it_is_killed(
 async def test_what_is_held_is_decided_as_a_whole_wherever_it_is_killed(
     place: Place, store: Store
 ) -> None:
-    """P37: killed before it is held, what is left is undone; while it is decided, it is held still."""
+    """P37: killed before it is held, it is undone; killed during the decision, it is still held."""
     total = await run(run_until_killed, place, hold, 1 << 30)
     deciding = await run(run_until_killed, place, commit_all, 1 << 30)
     assert total is not None

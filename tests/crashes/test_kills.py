@@ -1,6 +1,6 @@
 """A process is killed at every boundary in turn, and another recovers (I1 to I8, P2, P4, P5, P24).
 
-`nox -s thorough` takes all boundaries; else it is a fair sample, of which the seed is printed.
+`nox -s thorough` uses all boundaries; otherwise a random sample, whose seed is printed.
 """
 
 from __future__ import annotations
@@ -135,7 +135,7 @@ async def prepare(site: Site, scope: str, kind: str, request: pytest.FixtureRequ
 
 
 async def check_recovered(site: Site, allowed: Mapping[str, list[Mapping[str, bytes]]]) -> None:
-    """Recover, and check what is there; then do both once more (I7)."""
+    """Recover and check the state; then do both again (I7)."""
     await asyncio.sleep(1.0)  # the sweep spares what is younger than the late-write period
     await site.recover()
     await check(site, allowed)
@@ -152,7 +152,7 @@ async def check_recovered(site: Site, allowed: Mapping[str, list[Mapping[str, by
 async def test_a_first_reading_killed_at_any_boundary_is_continued_by_another_process(
     kind: str, database: str, request: pytest.FixtureRequest
 ) -> None:
-    """Until then no reader sees a part of it."""
+    """Until it is complete, no reader sees a part of it."""
     old = [f"old/{number:02}" for number in range(20)]
 
     async def prepare() -> Site:
@@ -179,7 +179,7 @@ async def test_a_first_reading_killed_at_any_boundary_is_continued_by_another_pr
 
 
 async def check_continued(site: Site, old: Sequence[str]) -> None:
-    """Check that a first reading that was cut off is an error to readers, and goes on."""
+    """Check that an interrupted first reading is an error for readers, and is resumed."""
     never = ReconcileConfig(frequency="never")
     reader = replace(site, settings={**site.settings, "reconcile": never})
     if problems := (await reader.uow_class.diagnose()).problems:
@@ -202,7 +202,7 @@ FOREIGN_OBJECTS = 20_000
 
 @pytest.mark.thorough
 @pytest.mark.timeout(3 * 3600)
-async def test_all_holds_on_seaweedfs_among_20_000_foreign_objects_beside_an_application(
+async def test_everything_holds_on_seaweedfs_with_20_000_foreign_objects_and_another_application(
     request: pytest.FixtureRequest,
 ) -> None:
     """The main job, adoption, reconciliation, and a kill at every boundary.

@@ -1,4 +1,4 @@
-"""Owners that die, sleep and wake up, and the servers that go away under them."""
+"""Owners that die, are suspended and resumed, and servers that fail."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ async def test_an_owner_that_slept_past_its_lease_hurts_nothing_when_it_wakes(
     moto: S3Server,
     tmp_path: Path,
 ) -> None:
-    """P23, P25, P20: what it had under way arrives late, and no more than that."""
+    """P23, P25, P20: only its requests in flight arrive late."""
     site = await make_site("moto", database, request)
     site.settings["lease_ttl"] = 3.0
     await prepare(site, moto, "s")
@@ -251,7 +251,7 @@ async def test_postgresql_is_killed_in_the_middle_of_a_transaction(
 
 @contextmanager
 def full_disk(pages: int) -> Generator[None]:
-    """Let SQLite's files grow by some pages, and then say that the disk is full."""
+    """Let SQLite's files grow by some pages, and then simulate a full disk."""
 
     def limit(connection: Any, _record: object) -> None:
         cursor = connection.cursor()

@@ -20,7 +20,7 @@ FEW, MORE = 20, 60
 KEYS = 60
 KILL_EVERY = (0.25, 2.0)
 KILL_SLOW = (2.0, 6.0)
-"""Of processes that wait for each other at each commit: most have to come to an end."""
+"""Of processes that wait for each other at each commit: most have to finish."""
 
 
 async def drive(
@@ -46,7 +46,7 @@ async def drive(
 
 
 def drain(pipe: Connection) -> list[Event]:
-    """Return all that a process reports until its end."""
+    """Return everything that a process reports until its end."""
     events: list[Event] = []
     try:
         while True:

@@ -1,4 +1,4 @@
-"""The backend fails where it hurts most: at the pivot, at its answer, and at what follows."""
+"""The backend fails at the worst moments: at the pivot, at its answer, and after it."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def text(value: str, name: str) -> TextContent:
 
 
 class DatabaseGoneError(Exception):
-    """What a driver raises."""
+    """An exception of a driver."""
 
 
 class Script:
@@ -105,7 +105,7 @@ async def test_a_pivot_whose_answer_is_lost_is_a_commit(store: Store, script: Sc
         assert await store.objects() == {"a": b"new a", "c": b"new c"}
 
 
-async def test_an_outcome_that_cannot_be_learnt_is_told_and_nothing_is_touched(
+async def test_an_unknown_outcome_is_reported_and_nothing_is_touched(
     store: Store, script: Script
 ) -> None:
     with plugins.override(faults):
@@ -128,7 +128,7 @@ async def test_an_outcome_that_cannot_be_learnt_is_told_and_nothing_is_touched(
 async def test_a_cancellation_does_not_hide_an_outcome_that_cannot_be_learnt(
     store: Store, script: Script, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """I8: a caller that sees only the cancellation takes the work for undone."""
+    """I8: a caller that sees only the cancellation assumes that the work was undone."""
     task = asyncio.current_task()
     assert task is not None
     roll_back = Ending.roll_back
@@ -215,10 +215,10 @@ async def test_validated_reads_fail_the_commit_if_they_changed(store: Store) -> 
     assert (await store.objects())["written"] == b"3"
 
 
-async def test_whoever_waits_for_a_lock_gets_it_when_what_holds_it_is_settled(
+async def test_a_waiting_call_gets_its_lock_when_the_holder_is_finished(
     script: Script, request: pytest.FixtureRequest
 ) -> None:
-    """P9: what was left over is tried again in the background."""
+    """P9: leftovers are retried in the background."""
     store = await make_store("memory", request)
     with plugins.override(faults):
         uow_class = await seeded(store, script, lock_timeout=60.0)
@@ -231,7 +231,7 @@ async def test_whoever_waits_for_a_lock_gets_it_when_what_holds_it_is_settled(
     assert (await store.objects())["a"] == b"newer a"
 
 
-async def test_a_call_that_is_refused_takes_nothing_from_one_beside_it(
+async def test_a_refused_call_changes_nothing_of_a_parallel_one(
     request: pytest.FixtureRequest,
 ) -> None:
     store = await make_store("memory", request)

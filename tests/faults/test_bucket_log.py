@@ -84,7 +84,7 @@ R = TypeVar("R")
 
 ROOT = ".fennflow/catalog/default"
 ENOUGH = 1e6
-"""Seconds for leases and late writes, which no test waits for."""
+"""Seconds for leases and late writes, so long that they do not expire in a test."""
 
 
 @pytest.fixture(autouse=True)
@@ -234,7 +234,7 @@ async def until_known(run: Callable[[], Awaitable[R]]) -> R:
 
 
 async def followed(replica: Replica, after: str | None = None) -> list[str]:
-    """Return which transactions the rest of the feed has."""
+    """Return the transactions in the rest of the feed."""
     found: list[str] = []
     while page := await feed.commits(replica, after, 3):
         found += [each.transaction_id for each in page]
@@ -243,7 +243,7 @@ async def followed(replica: Replica, after: str | None = None) -> list[str]:
 
 
 async def work(replica: Replica, rng: random.Random, answered: dict[str, str]) -> None:
-    """Run transactions, and note how each is known to have ended."""
+    """Run transactions, and note their known outcomes."""
     for _ in range(rng.randrange(2, 6)):
         transaction, key = str(uuid4()), rng.choice("abc")
         try:
@@ -589,7 +589,7 @@ class HourAgo(datetime):
 async def test_a_machine_whose_clock_is_wrong_ends_no_lease_and_no_late_write_early(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ahead: float
 ) -> None:
-    """L10: times are the store's, in what a process reads before its first entry, too."""
+    """L10: times are the store's, even in reads before the first entry of a process."""
     store = InMemoryConnectorConfig(name=f"l{next(numbers)}")
     config = BucketBackendConfig(namespace="bucket", connector=store)
     late = LateWrite(namespace="bucket", key="a", write=WriteId("t", 1))
@@ -638,7 +638,7 @@ async def seen_to_be_over(backend: Backend) -> bool:
 async def test_a_machine_whose_clock_is_behind_finds_at_once_what_is_over(
     monkeypatch: pytest.MonkeyPatch, finds: Callable[[Backend], Awaitable[bool]]
 ) -> None:
-    """L10: an answer that appends nothing is given at the store's time, too."""
+    """L10: an answer that appends nothing uses the store's time, too."""
     store = InMemoryConnectorConfig(name=f"l{next(numbers)}")
     config = BucketBackendConfig(namespace="bucket", connector=store)
     job = Job(transaction_id="t", number=1, name="undo", arguments="{}", after=None)
@@ -660,7 +660,7 @@ async def test_a_machine_whose_clock_is_behind_finds_at_once_what_is_over(
 async def test_a_machine_whose_clock_is_ahead_finds_what_is_held(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """L10, P37: else it answers that the time of the transaction is over."""
+    """L10, P37: otherwise it answers that the time of the transaction has expired."""
     store = InMemoryConnectorConfig(name=f"l{next(numbers)}")
     config = BucketBackendConfig(namespace="bucket", connector=store)
     token = new_transaction()
@@ -679,7 +679,7 @@ async def test_a_machine_whose_clock_is_ahead_finds_what_is_held(
 async def test_a_machine_whose_clock_is_ahead_deletes_nothing_early(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """L8: not after a snapshot either that comes before its first entry."""
+    """L8: not even after a snapshot before its first entry."""
     place = Place(tmp_path, Limits(snapshot_entries=3, retention=1000.0))
     async with place.replica() as replica:
         for number in range(8):
@@ -695,8 +695,8 @@ async def test_a_machine_whose_clock_is_ahead_deletes_nothing_early(
     assert await place.names("boundary") == []
 
 
-async def test_who_may_not_write_finds_that_there_is_nothing_to_take_over(tmp_path: Path) -> None:
-    """Others work meanwhile; what it may not do is not an error until it has to."""
+async def test_a_process_that_may_not_write_takes_over_nothing(tmp_path: Path) -> None:
+    """Others work meanwhile; the missing permission is an error only when it has to write."""
 
     class ReadOnly(faults.Faults):
         @override
@@ -720,7 +720,7 @@ async def test_who_may_not_write_finds_that_there_is_nothing_to_take_over(tmp_pa
 async def test_a_command_that_changes_nothing_learns_no_time_from_an_old_entry(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """L10: else a process that joins an idle catalog believes that it is the time of its last entry."""
+    """L10: otherwise a process that joins an idle catalog would use the time of its last entry."""
 
     place = Place(tmp_path)
     monkeypatch.setattr("fennflow_memory.connector.datetime", HourAgo)

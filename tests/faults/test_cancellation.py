@@ -27,7 +27,7 @@ def text(value: str, name: str) -> TextContent:
 
 
 class Canceller:
-    """Cancels a task at the n-th checkpoint, and maybe again at the next ones."""
+    """Cancels a task at the n-th checkpoint, and optionally again at the next ones."""
 
     def __init__(self) -> None:
         self.at = -1
@@ -118,7 +118,7 @@ async def change_unless_cancelled(uow_class: type[FullUOW], script: Canceller, h
 
 
 def tasks() -> set[asyncio.Task[Any]]:
-    """Return all tasks but the turns of engines, which come and go by the clock."""
+    """Return all tasks except the background turns of engines, which depend on the clock."""
     return {
         each
         for each in asyncio.all_tasks()
@@ -263,7 +263,7 @@ async def test_a_timeout_that_the_commit_outran_is_not_raised_later() -> None:
 
 
 @controlled
-async def test_what_compensation_cannot_finish_in_time_is_left_to_recovery_and_told() -> None:
+async def test_what_compensation_cannot_finish_in_time_is_reported_and_left_to_recovery() -> None:
     with plugins.override(faults):
 
         async def script(phase: str, operation: str, _key: str) -> None:
@@ -363,8 +363,8 @@ async def test_a_put_that_fails_while_it_is_cancelled_does_not_swallow_the_cance
         assert await store.objects() == BEFORE
 
 
-async def test_a_put_that_was_never_sent_is_not_in_doubt() -> None:
-    """P19: what waits for its turn when the cancellation arrives needs no look at the store."""
+async def test_a_put_that_was_never_sent_is_not_ambiguous() -> None:
+    """P19: a request that waits for its turn when the cancellation arrives needs no check of the store."""
     with plugins.override(faults):
         seen: list[str] = []
         sending = asyncio.Event()

@@ -1,4 +1,4 @@
-"""A fault at every object request in turn: afterwards all is as before, or all is committed.
+"""A fault at every object request in turn: afterwards everything is as before, or committed.
 
 The requests are real HTTP requests, and the faults happen at the server.
 """
@@ -93,7 +93,7 @@ CASES = [
         for fault in FAULTS
     ),
     *(pytest.param("strict", fault, marks=pytest.mark.once) for fault in FAULTS),
-    # On other servers every change runs the fault that leaves most open.
+    # On other servers every change runs the most ambiguous fault.
     *(
         pytest.param(
             kind, fault, marks=pytest.mark.once if fault is Fault.CUT else pytest.mark.thorough
@@ -155,7 +155,7 @@ async def test_a_fault_while_undoing_is_overcome(
             break
 
 
-async def test_a_server_that_stays_away_while_undoing_is_told_and_masks_nothing(
+async def test_an_unreachable_server_during_the_undo_is_reported_and_masks_nothing(
     request: pytest.FixtureRequest,
 ) -> None:
     store = await make_store("moto", request, max_attempts=1)
@@ -174,7 +174,7 @@ async def test_a_server_that_stays_away_while_undoing_is_told_and_masks_nothing(
     async with uow_class() as uow:
         assert await uow.files.list() == list(BEFORE)
         assert (await uow.files.get("a")).one().data == b"old a"
-    # Recovery has finished the undoing, and the keys are free when the doubt is over.
+    # Recovery has finished the undoing, and the keys are free after the late-write period.
     assert await everything(store, uow_class) == BEFORE
     async with uow_class() as uow:
         await uow.files.put(text("newer a", "a"), text("newer d", "d"))

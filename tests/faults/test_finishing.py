@@ -1,4 +1,4 @@
-"""Finishing a transaction: once, with progress, each key for itself, and apart from callbacks."""
+"""Finishing a transaction: once, with progress, each key by itself, and separately from callbacks."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ async def nothing() -> None:
 
 
 class Script:
-    """Counts the operations of the connector by key, and raises what a test says."""
+    """Counts the operations of the connector by key, and raises the exceptions of a test."""
 
     def __init__(self) -> None:
         self.seen: Counter[tuple[str, str]] = Counter()
@@ -169,7 +169,7 @@ def refused(
 async def test_a_deletion_is_not_applied_again_when_the_answer_to_its_end_was_lost(
     scene: Scene,
 ) -> None:
-    """P6, P7: what others have committed since stays."""
+    """P6, P7: later commits of others are kept."""
     first, second = scene.first(), scene.second()
     await put(first, "same", "a")
     scene.script.fails = lost("settle")
@@ -199,7 +199,7 @@ async def test_a_create_is_not_undone_again_when_the_answer_to_its_end_was_lost(
 
 
 async def test_a_key_that_was_released_is_not_touched_again(scene: Scene) -> None:
-    """P9: though another one of the transaction fails, and the answer to the release was lost."""
+    """P9: even if another key of the transaction fails, and the answer to the release was lost."""
     first, second = scene.first(), scene.second()
     await put(first, "same", "a", "bad")
     deny, lose = refused("delete", "bad"), lost("settle")
@@ -216,7 +216,7 @@ async def test_a_key_that_was_released_is_not_touched_again(scene: Scene) -> Non
 
 
 async def test_a_lease_that_was_released_allows_nothing_more(volatile: Scene) -> None:
-    """P6, P23: neither to this process."""
+    """P6, P23: not even in this process."""
     uow_class = volatile.second()
     async with uow_class() as uow:
         await uow.files.put(text("1", "a"))
@@ -342,7 +342,7 @@ async def test_a_store_that_refuses_all_is_not_asked_for_every_key(
 async def test_a_large_transaction_is_finished_and_released_batch_by_batch(
     scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """P28: and goes on where it was cut off."""
+    """P28: it continues where it was cut off."""
     monkeypatch.setattr(finish, "KEYS_AT_ONCE", 4)
     first, second = scene.first(), scene.second()
     names = [f"{number:02}" for number in range(10)]
@@ -372,7 +372,7 @@ async def test_a_large_transaction_is_finished_and_released_batch_by_batch(
 
 
 async def test_a_store_that_is_away_is_not_asked_for_every_key(volatile: Scene, once: None) -> None:
-    """P9: after some requests that were not answered the others wait."""
+    """P9: after some unanswered requests the others wait."""
     del once
     first = volatile.first(max_concurrency=2)
     names = [f"{number:03}" for number in range(100)]
@@ -387,7 +387,9 @@ async def test_a_store_that_is_away_is_not_asked_for_every_key(volatile: Scene, 
 
 
 @controlled
-async def test_what_failed_is_not_tried_again_by_each_who_waits_for_a_lock(scene: Scene) -> None:
+async def test_failed_steps_are_not_retried_by_each_call_that_waits_for_a_lock(
+    scene: Scene,
+) -> None:
     """P9: attempts have pauses between them, and waiting callers do not shorten these."""
     first = scene.first()
     await put(first, "old", "bad")
@@ -449,7 +451,7 @@ async def test_copies_in_parts_that_are_cut_off_leave_no_upload(
     assert await store.objects() == {"a": body}
 
 
-# --- what users hang on it -----------------------------------------------------------------------
+# --- callbacks and undos of users ----------------------------------------------------------------
 
 
 async def test_a_callback_that_is_cancelled_leaves_commit_and_callbacks_alone(
@@ -600,7 +602,7 @@ async def test_an_undo_that_ends_with_a_cancellation_of_its_own_is_a_failure_lik
 
 
 class OddEnd(BaseException):
-    """What is not an Exception."""
+    """An exception that is not an Exception."""
 
 
 async def cut_itself_off() -> None:
@@ -700,7 +702,7 @@ async def test_an_undo_of_a_savepoint_that_is_cut_off_is_called_again_however_th
 async def test_callbacks_of_a_joined_block_run_to_their_end_in_its_context(
     tmp_path: Path,
 ) -> None:
-    """P5, I8: though recovery calls them, and they take longer than `compensation_timeout`."""
+    """P5, I8: even if recovery calls them and they take longer than `compensation_timeout`."""
     name: ContextVar[str] = ContextVar("name", default="unset")
     url = f"sqlite:///{tmp_path}/catalog.db"
     uow_class = Scene(SqlalchemyBackendConfig(url=url)).second()
@@ -755,7 +757,7 @@ async def test_what_is_stuck_is_reported_by_all_who_are_asked(scene: Scene) -> N
 async def test_a_database_that_can_only_be_read_is_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str
 ) -> None:
-    """A process that is stopped may hold the only lock for as long as it stands."""
+    """A stopped process may hold the only lock for as long as it is stopped."""
     url = f"sqlite:///{tmp_path}/catalog.db"
     uow_class = Scene(SqlalchemyBackendConfig(url=url)).second()
     async with uow_class.lifespan():

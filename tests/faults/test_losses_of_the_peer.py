@@ -27,7 +27,7 @@ async def seeded(store: Store) -> type[FullUOW]:
 
 
 async def holds(store: Store, uow_class: type[FullUOW], expected: dict[str, bytes]) -> bool:
-    """Whether bucket and catalog hold this and no more, and no key is locked."""
+    """Whether bucket and catalog contain exactly this, and no key is locked."""
     async with uow_class(auto_commit=False) as uow:
         seen = {str(file.path): file.data for file in await uow.files.get_prefix()}
         await uow.files.put(text("last", "a"), text("last", "b"))

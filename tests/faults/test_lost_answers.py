@@ -1,4 +1,4 @@
-"""Which outcomes of a request are ambiguous, and what is kept for those alone (P14, P19, P20)."""
+"""Which outcomes of a request are ambiguous, and that only these keep keys locked (P14, P19, P20)."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def text(value: str, name: str) -> TextContent:
 def in_turn(
     faults: Iterable[Fault | None], fits: Callable[[S3Request], object]
 ) -> Callable[[S3Request], Fault | None]:
-    """Answer the requests that fit with faults, until there are no more."""
+    """Answer matching requests with faults, until there are no more."""
     left = iter(faults)
     return lambda request: next(left, None) if fits(request) else None
 
@@ -148,7 +148,7 @@ async def test_the_error_of_a_kept_lock_says_why_and_until_when(
 async def test_an_upload_whose_completion_was_repeated_and_refused_has_succeeded(
     *, create: bool, before: bool, request: pytest.FixtureRequest
 ) -> None:
-    """P14: the server knows the upload no more, since it is complete."""
+    """P14: the server no longer knows the upload, since it is complete."""
     store = await make_store(
         "strict", request, multipart_threshold=5 << 20, multipart_part_size=5 << 20
     )
@@ -180,7 +180,7 @@ async def test_what_a_refused_repetition_left_is_removed(
     taken: list[S3Request] = []
 
     def denied(each: S3Request) -> Fault | None:
-        # So is the look at what is there, and the undoing.
+        # So are the check of the object and the undo.
         if not each.key or each.key.startswith(".fennflow/probe"):
             return None
         taken.append(each)
@@ -202,7 +202,7 @@ async def test_what_a_refused_repetition_left_is_removed(
 async def test_a_copy_through_the_client_that_may_arrive_late_keeps_its_key_locked(
     kind: str, fault: Fault, request: pytest.FixtureRequest
 ) -> None:
-    """P20 c: the deletion of the staging object stops it only where the store copies."""
+    """P20 c: the deletion of the staging object stops it only if the store itself copies."""
     store = await make_store(kind, request)
     assert store.server is not None
     uow_class = store.uow(lock_timeout=0.0)

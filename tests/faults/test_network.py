@@ -1,4 +1,4 @@
-"""aiobotocore over a network that cuts, stalls and duplicates: all or nothing, and nothing left."""
+"""aiobotocore over a network that cuts, stalls and duplicates: all or nothing, without leftovers."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class StopError(Exception):
 
 
 class Worker:
-    """Runs one transaction after the other on keys of its own, and keeps what may be there."""
+    """Runs transactions one after the other on its own keys, and keeps their possible outcomes."""
 
     def __init__(self, number: int, choice: random.Random) -> None:
         self.number = number
@@ -70,7 +70,7 @@ class Worker:
 
 
 def troubles(choice: random.Random) -> Iterator[Trouble]:
-    """Deal them like cards, so that each of them comes however few requests there are."""
+    """Yield them like shuffled cards, so that each of them occurs even with few requests."""
     while True:
         dealt = [Trouble.NONE] * 20 + list(Trouble)
         choice.shuffle(dealt)

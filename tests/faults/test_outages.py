@@ -129,7 +129,7 @@ async def test_a_unit_of_work_whose_time_is_over_does_not_commit(memory: Store) 
 
 @dataclass(eq=False)
 class Away(faults.Faults):
-    """A store that refuses a request once it is away, and answers no other one."""
+    """A store that refuses requests or does not answer once it is unreachable."""
 
     away: bool = False
     refused: int = 0
@@ -140,7 +140,7 @@ class Away(faults.Faults):
             self.refused += 1
             if self.refused > 1:
                 await asyncio.Event().wait()
-            message = "The store is away."
+            message = "The store is unreachable."
             raise ConnectorUnavailableException(message)
         return await effect()
 
@@ -217,7 +217,7 @@ async def test_of_two_units_of_work_that_wait_for_each_other_one_goes_on(memory:
 
 @controlled
 async def test_of_two_processes_that_wait_for_each_other_one_goes_on(memory: Store) -> None:
-    """Neither sees what the other waits for: their engines are two."""
+    """Neither sees what the other waits for, since they have separate engines."""
     both = asyncio.Barrier(2)
 
     async def write(lock_timeout: float, first: str, second: str) -> None:
@@ -237,10 +237,10 @@ async def test_of_two_processes_that_wait_for_each_other_one_goes_on(memory: Sto
 
 
 @controlled
-async def test_however_many_wait_for_a_path_its_holder_comes_to_its_end(
+async def test_however_many_wait_for_a_path_its_holder_finishes(
     memory: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each look at a lock is a transaction of the database, which the holder needs, too."""
+    """Each check of a lock is a database transaction, and the holder needs the database, too."""
     looks: list[float] = []
     begin_writes = InMemoryBackend.begin_writes
 

@@ -37,7 +37,7 @@ from stores import FullUOW, Store, make_store, numbers
 
 BACKGROUND = {"claim", "due_late_writes", "fills", "scan"}
 PLAIN = ObjectAttributes(media_type="text/plain")
-# A key that a failed deletion may still reach is free when the doubt is over.
+# A key that a failed deletion may still reach is free after the late-write period.
 AFTER_DOUBT = {"late_write_period": 0.2, "lock_timeout": 5.0}
 
 
@@ -46,7 +46,7 @@ def text(value: str, name: str) -> TextContent:
 
 
 class Script:
-    """Writes down what happens, and runs what a test wants at one point, once."""
+    """Records operations, and runs a function of a test once at a given point."""
 
     def __init__(self) -> None:
         self.seen: list[tuple[str, str, str]] = []
@@ -144,7 +144,7 @@ async def test_apply_copies_then_moves_the_records_then_deletes_then_settles(sce
     ]
 
 
-async def test_every_object_tells_whose_it_is(store: Store) -> None:
+async def test_every_object_has_a_stamp(store: Store) -> None:
     """P11."""
     async with store.uow()() as uow:
         await uow.files.put(
@@ -161,7 +161,7 @@ async def test_every_object_tells_whose_it_is(store: Store) -> None:
 
 
 async def test_garbage_that_arrived_late_does_not_take_a_key(scene: Scene) -> None:
-    """P14: what a late write names may be written over, also by `create`."""
+    """P14: an object of a late write may be overwritten, even by `create`."""
     dead = TransactionToken(str(uuid_utils.uuid7()))
     uow_class = scene.uow()
     config = ConfigDict(connector=scene.inner.config, backend=scene.backend_config)
@@ -189,7 +189,7 @@ async def test_garbage_that_arrived_late_does_not_take_a_key(scene: Scene) -> No
     assert await scene.inner.objects() == {"a": b"new", "b": b"late"}
 
 
-async def test_an_object_that_somebody_put_meanwhile_is_replaced_and_told(
+async def test_an_object_that_was_put_meanwhile_is_replaced_and_logged(
     scene: Scene, caplog: pytest.LogCaptureFixture
 ) -> None:
     """P17: the catalog is the source of truth."""
@@ -278,7 +278,7 @@ async def test_a_deletion_that_is_refused_for_one_key_is_not_overlooked(
     assert await scene.inner.objects() == {}
 
 
-async def test_locks_are_held_until_the_transaction_is_settled(scene: Scene) -> None:
+async def test_locks_are_held_until_the_transaction_is_finished(scene: Scene) -> None:
     """P6: also after the pivot, while apply is under way."""
     uow_class = scene.uow()
     async with uow_class() as uow:
@@ -374,10 +374,10 @@ async def test_compensation_may_stop_anywhere_and_be_run_again(
     assert await scene.inner.objects() == {"a": b"old", "b": b"old", "c": b"newer"}
 
 
-async def test_an_own_write_whose_answer_was_lost_is_nobody_elses(
+async def test_a_write_whose_answer_was_lost_is_recognised_as_its_own(
     scene: Scene, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """P17 warns of what others did, and of nothing else."""
+    """P17 warns only of changes by others."""
 
     async def lose() -> None:
         scene.script.once("before", "head", fail)
@@ -394,8 +394,10 @@ async def test_an_own_write_whose_answer_was_lost_is_nobody_elses(
     assert "modified outside FennFlow" not in caplog.text
 
 
-async def test_doubt_outlives_an_attempt_that_failed(scene: Scene) -> None:
-    """P20 b: a deletion that was not answered can arrive after another attempt has succeeded."""
+async def test_an_ambiguous_deletion_keeps_its_key_locked_after_a_failed_attempt(
+    scene: Scene,
+) -> None:
+    """P20 b: an unanswered deletion can arrive after another attempt has succeeded."""
 
     async def lose() -> None:
         scene.script.once("before", "settle", fail)

@@ -1,4 +1,4 @@
-"""64 sessions at once on a server that fails at random: nothing is lost, nothing stays, all is flat.
+"""64 concurrent transactions on a randomly failing server: no losses, leftovers or memory growth.
 
 The quick profile takes some seconds; `nox -s thorough` goes on for minutes with each database.
 """
@@ -71,7 +71,7 @@ async def test_many_transactions_at_a_failing_server(
         assert outcomes["undone"], measured
         assert last.sockets <= before.sockets + POOL + 20, measured
         assert after.sockets <= before.sockets + 1, measured
-        # What is written down of each session is the test's own.
+        # The notes about each transaction belong to the test.
         own = 20 * (len(written) - sessions)
         assert last.objects - first.objects < own + 0.05 * first.objects, measured
         assert last.mebibytes - first.mebibytes < 32, measured

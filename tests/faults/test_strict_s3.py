@@ -1,4 +1,4 @@
-"""What moto does not enforce, on a server that does: conditions, 409, errors inside a 200."""
+"""Tests on a server that enforces what moto ignores: conditions, 409, errors inside a 200."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ async def test_a_copy_to_a_free_key_is_one_copy(store: Store) -> None:
 
 
 async def test_a_copy_does_not_overwrite_what_the_catalog_does_not_know(store: Store) -> None:
-    """P14: until the commit it stays as it was."""
+    """P14: until the commit it is unchanged."""
     uow_class = await seeded(store)
     await put_raw(store, "c", b"foreign")
     with pytest.raises(ZeroDivisionError):
@@ -80,7 +80,7 @@ async def test_a_copy_does_not_overwrite_what_the_catalog_does_not_know(store: S
     assert (await store.objects())["c"] == b"old a"
 
 
-async def test_what_somebody_put_over_a_record_is_replaced_and_told(
+async def test_an_object_put_over_a_record_is_replaced_and_logged(
     store: Store, caplog: pytest.LogCaptureFixture
 ) -> None:
     """P17: the catalog is the source of truth, and nothing is overwritten unseen."""
@@ -109,7 +109,7 @@ async def test_undoing_spares_what_replaced_a_direct_write(
     assert await store.objects() == {"a": b"old a", "b": b"old b", "d": b"foreign"}
 
 
-async def test_a_deletion_spares_what_somebody_put_there_meanwhile(store: Store) -> None:
+async def test_a_deletion_spares_an_object_that_was_put_meanwhile(store: Store) -> None:
     """I5."""
     uow_class = await seeded(store)
     await put_raw(store, "a", b"foreign")
@@ -139,7 +139,7 @@ class Once:
 async def test_what_only_raced_is_sent_again(
     fault: Fault, kind: str, request: pytest.FixtureRequest
 ) -> None:
-    """A 409 says nothing of the key, and a 200 nothing of the copy."""
+    """A 409 does not mean that the key is taken, and a 200 does not mean that the copy was made."""
     store = await make_store(kind, request, multipart_threshold=5 << 20)
     assert store.server is not None
     for number in itertools.count():
@@ -162,7 +162,7 @@ async def test_what_only_raced_is_sent_again(
     assert number >= (3 if kind == "strict" else 1)
 
 
-async def test_a_conflict_while_deleting_is_no_proof_of_a_change(
+async def test_a_conflict_while_deleting_does_not_prove_a_change(
     request: pytest.FixtureRequest,
 ) -> None:
     store = await make_store("strict", request)
@@ -295,7 +295,7 @@ async def test_no_upload_in_parts_is_left_after_a_cancellation(
 async def test_no_part_is_sent_once_the_lease_may_have_run_out(
     how: str, request: pytest.FixtureRequest
 ) -> None:
-    """P23: of a body in memory, and of a copy in parts, of which the engine sees the beginning alone."""
+    """P23: of a body in memory, and of a multipart copy, of which the engine sees only the beginning."""
     store = await make_store(
         "strict", request, multipart_threshold=5 << 20, multipart_copy_threshold=5 << 20
     )

@@ -187,7 +187,7 @@ def requirements() -> list[tuple[str, str]]:
     ]
 
 
-def test_users_are_told_to_install_one_published_name_and_its_minimum_version() -> None:
+def test_install_lines_name_one_published_name_and_its_minimum_version() -> None:
     """The index has an older project under this name, and the names of the parts may be taken."""
     found = requirements()
     assert len(found) > 15

@@ -38,6 +38,14 @@ AVOIDED = re.compile(
         |tombstones?
         |settled
         |as\ ever
+        |for\ ever
+        |likewise
+        |in\ vain
+        |said\ of
+        |half\ characters?
+        |truth\ values?
+        |lets?\ go\ of|letting\ go\ of
+        |comes?\ to\ (?:an|its|their)\ end
         |(?:sees?|seeing|saw|seen)\ to\ it
         |without\ a\ word
         |behind\ (?:its|his|their)\ back

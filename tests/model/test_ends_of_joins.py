@@ -1,8 +1,8 @@
-"""Joined transactions of a database that the user ends in every way: no file without its row.
+"""Joined database transactions that the user ends in every way: no file without its row.
 
 A unit of work joins a session at random, and the user commits, rolls back, closes, or opens and ends
-savepoints, in the block and around it. Each file is written with a row of the same name (P5). Where
-the block ends without an exception, and so does what surrounds it, both are there or neither is.
+savepoints, in the block and around it. Each file is written with a row of the same name (P5). If
+the block and what surrounds it end without an exception, both exist or neither does.
 """
 
 from __future__ import annotations
@@ -65,8 +65,8 @@ class Walk:
 
     Args:
         number: of the walk, so that names are its own.
-        choice: what draws.
-        done: what happened.
+        choice: the random generator.
+        done: the events.
         names: of the letters, with a file and a row each.
         ended_inside: whether the user ended the transaction in the block.
     """
@@ -125,7 +125,7 @@ class Walk:
         elif step == "rows in a savepoint":
             try:
                 async with session.begin_nested():
-                    session.add(Letter(name=f"{name} in vain"))
+                    session.add(Letter(name=f"{name} discarded"))
                     await session.flush()
                     give_up()
             except WantedError:
@@ -133,7 +133,7 @@ class Walk:
         elif step == "file in a savepoint":
             try:
                 async with uow.savepoint():
-                    await uow.files.put(text("in vain", f"{name} in vain"))
+                    await uow.files.put(text("discarded", f"{name} discarded"))
                     give_up()
             except WantedError:
                 pass
@@ -150,7 +150,7 @@ class Walk:
     def check(self, files: set[str], rows: set[str], *, committed: bool) -> None:
         there = [name for name in self.names if name in files]
         described = f"walk {self.number}: {self.done}: files {there}"
-        assert not any("in vain" in name for name in files | rows), described
+        assert not any("discarded" in name for name in files | rows), described
         assert set(there) <= rows, f"files without rows: {described}"
         assert there in ([], self.names), f"some of the files: {described}"
         if committed:
@@ -176,7 +176,7 @@ async def jointly(
 
 
 async def walk(seed: int, walks: int, database: str, request: pytest.FixtureRequest) -> None:
-    """Walk a few times on one database, and look when all is done."""
+    """Walk a few times on one database, and check at the end."""
     async with jointly(database, request) as (site, engine):
         uow_class = site.uow_class
         ended: list[tuple[Walk, bool]] = []

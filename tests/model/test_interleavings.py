@@ -1,7 +1,7 @@
-"""Two sessions over two keys, in every interleaving with at most two preemptions.
+"""Two transactions over two keys, in every interleaving with at most two preemptions.
 
-They are in processes of their own and meet in the store and the journal alone, so it is enough to
-switch between two operations there. The first session runs for i operations, then the second for j,
+They are in separate processes and share only the store and the journal, so it is enough to switch
+between two operations there. The first transaction runs for i operations, then the second for j,
 then the first to its end, and the second to its end; every i and j is tried. So each run has two
 switches that the scheduler forces. Most bugs of concurrency need no more (Musuvathi and Qadeer, PLDI
 2007). The gate takes a sample of them, `nox -s thorough` takes all.
@@ -51,7 +51,7 @@ SHARE = 1.0 if "FENNFLOW_THOROUGH" in os.environ else 0.3
 
 
 class Pair:
-    """The two sessions, each in a process of its own, on a bucket that holds `a` and `b`."""
+    """The two transactions, each in a separate process, on a bucket that holds `a` and `b`."""
 
     def __init__(self, capabilities: Capabilities, scripts: Sequence[Sequence[Call]]) -> None:
         self.world = World(capabilities, settings={"lock_timeout": 2.0})
@@ -68,7 +68,7 @@ class Pair:
         return session
 
     def run(self, which: int, operations: int) -> int:
-        """Run one of the sessions, the other one stopped, and return how many operations it did."""
+        """Run one of the transactions, with the other one stopped, and return its number of operations."""
         session, other = self.sessions[which], self.sessions[1 - which]
         loop = self.world.loop
         loop.stopped = {other.process}
@@ -79,7 +79,7 @@ class Pair:
         return self.world.effects - before
 
     def finish(self) -> None:
-        """Check what the sessions say, and that all is as it must be when they have ended."""
+        """Check the results of the transactions, and the state after their end."""
         try:
             for session in self.sessions:
                 assert session.task.done()

@@ -1,10 +1,11 @@
-"""Isolation, checked from outside: histories of concurrent sessions, and the graph that they make.
+"""Isolation, checked from outside: histories of concurrent transactions, and their dependency graph.
 
 Every value is written once, so a read shows which write it saw. Names are those of Adya, "Weak
-Consistency" (1999): G1a reads of what was aborted, G1b of what was overwritten in its own session, G1c
-circles of writes and reads, G2-item circles with an overwritten read. Read committed (PL-2) has none
-of the first three, repeatable read (PL-2.99) none at all. Sessions that only read are looked at by
-what they see, and are not in the graph: they have no pivot. `docs/concepts.md` says what results.
+Consistency" (1999): G1a: reads of aborted values; G1b: reads of values that their transaction
+overwrote; G1c: cycles of writes and reads; G2-item: cycles with an overwritten read. Read committed
+(PL-2) has none of the first three, repeatable read (PL-2.99) none at all. For transactions that
+only read, only the values are checked; they are not in the graph, since they have no pivot.
+`docs/concepts.md` has the result.
 """
 
 from __future__ import annotations
@@ -37,10 +38,10 @@ Values = Mapping[str, str | None]
 
 @dataclass(eq=False)
 class Txn:
-    """A session, as its user sees it.
+    """A transaction as its user sees it.
 
     Args:
-        reads: each with what the session had written by then.
+        reads: each with what the transaction had written by then.
         writes: what it wrote last under each key.
         overwritten: values that it replaced itself.
     """
@@ -57,14 +58,14 @@ class AbortError(Exception):
 
 @dataclass
 class History:
-    """All sessions, and those that committed, in the order of their pivots."""
+    """All transactions, and the committed ones in the order of their pivots."""
 
     txns: list[Txn] = field(default_factory=list[Txn])
     order: list[Txn] = field(default_factory=list[Txn])
 
     @property
     def states(self) -> list[dict[str, str]]:
-        """What was committed, after each pivot."""
+        """The committed state after each pivot."""
         states: list[dict[str, str]] = [{}]
         for txn in self.order:
             states.append({**states[-1], **txn.writes})
@@ -90,7 +91,7 @@ class History:
                 assert fits, f"I9: {others} was never all there at once"
 
     def has_circle(self, *, with_overwritten_reads: bool) -> bool:
-        """Whether committed sessions depend on each other in a circle: G1c, or G2-item too."""
+        """Whether committed transactions depend on each other in a cycle: G1c, optionally G2-item."""
         graph: dict[Txn, set[Txn]] = {txn: set() for txn in self.order}
         for before, after in self._edges(with_overwritten_reads=with_overwritten_reads):
             if before is not after:
@@ -126,7 +127,7 @@ def abort_sometimes(choice: random.Random) -> None:
 async def work(
     world: World, uow_class: type[FullUOW], history: History, choice: random.Random
 ) -> None:
-    """Run one session after the other, with reads and writes at random."""
+    """Run transactions one after the other, with random reads and writes."""
     for _ in range(SESSIONS):
         txn = Txn()
         history.txns.append(txn)
@@ -167,7 +168,7 @@ async def act(uow: FullUOW, txn: Txn, history: History, choice: random.Random) -
 
 
 def recorded(seed: int, *, validate_reads: bool, directory: Path | None = None) -> History:
-    """Run workers, each in a process of its own, in an order that the seed says."""
+    """Run workers, each in a separate process, in an order determined by the seed."""
     choice = random.Random(seed)
     random.seed(seed)
     world = World(
@@ -202,7 +203,7 @@ def check(histories: Sequence[History]) -> None:
 @pytest.mark.sampled
 @pytest.mark.parametrize("on_sqlite", [False, True])
 def test_transactions_are_read_committed_and_each_call_sees_one_moment(*, on_sqlite: bool) -> None:
-    """PL-2; and not more: what a session has read may be overwritten before it commits."""
+    """PL-2, but not more: a value that a transaction has read may be overwritten before it commits."""
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name) if on_sqlite else None
         histories = [
@@ -217,7 +218,7 @@ def test_transactions_are_read_committed_and_each_call_sees_one_moment(*, on_sql
 @pytest.mark.sampled
 @pytest.mark.parametrize("on_sqlite", [False, True])
 def test_with_validate_reads_transactions_are_repeatable_read(*, on_sqlite: bool) -> None:
-    """PL-2.99: no lost update, no write skew on the paths that a session has read."""
+    """PL-2.99: no lost update, no write skew on the paths that a transaction has read."""
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name) if on_sqlite else None
         histories = [

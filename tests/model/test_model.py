@@ -1,4 +1,4 @@
-"""Transactions, crashes, faults and recoveries in any order: the engine does what the model says.
+"""Transactions, crashes, faults and recoveries in any order: the engine behaves like the model.
 
 The reference model is a dictionary and the operations of `simulated.py`. After every rule I1, I2, I5
 and I6 are checked, by each call I8 and I9, and at the end, when all has been recovered, I3, I4, I7.

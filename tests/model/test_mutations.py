@@ -1,6 +1,6 @@
 """Each mechanism of the protocol switched off, one at a time: the random walk finds all of them.
 
-A mechanism whose loss nothing finds would be untested, or not needed. The check of the lease before
+A mechanism whose loss is not found would be untested or unnecessary. The check of the lease before
 each request (P23) is not among them: the fencing tokens of the journal stop its owner nearly always,
 and what is left has tests of its own in `tests/crashes` and `tests/faults`.
 """
@@ -56,7 +56,7 @@ Mutation = Callable[[ExitStack], None]
 WORKS = [Fate.WORKS] * 12
 PLAIN = Capabilities(conditional_create=True, conditional_delete="single", conditional_copy=True)
 WEAK = Capabilities()
-# What needs many events of few kinds is looked for by walks that do little else.
+# Mutations that need many events of few kinds are searched by walks that do little else.
 USER_CODE = {
     "habits": Habits(
         keys="a",
@@ -298,7 +298,7 @@ def claimed_meanwhile() -> None:
 
 
 def decided_twice() -> None:
-    """Two callers decide at once what is held: the first to take it has lost it to the second."""
+    """Two callers decide a held transaction at the same time: the first one loses it to the second."""
     world = Actions(PLAIN).world
     try:
         backend, token = world.observer, new_transaction()
@@ -321,7 +321,7 @@ DIRECTED: Mapping[str, Callable[[], None]] = {
     "no_fencing_of_held": decided_twice,
     "no_time_of_the_store": clock_behind,
 }
-"""What random walks meet too rarely."""
+"""Schedules that random walks reach too rarely."""
 
 
 def changed(stack: ExitStack, target: object, name: str, value: object) -> None:
@@ -354,7 +354,7 @@ def no_condition_of_compensation(stack: ExitStack) -> None:
 
 
 def no_probe(stack: ExitStack) -> None:
-    """P15: the store is taken to enforce all that it is asked for."""
+    """P15: the store is assumed to enforce every condition."""
 
     async def capabilities(_: Any, namespace: str, *, refresh: bool = False) -> Capabilities:
         del namespace, refresh
@@ -366,7 +366,7 @@ def no_probe(stack: ExitStack) -> None:
 
 
 def no_fencing(stack: ExitStack) -> None:
-    """P24: a session that is claimed is still its old owner's, too."""
+    """P24: a claimed transaction still belongs to its old owner, too."""
     original = InMemoryBackend.claim
 
     async def claim(self: Any, limit: int) -> Sequence[JournaledTransaction]:
@@ -394,7 +394,7 @@ def no_kept_locks(stack: ExitStack) -> None:
 
 
 def no_check_of_reads(stack: ExitStack) -> None:
-    """P29: what a location holds is returned, whatever it is."""
+    """P29: any object at a location is returned, whatever it is."""
     original = InMemoryConnector.get
 
     async def get(self: Any, namespace: str, location: Any, *, if_match: Any = None) -> Any:
@@ -417,7 +417,7 @@ def no_write_ahead(stack: ExitStack) -> None:
 
 
 def no_end(stack: ExitStack) -> None:
-    """P6: a session whose rows are gone is finished once more."""
+    """P6: a transaction whose rows are gone is finished once more."""
     keys: dict[str, set[ObjectKey]] = {}
     steps: dict[str, Sequence[Step]] = {}
     begin_writes, commit, abort = (
@@ -450,7 +450,7 @@ def no_end(stack: ExitStack) -> None:
 async def exposed(
     work: Coroutine[Any, Any, Any], **_: Any
 ) -> tuple[asyncio.Task[Any], asyncio.CancelledError | None]:
-    """Do what `shielded` does, and let a cancellation through."""
+    """Like `shielded`, but let a cancellation through."""
     task = asyncio.ensure_future(work)
     cancellation = None
     try:
@@ -463,7 +463,7 @@ async def exposed(
 
 
 def no_shield(stack: ExitStack) -> None:
-    """P21: a cancellation cuts off what is under way, compensation too."""
+    """P21: a cancellation cuts off running work, including compensation."""
     for module in (session, writing):
         changed(stack, module, "shielded", exposed)
 
@@ -512,7 +512,7 @@ def all_ambiguous(stack: ExitStack) -> None:
 
 
 def no_release_of_others(stack: ExitStack) -> None:
-    """P9: a step that fails keeps all keys of its session."""
+    """P9: a step that fails keeps all keys of its transaction."""
     original = InMemoryBackend.settle
 
     async def settle_(self: Any, token: TransactionToken, settlement: Settlement) -> None:
@@ -533,7 +533,7 @@ def no_copy_over_nothing(stack: ExitStack) -> None:
 
 
 def no_catalog_of_garbage(stack: ExitStack) -> None:
-    """P27: what another catalog has staged is garbage when it is old."""
+    """P27: old staged bytes of another catalog are garbage."""
     changed(stack, Connector, "incoming", frozenset({"neighbour"}))
 
 
@@ -547,7 +547,7 @@ def no_report(stack: ExitStack) -> None:
 
 
 def no_scopes(stack: ExitStack) -> None:
-    """P8: what fails takes back all that its session did."""
+    """P8: a failed call undoes all work of its transaction."""
     original = transaction.Transaction.rewind
 
     def rewind(self: Any, scope: Any) -> Any:
@@ -582,7 +582,7 @@ def no_release_of_failed_steps(stack: ExitStack) -> None:
 
 
 def no_removal(stack: ExitStack) -> None:
-    """P33: what a step has not done is undone."""
+    """P33: a step that did nothing is undone."""
 
     async def remove(self: Any, undo: jobs.DurableUndo) -> None:
         self.disown([undo])
@@ -678,7 +678,7 @@ def no_fencing_of_held(stack: ExitStack) -> None:
 
 
 def no_time_of_the_store(stack: ExitStack) -> None:
-    """L10: what appends nothing is answered by the machine's clock."""
+    """L10: commands that append nothing use the machine's clock."""
 
     async def learn_time(_: Any) -> bool:
         return False

@@ -87,13 +87,13 @@ class Counting(faults.Faults):
     async def around(self, operation: faults.Operation, effect: faults.Effect[R]) -> R:
         self.seen[operation.name] += 1
         if self.failing == (operation.name, self.seen[operation.name]):
-            message = "The store is away."
+            message = "The store is unreachable."
             raise ConnectorUnavailableException(message)
         return await effect()
 
 
 class Listing(faults.FaultyConnector):
-    """Each object that it lists is an operation, too."""
+    """Counts each listed object as an operation, too."""
 
     @override
     async def list(
@@ -122,7 +122,7 @@ def notes_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def watched(counting: Counting, backend: BackendConfig | None = None) -> Any:
-    """Return a store in memory, and it with connector and backend under watch."""
+    """Return a store in memory, and the same store with counted connector and backend."""
     inner = await make_store("memory", None)  # type: ignore[arg-type]
     config = faults.FaultyConnectorConfig(inner=inner.config, faults=counting)
     own = faults.FaultyBackendConfig(inner=backend or memory(), faults=counting)
@@ -139,7 +139,7 @@ async def test_the_listing_alone_fills_a_catalog_and_details_come_when_they_are_
     assert await listed(uow_class) == ["data.json", *OLD]
     async with uow_class() as uow:
         assert await uow.files.exists("data.json")
-        # The newest objects were asked whose they are.
+        # A HEAD was sent for each of the newest objects.
         assert adopting.NEWEST <= counting.seen["head"] <= 2 * adopting.NEWEST
         assert counting.seen["get"] == 0
         counting.seen.clear()
@@ -196,7 +196,7 @@ async def test_what_changed_before_its_first_use_is_an_error() -> None:
 async def test_an_interrupted_reading_shows_nothing_and_is_continued_by_another_process(
     counting: Counting, tmp_path: Path, kind: str, operation: str
 ) -> None:
-    """Whatever fails, at every point: readers see all, or an error that says what to do."""
+    """Whatever fails at any point, readers see everything, or an error that says what to do."""
     for at in range(1, 9):
         backend = memory() if kind == "memory" else sqlite(tmp_path / f"{operation}{at}")
         inner, store = await watched(counting, backend)
@@ -208,7 +208,7 @@ async def test_an_interrupted_reading_shows_nothing_and_is_continued_by_another_
         assert isinstance(seen, FennFlowException) or seen == OLD
         reached = counting.seen[operation] >= at
         counting.failing = None
-        # No reader sees a part of it, and a program that has switched reconciling off gets an error.
+        # No reader sees a part of it, and a program without reconciliation gets an error.
         never = inner.uow(backend=backend, reconcile=ReconcileConfig(frequency="never"))
         shown = await listed_or_error(never)
         problems = (await never.diagnose()).problems
@@ -239,7 +239,7 @@ async def test_an_interrupted_reading_shows_nothing_and_is_continued_by_another_
 
 
 async def test_a_lifespan_reads_the_bucket_before_its_block_or_fails(counting: Counting) -> None:
-    """What is ready is ready: the first call sends nothing."""
+    """After that the first call sends nothing."""
     inner, store = await watched(counting)
     await put_raw(inner, *OLD)
     uow_class = store.uow()
@@ -257,7 +257,7 @@ async def test_a_lifespan_reads_the_bucket_before_its_block_or_fails(counting: C
 async def test_two_processes_that_read_a_bucket_at_once_record_it_once(
     counting: Counting, tmp_path: Path
 ) -> None:
-    """The one that comes later finds that it was done."""
+    """The later one finds that it is done."""
     backend = sqlite(tmp_path / "catalog")
     inner, store = await watched(counting, backend)
     await put_raw(inner, *OLD)
@@ -338,7 +338,7 @@ async def test_a_catalog_that_begins_to_write_during_the_reading_is_noticed(
     del store
 
     class Lazy(Listing):
-        """Lists a key at a time, so that what is written meanwhile is listed."""
+        """Lists one key at a time, so that objects that are written meanwhile are listed."""
 
         @override
         async def list(
@@ -364,7 +364,7 @@ async def test_a_catalog_that_begins_to_write_during_the_reading_is_noticed(
 async def test_a_catalog_leaves_no_note_before_it_is_a_minute_old(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Trying FennFlow in a bucket leaves nothing there."""
+    """A short trial of FennFlow leaves nothing in a bucket."""
     store = await make_store("memory", None)  # type: ignore[arg-type]
     uow_class = store.uow(backend=sqlite(tmp_path / "a"))
 
@@ -381,7 +381,7 @@ async def test_a_catalog_leaves_no_note_before_it_is_a_minute_old(
 async def test_what_a_catalog_without_a_note_wrote_is_not_adopted(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Its newest object shows that it is there, its id since when."""
+    """Its newest object shows that it exists, and its id shows since when."""
     store = await make_store("memory", None)  # type: ignore[arg-type]
     first, second = (store.uow(backend=sqlite(tmp_path / name)) for name in "ab")
     many = [f"{number:02}" for number in range(2 * adopting.NEWEST)]
@@ -396,7 +396,7 @@ async def test_what_a_catalog_without_a_note_wrote_is_not_adopted(
 async def test_an_adopted_object_of_another_catalog_is_not_changed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Even if the note of that catalog was deleted: its objects bear its id."""
+    """Even if the note of that catalog was deleted: its objects carry its id."""
     store = await make_store("memory", None)  # type: ignore[arg-type]
     first, second = (store.uow(backend=sqlite(tmp_path / name)) for name in "ab")
     async with first() as uow:
@@ -494,7 +494,7 @@ async def test_an_own_note_that_is_too_long_is_replaced_unread(tmp_path: Path) -
 
 
 class UnreadableNotes(faults.FaultyConnector):
-    """Returns no note, as where one has a header that is not UTF-8."""
+    """Returns no note, as if it had a header that is not UTF-8."""
 
     error: type[BaseConnectorException]
 
@@ -518,7 +518,7 @@ async def test_a_note_that_cannot_be_read_stops_nothing(
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> None:
-    """Neither another catalog's nor the own one, which others may have replaced."""
+    """Neither another catalog's note nor this one's, which others may have replaced."""
     monkeypatch.setattr(faults, "FaultyConnector", UnreadableNotes)
     monkeypatch.setattr(UnreadableNotes, "error", error, raising=False)
     inner, store = await watched(counting, sqlite(tmp_path / "a"))
@@ -616,7 +616,7 @@ async def test_applications_with_a_prefix_each_share_a_bucket(
     assert "belong to other catalogs" in caplog.text
 
 
-async def test_fields_of_one_catalog_may_lie_in_each_other(tmp_path: Path) -> None:
+async def test_prefixes_of_fields_of_one_catalog_may_be_nested(tmp_path: Path) -> None:
     store = await make_store("memory", None)  # type: ignore[arg-type]
     await put_raw(store, "a/old", "b")
 

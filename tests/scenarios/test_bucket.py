@@ -1,4 +1,4 @@
-"""The catalog in the bucket, as its users see it: what it costs, who shares it, what is refused."""
+"""The catalog in the bucket as users see it: costs, sharing, and refused stores."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def text(value: str, name: str) -> TextContent:
 
 
 def bucket_uow(store: Store, **changes: Any) -> type[FullUOW]:
-    """Return a class with an engine, and so a replica, of its own."""
+    """Return a class with a separate engine and replica."""
     # Another number makes another engine; it does nothing else here.
     changes = {"max_transaction_age": 43200.0 + next(numbers), **changes}
     backend = changes.pop("backend", BucketBackendConfig(namespace=store.namespace))
@@ -127,7 +127,7 @@ async def test_an_idle_process_sends_no_requests(request: pytest.FixtureRequest)
 
 
 async def test_recover_looks_for_what_others_left_while_the_process_was_idle() -> None:
-    """P26: whether due or not; an idle process does not know how long the log has become."""
+    """P26: even if it is not due; an idle process does not know the end of the log."""
     store = InMemoryConnectorConfig(name=f"idle{next(numbers)}")
     backend = BucketBackendConfig(namespace="bucket")
 

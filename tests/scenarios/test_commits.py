@@ -213,7 +213,7 @@ async def test_a_reader_is_refused_only_if_commits_behind_its_cursor_were_remove
 async def test_a_commit_that_took_long_does_not_take_those_before_it_along(
     database: str, request: pytest.FixtureRequest
 ) -> None:
-    """Its time is that of the pivot, and a transaction of the user's may have been open for days."""
+    """Its time is that of the pivot, and a user's transaction may have been open for days."""
     site = await site_of(database, request)
     uow_class = site.uow_class
     cursors = [await uow_class.commit_cursor()]
@@ -230,7 +230,7 @@ async def test_a_commit_that_took_long_does_not_take_those_before_it_along(
 
 
 async def test_commits_without_a_reader_are_removed_too(postgresql: PostgresqlServer) -> None:
-    """On PostgreSQL readers give commits their places; where there are none, the clean-up does."""
+    """On PostgreSQL readers give commits their places; without readers, the clean-up does."""
     config = SqlalchemyBackendConfig(
         url=postgresql.url, table_prefix=f"f{next(numbers)}_", commit_retention=0.001
     )
@@ -245,7 +245,7 @@ async def test_commits_without_a_reader_are_removed_too(postgresql: PostgresqlSe
 async def test_the_feed_costs_a_commit_on_postgresql_no_statement(
     postgresql: PostgresqlServer,
 ) -> None:
-    """The decision and the entry of the feed are one statement."""
+    """One statement writes the outcome and the entry of the feed."""
     config = SqlalchemyBackendConfig(url=postgresql.url, table_prefix=f"f{next(numbers)}_")
     statements: list[str] = []
 

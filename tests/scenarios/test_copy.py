@@ -76,7 +76,7 @@ async def test_a_copy_replaces_and_a_failure_brings_back(store: Store) -> None:
 
 
 async def test_own_changes_are_copied_and_moved_again(store: Store) -> None:
-    """P12: what a transaction copies is what it sees."""
+    """P12: a transaction copies the files that it sees."""
     uow_class = await seeded(store)
     async with uow_class() as uow:
         await uow.files.put(text("new a", "a"))
@@ -135,7 +135,7 @@ async def test_what_cannot_be_copied_is_refused_and_changes_nothing(store: Store
 
 
 async def test_the_source_of_a_move_is_locked_and_that_of_a_copy_is_not(store: Store) -> None:
-    """P3: no other writes what a transaction is about to delete."""
+    """P3: no other transaction writes a key that this one is about to delete."""
     uow_class = await seeded(store, lock_timeout=0.05)
     async with uow_class() as mover, uow_class() as other:
         await mover.files.move("a", "c")
@@ -166,7 +166,7 @@ async def test_a_source_changed_behind_the_catalog_is_not_copied(store: Store) -
             assert (await uow.files.get("c")).one().content == "old a"
 
 
-async def test_a_source_that_is_replaced_meanwhile_is_copied_whole_or_anew() -> None:
+async def test_a_source_that_is_replaced_meanwhile_is_copied_whole_or_again() -> None:
     """P29: the record of a copy describes the bytes that were copied."""
     with plugins.override(faults):
         replacing: list[str] = []

@@ -1,4 +1,4 @@
-"""The tables of the backend on SQLite and PostgreSQL: how they come to be, and what is refused."""
+"""The tables of the backend on SQLite and PostgreSQL: their creation, and refused configurations."""
 
 from __future__ import annotations
 
@@ -78,12 +78,12 @@ async def test_catalogs_under_different_prefixes_share_a_database(url: str, pref
 
 
 def journal(config: SqlalchemyBackendConfig) -> Path | None:
-    """Return a journal of its own for a second catalog in one SQLite file."""
+    """Return a separate journal for a second catalog in one SQLite file."""
     url = config.url.get_secret_value()
     return Path(f"{url.partition(':///')[2]}.other") if url.startswith("sqlite") else None
 
 
-async def test_tables_lie_in_the_schema_that_the_user_names(
+async def test_tables_are_in_the_schema_that_the_user_names(
     request: pytest.FixtureRequest,
 ) -> None:
     url = url_of("postgresql", request)
@@ -101,7 +101,7 @@ async def test_tables_lie_in_the_schema_that_the_user_names(
         assert default == []
 
 
-async def test_whoever_comes_first_creates_the_tables_and_all_use_them(url: str) -> None:
+async def test_the_first_process_creates_the_tables_and_all_use_them(url: str) -> None:
     config = SqlalchemyBackendConfig(url=url, pool_size=1)
 
     async def use(number: int) -> str:
@@ -117,7 +117,9 @@ async def test_whoever_comes_first_creates_the_tables_and_all_use_them(url: str)
 
 
 @pytest.mark.parametrize("mode", [None, 0o660])
-async def test_sqlite_files_are_private_unless_told(tmp_path: Path, mode: int | None) -> None:
+async def test_sqlite_files_are_private_unless_configured_otherwise(
+    tmp_path: Path, mode: int | None
+) -> None:
     def modes() -> dict[str, int]:
         return {path.name: stat.S_IMODE(path.stat().st_mode) for path in tmp_path.iterdir()}
 
@@ -155,7 +157,7 @@ async def test_a_file_that_cannot_be_switched_to_wal_now_is_tried_again(tmp_path
                 await put(backend, A)
 
 
-async def test_whoever_is_impatient_does_not_queue_behind_one_who_waits(tmp_path: Path) -> None:
+async def test_a_writer_with_less_time_does_not_queue_behind_a_waiting_one(tmp_path: Path) -> None:
     """A writer of SQLite waits for other processes; a writer with less time must not wait for it."""
     config = SqlalchemyBackendConfig(url=f"sqlite:///{tmp_path}/turns.db")
     database, _ = open_databases(config, lease_ttl=60)
@@ -186,7 +188,7 @@ async def test_whoever_is_impatient_does_not_queue_behind_one_who_waits(tmp_path
 async def waiting_writers(
     tmp_path: Path, *works: Callable[[Connection], object]
 ) -> AsyncGenerator[tuple[Sqlite, list[asyncio.Task[object]], Callable[[], None]]]:
-    """Let writers wait for one that holds a file with a table, and yield what ends that one."""
+    """Let writers wait for one that holds the file, and yield a function that ends it."""
     config = SqlalchemyBackendConfig(url=f"sqlite:///{tmp_path}/shared.db")
     database, _ = open_databases(config, lease_ttl=60)
     assert isinstance(database, Sqlite)
@@ -261,7 +263,7 @@ async def test_one_of_several_writers_that_fails_undoes_its_own_alone(tmp_path: 
         assert await values(database) == ["a", "b"]
 
 
-async def test_a_commit_that_fails_is_an_error_of_each_who_shared_it(tmp_path: Path) -> None:
+async def test_a_failed_group_commit_is_an_error_of_each_writer(tmp_path: Path) -> None:
     commits: list[Connection] = []
 
     def refuse(connection: Connection) -> None:
@@ -281,7 +283,7 @@ async def test_a_commit_that_fails_is_an_error_of_each_who_shared_it(tmp_path: P
         assert await values(database) == []
 
 
-async def test_who_shared_a_transaction_that_sqlite_undid_writes_again(tmp_path: Path) -> None:
+async def test_writers_of_a_transaction_that_sqlite_undid_write_again(tmp_path: Path) -> None:
     """SQLite undoes all of it, as when the disk is full."""
 
     def undo_everything(connection: Connection) -> None:
@@ -340,10 +342,10 @@ async def test_a_writer_that_is_cancelled_while_others_write_it_is_ended_first(
         assert await values(database) == ["b"]
 
 
-async def test_one_with_less_time_does_not_cut_short_who_waits_together_with_it(
+async def test_a_writer_with_less_time_does_not_cut_off_others_of_its_group(
     tmp_path: Path,
 ) -> None:
-    """Another process holds the file: the one gives up, the other one writes in the end."""
+    """Another process holds the file: one writer gives up, the other one finally writes."""
     config = SqlalchemyBackendConfig(url=f"sqlite:///{tmp_path}/held.db")
     database, _ = open_databases(config, lease_ttl=60, lock_timeout=60)
     assert isinstance(database, Sqlite)
@@ -366,7 +368,7 @@ async def test_one_with_less_time_does_not_cut_short_who_waits_together_with_it(
     await database.aclose()
 
 
-async def test_who_is_cancelled_waits_no_longer_for_another_process(tmp_path: Path) -> None:
+async def test_a_cancelled_caller_does_not_wait_for_another_process(tmp_path: Path) -> None:
     config = SqlalchemyBackendConfig(url=f"sqlite:///{tmp_path}/held.db")
     database, _ = open_databases(config, lease_ttl=60, lock_timeout=60)
     done: list[int] = []
@@ -385,7 +387,7 @@ async def test_who_is_cancelled_waits_no_longer_for_another_process(tmp_path: Pa
 
 
 async def test_what_is_under_way_when_it_is_cancelled_is_ended_first(tmp_path: Path) -> None:
-    """Nothing of it goes on once its caller sees the cancellation."""
+    """No work continues after its caller sees the cancellation."""
     config = SqlalchemyBackendConfig(url=f"sqlite:///{tmp_path}/ended.db")
     database, _ = open_databases(config, lease_ttl=60)
     entered, done = threading.Event(), threading.Event()
@@ -434,7 +436,7 @@ async def test_writers_of_both_files_do_not_wait_for_each_others_connections(
 
 
 async def test_a_loop_that_ends_loses_no_connection(request: pytest.FixtureRequest) -> None:
-    """It cancels all tasks, those too that were made for cleaning up and have not begun."""
+    """The loop cancels all tasks, even clean-up tasks that have not begun."""
 
     def stillborn(loop: Any, work: Any, **options: Any) -> asyncio.Task[Any]:
         task = asyncio.Task(work, loop=loop, **options)
@@ -461,7 +463,7 @@ async def test_a_loop_that_ends_loses_no_connection(request: pytest.FixtureReque
 
 
 async def test_alembic_finds_nothing_to_do(url: str) -> None:
-    """`metadata` says what is created, so that its users can leave that to migrations."""
+    """`metadata` describes all tables, so that migrations can create them."""
     config = SqlalchemyBackendConfig(url=url)
     async with opened(config):
         pass
@@ -543,7 +545,7 @@ async def test_tables_that_alembic_is_to_make_are_missed_by_name(url: str) -> No
 
 
 def journal_url(config: SqlalchemyBackendConfig) -> Any:
-    """Return where the journal is: on SQLite in a file of its own."""
+    """Return the URL of the journal, which has a separate file on SQLite."""
     url = config.url.get_secret_value()
     if not url.startswith("sqlite"):
         return config.url
@@ -641,7 +643,7 @@ def test_a_url_of_any_driver_is_that_of_the_backend(driver: str) -> None:
 
 
 @pytest.mark.parametrize("password", ["secret", "p%40secret", "secret/secret", "p:secret"])
-async def test_a_database_that_is_away_is_told_without_its_password(password: str) -> None:
+async def test_an_unreachable_database_is_reported_without_its_password(password: str) -> None:
     url = f"postgresql://app:{password}@127.0.0.1:9/database"
     config = SqlalchemyBackendConfig(url=url)
     with pytest.raises(BackendUnavailableException, match=r"127\.0\.0\.1/database") as caught:
@@ -667,7 +669,7 @@ def test_what_sqlalchemy_takes_for_the_host_is_not_shown_if_it_may_be_a_password
 
 
 async def test_a_statement_that_fails_shows_no_values(url: str) -> None:
-    """They are keys and metadata, which a message of SQLAlchemy would name."""
+    """The values are keys and metadata, which SQLAlchemy's message would show."""
     asked = "hunter2"
     config = SqlalchemyBackendConfig(url=url)
     async with opened(config) as backend:
@@ -765,7 +767,7 @@ async def test_a_heartbeat_does_not_wait_for_a_row_that_another_transaction_hold
 async def test_of_two_that_read_what_the_other_writes_at_most_one_commits(
     request: pytest.FixtureRequest, *, exist: bool
 ) -> None:
-    """And neither waits for the other: on PostgreSQL both pivots run at the same time."""
+    """Neither waits for the other: on PostgreSQL both pivots run at the same time."""
     config = SqlalchemyBackendConfig(url=url_of("postgresql", request))
     async with opened(config) as backend:
         for turn in range(5):

@@ -1,4 +1,4 @@
-"""Objects that clients upload to the store directly, and that a unit of work makes files."""
+"""Objects that clients upload to the store directly, and that a unit of work turns into files."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ from stores import (
 )
 
 STRANGER = Stamp(WriteId("01890000-0000-7000-8000-000000000000", 1), "json")
-"""What a transaction that ended long ago may have left, or an uploader claims."""
+"""A stamp of a transaction that ended long ago, or one that an uploader forged."""
 
 
 def text(value: str, name: str) -> TextContent:
@@ -60,7 +60,7 @@ def text(value: str, name: str) -> TextContent:
 
 
 async def upload(store: Store, key: str, metadata: Mapping[str, str] | None = None) -> None:
-    """Put an object as a client does that knows nothing of FennFlow."""
+    """Put an object like a client without FennFlow."""
     attributes = ObjectAttributes(media_type="text/plain", metadata=metadata or {})
     async with store.connector() as connector:
         await connector.put(PutRequest(store.namespace, key, attributes), b"by url")
@@ -121,7 +121,7 @@ async def test_what_happens_to_a_recorded_upload_later_in_the_transaction(
         assert await uow.files.read_text("over") == "new"
         assert await uow.files.read_text("here") == "by url"
         await uow.files.adopt("saved")
-    # What was deleted or moved is gone, as if it had been committed before.
+    # Deleted and moved files are gone, as if they had been committed before.
     objects = {key for key in await any_store.objects() if not key.startswith(".fennflow/")}
     assert objects == {"first", "here", "over", "saved"}
 
@@ -166,7 +166,7 @@ async def test_a_recorded_upload_outlives_the_process_that_dies_before_the_commi
 
 
 async def send(ticket: UploadTicket, body: bytes, **headers: str) -> int:
-    """Upload as a browser does, and return the status."""
+    """Upload like a browser, and return the status."""
 
     def request(method: str, url: str, data: bytes, headers: dict[str, str]) -> int:
         try:
@@ -251,7 +251,7 @@ async def test_an_upload_is_accepted_in_a_later_unit_of_work(s3_store: Store) ->
 
 
 async def test_an_upload_that_arrives_late_makes_and_changes_nothing(s3_store: Store) -> None:
-    """P32: the URL is good for longer, but leads to where no file is."""
+    """P32: the URL is valid for longer, but its key never has a file."""
     uow_class = await used(s3_store)
     async with uow_class() as uow:
         ticket = await uow.files.upload_ticket("a", max_size=10)
@@ -334,7 +334,7 @@ async def test_a_large_file_is_uploaded_in_parts(
 async def test_what_the_store_does_not_enforce_is_checked_when_it_is_accepted(
     request: pytest.FixtureRequest,
 ) -> None:
-    """The strict server does not look at signatures, as if it bound nothing."""
+    """The strict server does not check signatures, so it enforces nothing."""
     store = await make_store("strict", request)
     uow_class = await used(store)
     checksum = hashlib.sha256(b"right").hexdigest()
@@ -381,7 +381,7 @@ async def test_what_the_store_does_not_enforce_is_checked_when_it_is_accepted(
 async def test_a_header_that_is_not_valid_is_not_taken_along(
     request: pytest.FixtureRequest,
 ) -> None:
-    """No record names it, so a file that had it would be sent with more than its record says."""
+    """It is not in the record, so it must not be stored with the file."""
     store = await make_store("strict", request)
     uow_class = await used(store)
     names = ("Content-Disposition", "Content-Encoding", "Cache-Control")
@@ -491,7 +491,7 @@ async def test_an_upload_that_is_replaced_while_it_is_accepted_is_not_accepted(
 
 
 def after(seconds: float) -> SimpleNamespace:
-    """Return what stands for the module `time`, so many seconds later."""
+    """Return a replacement for the module `time`, a number of seconds later."""
     return SimpleNamespace(time=lambda: time.time() + seconds)
 
 
@@ -514,7 +514,7 @@ async def versions(server: S3Server, bucket: str) -> list[str]:
 async def test_tickets_that_are_not_accepted_expire_and_are_swept(
     request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
-    """P32: by any process, and so is what arrives after that; it never becomes a file."""
+    """P32: by any process; so are uploads that arrive later, which never become files."""
     site = await make_site(kind, "sqlite", request)
     other = replace(site, settings={**site.settings, "lease_ttl": 59.0})
     uow_class = site.uow_class

@@ -34,7 +34,7 @@ async def put(uow_class: type[FullUOW], *keys: str) -> None:
 
 
 async def holds(store: Store, uow_class: type[FullUOW], *keys: str) -> None:
-    """Check that exactly these files are there, and that nothing waits or is locked."""
+    """Check that exactly these files exist, and that nothing is pending or locked."""
     expected = {key: key.encode() for key in keys}
     assert await store.objects() == expected
     assert not await uow_class.transactions()

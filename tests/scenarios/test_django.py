@@ -128,7 +128,7 @@ class StopError(Exception):
 
 @dataclass
 class Site:
-    """A database of Django's, and a storage."""
+    """A Django database and a storage."""
 
     store: Store
     storage: FennFlowStorage
@@ -791,7 +791,7 @@ def test_a_catalog_is_created_though_the_migration_ran_before_there_was_a_storag
                 site.save("a")
             assert set(site.objects()) == {"scans/a.txt"}
             call_command("migrate", verbosity=0)
-            # As Django's runner does for several processes.
+            # Like Django's runner for several processes.
             shutil.copy(tmp_path / "app.db", tmp_path / "copy.db")
     with sqlite3.connect(tmp_path / "copy.db") as copy:
         assert copy.execute("SELECT count(*) FROM django_letters_letter").fetchone() == (2,)
@@ -799,7 +799,7 @@ def test_a_catalog_is_created_though_the_migration_ran_before_there_was_a_storag
     close()
 
 
-def test_the_catalog_is_created_beside_a_site_that_writes(tmp_path: Path) -> None:
+def test_the_catalog_is_created_while_a_site_writes(tmp_path: Path) -> None:
     file = tmp_path / "app.db"
     with use_database({"ENGINE": "django.db.backends.sqlite3", "NAME": file}):
         with override_settings(STORAGES={}):

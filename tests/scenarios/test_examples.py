@@ -1,4 +1,4 @@
-"""The examples run as the README says, without a warning."""
+"""The examples run as in the README, without a warning."""
 
 from __future__ import annotations
 
@@ -181,20 +181,20 @@ async def test_the_web_examples_store_letters_with_their_files(
 
 
 class DjangoExample:
-    """The example of Django, on a database and a bucket of its own.
+    """The Django example, on a new database and a new bucket.
 
     Args:
         server: that has the bucket.
         bucket: for its files.
         folder: for its settings and its database.
-        lease_ttl: seconds that pass before what a killed worker has left is recovered.
+        lease_ttl: seconds until the transactions of a killed worker are recovered.
     """
 
     def __init__(
         self, server: S3Server, bucket: str, folder: Path, lease_ttl: float = 60.0
     ) -> None:
         short = f'STORAGES["default"]["OPTIONS"]["lease_ttl"] = {lease_ttl}\n'
-        # A busy machine does not make one worker wait for another in vain.
+        # On a busy machine a worker must not give up waiting for another one.
         patient = 'DATABASES["default"]["OPTIONS"]["timeout"] = 100\n'
         (folder / "short.py").write_text(f"from django_postbox.settings import *\n{short}{patient}")
         self.folder = folder

@@ -212,7 +212,7 @@ async def test_create_refuses_what_is_taken_and_undoes_its_call(store: Store) ->
 
 
 async def test_objects_that_the_catalog_does_not_know_are_not_created_over(store: Store) -> None:
-    """P14, P16: `create` refuses, `put` replaces at the commit and not before."""
+    """P14, P16: `create` refuses; `put` replaces at the commit and not before."""
     from fennflow.connectors import ObjectAttributes
 
     plain = ObjectAttributes(media_type="text/plain")
@@ -249,7 +249,7 @@ async def test_an_object_changed_behind_the_catalog_is_not_returned(store: Store
             await uow.files.get("a")
 
 
-async def test_undoing_spares_what_somebody_else_has_put_there_meanwhile(store: Store) -> None:
+async def test_undoing_spares_an_object_that_another_writer_put_meanwhile(store: Store) -> None:
     """I5, P18."""
     from fennflow.connectors import ObjectAttributes
 
@@ -354,7 +354,7 @@ async def test_metadata_and_types_are_checked_before_any_request(moto_store: Sto
 
 
 class Model(BaseModel, frozen=True):
-    """Of a user's own."""
+    """A user's model."""
 
 
 WRONG: dict[Any, str] = {

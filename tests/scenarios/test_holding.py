@@ -1,4 +1,4 @@
-"""What a unit of work would change, and transactions that another process decides (P37)."""
+"""The changes of a unit of work, and transactions that another process decides (P37)."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ async def test_changes_are_what_a_commit_would_do(uow_class: type[FilesUOW]) -> 
 
 
 async def test_a_held_transaction_is_committed_by_its_id(uow_class: type[FilesUOW]) -> None:
-    """P37: until then its paths are locked, and nothing of it can be seen."""
+    """P37: until then its paths are locked, and its changes are invisible."""
     held = await hold(uow_class)
     [info] = await uow_class.transactions()
     assert (info.transaction_id, info.state) == (held, "held")
@@ -160,7 +160,7 @@ async def test_what_cannot_be_an_id_is_not_held(uow_class: type[FilesUOW], given
 
 
 async def test_of_two_decisions_at_once_one_is_made(uow_class: type[FilesUOW]) -> None:
-    """P37, P5: by two processes; a second one after it is refused, too."""
+    """P37, P5: by two processes; a later second decision is refused, too."""
 
     class Other(FilesUOW):
         config = uow_class.config.model_copy(update={"lease_ttl": 59.0})
@@ -179,10 +179,10 @@ async def test_of_two_decisions_at_once_one_is_made(uow_class: type[FilesUOW]) -
 
 @pytest.mark.parametrize("late", ["commit_held", "abort_held"])
 @pytest.mark.parametrize("first", ["commit_held", "abort_held"])
-async def test_who_takes_it_while_it_is_decided_finishes_it_and_says_so(
+async def test_a_second_decision_at_the_same_time_finishes_the_first_one(
     first: str, late: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """P37: on SQLite the decision is in another file, so that a second caller may not see it yet."""
+    """P37: on SQLite the outcome is in another file, so a second caller may not see it yet."""
     waiting = [late]
 
     async def script(moment: str, asked: str, _key: str) -> None:
@@ -255,7 +255,7 @@ async def test_hooks_and_compensations_follow_the_decision(uow_class: type[Files
 
 
 async def test_what_no_other_process_could_do_is_not_held(uow_class: type[FilesUOW]) -> None:
-    """P37: and the block goes on."""
+    """P37: and the block continues."""
 
     async def call() -> None:
         """Do nothing."""
@@ -308,7 +308,7 @@ class BackendGoneError(Exception):
 async def test_whatever_the_backend_loses_it_is_held_committed_or_undone(
     operation: str, phase: str
 ) -> None:
-    """P37: as a whole, and a decision that failed can be made again."""
+    """P37: as a whole; a decision that failed can be repeated."""
     fails = False
 
     async def script(moment: str, asked: str, _key: str) -> None:
@@ -352,7 +352,7 @@ async def test_whatever_the_backend_loses_it_is_held_committed_or_undone(
 async def test_a_decision_whose_caller_is_cancelled_is_made(
     *, commits: bool, withdrawn: bool
 ) -> None:
-    """P21, P37: it stands, and the cancellation arrives afterwards, unless it was withdrawn."""
+    """P21, P37: the decision stands, and the cancellation arrives afterwards, unless it was withdrawn."""
     deciding, go_on = asyncio.Event(), asyncio.Event()
     waits = False
 
@@ -395,7 +395,7 @@ async def test_a_decision_whose_caller_is_cancelled_is_made(
 async def test_a_decision_that_is_cut_off_leaves_it_held_and_is_named(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, *, commits: bool
 ) -> None:
-    """P37: no lease is renewed for it, and a person learns that it is to be decided again."""
+    """P37: its lease is not renewed, and it is reported that it has to be decided again."""
     deciding = asyncio.Event()
     hangs = False
 

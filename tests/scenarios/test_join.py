@@ -52,7 +52,7 @@ class Letter(Base):
 
 @dataclass
 class Joint:
-    """A store, a database with FennFlow's tables and the user's own, and an engine of the user's."""
+    """A store, a database with FennFlow's tables and the user's, and the user's engine."""
 
     site: Site
     engine: AsyncEngine
@@ -172,7 +172,7 @@ async def test_rows_and_files_commit_with_the_block(joint: Joint) -> None:
 
 
 async def test_the_first_write_may_be_a_row(joint: Joint) -> None:
-    """On SQLite it takes the one write lock of the file before any intent is journaled."""
+    """On SQLite it takes the file's write lock before any intent is journaled."""
     async with joint.session() as session, joint.uow_class(join=session) as uow:
         session.add(Letter(name="a"))
         await session.flush()
@@ -331,7 +331,7 @@ async def test_a_decision_that_another_transaction_holds_up_is_looked_for_again_
     strict: S3Server,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """P5, P26: not after `recovery_interval` alone; on SQLite, one writer keeps all others out."""
+    """P5, P26: not only after `recovery_interval`; on SQLite, one writer blocks all others."""
     del strict
     caplog.set_level(logging.INFO, "fennflow")
     outcomes: list[str] = []
@@ -425,7 +425,7 @@ async def test_a_savepoint_that_is_rolled_back_takes_the_files_with_it(joint: Jo
 
 
 def begins_itself(engine: AsyncEngine) -> None:
-    """Set transactions up as SQLAlchemy's documentation says for savepoints on SQLite."""
+    """Set transactions up as documented by SQLAlchemy for savepoints on SQLite."""
 
     sync_engine: Any = bare(engine) if isinstance(engine, Threaded) else engine.sync_engine
 
@@ -599,7 +599,7 @@ async def test_the_end_of_a_savepoint_around_the_block_is_not_missed(joint: Join
 async def test_a_unit_of_work_inside_another_one_of_the_same_session_ends_with_it(
     joint: Joint, *, fails: bool
 ) -> None:
-    """As where a function that joins the caller's session is called inside the caller's block."""
+    """For instance if a function that joins the caller's session is called inside the caller's block."""
     names = () if fails else ("a", "b")
     with pytest.raises(ZeroDivisionError) if fails else nullcontext():
         async with joint.session() as session, joint.uow_class(join=session) as outer:
@@ -629,7 +629,7 @@ async def test_a_savepoint_inside_the_block_may_be_rolled_back(joint: Joint) -> 
 
 
 async def test_a_savepoint_that_the_block_leaves_open_is_refused(joint: Joint) -> None:
-    """It could be rolled back afterwards, with the files and without the rows before it."""
+    """It could be rolled back later, together with the files but without the earlier rows."""
     if joint.engine.dialect.name == "sqlite":
         begins_itself(joint.engine)
     async with joint.session() as session, session.begin():
@@ -745,7 +745,7 @@ async def test_a_catalog_that_waits_for_the_users_own_transaction_names_the_way_
     await engine.dispose()
 
 
-async def test_a_session_inside_somebodys_test_transaction_waits_for_it(joint: Joint) -> None:
+async def test_a_session_inside_a_transaction_of_a_test_waits_for_it(joint: Joint) -> None:
     """Test suites join sessions to a transaction that they roll back: a commit ends a savepoint."""
     if joint.engine.dialect.name == "sqlite":
         begins_itself(joint.engine)
@@ -862,7 +862,7 @@ async def test_autocommit_is_refused(joint: Joint) -> None:
 async def test_a_pivot_that_fails_cannot_be_committed_by_going_on(
     joint: Joint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Even where the user swallows the exception inside a surrounding transaction."""
+    """Even if the user swallows the exception inside a surrounding transaction."""
     from fennflow_sqlalchemy import rows
 
     def broken(_: object) -> str:
@@ -903,7 +903,7 @@ def brief(joint: Joint, monkeypatch: pytest.MonkeyPatch) -> Site:
 async def test_a_commit_inside_a_transaction_that_waits_for_it_ends_with_an_error(
     joint: Joint, brief: Site
 ) -> None:
-    """It reads, on PostgreSQL, what the transaction around it writes; on SQLite, it writes."""
+    """On PostgreSQL it reads a row that the surrounding transaction writes; on SQLite it writes."""
     strict = replace(brief, settings={**brief.settings, "validate_reads": True})
     async with strict.uow_class.lifespan(), joint.session() as session, session.begin():
         async with joint.units(strict)(join=session) as uow:
@@ -943,7 +943,7 @@ async def test_a_joined_block_waits_for_no_other_transaction_without_limit(
 async def test_what_failed_in_the_joined_transaction_is_named(
     request: pytest.FixtureRequest, strict: S3Server
 ) -> None:
-    """PostgreSQL refuses all that follows a failed statement, even if its error was caught."""
+    """PostgreSQL refuses every statement after a failed one, even if its error was caught."""
     del strict
     async with jointly("postgresql", request) as joint, joint.session() as session:
         with pytest.raises(TransactionException, match="failed before"):
@@ -993,7 +993,7 @@ async def test_joined_commits_are_in_the_feed_and_those_that_were_rolled_back_ar
 async def test_the_feed_passes_over_no_commit_that_becomes_visible_late(
     request: pytest.FixtureRequest, *, read_between: bool
 ) -> None:
-    """P38: PostgreSQL gives out numbers in another order than that in which transactions commit."""
+    """P38: on PostgreSQL, sequence numbers are not in the order in which transactions commit."""
     async with jointly("postgresql", request, store="memory") as joint:
         cursor = await joint.uow_class.commit_cursor()
         seen: list[tuple[str, int]] = []

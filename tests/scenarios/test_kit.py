@@ -1,4 +1,4 @@
-"""What users test with: fixtures of their own, failures that are injected, and what is left over."""
+"""The test kit for users: fixtures, injected failures, and leftovers."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def test_the_example_of_the_docs_passes(tmp_path: Path) -> None:
 def test_a_joined_program_is_tested_with_the_client_of_litestar(
     fennflow_joined: Callable[[type[UnitOfWork]], str],
 ) -> None:
-    """With those of FastAPI in the docs, and of Django in its own tests."""
+    """The docs do the same with FastAPI's client, and Django's tests with Django's."""
     sessions.configure(bind=create_async_engine(fennflow_joined(UOW), poolclass=NullPool))
     app = Litestar([write], lifespan=[lambda _: UOW.lifespan()])
     with TestClient(app) as client:
@@ -163,7 +163,7 @@ async def test_an_answer_is_lost_where_it_was_said(fennflow_memory: InMemory) ->
             await uow.files.get("a")
 
 
-async def test_what_lies_about_is_told(fennflow_memory: InMemory) -> None:
+async def test_leftovers_are_reported(fennflow_memory: InMemory) -> None:
     fennflow_memory(UOW)
     async with UOW() as uow:
         await uow.files.put(text("1", "a"))
@@ -179,7 +179,7 @@ async def test_what_lies_about_is_told(fennflow_memory: InMemory) -> None:
 
 
 def test_a_server_ends_with_the_process_that_started_it(tmp_path: Path) -> None:
-    """Even if that is killed, and cannot clean up."""
+    """Even if the process is killed and cannot clean up."""
     files, program = tmp_path / "files", tmp_path / "program.py"
     files.mkdir()
     program.write_text(f"""

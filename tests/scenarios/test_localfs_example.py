@@ -1,4 +1,4 @@
-"""The example of a plugin: what others put into its directory is not followed, and ends no listing."""
+"""The example of a plugin: links that others put into its directory are not followed, and odd files do not end a listing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a bucket does is measured by trying it, and nothing of that stays."""
+"""The behaviour of a bucket is measured, and the test objects are removed."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ async def measured(store: Store) -> Sequence[Check]:
 async def test_of_creates_that_arrive_together_on_the_moto_server_one_succeeds(
     request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """moto looks for the object before it stores the new one, so it is slowed down between the two."""
+    """moto checks for the object before it stores the new one; it is slowed down in between."""
     put = S3Backend.put_object
 
     def put_later(*args: Any, **kwargs: Any) -> Any:

@@ -1,4 +1,4 @@
-"""What those who run FennFlow get to see: log records, spans, metrics."""
+"""What operators see: log records, spans, metrics."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> Generator[Telemetry]:
 
 
 async def with_a_strangers_object(store: Store, key: str) -> type[FullUOW]:
-    """Return units of work, the catalog of which does not know another writer's object."""
+    """Return units of work whose catalog does not know an object of another writer."""
     uow_class = store.uow(reconcile=ReconcileConfig(frequency="never"))
     assert store.server is not None
     async with raw_client(store.server) as client:
@@ -188,7 +188,7 @@ def test_the_engine_logs_only_through_what_names_transaction_key_and_rule() -> N
     assert elsewhere == []
 
 
-def test_every_rule_that_is_told_has_a_line_in_the_docs() -> None:
+def test_every_logged_rule_has_a_line_in_the_docs() -> None:
     page = (ROOT / "docs" / "observability.md").read_text()
     recorded: set[str] = set()
     for path in ROOT.glob("fennflow-*/src/**/*.py"):

@@ -1,4 +1,4 @@
-"""What is particular to obstore: URLs, secrets, local files, and what it cannot promise."""
+"""Properties of obstore: URLs, secrets, local files, and missing guarantees."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ async def test_no_message_shows_the_password_of_an_endpoint_from_the_environment
         assert "Pl4in" not in repr(await uow_class.diagnose())
 
 
-async def test_options_that_obstore_does_not_know_are_told_without_their_values() -> None:
+async def test_options_that_obstore_does_not_know_are_named_without_their_values() -> None:
     store = Store(ObstoreConnectorConfig(url="s3://", options={"nonsense": "secret"}), "bucket")
     with pytest.raises(ConfigException, match="nonsense") as caught:
         async with store.uow()() as uow:
@@ -243,11 +243,11 @@ async def test_options_of_which_no_store_can_be_made_are_refused_before_any_requ
 
 
 class RustPanic(BaseException):
-    """What pyo3 raises is called so, or PanicException, which is not an `Exception`."""
+    """pyo3's exception has this name or PanicException, which is not an `Exception`."""
 
 
 def test_a_panic_of_rust_is_an_exception_of_ours() -> None:
-    """It would pass every `except Exception`, and leave open what became of the write."""
+    """It would pass every `except Exception`, and leave the outcome of the write unknown."""
     with pytest.raises(ConnectorUnavailableException, match="failed internally") as caught:
         with translated("put", "bucket/a", writes=True):
             raise RustPanic
@@ -265,7 +265,7 @@ async def test_requests_give_up(s3: Store) -> None:
     assert len(requests) == 2
 
 
-async def test_a_server_that_is_down_is_told() -> None:
+async def test_a_server_that_is_down_is_reported() -> None:
     server = S3Server("http://127.0.0.1:9", "key", "very secret")
     store = Store(obstore_config(server, max_attempts=1), "bucket")
     with pytest.raises(ConnectorUnavailableException, match="url and options") as caught:
@@ -274,14 +274,14 @@ async def test_a_server_that_is_down_is_told() -> None:
     assert "very secret" not in "".join(traceback.format_exception(caught.value))
 
 
-async def test_a_deletion_in_a_bucket_that_is_missing_is_told(s3: Store) -> None:
+async def test_a_deletion_in_a_missing_bucket_is_reported(s3: Store) -> None:
     assert s3.server is not None
     async with Store(obstore_config(s3.server), "no-such-bucket").connector() as connector:
         with pytest.raises(NoSuchNamespaceException):
             await connector.capabilities("no-such-bucket")
 
 
-async def test_a_bucket_that_is_missing_is_told(s3: Store) -> None:
+async def test_a_missing_bucket_is_reported(s3: Store) -> None:
     assert s3.server is not None
     store = Store(obstore_config(s3.server), "no-such-bucket")
     with pytest.raises(NoSuchNamespaceException, match="no-such-bucket"):
@@ -289,7 +289,7 @@ async def test_a_bucket_that_is_missing_is_told(s3: Store) -> None:
             await uow.files.put(text("1", "a"))
 
 
-async def test_credentials_that_are_refused_are_told(request: pytest.FixtureRequest) -> None:
+async def test_refused_credentials_are_reported(request: pytest.FixtureRequest) -> None:
     store = await make_store("obstore-juicefs", request)
     assert store.server is not None
     wrong = S3Server(store.server.url, "stranger", "very secret")
@@ -315,13 +315,13 @@ async def test_of_a_batch_that_fails_each_deletion_is_tried_alone(s3: Store) -> 
         assert [each async for each in connector.list(s3.namespace)] == []
 
 
-# --- what it cannot promise --------------------------------------------------------------------
+# --- missing guarantees ------------------------------------------------------------------------
 
 
 async def test_a_long_stream_for_a_new_key_is_sent_in_parts_and_copied_at_the_commit(
     s3: Store,
 ) -> None:
-    """obstore has conditions only on what is sent at once."""
+    """obstore supports conditions only for single requests."""
     server = s3.server
     assert server is not None
 
@@ -523,7 +523,7 @@ async def test_doctor_counts_what_the_last_comparison_could_not_record(
         assert set(await files.files.list()) == set(KEYS)
 
 
-async def test_an_odd_key_of_a_stranger_is_no_reason_not_to_start(s3: Store) -> None:
+async def test_an_odd_key_of_a_stranger_does_not_prevent_the_start(s3: Store) -> None:
     await fill(s3, ".fennflow//1")
     uow = s3.uow()
     async with uow.lifespan(), uow() as files:
@@ -572,7 +572,7 @@ async def test_a_slash_that_obstore_takes_off_makes_no_other_object(s3: Store) -
         assert (await files.files.get("report")).one().data == b"report"
 
 
-async def test_an_odd_key_beside_the_notes_of_catalogs_makes_every_object_doubtful(
+async def test_an_odd_key_next_to_the_notes_of_catalogs_makes_every_object_suspect(
     s3: Store, tmp_path: Path
 ) -> None:
     other = s3.uow(backend=SqlalchemyBackendConfig(url=f"sqlite:///{tmp_path}/other.db"))
@@ -630,7 +630,7 @@ async def test_files_of_others_are_read_too(files: Store, tmp_path: Path) -> Non
 async def test_links_are_not_followed(
     files: Store, tmp_path: Path, key: str, *, inside: bool
 ) -> None:
-    """Neither out of the root, nor to another file in it: that would have two keys."""
+    """Neither out of the root, nor to another file in it, which would then have two keys."""
     root, outside = tmp_path / files.namespace, tmp_path / "outside"
     goal = root / "real" if inside else outside
     for directory in (root / "deep", goal / "er"):
@@ -676,7 +676,7 @@ async def test_links_are_not_followed(
 
 @pytest.mark.parametrize("key", ["../out/file", "a/../../out/file", "..", "a/.", "a/x\0y"])
 async def test_no_key_leads_out_of_the_directory(files: Store, tmp_path: Path, key: str) -> None:
-    """Nor does one that others wrote into the journal, which no check of keys has seen."""
+    """Nor does a key that was written into the journal, which bypasses the checks of keys."""
     victim = tmp_path / "out" / "file"
     victim.parent.mkdir()
     victim.write_text("of another program")
@@ -706,7 +706,7 @@ async def test_no_key_leads_out_of_the_directory(files: Store, tmp_path: Path, k
 async def listing(
     connector: Connector, namespace: str, prefix: str = ""
 ) -> tuple[list[StoredObject], Sequence[str]]:
-    """Return what a connector lists, and what it leaves out."""
+    """Return the objects that a connector lists, and those that it leaves out."""
     found: list[StoredObject] = []
     try:
         async for each in connector.list(namespace, prefix):
@@ -892,7 +892,7 @@ async def test_a_directory_that_cannot_be_read_is_left_out_of_a_listing(
 
 
 @pytest.mark.parametrize("config", [{}, {"file_mode": 0o640, "directory_mode": 0o750}])
-async def test_files_and_directories_are_private_unless_told(
+async def test_files_and_directories_are_private_unless_configured_otherwise(
     tmp_path: Path, config: dict[str, Any]
 ) -> None:
     before = os.umask(0o022)
@@ -1007,7 +1007,7 @@ async def test_what_it_enforces_is_found_by_trying(store: Store) -> None:
 def test_a_process_waits_once_for_the_threads_of_obstore_when_it_ends(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """One that ends at once is aborted now and then."""
+    """A process that ends immediately is sometimes aborted."""
     at_exit: list[tuple[object, ...]] = []
     monkeypatch.setattr(stores, "_process", [])
     monkeypatch.setattr(atexit, "register", lambda *call: at_exit.append(call))

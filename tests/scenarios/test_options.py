@@ -1,4 +1,4 @@
-"""Options of `ConfigDict` that have no scenario of their own elsewhere."""
+"""Options of `ConfigDict` that have no other scenario."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def text(value: str, name: str) -> TextContent:
     return TextContent.from_content(value, filename=name)
 
 
-async def test_the_reserved_prefix_is_where_staged_bytes_lie_and_users_cannot_go(
+async def test_staged_bytes_are_under_the_reserved_prefix_which_users_cannot_use(
     request: pytest.FixtureRequest,
 ) -> None:
     """P10."""
@@ -75,7 +75,7 @@ def test_all_options_have_the_names_and_defaults_of_the_design() -> None:
 
 
 @pytest.mark.parametrize("prefix", ["", "a" * 65, "../x", "/a", "a//b", "a\n", "a+b", "a%b", "é"])
-def test_a_prefix_that_is_no_key_is_refused(prefix: str) -> None:
+def test_a_prefix_that_is_not_a_key_is_refused(prefix: str) -> None:
     with pytest.raises(ConfigException, match="reserved_prefix"):
         ConfigDict(reserved_prefix=prefix)
 
@@ -279,7 +279,7 @@ async def test_a_media_type_that_is_not_one_is_refused_wherever_it_comes_from(
             PutRequest("bucket", "foreign", ObjectAttributes(media_type=media_type)), b"1"
         )
     async with store.uow()() as uow:
-        # What others have stored is taken for unknown bytes, and can be put elsewhere.
+        # An invalid stored type is treated as unknown bytes, and the file can be put elsewhere.
         assert (await uow.files.stat("foreign")).media_type == "application/octet-stream"
         [read] = await uow.files.get("foreign")
         await uow.files.at("copy").put(read)

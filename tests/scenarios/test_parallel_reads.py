@@ -1,4 +1,4 @@
-"""Large files whose ranges are read in parallel, since a store gives each connection too little."""
+"""Large files whose ranges are read in parallel, since a store limits each connection."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ async def store(strict: S3Server) -> Store:
 
 @dataclass
 class Ranges:
-    """What a server is asked for, and how many ranges at once.
+    """Records the requests to a server, and how many ranges are concurrent.
 
     Attributes:
         together: so many ranges are answered when all of them have been asked for.
@@ -196,7 +196,7 @@ async def test_a_server_that_ignores_ranges_is_asked_for_one_once() -> None:
         assert (seen.whole, seen.asked) == (1, [])
 
 
-# --- what they take of the engine ----------------------------------------------------------------
+# --- resources of the engine ---------------------------------------------------------------------
 
 
 @pytest.fixture

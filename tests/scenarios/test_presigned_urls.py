@@ -1,4 +1,4 @@
-"""Presigned URLs, used by a client that knows nothing of FennFlow."""
+"""Presigned URLs, used by a client without FennFlow."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ async def seeded(store: Store) -> type[FullUOW]:
     return uow_class
 
 
-async def test_whoever_has_the_url_reads_the_file(s3_store: Store) -> None:
+async def test_anyone_with_the_url_can_read_the_file(s3_store: Store) -> None:
     uow_class = await seeded(s3_store)
     async with uow_class() as uow:
         urls = await uow.files.at("a").generate_presigned_url("ü 1", "2", expires_in=60)
@@ -101,7 +101,7 @@ async def test_the_url_names_the_version_where_there_is_one(
     assert await fetch(url) == b"3"
 
 
-async def test_what_is_uploaded_by_url_lies_in_the_bucket(s3_store: Store) -> None:
+async def test_an_upload_by_url_is_in_the_bucket(s3_store: Store) -> None:
     uow_class = await seeded(s3_store)
     async with uow_class() as uow:
         urls = await uow.files.at("up").generate_presigned_url("c", method="PUT")
@@ -115,7 +115,7 @@ async def test_what_is_uploaded_by_url_lies_in_the_bucket(s3_store: Store) -> No
 async def test_an_upload_by_url_replaces_nothing_that_was_committed_meanwhile(
     request: pytest.FixtureRequest, kind: str
 ) -> None:
-    """I1: the condition is part of what is signed."""
+    """I1: the signature covers the condition."""
     store = await make_store(kind, request)
     uow_class = store.uow()
     async with uow_class() as uow:
@@ -136,7 +136,7 @@ async def test_an_upload_by_url_replaces_nothing_that_was_committed_meanwhile(
 
 
 async def test_a_url_binds_size_type_bytes_and_metadata_of_the_upload(juicefs_store: Store) -> None:
-    """JuiceFS takes metadata headers that are not signed; those that make a stamp are."""
+    """JuiceFS accepts metadata headers that are not signed; those of a stamp are signed."""
     async with juicefs_store.uow()() as uow:
         urls = await uow.files.generate_presigned_url(
             "a", method="PUT", media_type="video/mp4", size=3
@@ -210,7 +210,7 @@ async def test_a_connector_that_signs_no_headers_gives_no_url_that_needs_them(
 async def test_what_is_not_a_media_type_has_no_url_that_does_not_name_another_one(
     request: pytest.FixtureRequest,
 ) -> None:
-    """Browsers take some of these for HTML, and look at the bytes of the others."""
+    """Browsers treat some of these as HTML, and sniff the bytes of the others."""
     store = await make_store("obstore-moto", request)
     types = ["text/html,", "text/ html", "application", "application/octet-stream"]
     assert store.server is not None

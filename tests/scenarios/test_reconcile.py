@@ -61,7 +61,7 @@ def text(value: str, name: str) -> TextContent:
 
 
 def fresh(store: Store, **changes: Any) -> type[FullUOW]:
-    """Return a class with a catalog of its own, as another process with a memory backend has."""
+    """Return a class with a separate catalog, like another process with a memory backend."""
     return store.uow(backend=InMemoryBackendConfig(name=f"r{next(numbers)}"), **changes)
 
 
@@ -74,7 +74,7 @@ async def put_raw(store: Store, key: str, body: bytes, media_type: str = "text/p
 async def put_orphan(
     store: Store, key: str, *, began: int = OLD, catalog_id: str | None = None
 ) -> None:
-    """Put what a transaction wrote that died before its commit."""
+    """Put an object of a transaction whose process died before its commit."""
     transaction_id = uuid.UUID(int=began * 1000 << 80 | 7 << 76 | 2 << 62 | next(numbers))
     stamp = Stamp(WriteId(str(transaction_id), 1), "text", catalog_id=catalog_id)
     metadata = stamped({"für": "Ann"}, stamp)
@@ -239,7 +239,7 @@ async def test_records_are_replaced_by_what_the_bucket_holds(store: Store) -> No
 async def test_what_young_transactions_wrote_is_taken_with_a_shorter_age_as_after_a_restore(
     store: Store, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """P27: such as what was written after the backup. That it was left alone is logged."""
+    """P27: for instance objects written after the backup. A log record says that they were left alone."""
     uow_class = await differing(store)
     await put_orphan(store, "same", began=int(time.time()))
     await reconciled(uow_class)
@@ -261,7 +261,7 @@ async def test_what_young_transactions_wrote_is_taken_with_a_shorter_age_as_afte
 
 
 async def test_orphans_are_adopted_once_their_transaction_cannot_commit(store: Store) -> None:
-    """P27: a younger one may be a transaction that lives elsewhere."""
+    """P27: a younger transaction may be alive in another process."""
     uow_class = await differing(store)
     report = await reconciled(uow_class, orphans="adopt")
     assert reported(report) == REPORTED | {"orphan": (Difference.ORPHAN, ReconcileAction.INSERTED)}
@@ -274,7 +274,7 @@ async def test_orphans_are_adopted_once_their_transaction_cannot_commit(store: S
 
 
 async def test_orphans_are_deleted_once_their_transaction_cannot_commit(store: Store) -> None:
-    """I5: nothing else is, not even the objects next to them."""
+    """I5: nothing else is deleted, not even the objects next to them."""
     uow_class = await differing(store)
     before = await store.objects()
     report = await reconciled(uow_class, orphans="delete")
@@ -290,7 +290,7 @@ async def test_orphans_are_deleted_once_their_transaction_cannot_commit(store: S
 
 
 async def test_with_an_empty_catalog_nothing_is_an_orphan(store: Store) -> None:
-    """Else a process that restarts, with a memory backend, would delete all of its own."""
+    """Otherwise a restarted process with a memory backend would delete all of its own objects."""
     await put_orphan(store, "a")
     settings = ReconcileConfig(orphans="delete", strategy="replace")
     assert await listed(fresh(store, reconcile=settings)) == ["a"]
@@ -351,7 +351,7 @@ async def test_a_bucket_is_reconciled_in_batches(store: Store) -> None:
 
 
 async def test_what_a_stamp_claims_is_not_believed(store: Store) -> None:
-    """Neither class nor checksum nor transaction: any uploader can write a stamp."""
+    """Class, checksum and transaction are not trusted: any uploader can write a stamp."""
     filled, compared = fresh(store), fresh(store, reconcile=NEVER)
     async with compared() as uow:
         await uow.files.put(text("2", "b"))
@@ -404,7 +404,7 @@ def catalog(request: pytest.FixtureRequest, tmp_path: Path) -> BackendConfig:
 
 
 async def test_no_object_of_a_stranger_stops_a_catalog(catalog: BackendConfig) -> None:
-    """What does not parse is an object that FennFlow did not write."""
+    """An object whose metadata do not parse is foreign."""
     store = await make_store("memory", None)  # type: ignore[arg-type]
     odd = [{"media_type": "text/plain", "metadata": each} for each in (*NOT_STAMPS, *ODD_METADATA)]
     odd += [
@@ -430,7 +430,7 @@ async def test_no_object_of_a_stranger_stops_a_catalog(catalog: BackendConfig) -
 
 
 async def put_strange(store: Store, kind: str) -> tuple[set[str], set[str]]:
-    """Put what imitates FennFlow and, on a server, what no client can read or name.
+    """Put objects that imitate FennFlow's and, on a server, objects that no client can read or name.
 
     Returns:
         the keys of files that can be read, and of those that cannot.
@@ -525,14 +525,14 @@ async def test_no_object_of_a_stranger_stops_a_catalog_on_any_store(
 
 
 class Unreadable(faults.FaultyConnector):
-    """Describes no object whose name begins with `odd`, as where a header is not UTF-8."""
+    """Fails to describe objects whose name begins with `odd`, as if a header were not UTF-8."""
 
     error: type[BaseConnectorException] = ConnectorUnavailableException
     away = False
 
     @override
     async def head(self, namespace: str, location: Location) -> StoredObject | None:
-        # An object under a name that FennFlow always asks for would pass for a store that is away.
+        # An object under a fixed name of a probe would look like an unreachable store.
         if self.away or location.key.startswith(("odd", ".fennflow/probe/absent")):
             message = "The headers cannot be read."
             raise self.error(message)
@@ -545,7 +545,7 @@ async def test_an_object_that_cannot_be_read_is_one_finding(
     caplog: pytest.LogCaptureFixture,
     error: type[BaseConnectorException],
 ) -> None:
-    """But where the store describes nothing at all, that is an error."""
+    """But if the store describes no object at all, that is an error."""
     monkeypatch.setattr(faults, "FaultyConnector", Unreadable)
     monkeypatch.setattr(Unreadable, "error", error)
     with plugins.override(faults):
@@ -595,7 +595,7 @@ def with_catalog(store: Store, path: Path, **changes: Any) -> type[FullUOW]:
 async def test_what_another_catalog_wrote_is_never_touched(
     store: Store, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Committed or not, whatever the strategy; only a switch that names the catalog does it."""
+    """Committed or not, whatever the strategy; only a setting that names the catalog changes that."""
     first, second = with_catalog(store, tmp_path / "a"), with_catalog(store, tmp_path / "b")
     async with first() as uow:
         await uow.files.put(text("1", "a"), text("1", "b"))
@@ -662,7 +662,7 @@ async def test_what_arrived_late_is_never_adopted(store: Store, strategy: str) -
 async def test_a_committed_object_under_another_etag_keeps_class_and_checksum(
     store: Store,
 ) -> None:
-    """Stores give one when objects are moved: the catalog knows what it is."""
+    """Stores may assign a new ETag when objects are moved; the catalog keeps class and checksum."""
     uow_class = fresh(store)
     async with uow_class() as uow:
         await uow.files.put(BinaryContent(data=b"x", media_type="text/plain", filename="a"))
@@ -729,7 +729,7 @@ async def test_an_empty_catalog_is_filled_from_a_store_that_lists_in_no_order(
 async def test_a_store_that_lists_in_no_order_is_compared_with_records(
     unordered: Store, batch_size: int
 ) -> None:
-    """Whatever the order, each difference is one finding, and what agrees is none."""
+    """Whatever the order, each difference is exactly one finding."""
     uow_class = unordered.uow(reconcile=ReconcileConfig(batch_size=batch_size))
     async with uow_class() as uow:
         assert await uow.files.list() == list("abcde")
@@ -811,7 +811,7 @@ async def test_a_cancelled_reconciliation_leaves_no_lock() -> None:
 
 
 async def test_an_orphan_that_is_replaced_while_it_is_judged_is_spared() -> None:
-    """P18, I5: what is deleted is what was looked at."""
+    """P18, I5: only the object that was examined is deleted."""
     with plugins.override(faults):
         inner = await make_store("memory-weak", None)  # type: ignore[arg-type]
         replacing: list[str] = []

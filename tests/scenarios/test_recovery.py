@@ -1,6 +1,6 @@
-"""Recovery as an engine does it in the background: leases, takeover, late writes and the sweep.
+"""Recovery in the background of an engine: leases, takeover, late writes and the sweep.
 
-What is left when processes are killed at other moments is looked at in `tests/crashes`.
+`tests/crashes` kills processes at other moments.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ async def site(request: pytest.FixtureRequest, moto: S3Server) -> Site:
 
 
 def changed(site: Site, **settings: object) -> Site:
-    """Return what another process has: an engine of its own."""
+    """Return a class with a separate engine, like another process."""
     return replace(site, settings={**site.settings, **settings})
 
 
@@ -105,7 +105,7 @@ async def read(site: Site, key: str) -> str:
 
 
 async def leave(site: Site, key: str, at: Boundary) -> None:
-    """Leave what a process leaves that dies while it overwrites a key."""
+    """Leave a transaction of a process that dies while it overwrites a key."""
     process, pipe = start(crashing.die, site, key, at)
     await asyncio.to_thread(process.join)
     pipe.close()
@@ -152,8 +152,8 @@ async def test_a_transaction_keeps_its_lease_as_long_as_it_lives(site: Site) -> 
     assert await read(site, "b") == "mine"
 
 
-async def test_a_transaction_that_somebody_claimed_sends_nothing_more(site: Site) -> None:
-    """P23, P25: its token is old, and no request leaves although its work is not over."""
+async def test_a_transaction_that_was_claimed_sends_nothing_more(site: Site) -> None:
+    """P23, P25: its token is outdated, and it sends no request although its work is unfinished."""
     uow_class, other = site.uow_class, changed(site, lease_ttl=59.0)
     with pytest.raises(TransactionLostException):
         async with uow_class() as uow:
@@ -193,7 +193,7 @@ async def test_a_lease_that_cannot_be_renewed_ends_by_the_clock_of_its_owner(
 
 
 async def test_a_transaction_does_not_commit_when_it_is_too_old(site: Site) -> None:
-    """P27: the sweep of others takes it for dead."""
+    """P27: the sweep of other processes treats it as dead."""
     aged = changed(site, max_transaction_age=0.3)
     with pytest.raises(TransactionException, match="max_transaction_age"):
         async with aged.uow_class() as uow:
@@ -203,7 +203,7 @@ async def test_a_transaction_does_not_commit_when_it_is_too_old(site: Site) -> N
 
 
 @pytest.mark.parametrize(("at", "value"), [(UNCOMMITTED, "old"), (COMMITTED, "new")])
-async def test_what_a_dead_process_left_is_settled_at_first_use(
+async def test_transactions_of_a_dead_process_are_finished_at_first_use(
     site: Site, at: Boundary, value: str
 ) -> None:
     """P24, P26."""
@@ -224,7 +224,7 @@ async def test_what_a_dead_process_left_is_settled_at_first_use(
     assert (await site.store.objects())["a"] == value.encode()
 
 
-async def test_what_a_dead_process_left_is_settled_at_intervals(site: Site) -> None:
+async def test_transactions_of_a_dead_process_are_finished_at_intervals(site: Site) -> None:
     """P26: by an engine that was in use before."""
     other = changed(site, recovery_interval=0.1)
     await put(other, "a", "old")
@@ -238,8 +238,8 @@ async def test_what_a_dead_process_left_is_settled_at_intervals(site: Site) -> N
     assert await site.store.objects() == {"a": b"new"}
 
 
-async def test_who_waits_for_a_path_of_a_dead_process_takes_it_over(site: Site) -> None:
-    """P3, P24: and need not wait for the interval."""
+async def test_a_call_that_waits_for_a_path_of_a_dead_process_takes_it_over(site: Site) -> None:
+    """P3, P24: it need not wait for the interval."""
     other = changed(site, recovery_interval=3600.0, lock_timeout=60.0)
     await put(other, "a", "old")
     await leave(site, "a", UNCOMMITTED)
@@ -249,7 +249,7 @@ async def test_who_waits_for_a_path_of_a_dead_process_takes_it_over(site: Site) 
 
 
 async def test_late_writes_are_deleted_when_they_are_due(site: Site, moto: S3Server) -> None:
-    """P20 a: an object that a lost request made after all was undone; and no other one."""
+    """P20 a: only an object that a lost request made after everything was undone."""
     late, fresh = new_transaction(), new_transaction()
     doubts = [
         LateWrite(namespace=site.namespace, key=key, write=WriteId(late.transaction_id, seq))
@@ -272,7 +272,9 @@ async def test_late_writes_are_deleted_when_they_are_due(site: Site, moto: S3Ser
     assert (await site.journal())["late_writes"] == 0
 
 
-async def test_a_burial_that_was_broken_off_may_still_delete(site: Site, moto: S3Server) -> None:
+async def test_an_interrupted_check_of_late_writes_may_still_delete(
+    site: Site, moto: S3Server
+) -> None:
     """P20 b: its deletion may arrive late, so the key stays locked, whichever process finishes the check."""
     late = new_transaction()
     doubt = LateWrite(namespace=site.namespace, key="a", write=WriteId(late.transaction_id, 1))
@@ -296,7 +298,7 @@ async def test_a_burial_that_was_broken_off_may_still_delete(site: Site, moto: S
     faulty = faults.FaultyBackendConfig(inner=site.backend, faults=faults.Scripted(fail))
     settings = {**site.settings, "lock_timeout": 0.0}
     await site.expire()
-    # The turn in the background may meet it, which begins with the engine.
+    # The first background turn of the engine may find it.
     with plugins.override(faults), suppress(BackendUnavailableException):
         await site.store.uow(backend=faulty, **settings).recover()
     assert failed
@@ -308,10 +310,8 @@ async def test_a_burial_that_was_broken_off_may_still_delete(site: Site, moto: S
         await put(patient, "a", "mine")
 
 
-async def test_the_sweep_takes_what_nobody_knows_of_and_nothing_else(
-    site: Site, moto: S3Server
-) -> None:
-    """P27: staged bytes and uploads of this catalog that are old, and of no live transaction."""
+async def test_the_sweep_deletes_garbage_and_nothing_else(site: Site, moto: S3Server) -> None:
+    """P27: old staged bytes and uploads of this catalog without a live transaction."""
     async with opened(site.backend) as backend:
         own = f".fennflow/{backend.catalog_id}"
     foreign = ".fennflow/another-catalog/some-transaction/1"
@@ -361,7 +361,7 @@ class Refusing(faults.FaultyConnector):
 
 @pytest.fixture
 def refusing(monkeypatch: pytest.MonkeyPatch) -> Generator[Store]:
-    """Return a store that refuses, with a catalog; the next day begins at once."""
+    """Return a store that refuses, with a catalog; the clock is set a day ahead."""
 
     async def script(*_: str) -> None: ...
 
@@ -381,7 +381,7 @@ def catalog_of(store: Store) -> AbstractAsyncContextManager[Backend]:
 
 
 async def leave_late_writes(store: Store, backend: Backend, *places: ObjectKey) -> None:
-    """Leave objects that late requests made, and what the journal holds of them."""
+    """Leave objects of late requests, and their rows in the journal."""
     late = TransactionToken(str(uuid_utils.uuid7()))
     doubts = [
         LateWrite(namespace=n, key=k, write=WriteId(late.transaction_id, 1)) for n, k in places
@@ -401,7 +401,7 @@ async def leave_late_writes(store: Store, backend: Backend, *places: ObjectKey) 
 async def test_one_refusal_does_not_stop_the_clean_up_of_the_rest(
     refusing: Store, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """P26, P27: not of a bucket, of a listing, nor of an object."""
+    """P26, P27: a refusal of a bucket, a listing or an object."""
 
     class Two(refusing.uow()):  # type: ignore[misc]  # a class made at run time
         gone = RepoField(CrudRepository, namespace="gone")
@@ -437,7 +437,7 @@ async def test_one_refusal_does_not_stop_the_clean_up_of_the_rest(
 async def test_a_bucket_that_is_gone_keeps_no_path_of_another_one_locked(
     refusing: Store, tmp_path: Path, database: str
 ) -> None:
-    """P9, P26: though a dead process wrote to both; and all who are asked know of what is left."""
+    """P9, P26: even if a dead process wrote to both; recovery and diagnosis report what is left."""
     if database == "sqlite":
         url = f"sqlite:///{tmp_path}/catalog.db"
         refusing.settings["backend"] = SqlalchemyBackendConfig(url=url)
@@ -479,7 +479,7 @@ async def test_a_bucket_that_is_gone_keeps_no_path_of_another_one_locked(
 async def test_what_is_open_for_longer_than_late_writes_take_is_reported_by_all_who_are_asked(
     refusing: Store, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """P6: others do not know why its paths are locked; recovery has nothing to do for it."""
+    """P6: other processes need to know why its paths are locked; recovery cannot finish it."""
     uow_class = refusing.uow(lock_timeout=0.0)
     async with uow_class.lifespan(), uow_class() as uow:
         await uow.files.put(text("1", "a"))
@@ -585,7 +585,7 @@ for _ in range(2):
 
 
 def test_a_program_without_lifespan_ends_without_a_warning(site: Site) -> None:
-    """And leaves no task behind: neither heartbeat nor recovery."""
+    """It leaves no task behind, neither heartbeat nor recovery."""
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", PROGRAM, pickle.dumps(site).hex()],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
@@ -601,7 +601,7 @@ class Leftovers:
     """Units of work that cannot be undone, since the store does not answer.
 
     Attributes:
-        undone: how often the undoing of each was begun.
+        undone: how often the undo of each was started.
     """
 
     def __init__(self, store: Store, **settings: Any) -> None:
@@ -650,7 +650,7 @@ async def memory(request: pytest.FixtureRequest) -> AsyncGenerator[Store]:
 
 @controlled
 async def test_what_is_left_over_delays_neither_opening_nor_closing(memory: Store) -> None:
-    """P26, P27: all of it has one time limit at the end, and none at the beginning."""
+    """P26, P27: closing has one time limit for all of it, and opening does not wait for it."""
     left = Leftovers(memory)
     async with asyncio.timeout(10):
         async with left.uow_class.lifespan():
@@ -662,7 +662,7 @@ async def test_what_is_left_over_delays_neither_opening_nor_closing(memory: Stor
 
 
 async def test_recover_tries_again_what_fails_while_it_waits_for_it(memory: Store) -> None:
-    """P26: an attempt that was under way has met what the operator has put right since."""
+    """P26: a running attempt may fail because of a cause that the operator has fixed since."""
     left = Leftovers(memory)
     await left.leave("a")
 
@@ -683,7 +683,7 @@ async def test_recover_tries_again_what_fails_while_it_waits_for_it(memory: Stor
 async def test_recover_reports_what_a_turn_finishes_that_was_claiming_when_it_began(
     memory: Store,
 ) -> None:
-    """P26: it is finished before recover() may claim, and is not to be found then."""
+    """P26: it is finished before recover() claims, which then does not find it."""
     claims: list[str] = []
     claiming, go_on = asyncio.Event(), asyncio.Event()
 
@@ -717,8 +717,8 @@ async def test_recover_reports_what_a_turn_finishes_that_was_claiming_when_it_be
 
 
 @controlled
-async def test_who_waits_for_a_lock_waits_no_longer_than_it_may(memory: Store) -> None:
-    """Whatever recovery does meanwhile."""
+async def test_a_wait_for_a_lock_does_not_exceed_its_limit(memory: Store) -> None:
+    """Whatever recovery does in the meantime."""
     left = Leftovers(memory, lock_timeout=0.1)
     await left.leave("a")
     with pytest.raises(RecordLockedException):
@@ -728,8 +728,8 @@ async def test_who_waits_for_a_lock_waits_no_longer_than_it_may(memory: Store) -
 
 
 @controlled
-async def test_who_waits_for_a_lock_does_not_have_tried_earlier_what_fails(memory: Store) -> None:
-    """P9: nothing is sent to a store that refuses before the pause is over."""
+async def test_waiting_for_a_lock_does_not_retry_failed_steps_earlier(memory: Store) -> None:
+    """P9: before the pause ends, nothing is sent to a store that refuses."""
     left = Leftovers(memory, lock_timeout=0.0)
     left.fails = True
     with pytest.raises(ZeroDivisionError):
@@ -753,7 +753,7 @@ async def test_who_waits_for_a_lock_does_not_have_tried_earlier_what_fails(memor
         await uow.files.put(text("2", "a"))
 
 
-async def test_what_hangs_does_not_hold_up_what_is_left_over_beside_it(memory: Store) -> None:
+async def test_a_transaction_that_hangs_does_not_delay_other_leftovers(memory: Store) -> None:
     left = Leftovers(memory)
     await left.leave("a")
     left.fails = True

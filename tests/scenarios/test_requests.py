@@ -83,7 +83,7 @@ async def test_a_thousand_deletes_are_one_request(any_store: Store) -> None:
     assert set(await any_store.objects()) == {"a"}
 
 
-async def test_list_stat_and_exists_are_no_request(any_store: Store) -> None:
+async def test_list_stat_and_exists_send_no_request(any_store: Store) -> None:
     uow_class = await warm(any_store)
     assert any_store.server is not None
     with any_store.server.watched() as seen:

@@ -1,4 +1,4 @@
-"""What is particular to S3: errors that say what to do, secrets, probes, suspended versions."""
+"""Properties of S3: errors that say what to do, secrets, probes, suspended versioning."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ async def test_a_wrong_secret_is_denied_and_shown_nowhere(
     assert SECRET not in f"{config!r} {config} {config.model_dump()}"
 
 
-async def test_missing_credentials_are_told(
+async def test_missing_credentials_are_reported(
     moto: S3Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
@@ -114,7 +114,7 @@ async def test_an_underscore_that_a_server_refuses_is_explained(juicefs: S3Serve
     assert "underscore" in str(caught.value)
 
 
-async def test_an_unreachable_server_is_told() -> None:
+async def test_an_unreachable_server_is_reported() -> None:
     config = S3ConnectorConfig(
         endpoint_url="http://127.0.0.1:9",
         region_name="us-east-1",
@@ -126,7 +126,7 @@ async def test_an_unreachable_server_is_told() -> None:
         await put_one(Store(config, "bucket"))
 
 
-async def test_a_busy_server_is_asked_again_and_that_is_told(
+async def test_a_request_to_a_busy_server_is_repeated_and_reported(
     moto_store: Store, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "fennflow")
@@ -167,7 +167,7 @@ async def test_a_suspended_bucket_counts_as_one_without_versions(
 async def test_nothing_is_left_under_the_reserved_prefix_of_a_suspended_bucket(
     request: pytest.FixtureRequest, kind: str
 ) -> None:
-    """No delete marker for every overwrite, nor for what was undone."""
+    """No delete markers for overwrites, nor for objects that were undone."""
     store = await make_store(kind, request)
     assert store.server is not None
     uow_class = store.uow()
@@ -265,7 +265,7 @@ async def test_what_moto_and_juicefs_enforce_is_found_out(
 async def test_processes_that_probe_at_the_same_time_find_the_same(
     request: pytest.FixtureRequest,
 ) -> None:
-    """Whether directories stay cannot be seen in one that others use, and is kept for a day."""
+    """A probe must not use another's directory, and its result is kept for a day."""
     weak = await make_store("juicefs", request)
     attributes = ObjectAttributes(media_type="text/plain", metadata={})
     async with weak.connector() as connector:
@@ -378,7 +378,7 @@ def test_a_time_is_what_botocore_makes_of_it(text: Any) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "Z", "x GMT", "2026-99-99T00:00:00Z", "Thu, 99 Nov 2026 GMT"])
-def test_a_text_that_is_no_time_is_what_botocore_makes_of_it(text: str) -> None:
+def test_a_text_that_is_not_a_time_is_parsed_by_botocore(text: str) -> None:
     with pytest.raises(ValueError, match="Invalid timestamp"):
         parse_timestamp(text)
     with pytest.raises(ValueError, match="Invalid timestamp"):
@@ -424,7 +424,7 @@ async def test_an_archive_class_is_given_at_the_last_copy(
 async def test_a_class_that_the_store_refuses_is_refused_before_the_commit(
     how: str, request: pytest.FixtureRequest
 ) -> None:
-    """P2: the copy to the key, which alone names the class, could never be done."""
+    """P2: the copy to the key, the only request with the class, could never succeed."""
     store = await make_store("moto", request)
     uow_class = store.uow(lock_timeout=0.0, backend=InMemoryBackendConfig(name=store.namespace))
     async with uow_class() as uow:
@@ -446,7 +446,7 @@ async def test_slow_downloads_leave_connections_to_other_requests(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """And a download for which there is none says so, and gives up."""
+    """A download without a free connection gives up with an error that says so."""
     monkeypatch.setattr("fennflow_s3.downloads.WAIT", 0.05)
     monkeypatch.setattr("fennflow.engine.streaming.FIRST_PAUSE", 0.01)
     store = await make_store("strict", request, max_pool_connections=2)
@@ -567,7 +567,7 @@ async def test_an_upload_for_a_key_that_xml_cannot_hold_does_not_stop_clean_up(
 
 
 async def test_an_object_that_cannot_be_read_keeps_no_connection(moto: S3Server) -> None:
-    """Else who asks for it often enough stops all requests: its body is longer than the buffers."""
+    """Otherwise repeated reads of it would use up all connections: its body is longer than the buffers."""
     bucket = await new_bucket(moto)
     client = blocking_client(moto.url, moto.access_key, moto.secret_key)
     params = {"Bucket": bucket, "Key": "a"}

@@ -49,7 +49,7 @@ from stores import numbers
 
 
 class Receipt(BaseModel):
-    """What a receipt says."""
+    """The content of a receipt."""
 
     order: int
     words: list[str] = []
@@ -63,7 +63,7 @@ class FilesUOW(UnitOfWork):
 
 @dataclass
 class Shop:
-    """Units of work of a shop, and what its functions were called with."""
+    """Units of work of a shop, and the arguments of its function calls."""
 
     uow: type[FilesUOW]
     refund: JobFunction[...]
@@ -199,18 +199,18 @@ async def test_recovery_tries_at_once_what_failed_and_says_what_fails(shop: Shop
 
 
 class ReadTimeoutError(Exception):
-    """What a client for HTTP raises: no TimeoutError, and the request may have arrived."""
+    """An exception of an HTTP client: not a TimeoutError, and the request may have arrived."""
 
 
 class CardDeclinedError(StepNotDoneException):
-    """What a step raises that has not charged."""
+    """Raised by a step that has not charged."""
 
 
 @pytest.mark.parametrize("ends", ["aborts", "commits"])
 async def test_a_step_that_raises_is_compensated_unless_it_says_that_nothing_was_done(
     shop: Shop, ends: str
 ) -> None:
-    """P33, P34: also if the block goes on without it, and commits."""
+    """P33, P34: also if the block continues without it and commits."""
     for error, called in (
         (ReadTimeoutError(), ["refunded x"]),
         (ValueError(), ["refunded x"]),
@@ -294,7 +294,7 @@ async def test_a_step_that_is_cut_off_is_compensated(shop: Shop) -> None:
 async def test_a_savepoint_that_is_undone_is_compensated_though_the_rest_commits(
     shop: Shop,
 ) -> None:
-    """P34: also if that fails at first, and its hooks are forgotten."""
+    """P34: also if that fails at first; its hooks are dropped."""
     async with shop.uow() as uow:
         await uow.step(shop.charge, undo=shop.refund("outer"))
         with suppress(LookupError):
@@ -309,7 +309,7 @@ async def test_a_savepoint_that_is_undone_is_compensated_though_the_rest_commits
 
 
 async def test_a_compensation_that_hangs_is_cut_off_and_called_again(tmp_path: Path) -> None:
-    """P35: it is not lost, and the block does not wait for it for ever."""
+    """P35: it is not lost, and the block does not wait forever."""
     shop = make_shop(SqlalchemyBackendConfig(url=f"sqlite:///{tmp_path}/shop.db"))
     shop.hang = asyncio.Event()
     shop.refund.timeout = 0.05
@@ -325,7 +325,7 @@ async def test_a_compensation_that_hangs_is_cut_off_and_called_again(tmp_path: P
 async def test_a_commit_waits_for_a_hook_that_the_background_has_begun(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """P36: so a short program has called its hooks at its end, whichever task did it."""
+    """P36: so at the end of a short program its hooks have been called, by whichever task."""
     shop = make_shop(InMemoryBackendConfig(name=f"saga{next(numbers)}"))
     begin = jobs.Jobs.begin
 
@@ -453,7 +453,7 @@ async def test_hooks_of_a_joined_transaction_follow_the_rows(
 async def test_recovery_waits_for_the_compensations_of_what_was_just_rolled_back(
     tmp_path: Path,
 ) -> None:
-    """P34: by a transaction that surrounds the unit of work; tests need no wait of their own."""
+    """P34: also of a surrounding transaction; tests need no additional wait."""
     backend = SqlalchemyBackendConfig(url=f"sqlite:///{tmp_path}/shop.db")
     shop = make_shop(backend)
     engine = create_async_engine(f"sqlite+aiosqlite:///{tmp_path}/shop.db")
@@ -472,7 +472,7 @@ async def test_recovery_waits_for_the_compensations_of_what_was_just_rolled_back
 async def test_a_hook_that_is_committed_late_waits_for_one_with_its_key(
     postgresql: PostgresqlServer,
 ) -> None:
-    """P36: its row was written first, in a transaction of the user's that took long."""
+    """P36: its row was written first, in a long transaction of the user."""
     backend = SqlalchemyBackendConfig(url=postgresql.new_database())
     shop = make_shop(backend)
     engine = create_async_engine(backend.url.get_secret_value())
@@ -524,7 +524,7 @@ async def test_a_step_that_ends_after_its_lease_is_compensated_after_it(
 
 @pytest.mark.parametrize("registered", [True, False])
 async def test_a_step_that_outlasts_the_rollback_is_undone_after_it(*, registered: bool) -> None:
-    """P33: an undo that was called before the step took effect has undone nothing."""
+    """P33: an undo that ran before the step took effect has undone nothing."""
     shop = make_shop(InMemoryBackendConfig(name=f"saga{next(numbers)}"), compensation_timeout=0.05)
     begun, go_on = asyncio.Event(), asyncio.Event()
     steps: list[asyncio.Task[None]] = []
@@ -599,7 +599,7 @@ def engine_backend(shop: Shop) -> Any:
 
 
 def lose(shop: Shop, transaction_id: str) -> None:
-    """Let the lease of a transaction run out, as far as its process knows."""
+    """Let the lease of a transaction run out by the clock of its process."""
     from fennflow.engine import runtime
 
     [slot] = [
@@ -647,10 +647,10 @@ async def test_functions_of_another_unit_of_work_are_refused(shop: Shop) -> None
     assert shop.calls == []
 
 
-async def test_a_plain_function_that_does_not_return_in_time_is_not_called_beside_itself(
+async def test_a_plain_function_that_exceeds_its_timeout_is_not_called_concurrently(
     shop: Shop,
 ) -> None:
-    """P35: nothing cuts a thread off, so that the next attempt waits for it."""
+    """P35: a thread cannot be cancelled, so the next attempt waits for it."""
     called, returns, running = threading.Event(), threading.Event(), threading.Lock()
     overlaps: list[str] = []
 
@@ -674,8 +674,8 @@ async def test_a_plain_function_that_does_not_return_in_time_is_not_called_besid
     assert overlaps == []
 
 
-async def test_a_function_that_outlasts_its_cancellation_is_not_called_beside_itself() -> None:
-    """P35: the next attempt waits for the call that goes on, as for one in a thread."""
+async def test_a_function_that_outlasts_its_cancellation_is_not_called_concurrently() -> None:
+    """P35: the next attempt waits for the running call, as for a call in a thread."""
     shop = make_shop(InMemoryBackendConfig(name=f"saga{next(numbers)}"))
     returns, calls = asyncio.Event(), 0
 
@@ -701,7 +701,7 @@ async def test_a_function_that_outlasts_its_cancellation_is_not_called_beside_it
 def test_no_function_ends_the_program_or_hangs_by_what_it_raises(
     error: type[BaseException], *, plain: bool
 ) -> None:
-    """P35: signals arrive in the main thread alone, so in another one it is a failure like others."""
+    """P35: signals arrive only in the main thread; in another thread it is an ordinary failure."""
     shop = make_shop(InMemoryBackendConfig(name=f"saga{next(numbers)}"))
 
     def fail_first() -> None:
@@ -750,7 +750,7 @@ class UnprintableError(Exception):
 async def test_whatever_a_call_fails_with_can_be_kept(
     shop: Shop, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """P35: no text is too long or strange for a backend, and none keeps credentials."""
+    """P35: a backend can store any text, and none stores credentials."""
     caplog.set_level(logging.CRITICAL, "fennflow")  # xdist cannot send a log that is not UTF-8
     reason: Exception | None = ConnectionError("https://ann:secret@mail \0\udc80\n" + "x" * 9999)
 
@@ -788,10 +788,10 @@ async def test_a_hook_is_not_called_as_a_compensation_that_has_its_name(shop: Sh
     assert shop.calls == []
 
 
-async def test_a_compensation_in_the_row_of_one_that_is_gone_is_not_taken_for_it(
+async def test_a_compensation_is_not_mistaken_for_a_removed_one_in_its_row(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """P34: SQLite gives the number of the last row that was deleted to the next one."""
+    """P34: SQLite reuses the number of the last deleted row."""
     async with opened(SqlalchemyBackendConfig(url=f"sqlite:///{tmp_path}/shop.db")) as backend:
         gone = await stepped(backend, 1)
         await backend.abort(gone)
@@ -893,7 +893,7 @@ def test_steps_and_hooks_of_code_without_async_run_in_threads(tmp_path: Path) ->
 
 
 async def test_arguments_that_no_longer_fit_are_not_guessed(tmp_path: Path) -> None:
-    """P35: the function of a later version takes others; the job stays until one takes them."""
+    """P35: a later version of the function has other parameters; the job stays until one accepts it."""
     backend = SqlalchemyBackendConfig(url=f"sqlite:///{tmp_path}/shop.db")
     shop = make_shop(backend)
     shop.fails = 1000

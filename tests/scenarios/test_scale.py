@@ -103,7 +103,7 @@ async def test_a_unit_of_work_is_few_round_trips_to_postgresql(
     ends: list[str] = []
 
     def watch(connection: Any, _record: object) -> None:
-        # It hears of BEGIN and COMMIT, and not of what is prepared.
+        # It logs BEGIN and COMMIT, but not prepared statements.
         connection.driver_connection.add_query_logger(lambda each: ends.append(each.query))
 
     async def costs(name: str) -> dict[str, int]:
@@ -234,7 +234,7 @@ REST = (
 async def test_a_folder_costs_the_same_whatever_it_holds(
     database: str, request: pytest.FixtureRequest
 ) -> None:
-    """Whatever is rolled up is looked for in the index: by as many steps as there are folders."""
+    """Rolled-up folders are looked up in the index, with one step for each folder."""
 
     async def steps(files: int) -> float:
         store = Store(InMemoryConnectorConfig(name=f"m{next(numbers)}"), "bucket")
@@ -322,7 +322,7 @@ async def test_a_page_of_a_million_records_is_found_by_the_index(
 
 @contextmanager
 def explained(database: str) -> Generator[list[str]]:
-    """Collect how the database finds what FennFlow selects from the catalog."""
+    """Collect the query plans of FennFlow's selects from the catalog."""
     explain = "EXPLAIN QUERY PLAN" if database == "sqlite" else "EXPLAIN"
     plans: list[str] = []
 
@@ -411,7 +411,7 @@ async def test_a_page_looks_at_the_own_writes_of_the_page_alone(
 
 
 class Iterated(dict[Any, Any]):
-    """A dictionary that counts what iterations over it bring."""
+    """A dictionary that counts the items of iterations over it."""
 
     items_seen = 0
 
@@ -465,7 +465,7 @@ async def test_no_call_goes_through_all_that_was_written_before(
 @pytest.mark.parametrize("delimiter", [None, "/"])
 @pytest.mark.parametrize("limit", [1, 2, 3, 7])
 async def test_pages_hold_what_a_whole_listing_holds(limit: int, delimiter: str | None) -> None:
-    """Whatever of it was committed before, was written since, or is deleted."""
+    """Whether its files were committed before, are new, or are deleted."""
     store = Store(InMemoryConnectorConfig(name=f"m{next(numbers)}"), "bucket")
     uow_class = store.uow()
     names = [f"{folder}{number}" for folder in ("", "a", "a/", "a/b/", "c/") for number in range(6)]

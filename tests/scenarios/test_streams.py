@@ -113,7 +113,7 @@ async def test_a_stream_that_is_not_committed_leaves_nothing(store: Store) -> No
 
 
 class Readable:
-    """What web frameworks hand out."""
+    """An upload as web frameworks provide it."""
 
     filename = "up/load.txt"
     content_type = "text/markdown"
@@ -156,7 +156,7 @@ async def test_many_things_are_sources(source: Callable[[], Any]) -> None:
 async def test_a_source_that_raises_what_no_thread_hands_on_fails(
     error: type[BaseException],
 ) -> None:
-    """StopIteration would let the put wait for ever, and SystemExit would end the event loop."""
+    """StopIteration would make the put wait forever, and SystemExit would end the event loop."""
 
     class Source:
         def read(self, size: int) -> bytes:
@@ -305,7 +305,7 @@ async def test_a_stream_is_read_once() -> None:
         assert await read(uow) == b"1"
 
 
-async def test_progress_is_told_in_bytes(store: Store, tmp_path: Path) -> None:
+async def test_progress_is_reported_in_bytes(store: Store, tmp_path: Path) -> None:
     (tmp_path / "a.bin").write_bytes(LONG)
     progress: list[tuple[int, int | None]] = []
     async with store.uow()() as uow:
@@ -350,7 +350,7 @@ async def test_progress_without_a_size_has_no_total_and_may_fail_the_call(store:
         (lambda: FileContent.from_local_path("/"), "is not a file"),
     ],
 )
-def test_what_is_no_stream_is_refused_at_once(wrong: Callable[[], Any], match: str) -> None:
+def test_what_is_not_a_stream_is_refused_immediately(wrong: Callable[[], Any], match: str) -> None:
     with pytest.raises(FileException, match=match):
         wrong()
 
@@ -435,7 +435,7 @@ async def test_a_read_that_was_cut_off_is_not_taken_for_the_end_of_the_file(
         assert [chunk async for chunk in stream] == []
 
 
-async def test_chunks_that_are_no_bytes_are_refused(store: Store) -> None:
+async def test_chunks_that_are_not_bytes_are_refused(store: Store) -> None:
     texts: Any = ["text"]
     with pytest.raises(FileException, match="produced a str"):
         async with store.uow()() as uow:
@@ -471,7 +471,7 @@ def test_the_size_of_a_stream_is_a_number_or_refused() -> None:
         StreamContent.from_iterable([b"123"], filename="a", size=size)
 
 
-# --- objects of others ---------------------------------------------------------------------------
+# --- objects of other writers --------------------------------------------------------------------
 
 
 async def put_foreign(store: Store) -> None:
@@ -483,7 +483,7 @@ async def put_foreign(store: Store) -> None:
 async def test_an_object_of_others_is_found_before_a_long_stream_is_sent(
     moto_store: Store,
 ) -> None:
-    """P14: `create` refuses, `put` replaces it at the commit and not before."""
+    """P14: `create` refuses; `put` replaces it at the commit and not before."""
     server, uow_class = moto_store.server, moto_store.uow()
     assert server is not None
     async with uow_class() as uow:
@@ -503,7 +503,7 @@ async def test_an_object_of_others_is_found_before_a_long_stream_is_sent(
 async def test_an_object_that_others_write_meanwhile_is_not_lost(
     moto_store: Store, tmp_path: Path, *, repeatable: bool
 ) -> None:
-    """I5, P14: what can be read again is sent again, elsewhere."""
+    """I5, P14: a source that can be read again is sent again, to another key."""
     uow_class = moto_store.uow()
     async with uow_class() as uow:
         await uow.files.list()
@@ -564,7 +564,7 @@ async def test_a_range_is_read_like_a_slice(
 
 
 @pytest.mark.parametrize(("start", "end"), [(-1, None), (3, 2), (0, -1)])
-async def test_what_is_no_range_is_refused(store: Store, start: int, end: int | None) -> None:
+async def test_an_invalid_range_is_refused(store: Store, start: int, end: int | None) -> None:
     async with store.uow()() as uow:
         with pytest.raises(PathException, match="Invalid byte range"):
             await read(uow, start=start, end=end)
@@ -591,7 +591,7 @@ async def test_a_stream_can_be_left_and_its_transaction_goes_on(store: Store) ->
 
 @dataclass(eq=False)
 class Cuts(faults.Faults):
-    """Cuts the next streams after as many bytes, and does something before each goes on."""
+    """Cuts the next streams after a number of bytes, and runs a function before each continues."""
 
     after: list[int]
     before_request: list[Callable[[], Any]] = field(default_factory=list[Callable[[], Any]])
@@ -615,7 +615,7 @@ def cut(store: Store, cuts: Cuts) -> type[FullUOW]:
     return Store(connector, store.namespace).uow()
 
 
-async def test_a_connection_that_breaks_is_made_anew_at_the_byte_reached(store: Store) -> None:
+async def test_a_broken_connection_is_reopened_at_the_byte_reached(store: Store) -> None:
     cuts = Cuts([5 * MiB, 1, 6 * MiB])
     with plugins.override(faults):
         uow_class = cut(store, cuts)
@@ -650,7 +650,7 @@ async def test_a_store_that_brings_nothing_any_more_is_given_up(moto_store: Stor
 
 
 async def test_bytes_that_apply_moves_meanwhile_are_read_on(store: Store) -> None:
-    """P28, P29: they are at the staging key first, at the key in the end."""
+    """P28, P29: they are first at the staging key, and later at the key."""
     cuts = Cuts([5 * MiB])
     with plugins.override(faults):
         uow_class = cut(store, cuts)
@@ -725,7 +725,7 @@ async def test_other_bytes_than_were_committed_are_noticed_at_the_end(
 async def test_memory_stays_flat_whatever_the_size(
     request: pytest.FixtureRequest, juicefs: S3Server
 ) -> None:
-    """384 MiB pass, and are never there at once."""
+    """384 MiB pass through, but are never in memory at once."""
     del juicefs
     store = await make_store("juicefs", request)
     block = random.Random(2).randbytes(MiB)
@@ -769,7 +769,7 @@ async def copying_store(request: pytest.FixtureRequest) -> Store:
 
 
 async def test_what_is_too_large_for_one_copy_is_copied_in_parts(copying_store: Store) -> None:
-    """Media type, metadata, headers and tags go along, as with one CopyObject."""
+    """Media type, metadata, headers and tags are kept, as with one CopyObject."""
     server, uow_class = copying_store.server, copying_store.uow()
     assert server is not None
     extra = {"CacheControl": "no-store", "Tagging": "kind=film&year=2026"}
@@ -832,7 +832,7 @@ async def test_a_copy_in_parts_that_fails_is_aborted_and_tried_again(
 async def test_a_source_that_gives_nothing_any_more_fails_the_call(
     kind: str, size: int, request: pytest.FixtureRequest
 ) -> None:
-    """Else a client that stops sending would hold the lock of a path for hours."""
+    """Otherwise a client that stops sending would hold the lock of a path for hours."""
     closed: list[str] = []
 
     async def stalled() -> AsyncGenerator[bytes]:

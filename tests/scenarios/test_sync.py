@@ -382,7 +382,7 @@ def test_a_unit_of_work_that_begins_after_the_main_thread_has_ended_is_refused(
 def test_the_first_connection_to_s3_may_be_made_when_the_main_thread_has_ended(
     tmp_path: Path, moto: S3Server
 ) -> None:
-    """Names are looked up in threads, of which Python 3.12 starts none then: one is kept ready."""
+    """Names are resolved in threads, which Python 3.12 no longer starts then: one is kept ready."""
     bucket = asyncio.run(new_bucket(moto))
     program = f"""
         from fennflow.connectors import S3ConnectorConfig
@@ -447,7 +447,7 @@ def test_a_forked_child_starts_afresh(tmp_path: Path) -> None:
 def test_a_child_keeps_what_it_commits_on_sqlite_when_its_parent_closes_the_file(
     tmp_path: Path,
 ) -> None:
-    """The last one that closes a file deletes its write-ahead log: the parent must not be that."""
+    """The last process that closes a file deletes its write-ahead log; that must not be the parent."""
     program = """
         from fennflow.sync.portal import close
 
@@ -560,7 +560,7 @@ def test_what_cannot_be_called_back_is_refused_without_async_too() -> None:
 
 
 def test_there_is_no_commit_while_a_file_is_open_for_writing() -> None:
-    """It would wait for bytes that only its caller could write, and then commit without the file."""
+    """The commit would wait for bytes that only its caller can write, and then commit without the file."""
     with pytest.raises(TransactionException, match=r"a.bin .* open for writing"), UOW.sync() as uow:
         uow.files.put(text("1", "other"))
         uow.files.open("a.bin", "wb").write(b"1")
@@ -578,7 +578,7 @@ def test_there_is_no_commit_while_a_file_is_open_for_writing() -> None:
 def test_a_file_is_not_put_that_was_interrupted_as_it_was_written(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Its buffer would be written again, with what had been handed on before the interruption."""
+    """Its buffer would be written again, including the part that was sent before the interruption."""
     call = Portal.call
 
     def interrupted(*args: object) -> None:

@@ -1,6 +1,6 @@
-"""What is particular to files and rows in one transaction without `async` (P5).
+"""Properties of files and rows in one transaction without `async` (P5).
 
-All else is in `test_join.py`, which tries both.
+Everything else is in `test_join.py`, which tests both.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Letter(Base):
 
 @dataclass
 class Joint:
-    """A store, a database with FennFlow's tables and the user's own, and an engine of the user's."""
+    """A store, a database with FennFlow's tables and the user's, and the user's engine."""
 
     site: Site
     engine: Engine
@@ -85,7 +85,7 @@ async def joint(request: pytest.FixtureRequest, moto: S3Server) -> AsyncGenerato
     del moto
     site = await make_site("moto", DRIVERS[request.param], request)
     url = url_for(site, request.param)
-    # One URL, that of the user's engine, serves for the backend too.
+    # The backend uses the URL of the user's engine, too.
     backend = site.backend.model_copy(update={"url": SqlalchemyBackendConfig(url=url).url})
     site = Site(site.connector, site.namespace, backend, site.settings)
     engine = create_engine(url)
@@ -168,7 +168,7 @@ def test_connections_and_scoped_sessions_are_joined(joint: Joint) -> None:
 
 
 def test_what_others_commit_meanwhile_is_a_conflict(joint: Joint) -> None:
-    """Drivers name the codes of PostgreSQL each in its own way; SQLite keeps a file locked."""
+    """Each driver has another name for PostgreSQL's error codes; SQLite keeps the file locked."""
     with joint.uow_class.sync() as uow:
         uow.files.put(text("1", "a"))
     level = "SERIALIZABLE" if joint.engine.dialect.name == "sqlite" else "REPEATABLE READ"

@@ -41,7 +41,7 @@ def memory_in_no_loop(request: pytest.FixtureRequest) -> Store:
 
 
 class Service:
-    """Something outside that steps change."""
+    """An external service that steps change."""
 
     def __init__(self) -> None:
         self.log: list[str] = []
@@ -89,7 +89,7 @@ async def test_a_step_that_is_a_plain_function_is_undone_too(memory: Store) -> N
     assert sent == []
 
 
-async def test_what_calling_a_step_returned_is_not_taken_for_the_step(memory: Store) -> None:
+async def test_the_result_of_calling_a_step_is_not_accepted_as_the_step(memory: Store) -> None:
     async def send() -> None:
         raise AssertionError
 
@@ -110,7 +110,7 @@ async def test_steps_of_a_commit_are_not_undone(memory: Store) -> None:
     assert service.log == ["do 1", "do 2", "undo 2"]
 
 
-async def test_an_undo_that_fails_is_tried_again_and_then_told(memory: Store) -> None:
+async def test_an_undo_that_fails_is_tried_again_and_then_reported(memory: Store) -> None:
     service = Service()
     service.refuses = 2
     with pytest.raises(ZeroDivisionError) as caught:
@@ -189,7 +189,7 @@ async def test_a_savepoint_in_a_savepoint_may_fail_alone(store: Store) -> None:
     assert await store.objects() == {"a": b"1", "c": b"3"}
 
 
-async def test_a_savepoint_takes_back_what_its_tasks_did_and_nothing_beside_it(
+async def test_a_savepoint_undoes_the_work_of_its_tasks_and_nothing_else(
     memory: Store,
 ) -> None:
     service = Service()
@@ -224,7 +224,7 @@ async def test_a_savepoint_takes_back_what_its_tasks_did_and_nothing_beside_it(
 
 
 async def test_what_a_savepoint_left_running_ends_with_it(memory: Store) -> None:
-    """Neither a step that is under way stays, nor can its tasks do anything later."""
+    """A running step is undone, and its tasks can do nothing later."""
     service = Service()
     stepping, left = asyncio.Event(), asyncio.Event()
 
@@ -252,7 +252,7 @@ async def test_what_a_savepoint_left_running_ends_with_it(memory: Store) -> None
     assert await memory.objects() == {}
 
 
-async def test_a_call_of_several_steps_takes_back_nothing_of_calls_beside_it(
+async def test_a_call_of_several_steps_undoes_nothing_of_parallel_calls(
     memory: Store,
 ) -> None:
     service = Service()
@@ -286,7 +286,7 @@ async def test_a_prefix_is_deleted_whole_though_the_block_ends_meanwhile(memory:
 async def test_the_end_of_a_block_that_fails_breaks_off_the_calls_of_other_tasks(
     memory: Store,
 ) -> None:
-    """Though what they wait for never comes; what they did counts as done."""
+    """Even if they would wait forever; their completed work counts as done."""
     service = Service()
     reading, stepping = asyncio.Event(), asyncio.Event()
 
@@ -366,7 +366,7 @@ async def test_a_block_ends_after_the_commit_of_another_task(memory: Store) -> N
 
 
 async def test_nothing_is_committed_or_undone_after_the_end_of_the_block(memory: Store) -> None:
-    """Code that commits too late learns that nothing of it was committed."""
+    """Code that commits too late gets an error that nothing was committed."""
     uow_class = memory.uow()
     async with uow_class(auto_commit=False) as uow:
         await uow.files.put(text("1", "a"))
@@ -378,7 +378,7 @@ async def test_nothing_is_committed_or_undone_after_the_end_of_the_block(memory:
 
 @pytest.mark.parametrize("value", [None, 5, "send"])
 async def test_what_cannot_be_called_back_is_refused_at_once(memory: Store, value: Any) -> None:
-    """It would be lost after the commit, as a coroutine is that was made by calling a function."""
+    """It would be lost after the commit, like the coroutine of a function that was called too early."""
     done: list[str] = []
 
     async def do() -> None:
@@ -404,7 +404,7 @@ async def test_there_is_no_commit_inside_a_step(memory: Store) -> None:
 
 @pytest.mark.parametrize("end", ["commit", "rollback"])
 async def test_there_is_no_commit_in_a_task_that_a_call_waits_for(memory: Store, end: str) -> None:
-    """The one would wait for the other, without end: in a step, and where files have a source."""
+    """Each would wait for the other forever: in a step, and in the source of a stream."""
     async with memory.uow()() as uow, asyncio.timeout(60):
 
         async def chunks() -> AsyncGenerator[bytes]:
@@ -517,7 +517,7 @@ class Closing:
         monkeypatch.setattr(InMemoryConnector, "aclose", aclose)
 
 
-async def test_who_comes_while_an_engine_closes_gets_a_new_one(
+async def test_a_caller_that_arrives_while_an_engine_closes_gets_a_new_one(
     memory: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     closing = Closing(monkeypatch)

@@ -1,4 +1,4 @@
-"""What a test can do to a simulated world: rules of the state machine, and of the random walk."""
+"""The actions of a test on a simulated world: rules of the state machine and of the random walk."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ Steps = Sequence[tuple[int, Fate]]
 
 
 class Actions:
-    """Up to six sessions at a time, in up to four processes, on one store and one database.
+    """Up to six units of work at a time, in up to four processes, on one store and one database.
 
     Args:
         capabilities: of the store.
@@ -98,7 +98,7 @@ class Actions:
 
     @property
     def undecided(self) -> list[asyncio.Task[None]]:
-        """Decisions about what is held that are under way in living processes."""
+        """Running decisions about held transactions in living processes."""
         dead = self.world.loop.dead
         return [task for process, task in self.deciding if process not in dead and not task.done()]
 
@@ -237,7 +237,7 @@ class Actions:
             session.check_hooks()
 
     def _wait_for_user_code(self) -> None:
-        """Let living processes call what they owe, and check that they do."""
+        """Let living processes call their pending functions, and check that they do."""
         world = self.world
         world.faulty = False
         living = [each for each in self.sessions if each.process not in world.loop.dead]

@@ -1,6 +1,6 @@
-"""Sessions in a simulated world, compared with a reference model of what they should do.
+"""Units of work in a simulated world, compared with a reference model.
 
-The model of a session is a dictionary laid over what is committed: `overlay`. An operation that
+The model of a unit of work is a dictionary over the committed state: `overlay`. An operation that
 returns changes it, one that raises does not; the pivot merges it into what is committed.
 """
 
@@ -42,14 +42,14 @@ READ_ATTEMPTS = 3
 
 @dataclass(frozen=True)
 class Call:
-    """What a session is to do next.
+    """The next call of a unit of work.
 
     Args:
         kind: `put`, `send`, `create`, `delete`, `copy`, `move`, `get`, `read`, `list`, `both`,
             `savepoint`, `release`, `fail`, `step`, `hook`, `durable_step`, `durable_hook`, `hold`,
             `commit`, `rollback`, `end` or `raise`.
-        keys: what it is about.
-        value: what is written.
+        keys: the keys of the call.
+        value: the value to write.
     """
 
     kind: str
@@ -86,7 +86,7 @@ class Held:
     Args:
         world: of it.
         transaction_id: by which it is decided.
-        overlay: what it is to commit.
+        overlay: the changes to commit.
         jobs: of it.
         until: when its time is over.
         given_up: whether it may be undone before.
@@ -642,7 +642,7 @@ async def _behave(manner: Manner) -> None:
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """Yield an exception, and those that it was raised in the face of."""
+    """Yield an exception and the exceptions in its context."""
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__

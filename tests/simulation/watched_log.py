@@ -104,7 +104,7 @@ class WatchedLog:
         namespace: the bucket.
         skews: seconds by which the wall clocks of processes are wrong, in turn.
         max_batch: commands that share an entry.
-        diverged: what replicas have said of entries that do not continue their state.
+        diverged: the errors of replicas about entries that do not continue their state.
     """
 
     directory: Path

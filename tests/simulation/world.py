@@ -413,7 +413,7 @@ class World:
             raise self._lost(operation)
 
     async def _repeated(self, operation: Operation, work: Effect[R]) -> R:
-        """Do what botocore does when a response is lost: send it again, and report that."""
+        """Send a request again like botocore after a lost response, and report that."""
         if self.capabilities.versioned:
             self.hidden.update(operation.keys)  # by the first version
         with suppress(BaseConnectorException):
@@ -621,7 +621,7 @@ class World:
         return self.now_do(look())
 
     def check_leases(self) -> None:
-        """Check that processes with nothing to do renew no lease: they would do so for ever (P22)."""
+        """Check that processes with nothing to do renew no lease: they would do so forever (P22)."""
         journaled = {each.token for each in self.transactions()}
         living = [
             self._classes[each].config for each in self._classes if each not in self.loop.dead

@@ -1,4 +1,4 @@
-"""Processes that are killed, and what is to be found after others have recovered."""
+"""Processes that are killed, and the expected state after others have recovered."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ async def change(uow_class: type[FullUOW], scope: str, *, fails: bool) -> None:
 
 @dataclass(frozen=True)
 class Site:
-    """A store and a database: what a child needs to know."""
+    """A store and a database, for a child process."""
 
     connector: ConnectorConfig
     namespace: str
@@ -164,7 +164,7 @@ class Site:
         )
 
     async def recover(self) -> None:
-        """Recover as another process does when enough time has passed."""
+        """Recover like another process after enough time has passed."""
         for _ in range(3):
             await self.expire()
             report = await self.uow_class.recover()
@@ -229,7 +229,7 @@ async def check(site: Site, scopes: Mapping[str, Collection[Mapping[str, bytes]]
 
     Args:
         site: after recovery.
-        scopes: for each, what may have come of it.
+        scopes: the possible results of each.
     """
     objects = catalog_aside(await site.store.objects())
     assert [key for key in objects if key.startswith(".fennflow")] == []
@@ -312,7 +312,7 @@ def adopt_until_killed(site: Site, at: int, pipe: Connection) -> None:
 
 
 def use_beside(site: Site, folder: str, pipe: Connection) -> None:
-    """Create, overwrite and delete files of a folder until asked to end; report what is there."""
+    """Create, overwrite and delete files of a folder until asked to end; report the files."""
     there: dict[str, str] = {}
 
     async def main() -> None:
@@ -395,7 +395,7 @@ async def change_jointly(site: Site, scope: str, *, managed_by_caller: bool) -> 
 def change_jointly_by_thread(
     site: Site, scope: str, driver: str, *, managed_by_caller: bool
 ) -> None:
-    """Do what `change_jointly` does without `async`, on a driver of its own."""
+    """Like `change_jointly`, without `async` and on another driver."""
     rows = rows_of(site)
     url = sqlalchemy.make_url(site.backend.url.get_secret_value())
     engine = sqlalchemy.create_engine(url.set(drivername=f"{url.get_backend_name()}+{driver}"))
@@ -422,7 +422,7 @@ def change_jointly_by_thread(
 
 
 async def check_jointly(site: Site, scopes: Mapping[str, Collection[Mapping[str, str]]]) -> None:
-    """Check that rows and files say the same, and that it is one of what is allowed."""
+    """Check that rows and files agree, and that the state is allowed."""
     rows = rows_of(site)
     async with user_engine(site) as engine, engine.connect() as connection:
         found = {row.name: row.value for row in await connection.execute(rows.select())}
@@ -539,7 +539,7 @@ class Event(NamedTuple):
 
 
 def work(site: Site, worker: int, turns: range, keys: int, pipe: Connection) -> None:
-    """Run sessions on keys that others write, too."""
+    """Run transactions on keys that others write, too."""
 
     async def session(turn: int, choice: random.Random) -> None:
         chosen = choice.sample(range(keys), 3)

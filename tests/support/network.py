@@ -14,7 +14,7 @@ STALLED = 0.3
 
 
 class Trouble(Enum):
-    """What becomes of a request and its answer."""
+    """The fate of a request and its answer."""
 
     NONE = "none"
     CUT_REQUEST = "the connection breaks in the middle of the request"
@@ -30,7 +30,7 @@ class Network:
 
     Args:
         upstream: the server's URL.
-        draw: what is to become of the next request.
+        draw: returns the fate of the next request.
     """
 
     upstream: str

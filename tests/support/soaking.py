@@ -1,4 +1,4 @@
-"""Many sessions at once, for as long as one likes, at a server that fails at random."""
+"""Many concurrent transactions for any length of time, on a randomly failing server."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def failing_server(seed: str) -> Generator[tuple[S3Server, Connection]]:
 
 
 class Written(NamedTuple):
-    """What became of a session that gave all keys of its groups one value, or deleted them."""
+    """The result of a transaction that gave all keys of its groups one value, or deleted them."""
 
     values: Mapping[str, str | None]
     begun: float
@@ -113,7 +113,7 @@ def fits(key: str, found: str | None, written: list[Written]) -> bool:
 
 
 class Held(NamedTuple):
-    """What this process holds."""
+    """The resources that this process holds."""
 
     sockets: int
     objects: int

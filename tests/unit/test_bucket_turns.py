@@ -1,4 +1,4 @@
-"""Writers of the log in the bucket that contend: the one that has waited longest is next."""
+"""Contending writers of the log in the bucket: the one that has waited longest is next."""
 
 from __future__ import annotations
 
@@ -32,7 +32,9 @@ def test_a_writer_alone_does_not_pause(clock: Clock) -> None:
     assert not mine.contended
 
 
-def test_who_has_waited_less_than_the_last_writer_lets_others_send_first(clock: Clock) -> None:
+def test_a_writer_that_has_waited_less_than_the_last_one_lets_others_send_first(
+    clock: Clock,
+) -> None:
     mine = Turns(round_trip=1.0)
     mine.saw(10.0)
     clock.now += 0.1

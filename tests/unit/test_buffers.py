@@ -1,4 +1,4 @@
-"""The memory that transfers share: who is given what, and when."""
+"""The memory that transfers share: which transfer gets how much, and when."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ async def test_those_who_wait_are_served_in_order() -> None:
     assert served == [1, 2, 3]
 
 
-async def test_a_transfer_that_holds_nothing_any_more_waits_for_nobody() -> None:
+async def test_a_transfer_that_holds_nothing_does_not_wait() -> None:
     buffers = Buffers(10)
     first, second, third = Share(buffers), Share(buffers), Share(buffers)
     await first.take(10)
@@ -92,7 +92,7 @@ async def test_what_is_cancelled_while_it_waits_holds_nothing_more(
 
 
 class Slow:
-    """Takes parts, and answers when it is let go."""
+    """Accepts parts, and answers when it is released."""
 
     def __init__(self) -> None:
         self.let_go = asyncio.Event()
@@ -126,7 +126,7 @@ async def test_uploads_at_once_hold_no_more_than_the_budget_and_one_part_each() 
     assert sent == 800
     assert buffers.held == 0
 
-    # With less than a part each, and where one is sent what another one reads.
+    # With less than a part each, and with an upload whose source is a download.
     buffers.limit, client.let_go = 5, asyncio.Event()
     tasks = [asyncio.create_task(upload()) for _ in range(8)]
     await turns()

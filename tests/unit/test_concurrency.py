@@ -41,7 +41,7 @@ async def test_the_first_failure_is_raised_and_others_are_its_notes() -> None:
 async def test_a_call_that_ends_with_a_cancellation_of_its_own_ends_all_with_one(
     count: int, *, finish: bool
 ) -> None:
-    """The caller was not cancelled: what a call waited for was."""
+    """The caller was not cancelled, but the awaitable of a call was."""
 
     async def end(number: int) -> None:
         if number == 0:
@@ -51,8 +51,8 @@ async def test_a_call_that_ends_with_a_cancellation_of_its_own_ends_all_with_one
         await run_all(2, end, range(count), finish=finish)
 
 
-async def test_a_failure_beside_a_cancellation_does_not_lose_the_cancellation() -> None:
-    """Also where the caller catches the failure and goes on: it is cancelled at the next await."""
+async def test_a_failure_at_the_same_time_does_not_lose_a_cancellation() -> None:
+    """If the caller catches the failure and continues, it is cancelled at the next await."""
     started = asyncio.Event()
 
     async def fail(_: int) -> None:
@@ -76,7 +76,7 @@ async def test_a_failure_beside_a_cancellation_does_not_lose_the_cancellation() 
 
 
 async def test_a_failure_leaves_no_cancellation_behind() -> None:
-    """Else a time limit around it could not be distinguished from another cancellation."""
+    """Otherwise a time limit around it could not be distinguished from another cancellation."""
 
     async def fail(_: int) -> None:
         await asyncio.sleep(0)
@@ -134,7 +134,7 @@ def cancellations() -> int:
 async def test_a_scope_of_anyio_that_is_cancelled_does_not_wake_what_is_shielded(
     *, grace_started: bool
 ) -> None:
-    """P21: such a scope cancels at every turn of the loop, which would keep a CPU busy."""
+    """P21: such a scope cancels in every iteration of the loop, which would keep a CPU busy."""
     with anyio.CancelScope() as scope:
         scope.cancel()
         work, cancellation = await shielded(
@@ -149,7 +149,7 @@ async def test_a_scope_of_anyio_that_is_cancelled_does_not_wake_what_is_shielded
 
 
 async def test_a_cancellation_from_outside_still_ends_what_is_shielded_in_a_scope() -> None:
-    """P21: its time is counted from the first cancellation, whatever asked for it."""
+    """P21: its time is counted from the first cancellation, whatever its source."""
     with anyio.CancelScope() as scope:
         scope.cancel()
         work, _ = await shielded(asyncio.Event().wait(), grace=lambda: 0.02)
@@ -172,7 +172,7 @@ async def test_calls_that_end_slowly_do_not_keep_a_cancelled_scope_busy() -> Non
 
 
 async def test_a_call_that_is_broken_off_and_cancelled_is_cancelled() -> None:
-    """What others asked for is not hidden by what the unit of work asked for."""
+    """An external cancellation is not hidden by that of the unit of work."""
     calls, owner = Calls(), object()
 
     async def call() -> None:
@@ -233,7 +233,7 @@ async def test_a_turn_can_be_brought_forward_and_asked_for_while_another_is_unde
 
 
 async def test_a_turn_that_is_cut_off_is_followed_by_another() -> None:
-    """Else whatever cancels all tasks of a program would stop its heartbeats and its recovery."""
+    """Otherwise code that cancels all tasks of a program would stop its heartbeats and its recovery."""
     turns = 0
     begun, again = asyncio.Event(), asyncio.Event()
 
@@ -257,7 +257,7 @@ async def test_a_turn_that_is_cut_off_is_followed_by_another() -> None:
 
 
 async def test_a_lease_that_is_released_during_a_heartbeat_stays_released() -> None:
-    """P7: what ends later than its lease must see that others may have acted since."""
+    """P7: work that ends after its lease must see that others may have acted since."""
     renewing, released = asyncio.Event(), asyncio.Event()
 
     class SlowBackend:

@@ -128,7 +128,7 @@ def test_the_field_of_a_model_that_json_cannot_hold_is_named() -> None:
         _ = wrong.content
 
 
-def test_what_is_no_such_model_is_refused() -> None:
+def test_bytes_that_are_not_the_model_are_refused() -> None:
     with pytest.raises(FileException, match="Name the model"):
         ModelContent(data=b"{}")
     with pytest.raises(FileException, match="holds Invoice, not Line"):
@@ -166,7 +166,7 @@ class Dog(Animal):
 
 
 class Many(BaseModel):
-    """All that comes back equal, NaN among it."""
+    """Values that are read back equal, including NaN."""
 
     model_config = ConfigDict(ser_json_inf_nan="constants", extra="allow")
 
@@ -186,7 +186,7 @@ class Many(BaseModel):
 
 
 class Area(BaseModel):
-    """Computed fields are left out where they could not be read back."""
+    """Computed fields are left out if they could not be read back."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -342,7 +342,7 @@ def test_a_value_that_json_holds_is_read_back() -> None:
         "https://host/\ud800",
     ],
 )
-def test_what_is_no_url_to_link_to_is_refused(url: str) -> None:
+def test_an_unsafe_url_is_refused(url: str) -> None:
     with pytest.raises(FileException, match="scheme"):
         UrlContent.from_content(url)
     stored = UrlContent(data=url.encode(errors="surrogatepass"), filename="l.uri")
@@ -493,7 +493,7 @@ def test_media_types_compare_without_case() -> None:
     assert isinstance(ContentFactory.from_bytes("Text/HTML", b""), TextContent)
 
 
-def test_the_factory_fetches_no_url() -> None:
+def test_the_factory_does_not_fetch_urls() -> None:
     link = ContentFactory.from_url("https://unreachable.invalid/file.pdf", filename="l.uri")
     assert link.content == "https://unreachable.invalid/file.pdf"
 

@@ -1,4 +1,4 @@
-"""What a server refuses in a batch of deletions must not count as deleted."""
+"""A key that a server refuses in a batch of deletions must not count as deleted."""
 
 from __future__ import annotations
 

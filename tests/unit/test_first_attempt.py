@@ -1,4 +1,4 @@
-"""The first attempt of a request on S3 is the one that botocore would make, and so is what follows."""
+"""The first attempt of a request on S3 is the same as botocore's, and so are the following ones."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ KEYS = [
 
 
 class Raw:
-    """What aiohttp would answer."""
+    """A response of aiohttp."""
 
     def __init__(self, headers: Mapping[str, str], body: bytes) -> None:
         self.raw_headers = [(name.encode(), value.encode()) for name, value in headers.items()]
@@ -321,7 +321,9 @@ ANSWERS: list[list[Answer | Exception]] = [
 
 
 @pytest.mark.parametrize("answers", ANSWERS, ids=str)
-async def test_what_is_no_plain_success_ends_as_with_botocore(answers: list[Any]) -> None:
+async def test_an_answer_that_is_not_a_plain_success_is_handled_by_botocore(
+    answers: list[Any],
+) -> None:
     async with (
         opened(answers=list(answers)) as (client, pool),
         opened(answers=list(answers), plain=True) as (plain, other),
@@ -448,7 +450,7 @@ async def test_what_no_client_can_read_is_asked_for_once(
     operation: str,
     plain: bool,  # noqa: FBT001 - a parameter
 ) -> None:
-    """Any uploader can store such a header; the retries are for a server that is away."""
+    """Any uploader can store such a header; retries are only for unreachable servers."""
     answers = [HTTPClientError(error=unreadable())]
     async with opened(plain=plain, answers=answers) as (client, pool):
         with (

@@ -1,4 +1,4 @@
-"""Metadata in headers: what FennFlow did not write is nothing to trip over."""
+"""Metadata in headers: metadata that FennFlow did not write causes no errors."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def test_what_strangers_write_in_our_place_is_ignored(body: bytes) -> None:
 
 
 @pytest.mark.parametrize("text", ["no base64", "ü", "===="])
-def test_what_is_no_base64_is_ignored(text: str) -> None:
+def test_invalid_base64_is_ignored(text: str) -> None:
     assert decode({ENCODED: text}) == {}
 
 

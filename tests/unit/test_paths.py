@@ -110,7 +110,7 @@ def test_what_follows_a_prefix_skips_all_that_have_it(prefix: str, rest: str, ot
 
 
 @given(st.text(characters, min_size=1))
-def test_a_token_tells_where_the_next_page_starts(start: str) -> None:
+def test_a_token_contains_where_the_next_page_starts(start: str) -> None:
     try:
         check_prefix(start)
     except KeyException:
@@ -162,7 +162,7 @@ class Body(BaseModel):
 
 
 def test_a_field_of_a_model_takes_only_paths_that_fennflow_returned() -> None:
-    """A string of a client's would become absolute, and leave the scope."""
+    """A client's string would become absolute, and leave the scope."""
     path = StoragePath("tenants/a/n.txt")
     kept = Body(path=path, others=[path])
     assert isinstance(kept.path, StoragePath)
@@ -217,7 +217,7 @@ def test_a_field_of_a_path_cannot_leave_its_segment(user: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["{missing}", "{user.id}", "{0}", "{}"])
-def test_a_template_of_what_is_no_field_is_refused_when_the_class_is_made(text: str) -> None:
+def test_a_template_with_an_unknown_field_is_refused_when_the_class_is_made(text: str) -> None:
     with pytest.raises(KeyException, match="fields are user"):
 
         class Wrong(PathModel):
@@ -225,7 +225,7 @@ def test_a_template_of_what_is_no_field_is_refused_when_the_class_is_made(text: 
             user: str
 
 
-def test_a_value_that_does_not_fit_its_format_is_told() -> None:
+def test_a_value_that_does_not_fit_its_format_is_reported() -> None:
     class Wrong(PathModel):
         template: ClassVar[str] = "{user:d}"
         user: str

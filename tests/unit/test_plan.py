@@ -1,4 +1,4 @@
-"""What a transaction is to do: pure decisions (protocol sections 4 and 5)."""
+"""The decisions of a transaction: pure functions."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ OLD = record(Location("a"), etag="old")
         (OLD, STRONG, {}, Placement.STAGED),
         (None, VERSIONED, {}, Placement.VERSIONED),
         (record(Location("a", "v0")), VERSIONED, {}, Placement.VERSIONED),
-        # From before the bucket had versions: a new version would hide it from its readers.
+        # It is from before versioning was enabled: a new version would hide it from its readers.
         (OLD, VERSIONED, {}, Placement.STAGED),
     ],
 )
@@ -109,7 +109,7 @@ def test_a_transaction_of_plain_creates_has_no_steps() -> None:
     assert [each.location for each in commit.records] == [Location("a")]
 
 
-def test_copies_come_before_deletions_and_mind_what_the_record_had() -> None:
+def test_copies_come_before_deletions_and_name_the_etag_of_the_record() -> None:
     """P17, P28."""
     commit = plan_commit("s", {KEY: [write(Placement.STAGED, before=OLD)]}, {"bucket": STRONG}, {})
     source = Location(".fennflow/c/s/1")
@@ -190,7 +190,7 @@ def test_a_write_whose_answer_was_lost_counts_as_done() -> None:
 
 
 def test_what_is_left_are_the_steps_of_keys_that_are_held() -> None:
-    """P6, P7: of a transaction that is finished there are none."""
+    """P6, P7: a finished transaction has none."""
     staged = Delete(namespace="bucket", location=Location(".fennflow/c/s/1"), for_key="a")
     steps: list[Step] = [
         Copy(seq=1, namespace="bucket", key="a", source=staged.location, expected="e"),

@@ -144,7 +144,7 @@ def _module(
     backends: Sequence[tuple[str, type]] = (),
     content_types: Sequence[tuple[Any, ...]] = (),
 ) -> ModuleType:
-    """Return what a plugin's module is, with the hooks of what it brings."""
+    """Return a plugin module with the hooks for what it provides."""
 
     def fennflow_connectors() -> list[ConnectorPlugin]:
         return [ConnectorPlugin(*each, lambda *_: None) for each in connectors]  # type: ignore[arg-type]
@@ -180,7 +180,7 @@ def _module(
 def test_what_two_plugins_bring_is_an_error_that_names_both(
     brought: dict[str, list[Any]], said: str
 ) -> None:
-    """Else one of them would be used, and which one is chance."""
+    """Otherwise one of them would be used by chance."""
     with (
         plugins.override(_module("fennflow_acme", **brought)),
         pytest.raises(PluginException, match=rf"Provided twice: .*{said} by .*fennflow_acme"),

@@ -1,4 +1,4 @@
-"""Whatever a config, a field or a template is given, it works or ends in an exception of ours, before any I/O."""
+"""Any value for a config, a field or a template works or raises one of our exceptions, before any I/O."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ FIELDS = [(config, name) for config in CONFIGS for name in config.model_fields]
 
 
 def use(make: Callable[[], Any]) -> None:
-    """Make a config, and what has to be possible with one before anything is opened."""
+    """Make a config, and use it as far as possible without opening anything."""
     with suppress(FennFlowException):
         config = make()
         repr(config)

@@ -1,4 +1,4 @@
-"""Uploads in parts: how bodies are cut, and servers that know no checksums."""
+"""Multipart uploads: how bodies are cut, and servers without checksums."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ async def test_a_body_is_cut_into_parts_whatever_its_chunks(length: int, chunk: 
 
 
 class Client:
-    """Refuses what it does not know, as some servers do."""
+    """Refuses unknown parameters, like some servers."""
 
     def __init__(self, status: int) -> None:
         self.status = status
@@ -80,7 +80,7 @@ async def test_other_refusals_are_raised() -> None:
 
 
 class Parts:
-    """Fails with every part but the first, which takes until it is let go."""
+    """Fails for every part except the first, which waits until it is released."""
 
     def __init__(self) -> None:
         self.begun: list[int] = []
@@ -99,7 +99,7 @@ class Parts:
 
 
 @pytest.mark.parametrize("copies", [False, True], ids=["sent", "copied"])
-async def test_what_is_under_way_when_a_part_fails_is_ended_before_the_failure_is_told(
+async def test_running_requests_end_before_the_failure_of_a_part_is_raised(
     copies: bool,  # noqa: FBT001 - a parameter
 ) -> None:
     """S3 may keep what it receives while an upload is aborted."""

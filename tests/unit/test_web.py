@@ -1,4 +1,4 @@
-"""What is answered to conditional and partial requests."""
+"""Responses to conditional and partial requests."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def test_a_name_for_downloads_cannot_break_out_of_its_header() -> None:
 
 
 class OtherUtc(tzinfo):
-    """What libraries bring of their own: UTC, but not Python's."""
+    """A UTC like that of some libraries, which is not Python's."""
 
     @override
     def utcoffset(self, _: datetime | None) -> timedelta:

@@ -1,4 +1,4 @@
-"""How many requests go to S3 at once: fewer while it asks to slow down."""
+"""The number of concurrent requests to S3, which is reduced while it asks to slow down."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ async def test_no_answer_says_nothing() -> None:
 
 
 @pytest.mark.parametrize("late", [False, True])
-async def test_who_is_cancelled_keeps_no_turn(late: bool) -> None:  # noqa: FBT001 - a parameter
+async def test_a_cancelled_caller_keeps_no_turn(late: bool) -> None:  # noqa: FBT001 - a parameter
     window = Window(1)
     (held,) = await entered(window, 1)
     waiting = asyncio.create_task(window.enter())

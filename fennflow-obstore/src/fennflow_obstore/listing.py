@@ -85,7 +85,7 @@ class _Walk:
     Args:
         store: the obstore store.
         prefix: the prefix that is listed.
-        start_after: a key; what comes before it is left out.
+        start_after: a key; objects up to it are left out.
 
     Attributes:
         incomplete: prefixes below which not all objects could be listed.
@@ -181,9 +181,8 @@ class _Walk:
 
         obstore removes the slash of a directory marker `a/`, which S3's console creates, and of
         `/a`. Markers are empty, so a request is sent for each empty object, and for each that comes
-        twice. So is each
-        with U+FFFD in its name: SeaweedFS sends that in the place of what XML cannot hold, as obstore
-        does not ask for encoded keys.
+        twice. It is also sent for each name with U+FFFD: SeaweedFS puts it in place of characters
+        that XML cannot hold, since obstore does not request encoded keys.
         """
         # obstore accepts only whole segments as a prefix; the rest is compared here.
         listed = [meta for meta in page if self._is_listed(meta["path"])]
@@ -252,7 +251,7 @@ async def _pages(
     Args:
         store: the obstore store.
         directory: empty for the bucket.
-        start_after: a key; what comes before it is left out.
+        start_after: a key; objects up to it are left out.
         by_offset: use an offset on Azure, too, although its order differs; otherwise it begins with
             the keys that cannot be listed.
     """
