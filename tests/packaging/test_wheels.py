@@ -44,6 +44,11 @@ def test_every_distribution_is_built_with_one_version_and_is_typed(wheels: Path)
             text = archive.read(metadata).decode()
         assert "License-Expression: MIT" in text
         assert "Requires-Python: >=3.11" in text
+        labels = re.findall(r"^Project-URL: (\w+), https://", text, re.MULTILINE)
+        assert labels == ["Source", "Documentation", "Changelog", "Issues"]
+        # The package index shows the text without its neighbours.
+        relative = re.findall(r"\]\((?!https://|#)[^)]*\)", text)
+        assert relative == []
         modules = [name for name in names if name.endswith((".py", "py.typed"))]
         if package == "fennflow":
             assert modules == []
