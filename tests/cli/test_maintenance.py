@@ -95,7 +95,7 @@ async def test_a_dead_process_is_seen_and_recovered_from(shell: Shell, moto: S3S
     assert transaction["transaction_id"] in done.out
     done = await shell("recover", "app:UOW")
     assert (done.code, "pending 1" in done.out) == (3, True)
-    assert "alive, or was lately: 1." in done.out
+    assert "alive, or was alive recently: 1." in done.out
     await shell.site.expire()
     with moto.failing(lambda each: Fault.CONFLICT if each.copy and each.key == "a" else None):
         done = await shell("recover", "app:UOW")

@@ -315,10 +315,10 @@ async def test_a_large_file_is_uploaded_in_parts(
     assert [(each.start, each.end) for each in ticket.parts] == [(0, part), (part, len(body))]
     first = ticket.model_copy(update={"parts": ticket.parts[:1]})
     async with uow_class() as uow:
-        with pytest.raises(UploadTicketException, match="2 of 2 parts are missing"):
+        with pytest.raises(UploadTicketException, match="2 of 2 parts of the upload"):
             await uow.files.accept(ticket)
         await send(first, body)
-        with pytest.raises(UploadTicketException, match="1 of 2 parts are missing"):
+        with pytest.raises(UploadTicketException, match="1 of 2 parts of the upload"):
             await uow.files.accept(ticket)
     assert await send(ticket, body) == 200
     async with uow_class() as uow:

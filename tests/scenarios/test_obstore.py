@@ -218,8 +218,8 @@ async def test_a_request_that_was_sent_again_says_so(s3: Store) -> None:
         ("endpoint", "not a url", "endpoint must be"),
         ("AWS_ENDPOINT_URL", "localhost:9000", "must be an http"),
         ("endpoint", "http://", "must be an http"),
-        ("region", "us-east-1\n", "region must not hold control"),
-        ("session_token", "very secret\n", "session_token must not hold control"),
+        ("region", "us-east-1\n", "region must not contain control"),
+        ("session_token", "very secret\n", "session_token must not contain control"),
     ],
 )
 def test_an_option_at_which_obstore_would_panic_is_refused(

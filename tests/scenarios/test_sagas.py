@@ -409,7 +409,7 @@ async def test_a_process_without_the_function_leaves_the_job_and_says_so(
         report = await stranger.uow.recover()
         assert (report.jobs_called, report.jobs_pending) == (0, 1)
         assert counted == [{"jobs_called": 0}, {"jobs_pending": 1}]
-        assert report.problems[0].startswith("1 calls of send are due, and this process has no")
+        assert report.problems[0].startswith("1 calls of send are due, but this process has no")
         assert report.problems[0] in (await stranger.uow.diagnose()).problems
     assert report.problems[0] in caplog.text
     shop.fails = 0

@@ -522,7 +522,7 @@ def test_ctrl_c_undoes_the_block_before_it_ends_the_program(tmp_path: Path) -> N
         "done",
         "undone",
         "interrupted [] []",
-        "['What was interrupted had ended successfully by then.'] ['c']",
+        "['The interrupted call had already ended successfully.'] ['c']",
     ]
 
 
