@@ -600,7 +600,7 @@ async def test_a_journal_of_another_catalog_is_refused(tmp_path: Path) -> None:
     mixed = SqlalchemyBackendConfig(
         url=f"sqlite:///{tmp_path}/2.db", journal=tmp_path / "1.journal.db"
     )
-    with pytest.raises(ConfigException, match="belongs to another catalog"):
+    with pytest.raises(ConfigException, match="does not belong to the catalog"):
         async with opened(mixed):
             pytest.fail("it must not open")
 

@@ -241,7 +241,7 @@ async def test_options_that_s3_cannot_be_sent_are_refused(
     async with store.uow()() as uow:
         with (
             store.server.watched() as seen,
-            pytest.raises(ConnectorCapabilityException, match="S3 takes"),
+            pytest.raises(ConnectorCapabilityException, match="S3 accepts"),
         ):
             await uow.files.put(text("1", "a"), connector_extra=extra)
         assert seen == []
