@@ -36,7 +36,11 @@ def config_for(url: str, endpoint: str | None) -> tuple[ConnectorConfig, str]:
     scheme, separator, _ = url.partition("://")
     # The URL of an S3 bucket has no further path.
     names_bucket = scheme != "s3" or above == "s3:/"
-    if not (separator and scheme and names_bucket and namespace) or ":" in namespace:
+    # Credentials or a query may be part of it: then it must not be shown as a name.
+    odd = ":" if scheme == "file" else ":@?"
+    if not (separator and scheme and names_bucket and namespace) or not set(odd).isdisjoint(
+        namespace
+    ):
         shown = without_credentials(url)
         message = f"{shown!r} names no bucket, such as s3://bucket or file:///srv/files/bucket."
         raise typer.BadParameter(message)
