@@ -264,7 +264,8 @@ async def test_options_that_change_while_a_write_is_under_way_do_not_change_it(
 
 
 @pytest.mark.parametrize(
-    "media_type", [*BAD_TEXTS, "text/html\r\nX-Other: 1", "text", "é/a", "a/b\n"]
+    "media_type",
+    [*BAD_TEXTS, "text/html\r\nX-Other: 1", "text", "é/a", "a/b\n", f"text/plain; a={'b' * 1000}"],
 )
 async def test_a_media_type_that_is_not_one_is_refused_wherever_it_comes_from(
     media_type: str,

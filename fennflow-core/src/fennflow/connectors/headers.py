@@ -8,9 +8,11 @@ from typing import Any
 from urllib.parse import quote
 
 from fennflow.exceptions import FileException
+from fennflow.printable import brief
 
-# A type and a subtype of RFC 6838, and parameters of printable ASCII.
-MEDIA_TYPE = r"[A-Za-z0-9!#$&^_.+-]+/[A-Za-z0-9!#$&^_.+-]+( *;[\x20-\x7e]*)?"
+# A type and a subtype of RFC 6838, and parameters of printable ASCII. Servers limit all headers of an
+# object to some kilobytes.
+MEDIA_TYPE = r"(?=.{3,1000}\Z)[A-Za-z0-9!#$&^_.+-]+/[A-Za-z0-9!#$&^_.+-]+( *;[\x20-\x7e]*)?"
 UNKNOWN_MEDIA_TYPE = "application/octet-stream"
 
 _MEDIA_TYPE = re.compile(MEDIA_TYPE)
@@ -67,7 +69,7 @@ def check_media_type(media_type: object) -> None:
         FileException: it is not a media type.
     """
     if not isinstance(media_type, str) or not _MEDIA_TYPE.fullmatch(media_type):
-        message = f"{media_type!a} is not a media type such as text/plain. Nothing was sent."
+        message = f"{brief(media_type)} is not a media type such as text/plain. Nothing was sent."
         raise FileException(message)
 
 

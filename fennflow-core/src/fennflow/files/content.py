@@ -28,7 +28,7 @@ from fennflow.files.charsets import codec_of
 from fennflow.files.info import ObjectInfo
 from fennflow.files.round_trips import first_difference, first_fault
 from fennflow.paths import StoragePath
-from fennflow.printable import printable
+from fennflow.printable import brief, printable
 
 MAX_METADATA_BYTES = 2048
 """The limit of S3, names and values together, in UTF-8."""
@@ -71,7 +71,7 @@ class FileBase(BaseModel):
     @classmethod
     def _check_media_type(cls, media_type: str) -> str:
         if re.fullmatch(MEDIA_TYPE, media_type) is None:
-            message = f"{media_type!a} is not a media type, such as text/plain"
+            message = f"{brief(media_type)} is not a media type, such as text/plain"
             raise ValueError(message)
         families = cls.media_type_families
         if families and not media_type.lower().startswith(families):
