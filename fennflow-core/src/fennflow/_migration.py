@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from importlib import import_module
+from importlib.abc import MetaPathFinder
 from types import ModuleType
+
+from typing_extensions import override
 
 _EXCEPTIONS = "fennflow.exceptions."
 _NAMES: Mapping[str, str] = {
@@ -66,17 +69,13 @@ def renamed_option(name: object) -> str | None:
     return None if instead is None else f"it was renamed after fennflow 0.8; use {instead}. {_PAGE}"
 
 
-class FormerModules:
-    """Says what to import in place of a module of 0.8. It is the last finder that Python asks.
+class FormerModules(MetaPathFinder):
+    """Says what to import in place of a module of 0.8. It is the last finder that Python asks."""
 
-    It does not extend `importlib.abc.MetaPathFinder`: on Python 3.11 that import loads much that nothing
-    else here needs.
-    """
-
+    @override
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> None:
-        del path, target
         instead = _MODULES.get(fullname)
         if instead is not None:
             message = f"{fullname} was a module of fennflow 0.8. Use {instead}. {_PAGE}"

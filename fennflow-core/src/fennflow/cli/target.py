@@ -5,12 +5,14 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Sequence
+from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from types import FrameType, ModuleType
 from typing import Annotated
 
 import typer
+from typing_extensions import override
 
 from fennflow.cli.app import fail, run
 from fennflow.cli.stores import kept_in
@@ -64,7 +66,7 @@ def load(target: str) -> type[UnitOfWork]:
     return found
 
 
-class _WorkingDirectory:
+class _WorkingDirectory(MetaPathFinder):
     """Finds modules in the working directory, but only for the user's own modules.
 
     The directory is not on `sys.path`: it may hold files that other people named, and libraries try
@@ -81,10 +83,10 @@ class _WorkingDirectory:
         self._named = named
         self._users = {named}
 
+    @override
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        del target
         if path is not None:
             return None
         found = PathFinder.find_spec(fullname, [self._directory])

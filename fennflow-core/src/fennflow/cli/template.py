@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from importlib.resources import files
 from pathlib import Path
 from typing import Annotated
 
@@ -59,8 +60,6 @@ def new_plugin(
         for placeholder, value in names.items():
             text = text.replace(placeholder, value)
         return text
-
-    from importlib.resources import files  # it imports much that no other command needs
 
     template = files("fennflow.cli") / "plugin_template"
     written = {
